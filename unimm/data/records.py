@@ -1,0 +1,58 @@
+"""What a data set gives: records, by index, the same one every time.
+
+A data set is anything with `__len__` and `__getitem__(index) -> Record` whose answer depends on the index alone, so that
+any worker of any rank can make any item and a run can resume from one integer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of natural language and its language ("en", "zh")."""
+
+    text: str
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image, its one right answer, what it asks about ("colour", "count", ...) and its language."""
+
+    text: str
+    answer: str
+    category: str = ""
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item of a data set. Everything but the key is optional; a view says what it needs.
+
+    key: a stable name, unique in the data set ("shapes/train/12").
+    captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
+    facts: what a judge needs to know about the image (a world's own type), never shown to a model.
+    """
+
+    key: str
+    image: ImageLike | None = None
+    captions: tuple[Text, ...] = ()
+    questions: tuple[Question, ...] = ()
+    text: Text | None = None
+    facts: Any = None
+
+
+class Dataset(Protocol):
+    """Records by index: random access, deterministic."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
