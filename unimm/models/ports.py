@@ -1,0 +1,109 @@
+"""Ports: how each kind of element enters the stream of embeddings, and how the next one leaves it.
+
+A port embeds its own content; if its kind can be predicted it also reads hidden states: a loss for training and one step
+of sampling for inference. The unified model is a Transformer plus one port a kind; a new modality is a kind, a port and a view.
+
+Shapes: n elements, N images, P patches, D trunk width, V vocabulary (text tokens or codes).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unimm.models.vision import MLP, VisionTower
+
+
+class Tally(NamedTuple):
+    """Sums over targets, to be divided once by the global count: float scalars.
+
+    loss: weighted sum of negative log-likelihoods in nats. correct: weighted number of targets ranked first.
+    count: sum of weights.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    count: torch.Tensor
+
+
+class VocabularyPort(nn.Module):
+    """A port whose elements are ids of a vocabulary: what text and codes have in common."""
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (n,) -> embeddings (n, D)."""
+        raise NotImplementedError
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., D) -> logits (..., V)."""
+        raise NotImplementedError
+
+    def loss(self, hidden_nD: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor) -> Tally:
+        """Likelihood of the targets; sums, so that a port without targets gives zeros and zero gradients."""
+        logits_nV = self.logits(hidden_nD).float()
+        losses_n = F.cross_entropy(logits_nV, targets_n, reduction="none")
+        correct_n = (logits_nV.detach().argmax(-1) == targets_n) if len(targets_n) else torch.zeros_like(weights_n)
+        return Tally((losses_n * weights_n).sum(), (correct_n * weights_n).sum(), weights_n.sum())
+
+    def sample(self, hidden: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """One step of sampling: hidden (n, D) -> ids; `choose` maps logits (n, V) to ids."""
+        return choose(self.logits(hidden))
+
+
+class TextPort(VocabularyPort):
+    """Text tokens in and out: the trunk's token embedding and language head."""
+
+    def __init__(self, vocabulary_size: int, width: int, tied: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.head = nn.Linear(width, vocabulary_size, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embedding(ids)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden)
+
+
+class PixelsPort(nn.Module):
+    """Images looked at: vision tower and projector. Nothing is ever predicted here."""
+
+    def __init__(self, tower: VisionTower, projector: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+
+    def embed(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image.
+
+        Raises:
+            ValueError: the images do not have the size that the tower was made for.
+        """
+        size = self.tower.config.image_size
+        if len(pixels_NCHW) == 0:
+            pixels_NCHW = pixels_NCHW.new_zeros(0, 3, size, size)
+        if pixels_NCHW.shape[1:] != (3, size, size):
+            raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {tuple(pixels_NCHW.shape[1:])}.")
+        return self.projector(self.tower(pixels_NCHW)).flatten(0, 1)
+
+
+class CodesPort(VocabularyPort):
+    """Images written: code embedding, aligner and image head.
+
+    The embedding is the model's own, not the image tokenizer's codebook (as in Janus).
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, width: int, aligner_depth: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        self.aligner = MLP(code_dim, width, aligner_depth)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, codebook_size))
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.aligner(self.embedding(ids))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden)

@@ -1,0 +1,143 @@
+"""The unified model: one autoregressive Transformer and a port for each kind of element.
+
+    tokens, pixels, codes --ports embed--> embeddings (B, T, D) --trunk--> hidden (B, T, D) --port of the next element--> ids
+
+Shapes: B rows, T positions, D trunk width. The trunk is any causal language model of `transformers`, without its own token
+embedding and head: those belong to the text port. Source: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from unimm.batch import Batch
+from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
+from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
+from unimm.sequence import Kind
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """What the model must know of the image tokenizer: codes an image, codebook size and the width of a code."""
+
+    num_codes: int
+    codebook_size: int
+    code_dim: int = 8
+    aligner_depth: int = 2
+
+
+@dataclass(frozen=True)
+class UnifiedConfig:
+    """Everything that fixes the shape of a unified model.
+
+    trunk: a `transformers` text config as keywords: `model_type` ("llama", "qwen3", ...) and its sizes.
+    """
+
+    trunk: dict[str, Any]
+    vision: VisionConfig
+    codes: CodesConfig
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+
+    def trunk_config(self) -> PreTrainedConfig:
+        """The trunk's config as `transformers` knows it; what is not given takes the defaults there."""
+        sizes = dict(self.trunk)
+        if "model_type" not in sizes:
+            raise ValueError("The trunk needs a `model_type`, such as 'llama' or 'qwen3'.")
+        return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the trunk was made for."""
+        return self.trunk_config().max_position_embeddings
+
+
+class UnifiedModel(nn.Module):
+    """Everything that is trained together. The image tokenizer is not part of it: codes come from the data."""
+
+    def __init__(self, config: UnifiedConfig) -> None:
+        super().__init__()
+        self.config = config
+        trunk_config = config.trunk_config()
+        self.width: int = trunk_config.hidden_size
+        self.trunk = AutoModel.from_config(trunk_config, attn_implementation="sdpa")
+        self.trunk.set_input_embeddings(None)  # the text port owns the token embedding
+        tower = VisionTower(config.vision)
+        codes = config.codes
+        self.text = TextPort(trunk_config.vocab_size, self.width, tied=bool(trunk_config.tie_word_embeddings))
+        self.pixels = PixelsPort(tower, build_projector(config.projector, config.vision.width, self.width))
+        self.codes = CodesPort(codes.codebook_size, codes.code_dim, self.width, codes.aligner_depth)
+        std = getattr(trunk_config, "initializer_range", 0.02)
+        for embedding in (self.text.embedding, self.text.head):
+            nn.init.normal_(embedding.weight, std=std)
+
+    @property
+    def vocabulary_ports(self) -> dict[Kind, VocabularyPort]:
+        """The ports whose elements can be predicted, by kind."""
+        return {Kind.TEXT: self.text, Kind.CODES: self.codes}
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that a training stage can name; together they hold every parameter once (tied ones aside)."""
+        return {
+            "vision": self.pixels.tower,
+            "projector": self.pixels.projector,
+            "trunk": self.trunk,
+            "text_embedding": self.text.embedding,
+            "text_head": self.text.head,
+            "code_embedding": nn.ModuleList([self.codes.embedding, self.codes.aligner]),
+            "code_head": self.codes.head,
+        }
+
+    def forward(self, batch: Batch) -> dict[Kind, Tally]:
+        """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
+        hidden_BTD = self.hidden(self.embed(batch), batch.attention_mask(), batch.positions)
+        tallies = {}
+        for kind, port in self.vocabulary_ports.items():
+            chosen_BT = batch.target_kinds == kind
+            tallies[kind] = port.loss(hidden_BTD[chosen_BT], batch.targets[chosen_BT], batch.weights[chosen_BT])
+        return tallies
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """(B, T, D): every port embeds its own elements, also when there are none.
+
+        Raises:
+            ValueError: the images do not take as many positions as the batch holds for them.
+        """
+        kinds_n = batch.kinds.flatten()
+        tokens_n = batch.tokens.flatten()
+        embeddings_nD = None
+        for kind, port in {Kind.PIXELS: self.pixels, **self.vocabulary_ports}.items():
+            where_m = (kinds_n == kind).nonzero().squeeze(1)
+            values_mD = port.embed(batch.pixels if kind == Kind.PIXELS else tokens_n[where_m])
+            if len(values_mD) != len(where_m):
+                raise ValueError(
+                    f"The batch holds {len(where_m)} positions of {kind.name}, but its images take {len(values_mD)}: "
+                    f"image size, patch size and the number of positions a segment claims must agree."
+                )
+            if embeddings_nD is None:
+                embeddings_nD = values_mD.new_zeros(len(kinds_n), self.width)
+            embeddings_nD = embeddings_nD.index_put((where_m,), values_mD.to(embeddings_nD.dtype))
+        assert embeddings_nD is not None
+        return embeddings_nD.view(*batch.kinds.shape, self.width)
+
+    def hidden(
+        self,
+        embeddings_BTD: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """The trunk: (B, T, D) -> (B, T, D).
+
+        attention_mask: (B, 1, T, S) bool, true where a position may look; S counts what the cache holds too.
+        """
+        return self.trunk(
+            inputs_embeds=embeddings_BTD,
+            attention_mask=attention_mask,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state

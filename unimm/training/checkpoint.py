@@ -1,0 +1,136 @@
+"""Checkpoints that are whole or not there: tensors in safetensors, the rest in JSON, a manifest that proves both.
+
+    run/checkpoints/step-00000500/{tensors.safetensors, state.json, manifest.json}
+
+A checkpoint is written to a temporary folder, flushed to disk, and renamed; only then are older ones pruned. Reading takes the
+newest one whose files agree with its manifest, and says so when it had to pass over a newer one. Nothing is ever pickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on: named tensors and a JSON-able state, after `step` finished steps."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write a checkpoint below `folder`, atomically, then keep the newest `keep`.
+
+    Returns:
+        The checkpoint's own folder.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, temporary / "tensors.safetensors")
+    write_json(temporary / "state.json", {"step": checkpoint.step, **checkpoint.state})
+    write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
+    replace_folder(temporary, final)
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint below `folder` whose manifest holds, or None."""
+    for candidate in reversed(_folders(folder)):
+        problem = _problem(candidate)
+        if problem is None:
+            state = json.loads((candidate / "state.json").read_text())
+            return Checkpoint(state.pop("step"), load_file(candidate / "tensors.safetensors"), state)
+        logger.warning(f"Passing over checkpoint {candidate.name}: {problem}.")
+    return None
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Flush every file of `temporary` to disk and rename the folder to `final`, replacing what was there."""
+    for path in temporary.rglob("*"):
+        _flush(path)
+    _flush(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _flush(final.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Readable JSON with a final newline; Chinese stays Chinese."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str], prefix: str) -> dict[str, torch.Tensor]:
+    """An optimizer's state as named tensors, `prefix/parameter/key`; `names` maps id(parameter) to its name."""
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensor = value if torch.is_tensor(value) else torch.tensor(value)
+            tensors[f"{prefix}/{names[id(parameter)]}/{key}"] = tensor
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], names: dict[int, str], prefix: str
+) -> None:
+    """The inverse of `optimizer_tensors`, into an optimizer over the same parameters."""
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    for name, tensor in tensors.items():
+        if not name.startswith(f"{prefix}/"):
+            continue
+        parameter_name, key = name.removeprefix(f"{prefix}/").rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        # Step counters are scalars and stay on the CPU, as the optimizers keep them.
+        device = parameter.device if tensor.dim() else tensor.device
+        optimizer.state[parameter][key] = tensor.clone().to(device)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None."""
+    if not (folder / MANIFEST).is_file():
+        return "it has no manifest"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        return "its manifest cannot be read"
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _digest(folder / name) != digest:
+            return f"{name} does not match its manifest"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""Which optimizer moves which parameter: Muon for the matrices inside towers and trunk, AdamW for everything else.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of a weight matrix; it is meant for hidden matrices, not for embeddings,
+heads, norms or biases, which AdamW moves. Weight decay goes to matrices that are not embeddings.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Learning rates and AdamW's and Muon's settings.
+
+    lr: AdamW's learning rate, before stage factors and schedule.
+    muon_lr: Muon's learning rate for hidden matrices; None: AdamW moves them too.
+    """
+
+    lr: float = 1e-3
+    muon_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_momentum: float = 0.95
+    max_grad_norm: float | None = 1.0
+
+
+class Optimizers:
+    """AdamW and, where asked for, Muon, moved together. Groups keep their own base rate in `base_lr`."""
+
+    def __init__(self, parts: dict[str, nn.Module], factors: dict[str, float], config: OptimizerConfig) -> None:
+        """
+        Args:
+            parts: the model's parts by name.
+            factors: learning-rate factor a part; parts that are not named do not learn.
+            config: rates and settings.
+        """
+        groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
+        seen: set[int] = set()
+        for name, factor in factors.items():
+            for group in _groups_of(name, parts[name], config, seen):
+                rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
+                group["lr"] = group["base_lr"] = (rate or config.lr) * factor
+                groups[group.pop("optimizer")].append(group)
+        self.all: dict[str, torch.optim.Optimizer] = {}
+        if groups["adamw"]:
+            self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps)
+        if groups["muon"]:
+            assert config.muon_lr is not None
+            self.all["muon"] = torch.optim.Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum)
+
+    def scale(self, factor: float) -> None:
+        """Set every group's rate to its base rate times `factor`."""
+        for optimizer in self.all.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    def step(self) -> None:
+        """One update of everything that learns, then clear the gradients."""
+        for optimizer in self.all.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[int]) -> list[dict]:
+    """One part's parameters as groups: Muon's matrices, decayed, not decayed. Tied parameters go to the first part."""
+    embeddings = {id(p) for m in part.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    chosen: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for parameter_name, parameter in part.named_parameters():
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        is_matrix = parameter.dim() == 2 and id(parameter) not in embeddings
+        hidden = is_matrix and name in ("trunk", "vision", "projector")
+        optimizer = "muon" if hidden and config.muon_lr is not None else "adamw"
+        decayed = is_matrix or (parameter.dim() > 2 and "pos_embed" not in parameter_name)
+        key = (optimizer, config.weight_decay if decayed else 0.0)
+        chosen.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "optimizer": optimizer, "part": name}
+        for (optimizer, decay), parameters in chosen.items()
+    ]
