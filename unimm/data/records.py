@@ -39,6 +39,8 @@ class Record:
 
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
+    prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
+    text: a piece of plain text, for the language task.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
     """
 
@@ -46,6 +48,7 @@ class Record:
     image: ImageLike | None = None
     captions: tuple[Text, ...] = ()
     questions: tuple[Question, ...] = ()
+    prompts: tuple[Text, ...] = ()
     text: Text | None = None
     facts: Any = None
 
