@@ -1,0 +1,179 @@
+"""Images in and out: one way to read them for training, evaluation and inference, and two ways to prepare them.
+
+`decode_image` turns whatever users hold into an upright RGB image or says in one sentence what is wrong with it.
+Preparation follows Janus' `VLMImageProcessor` and its report (deepseek-ai/Janus): `look` shrinks and pads for the
+vision tower, `crop` fills the square for the image tokenizer. Both speak in pixels (3, H, W) float32 in [-1, 1].
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unimm.data.records import ImageLike
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""The file formats that are read; fewer decoders leave less to attack."""
+
+MAX_SIDE = 65_535
+"""Longest side in pixels, as JPEG has it: a strip of one pixel by millions would cost gigabytes to resize."""
+
+_BACKGROUND = (127, 127, 127)  # int(0.5 * 255): the image mean of Janus
+_MIN_SIDE = 14  # the shortest side that Janus shrinks to
+
+# Pillow warns from 89 megapixels on; decode_image refuses by its own limit, in its own words.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is one sentence that says why and what to do."""
+
+
+def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
+    """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
+
+    Args:
+        image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a PIL image, or an array uint8 of shape
+            (H, W, 3), (H, W, 4) or (H, W).
+        max_pixels: larger images are refused before they are unpacked.
+
+    Raises ImageError (a ValueError) for everything that is no such image.
+    """
+    if isinstance(image, np.ndarray):
+        return _upright_rgb(_from_array(image), "the array", max_pixels)
+    if isinstance(image, Image.Image):
+        return _upright_rgb(image, "the image", max_pixels)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _decode_file(io.BytesIO(image), "the image data", max_pixels)
+    if isinstance(image, str | Path):
+        return _decode_path(image, max_pixels)
+    raise ImageError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
+
+
+def look(image: ImageLike, size: int) -> np.ndarray:
+    """Pixels (3, size, size) for the vision tower: long side resized to size, short side padded with grey."""
+    picture = decode_image(image)
+    longest, shortest = max(picture.size), min(_MIN_SIDE, size)
+    # Truncated as Janus does; transformers' processor rounds, and is then up to a pixel off.
+    width, height = (max(int(side / longest * size), shortest) for side in picture.size)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    if width != height:
+        square = Image.new("RGB", (size, size), _BACKGROUND)
+        square.paste(picture, ((size - width) // 2, (size - height) // 2))
+        picture = square
+    return array_to_pixels(np.asarray(picture))
+
+
+def crop(image: ImageLike, size: int) -> np.ndarray:
+    """Pixels (3, size, size) for the image tokenizer: short side resized to size, long side cropped at the centre."""
+    picture = decode_image(image)
+    if picture.size != (size, size):
+        side = min(picture.size)
+        left, top = ((length - side) / 2 for length in picture.size)
+        # The box cuts before it resizes, so that a long strip is never blown up; the filter is the same.
+        box = (left, top, left + side, top + side)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return array_to_pixels(np.asarray(picture))
+
+
+def to_pil(pixels: np.ndarray) -> Image.Image:
+    """An RGB image of pixels (3, H, W) in [-1, 1]; values outside are clipped."""
+    return Image.fromarray(pixels_to_array(pixels))
+
+
+def array_to_pixels(array: np.ndarray) -> np.ndarray:
+    """Arrays (..., H, W, 3) uint8 -> pixels (..., 3, H, W) float32 in [-1, 1], Janus' mean and deviation of 0.5."""
+    return np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def pixels_to_array(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (..., 3, H, W) in [-1, 1] -> arrays (..., H, W, 3) uint8, rounded: the exact inverse of array_to_pixels."""
+    levels = np.rint((np.asarray(pixels, dtype=np.float32) + 1) * 127.5).clip(0, 255)
+    return np.ascontiguousarray(np.moveaxis(levels, -3, -1), dtype=np.uint8)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    colour = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or array.size == 0:
+        raise ImageError(f"An image array is (H, W, 3) uint8 in 0..255, but this one is {array.shape} {array.dtype}.")
+    return Image.fromarray(array)
+
+
+def _decode_path(path: str | Path, max_pixels: int) -> Image.Image:
+    shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
+    name = f"the file {shown!r}"
+    if shown.startswith(("http://", "https://")):
+        raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")
+        with Path(path).open("rb") as file:
+            return _decode_file(file, name, max_pixels)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"Cannot read {name}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read {name}: {str(reason).lower()}.") from None
+
+
+def _decode_file(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    if not file.read(1):
+        raise ImageError(f"Cannot read {name}: it is empty.")
+    file.seek(0)
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(f"Cannot read {name}: it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"Cannot read {name}: it has more pixels than are safe to unpack, shrink it first.") from None
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        raise ImageError(f"Cannot read {name}: its header is damaged.") from None
+    with picture:
+        return _upright_rgb(picture, name, max_pixels)
+
+
+def _upright_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise ImageError(f"Cannot use {name}: it is {width}x{height} and has no pixels.")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        limit = f"{max_pixels:,} pixels or {MAX_SIDE:,} a side"
+        raise ImageError(f"Cannot use {name}: {width}x{height} is more than {limit}, shrink it first.")
+    try:
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture), name)
+    except ImageError:
+        raise
+    except Exception:  # damaged data makes Pillow raise nearly anything; its words may hold memory addresses
+        raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode.startswith("I"):
+        picture = _from_16_bit(picture, name)
+    if picture.mode == "F":
+        raise ImageError(f"Cannot use {name}: floating-point pixels have no agreed range, save it with 8 bits.")
+    if picture.mode == "La":  # premultiplied grey converts to nothing but LA
+        picture = picture.convert("LA")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _from_16_bit(picture: Image.Image, name: str) -> Image.Image:
+    """Grey of 0..65535 scaled to 0..255; Pillow's own conversion would clip at 255, and all would be white."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise ImageError(f"Cannot use {name}: its values exceed 16 bits, save it with 8 or 16.")
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = 65_535
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

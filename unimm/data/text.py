@@ -1,0 +1,231 @@
+"""Text <-> token ids, with one rule: what a user types is text, and can never become a special token.
+
+Any fast `transformers` tokenizer serves, wrapped as `TextTokenizer`. User text goes through a copy of its backend that
+does not match control tokens, so that a typed `<begin_of_image>` becomes ordinary pieces; special tokens enter a
+sequence by id only, resolved by name because their ids differ between Janus checkpoints. `train_byte_bpe` makes the
+small byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; on bytes as in GPT-2) of the built-in worlds.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+SPECIAL_NAMES = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "image_placeholder": "<image_placeholder>",
+    "begin_of_image": "<begin_of_image>",
+    "end_of_image": "<end_of_image>",
+    "user": "<|User|>",
+    "assistant": "<|Assistant|>",
+}
+"""Janus' special tokens (deepseek-ai/Janus), by the name that the code calls them."""
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens. user and assistant are None where a checkpoint writes roles as plain text."""
+
+    bos: int
+    eos: int
+    pad: int
+    image_placeholder: int
+    begin_of_image: int
+    end_of_image: int
+    user: int | None = None
+    assistant: int | None = None
+
+
+class TextTokenizer:
+    """A `transformers` tokenizer, seen as the two functions that we need of it and its special ids.
+
+    special: the ids of Janus' special tokens (`SpecialIds`).
+    control_ids: ids that `encode` never gives, and `decode` leaves out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, add_missing: bool = False):
+        """Wrap a fast tokenizer; add_missing adds the Janus tokens that it lacks (the embedding must then grow).
+
+        ValueError if the tokenizer has no fast backend, or lacks a special token.
+        """
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no fast backend: use a tokenizer with a tokenizer.json.")
+        if add_missing:
+            _add_missing(tokenizer)
+        self.tokenizer = tokenizer
+        self.special = _resolve_special_ids(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self._added = {token.content: i for i, token in added.items()}
+        letters = {i: token.content for i, token in added.items() if _is_text(token)}
+        self.control_ids = frozenset(set(added) - set(letters))
+        self._backend = _without_control_tokens(tokenizer.backend_tokenizer, self.control_ids)
+        self._spelled = _spell_misread(self._backend, letters)
+        # a vocabulary without bytes answers a strange character with its unknown token, which is no harm
+        self._never = frozenset(i for i in self.control_ids if added[i].content != tokenizer.unk_token)
+
+    def __len__(self) -> int:
+        """One more than the largest id: the rows that an embedding needs."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    def __reduce__(self):
+        # The backend forgets `encode_special_tokens` when pickled: a data worker must build its own copy.
+        return TextTokenizer, (self.tokenizer,)
+
+    def added_id(self, name: str) -> int | None:
+        """The id of an added token by its exact name, for templates; None if the tokenizer has no such token."""
+        return self._added.get(name)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of user text, nothing added before or after. ValueError for text that is not valid Unicode."""
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            if not isinstance(text, str):
+                raise
+            raise ValueError("The text holds half a surrogate pair: decode it from valid UTF-8 or UTF-16.") from error
+        if not self._never.isdisjoint(ids):
+            raise ValueError("This tokenizer's vocabulary spells a control token as plain text: use a byte-level one.")
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of the ids, without control tokens unless skip_special is False; broken UTF-8 reads as U+FFFD."""
+        plain = [piece for i in ids for piece in self._spelled.get(int(i), (int(i),))]
+        return self._backend.decode(plain, skip_special_tokens=skip_special)
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json into a folder, for `load` and for `transformers`."""
+        self.tokenizer.save_pretrained(str(path))
+
+    @classmethod
+    def load(cls, path: str | Path, add_missing: bool = False) -> "TextTokenizer":
+        """From a folder or a hub id; code that ships with a checkpoint is never run. ValueError if there is none."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        except Exception as error:  # a damaged folder fails in many ways, the remedy is the same
+            remedy = "name a folder with tokenizer.json, or a hub id"
+            raise ValueError(f"No tokenizer can be read from {str(path)!r}: {remedy}.") from error
+        return cls(tokenizer, add_missing)
+
+
+class StreamDecoder:
+    """Text of a growing list of ids, piece by piece, never half a character.
+
+    The pieces, `finish()` included, join to what `decode` gives for all ids at once.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # the last ones given out: some decoders space a piece by its left neighbour
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; empty while a character lacks bytes."""
+        self._pending.append(int(token_id))
+        text = self._pending_text()
+        if not text or text.endswith(_BROKEN):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def finish(self) -> str:
+        """What is still held back, bytes that never became a character as U+FFFD."""
+        text = self._pending_text()
+        self._context, self._pending = [], []
+        return text
+
+    def _pending_text(self) -> str:
+        known = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(known) :]
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """Learn a byte-level BPE of at most vocab_size ids: Janus' special tokens first, then the 256 bytes, then merges.
+
+    The same texts give the same tokenizer. ValueError if vocab_size cannot hold the special tokens and the bytes.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + len(SPECIAL_NAMES)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}: make it at least {smallest}, the bytes and the special tokens.")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL_NAMES.values()],
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return TextTokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token=SPECIAL_NAMES["bos"],
+            eos_token=SPECIAL_NAMES["eos"],
+            pad_token=SPECIAL_NAMES["pad"],
+            # the attributes that transformers' JanusProcessor asks its tokenizer for
+            extra_special_tokens={
+                "image_token": SPECIAL_NAMES["image_placeholder"],
+                "boi_token": SPECIAL_NAMES["begin_of_image"],
+                "eoi_token": SPECIAL_NAMES["end_of_image"],
+            },
+            clean_up_tokenization_spaces=False,
+        )
+    )
+
+
+def _is_text(token: AddedToken) -> bool:
+    """Is this added token ordinary text? Some vocabularies add letters and white space (DeepSeek-LLM adds "ü")."""
+    return not token.special and (len(token.content) == 1 or token.content.isspace())
+
+
+def _add_missing(tokenizer: PreTrainedTokenizerFast) -> None:
+    roles = {SPECIAL_NAMES["user"], SPECIAL_NAMES["assistant"]}
+    known = tokenizer.get_added_vocab()
+    own = {SPECIAL_NAMES[noun]: getattr(tokenizer, f"{noun}_token") for noun in ("bos", "eos", "pad")}
+    names = [name for name in SPECIAL_NAMES.values() if name not in known and name not in roles and not own.get(name)]
+    for name in names:
+        tokenizer.add_tokens(name, special_tokens=True)
+
+
+def _resolve_special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
+    """Ids by Janus' names; bos, eos and pad of other families by what their tokenizer declares."""
+    known = tokenizer.get_added_vocab()
+    ids = {noun: known.get(name) for noun, name in SPECIAL_NAMES.items()}
+    for noun in ("bos", "eos", "pad"):
+        if ids[noun] is None:
+            ids[noun] = getattr(tokenizer, f"{noun}_token_id")
+    for field in fields(SpecialIds):
+        if ids[field.name] is None and field.name not in ("user", "assistant"):
+            name = SPECIAL_NAMES[field.name]
+            raise ValueError(f"The tokenizer lacks {name}: use a Janus tokenizer, or load it with add_missing=True.")
+    return SpecialIds(**ids)  # pyright: ignore[reportArgumentType]
+
+
+def _without_control_tokens(backend: Tokenizer, control_ids: frozenset[int]) -> Tokenizer:
+    """A copy of the backend that reads control tokens as plain text, whether or not they were declared "special"."""
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["id"] in control_ids
+    copy = Tokenizer.from_str(json.dumps(state))
+    copy.encode_special_tokens = True  # tokenizers' name for: special tokens in the input are encoded as text
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _spell_misread(backend: Tokenizer, letters: dict[int, str]) -> dict[int, list[int]]:
+    """Ordinary ids for added letters that the byte-level decoder misreads as a byte ("ü" as 0xFC)."""
+    spelled = {}
+    for i, letter in letters.items():
+        if backend.decode([i]) != letter and backend.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(letter)]
+            spelled[i] = [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+    return spelled
