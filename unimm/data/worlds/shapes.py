@@ -5,7 +5,9 @@ a millisecond, so fresh scenes can go on for ever.
 """
 
 from unimm.data.records import Record
-from unimm.data.worlds.scenes import SPLITS, make_scene, render
+from unimm.data.worlds.scenes import SPLITS, make_generator, make_scene, render
+from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
+from unimm.data.worlds.shapes_questions import write_questions, write_text
 
 
 class ShapesWorld:
@@ -29,4 +31,15 @@ class ShapesWorld:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
         scene = make_scene(self.seed, self.split, index)
-        return Record(key=f"shapes/{self.split}/{index}", image=render(scene), facts=scene)
+        captions, prompts, questions, text = (
+            make_generator(self.seed, self.split, index, purpose) for purpose in ("captions", "prompts", "questions", "text")
+        )
+        return Record(
+            key=f"shapes/{self.split}/{index}",
+            image=render(scene),
+            captions=write_captions(scene, captions),
+            questions=write_questions(scene, questions),
+            prompts=drawing_prompts(scene, prompts),
+            text=write_text(text),
+            facts=scene,
+        )
