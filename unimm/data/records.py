@@ -39,6 +39,8 @@ class Record:
 
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
+    prompts: text-to-image prompts beside the captions, such as looser ones.
+    codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
     text: a piece of plain text, for the language task.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
@@ -47,6 +49,8 @@ class Record:
     key: str
     image: ImageLike | None = None
     captions: tuple[Text, ...] = ()
+    prompts: tuple[Text, ...] = ()
+    codes: np.ndarray | None = None
     questions: tuple[Question, ...] = ()
     prompts: tuple[Text, ...] = ()
     text: Text | None = None

@@ -87,7 +87,8 @@ class PixelsPort(nn.Module):
             pixels_NCHW = pixels_NCHW.new_zeros(0, 3, size, size)
         if pixels_NCHW.shape[1:] != (3, size, size):
             raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {tuple(pixels_NCHW.shape[1:])}.")
-        return self.projector(self.tower(pixels_NCHW)).flatten(0, 1)
+        dtype = next(self.tower.parameters()).dtype
+        return self.projector(self.tower(pixels_NCHW.to(dtype))).flatten(0, 1)
 
 
 class CodesPort(VocabularyPort):

@@ -1,0 +1,182 @@
+"""The prompt format: conversations and drawing prompts -> sequences. No other file knows how a prompt is written.
+
+    chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
+    drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
+    text      <bos>text<eos>
+
+Ids are joined, never strings: what a user typed goes through the tokenizer without its added tokens, so it can not become
+a special token. Text between two special ids is encoded in one piece, so ordinary text gets the ids that Janus' own
+processor gives it. What is learned: an assistant's answers with their end-of-sentence, all codes of a drawing, all of a
+plain text; not the begin and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimm.data.image import look
+from unimm.data.records import ImageLike
+from unimm.data.text import TextTokenizer
+from unimm.sequence import Kind, Segment, Sequence
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """What differs between the prompts of Janus checkpoints.
+
+    user, assistant: the roles; the name of an added token stands for that token, anything else is plain text.
+    system_prompt: said before the first turn of every chat, when not empty.
+    """
+
+    user: str = "<|User|>"
+    assistant: str = "<|Assistant|>"
+    system_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: texts and images in order. An assistant's turn is learned unless `learn` is false."""
+
+    role: str
+    content: tuple[str | Segment, ...]
+    learn: bool = True
+
+
+class Template:
+    """Writes conversations, drawing prompts and plain texts as sequences.
+
+    Args:
+        tokenizer: the text tokenizer with its special ids.
+        prompt_format: roles and system prompt.
+        image_size: height and width of the pixels that the vision tower looks at.
+        num_positions: positions that one such image takes.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, prompt_format: PromptFormat, image_size: int, num_positions: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.image_size = image_size
+        self.num_positions = num_positions
+
+    def look(self, image: ImageLike) -> Segment:
+        """An image, prepared for the vision tower."""
+        return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
+
+    def chat(self, turns: list[Turn], limit: int | None = None) -> Sequence:
+        """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn."""
+        special = self.tokenizer.special
+        writer = _Writer(self.tokenizer)
+        writer.id(special.bos)
+        if self.prompt_format.system_prompt:
+            writer.text(self.prompt_format.system_prompt + "\n\n")
+        for turn in turns:
+            if turn.role == "user":
+                self._user(writer, turn)
+            elif turn.role == "assistant":
+                self._assistant(writer, turn)
+            else:
+                raise ValueError(f"A turn is the user's or the assistant's, not '{turn.role}'s.")
+        if limit is None:
+            return writer.sequence()
+        writer.text(self.prompt_format.assistant, role=True)
+        writer.text(":")
+        return writer.sequence(Segment.blank(Kind.TEXT, limit, stop=(special.eos,)))
+
+    def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
+        """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes."""
+        special = self.tokenizer.special
+        writer = _Writer(self.tokenizer, condition="text")
+        writer.id(special.bos, condition=None)
+        self._user(writer, Turn("user", (prompt,)))
+        writer.text(self.prompt_format.assistant, role=True)
+        writer.text(":")
+        writer.id(special.begin_of_image, condition=None)
+        if codes is not None:
+            return writer.sequence(Segment.codes(codes, learn=True))
+        if num_codes is None:
+            raise ValueError("A drawing needs its codes or their number.")
+        return writer.sequence(Segment.blank(Kind.CODES, num_codes))
+
+    def plain(self, text: str) -> Sequence:
+        """A plain text, learned as a whole."""
+        special = self.tokenizer.special
+        ids = [*self.tokenizer.encode(text), special.eos]
+        return Sequence((Segment.text([special.bos]), Segment.text(ids, learn=True)))
+
+    def _user(self, writer: "_Writer", turn: Turn) -> None:
+        special = self.tokenizer.special
+        writer.text(self.prompt_format.user, role=True)
+        writer.text(": ")
+        for index, part in enumerate(turn.content):
+            if index:
+                writer.text("\n")
+            if isinstance(part, str):
+                writer.text(part)
+            else:
+                writer.id(special.begin_of_image)
+                writer.segment(part)
+                writer.id(special.end_of_image)
+        writer.text("\n\n")
+
+    def _assistant(self, writer: "_Writer", turn: Turn) -> None:
+        writer.text(self.prompt_format.assistant, role=True)
+        writer.text(":")
+        for part in turn.content:
+            if not isinstance(part, str):
+                raise ValueError("An assistant's turn in a chat is text; drawings are sequences of their own.")
+            writer.text(f" {part}", learn=turn.learn)
+        writer.id(self.tokenizer.special.eos, learn=turn.learn)
+
+
+class _Writer:
+    """Collects text pieces and ids into segments; neighbouring text is encoded as one piece."""
+
+    def __init__(self, tokenizer: TextTokenizer, condition: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._condition = condition
+        self._segments: list[Segment] = []
+        self._ids: list[int] = []
+        self._piece = ""
+        self._mode: tuple[bool, str | None] = (False, condition)
+
+    def text(self, text: str, learn: bool = False, role: bool = False) -> None:
+        """Plain text; with `role`, the name of an added token becomes its id."""
+        added = self._tokenizer.added_id(text) if role else None
+        if added is not None:
+            self.id(added, learn, self._condition)
+            return
+        self._switch(learn, self._condition)
+        self._piece += text
+
+    def id(self, token: int, learn: bool = False, condition: str | None = "inherit") -> None:
+        """A special id."""
+        self._switch(learn, self._condition if condition == "inherit" else condition)
+        self._encode()
+        self._ids.append(token)
+
+    def segment(self, segment: Segment) -> None:
+        """A whole segment, such as an image."""
+        self._close()
+        self._segments.append(segment)
+
+    def sequence(self, *last: Segment) -> Sequence:
+        """Everything written so far, and the given last segment."""
+        self._close()
+        return Sequence((*self._segments, *last))
+
+    def _switch(self, learn: bool, condition: str | None) -> None:
+        if self._mode != (learn, condition):
+            self._close()
+            self._mode = (learn, condition)
+
+    def _encode(self) -> None:
+        if self._piece:
+            self._ids += self._tokenizer.encode(self._piece)
+            self._piece = ""
+
+    def _close(self) -> None:
+        self._encode()
+        if self._ids:
+            learn, condition = self._mode
+            self._segments.append(Segment.text(self._ids, learn=learn, condition=condition))
+            self._ids = []

@@ -1,0 +1,92 @@
+"""Views: one record seen as a task. A view turns a record into a closed sequence to learn from.
+
+The random choices of a view (which wording, which questions, whether the prompt is dropped) come from the generator it is
+given, which is keyed by (seed, sample): the same sample is the same sequence on any rank, in any worker, in any order.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from unimm.data.records import Question, Record, Text
+from unimm.data.template import Template, Turn
+from unimm.sequence import Sequence
+
+DESCRIBE = {
+    "en": ("Describe the image.", "What is in the picture?", "Write a caption."),
+    "zh": ("描述这张图片。", "图片里有什么？", "写一句图片说明。"),
+}
+"""How a caption is asked for, by language. The first of a language is what `Engine.caption` asks."""
+
+
+class View(Protocol):
+    """One way to see a record."""
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence: ...
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """PIXELS, then a caption, or several questions with their answers that share one look at the image.
+
+    Never both: answers could be read off the caption, and a caption put together from the answers, without looking.
+
+    num_turns: at most so many questions. caption_share: the probability that the conversation is a caption.
+    """
+
+    num_turns: int = 1
+    caption_share: float = 0.5
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        image = _need(record, "image")
+        pairs: list[tuple[str, str]] = []
+        if record.captions and (not record.questions or rng.random() < self.caption_share):
+            caption = _choose(record.captions, rng)
+            pairs.append((_choose(DESCRIBE[caption.language], rng), caption.text))
+        else:
+            questions: tuple[Question, ...] = record.questions
+            for index in rng.permutation(len(questions))[: self.num_turns]:
+                pairs.append((questions[index].text, questions[index].answer))
+        if not pairs:
+            raise ValueError(f"Record {record.key} has neither a caption nor a question: it cannot be talked about.")
+        turns: list[Turn] = []
+        for number, (question, answer) in enumerate(pairs):
+            content = (template.look(image), question) if number == 0 else (question,)
+            turns += [Turn("user", content), Turn("assistant", (answer,))]
+        return template.chat(turns)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """TEXT(prompt), then the image's codes to learn; with probability `drop` the prompt is the null prompt."""
+
+    drop: float = 0.1
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        codes = _need(record, "codes")
+        prompt: Text = _choose(record.captions + record.prompts, rng)
+        sequence = template.draw(prompt.text, codes)
+        return sequence.unconditioned(template.tokenizer.special.pad) if rng.random() < self.drop else sequence
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """The record's text, or a caption where it has none, learned as a whole."""
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        text = record.text or _choose(record.captions, rng)
+        return template.plain(text.text)
+
+
+def _choose(options: tuple, rng: np.random.Generator):
+    if not options:
+        raise ValueError("There is nothing to choose from: the record lacks what this view needs.")
+    return options[int(rng.integers(len(options)))]
+
+
+def _need(record: Record, name: str):
+    value = getattr(record, name)
+    if value is None:
+        raise ValueError(f"Record {record.key} has no {name}, which this view needs.")
+    return value

@@ -1,0 +1,57 @@
+"""Which device and which number format to use when nobody says."""
+
+import torch
+
+LARGE = 200_000_000
+"""Parameters from which a CPU gains more from reading half the bytes than it loses by the conversions around it."""
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The given device, or the best that is here: cuda, mps, cpu.
+
+    Raises:
+        ValueError: the device that was asked for is not here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device '{device}': use cuda, cuda:N, mps or cpu.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("No CUDA device is here: leave the device out, or use cpu.")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("No MPS device is here: leave the device out, or use cpu.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_parameters: int | None = None) -> torch.dtype:
+    """The given dtype, or a sensible one for running a model of that size on that device.
+
+    cuda: bfloat16, float16 where the card has none. mps: float16. cpu: bfloat16 for large models where the processor has
+    instructions for it, else float32.
+
+    Raises:
+        ValueError: the name is not a floating-point dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+        names |= {"float16": torch.float16, "fp16": torch.float16}
+        if dtype not in names:
+            raise ValueError(f"Unknown dtype '{dtype}': use one of {', '.join(names)}.")
+        return names[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if (num_parameters or 0) >= LARGE and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX-512 BF16)."""
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))

@@ -1,0 +1,327 @@
+"""The engine: images and strings in, images and strings out. Everything a user asks of a model goes through it.
+
+It prepares images, writes prompts as open sequences, has the decode loop fill them, and turns ids back into text and codes
+back into images. It knows no HTTP and no files but the model's own folder.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unimm.data.image import crop, to_pil
+from unimm.data.records import ImageLike
+from unimm.data.template import PromptFormat, Template, Turn
+from unimm.data.text import StreamDecoder, TextTokenizer
+from unimm.data.views import DESCRIBE
+from unimm.inference.decode import Decoder, Request
+from unimm.inference.sampling import Sampling
+from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.unified import UnifiedModel
+from unimm.sequence import Segment, Sequence
+
+MAX_PROMPT_CHARACTERS = 50_000
+"""Longer texts are refused before they reach the tokenizer: no model here could read them."""
+
+Message = dict[str, Any]
+"""A chat message as `transformers` has it: {"role": ..., "content": str or a list of {"type": "text" | "image", ...}}."""
+
+
+@dataclass(frozen=True)
+class DrawingProgress:
+    """What a `callback` is told while images are drawn: `step` of `num_steps` codes are there.
+
+    codes: (num_images of all prompts, step) long.
+    """
+
+    step: int
+    num_steps: int
+    codes: torch.Tensor
+
+
+class Engine:
+    """A model ready to use. Made by `unimm.load`.
+
+    Args:
+        model: the unified model, in eval mode, on its device.
+        image_tokenizer: its image tokenizer, on the same device.
+        tokenizer: its text tokenizer.
+        prompt_format: how its prompts are written.
+        max_rows: rows that are decoded together; more requests than that are taken in turns. Guidance takes two rows.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        image_tokenizer: ImageTokenizer,
+        tokenizer: TextTokenizer,
+        prompt_format: PromptFormat | None = None,
+        max_rows: int = 128,
+    ) -> None:
+        self.model = model
+        self.image_tokenizer = image_tokenizer
+        self.tokenizer = tokenizer
+        vision = model.config.vision
+        self.prompt_format = prompt_format or PromptFormat()
+        self.template = Template(tokenizer, self.prompt_format, vision.image_size, vision.num_patches)
+        self.max_rows = max_rows
+        self._decoder = Decoder(model, tokenizer.special.pad)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    # -- text out -----------------------------------------------------------------------------------------------------
+
+    def caption(
+        self, image: ImageLike | list, max_new_tokens: int = 128, temperature: float = 0.0, language: str = "en", **sampling
+    ) -> Any:
+        """Describe an image, or each of a list of images.
+
+        Args:
+            image: a path, bytes, a PIL image or an array (H, W, 3) uint8; or a list of these.
+            language: "en" or "zh": the language of the request.
+            sampling: `top_k`, `top_p`, `seed` of `Sampling`.
+
+        Returns:
+            A string, or a list of strings for a list.
+        """
+        if language not in DESCRIBE:
+            raise ValueError(f"Captions can be asked for in {', '.join(DESCRIBE)}, not in '{language}'.")
+        question = DESCRIBE[language][0]
+        return self.answer(image, question, max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+
+    def answer(
+        self,
+        image: ImageLike | list,
+        question: str | list[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        **sampling,
+    ) -> Any:
+        """Answer a question about an image; lists are paired, a single one goes with every one of the other.
+
+        Returns:
+            A string, or a list of strings where image or question is a list.
+        """
+        images, questions, is_list = _paired(image, question)
+        settings = Sampling(temperature=temperature, **sampling)
+        sequences = []
+        for one, text in zip(images, questions, strict=True):
+            _check_text(text, "question")
+            sequences.append(self.template.chat([Turn("user", (self.template.look(one), text))], max_new_tokens))
+        texts = self._texts([Request(sequence, settings) for sequence in sequences])
+        return texts if is_list else texts[0]
+
+    def chat(
+        self,
+        messages: list[Message],
+        stream: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        **sampling,
+    ) -> str | Iterator[str]:
+        """The assistant's next turn of a conversation with any number of images.
+
+        Args:
+            messages: `transformers`-style messages; images as {"type": "image", "image" | "path" | "url": ...}.
+            stream: give the text piece by piece as it comes.
+
+        Returns:
+            The text, or an iterator over its pieces.
+        """
+        sequence = self.template.chat([self._turn(message) for message in messages], max_new_tokens)
+        request = Request(sequence, Sampling(temperature=temperature, **sampling))
+        return self._stream(request) if stream else self._texts([request])[0]
+
+    # -- images out ---------------------------------------------------------------------------------------------------
+
+    def generate_images(
+        self,
+        prompt: str | list[str],
+        num_images: int = 1,
+        seed: int = 0,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        callback: Callable[[DrawingProgress], None] | None = None,
+    ) -> Any:
+        """Draw images from a prompt, or from each of a list of prompts.
+
+        Args:
+            num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
+            guidance_scale: 1.0 is off.
+            temperature: 0.0 takes the likeliest code every time.
+            callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
+
+        Returns:
+            A list of PIL images; a list of such lists for a list of prompts.
+        """
+        codes = self.generate_codes(
+            prompt,
+            num_images,
+            seed,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            callback=callback,
+        )
+        if isinstance(prompt, str):
+            return self.decode_codes(codes)
+        images = self.decode_codes(codes.flatten(0, 1)) if len(prompt) else []
+        return [images[start : start + num_images] for start in range(0, len(images), num_images)]
+
+    def generate_codes(
+        self,
+        prompt: str | list[str],
+        num_images: int = 1,
+        seed: int = 0,
+        *,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        callback: Callable[[DrawingProgress], None] | None = None,
+    ) -> torch.Tensor:
+        """The codes that `generate_images` decodes: (num_images, num_codes) long on the CPU.
+
+        A list of prompts gives (num_prompts, num_images, num_codes).
+        """
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, not {num_images}.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        num_codes = self.image_tokenizer.num_codes
+        requests = []
+        for text in prompts:
+            _check_text(text, "prompt")
+            sequence = self.template.draw(text, num_codes=num_codes)
+            for index in range(num_images):
+                settings = Sampling(temperature, top_k, top_p, seed, index)
+                requests.append(Request(sequence, settings, guidance_scale))
+        filled = self._fill(requests, callback)
+        codes = torch.tensor(filled, dtype=torch.long).view(len(prompts), num_images, num_codes)
+        return codes[0] if isinstance(prompt, str) else codes
+
+    @torch.inference_mode()
+    def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images.
+
+        Raises:
+            ValueError: a code is outside the codebook, or their number is not that of an image.
+        """
+        codes = torch.as_tensor(codes, dtype=torch.long)
+        codes = codes[None] if codes.dim() == 1 else codes
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.image_tokenizer.codebook_size:
+            raise ValueError(
+                f"Codes lie in [0, {self.image_tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}."
+            )
+        images = []
+        for part in codes.split(self.max_rows // 2 or 1):
+            pixels = self.image_tokenizer.decode(part.to(self.device)).float().clamp(-1, 1).cpu().numpy()
+            images += [to_pil(image) for image in pixels]
+        return images
+
+    @torch.inference_mode()
+    def encode_image(self, image: ImageLike) -> torch.Tensor:
+        """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop."""
+        pixels = torch.from_numpy(np.ascontiguousarray(crop(image, self.image_tokenizer.image_size)))
+        dtype = next(self.image_tokenizer.parameters()).dtype
+        return self.image_tokenizer.encode(pixels[None].to(self.device, dtype))[0].cpu()
+
+    # -- the general call ---------------------------------------------------------------------------------------------
+
+    def fill(
+        self, sequences: list[Sequence], sampling: Sampling | list[Sampling] | None = None, guidance_scale: float = 1.0
+    ) -> list[Sequence]:
+        """Open sequences in, closed sequences out, texts and drawings mixed in one batch."""
+        settings = sampling if isinstance(sampling, list) else [sampling or Sampling()] * len(sequences)
+        requests = [Request(sequence, one, guidance_scale) for sequence, one in zip(sequences, settings, strict=True)]
+        return [sequence.fill(ids) for sequence, ids in zip(sequences, self._fill(requests), strict=True)]
+
+    def _fill(self, requests: list[Request], callback: Callable[[DrawingProgress], None] | None = None) -> list[list[int]]:
+        filled: list[list[int]] = [[] for _ in requests]
+        for part in self._parts(requests):
+            for new in self._decoder.steps([requests[index] for index in part]):
+                for place, token in new.items():
+                    filled[part[place]].append(token)
+                if callback is not None:
+                    so_far = [filled[index] for index in part]
+                    limit = requests[part[0]].blank.limit or 0
+                    callback(DrawingProgress(len(so_far[0]), limit, torch.tensor(so_far)))
+        return filled
+
+    def _parts(self, requests: list[Request]) -> list[list[int]]:
+        """Requests that are decoded together: alike in length, at most `max_rows` rows."""
+        order = sorted(range(len(requests)), key=lambda index: requests[index].sequence.length)
+        parts: list[list[int]] = []
+        rows = self.max_rows
+        for index in order:
+            needed = 1 if requests[index].guidance_scale == 1.0 else 2
+            if not parts or rows + needed > self.max_rows:
+                parts.append([])
+                rows = 0
+            parts[-1].append(index)
+            rows += needed
+        return parts
+
+    def _texts(self, requests: list[Request]) -> list[str]:
+        return [self.tokenizer.decode(ids).strip() for ids in self._fill(requests)]
+
+    def _stream(self, request: Request) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        started = False
+        for new in self._decoder.steps([request]):
+            piece = decoder.push(new[0])
+            piece = piece if started else piece.lstrip()
+            if piece:
+                started = True
+                yield piece
+        if rest := decoder.finish():
+            yield rest
+
+    def _turn(self, message: Message) -> Turn:
+        """One message as a turn."""
+        role, content = message.get("role"), message.get("content")
+        if role not in ("user", "assistant") or content is None:
+            raise ValueError('A message is {"role": "user" or "assistant", "content": text or a list of parts}.')
+        parts: list[str | Segment] = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part.get("type") == "text":
+                _check_text(part["text"], "message")
+                parts.append(part["text"])
+            elif part.get("type") == "image":
+                image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
+                if image is None:
+                    raise ValueError('An image part needs an "image", "path" or "url".')
+                parts.append(self.template.look(image))
+            else:
+                raise ValueError(f"A part of a message is of type text or image, not {part.get('type')!r}.")
+        return Turn(role, tuple(parts), learn=False)
+
+
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"A {name} is a string, not {type(text).__name__}.")
+    if not text.strip():
+        raise ValueError(f"The {name} is empty: say something.")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(f"The {name} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read.")
+
+
+def _paired(image: ImageLike | list, question: str | list[str]) -> tuple[list, list[str], bool]:
+    """Images and questions as two lists of one length, and whether a list goes back."""
+    is_list = isinstance(image, list) or isinstance(question, list)
+    images = image if isinstance(image, list) else [image]
+    questions = question if isinstance(question, list) else [question]
+    count = max(len(images), len(questions)) if images and questions else 0
+    images = images * count if len(images) == 1 else images
+    questions = questions * count if len(questions) == 1 else questions
+    if len(images) != len(questions) and count:
+        raise ValueError(f"{len(images)} images do not pair with {len(questions)} questions.")
+    return images[:count], questions[:count], is_list

@@ -1,0 +1,307 @@
+"""The trainer: batches -> weights, one loop for one CPU and for many GPUs.
+
+A step is: the step's batches, their global target counts, forward and backward with every sum divided once by its global
+count, clip, update. `accelerate` launches, wraps and casts; data order, accumulation and checkpoints are ours, so that the loss
+does not depend on how a global batch is cut into ranks and micro-batches, and a run resumes to the bit.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.utils.data import DataLoader, SequentialSampler, Subset
+
+from unimm.batch import Batch
+from unimm.data.mixture import Mixture, StepBatches
+from unimm.models.unified import UnifiedModel
+from unimm.sequence import Kind
+from unimm.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from unimm.training.logbook import Logbook, ProgressLine
+from unimm.training.optim import OptimizerConfig, Optimizers
+from unimm.training.schedule import Budget, Schedule
+from unimm.training.stages import Stage, freeze, show, stage_table
+
+LEARNED = (Kind.TEXT, Kind.CODES)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How a run goes.
+
+    budget, schedule, optimizer, stage: how long, how fast, by what, and who learns.
+    num_positions: row length T that sequences are packed into.
+    num_micro_batches: forward passes a rank takes for one update.
+    kind_weights: weight of each kind's mean loss.
+    precision: "no" (fp32) or "bf16" (autocast; master weights stay fp32).
+    compile: compile trunk and vision tower with torch.compile.
+    report_every, sample_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
+    save_minutes: a checkpoint also after so many minutes since the last one.
+    num_workers: processes that make batches ahead.
+    """
+
+    budget: Budget
+    stage: Stage
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    num_positions: int = 512
+    num_micro_batches: int = 1
+    kind_weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "codes": 1.0})
+    precision: str = "no"
+    compile: bool = False
+    report_every: int = 20
+    sample_every: int = 0
+    save_every: int = 0
+    save_minutes: float = 2.0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"Unknown precision '{self.precision}': use no or bf16.")
+        unknown = set(self.kind_weights) - {kind.name.lower() for kind in LEARNED}
+        if unknown:
+            raise ValueError(f"kind_weights names {sorted(unknown)}, but only text and codes are learned.")
+
+
+class Trainer:
+    """One run of one stage.
+
+    Args:
+        model: the unified model.
+        mixture: what is learned, by step.
+        config: how the run goes.
+        folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
+        device: where to train; default: what accelerate finds.
+        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        mixture: Mixture,
+        config: TrainerConfig,
+        folder: Path,
+        device: str | None = None,
+        sample: Callable[[int, Logbook], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.mixture = mixture
+        self.folder = folder
+        self.sample = sample
+        freeze(model.parts(), config.stage)
+        # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", kwargs_handlers=[ddp])
+        self.model = model
+        self.is_main = self.accelerator.is_main_process
+        show(stage_table(model.parts(), config.stage, sum(p.numel() for p in model.parameters())), self.is_main)
+        if config.compile:
+            model.trunk.compile(dynamic=True)
+            model.pixels.tower.compile(dynamic=True)
+        self.wrapped = self.accelerator.prepare(model)
+        self.optimizers = Optimizers(model.parts(), config.stage.learns, config.optimizer)
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.step = 0
+        self.seconds = 0.0
+        self.resume()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
+        logbook = Logbook(self.folder, self.is_main)
+        logbook.rewind(self.step)
+        line = ProgressLine(f"training ({self.config.stage.name})", self.is_main)
+        meter = _Meter()
+        saved_at = time.monotonic()
+        try:
+            batches = iter(self._loader()) if self.progress < 1.0 else iter(())
+            while self.progress < 1.0:
+                started = time.monotonic()
+                micro_batches = next(batches)
+                waited = time.monotonic() - started
+                self._update(micro_batches, meter)
+                self._tick(time.monotonic() - started)
+                meter.add_time(time.monotonic() - started, waited)
+                line.update(self.progress, meter.note())
+                if self._due(self.config.report_every):
+                    logbook.numbers(self.step, meter.report(self._rate()))
+                if self._due(self.config.sample_every) and self.sample is not None:
+                    self._sample(logbook)
+                if self._due(self.config.save_every) or time.monotonic() - saved_at > 60 * self.config.save_minutes:
+                    self.save()
+                    saved_at = time.monotonic()
+        finally:
+            line.close()
+            logbook.close()
+            self.save()
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self.config.budget.progress(self.step, self.seconds)
+
+    def _update(self, micro_batches: list[Batch], meter: "_Meter") -> None:
+        """One optimizer step over the micro-batches of this rank."""
+        self.wrapped.train()
+        counts = self._global_counts(micro_batches)
+        last = len(micro_batches) - 1
+        for number, batch in enumerate(micro_batches):
+            batch = batch.to(self.accelerator.device)
+            with self.accelerator.no_sync(self.wrapped) if number < last else nullcontext():
+                tallies = self.wrapped(batch)
+                loss = sum(
+                    self.config.kind_weights.get(kind.name.lower(), 0.0) * tally.loss / counts[kind]
+                    for kind, tally in tallies.items()
+                )
+                # DDP averages gradients over ranks; the sums are already divided by global counts.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            meter.add_batch(batch, tallies)
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        if self.config.optimizer.max_grad_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient of step {self.step + 1} is not finite; the weights are as they were before it. "
+                f"Lower the learning rate or look at that step's samples."
+            )
+        meter.grad_norm = float(norm)
+        self.optimizers.scale(self._rate())
+        self.optimizers.step()
+
+    def _global_counts(self, micro_batches: list[Batch]) -> dict[Kind, torch.Tensor]:
+        """Targets of each kind over all micro-batches of all ranks, at least 1."""
+        own = torch.stack([sum((batch.num_targets(kind) for batch in micro_batches), torch.zeros(())) for kind in LEARNED])
+        total = self.accelerator.reduce(own.to(self.accelerator.device), "sum")
+        return dict(zip(LEARNED, total.clamp(min=1.0), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _rate(self) -> float:
+        return self.config.schedule.factor(self.step, self.progress)
+
+    def _tick(self, seconds: float) -> None:
+        """Count one step; with a budget in minutes all ranks go by the first one's clock."""
+        self.step += 1
+        if self.config.budget.max_minutes is not None and self.accelerator.num_processes > 1:
+            clock = torch.tensor([seconds if self.is_main else 0.0], device=self.accelerator.device)
+            seconds = float(self.accelerator.reduce(clock, "sum"))  # pyright: ignore[reportArgumentType]
+        self.seconds += seconds
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.progress >= 1.0)
+
+    def _sample(self, logbook: Logbook) -> None:
+        if self.is_main and self.sample is not None:
+            self.model.eval()
+            with torch.inference_mode():
+                self.sample(self.step, logbook)
+        self.accelerator.wait_for_everyone()
+
+    def _loader(self) -> DataLoader:
+        accelerator = self.accelerator
+        steps = StepBatches(
+            self.mixture,
+            self.config.num_positions,
+            self.config.num_micro_batches,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        ahead = Subset(steps, range(self.step, len(steps)))
+        workers = self.config.num_workers
+        return DataLoader(
+            ahead,
+            batch_size=None,
+            sampler=SequentialSampler(ahead),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, on the first process."""
+        if self.is_main:
+            tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+            for prefix, optimizer in self.optimizers.all.items():
+                tensors |= optimizer_tensors(optimizer, self.names, prefix)
+            save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of the run's folder, if there is one."""
+        checkpoint = load_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None:
+            return
+        weights = {n.removeprefix("model/"): t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
+        self.model.load_state_dict(weights)
+        for prefix, optimizer in self.optimizers.all.items():
+            restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
+        self.step = checkpoint.step
+        self.seconds = checkpoint.state["seconds"]
+
+
+class _Meter:
+    """Numbers between two reports: sums over steps, of this rank."""
+
+    def __init__(self) -> None:
+        self.grad_norm = 0.0
+        self._last_note = ""
+        self._clear()
+
+    def _clear(self) -> None:
+        self._tallies: dict[Kind, torch.Tensor] = {}
+        self._elements = self._places = self._images = self._drawings = 0
+        self._seconds = self._waited = 0.0
+
+    def add_batch(self, batch: Batch, tallies: dict) -> None:
+        for kind, tally in tallies.items():
+            row = torch.stack([tally.loss.detach(), tally.correct, tally.count]).double()
+            self._tallies[kind] = self._tallies[kind] + row if kind in self._tallies else row
+        self._elements += batch.num_elements
+        self._places += batch.tokens.numel()
+        self._images += len(batch.pixels)
+
+    def add_time(self, seconds: float, waited: float) -> None:
+        self._seconds += seconds
+        self._waited += waited
+
+    def values(self) -> dict[str, float]:
+        """Means over what was added since the last report."""
+        values = {}
+        for kind, row in self._tallies.items():
+            loss, correct, count = row.tolist()
+            if count:
+                values[f"loss/{kind.name.lower()}"] = loss / count
+                values[f"accuracy/{kind.name.lower()}"] = correct / count
+        seconds = max(self._seconds, 1e-9)
+        values["speed/tokens_per_second"] = self._elements / seconds
+        values["speed/images_per_second"] = self._images / seconds
+        values["speed/data_wait"] = self._waited / seconds
+        values["data/fill"] = self._elements / max(self._places, 1)
+        return values
+
+    def report(self, rate: float) -> dict[str, float]:
+        """The values for the logbook; starts a new count."""
+        values = self.values() | {"optim/grad_norm": self.grad_norm, "optim/rate_factor": rate}
+        self._last_note = ""
+        self._clear()
+        return values
+
+    def note(self) -> str:
+        """One line for the progress bar."""
+        values = self.values()
+        losses = " ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss/"))
+        speed = f"{values['speed/tokens_per_second']:,.0f} tok/s {values['speed/images_per_second']:,.0f} img/s"
+        return f"loss {losses} | {speed}"
