@@ -9,7 +9,6 @@ newest one whose files agree with its manifest, and says so when it had to pass 
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from unimm.files import replace_folder, temporary_folder, write_json
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
@@ -38,9 +39,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         The checkpoint's own folder.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = temporary_folder(final)
     # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, temporary / "tensors.safetensors")
@@ -61,21 +60,6 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             return Checkpoint(state.pop("step"), load_file(candidate / "tensors.safetensors"), state)
         logger.warning(f"Passing over checkpoint {candidate.name}: {problem}.")
     return None
-
-
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Flush every file of `temporary` to disk and rename the folder to `final`, replacing what was there."""
-    for path in temporary.rglob("*"):
-        _flush(path)
-    _flush(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _flush(final.parent)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Readable JSON with a final newline; Chinese stays Chinese."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str], prefix: str) -> dict[str, torch.Tensor]:
@@ -126,11 +110,3 @@ def _problem(folder: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
