@@ -93,6 +93,11 @@ def describe(item: Shape, detail: str = "full") -> Look:
     return (item.size if size else None, item.colour if colour else None, item.form if form else None)
 
 
+def fits(item: Shape, look: Look) -> bool:
+    """Whether an object has every attribute that a look names."""
+    return all(word in (None, own) for word, own in zip(look, (item.size, item.colour, item.form), strict=True))
+
+
 def group(objects: tuple[Shape, ...], detail: str) -> list[Group]:
     """Objects of one look put together, from left to right by the first of each group."""
     counts = Counter(describe(item, detail) for item in sorted(objects, key=lambda item: (item.x, item.y)))
@@ -147,7 +152,7 @@ def write_relation(a: Look, relation: str, b: Look, language: str, rng: np.rando
     return f"{second}的{words}有{first}" if verb else f"{first}在{second}的{words}"
 
 
-def write_pair(pair: tuple[Shape, str, Shape], detail: str, language: str, rng, verb: bool = False) -> str:
+def write_pair(pair: tuple[Shape, str, Shape], detail: str, language: str, rng: np.random.Generator, verb: bool = False) -> str:
     """The relation of a pair, from the side of either object."""
     a, relation, b = pair
     if rng.random() < 0.5:

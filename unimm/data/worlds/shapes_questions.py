@@ -27,6 +27,7 @@ from unimm.data.worlds.shapes_language import (
     Group,
     Look,
     choose_word,
+    fits,
     name_group,
 )
 
@@ -117,11 +118,6 @@ def mask_look(item: Shape, mask: tuple[bool, bool, bool]) -> Look:
 def count_words(look: Look) -> int:
     """How many attributes a look names."""
     return sum(word is not None for word in look)
-
-
-def fits(item: Shape, look: Look) -> bool:
-    """Whether an object has every attribute that a look names."""
-    return all(word in (None, own) for word, own in zip(look, (item.size, item.colour, item.form), strict=True))
 
 
 def name_look(look: Look, language: str, plural: bool = False) -> str:

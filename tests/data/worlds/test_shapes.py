@@ -1,0 +1,256 @@
+"""The shapes world: the same item for the same index, scenes as described, language that is true of the image."""
+
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from unimm.data.records import Record
+from unimm.data.worlds.checker import read_objects
+from unimm.data.worlds.scenes import (
+    COLOURS,
+    GAP,
+    HELD_OUT_PAIRS,
+    SIDE,
+    SPLITS,
+    TRAINING_PAIRS,
+    Scene,
+    Shape,
+    make_scene,
+    render,
+)
+from unimm.data.worlds.shapes import ShapesWorld
+from unimm.data.worlds.shapes_language import (
+    MEANINGS,
+    READER,
+    RELATION_WORDS,
+    caption_is_exact,
+    describe,
+    fits,
+    parse_caption,
+)
+from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES
+
+NUM_RECORDS = 500
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    world = ShapesWorld("train", NUM_RECORDS)
+    return [world[index] for index in range(NUM_RECORDS)]
+
+
+def assert_same(a: Record, b: Record) -> None:
+    assert (a.key, a.captions, a.questions, a.prompts, a.text, a.facts) == (
+        b.key,
+        b.captions,
+        b.questions,
+        b.prompts,
+        b.text,
+        b.facts,
+    )
+    np.testing.assert_array_equal(np.asarray(a.image), np.asarray(b.image))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_item_depends_on_its_index_alone(split):
+    forwards = ShapesWorld(split, 40, seed=3)
+    few = ShapesWorld(split, 20, seed=3)
+    whole = [forwards[index] for index in range(40)]
+    for index in (19, 0, 7):
+        assert_same(few[index], whole[index])
+    assert ShapesWorld(split, 40, seed=4)[5].facts != whole[5].facts
+
+
+def test_items_are_the_same_in_another_process():
+    code = "from unimm.data.worlds.shapes import ShapesWorld; r = ShapesWorld()[12345]; print(r.captions, r.questions)"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    record = ShapesWorld()[12345]
+    assert other.stdout.strip() == f"{record.captions} {record.questions}"
+
+
+def test_splits_are_disjoint_streams():
+    streams = [{make_scene(0, split, index) for index in range(300)} for split in SPLITS]
+    for a, b in combinations(streams, 2):
+        assert not {scene for scene in a & b if scene.objects}
+
+
+def test_the_world_is_a_data_set():
+    world = ShapesWorld("validation", 3)
+    assert len(world) == 3
+    assert [record.key for record in world] == [f"shapes/validation/{index}" for index in range(3)]
+    with pytest.raises(IndexError):
+        world[3]
+    with pytest.raises(ValueError, match="held_out"):
+        ShapesWorld("heldout")
+    with pytest.raises(ValueError, match="negative"):
+        make_scene(-1, "train", 0)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_are_as_described(split):
+    scenes = [make_scene(0, split, index) for index in range(1500)]
+    for scene in scenes:
+        assert len(scene.objects) <= 4
+        assert max(scene.background) <= 40
+        for item in scene.objects:
+            assert all(item.radius <= value + 0.5 <= SIDE - item.radius for value in (item.x, item.y))
+        for a, b in combinations(scene.objects, 2):
+            apart = max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius
+            assert apart >= GAP
+        pairs = {(item.colour, item.form) for item in scene.objects}
+        assert bool(pairs & set(HELD_OUT_PAIRS)) == (split == "held_out")
+    shares = np.bincount([len(scene.objects) for scene in scenes], minlength=5) / len(scenes)
+    assert shares[0] < 0.06 and shares[1:].min() > 0.08
+    seen = {(item.colour, item.form) for scene in scenes for item in scene.objects}
+    assert seen == {*TRAINING_PAIRS, *HELD_OUT_PAIRS} if split == "held_out" else seen == set(TRAINING_PAIRS)
+
+
+def test_held_out_pairs_are_balanced():
+    colours, forms = zip(*HELD_OUT_PAIRS, strict=True)
+    assert len(set(colours)) == len(set(forms)) == 4
+
+
+def find_looks(text: str) -> list:
+    """The looks that a question names; "object" and 图形 stand for any form."""
+    looks, pending = [], {}
+    text = text.lower()
+    for choice in ("small or large", "large or small", "是大还是小", "是小的还是大的"):
+        text = text.replace(choice, "")
+    for noun in ("objects", "object", "图形"):
+        text = text.replace(noun, " THING ")
+    for word in text.replace("THING", "\0").split("\0"):
+        for name in READER.findall(word):
+            slot, meaning = MEANINGS[name]
+            pending[slot] = meaning
+            if slot == "form":
+                looks.append((pending.get("size"), pending.get("colour"), meaning))
+                pending = {}
+        looks.append((pending.get("size"), pending.get("colour"), None))
+        pending = {}
+    return looks[:-1]
+
+
+def test_training_never_speaks_of_a_held_out_pair(records):
+    for record in records:
+        assert record.text is not None
+        texts = [record.text.text, *(text.text for text in record.captions + record.prompts)]
+        looks = [look for text in texts for look in parse_caption(text)]
+        looks += [look for question in record.questions for look in find_looks(question.text)]
+        said = {(colour, form) for _, colour, form in looks}
+        assert not said & set(HELD_OUT_PAIRS)
+
+
+def test_render_paints_the_colours():
+    scene = Scene((Shape("large", "orange", "cross", 20, 30),), (10, 11, 12))
+    image = render(scene)
+    assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.uint8
+    assert tuple(image[30, 20]) == COLOURS["orange"]
+    assert tuple(image[0, 0]) == (10, 11, 12)
+
+
+def test_captions_say_exactly_what_is_there(records):
+    for record in records:
+        assert Counter(text.language for text in record.captions) == {"en": 3, "zh": 3}
+        looks = sorted(describe(item) for item in record.facts.objects)
+        for caption in record.captions:
+            assert sorted(parse_caption(caption.text)) == looks, caption
+            assert caption_is_exact(caption.text, record.facts), caption
+
+
+def test_prompts_are_true_of_the_whole_scene(records):
+    for record in records:
+        for prompt in record.prompts:
+            said = Counter(parse_caption(prompt.text))
+            assert sum(said.values()) == len(record.facts.objects), prompt
+            for look, count in said.items():
+                assert sum(fits(item, look) for item in record.facts.objects) == count, prompt
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A small red circle and a large blue.",
+        "A small red circle, a large blue and a large blue square.",
+        "A small red circle.",
+        "A red circle and a large blue square.",
+        "Two small red circles and a large blue square.",
+        "A small red circle, a large blue square and a small green cross.",
+        "A small red small circle and a large blue square.",
+        "",
+    ],
+)
+def test_wrong_captions_are_not_exact(caption):
+    scene = Scene((Shape("small", "red", "circle", 10, 10), Shape("large", "blue", "square", 40, 40)))
+    assert caption_is_exact("There is a small red circle left of a big blue square", scene)
+    assert not caption_is_exact(caption, scene)
+
+
+def test_an_empty_scene_wants_to_be_called_empty():
+    assert caption_is_exact("图中什么都没有。", Scene(()))
+    assert caption_is_exact("An empty picture.", Scene(()))
+    assert not caption_is_exact("", Scene(()))
+    assert not caption_is_exact("Nothing but a red circle.", Scene(()))
+
+
+def answer_from_image(question, objects: list[Shape]) -> str:
+    """The answer by the checker's objects and the question's words alone."""
+    english = question.language == "en"
+    found = [[item for item in objects if fits(item, look)] for look in find_looks(question.text)]
+    yes_no = {flag: ANSWERS[question.language]["yes" if flag else "no"] for flag in (True, False)}
+    if question.category == "count":
+        return str(len(found[0]))
+    if question.category == "existence":
+        return yes_no[bool(found[0])]
+    assert all(len(items) == 1 for items in found), question
+    if question.category in ("colour", "shape", "size"):
+        value = getattr(found[0][0], "form" if question.category == "shape" else question.category)
+        answers = {"small": "小", "large": "大"} | {
+            meaning: word for word, (_, meaning) in reversed(MEANINGS.items()) if not word.isascii()
+        }
+        return value if english else answers[value]
+    a, b = (items[0] for items in found)
+    if question.text.startswith("On which side"):
+        a, b = b, a
+    far = "x" if abs(a.x - b.x) > abs(a.y - b.y) else "y"
+    first = getattr(a, far) < getattr(b, far)
+    relation = {("x", True): "left", ("x", False): "right", ("y", True): "above", ("y", False): "below"}[far, first]
+    if question.answer not in yes_no.values():
+        return ANSWERS[question.language][relation]
+    return yes_no[any(words in question.text for words in RELATION_WORDS[question.language][relation])]
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_answers_are_what_the_checker_sees(split):
+    world = ShapesWorld(split, NUM_RECORDS)
+    num_asked = 0
+    for record in world:
+        objects = read_objects(np.asarray(record.image))
+        for question in record.questions:
+            assert answer_from_image(question, objects) == question.answer, (question, objects)
+            num_asked += 1
+    assert num_asked > 7 * NUM_RECORDS
+
+
+def test_a_guesser_who_does_not_look_scores_low():
+    answers = defaultdict(Counter)
+    for record in ShapesWorld("train", 1500):
+        for question in record.questions:
+            answers[question.category, question.language][question.answer] += 1
+    assert set(answers) == {(category, language) for category in CATEGORIES for language in ("en", "zh")}
+    blind = {key: max(counts.values()) / sum(counts.values()) for key, counts in answers.items()}
+    total = sum(sum(counts.values()) for counts in answers.values())
+    overall = sum(max(counts.values()) for counts in answers.values()) / total
+    print(f"blind majority: {overall:.3f} overall, " + ", ".join(f"{key}: {blind[key]:.2f}" for key in sorted(blind)))
+    highest = {"colour": 0.2, "shape": 0.32, "size": 0.54, "count": 0.4, "existence": 0.54, "relation": 0.4}
+    assert all(share <= highest[category] for (category, _), share in blind.items())
+    assert overall < 0.4
+
+
+def test_no_torch_is_needed():
+    code = "import sys, unimm.data.worlds.shapes, unimm.data.worlds.drawing; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
