@@ -1,0 +1,39 @@
+"""unimm: train, run and measure models that understand and generate images with one autoregressive Transformer.
+
+The public names are fetched when they are first asked for, so that `import unimm` and `import unimm.sequence` pull in neither
+torch nor the engine.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unimm.inference.engine import Engine
+    from unimm.inference.load import load
+    from unimm.sequence import Kind, Segment, Sequence
+
+    __version__: str
+
+__all__ = ["Engine", "Kind", "Segment", "Sequence", "__version__", "load"]
+
+_HOMES = {
+    "load": "unimm.inference.load",
+    "Engine": "unimm.inference.engine",
+    "Kind": "unimm.sequence",
+    "Segment": "unimm.sequence",
+    "Sequence": "unimm.sequence",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("unimm")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unimm' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

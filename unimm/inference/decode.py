@@ -7,6 +7,7 @@ is full or a stop id came. The loop knows ids and tensors, no strings and no ima
 Shapes: Q requests, R rows (conditional rows of all requests first, then the unconditional rows), T positions, D trunk width.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -54,10 +55,11 @@ class Decoder:
 
     def steps(self, requests: list[Request]) -> Iterator[dict[int, int]]:
         """The same, step by step: each step gives {request: its next id} for all requests that are not finished."""
-        if not requests:
-            return
         for request in requests:
-            self._check(request)
+            self._check(request)  # now, not when the first step is asked for
+        return self._steps(requests) if requests else iter(())
+
+    def _steps(self, requests: list[Request]) -> Iterator[dict[int, int]]:
         with torch.inference_mode():
             rows = _Rows(requests, self.model, self.pad_id)
             hidden_RD = rows.prefill()
@@ -74,8 +76,10 @@ class Decoder:
     def _check(self, request: Request) -> None:
         if not request.sequence.is_open:
             raise ValueError("This sequence has no open segment: there is nothing to fill.")
-        if request.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must not be negative, not {request.guidance_scale}.")
+        if len(request.sequence.segments) == 1:
+            raise ValueError("Something must be given before what is to be filled: begin with the begin-of-sentence id.")
+        if not 0 <= request.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be 0 or positive, not {request.guidance_scale}.")
         length, most = request.sequence.length, self.model.config.max_positions
         if length > most:
             raise ValueError(

@@ -5,7 +5,8 @@ back into images. It knows no HTTP and no files but the model's own folder.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from unimm.data.text import StreamDecoder, TextTokenizer
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode import Decoder, Request
 from unimm.inference.sampling import Sampling
+from unimm.models.folder import save_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
@@ -74,6 +76,16 @@ class Engine:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as one folder: whole or not there. `unimm.load` opens it, and `transformers` where it is a Janus.
+
+        Raises:
+            ValueError: the path holds something else than a model.
+        """
+        extra = {"prompt_format": asdict(self.prompt_format)}
+        special = self.tokenizer.special
+        save_model(path, self.model, self.image_tokenizer, special, extra=extra, save_tokenizer=self.tokenizer.save)
 
     # -- text out -----------------------------------------------------------------------------------------------------
 
@@ -293,7 +305,7 @@ class Engine:
         parts: list[str | Segment] = []
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") == "text":
-                _check_text(part["text"], "message")
+                _check_text(part.get("text"), "message")
                 parts.append(part["text"])
             elif part.get("type") == "image":
                 image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
@@ -305,7 +317,7 @@ class Engine:
         return Turn(role, tuple(parts), learn=False)
 
 
-def _check_text(text: str, name: str) -> None:
+def _check_text(text: Any, name: str) -> None:
     if not isinstance(text, str):
         raise ValueError(f"A {name} is a string, not {type(text).__name__}.")
     if not text.strip():

@@ -3,6 +3,7 @@
 Shapes: R rows, V vocabulary. Every setting is one number a row, so rows of different requests share a step.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class Sampling:
     index: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all) or positive, not {self.top_k}.")
@@ -64,11 +65,13 @@ def guide(conditional_RV: torch.Tensor, unconditional_RV: torch.Tensor, scale_R:
 
 
 def keep_likely(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
-    """Logits with everything below the k most likely, and outside the nucleus of mass p, at minus infinity."""
+    """Logits with everything below the k most likely, and then outside their nucleus of mass p, at minus infinity."""
     ordered_RV, order_RV = logits_RV.sort(dim=-1, descending=True)
     rank_V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)
     beyond_k = (rank_V[None] >= top_k_R[:, None]) & (top_k_R[:, None] > 0)
-    before_RV = ordered_RV.softmax(-1).cumsum(-1) - ordered_RV.softmax(-1)
-    beyond_p = before_RV >= top_p_R[:, None]
-    dropped_RV = (beyond_k | beyond_p).scatter(-1, order_RV, beyond_k | beyond_p)
-    return logits_RV.masked_fill(dropped_RV, float("-inf"))
+    likely_RV = ordered_RV.masked_fill(beyond_k, float("-inf")).softmax(-1)
+    before_RV = likely_RV.cumsum(-1) - likely_RV
+    # A rounded sum may reach 1 before the end: a row that keeps all must not lose its tail because of its neighbours.
+    beyond_p = (before_RV >= top_p_R[:, None]) & (top_p_R[:, None] < 1.0)
+    beyond = beyond_k | beyond_p
+    return logits_RV.masked_fill(beyond.scatter(-1, order_RV, beyond), float("-inf"))

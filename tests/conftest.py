@@ -1,0 +1,83 @@
+"""What tests share: a tiny model with random weights, made in a second, in memory and as a folder on disk."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny matrices lose more to threads than they gain
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.inference.engine import Engine
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.quantizers import QuantizerConfig
+from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+from unimm.models.vision import VisionConfig
+
+SENTENCES = (
+    "A small red circle and a large blue square.",
+    "There are three green triangles; one is left of the cross.",
+    "What colour is the square? How many circles are there?",
+    "一个小的红色圆形，两个大的蓝色正方形。",
+)
+
+
+def tiny_text_tokenizer() -> TextTokenizer:
+    """A byte-level BPE of at most 400 tokens."""
+    return train_byte_bpe(SENTENCES, 400)
+
+
+def tiny_model(vocabulary_size: int, max_positions: int = 256) -> UnifiedModel:
+    """Trunk of 2 layers of 64; looks at 16 px in 4 patches; draws 4 codes of 32. Weights are large, so that choices differ."""
+    torch.manual_seed(0)
+    config = UnifiedConfig(
+        trunk={
+            "model_type": "llama",
+            "vocab_size": vocabulary_size,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": max_positions,
+            "initializer_range": 0.2,
+        },
+        vision=VisionConfig(image_size=16, patch_size=8, width=32, num_layers=1, num_heads=2),
+        codes=CodesConfig(num_codes=4, codebook_size=32),
+    )
+    return UnifiedModel(config).eval()
+
+
+def tiny_image_tokenizer() -> ImageTokenizer:
+    """16 px as 2x2 codes of 32."""
+    torch.manual_seed(0)
+    quantizer = QuantizerConfig(codebook_size=32, code_dim=8)
+    config = ImageTokenizerConfig(
+        image_size=16, base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, quantizer=quantizer
+    )
+    return ImageTokenizer(config).freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_engine() -> Engine:
+    """An engine with random weights. Do not change it."""
+    tokenizer = tiny_text_tokenizer()
+    return Engine(tiny_model(len(tokenizer)), tiny_image_tokenizer(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a folder. Do not change it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_engine.save(folder)
+    return folder
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """An image of 24x16 px that is not one colour."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
