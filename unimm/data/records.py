@@ -39,7 +39,6 @@ class Record:
 
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
-    prompts: text-to-image prompts beside the captions, such as looser ones.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
     text: a piece of plain text, for the language task.
@@ -52,7 +51,6 @@ class Record:
     prompts: tuple[Text, ...] = ()
     codes: np.ndarray | None = None
     questions: tuple[Question, ...] = ()
-    prompts: tuple[Text, ...] = ()
     text: Text | None = None
     facts: Any = None
 

@@ -145,8 +145,11 @@ class StreamDecoder:
         return self._tokenizer.decode(self._context + self._pending)[len(known) :]
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, max_token_bytes: int = 9) -> TextTokenizer:
     """Learn a byte-level BPE of at most vocab_size ids: Janus' special tokens first, then the 256 bytes, then merges.
+
+    Chinese has no spaces, so on a small corpus whole sentences would become single tokens that teach nothing about their
+    words; max_token_bytes (9 bytes: three characters, or a word like " triangle") keeps tokens to words.
 
     The same texts give the same tokenizer. ValueError if vocab_size cannot hold the special tokens and the bytes.
     """
@@ -162,6 +165,7 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         initial_alphabet=alphabet,
         special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL_NAMES.values()],
         show_progress=False,
+        max_token_length=max_token_bytes,
     )
     backend.train_from_iterator(texts, trainer)
     return TextTokenizer(

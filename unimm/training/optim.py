@@ -46,7 +46,9 @@ class Optimizers:
                 groups[group.pop("optimizer")].append(group)
         self.all: dict[str, torch.optim.Optimizer] = {}
         if groups["adamw"]:
-            self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps)
+            self.all["adamw"] = torch.optim.AdamW(
+                groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+            )
         if groups["muon"]:
             assert config.muon_lr is not None
             self.all["muon"] = torch.optim.Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum)
