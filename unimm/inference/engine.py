@@ -240,11 +240,20 @@ class Engine:
         return images
 
     @torch.inference_mode()
-    def encode_image(self, image: ImageLike) -> torch.Tensor:
-        """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop."""
-        pixels = torch.from_numpy(np.ascontiguousarray(crop(image, self.image_tokenizer.image_size)))
-        dtype = next(self.image_tokenizer.parameters()).dtype
-        return self.image_tokenizer.encode(pixels[None].to(self.device, dtype))[0].cpu()
+    def encode_image(self, image: ImageLike | list[ImageLike]) -> torch.Tensor:
+        """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop.
+
+        A list of n images gives (n, num_codes).
+        """
+        images = image if isinstance(image, list) else [image]
+        size, dtype = self.image_tokenizer.image_size, next(self.image_tokenizer.parameters()).dtype
+        codes = [torch.empty(0, self.image_tokenizer.num_codes, dtype=torch.long)]
+        step = self.max_rows // 2 or 1
+        for start in range(0, len(images), step):
+            pixels = torch.from_numpy(np.stack([crop(one, size) for one in images[start : start + step]]))
+            codes.append(self.image_tokenizer.encode(pixels.to(self.device, dtype)).cpu())
+        together = torch.cat(codes)
+        return together if isinstance(image, list) else together[0]
 
     # -- the general call ---------------------------------------------------------------------------------------------
 
