@@ -1,0 +1,11 @@
+"""The command line: `unimm VERB ...`. Nothing heavy is imported before a verb runs, so that `unimm --help` is quick."""
+
+from unimm.cli.errors import plain_errors
+
+
+def main() -> None:
+    """The console script `unimm`."""
+    with plain_errors():
+        from unimm.cli.app import app
+
+        app(prog_name="unimm")

@@ -1,0 +1,224 @@
+"""The shell: what newcomers read, what verbs print, and how mistakes end: one sentence, exit code 2, no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from unimm.cli.app import app, picture_paths
+
+VERBS = ("quickstart", "train", "train-tokenizer", "encode", "caption", "answer", "generate", "eval")
+WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval")
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder of its own and no settings of the person who runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("UNIMM_MODEL", "UNIMM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def photo(picture: Image.Image, tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    picture.save(path)
+    return path
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refuse(*words: object) -> str:
+    """Call it, expect a refusal in one sentence, and give the sentence."""
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("unimm: ")
+    assert len(lines[0]) < 1_200
+    return lines[0]
+
+
+# -- help ----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_and_nothing_that_does_not_work() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    for verb in VERBS:
+        assert f"  {verb} " in result.output
+    for later in ("serve", "bench", "convert"):
+        assert f"  {later} " not in result.output
+
+
+@pytest.mark.parametrize("verb", WITH_OWN_HELP)
+def test_help_of_a_verb_shows_an_example(verb: str) -> None:
+    result = call(verb, "--help")
+    assert result.exit_code == 0
+    assert f"  unimm {verb} " in result.output
+    assert "Options:" in result.output
+
+
+def test_no_words_at_all_show_the_help() -> None:
+    assert "quickstart" in call().output
+
+
+def test_help_is_quick() -> None:
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "from unimm.cli import main; main()", "--help"], check=True, capture_output=True)
+    # About 0.15 s; torch alone would take several seconds.
+    assert time.monotonic() - started < 1.5
+
+
+def test_version() -> None:
+    assert call("--version").output.strip()[0].isdigit()
+
+
+# -- verbs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_caption_of_one_image_is_the_text_alone(tiny_folder: Path, photo: Path) -> None:
+    result = call("caption", photo, "--model", tiny_folder, "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.output
+    assert str(photo) not in result.stdout
+
+
+def test_captions_of_several_images_name_their_files(tiny_folder: Path, photo: Path) -> None:
+    result = call("caption", photo, photo, "--model", tiny_folder, "--max-new-tokens", 5, "--language", "zh")
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [str(photo)] * 2
+
+
+def test_answer_says_what_the_engine_says(tiny_engine, tiny_folder: Path, photo: Path) -> None:
+    result = call("answer", photo, "How many?", "--model", tiny_folder, "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == tiny_engine.answer(photo, "How many?", max_new_tokens=5) + "\n"
+
+
+def test_generate_writes_what_it_prints(tiny_engine, tiny_folder: Path) -> None:
+    words = ("generate", "a red circle", "--model", tiny_folder, "-n", 2, "--seed", 3)
+    first, second = call(*words), call(*words)
+    assert first.stdout.split() == ["drawings/drawing-0000.png", "drawings/drawing-0001.png"]
+    assert second.stdout.split() == ["drawings/drawing-0002.png", "drawings/drawing-0003.png"]
+    expected = tiny_engine.generate_images("a red circle", num_images=2, seed=3)
+    for path, image in zip(first.stdout.split() + second.stdout.split(), expected * 2, strict=True):
+        assert Image.open(path).tobytes() == image.tobytes()
+
+
+def test_file_names_come_from_the_user_never_from_the_prompt(tiny_folder: Path, tmp_path: Path) -> None:
+    result = call("generate", "../../evil/name", "--model", tiny_folder, "--out", "deep/cat.jpg", "-n", 2)
+    assert result.stdout.split() == ["deep/cat-0.jpg", "deep/cat-1.jpg"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["cat-0.jpg", "cat-1.jpg"]
+
+
+def test_one_picture_takes_the_name_it_is_given(tmp_path: Path) -> None:
+    assert picture_paths(tmp_path / "a" / "cat.PNG", 1) == [tmp_path / "a" / "cat.PNG"]
+
+
+def test_special_tokens_that_are_typed_are_text(tiny_folder: Path, photo: Path) -> None:
+    typed = "<begin_of_image> <|User|> <image_placeholder>"
+    assert call("generate", typed, "--model", tiny_folder).exit_code == 0
+    assert call("answer", photo, typed, "--model", tiny_folder, "--max-new-tokens", 3).exit_code == 0
+
+
+def test_the_model_may_come_from_the_environment_or_the_quickstart(
+    tiny_folder: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("caption", photo, "--max-new-tokens", 3)
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/model").symlink_to(tiny_folder)
+    assert call(*words).exit_code == 0
+    monkeypatch.setenv("UNIMM_MODEL", str(tmp_path / "nowhere"))
+    assert "nowhere" in refuse(*words)
+    monkeypatch.setenv("UNIMM_MODEL", str(tiny_folder))
+    assert call(*words).exit_code == 0
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_model_names_the_quickstart(photo: Path) -> None:
+    assert "unimm quickstart" in refuse("caption", photo)
+
+
+def test_a_missing_image_and_a_file_that_is_none(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    assert "there is no such file" in refuse("caption", "missing.png", "--model", tiny_folder)
+    assert "notes.txt" in refuse("caption", "notes.txt", "--model", tiny_folder)
+    assert "cut.png" in refuse("answer", "cut.png", "What?", "--model", tiny_folder)
+    assert "folder" in refuse("caption", tmp_path, "--model", tiny_folder)
+
+
+@pytest.mark.parametrize("prompt", ["", "   \n"])
+def test_an_empty_prompt(prompt: str, tiny_folder: Path, photo: Path) -> None:
+    assert "empty" in refuse("generate", prompt, "--model", tiny_folder)
+    assert "empty" in refuse("answer", photo, prompt, "--model", tiny_folder)
+
+
+def test_a_prompt_that_is_too_long(tiny_folder: Path) -> None:
+    assert "100,000 characters" in refuse("generate", "a" * 100_000, "--model", tiny_folder)
+    assert "positions" in refuse("generate", "a red circle " * 300, "--model", tiny_folder)
+
+
+def test_folders_that_hold_no_model(tiny_folder: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{")
+    for name in ("empty", "broken", "./not-there", "photo.png"):
+        assert name.strip("./") in refuse("caption", photo, "--model", name)
+    assert "unimm quickstart" in refuse("caption", photo, "--model", "demo")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--top-k", "-1"), ("--guidance-scale", "-2")]
+    + [("--device", "abacus"), ("--dtype", "int3")],
+)
+def test_settings_that_mean_nothing(words: tuple[str, str], tiny_folder: Path) -> None:
+    refuse("generate", "a cat", "--model", tiny_folder, *words)
+
+
+def test_a_language_and_a_suite_that_are_unknown(tiny_folder: Path, photo: Path) -> None:
+    assert "xx" in refuse("caption", photo, "--model", tiny_folder, "--language", "xx")
+    assert "huge" in refuse("eval", "--model", tiny_folder, "--suite", "huge")
+
+
+def test_a_folder_that_cannot_be_written(tiny_folder: Path, photo: Path) -> None:
+    assert "photo.png" in refuse("generate", "a cat", "--model", tiny_folder, "--out", photo / "inside")
+
+
+@pytest.mark.parametrize(
+    "words", [("draw",), ("generate",), ("generate", "x", "-n", "0"), ("generate", "x", "-n", "two"), ("caption", "--no-such")]
+)
+def test_words_that_the_shell_does_not_know(words: tuple[str, ...]) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIMM_DEBUG", "1")
+    assert isinstance(call("caption", photo).exception, ValueError)
+
+
+def test_interrupt_ends_in_one_line_and_130(tiny_folder: Path) -> None:
+    code = "import time, unimm.inference.load as load; load.load = lambda *words: (print('in', flush=True), time.sleep(60))"
+    command = [sys.executable, "-c", f"{code}\nfrom unimm.cli import main; main()", "generate", "x", "--model", tiny_folder]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().split("\n") == ["", "unimm: interrupted.", ""]
+    assert process.returncode == 130

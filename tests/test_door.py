@@ -1,0 +1,48 @@
+"""The public door: every name of the contract is there, and importing the package costs nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+import unimm
+
+
+def modules_after(statement: str) -> set[str]:
+    """The modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import unimm", "import unimm.sequence", "from unimm import Sequence, Kind, Segment"])
+def test_the_door_and_the_sequence_pull_in_neither_torch_nor_the_engine(statement: str) -> None:
+    loaded = modules_after(statement)
+    assert "unimm" in loaded
+    assert not loaded & {"torch", "transformers", "unimm.inference", "unimm.models", "hydra", "typer"}
+
+
+def test_the_shell_asks_for_torch_only_when_a_verb_runs() -> None:
+    loaded = modules_after("import unimm.cli.app")
+    assert not loaded & {"torch", "transformers", "hydra", "PIL"}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in unimm.__all__:
+        assert getattr(unimm, name) is not None
+        assert name in dir(unimm)
+    assert unimm.__version__[0].isdigit()
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = unimm.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "name",
+    "caption answer chat generate_images generate_codes decode_codes encode_image fill save".split(),
+)
+def test_the_engine_keeps_its_contract(name: str) -> None:
+    assert callable(getattr(unimm.Engine, name))
+    assert getattr(unimm.Engine, name).__doc__

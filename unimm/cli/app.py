@@ -1,0 +1,240 @@
+"""The verbs. Each reads its words, asks the engine or a composition root, and prints; what it does is done elsewhere.
+
+Heavy imports stay inside the verbs: `unimm --help` must not wait for torch.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from unimm.cli.errors import plain_errors
+
+if TYPE_CHECKING:
+    from unimm.inference.engine import Engine
+
+QUICKSTART_MODEL = Path("runs/quickstart/model")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Verbs(TyperGroup):
+    """A group whose verbs end in one sentence when something goes wrong."""
+
+    def invoke(self, ctx):
+        with plain_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""For verbs whose words, `--help` among them, are Hydra's."""
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder or hub id [default: $UNIMM_MODEL, or the quickstart's model]."),
+]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Train, run and measure models that understand and generate images.
+
+    Begin with `unimm quickstart`: it makes a small model on any computer, which all other verbs then use.
+    """
+    if version:
+        import unimm
+
+        typer.echo(unimm.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all of it on a computer with 2 cores.")] = 15.0,
+) -> None:
+    """From nothing to a model: train, evaluate and draw, without a GPU or a download.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+
+    \b
+    Example:
+      unimm quickstart --out runs/quickstart --minutes 15
+    """
+    from unimm.cli.quickstart import quickstart as run
+
+    run(out, seed, minutes)
+
+
+@app.command(context_settings=HYDRA, add_help_option=False)
+def train(ctx: typer.Context) -> None:
+    """Train a unified model. All words go to Hydra; `unimm train --help` lists them.
+
+    \b
+    Examples:
+      unimm train +experiment=NAME
+      unimm train +experiment=NAME key=value other.key=value
+    """
+    from unimm.train import main
+
+    main(ctx.args)
+
+
+@app.command("train-tokenizer", context_settings=HYDRA, add_help_option=False)
+def train_tokenizer(ctx: typer.Context) -> None:
+    """Train an image tokenizer. All words go to Hydra; `unimm train-tokenizer --help` lists them.
+
+    \b
+    Example:
+      unimm train-tokenizer key=value
+    """
+    from unimm.cli.train_tokenizer import main
+
+    main(ctx.args)
+
+
+@app.command(context_settings=HYDRA, add_help_option=False)
+def encode(ctx: typer.Context) -> None:
+    """Store the codes of a data set's images. All words go to Hydra; `unimm encode --help` lists them.
+
+    \b
+    Example:
+      unimm encode key=value
+    """
+    from unimm.cli.encode import main
+
+    main(ctx.args)
+
+
+@app.command()
+def caption(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: Model = None,
+    language: Annotated[str, typer.Option(help="Language to ask in: en or zh.")] = "en",
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Describe images. Several images give one line each: file, tab, caption.
+
+    \b
+    Example:
+      unimm caption photo.jpg --language zh
+    """
+    engine = open_model(model, device, dtype)
+    captions = engine.caption(list(images), max_new_tokens, temperature, language)
+    for image, text in zip(images, captions, strict=True):
+        typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
+
+
+@app.command()
+def answer(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it, in quotes.")],
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer a question about an image.
+
+    \b
+    Example:
+      unimm answer photo.jpg "How many circles are there?"
+    """
+    typer.echo(open_model(model, device, dtype).answer(image, question, max_new_tokens, temperature))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw, in quotes.")],
+    model: Model = None,
+    num_images: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 1,
+    out: Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")] = Path("drawings"),
+    seed: Seed = 0,
+    guidance_scale: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 5.0,
+    temperature: Annotated[float, typer.Option(help="Lower is safer, higher is wilder; 0 takes the likeliest.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest codes; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest codes that together reach p.")] = 1.0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Draw images from a prompt, and print the files written.
+
+    \b
+    Example:
+      unimm generate "a large red circle left of a small blue square" -n 4 --out drawings
+    """
+    from unimm.cli.progress import drawing_bar
+
+    engine = open_model(model, device, dtype)
+    paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
+    with drawing_bar() as told:
+        images = engine.generate_images(prompt, num_images, seed, guidance_scale, temperature, top_k, top_p, told)
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+        typer.echo(path)
+
+
+@app.command("eval")
+def evaluate_model(
+    model: Model = None,
+    suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
+    seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Score a model on the built-in benchmarks.
+
+    \b
+    Example:
+      unimm eval --suite full --out runs/eval
+    """
+    from unimm.eval import build_suite, evaluate
+
+    tasks = build_suite(suite, seed)
+    evaluate(open_model(model, device, dtype), tasks, out)
+
+
+def open_model(model: str | None, device: str | None, dtype: str | None) -> "Engine":
+    """The engine of the model that the words name, or of the default one.
+
+    Raises:
+        ValueError: nothing is named and there is no default.
+    """
+    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else None)
+    if named is None:
+        raise ValueError("No model is named, and no quickstart's is here: run `unimm quickstart`, or give --model.")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are for developers
+    from unimm.inference.load import load
+
+    return load(named, device, dtype)
+
+
+def picture_paths(out: Path, count: int) -> list[Path]:
+    """Where to write `count` pictures: the file, numbered if there are several; or new files in the folder, none replaced."""
+    if out.suffix.lower() in PICTURE_SUFFIXES:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.stem[8:]) for path in out.glob("drawing-*.png") if path.stem[8:].isdecimal()]
+    first = max(taken, default=-1) + 1
+    return [out / f"drawing-{number:04d}.png" for number in range(first, first + count)]
