@@ -240,7 +240,7 @@ class Engine:
         return images
 
     @torch.inference_mode()
-    def encode_image(self, image: ImageLike | list[ImageLike]) -> torch.Tensor:
+    def encode_image(self, image: ImageLike | list) -> torch.Tensor:
         """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop.
 
         A list of n images gives (n, num_codes).

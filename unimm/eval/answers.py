@@ -1,0 +1,116 @@
+"""Questions and captions: what a model says about an image, for any data set whose records have questions.
+
+An answer is right when it is the expected one, apart from case, width and the punctuation around it.
+"""
+
+import string
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimm.data.records import Dataset, Question, Record
+from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
+from unimm.inference.engine import Engine
+
+AROUND = string.punctuation + string.whitespace + "。、·"
+"""What may stand around an answer; full-width marks are first made half-width."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Questions of a data set, one of every record in turn, then a second of every record, and so on.
+
+    dataset: records with an image and questions. batch_size: questions the engine is asked at once.
+    max_new_tokens: longer answers are cut.
+    """
+
+    name: str
+    dataset: Dataset
+    num_items: int
+    batch_size: int = 128
+    max_new_tokens: int = 16
+
+    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
+        """Ask all questions."""
+        return summarize(self.name, tell(self._examples(engine), progress))
+
+    def _examples(self, engine: Engine) -> Iterator[Example]:
+        for numbers in split_batches(list(range(self.num_items)), self.batch_size):
+            asked = [self._item(number) for number in numbers]
+            images, questions = [record.image for record, _ in asked], [question.text for _, question in asked]
+            answers = engine.answer(images, questions, max_new_tokens=self.max_new_tokens)
+            for (record, question), answer in zip(asked, answers, strict=True):
+                correct = is_same_answer(answer, question.answer)
+                yield Example(
+                    key=record.key,
+                    prompt=question.text,
+                    expected=question.answer,
+                    answer=answer,
+                    correct=correct,
+                    reason="" if correct else "another answer",
+                    category=question.category,
+                    language=question.language,
+                    image=as_array(record),
+                )
+
+    def _item(self, number: int) -> tuple[Record, Question]:
+        """Neighbours are asked different questions, and no record the same one twice while it has others."""
+        turn, index = divmod(number, len(self.dataset))
+        record = self.dataset[index]
+        if not record.questions:
+            raise ValueError(f"Record {record.key} has no questions: it cannot be asked about.")
+        return record, record.questions[(index + turn) % len(record.questions)]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of a data set's images, each language in turn, compared with the facts by `judge(caption, record)`."""
+
+    name: str
+    dataset: Dataset
+    judge: Callable[[str, Record], Judgement]
+    describe: Callable[[Record], tuple[str, str]]
+    """What is in the image: its category, and all that a caption is to name."""
+    num_items: int
+    languages: tuple[str, ...] = ("en", "zh")
+    batch_size: int = 128
+
+    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
+        """Ask for all captions."""
+        return summarize(self.name, tell(self._examples(engine), progress))
+
+    def _examples(self, engine: Engine) -> Iterator[Example]:
+        for numbers in split_batches(list(range(self.num_items)), self.batch_size):
+            captions: dict[int, str] = {}
+            records = {number: self.dataset[number % len(self.dataset)] for number in numbers}
+            for turn, language in enumerate(self.languages):
+                own = [number for number in numbers if number % len(self.languages) == turn]
+                images = [records[number].image for number in own]
+                captions |= dict(zip(own, engine.caption(images, language=language), strict=True))
+            for number, record in records.items():
+                verdict = self.judge(captions[number], record)
+                category, expected = self.describe(record)
+                yield Example(
+                    key=record.key,
+                    prompt="",
+                    expected=expected,
+                    answer=verdict.answer,
+                    correct=verdict.correct,
+                    reason=verdict.reason,
+                    category=category,
+                    language=self.languages[number % len(self.languages)],
+                    image=as_array(record),
+                )
+
+
+def is_same_answer(answer: str, expected: str) -> bool:
+    """Whether two answers are one, apart from case, width and the punctuation and space around them."""
+    plain = [unicodedata.normalize("NFKC", text).casefold().strip(AROUND) for text in (answer, expected)]
+    return plain[0] == plain[1]
+
+
+def as_array(record: Record) -> np.ndarray | None:
+    """The record's image where it is an array already: what pictures of examples are made from."""
+    return record.image if isinstance(record.image, np.ndarray) else None

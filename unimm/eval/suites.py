@@ -1,0 +1,45 @@
+"""Named suites: which tasks an evaluation runs, and how many items each."""
+
+from dataclasses import dataclass
+
+from unimm.eval.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.reconstruction import DigitsReconstruction, ShapesReconstruction
+from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
+from unimm.eval.task import Task
+
+
+@dataclass(frozen=True)
+class SuiteSize:
+    """Items of every score. drawings_each: of each of the six categories."""
+
+    answers: int
+    captions: int
+    drawings_each: int
+    held_out: int
+    digit_answers: int
+    digit_drawings: int
+    reconstructions: int
+
+
+SUITES = {
+    "quick": SuiteSize(1000, 300, 40, 120, 300, 100, 500),
+    "full": SuiteSize(2000, 2000, 334, 2000, 2000, 2000, 2000),  # 6 x 334 = 2,004; the digits have 901 test scans
+}
+
+
+def build_suite(name: str = "quick", seed: int = 0, guidance_scale: float = 5.0, temperature: float = 1.0) -> list[Task]:
+    """The tasks of a suite; guidance_scale and temperature are those of drawings. ValueError: there is no such suite."""
+    if name not in SUITES:
+        raise ValueError(f"There is no suite '{name}': choose one of {', '.join(SUITES)}.")
+    size = SUITES[name]
+    drawing = {"seed": seed, "guidance_scale": guidance_scale, "temperature": temperature}
+    return [
+        ShapesAnswers(size.answers, seed),
+        ShapesCaptions(size.captions, seed),
+        ShapesDrawings(size.drawings_each, **drawing),
+        ShapesHeldOut(size.held_out, **drawing),
+        DigitsAnswers(size.digit_answers, seed),
+        DigitsDrawings(size.digit_drawings, **drawing),
+        ShapesReconstruction(size.reconstructions, seed),
+        DigitsReconstruction(size.reconstructions),
+    ]
