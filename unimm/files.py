@@ -7,8 +7,22 @@ leaves half a folder under a good name.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of `final` when the block ends, and vanishes when the block raises."""
+    temporary = temporary_folder(final)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace_folder(temporary, final)
 
 
 def temporary_folder(final: Path) -> Path:

@@ -1,0 +1,126 @@
+"""Tiny Janus models made by `transformers` itself, with sizes drawn from a seed, and our models' answers to compare with."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import JanusConfig, JanusForConditionalGeneration
+
+from unimm.models.unified import UnifiedModel
+
+IMAGE_ID = 7
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Special ids as `save_model` wants them."""
+
+    bos: int = 1
+    eos: int = 2
+    pad: int = 3
+    image_placeholder: int = IMAGE_ID
+    begin_of_image: int = 8
+    end_of_image: int = 9
+
+
+def draw_config(seed: int) -> JanusConfig:
+    """Odd sizes; llama and qwen3 trunks, grouped heads and tied embeddings come in turn."""
+    draw = random.Random(seed)
+    heads, head_dim, grid = draw.choice([2, 4, 6]), draw.choice([8, 12]), draw.choice([2, 3, 4])
+    patch, vision_heads = draw.choice([4, 6, 8]), draw.choice([1, 2, 3])
+    width, tied = heads * head_dim, seed % 2 == 0
+    text = {
+        "model_type": ["llama", "qwen3"][seed % 4 == 3],
+        "vocab_size": draw.randint(50, 90),
+        "hidden_size": width,
+        "intermediate_size": draw.randint(20, 50),
+        "num_hidden_layers": draw.choice([1, 2]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw.choice([1, 2, heads]),
+        "head_dim": head_dim,
+        "max_position_embeddings": draw.choice([128, 300]),
+        "pad_token_id": 3,
+        "tie_word_embeddings": tied,
+    }
+    vision = {
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "hidden_size": vision_heads * 10,
+        "num_attention_heads": vision_heads,
+        "num_hidden_layers": draw.choice([1, 2]),
+        "mlp_ratio": draw.choice([2.0, 3.7, 4]),
+        "projection_dim": width,
+        "depth": draw.choice([1, 2, 3]),
+        "num_image_tokens": grid**2,
+    }
+    vq = {
+        "embed_dim": draw.choice([4, 8]),
+        "num_embeddings": draw.randint(20, 60),
+        "latent_channels": draw.choice([16, 24]),
+        "base_channels": 32,
+        "channel_multiplier": draw.choice([[1, 2], [1, 1], [1, 2, 1]]),
+        "num_res_blocks": draw.choice([1, 2]),
+        "num_hidden_layers": draw.choice([1, 2, 3]),
+        "projection_dim": width,
+        "image_token_embed_dim": width,
+    }
+    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=IMAGE_ID, tie_word_embeddings=tied)
+
+
+def make_janus(seed: int) -> JanusForConditionalGeneration:
+    """A Janus of random weights large enough that a wrong one shows."""
+    torch.manual_seed(seed)
+    janus = JanusForConditionalGeneration(draw_config(seed)).eval()
+    with torch.no_grad():
+        for parameter in janus.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return janus
+
+
+@torch.no_grad()
+def their_answers(janus: Any, seed: int = 0) -> dict[str, Tensor]:
+    """Text logits behind an image, image logits, features and decoded pixels of fixed random input."""
+    ids, pixels, codes = _inputs(janus.config, seed)
+    out = janus.model(input_ids=ids, pixel_values=pixels)
+    return {
+        "text": janus.lm_head(out.last_hidden_state),
+        "image": janus.model.generation_head(out.last_hidden_state),
+        "features": janus.model.vision_model(pixels).last_hidden_state,
+        "codes": janus.prepare_embeddings_for_image_generation(codes),
+        "pixels": janus.model.vqmodel.decode(codes),
+    }
+
+
+@torch.no_grad()
+def our_answers(model: UnifiedModel, image_tokenizer: Any, config: JanusConfig, seed: int = 0) -> dict[str, Tensor]:
+    """The same of our models. config: the Janus' own, for drawing the same input."""
+    ids, pixels, codes = _inputs(config, seed)
+    embeddings = model.text.embed(ids)
+    embeddings[ids == IMAGE_ID] = model.pixels.embed(pixels)
+    length = ids.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    hidden = model.hidden(embeddings, mask, torch.arange(length)[None])
+    return {
+        "text": model.text.logits(hidden),
+        "image": model.codes.logits(hidden),
+        "features": model.pixels.tower(pixels),
+        "codes": model.codes.embed(codes),
+        "pixels": image_tokenizer.decode(codes),
+    }
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def _inputs(config: JanusConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    size, count = config.vision_config.image_size, config.vision_config.num_image_tokens
+    words = torch.randint(10, config.text_config.vocab_size, (1, 9), generator=generator)
+    ids = torch.cat([words[:, :3], torch.full((1, count), IMAGE_ID), words[:, 3:]], dim=1)
+    pixels = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
+    codes = torch.randint(config.vq_config.num_embeddings, (1, count), generator=generator)
+    return ids, pixels, codes

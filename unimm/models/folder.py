@@ -1,0 +1,236 @@
+"""A model as a folder: config.json, safetensors and the small files around them. Whole or not there; nothing is pickled.
+
+Two layouts, told apart by `model_type` in config.json:
+
+- `janus`: what `transformers` reads as JanusForConditionalGeneration. Written whenever the model is expressible so.
+- `unimm`: our own, for the rest. Sizes: `model` (UnifiedConfig) and `image_tokenizer` (ImageTokenizerConfig), field by field;
+  weights: our state dicts, names unchanged, the image tokenizer's under `image_tokenizer.`.
+
+In both, the key `unimm` holds the version of this format and what the caller wants kept (`extra`), such as the prompt format.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+
+from unimm.files import whole_folder, write_json
+from unimm.models import janus, janus_files
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.quantizers import CosineQuantizer, QuantizerConfig
+from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+from unimm.models.vision import ProjectorConfig, VisionConfig
+from unimm.models.weights import CONFIG, WeightFiles, find_folder, read_config
+
+VERSION = 1
+MODEL_TYPE = "unimm"
+PREFIX = "image_tokenizer."
+QUANTIZER = f"{PREFIX}quantize."
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a folder held: both models in evaluation mode (the image tokenizer frozen), config.json, what else was kept.
+
+    folder: where the files lie (a hub id's are in the cache); the text tokenizer's are among them.
+    """
+
+    model: UnifiedModel
+    image_tokenizer: ImageTokenizer
+    config: dict[str, Any]
+    extra: dict[str, Any]
+    folder: Path
+
+
+def save_model(
+    path: str | Path,
+    model: UnifiedModel,
+    image_tokenizer: ImageTokenizer,
+    special: janus.SpecialIds,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    save_tokenizer: Callable[[Path], None] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> list[str]:
+    """Write a model folder, replacing a model folder that was there.
+
+    special: ids of the special tokens (bos, eos, pad, image_placeholder, begin_of_image).
+    extra: JSON-able, given back by `load_model`; `version` and `quantizer` are names taken. Its `prompt_format` (user,
+        assistant, system_prompt) also shapes the chat template.
+    save_tokenizer: called with the folder that is being written, for the text tokenizer's files.
+
+    Returns:
+        Why the model is no Janus for `transformers` and lies in our own layout; empty when it is one.
+
+    Raises:
+        ValueError: the path holds something else than a model, or the image tokenizer does not fit the model.
+    """
+    final = Path(path).resolve()
+    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / CONFIG).is_file()):
+        raise ValueError(f"{final} is there and is not a model folder: choose another path.")
+    _check_codes(model.config.codes, image_tokenizer)
+    reasons = janus.why_not_janus(model.config, image_tokenizer.config)
+    with whole_folder(final) as folder:
+        _write_weights(folder, model, image_tokenizer, not reasons, max_shard_size)
+        _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
+        if save_tokenizer is not None:
+            save_tokenizer(folder)
+    return reasons
+
+
+def load_model(path_or_hub_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    """Read a model folder, or a hub id through `huggingface_hub` and its cache.
+
+    Weights are mapped from disk straight to the device and dtype (None: as stored); on a CPU in the stored dtype they are not
+    even copied. Buffers, and all of the image tokenizer's quantizer, stay fp32.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be read: one sentence says why and what to do.
+    """
+    folder = find_folder(path_or_hub_id)
+    files = WeightFiles(folder, torch.device(device))
+    raw = read_config(folder)
+    own = dict(raw.get("unimm") or {})
+    if own.pop("version", VERSION) > VERSION:
+        raise ValueError(f"{folder} was written by a newer unimm: update it with `pip install -U unimm`.")
+    config, tokenizer_config = _read_sizes(raw, folder)
+    as_janus = raw["model_type"] == janus.MODEL_TYPE
+    config = _settle_tie(config, files, "lm_head.weight" if as_janus else "text.head.weight", as_janus)
+    # Parameters without memory, buffers for real: what no file holds (rotary frequencies, masks) is then right by itself.
+    with init_empty_weights(include_buffers=False):
+        model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config)
+    if config.trunk_config().tie_word_embeddings:
+        model.text.head.weight = model.text.embedding.weight  # taken apart by the way to parameters without memory
+    _assign(model, image_tokenizer, files, dtype, as_janus)
+    model.to(device).eval()
+    image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    own.pop("quantizer", None)
+    return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder)
+
+
+def _check_codes(codes: CodesConfig, image_tokenizer: ImageTokenizer) -> None:
+    ours, theirs = (codes.num_codes, codes.codebook_size), (image_tokenizer.num_codes, image_tokenizer.codebook_size)
+    if ours != theirs:
+        raise ValueError(
+            f"The model draws {ours[0]} codes of {ours[1]}, the image tokenizer has {theirs[0]} of {theirs[1]}: "
+            f"give the tokenizer that the model was trained with."
+        )
+
+
+def _write_weights(
+    folder: Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, as_janus: bool, max_shard_size: int | str
+) -> None:
+    entries = janus.janus_entries if as_janus else _own_entries
+    files: dict[str, Tensor] = {}
+    for name, tensor in _tensors(model, image_tokenizer, as_janus).items():
+        files |= _split(tensor, entries(name, tuple(tensor.shape)))
+    # Makes them contiguous (convolutions lie channels-last in memory); shards and an index above the limit.
+    save_torch_state_dict(files, folder, max_shard_size=max_shard_size)
+
+
+def _write_configs(
+    folder: Path,
+    model: UnifiedModel,
+    image_tokenizer: ImageTokenizer,
+    special: janus.SpecialIds,
+    extra: dict[str, Any],
+    reasons: list[str],
+) -> None:
+    if reasons:
+        sizes = {**asdict(model.config), "trunk": janus.trunk_dict(model.config)}
+        config = {"model_type": MODEL_TYPE, "model": sizes, "image_tokenizer": asdict(image_tokenizer.config)}
+    else:
+        dtype = next(model.parameters()).dtype
+        config = janus.to_janus_config(model.config, image_tokenizer.config, special, dtype)
+    config["unimm"] = {**extra, **config.get("unimm", {}), "version": VERSION}
+    write_json(folder / CONFIG, config)
+    write_json(folder / "generation_config.json", janus_files.generation_config(special))
+    vision = model.config.vision
+    janus_files.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
+    num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
+    (folder / "README.md").write_text(janus_files.model_card(num_parameters, reasons), encoding="utf-8")
+
+
+def _read_sizes(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
+    if raw.get("model_type") == janus.MODEL_TYPE:
+        return janus.from_janus_config(raw)
+    if raw.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{folder} holds a model of type {raw.get('model_type')!r}: unimm opens 'janus' and 'unimm'.")
+    kinds = {"vision": VisionConfig, "codes": CodesConfig, "projector": ProjectorConfig}
+    sizes, tokenizer = dict(raw.get("model") or {}), dict(raw.get("image_tokenizer") or {})
+    for key, kind in kinds.items():
+        sizes[key] = janus.from_json(kind, sizes.get(key) or {}, f"model.{key}")
+    tokenizer["quantizer"] = janus.from_json(QuantizerConfig, tokenizer.get("quantizer") or {}, "image_tokenizer.quantizer")
+    image_tokenizer = janus.from_json(ImageTokenizerConfig, tokenizer, "image_tokenizer")
+    return janus.from_json(UnifiedConfig, sizes, "model"), image_tokenizer
+
+
+def _settle_tie(config: UnifiedConfig, files: WeightFiles, head: str, as_janus: bool) -> UnifiedConfig:
+    """A config that says "tied" beside a file that holds another head is wrong (the default changed): the file decides."""
+    if not config.trunk_config().tie_word_embeddings or head not in files.shapes:
+        return config
+    embedding = next(iter(janus.janus_entries("text.embedding.weight", ()))) if as_janus else "text.embedding.weight"
+    if embedding in files.shapes and torch.equal(files.read(head), files.read(embedding)):
+        files.leave_out(head)
+        return config
+    return replace(config, trunk={**config.trunk, "tie_word_embeddings": False})
+
+
+def _tensors(model: UnifiedModel, image_tokenizer: ImageTokenizer, as_janus: bool) -> dict[str, Tensor]:
+    """Every tensor that a folder holds, by our names. In a Janus the quantizer is its codebook, in ours what it keeps."""
+    tensors = dict(model.state_dict())
+    if model.text.head.weight is model.text.embedding.weight:
+        del tensors["text.head.weight"]
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in image_tokenizer.state_dict().items()}
+    if as_janus:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(QUANTIZER)}
+        tensors[janus.CODEBOOK] = nn.functional.normalize(image_tokenizer.quantize.codebook.detach().float(), dim=-1)
+    return tensors
+
+
+def _own_entries(name: str, shape: tuple[int, ...]) -> Shapes:
+    """Our own layout: a tensor lies under its own name."""
+    return {name: shape}
+
+
+def _split(tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """One of our tensors as a file's tensors: the inverse of laying them end to end."""
+    if len(shapes) == 1:
+        return {name: tensor.reshape(shape) for name, shape in shapes.items()}
+    return {name: part.clone() for name, part in zip(shapes, tensor.chunk(len(shapes)), strict=True)}
+
+
+def _assign(
+    model: UnifiedModel, image_tokenizer: ImageTokenizer, files: WeightFiles, dtype: torch.dtype | None, as_janus: bool
+) -> None:
+    """Put the files' tensors in place of the empty ones. ValueError: the names or shapes of files and model differ."""
+    entries = janus.janus_entries if as_janus else _own_entries
+    wanted = _tensors(model, image_tokenizer, as_janus)
+    files.check({k: v for name, tensor in wanted.items() for k, v in entries(name, tuple(tensor.shape)).items()})
+    parameters = {*dict(model.named_parameters()), *(f"{PREFIX}{name}" for name, _ in image_tokenizer.named_parameters())}
+    model_tensors, tokenizer_tensors, codebook = {}, {}, None
+    for name, meant in wanted.items():
+        parts = [files.read(theirs) for theirs in entries(name, tuple(meant.shape))]
+        tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(meant.shape)
+        if name == janus.CODEBOOK:
+            codebook = tensor
+        elif name.startswith(PREFIX):
+            keep = name.startswith(QUANTIZER) or name not in parameters
+            tokenizer_tensors[name.removeprefix(PREFIX)] = tensor if keep else tensor.to(dtype)
+        else:
+            model_tensors[name] = tensor.to(dtype) if name in parameters else tensor
+    # Not strict: `check` was, and two things are on purpose in no file, a tied head and what a Janus' codebook stands for.
+    model.load_state_dict(model_tensors, strict=False, assign=True)
+    image_tokenizer.load_state_dict(tokenizer_tensors, strict=False, assign=True)
+    if "text.head.weight" not in model_tensors:
+        model.text.head.weight = model.text.embedding.weight
+    if codebook is not None:
+        assert isinstance(image_tokenizer.quantize, CosineQuantizer)
+        image_tokenizer.quantize.load_codebook(codebook)
