@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "caption answer chat generate_images generate_codes decode_codes encode_image fill save".split(),
+    ["caption", "answer", "chat", "generate_images", "generate_codes", "decode_codes", "encode_image", "fill", "save"],
 )
 def test_the_engine_keeps_its_contract(name: str) -> None:
     assert callable(getattr(unimm.Engine, name))

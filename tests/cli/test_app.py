@@ -180,8 +180,15 @@ def test_folders_that_hold_no_model(tiny_folder: Path, photo: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "words",
-    [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--top-k", "-1"), ("--guidance-scale", "-2")]
-    + [("--device", "abacus"), ("--dtype", "int3")],
+    [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "0"),
+        ("--top-k", "-1"),
+        ("--guidance-scale", "-2"),
+        ("--device", "abacus"),
+        ("--dtype", "int3"),
+    ],
 )
 def test_settings_that_mean_nothing(words: tuple[str, str], tiny_folder: Path) -> None:
     refuse("generate", "a cat", "--model", tiny_folder, *words)

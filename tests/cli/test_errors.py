@@ -20,7 +20,7 @@ def conf(tmp_path: Path) -> Path:
 
 def sentence(conf: Path, *words: str) -> str:
     """What a user is told for these words."""
-    with pytest.raises(Exception) as caught, hydra.initialize_config_dir(str(conf), version_base="1.3"):  # noqa: B017, PT011
+    with pytest.raises(Exception) as caught, hydra.initialize_config_dir(str(conf), version_base="1.3"):
         instantiate(hydra.compose("main", list(words)), _convert_="all")
     told = explain(caught.value)
     assert told is not None

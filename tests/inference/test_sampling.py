@@ -77,8 +77,15 @@ def test_guidance_is_linear_in_its_scale() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("top_k", -1)]
-    + [("top_p", 0.0), ("top_p", 1.1), ("top_p", float("nan"))],
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):

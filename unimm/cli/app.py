@@ -208,7 +208,8 @@ def evaluate_model(
     Example:
       unimm eval --suite full --out runs/eval
     """
-    from unimm.eval import build_suite, evaluate
+    from unimm.eval.runner import evaluate
+    from unimm.eval.suites import build_suite
 
     tasks = build_suite(suite, seed)
     evaluate(open_model(model, device, dtype), tasks, out)

@@ -1,8 +1,8 @@
 """What goes wrong, said in one sentence: "unimm: ..." on stderr and exit code 2, never a traceback for a user's mistake.
 
-`ValueError` and `OSError` are how our code and the libraries below it tell users what to do; Hydra's errors are reworded so that
-they name the key and, where there is one, the key that was probably meant. Anything else is a bug, and keeps its traceback.
-`UNIMM_DEBUG=1` shows all tracebacks.
+`ValueError` and `OSError` are how our code and the libraries below it tell users what to do; Hydra's errors are reworded so
+that they name the key and, where there is one, the key that was probably meant. Anything else is a bug, and keeps its
+traceback; `UNIMM_DEBUG=1` shows all tracebacks.
 """
 
 import difflib
