@@ -112,18 +112,6 @@ def from_janus_config(janus: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTok
         raise ValueError(f"config.json is not a usable Janus config: {reason}") from error
     if problems := _foreign_parts(vision, vq, text["hidden_size"]):
         raise ValueError(f"This Janus has parts that unimm lacks: {'; '.join(problems)}.")
-    quantizer = dict((janus.get("unimm") or {}).get("quantizer", {}))
-    quantizer |= {"kind": "cosine", "codebook_size": vq["num_embeddings"], "code_dim": vq["embed_dim"]}
-    levels = tuple(vq["channel_multiplier"])
-    image_tokenizer = ImageTokenizerConfig(
-        image_size=grid_size * 2 ** (len(levels) - 1),
-        base_channels=vq["base_channels"],
-        channel_multipliers=levels,
-        num_res_blocks=vq["num_res_blocks"],
-        latent_channels=vq["latent_channels"],
-        dropout=vq["dropout"],
-        quantizer=from_json(QuantizerConfig, quantizer, "unimm.quantizer"),
-    )
     config = UnifiedConfig(
         # The top level decides whether the head is tied, as in transformers; the text config's own word may differ.
         trunk=clean_trunk(text) | {"tie_word_embeddings": full["tie_word_embeddings"]},
@@ -138,7 +126,22 @@ def from_janus_config(janus: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTok
         codes=CodesConfig(grid_size**2, vq["num_embeddings"], vq["embed_dim"], vq["num_hidden_layers"]),
         projector=ProjectorConfig("mlp", vision["depth"]),
     )
-    return config, image_tokenizer
+    return config, _image_tokenizer_config(vq, grid_size, (janus.get("unimm") or {}).get("quantizer", {}))
+
+
+def _image_tokenizer_config(vq: Mapping[str, Any], grid_size: int, learning: Mapping[str, Any]) -> ImageTokenizerConfig:
+    """`learning`: how the quantizer learned, where we wrote it."""
+    sizes = {"kind": "cosine", "codebook_size": vq["num_embeddings"], "code_dim": vq["embed_dim"]}
+    levels = tuple(vq["channel_multiplier"])
+    return ImageTokenizerConfig(
+        image_size=grid_size * 2 ** (len(levels) - 1),
+        base_channels=vq["base_channels"],
+        channel_multipliers=levels,
+        num_res_blocks=vq["num_res_blocks"],
+        latent_channels=vq["latent_channels"],
+        dropout=vq["dropout"],
+        quantizer=from_json(QuantizerConfig, {**learning, **sizes}, "unimm.quantizer"),
+    )
 
 
 def trunk_dict(config: UnifiedConfig) -> dict[str, Any]:
