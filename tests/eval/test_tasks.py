@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from unimm.data.records import Record
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.digits_language import parse_caption
 from unimm.data.worlds.drawing import CATEGORIES, HELD_OUT, make_drawing_task
@@ -17,7 +18,7 @@ from unimm.eval.answers import is_same_answer
 from unimm.eval.digits import DigitsAnswers, DigitsDrawings
 from unimm.eval.reconstruction import CodebookUsage, DigitsReconstruction, ShapesReconstruction
 from unimm.eval.runner import evaluate
-from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
+from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut, judge_caption
 from unimm.eval.suites import SUITES, build_suite
 from unimm.eval.task import PICTURES_KEPT, Example, summarize, tell, wilson_interval
 
@@ -215,6 +216,20 @@ def test_scores_so_far_survive_an_interrupt(knowing, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert not scores["finished"] and list(scores["tasks"]) == ["shapes_answers"]
     assert len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 10
+
+
+def test_requirements_and_problems_are_told_in_english(knowing):
+    (related,) = (
+        example for example in ShapesDrawings(1).run(knowing, lambda example: None).examples if example.category == "position"
+    )
+    assert " one cyan square" in f" {related.expected}" and "white cross" in related.answer
+    scene = Scene((Shape("small", "red", "circle", 14, 14), Shape("large", "blue", "cross", 40, 40)))
+    judged = [judge_caption(text, Record("key", facts=scene)) for text in ("A small red circle and a cyan square.", "?")]
+    assert judged[0].reason == "missing: large blue cross; invented: cyan square"
+    assert judged[1].reason == "missing: small red circle, large blue cross"
+    nothing = Record("key", facts=Scene(()))
+    assert judge_caption("", nothing).reason == "does not say that nothing is there"
+    assert judge_caption("An empty picture.", nothing) == (True, "An empty picture.", "")
 
 
 def test_tasks_of_one_name_are_refused(knowing):

@@ -23,7 +23,8 @@ from unimm.data.worlds.drawing import (
 )
 from unimm.data.worlds.scenes import SIDE, Shape
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.data.worlds.shapes_language import Look, caption_is_exact, describe, parse_caption
+from unimm.data.worlds.shapes_language import RELATION_WORDS, Look, caption_is_exact, describe, parse_caption
+from unimm.data.worlds.shapes_questions import count_objects
 from unimm.eval.answers import Answers, Captions
 from unimm.eval.drawings import Commission, Drawings
 from unimm.eval.task import Judgement
@@ -119,9 +120,10 @@ def name_held_out(requirement: Requirement) -> str:
 
 
 def name_requirement(requirement: Requirement) -> str:
-    """A requirement in English: "1 red circle, 2 square", "1 red circle above 1 blue cross"."""
-    groups = [f"{group.count} {name_look(group.look)}" for group in requirement.groups]
-    return (f" {requirement.relation} " if requirement.relation else ", ").join(groups)
+    """A requirement in English: "one red circle, two squares", "one red circle above one blue cross"."""
+    groups = [count_objects(group.look, group.count, "en") for group in requirement.groups]
+    relation = RELATION_WORDS["en"][requirement.relation][0] if requirement.relation else ""
+    return (f" {relation} " if relation else ", ").join(groups)
 
 
 def name_shapes(shapes: Iterable[Shape]) -> str:
