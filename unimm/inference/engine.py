@@ -19,17 +19,12 @@ from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import StreamDecoder, TextTokenizer
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode import Decoder, Request
+from unimm.inference.inputs import Message, check_text, pair, read_turn
 from unimm.inference.sampling import Sampling
 from unimm.models.folder import save_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import Segment, Sequence
-
-MAX_PROMPT_CHARACTERS = 50_000
-"""Longer texts are refused before they reach the tokenizer: no model here could read them."""
-
-Message = dict[str, Any]
-"""A chat message as `transformers` has it: {"role": ..., "content": str or a list of {"type": "text" | "image", ...}}."""
+from unimm.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,11 @@ class Engine:
         Returns:
             A string, or a list of strings where image or question is a list.
         """
-        images, questions, is_list = _paired(image, question)
+        images, questions, is_list = pair(image, question)
         settings = Sampling(temperature=temperature, **sampling)
         sequences = []
         for one, text in zip(images, questions, strict=True):
-            _check_text(text, "question")
+            check_text(text, "question")
             sequences.append(self.template.chat([Turn("user", (self.template.look(one), text))], max_new_tokens))
         texts = self._texts([Request(sequence, settings) for sequence in sequences])
         return texts if is_list else texts[0]
@@ -146,9 +141,11 @@ class Engine:
         Returns:
             The text, or an iterator over its pieces.
         """
-        sequence = self.template.chat([self._turn(message) for message in messages], max_new_tokens)
+        sequence = self.template.chat([read_turn(message, self.template) for message in messages], max_new_tokens)
         request = Request(sequence, Sampling(temperature=temperature, **sampling))
-        return self._stream(request) if stream else self._texts([request])[0]
+        if not stream:
+            return self._texts([request])[0]
+        return self._pieces(self._decoder.steps([request]))  # a request that cannot be filled is refused before the first piece
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +208,7 @@ class Engine:
         num_codes = self.image_tokenizer.num_codes
         requests = []
         for text in prompts:
-            _check_text(text, "prompt")
+            check_text(text, "prompt")
             sequence = self.template.draw(text, num_codes=num_codes)
             for index in range(num_images):
                 settings = Sampling(temperature, top_k, top_p, seed, index)
@@ -294,10 +291,10 @@ class Engine:
     def _texts(self, requests: list[Request]) -> list[str]:
         return [self.tokenizer.decode(ids).strip() for ids in self._fill(requests)]
 
-    def _stream(self, request: Request) -> Iterator[str]:
+    def _pieces(self, steps: Iterator[dict[int, int]]) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer)
         started = False
-        for new in self._decoder.steps([request]):
+        for new in steps:
             piece = decoder.push(new[0])
             piece = piece if started else piece.lstrip()
             if piece:
@@ -305,44 +302,3 @@ class Engine:
                 yield piece
         if rest := decoder.finish():
             yield rest
-
-    def _turn(self, message: Message) -> Turn:
-        """One message as a turn."""
-        role, content = message.get("role"), message.get("content")
-        if role not in ("user", "assistant") or content is None:
-            raise ValueError('A message is {"role": "user" or "assistant", "content": text or a list of parts}.')
-        parts: list[str | Segment] = []
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part.get("type") == "text":
-                _check_text(part.get("text"), "message")
-                parts.append(part["text"])
-            elif part.get("type") == "image":
-                image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-                if image is None:
-                    raise ValueError('An image part needs an "image", "path" or "url".')
-                parts.append(self.template.look(image))
-            else:
-                raise ValueError(f"A part of a message is of type text or image, not {part.get('type')!r}.")
-        return Turn(role, tuple(parts), learn=False)
-
-
-def _check_text(text: Any, name: str) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"A {name} is a string, not {type(text).__name__}.")
-    if not text.strip():
-        raise ValueError(f"The {name} is empty: say something.")
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise ValueError(f"The {name} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read.")
-
-
-def _paired(image: ImageLike | list, question: str | list[str]) -> tuple[list, list[str], bool]:
-    """Images and questions as two lists of one length, and whether a list goes back."""
-    is_list = isinstance(image, list) or isinstance(question, list)
-    images = image if isinstance(image, list) else [image]
-    questions = question if isinstance(question, list) else [question]
-    count = max(len(images), len(questions)) if images and questions else 0
-    images = images * count if len(images) == 1 else images
-    questions = questions * count if len(questions) == 1 else questions
-    if len(images) != len(questions) and count:
-        raise ValueError(f"{len(images)} images do not pair with {len(questions)} questions.")
-    return images[:count], questions[:count], is_list

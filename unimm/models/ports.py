@@ -25,7 +25,7 @@ class Tally(NamedTuple):
 
     loss: torch.Tensor
     correct: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class VocabularyPort(nn.Module):

@@ -1,0 +1,186 @@
+"""The engine: what users give comes back in the same shape, the same whatever it is batched with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unimm
+from unimm.data.image import ImageError
+from unimm.data.template import Turn
+from unimm.inference.engine import Engine
+from unimm.inference.load import JANUS_SYSTEM_PROMPT
+from unimm.inference.sampling import Sampling
+from unimm.sequence import Kind
+
+PROMPTS = ["a red circle", "two large blue squares left of a cross", "a"]
+
+
+@pytest.fixture
+def images(picture: Image.Image) -> list[Image.Image]:
+    return [picture, picture.rotate(90, expand=True), picture.resize((7, 90))]
+
+
+# -- text out ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_in_one_out_and_a_list_for_a_list(tiny_engine: Engine, images: list[Image.Image]) -> None:
+    together = tiny_engine.caption(images, max_new_tokens=8)
+    assert together == [tiny_engine.caption(image, max_new_tokens=8) for image in images]
+    questions = ["How many circles?", "What colour is it?", "Is there a cross?"]
+    answers = tiny_engine.answer(images, questions, max_new_tokens=8)
+    pairs = zip(images, questions, strict=True)
+    assert answers == [tiny_engine.answer(image, question, max_new_tokens=8) for image, question in pairs]
+    assert tiny_engine.answer(images[0], questions[:2], max_new_tokens=8) == [
+        tiny_engine.answer(images[0], question, max_new_tokens=8) for question in questions[:2]
+    ]
+    assert tiny_engine.caption([], max_new_tokens=8) == []
+
+
+def test_an_image_is_the_same_however_it_is_held(tiny_engine: Engine, picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    held = [picture, path, str(path), path.read_bytes(), np.asarray(picture)]
+    assert len(set(tiny_engine.caption(held, max_new_tokens=8))) == 1
+    assert all(torch.equal(tiny_engine.encode_image(one), tiny_engine.encode_image(picture)) for one in held)
+
+
+def test_chat_streams_what_it_says_at_once(tiny_engine: Engine, images: list[Image.Image]) -> None:
+    content = [{"type": "image", "image": images[0]}, {"type": "image", "image": images[1]}, {"type": "text", "text": "Both?"}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    whole = tiny_engine.chat(messages, max_new_tokens=20)
+    assert "".join(tiny_engine.chat(messages, stream=True, max_new_tokens=20)).strip() == whole
+    with pytest.raises(ValueError, match="positions"):
+        tiny_engine.chat(messages, stream=True, max_new_tokens=2000)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "king", "content": "Hello"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+        [{"role": "user", "content": [{"type": "sound"}]}],
+        [{"role": "user", "content": ""}],
+    ],
+)
+def test_messages_that_mean_nothing(messages: list[dict], tiny_engine: Engine) -> None:
+    with pytest.raises(ValueError):
+        tiny_engine.chat(messages)
+
+
+def test_lists_that_do_not_pair(tiny_engine: Engine, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="3 images do not pair with 2 questions"):
+        tiny_engine.answer(images, ["How many?", "Which?"])
+
+
+# -- images out ----------------------------------------------------------------------------------------------------------
+
+
+def test_image_i_depends_on_seed_and_i_alone(tiny_engine: Engine) -> None:
+    codes = tiny_engine.generate_codes(PROMPTS, num_images=3, seed=7)
+    assert codes.shape == (3, 3, 4)
+    for number, prompt in enumerate(PROMPTS):
+        assert torch.equal(tiny_engine.generate_codes(prompt, num_images=3, seed=7), codes[number])
+        assert torch.equal(tiny_engine.generate_codes(prompt, num_images=1, seed=7), codes[number, :1])
+    assert not torch.equal(tiny_engine.generate_codes(PROMPTS, num_images=3, seed=8), codes)
+    greedy = tiny_engine.generate_codes(PROMPTS[0], num_images=2, temperature=0.0)
+    assert torch.equal(greedy[0], greedy[1])
+
+
+def test_taking_turns_changes_nothing(tiny_engine: Engine) -> None:
+    narrow = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer, max_rows=3)
+    words = {"num_images": 2, "seed": 1, "guidance_scale": 3.0}
+    assert torch.equal(narrow.generate_codes(PROMPTS, **words), tiny_engine.generate_codes(PROMPTS, **words))
+
+
+def test_images_are_the_decoded_codes(tiny_engine: Engine) -> None:
+    codes = tiny_engine.generate_codes(PROMPTS, num_images=2)
+    images = tiny_engine.generate_images(PROMPTS, num_images=2)
+    assert [len(row) for row in images] == [2, 2, 2]
+    for row, row_codes in zip(images, codes, strict=True):
+        for image, again in zip(row, tiny_engine.decode_codes(row_codes), strict=True):
+            assert image.size == (16, 16)
+            assert image.tobytes() == again.tobytes()
+    assert tiny_engine.generate_images([]) == []
+
+
+def test_the_callback_hears_every_code_and_can_stop(tiny_engine: Engine) -> None:
+    heard = []
+    codes = tiny_engine.generate_codes(PROMPTS[0], num_images=2, callback=heard.append)
+    assert [(state.step, state.num_steps) for state in heard] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert torch.equal(heard[-1].codes, codes)
+
+    def stop(_state) -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        tiny_engine.generate_codes(PROMPTS[0], callback=stop)
+
+
+def test_codes_that_are_none_are_refused(tiny_engine: Engine) -> None:
+    for codes in (torch.tensor([0, 1, 2, 32]), torch.tensor([0, 1, 2, -1]), torch.tensor([0, 1, 2])):
+        with pytest.raises(ValueError):
+            tiny_engine.decode_codes(codes)
+    with pytest.raises(ImageError):
+        tiny_engine.encode_image(b"no image")
+    with pytest.raises(ValueError, match="num_images"):
+        tiny_engine.generate_codes("a", num_images=0)
+
+
+# -- the general call, and the folder ------------------------------------------------------------------------------------
+
+
+def test_fill_closes_texts_and_drawings_in_one_batch(tiny_engine: Engine) -> None:
+    drawing = tiny_engine.template.draw(PROMPTS[0], num_codes=4)
+    chat = tiny_engine.template.chat([Turn("user", ("Hello",))], 6)
+    filled = tiny_engine.fill([drawing, chat], Sampling(1.0, seed=2), guidance_scale=5.0)
+    assert [sequence.is_open for sequence in filled] == [False, False]
+    assert [sequence.segments[-1].kind for sequence in filled] == [Kind.CODES, Kind.TEXT]
+    assert filled[0].segments[-1].ids == tuple(tiny_engine.generate_codes(PROMPTS[0], seed=2)[0].tolist())
+
+
+def test_saved_and_loaded_it_says_and_draws_the_same(tiny_engine: Engine, tiny_folder: Path, picture: Image.Image) -> None:
+    loaded = unimm.load(tiny_folder, device="cpu")
+    assert loaded.prompt_format == tiny_engine.prompt_format
+    assert torch.equal(loaded.generate_codes(PROMPTS, 2, 3), tiny_engine.generate_codes(PROMPTS, 2, 3))
+    assert loaded.caption(picture, max_new_tokens=8) == tiny_engine.caption(picture, max_new_tokens=8)
+
+
+def test_a_folder_without_a_prompt_format_is_janus(tiny_folder: Path, tmp_path: Path) -> None:
+    text = (tiny_folder / "config.json").read_text()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in tiny_folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "config.json").write_text(text.replace('"prompt_format"', '"something_else"'))
+    assert unimm.load(copy, "cpu").prompt_format.system_prompt == JANUS_SYSTEM_PROMPT
+    (copy / "config.json").write_text(text.replace('"system_prompt"', '"anthem"'))
+    with pytest.raises(ValueError, match="anthem"):
+        unimm.load(copy, "cpu")
+
+
+def test_saving_replaces_a_model_and_nothing_else(tiny_engine: Engine, tmp_path: Path) -> None:
+    tiny_engine.save(tmp_path / "model")
+    (tmp_path / "model" / "stale.txt").write_text("of before")
+    tiny_engine.save(tmp_path / "model")
+    assert not (tmp_path / "model" / "stale.txt").exists()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("love")
+    with pytest.raises(ValueError, match="letters"):
+        tiny_engine.save(tmp_path / "letters")
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "love"
+
+
+def test_half_precision_loads_and_runs(tiny_folder: Path, picture: Image.Image) -> None:
+    engine = unimm.load(tiny_folder, device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.bfloat16}
+    assert isinstance(engine.caption(picture, max_new_tokens=4), str)
+    assert len(engine.generate_images("a", num_images=2)) == 2
