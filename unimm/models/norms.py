@@ -1,0 +1,72 @@
+"""GroupNorm that learns quickly on a CPU: the same numbers as `torch.nn.GroupNorm`, with a backward of our own.
+
+PyTorch's CPU backward for channels-last maps runs one scalar loop a group. With one channel a group (32 channels in 32
+groups, the finest level of a small image tokenizer) it took more than half of a training step: 49 ms where this takes 4
+(bf16, 32 x 32 x 64 x 64, 2 cores). Everywhere else PyTorch's own kernel serves.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` (affine) of maps (N, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if input.device.type != "cpu" or not learns or torch.compiler.is_compiling():
+            return super().forward(input)
+        return _ChannelsLastGroupNorm.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class _ChannelsLastGroupNorm(torch.autograd.Function):
+    """Forward by PyTorch; backward as sums over positions and one affine map a channel, in vectorised passes.
+
+    With y = w (x - mean) / std + b over groups of D channels and P = H W positions, the gradient is affine in x and dy:
+    dx = dy w / std + x c + e, where c and e need only the sums over positions of dy and of dy x. First order only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
+        batch, channels, height, width = x_NCHW.shape
+        x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
+        # With several channels a group the channels-last forward is a scalar loop too: 3 ms where two copies around the
+        # channels-first one take 0.3.
+        copied_NCHW = x_NCHW if channels == num_groups else x_NCHW.contiguous()
+        y_NCHW, mean_NG, rstd_NG = torch.native_group_norm(
+            copied_NCHW, weight, bias, batch, channels, height * width, num_groups, eps
+        )
+        y_NCHW = y_NCHW.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x_NCHW, weight, mean_NG, rstd_NG)
+        return y_NCHW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x_NCHW, weight, mean_NG, rstd_NG = ctx.saved_tensors
+        height, num_groups = x_NCHW.shape[2], mean_NG.shape[1]
+        x_NPC = rearrange(x_NCHW, "n c h w -> n (h w) c")
+        dy_NPC = rearrange(grads[0].contiguous(memory_format=torch.channels_last), "n c h w -> n (h w) c")
+        wide = torch.promote_types(x_NCHW.dtype, torch.float32)  # sums over positions are finished in it
+        mean_NG1, rstd_NG1 = mean_NG.to(wide)[..., None], rstd_NG.to(wide)[..., None]
+        weight_GD = rearrange(weight.to(wide), "(g d) -> g d", g=num_groups)
+        sum_dy_NGD = rearrange(dy_NPC.sum(1).to(wide), "n (g d) -> n g d", g=num_groups)
+        sum_dyx_NGD = rearrange((dy_NPC * x_NPC).sum(1).to(wide), "n (g d) -> n g d", g=num_groups)
+
+        dweight = rearrange(((sum_dyx_NGD - mean_NG1 * sum_dy_NGD) * rstd_NG1).sum(0), "g d -> (g d)")
+        dbias = rearrange(sum_dy_NGD.sum(0), "g d -> (g d)")
+        pull_NG1 = (weight_GD * sum_dy_NGD).sum(-1, keepdim=True) / (x_NPC.shape[1] * weight_GD.shape[1])
+        turn_NG1 = (weight_GD * sum_dyx_NGD).sum(-1, keepdim=True) / (x_NPC.shape[1] * weight_GD.shape[1])
+        slope_NG1 = (pull_NG1 * mean_NG1 - turn_NG1) * rstd_NG1**3
+        offset_NG1 = -slope_NG1 * mean_NG1 - pull_NG1 * rstd_NG1
+
+        def per_channel(value_NGd: Tensor) -> Tensor:
+            spread = repeat(value_NGd, "n g d -> n 1 (g r d)", r=weight_GD.shape[1] // value_NGd.shape[-1])
+            return spread.to(x_NPC.dtype)
+
+        dx_NPC = torch.addcmul(per_channel(offset_NG1), x_NPC, per_channel(slope_NG1))
+        dx_NPC = dx_NPC.addcmul_(dy_NPC, per_channel(rstd_NG1 * weight_GD))
+        dx_NCHW = rearrange(dx_NPC, "n (h w) c -> n c h w", h=height)
+        return dx_NCHW, dweight.to(weight.dtype), dbias.to(weight.dtype), None, None
