@@ -110,11 +110,12 @@ def train_tokenizer(ctx: typer.Context) -> None:
 
 @app.command(context_settings=HYDRA, add_help_option=False)
 def encode(ctx: typer.Context) -> None:
-    """Store the codes of a data set's images. All words go to Hydra; `unimm encode --help` lists them.
+    """Store images as codes. Names choose data sets, all other words go to Hydra; `unimm encode --help` lists them.
 
     \b
-    Example:
-      unimm encode key=value
+    Examples:
+      unimm encode image_tokenizer=FOLDER out=runs/codes
+      unimm encode shapes image_tokenizer=FOLDER
     """
     from unimm.cli.encode import main
 

@@ -1,0 +1,66 @@
+"""`unimm encode`: what the data configuration asks for is what is stored, and training can read it."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unimm.cli.app import app
+from unimm.cli.build import build, compose_config
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.quantizers import QuantizerConfig
+from unimm.models.tokenizer_folder import save_image_tokenizer
+
+SMALL = ("data.sources.shapes_draw.dataset.dataset.num_records=5", "data.sources.digits_draw.dataset.dataset.num_records=3")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quantizer = QuantizerConfig(codebook_size=32, code_dim=8)
+    config = ImageTokenizerConfig(64, 32, (1, 1, 1, 1), num_res_blocks=1, latent_channels=32, quantizer=quantizer)
+    folder = tmp_path_factory.mktemp("models") / "tokenizer"
+    save_image_tokenizer(folder, ImageTokenizer(config))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNIMM_DEBUG", raising=False)
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, ["encode", *(str(word) for word in words)])
+
+
+def test_the_sources_of_training_find_their_codes(tokenizer_folder: Path) -> None:
+    result = call(*SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes")
+    assert result.exit_code == 0, result.output
+    assert {"codes/shapes", "codes/digits"} <= set(result.stdout.split())
+    config = compose_config("train", [*SMALL, f"image_tokenizer={tokenizer_folder}", "codes=codes"])
+    dataset = build(config.data.sources.shapes_draw.dataset)
+    assert dataset[4].codes.shape == (64,)
+
+
+def test_a_name_chooses_one_data_set(tokenizer_folder: Path) -> None:
+    result = call("digits", *SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in Path("codes").iterdir()] == ["digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("zebras", "image_tokenizer=x"), "shapes, digits"),
+        (("image_tokenizer=nowhere",), "nowhere"),
+        ((), "image_tokenizer"),
+        (("image_tokenizer=x", "bach_size=3"), "did you mean 'batch_size'?"),
+        (("image_tokenizer=x", "data=zebra"), "worlds"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words: tuple[str, ...], told: str) -> None:
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+    assert result.stderr.startswith("unimm: ")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,82 @@
+"""`unimm encode`: the images of data sets as stored codes, so that training never runs the image tokenizer.
+
+Which images, and into which folder, is what the data configuration says of its `CodedDataset`s: what is encoded is then by
+itself what training will ask for.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from unimm.cli.build import build, conf_folder, open_image_tokenizer
+from unimm.cli.errors import plain_errors
+from unimm.devices import choose_device
+from unimm.inference.encode import encode_dataset
+
+CODED = "unimm.data.codes.CodedDataset"
+
+
+def encode(config: DictConfig) -> list[Path]:
+    """Encode the coded data sets of the configuration, or those of them that `names` lists.
+
+    Returns:
+        The folders written, one a data set.
+
+    Raises:
+        ValueError: a name is none of them.
+    """
+    chosen = _coded_datasets(config)
+    if config.names is not None:
+        unknown = sorted(set(config.names) - set(chosen))
+        if unknown:
+            raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(chosen)}.")
+        chosen = {name: chosen[name] for name in config.names}
+    tokenizer = open_image_tokenizer(config).to(choose_device(config.device))
+    words = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+    return [
+        encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
+    ]
+
+
+def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
+    """The nodes of all data sets with stored codes, by the name of their folder.
+
+    Raises:
+        ValueError: there are none, or two different ones want the same folder.
+    """
+    found: dict[str, DictConfig] = {}
+    for source in config.data.sources.values():
+        node = source.dataset
+        if node.get("_target_") != CODED:
+            continue
+        name = Path(node.folder).name
+        if name in found and found[name] != node:
+            raise ValueError(f"Two data sets want the folder of codes '{name}': give one another folder.")
+        found[name] = node
+    if not found:
+        raise ValueError(f"No source of this data configuration has stored codes: wrap its dataset in {CODED}.")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command: names of data sets, and Hydra's words."""
+    words = sys.argv[1:] if argv is None else argv
+    names = [word for word in words if word.isidentifier()]
+    chosen = [f"names=[{','.join(names)}]"] if names else []
+    sys.argv = [sys.argv[0], *(word for word in words if word not in names), *chosen]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
+
+    def job(config: DictConfig) -> None:
+        with plain_errors():  # inside too: Hydra would add a line of its own
+            for folder in encode(config):
+                print(folder)
+
+    with plain_errors():
+        hydra.main(version_base=None, config_path=str(conf_folder()), config_name="encode")(job)()
+
+
+if __name__ == "__main__":
+    main()
