@@ -1,0 +1,108 @@
+"""Stored codes come back as they were, and refuse to be taken for others."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from unimm.data.codes import CodedDataset, StoredCodes, save_codes
+from unimm.data.records import Record
+from unimm.inference.encode import encode_dataset
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.quantizers import QuantizerConfig
+from unimm.models.tokenizer_folder import fingerprint
+
+
+class Noise:
+    """Random images; `first` moves the keys."""
+
+    def __init__(self, num_records: int = 5, first: int = 0) -> None:
+        self.num_records, self.first = num_records, first
+
+    def __len__(self) -> int:
+        return self.num_records
+
+    def __getitem__(self, index: int) -> Record:
+        rng = np.random.default_rng(self.first + index)
+        return Record(f"noise/{self.first + index}", image=rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ImageTokenizer:
+    torch.manual_seed(0)
+    config = ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=QuantizerConfig(codebook_size=32, code_dim=4))
+    return ImageTokenizer(config).freeze()
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    encode_dataset(tokenizer, Noise(), tmp_path / "codes", batch_size=2, quiet=True)
+    return tmp_path / "codes"
+
+
+def test_round_trip(folder, tokenizer):
+    stored = StoredCodes.open(folder, expect_tokenizer_hash=fingerprint(tokenizer), expect_num_records=5)
+    pixels = torch.stack([torch.from_numpy(Noise()[i].image) for i in range(5)]).permute(0, 3, 1, 2) / 127.5 - 1
+    assert np.array_equal(np.stack([stored[i] for i in range(5)]), tokenizer.encode(pixels).numpy())
+    assert stored[0].shape == (64,) and stored[0].dtype == np.int64 and len(stored) == 5
+    manifest = stored.manifest
+    assert (manifest.precision, manifest.image_size, manifest.codebook_size) == ("float32", 16, 32)
+    assert (manifest.dataset, manifest.first_key, manifest.last_key) == ("Noise", "noise/0", "noise/4")
+    assert np.array_equal(pickle.loads(pickle.dumps(stored))[3], stored[3])  # as worker processes get it
+    with pytest.raises(IndexError):
+        stored[5]
+
+
+def test_stored_small_where_codes_are_few(folder, tmp_path):
+    manifest = StoredCodes.open(folder).manifest
+    large = dataclasses.replace(manifest, codebook_size=100_000, num_records=2, num_codes=3)
+    codes = np.array([[0, 65_536, 99_999], [1, 2, 3]])
+    save_codes(tmp_path / "large", codes, large)
+    assert np.array_equal(StoredCodes.open(tmp_path / "large")[0], codes[0])
+    assert (folder / "codes.safetensors").stat().st_size < 5 * 64 * 2 + 200
+
+
+def test_coded_dataset(folder, tokenizer):
+    coded = CodedDataset(Noise(), folder, fingerprint(tokenizer))
+    assert len(coded) == 5 and coded[2].key == "noise/2" and np.array_equal(coded[2].codes, coded.codes[2])
+    assert coded[2].image is not None
+    with pytest.raises(ValueError, match="noise/0 to noise/4, not noise/7 to noise/11"):
+        CodedDataset(Noise(first=7), folder)
+    with pytest.raises(ValueError, match="num_records 5, not 4"):
+        CodedDataset(Noise(4), folder)
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(ValueError, match="tokenizer_hash"):
+        StoredCodes.open(folder, expect_tokenizer_hash="0" * 64)
+    with pytest.raises(ValueError, match="image_size 16, not 64"):
+        StoredCodes.open(folder, expect_image_size=64)
+    with pytest.raises(ValueError, match="no stored codes"):
+        StoredCodes.open(tmp_path)
+    manifest = StoredCodes.open(folder).manifest
+    with pytest.raises(ValueError, match=r"Codes lie in \[0, 32\)"):
+        save_codes(tmp_path / "bad", np.full((5, 64), 32), manifest)
+    with pytest.raises(ValueError, match="manifest speaks of"):
+        save_codes(tmp_path / "bad", np.zeros((4, 64), dtype=int), manifest)
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**content, "num_records": 6}))
+    with pytest.raises(ValueError, match="damaged"):
+        StoredCodes.open(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        StoredCodes.open(folder)
+
+
+def test_nothing_half_written(tmp_path, tokenizer):
+    class Broken(Noise):
+        def __getitem__(self, index: int) -> Record:
+            return Record("broken/0") if index == 3 else super().__getitem__(index)
+
+    with pytest.raises(ValueError, match="no image"):
+        encode_dataset(tokenizer, Broken(), tmp_path / "codes", quiet=True)
+    with pytest.raises(ValueError, match="nothing to encode"):
+        encode_dataset(tokenizer, Noise(0), tmp_path / "codes", quiet=True)
+    assert list(tmp_path.iterdir()) == []

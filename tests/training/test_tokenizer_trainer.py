@@ -1,0 +1,165 @@
+"""The tokenizer's trainer: it learns, resumes to the bit, averages its weights, and lets an adversary in on time."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unimm.data.images import ImageBatches, ImageSource
+from unimm.data.records import Record
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.quantizers import QuantizerConfig
+from unimm.training.conv_muon import orthogonalise
+from unimm.training.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
+from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
+from unimm.training.schedule import Budget, Schedule
+from unimm.training.tokenizer_report import measure_usage
+from unimm.training.tokenizer_trainer import TokenizerTrainer, TokenizerTrainerConfig
+
+SIZES = ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=QuantizerConfig(codebook_size=32, code_dim=4))
+
+
+class Squares:
+    """One bright square each, somewhere on black."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Record:
+        image = np.zeros((16, 16, 3), dtype=np.uint8)
+        top, left = index % 8, index // 8
+        image[top : top + 8, left : left + 8] = (250, 40 * (index % 6), 120)
+        return Record(key=f"squares/{index}", image=image)
+
+
+def make_config(max_steps: int, **changes) -> TokenizerTrainerConfig:
+    config = TokenizerTrainerConfig(
+        Budget(max_steps=max_steps), Schedule("constant"), lr=2e-3, muon_lr=0.02, num_workers=0, report_every=1, ema_decay=0.9
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def make_trainer(folder, config: TokenizerTrainerConfig, batch_size: int = 4, **words) -> TokenizerTrainer:
+    torch.manual_seed(0)
+    batches = ImageBatches([ImageSource(Squares())], batch_size, SIZES.image_size)
+    return TokenizerTrainer(ImageTokenizer(SIZES), batches, config, folder, device="cpu", **words)
+
+
+def read(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("muon_lr", [0.02, None])
+def test_learns_and_reports(tmp_path, muon_lr):
+    validation = np.stack([ImageBatches([ImageSource(Squares())], 8, 16)[0]])[0]
+    config = make_config(60, muon_lr=muon_lr, report_every=10)
+    trainer = make_trainer(tmp_path, config, 8, validation_NCHW=validation, score=lambda images: {"seen": len(images)})
+    ema = trainer.fit()
+    lines = read(tmp_path)
+    losses = [line["loss/l1"] for line in lines if "loss/l1" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    end = lines[-1]
+    assert end["validation/psnr"] > 12 and 0 < end["validation/ssim"] <= 1 and end["validation/seen"] == 8
+    assert 0 < end["validation/codes/usage"] <= 1 and 1 <= end["validation/codes/perplexity"] <= 32
+    assert (tmp_path / "samples" / "00000060-reconstructions.png").is_file()
+    assert not ema.training and ema is trainer.ema
+
+
+@pytest.mark.parametrize("adversary", [None, AdversaryConfig(start_step=2, channels=8, num_layers=1)])
+def test_resume_is_exact(tmp_path, adversary):
+    """3 steps, then 3 more from the checkpoint = 6 steps, to the bit: weights, averages, codebook, adversary."""
+    whole = make_trainer(tmp_path / "whole", make_config(6, adversary=adversary))
+    whole.fit()
+    make_trainer(tmp_path / "parts", make_config(3, adversary=adversary)).fit()
+    resumed = make_trainer(tmp_path / "parts", make_config(6, adversary=adversary))
+    assert resumed.step == 3
+    resumed.fit()
+    for part in ("model", "ema"):
+        expected, got = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    if whole.adversary and resumed.adversary:
+        for name, tensor in whole.adversary.tensors().items():
+            assert torch.equal(resumed.adversary.tensors()[name], tensor), name
+    expected, got = ([line["loss/l1"] for line in read(tmp_path / name)] for name in ("whole", "parts"))
+    assert got == expected
+
+
+def test_average_follows_behind(tmp_path):
+    trainer = make_trainer(tmp_path, make_config(5))
+    start = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.fit()
+    name = "decoder.mid.block_1.conv1.weight"
+    now, average = trainer.model.get_parameter(name), trainer.ema.get_parameter(name)
+    assert 0 < (average - now).norm() < (start[name] - now).norm()
+    assert torch.equal(trainer.ema.quantize.codebook, trainer.model.quantize.codebook)
+    assert not any(p.requires_grad for p in trainer.ema.parameters())
+
+
+def test_adversary_starts_at_its_step(tmp_path):
+    trainer = make_trainer(tmp_path, make_config(4, adversary=AdversaryConfig(start_step=2, channels=8, num_layers=1)))
+    before = {name: p.clone() for name, p in trainer.adversary.discriminator.named_parameters()}
+    trainer.fit()
+    lines = read(tmp_path)
+    assert ["loss/discriminator" in line for line in lines] == [False, False, True, True]
+    assert all(line["loss/adaptive_weight"] > 0 for line in lines[2:])
+    moved = [not torch.equal(p, before[name]) for name, p in trainer.adversary.discriminator.named_parameters()]
+    assert all(moved)
+    assert all(p.requires_grad for p in trainer.adversary.discriminator.parameters())
+
+
+def test_adaptive_weight_balances_the_two_pulls():
+    weight = torch.randn(3, 3, requires_grad=True)
+    x = torch.randn(5, 3)
+    near, far = (x @ weight).square().mean(), 100 * (x @ weight).sum()
+    scale = adaptive_weight(near, far, weight)
+    pulls = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (near, scale * far)]
+    torch.testing.assert_close(pulls[0], pulls[1], rtol=1e-3, atol=0)
+
+
+def test_discriminator_sees_patches():
+    logits = PatchDiscriminator(8, 2)(torch.randn(2, 3, 64, 64))
+    assert logits.shape[:2] == (2, 1) and min(logits.shape[2:]) > 4
+    assert generator_loss(logits).dim() == 0
+
+
+def test_loss_terms():
+    target = torch.zeros(1, 3, 4, 4)
+    drawn = target.clone()
+    drawn[..., 0, 0] = 0.5
+    loss, terms = ReconstructionLoss(ReconstructionLossConfig(l1=1.0, l2=2.0, edges=1.0))(drawn, target)
+    assert set(terms) == {"l1", "l2", "edges"}
+    torch.testing.assert_close(loss, terms["l1"] + 2 * terms["l2"] + terms["edges"])
+    torch.testing.assert_close(terms["l1"], torch.tensor(0.5 / 16))
+    harder, _ = ReconstructionLoss(ReconstructionLossConfig(hard_pixels=1.0))(drawn, target)
+    assert harder > terms["l1"]
+
+
+def test_lpips_without_its_weights_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="lpips=0"):
+        ReconstructionLoss(ReconstructionLossConfig(lpips=1.0))
+
+
+def test_orthogonalised_singular_values_are_about_one():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (2, 40, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_usage():
+    usage = measure_usage(torch.tensor([5, 5, 0, 0]))
+    assert usage["codes/usage"] == 0.5 and usage["codes/perplexity"] == pytest.approx(2.0)
+
+
+def test_batches_do_not_depend_on_the_number_of_processes():
+    batches = ImageBatches([ImageSource(Squares(), 3.0), ImageSource(Squares(), 1.0)], 8, 16, seed=3)
+    halves = [batches.for_rank(rank, 2)[5] for rank in range(2)]
+    assert np.array_equal(np.concatenate(halves), batches[5])
+    assert not np.array_equal(batches[5], batches[6])
+    with pytest.raises(ValueError, match="3 processes"):
+        batches.for_rank(0, 3)
+    with pytest.raises(ValueError, match="at least one source"):
+        ImageBatches([], 8, 16)
