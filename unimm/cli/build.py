@@ -1,0 +1,132 @@
+"""From a composed configuration to objects: the one place where Hydra's world ends.
+
+`conf/` stands at the top of a checkout and travels inside the wheel as `unimm/conf`, so verbs find it from any folder.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import unimm
+from unimm.data.mixture import Mixture, Source
+from unimm.data.records import Dataset
+from unimm.data.template import PromptFormat, Template
+from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.models.folder import load_model
+from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.tokenizer_folder import load_image_tokenizer
+from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+
+RECORDS_FOR_TEXT = 2000
+"""Records of each source that a text tokenizer is trained on."""
+
+
+def conf_folder() -> Path:
+    """Where the configurations are: inside the wheel, or at the top of the checkout."""
+    package = Path(unimm.__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"No configurations beside {package}: install unimm again.")
+
+
+def compose_config(root: str, overrides: list[str]) -> DictConfig:
+    """A root configuration (`train`, `train_tokenizer`, `encode`) with overrides, as the shell verbs compose it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base=None):
+        return compose(root, overrides=overrides)
+
+
+def build(config: Any) -> Any:
+    """Instantiate a node; below it everything is plain lists, dicts and frozen dataclasses."""
+    return instantiate(config, _convert_="all")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what initialises weights; samples and noise are keyed by (seed, sample) and need no state."""
+    torch.manual_seed(seed)
+
+
+def build_datasets(config: DictConfig) -> dict[str, Dataset]:
+    """The data set of every source, by the source's name."""
+    return {str(name): build(source.dataset) for name, source in config.data.sources.items()}
+
+
+def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:
+    """The text tokenizer that the configuration names, or one trained on the data's own text."""
+    if config.text_tokenizer is not None:
+        return TextTokenizer.load(config.text_tokenizer)
+    return train_byte_bpe(_texts(datasets), config.text_vocabulary)
+
+
+def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> UnifiedModel:
+    """The unified model: from a folder (`init_from`), or fresh, with the vocabularies of its two tokenizers.
+
+    Raises:
+        ValueError: the configuration gives a size that the tokenizers contradict.
+    """
+    if config.init_from is not None:
+        return load_model(config.init_from, dtype=torch.float32).model.train()
+    sizes: UnifiedConfig = build(config.model)
+    own = {
+        "num_codes": image_tokenizer.num_codes,
+        "codebook_size": image_tokenizer.codebook_size,
+        "code_dim": image_tokenizer.config.quantizer.code_dim,
+    }
+    for name, value in own.items():
+        given = getattr(sizes.codes, name)
+        if given not in (None, value) and name != "code_dim":
+            raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
+    codes: CodesConfig = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
+    trunk = dict(sizes.trunk)
+    special = tokenizer.special
+    trunk["vocab_size"] = trunk.get("vocab_size") or len(tokenizer)
+    trunk |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
+    return UnifiedModel(replace(sizes, trunk=trunk, codes=codes))
+
+
+def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
+    """The sources, seen through their views and mixed by weight."""
+    sources = [
+        Source(str(name), datasets[str(name)], build(source.view), source.weight)
+        for name, source in config.data.sources.items()
+    ]
+    return Mixture(sources, template, config.data.batch_size, config.seed)
+
+
+def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel) -> Template:
+    """The prompt format for this model."""
+    prompt_format: PromptFormat = build(config.prompt_format)
+    vision = model.config.vision
+    return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches)
+
+
+def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
+    """The trained image tokenizer that the configuration names, frozen."""
+    return load_image_tokenizer(config.image_tokenizer)
+
+
+def save_config(config: DictConfig, folder: Path) -> None:
+    """The composed configuration beside the run, so that it can be read and repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+
+
+def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
+    """Everything that is written in the first records of the data sets."""
+    for dataset in datasets:
+        for index in range(min(len(dataset), RECORDS_FOR_TEXT)):
+            record = dataset[index]
+            yield from (text.text for text in (*record.captions, *record.prompts))
+            for question in record.questions:
+                yield f" {question.answer}"
+                yield question.text
+            if record.text is not None:
+                yield record.text.text

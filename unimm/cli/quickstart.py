@@ -1,0 +1,162 @@
+"""`unimm quickstart`: from nothing to a model that captions, answers and draws, in one command.
+
+    out/tokenizer/   the image tokenizer's run        out/codes/        the data sets as codes
+    out/unified/     the unified model's run          out/model/        the finished model
+    out/scores/      scores, answers, pictures        out/drawings.png  16 drawings with their prompts
+
+Every part leaves a whole folder behind or nothing; a part whose folder is there is not done again, and the two trainings go
+on from their own checkpoints. So it can be interrupted at any moment and goes on with the same command.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unimm.cli.build import compose_config
+from unimm.files import write_json
+
+TOKENIZER_SHARE = 0.27
+"""Of the whole time, for the image tokenizer; the unified model gets what is left after it and before the evaluation."""
+
+EVALUATION_SHARE = 0.12
+NUM_DRAWINGS = 16
+
+console = Console(highlight=False)
+
+
+def quickstart(out: Path, seed: int, minutes: float) -> None:
+    """Make, score and show a small model of the built-in worlds.
+
+    Args:
+        out: folder for everything.
+        seed: of data order and weights.
+        minutes: for all of it, on the machine at hand.
+
+    Raises:
+        ValueError: `out` holds a quickstart with other settings.
+    """
+    clock = _Clock(out, seed, minutes)
+    common = [f"seed={seed}"]
+    with clock.part("image tokenizer") as todo:
+        if todo:
+            from unimm.cli.train_tokenizer import train_tokenizer
+
+            budget = clock.budget("tokenizer", TOKENIZER_SHARE * minutes)
+            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", out / "tokenizer", budget, common))
+    tokenizer = f"image_tokenizer={out}/tokenizer/model"
+    with clock.part("codes") as todo:
+        if todo:
+            from unimm.cli.encode import encode
+
+            encode(compose_config("encode", ["+experiment=quickstart_codes", f"out={out}/codes", tokenizer, *common]))
+    with clock.part("unified model") as todo:
+        if todo:
+            from unimm.train import train
+
+            left = minutes - clock.minutes - EVALUATION_SHARE * minutes
+            budget = clock.budget("unified", max(left, 0.2 * minutes))
+            words = [*common, tokenizer, f"codes={out}/codes"]
+            train(_compose("train", "quickstart", out / "unified", budget, words))
+    with clock.part("evaluation") as todo:
+        if todo:
+            _evaluate(out, seed)
+    _tell(out, clock)
+
+
+def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]):
+    return compose_config(
+        root, [f"+experiment={experiment}", f"out={out}", f"trainer.budget.max_minutes={minutes}", *words]
+    )
+
+
+def _evaluate(out: Path, seed: int) -> None:
+    """Scores on unseen data, and the picture of drawings."""
+    from unimm.devices import choose_device, cpu_has_bf16
+    from unimm.eval.pictures import picture_drawings
+    from unimm.eval.runner import evaluate
+    from unimm.eval.suites import build_suite
+    from unimm.inference.load import load
+
+    is_bf16_cpu = choose_device().type == "cpu" and cpu_has_bf16()
+    engine = load(out / "unified" / "model", dtype=torch.bfloat16 if is_bf16_cpu else None)
+    report = evaluate(engine, build_suite("quick", seed), out / "scores")
+    picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
+
+
+def _tell(out: Path, clock: "_Clock") -> None:
+    """What was made, and what to try next."""
+    model = out / "unified" / "model"
+    scores = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))
+    console.print(f"\nDone: {clock.minutes:.1f} minutes of work. Model: {model}   Pictures: {out / 'drawings.png'}")
+    console.print("   ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
+    console.print("\nTry next:")
+    console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')
+    console.print(f"  unimm caption drawings/drawing-0000.png --model {model}")
+    console.print(f'  unimm answer drawings/drawing-0000.png "What colour is the circle?" --model {model}')
+
+
+class _Clock:
+    """What is done and how long it took, kept in out/quickstart.json over interruptions."""
+
+    def __init__(self, out: Path, seed: int, minutes: float) -> None:
+        self._path = out / "quickstart.json"
+        self._state = {"seed": seed, "minutes": minutes, "done": {}, "budgets": {}, "seconds": 0.0}
+        if self._path.is_file():
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            if (kept["seed"], kept["minutes"]) != (seed, minutes):
+                raise ValueError(
+                    f"{out} holds a quickstart with --seed {kept['seed']} --minutes {kept['minutes']:g}: "
+                    f"repeat these to go on with it, or choose another --out."
+                )
+            self._state = kept
+        out.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of work so far, over all interruptions."""
+        return self._state["seconds"] / 60
+
+    def budget(self, name: str, minutes: float) -> float:
+        """Minutes for a training: fixed when it first starts, so that an interrupted one keeps its schedule."""
+        budget = self._state["budgets"].setdefault(name, round(minutes, 3))
+        self._write()
+        return budget
+
+    def part(self, name: str) -> "_Part":
+        """A part of the work as a context; gives whether it is still to be done."""
+        return _Part(self, name)
+
+    def is_done(self, name: str) -> bool:
+        """Whether a part was finished before."""
+        return name in self._state["done"]
+
+    def add(self, name: str, seconds: float, is_done: bool) -> None:
+        """Count the time of a part."""
+        self._state["seconds"] += seconds
+        if is_done:
+            self._state["done"][name] = round(seconds, 1)
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        write_json(temporary, self._state)
+        temporary.replace(self._path)
+
+
+class _Part:
+    def __init__(self, clock: _Clock, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> bool:
+        self._started = time.monotonic()
+        todo = not self._clock.is_done(self._name)
+        console.print(f"\n[bold]{self._name}[/bold]" if todo else f"{self._name}: done before", style=None)
+        return todo
+
+    def __exit__(self, kind, error, trace) -> None:
+        if not self._clock.is_done(self._name):
+            self._clock.add(self._name, time.monotonic() - self._started, kind is None)

@@ -1,0 +1,100 @@
+"""Train the unified model: `unimm train`, or by a launcher: `accelerate launch -m unimm.train +experiment=...`,
+`torchrun -m unimm.train ...`, all with the same words.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from PIL import Image
+
+from unimm.cli.build import (
+    build,
+    build_datasets,
+    build_mixture,
+    build_model,
+    build_template,
+    build_text_tokenizer,
+    conf_folder,
+    open_image_tokenizer,
+    save_config,
+    seed_everything,
+)
+from unimm.cli.errors import plain_errors
+from unimm.data.text import TextTokenizer
+from unimm.inference.engine import Engine
+from unimm.training.logbook import Logbook
+from unimm.training.trainer import Trainer
+
+SAMPLE_PROMPTS = 8
+
+
+def train(config: DictConfig) -> Path:
+    """Run one stage to its end and write the model.
+
+    Returns:
+        The model's folder, `out`/model.
+    """
+    out = Path(config.out)
+    seed_everything(config.seed)
+    image_tokenizer = open_image_tokenizer(config)
+    datasets = build_datasets(config)
+    if config.init_from is not None:
+        tokenizer = TextTokenizer.load(config.init_from)
+    else:
+        tokenizer = build_text_tokenizer(config, datasets.values())
+    model = build_model(config, tokenizer, image_tokenizer)
+    template = build_template(config, tokenizer, model)
+    mixture = build_mixture(config, datasets, template)
+    engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format)
+    trainer = Trainer(
+        model, mixture, build(config.trainer), out, config.device, lambda step, book: sample(engine, mixture, step, book)
+    )
+    image_tokenizer.to(engine.device)
+    if trainer.is_main:
+        save_config(config, out)
+    trainer.fit()
+    folder = out / "model"
+    if trainer.is_main:
+        model.eval()
+        engine.save(folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def sample(engine: Engine, mixture, step: int, logbook: Logbook) -> None:
+    """Captions of, and drawings after, a few training records: what the model can do so far."""
+    records = [record for source in mixture.sources[:2] for record in (source.dataset[i] for i in range(SAMPLE_PROMPTS // 2))]
+    records = [record for record in records if record.image is not None and record.captions]
+    if not records:
+        return
+    captions = engine.caption([record.image for record in records], max_new_tokens=64)
+    prompts = [record.captions[0].text for record in records]
+    lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
+    logbook.text(step, "captions", "\n".join(lines))
+    drawings = [images[0] for images in engine.generate_images(prompts)]
+    logbook.picture(step, "drawings", _row(drawings))
+
+
+def _row(images: list[Image.Image]) -> Image.Image:
+    width, height = images[0].size
+    row = Image.new("RGB", (width * len(images), height))
+    for index, image in enumerate(images):
+        row.paste(image, (index * width, 0))
+    return row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command: Hydra's words in, a trained model out."""
+    if argv is not None:
+        sys.argv = [sys.argv[0], *argv]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
+    entry = hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train")(train)
+    with plain_errors():
+        entry()
+
+
+if __name__ == "__main__":
+    main()
