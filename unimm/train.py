@@ -49,8 +49,9 @@ def train(config: DictConfig) -> Path:
     template = build_template(config, tokenizer, model)
     mixture = build_mixture(config, datasets, template)
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format)
+    objective = build(config.objective, model=model)
     trainer = Trainer(
-        model, mixture, build(config.trainer), out, config.device, lambda step, book: sample(engine, mixture, step, book)
+        objective, mixture, build(config.trainer), out, config.device, lambda step, book: sample(engine, mixture, step, book)
     )
     image_tokenizer.to(engine.device)
     if trainer.is_main:
@@ -91,9 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
-    entry = hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train")(train)
+
+    def job(config: DictConfig) -> None:
+        with plain_errors():  # inside too: Hydra would add a line of its own
+            train(config)
+
     with plain_errors():
-        entry()
+        hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train")(job)()
 
 
 if __name__ == "__main__":

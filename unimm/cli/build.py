@@ -44,9 +44,9 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
         return compose(root, overrides=overrides)
 
 
-def build(config: Any) -> Any:
+def build(config: Any, **arguments: Any) -> Any:
     """Instantiate a node; below it everything is plain lists, dicts and frozen dataclasses."""
-    return instantiate(config, _convert_="all")
+    return instantiate(config, _convert_="all", **arguments)
 
 
 def seed_everything(seed: int) -> None:

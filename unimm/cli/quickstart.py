@@ -67,9 +67,7 @@ def quickstart(out: Path, seed: int, minutes: float) -> None:
 
 
 def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]):
-    return compose_config(
-        root, [f"+experiment={experiment}", f"out={out}", f"trainer.budget.max_minutes={minutes}", *words]
-    )
+    return compose_config(root, [f"+experiment={experiment}", f"out={out}", f"trainer.budget.max_minutes={minutes}", *words])
 
 
 def _evaluate(out: Path, seed: int) -> None:

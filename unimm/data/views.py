@@ -11,7 +11,7 @@ import numpy as np
 
 from unimm.data.records import Question, Record, Text
 from unimm.data.template import Template, Turn
-from unimm.sequence import Sequence
+from unimm.sequence import Segment, Sequence
 
 DESCRIBE = {
     "en": ("Describe the image.", "What is in the picture?", "Write a caption."),
@@ -55,6 +55,16 @@ class Conversation:
             content = (template.look(image), question) if number == 0 else (question,)
             turns += [Turn("user", content), Turn("assistant", (answer,))]
         return template.chat(turns)
+
+
+@dataclass(frozen=True)
+class Description:
+    """PIXELS, then all captions of the image: what the words of an image are learned from (never to be read in order)."""
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        image = template.look(_need(record, "image"))
+        ids = template.tokenizer.encode(" ".join(caption.text for caption in record.captions))
+        return Sequence((image, Segment.text(ids, learn=True)))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture, StepBatches
-from unimm.models.unified import UnifiedModel
-from unimm.sequence import Kind
+from unimm.models.ports import Tally
 from unimm.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -27,12 +26,12 @@ from unimm.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from unimm.training.interrupt import StopRequest, leave_to_parent
 from unimm.training.logbook import Logbook, ProgressLine
+from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.stages import Stage, freeze, show, stage_table
-
-LEARNED = (Kind.TEXT, Kind.CODES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class TrainerConfig:
     budget, schedule, optimizer, stage: how long, how fast, by what, and who learns.
     num_positions: row length T that sequences are packed into.
     num_micro_batches: forward passes a rank takes for one update.
-    kind_weights: weight of each kind's mean loss.
+    weights: weight of each mean loss by name: of "text" and "codes", or of "words"; 1 where it is not named.
     precision: "no" (fp32) or "bf16" (autocast; master weights stay fp32).
     compile: compile trunk and vision tower with torch.compile.
     report_every, sample_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
@@ -56,7 +55,7 @@ class TrainerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_positions: int = 512
     num_micro_batches: int = 1
-    kind_weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "codes": 1.0})
+    weights: dict[str, float] = field(default_factory=dict)
     precision: str = "no"
     compile: bool = False
     report_every: int = 20
@@ -68,16 +67,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"Unknown precision '{self.precision}': use no or bf16.")
-        unknown = set(self.kind_weights) - {kind.name.lower() for kind in LEARNED}
-        if unknown:
-            raise ValueError(f"kind_weights names {sorted(unknown)}, but only text and codes are learned.")
 
 
 class Trainer:
     """One run of one stage.
 
     Args:
-        model: the unified model.
+        objective: what is learned, with the model inside it.
         mixture: what is learned, by step.
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
@@ -87,7 +83,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: UnifiedModel,
+        objective: Objective,
         mixture: Mixture,
         config: TrainerConfig,
         folder: Path,
@@ -98,19 +94,21 @@ class Trainer:
         self.mixture = mixture
         self.folder = folder
         self.sample = sample
-        freeze(model.parts(), config.stage)
+        self.objective = objective
+        self.model = model = objective.model
+        freeze(objective.parts(), config.stage)
         # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", kwargs_handlers=[ddp])
-        self.model = model
         self.is_main = self.accelerator.is_main_process
-        show(stage_table(model.parts(), config.stage, sum(p.numel() for p in model.parameters())), self.is_main)
+        num_parameters = sum(p.numel() for p in objective.parameters())
+        show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
         if config.compile:
             model.trunk.compile(dynamic=True)
             model.pixels.tower.compile(dynamic=True)
-        self.wrapped = self.accelerator.prepare(model)
-        self.optimizers = Optimizers(model.parts(), config.stage.learns, config.optimizer)
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.wrapped = self.accelerator.prepare(objective)
+        self.optimizers = Optimizers(objective.parts(), config.stage.learns, config.optimizer)
+        self.names = {id(p): name for name, p in objective.named_parameters()}
         self.step = 0
         self.seconds = 0.0
         self.resume()
@@ -125,26 +123,36 @@ class Trainer:
         meter = _Meter()
         saved_at = time.monotonic()
         try:
-            batches = iter(self._loader()) if self.progress < 1.0 else iter(())
-            while self.progress < 1.0:
-                started = time.monotonic()
-                micro_batches = next(batches)
-                waited = time.monotonic() - started
-                self._update(micro_batches, meter)
-                self._tick(time.monotonic() - started)
-                meter.add_time(time.monotonic() - started, waited)
-                line.update(self.progress, meter.note())
-                if self._due(self.config.report_every):
-                    logbook.numbers(self.step, meter.report(self._rate()))
-                if self._due(self.config.sample_every) and self.sample is not None:
-                    self._sample(logbook)
-                if self._due(self.config.save_every) or time.monotonic() - saved_at > 60 * self.config.save_minutes:
-                    self.save()
-                    saved_at = time.monotonic()
+            with StopRequest() as stop:
+                batches = iter(self._loader()) if self.progress < 1.0 else iter(())
+                while self.progress < 1.0 and not self._all_stop(stop):
+                    started = time.monotonic()
+                    micro_batches = next(batches)
+                    waited = time.monotonic() - started
+                    self._update(micro_batches, meter)
+                    self._tick(time.monotonic() - started)
+                    meter.add_time(time.monotonic() - started, waited)
+                    line.update(self.progress, meter.note())
+                    if self._due(self.config.report_every):
+                        logbook.numbers(self.step, meter.report(self._rate()))
+                    if self._due(self.config.sample_every) and self.sample is not None:
+                        self._sample(logbook)
+                    if self._due(self.config.save_every) or time.monotonic() - saved_at > 60 * self.config.save_minutes:
+                        self.save()
+                        saved_at = time.monotonic()
+            self.save()
         finally:
             line.close()
             logbook.close()
-            self.save()
+        if self.progress < 1.0:
+            stop.obey()
+
+    def _all_stop(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop: then all of them do, after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.made
+        flag = torch.tensor([float(stop.made)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
 
     @property
     def progress(self) -> float:
@@ -160,14 +168,11 @@ class Trainer:
             batch = batch.to(self.accelerator.device)
             with self.accelerator.no_sync(self.wrapped) if number < last else nullcontext():
                 tallies = self.wrapped(batch)
-                loss = sum(
-                    self.config.kind_weights.get(kind.name.lower(), 0.0) * tally.loss / counts[kind]
-                    for kind, tally in tallies.items()
-                )
+                loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
                 # DDP averages gradients over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             meter.add_batch(batch, tallies)
-        learned = [p for p in self.model.parameters() if p.requires_grad]
+        learned = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
         else:
@@ -181,11 +186,14 @@ class Trainer:
         self.optimizers.scale(self._rate())
         self.optimizers.step()
 
-    def _global_counts(self, micro_batches: list[Batch]) -> dict[Kind, torch.Tensor]:
-        """Targets of each kind over all micro-batches of all ranks, at least 1."""
-        own = torch.stack([sum((batch.num_targets(kind) for batch in micro_batches), torch.zeros(())) for kind in LEARNED])
-        total = self.accelerator.reduce(own.to(self.accelerator.device), "sum")
-        return dict(zip(LEARNED, total.clamp(min=1.0), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+    def _global_counts(self, micro_batches: list[Batch]) -> dict[str, torch.Tensor]:
+        """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
+        own = [self.objective.counts(batch) for batch in micro_batches]
+        names = list(own[0])
+        counts = torch.stack([torch.stack([counted[name] for counted in own]).sum() for name in names])
+        total = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
+        assert isinstance(total, torch.Tensor)
+        return dict(zip(names, total.clamp(min=1.0), strict=True))
 
     def _rate(self) -> float:
         return self.config.schedule.factor(self.step, self.progress)
@@ -225,6 +233,7 @@ class Trainer:
             sampler=SequentialSampler(ahead),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=leave_to_parent,
             pin_memory=accelerator.device.type == "cuda",
         )
 
@@ -233,7 +242,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, on the first process."""
         if self.is_main:
-            tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+            tensors = {f"weights/{name}": tensor for name, tensor in self.objective.state_dict().items()}
             for prefix, optimizer in self.optimizers.all.items():
                 tensors |= optimizer_tensors(optimizer, self.names, prefix)
             save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
@@ -244,8 +253,8 @@ class Trainer:
         checkpoint = load_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             return
-        weights = {n.removeprefix("model/"): t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
-        self.model.load_state_dict(weights)
+        weights = {n.removeprefix("weights/"): t for n, t in checkpoint.tensors.items() if n.startswith("weights/")}
+        self.objective.load_state_dict(weights)
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         self.step = checkpoint.step
@@ -261,14 +270,14 @@ class _Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self._tallies: dict[Kind, torch.Tensor] = {}
+        self._tallies: dict[str, torch.Tensor] = {}
         self._elements = self._places = self._images = self._drawings = 0
         self._seconds = self._waited = 0.0
 
-    def add_batch(self, batch: Batch, tallies: dict) -> None:
-        for kind, tally in tallies.items():
+    def add_batch(self, batch: Batch, tallies: dict[str, Tally]) -> None:
+        for name, tally in tallies.items():
             row = torch.stack([tally.loss.detach(), tally.correct, tally.count]).double()
-            self._tallies[kind] = self._tallies[kind] + row if kind in self._tallies else row
+            self._tallies[name] = self._tallies[name] + row if name in self._tallies else row
         self._elements += batch.num_elements
         self._places += batch.tokens.numel()
         self._images += len(batch.pixels)
@@ -280,11 +289,11 @@ class _Meter:
     def values(self) -> dict[str, float]:
         """Means over what was added since the last report."""
         values = {}
-        for kind, row in self._tallies.items():
+        for name, row in self._tallies.items():
             loss, correct, count = row.tolist()
             if count:
-                values[f"loss/{kind.name.lower()}"] = loss / count
-                values[f"accuracy/{kind.name.lower()}"] = correct / count
+                values[f"loss/{name}"] = loss / count
+                values[f"accuracy/{name}"] = correct / count
         seconds = max(self._seconds, 1e-9)
         values["speed/tokens_per_second"] = self._elements / seconds
         values["speed/images_per_second"] = self._images / seconds
