@@ -55,7 +55,8 @@ class Mixture:
         epoch, place = divmod(number, len(chosen.dataset))
         index = int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
         key = _key(self.seed, chosen.name, "view")
-        rng = np.random.Generator(np.random.Philox(key=key, counter=[number, 0, 0, 0]))
+        # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
+        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, number, 0, 0]))
         return chosen.view(chosen.dataset[index], self.template, rng)
 
 
@@ -65,6 +66,8 @@ class StepBatches(TorchDataset):
     Every rank takes every `num_ranks`-th sample of each source, so that all ranks see all kinds.
 
     num_positions: row length T; sequences are packed into rows. num_micro_batches: how many forward passes a step takes.
+
+    Raises ValueError where a micro-batch would get no sample at all.
     """
 
     def __init__(
@@ -76,6 +79,11 @@ class StepBatches(TorchDataset):
         num_ranks: int = 1,
         num_steps: int = 1 << 40,
     ) -> None:
+        if mixture.batch_size < num_ranks * num_micro_batches:
+            raise ValueError(
+                f"A batch of {mixture.batch_size} samples cannot be cut into {num_micro_batches} micro-batches for each of "
+                f"{num_ranks} processes: raise data.batch_size to at least {num_ranks * num_micro_batches}."
+            )
         self.mixture = mixture
         self.num_positions = num_positions
         self.num_micro_batches = num_micro_batches

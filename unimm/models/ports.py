@@ -77,7 +77,11 @@ class PixelsPort(nn.Module):
         self.projector = projector
 
     def embed(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image.
+        """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image."""
+        return self.projector(self.features(pixels_NCHW)).flatten(0, 1)
+
+    def features(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        """pixels (N, 3, H, W) in [-1, 1] -> patch features (N, P, C), also of no images at all.
 
         Raises:
             ValueError: the images do not have the size that the tower was made for.
@@ -88,7 +92,7 @@ class PixelsPort(nn.Module):
         if pixels_NCHW.shape[1:] != (3, size, size):
             raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {tuple(pixels_NCHW.shape[1:])}.")
         dtype = next(self.tower.parameters()).dtype
-        return self.projector(self.tower(pixels_NCHW.to(dtype))).flatten(0, 1)
+        return self.tower(pixels_NCHW.to(dtype))
 
 
 class CodesPort(VocabularyPort):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from unimm.files import replace_folder, temporary_folder, write_json
 
-MANIFEST = "manifest.json"
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 logger = logging.getLogger(__name__)
 
 
@@ -42,11 +42,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     temporary = temporary_folder(final)
     # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    save_file(tensors, temporary / "tensors.safetensors")
-    write_json(temporary / "state.json", {"step": checkpoint.step, **checkpoint.state})
+    save_file(tensors, temporary / TENSORS)
+    write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
     write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
     replace_folder(temporary, final)
-    for old in _folders(folder)[:-keep]:
+    # Newer ones than this are what loading passed over as damaged; they must not push whole ones out.
+    newer = [path for path in _folders(folder) if path.name > final.name]
+    older = [path for path in _folders(folder) if path.name < final.name]
+    for old in newer + older[: len(older) - keep + 1]:
         shutil.rmtree(old)
     return final
 
@@ -56,8 +59,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for candidate in reversed(_folders(folder)):
         problem = _problem(candidate)
         if problem is None:
-            state = json.loads((candidate / "state.json").read_text())
-            return Checkpoint(state.pop("step"), load_file(candidate / "tensors.safetensors"), state)
+            state = json.loads((candidate / STATE).read_text())
+            return Checkpoint(state.pop("step"), load_file(candidate / TENSORS), state)
         logger.warning(f"Passing over checkpoint {candidate.name}: {problem}.")
     return None
 
@@ -76,14 +79,14 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], names: dict[int, str], prefix: str
 ) -> None:
     """The inverse of `optimizer_tensors`, into an optimizer over the same parameters."""
-    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    parameters = {names[id(p)]: (p, group) for group in optimizer.param_groups for p in group["params"]}
     for name, tensor in tensors.items():
         if not name.startswith(f"{prefix}/"):
             continue
         parameter_name, key = name.removeprefix(f"{prefix}/").rsplit("/", 1)
-        parameter = parameters[parameter_name]
-        # Step counters are scalars and stay on the CPU, as the optimizers keep them.
-        device = parameter.device if tensor.dim() else tensor.device
+        parameter, group = parameters[parameter_name]
+        # Step counters are scalars and stay on the CPU, but where a fused optimizer reads them on the device.
+        device = parameter.device if tensor.dim() or group.get("fused") else tensor.device
         optimizer.state[parameter][key] = tensor.clone().to(device)
 
 
@@ -97,9 +100,10 @@ def _problem(folder: Path) -> str | None:
         return "it has no manifest"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except ValueError:
+        files = {name: manifest[name] for name in (TENSORS, STATE)}
+    except (ValueError, KeyError, TypeError):
         return "its manifest cannot be read"
-    for name, digest in manifest.items():
+    for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _digest(folder / name) != digest:

@@ -62,8 +62,7 @@ class Words(Objective):
         self.head = nn.Linear(model.config.vision.width, model.text.embedding.num_embeddings)
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
-        tower = self.model.pixels.tower
-        logits_NPV = self.head(tower(batch.pixels)).float()
+        logits_NPV = self.head(self.model.pixels.features(batch.pixels)).float()
         # The mean of exponentials instead of their sum: as many patches, the same scale.
         logits_NV = logits_NPV.logsumexp(1) - torch.tensor(float(logits_NPV.shape[1])).log()
         labels_NV = _labels(batch, len(batch.pixels), logits_NV.shape[1])

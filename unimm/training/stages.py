@@ -20,7 +20,7 @@ class Stage:
 
 
 def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
-    """Let exactly the parts that the stage names learn.
+    """Let exactly the parts that the stage names learn; what two parts share learns where either does.
 
     Raises:
         ValueError: the stage names a part that the model does not have.
@@ -28,9 +28,10 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
     unknown = sorted(set(stage.learns) - set(parts))
     if unknown:
         raise ValueError(f"Stage '{stage.name}' names unknown parts {unknown}: a model has {', '.join(parts)}.")
-    for name, part in parts.items():
-        for parameter in part.parameters():
-            parameter.requires_grad_(name in stage.learns)
+    for part in parts.values():
+        part.requires_grad_(False)
+    for name in stage.learns:
+        parts[name].requires_grad_(True)
 
 
 def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) -> Table:

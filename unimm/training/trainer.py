@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture, StepBatches
-from unimm.models.ports import Tally
+from unimm.devices import choose_device
 from unimm.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -28,6 +29,7 @@ from unimm.training.checkpoint import (
 )
 from unimm.training.interrupt import StopRequest, leave_to_parent
 from unimm.training.logbook import Logbook, ProgressLine
+from unimm.training.meter import Meter
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
 from unimm.training.schedule import Budget, Schedule
@@ -77,7 +79,7 @@ class Trainer:
         mixture: what is learned, by step.
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
-        device: where to train; default: what accelerate finds.
+        device: where to train; default: the best that is here.
         sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode.
     """
 
@@ -99,7 +101,10 @@ class Trainer:
         freeze(objective.parts(), config.stage)
         # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", kwargs_handlers=[ddp])
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
+        is_cpu = choose_device(device).type == "cpu"
+        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=is_cpu, kwargs_handlers=[ddp])
         self.is_main = self.accelerator.is_main_process
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
@@ -120,12 +125,12 @@ class Trainer:
         logbook = Logbook(self.folder, self.is_main)
         logbook.rewind(self.step)
         line = ProgressLine(f"training ({self.config.stage.name})", self.is_main)
-        meter = _Meter()
+        meter = Meter()
         saved_at = time.monotonic()
         try:
             with StopRequest() as stop:
                 batches = iter(self._loader()) if self.progress < 1.0 else iter(())
-                while self.progress < 1.0 and not self._all_stop(stop):
+                while self.progress < 1.0 and not self._any_rank(stop.made):
                     started = time.monotonic()
                     micro_batches = next(batches)
                     waited = time.monotonic() - started
@@ -134,10 +139,11 @@ class Trainer:
                     meter.add_time(time.monotonic() - started, waited)
                     line.update(self.progress, meter.note())
                     if self._due(self.config.report_every):
-                        logbook.numbers(self.step, meter.report(self._rate()))
+                        logbook.numbers(self.step, meter.report(self._rate(), self.accelerator))
                     if self._due(self.config.sample_every) and self.sample is not None:
                         self._sample(logbook)
-                    if self._due(self.config.save_every) or time.monotonic() - saved_at > 60 * self.config.save_minutes:
+                    is_late = self._any_rank(time.monotonic() - saved_at > 60 * self.config.save_minutes)
+                    if self._due(self.config.save_every) or is_late:
                         self.save()
                         saved_at = time.monotonic()
             self.save()
@@ -147,11 +153,11 @@ class Trainer:
         if self.progress < 1.0:
             stop.obey()
 
-    def _all_stop(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop: then all of them do, after the same step."""
+    def _any_rank(self, says: bool) -> bool:
+        """Whether any rank says so: clocks and signals differ between ranks, but all must do the same after the same step."""
         if self.accelerator.num_processes == 1:
-            return stop.made
-        flag = torch.tensor([float(stop.made)], device=self.accelerator.device)
+            return says
+        flag = torch.tensor([float(says)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum"))
 
     @property
@@ -159,7 +165,7 @@ class Trainer:
         """How much of the run is done, 0 to 1."""
         return self.config.budget.progress(self.step, self.seconds)
 
-    def _update(self, micro_batches: list[Batch], meter: "_Meter") -> None:
+    def _update(self, micro_batches: list[Batch], meter: Meter) -> None:
         """One optimizer step over the micro-batches of this rank."""
         self.wrapped.train()
         counts = self._global_counts(micro_batches)
@@ -245,72 +251,28 @@ class Trainer:
             tensors = {f"weights/{name}": tensor for name, tensor in self.objective.state_dict().items()}
             for prefix, optimizer in self.optimizers.all.items():
                 tensors |= optimizer_tensors(optimizer, self.names, prefix)
-            save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
+            state = {"seconds": self.seconds, "stage": self.config.stage.name}
+            save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state))
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run's folder, if there is one."""
+        """Go on from the newest whole checkpoint of the run's folder, if there is one.
+
+        Raises:
+            ValueError: it is one of another stage or of another model.
+        """
         checkpoint = load_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             return
         weights = {n.removeprefix("weights/"): t for n, t in checkpoint.tensors.items() if n.startswith("weights/")}
-        self.objective.load_state_dict(weights)
-        for prefix, optimizer in self.optimizers.all.items():
-            restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
+        own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
+        if own != kept:
+            raise ValueError(f"{self.folder} holds a run of the stage '{kept}', not '{own}': name another folder.")
+        try:
+            self.objective.load_state_dict(weights)
+            for prefix, optimizer in self.optimizers.all.items():
+                restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{self.folder} holds a run of another model or stage: name another folder.") from error
         self.step = checkpoint.step
         self.seconds = checkpoint.state["seconds"]
-
-
-class _Meter:
-    """Numbers between two reports: sums over steps, of this rank."""
-
-    def __init__(self) -> None:
-        self.grad_norm = 0.0
-        self._last_note = ""
-        self._clear()
-
-    def _clear(self) -> None:
-        self._tallies: dict[str, torch.Tensor] = {}
-        self._elements = self._places = self._images = self._drawings = 0
-        self._seconds = self._waited = 0.0
-
-    def add_batch(self, batch: Batch, tallies: dict[str, Tally]) -> None:
-        for name, tally in tallies.items():
-            row = torch.stack([tally.loss.detach(), tally.correct, tally.count]).double()
-            self._tallies[name] = self._tallies[name] + row if name in self._tallies else row
-        self._elements += batch.num_elements
-        self._places += batch.tokens.numel()
-        self._images += len(batch.pixels)
-
-    def add_time(self, seconds: float, waited: float) -> None:
-        self._seconds += seconds
-        self._waited += waited
-
-    def values(self) -> dict[str, float]:
-        """Means over what was added since the last report."""
-        values = {}
-        for name, row in self._tallies.items():
-            loss, correct, count = row.tolist()
-            if count:
-                values[f"loss/{name}"] = loss / count
-                values[f"accuracy/{name}"] = correct / count
-        seconds = max(self._seconds, 1e-9)
-        values["speed/tokens_per_second"] = self._elements / seconds
-        values["speed/images_per_second"] = self._images / seconds
-        values["speed/data_wait"] = self._waited / seconds
-        values["data/fill"] = self._elements / max(self._places, 1)
-        return values
-
-    def report(self, rate: float) -> dict[str, float]:
-        """The values for the logbook; starts a new count."""
-        values = self.values() | {"optim/grad_norm": self.grad_norm, "optim/rate_factor": rate}
-        self._last_note = ""
-        self._clear()
-        return values
-
-    def note(self) -> str:
-        """One line for the progress bar."""
-        values = self.values()
-        losses = " ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss/"))
-        speed = f"{values['speed/tokens_per_second']:,.0f} tok/s {values['speed/images_per_second']:,.0f} img/s"
-        return f"loss {losses} | {speed}"

@@ -1,0 +1,98 @@
+"""Collating: every position knows the element that follows it in its own document, and who may look at whom."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_sequence import sequences
+
+from unimm.batch import PADDING, Batch, collate
+from unimm.sequence import Kind, Segment, Sequence
+
+IMAGE = np.ones((3, 4, 4), dtype=np.float32)
+CAPTION = Sequence((Segment.text([1]), Segment.look(IMAGE, 3), Segment.text([5]), Segment.text([6, 7], learn=True)))
+DRAWING = Sequence((Segment.text([1]), Segment.text([8], condition="text"), Segment.codes([9, 10], learn=True)))
+
+
+def test_targets_are_the_next_elements() -> None:
+    batch = collate([[CAPTION, DRAWING], [DRAWING]], num_positions=12)
+    pixels, text, codes = int(Kind.PIXELS), int(Kind.TEXT), int(Kind.CODES)
+    assert batch.tokens[0].tolist() == [1, 0, 0, 0, 5, 6, 7, 1, 8, 9, 10, 0]
+    assert batch.kinds[0].tolist() == [text, pixels, pixels, pixels] + [text] * 5 + [codes] * 2 + [PADDING]
+    assert batch.targets[0].tolist() == [0, 0, 0, 0, 6, 7, 0, 0, 9, 10, 0, 0]
+    assert batch.weights[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+    assert batch.documents[0].tolist() == [1] * 7 + [2] * 4 + [0]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 0]
+    assert batch.documents[1].tolist() == [1] * 4 + [0] * 8
+    assert batch.pixels.shape == (1, 3, 4, 4)
+    assert (batch.num_targets(Kind.TEXT), batch.num_targets(Kind.CODES)) == (2, 4)
+    assert batch.num_elements == 15
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(sequences(), max_size=3), min_size=1, max_size=3))
+def test_alignment(rows: list[list[Sequence]]) -> None:
+    """Whatever the sequences: a target is the learned element that comes next in the same document."""
+    rows = [[sequence for sequence in row if sequence.given.length] for row in rows]
+    batch = collate(rows)
+    for b, row in enumerate(rows):
+        start = 0
+        for number, sequence in enumerate(row, start=1):
+            stop = start + sequence.given.length
+            assert (batch.documents[b, start:stop] == number).all()
+            assert batch.positions[b, start:stop].tolist() == list(range(stop - start))
+            assert batch.weights[b, stop - 1] == 0
+            for segment, first, last in sequence.given.spans():
+                for t in range(start + first, start + last):
+                    assert batch.kinds[b, t] == segment.kind
+                    if t > start:
+                        assert batch.weights[b, t - 1] == segment.learn
+                        assert batch.target_kinds[b, t - 1] == (segment.kind if segment.learn else PADDING)
+                        assert batch.targets[b, t - 1] == (batch.tokens[b, t] if segment.learn else 0)
+            start = stop
+        assert (batch.kinds[b, start:] == PADDING).all() and (batch.documents[b, start:] == 0).all()
+        assert (batch.weights[b, start:] == 0).all()
+    looked_at = [s for row in rows for sequence in row for s in sequence.segments if s.kind == Kind.PIXELS]
+    assert len(batch.pixels) == len(looked_at)
+    check_mask(batch)
+
+
+def check_mask(batch: Batch) -> None:
+    mask = batch.attention_mask()[:, 0]
+    later = torch.ones_like(mask).triu(1)
+    assert not (mask & later).any(), "nobody looks ahead"
+    assert mask.diagonal(dim1=1, dim2=2).all(), "everybody looks somewhere"
+    documents = batch.documents
+    same = (documents[:, :, None] == documents[:, None, :]) & (documents > 0)[:, :, None]
+    assert torch.equal(mask & same, same & ~later), "all that came before in one's own document"
+    itself = torch.eye(mask.shape[-1], dtype=torch.bool)
+    assert not (mask & ~same & ~itself).any(), "nothing of another document, and of padding nothing"
+
+
+def test_open_sequences_give_what_is_given() -> None:
+    blank = Sequence((*CAPTION.segments[:-1], Segment.blank(Kind.TEXT, 50)))
+    batch = collate([[blank]])
+    assert batch.tokens.shape == (1, 5) and batch.weights.sum() == 0
+
+
+def test_missing_rows_are_padding() -> None:
+    batch = collate([[DRAWING]], num_positions=6, num_rows=3)
+    assert batch.tokens.shape == (3, 6) and batch.num_elements == 4
+    assert batch.pixels.shape[:2] == (0, 3)
+    check_mask(batch)
+
+
+def test_what_does_not_fit_is_told_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"\b11\b.*\b10\b"):
+        collate([[CAPTION, DRAWING]], num_positions=10)
+    with pytest.raises(ValueError, match=r"\b2\b.*\b1\b"):
+        collate([[DRAWING], [DRAWING]], num_rows=1)
+    other = Sequence((Segment.look(IMAGE[:, :2], 3), Segment.text([1])))
+    with pytest.raises(ValueError, match=r"\(3, 2, 4\).*\(3, 4, 4\)"):
+        collate([[CAPTION], [other]])
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    moved = collate([[CAPTION]]).to("meta")
+    assert all(getattr(moved, name).device.type == "meta" for name in Batch.__dataclass_fields__)

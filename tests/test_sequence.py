@@ -1,0 +1,123 @@
+"""Sequences of segments: what they are long, what is open, what the null prompt leaves, what filling closes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unimm.sequence import BLANK, Kind, Segment, Sequence
+
+PAD = 999
+IMAGE = np.zeros((3, 4, 4), dtype=np.float32)
+CONDITIONS = st.sampled_from([None, "text", "image"])
+
+
+@st.composite
+def closed_segments(draw: st.DrawFn) -> Segment:
+    kind = draw(st.sampled_from(Kind))
+    if kind == Kind.PIXELS:
+        return Segment.look(IMAGE, draw(st.integers(1, 6)), draw(CONDITIONS))
+    ids = draw(st.lists(st.integers(0, 50), max_size=6))
+    return Segment(kind, tuple(ids), learn=draw(st.booleans()), condition=draw(CONDITIONS))
+
+
+@st.composite
+def open_segments(draw: st.DrawFn) -> Segment:
+    known = draw(st.lists(st.integers(BLANK, 50), max_size=4))
+    limit = len(known) + draw(st.integers(1, 5))
+    return Segment.blank(draw(st.sampled_from([Kind.TEXT, Kind.CODES])), limit, tuple(known), stop=(3,))
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Sequence:
+    segments = draw(st.lists(closed_segments(), min_size=1, max_size=5))
+    return Sequence((*segments, *draw(st.lists(open_segments(), max_size=1))))
+
+
+@given(sequences())
+def test_spans_tile_the_sequence(sequence: Sequence) -> None:
+    spans = sequence.spans()
+    assert [span.segment for span in spans] == list(sequence.segments)
+    assert spans[0].start == 0 and spans[-1].stop == sequence.length
+    assert all(before.stop == after.start for before, after in itertools.pairwise(spans))
+    assert all(span.stop - span.start == span.segment.length for span in spans)
+
+
+@given(sequences())
+def test_given_is_everything_but_the_blank(sequence: Sequence) -> None:
+    assert sequence.is_open == (sequence.segments[-1].limit is not None)
+    assert not sequence.given.is_open
+    assert sequence.given.segments == (sequence.segments[:-1] if sequence.is_open else sequence.segments)
+
+
+@given(sequences(), st.sets(st.sampled_from(["text", "image"])))
+def test_the_null_prompt_keeps_every_position_and_what_belongs_to_no_condition(sequence: Sequence, drop: set[str]) -> None:
+    null = sequence.unconditioned(PAD, drop)
+    assert [span[1:] for span in null.spans()] == [span[1:] for span in sequence.spans()]
+    for before, after in zip(sequence.segments, null.segments, strict=True):
+        if before.condition in drop:
+            assert after.kind == Kind.TEXT and after.ids == (PAD,) * before.length and not after.learn
+        else:
+            assert after is before
+    assert null.unconditioned(PAD, drop) == null
+
+
+def test_the_null_prompt_of_a_drawing_keeps_its_begin() -> None:
+    bos, boi = Segment.text([1]), Segment.text([2])
+    sequence = Sequence((bos, Segment.text([7, 8, 9], condition="text"), boi, Segment.blank(Kind.CODES, 4)))
+    null = sequence.unconditioned(PAD)
+    assert [segment.ids for segment in null.segments] == [(1,), (PAD,) * 3, (2,), ()]
+    assert null.is_open and null.length == sequence.length
+
+
+@given(sequences().filter(lambda sequence: sequence.is_open), st.data())
+def test_filling_closes(sequence: Sequence, data: st.DataObject) -> None:
+    last = sequence.segments[-1]
+    assert last.limit is not None
+    new = data.draw(st.lists(st.integers(0, 50), min_size=last.limit - len(last.ids), max_size=last.limit - len(last.ids)))
+    ids = [0 if known == BLANK else known for known in last.ids] + new
+    filled = sequence.fill(ids)
+    assert not filled.is_open and filled.given == filled
+    assert filled.segments[:-1] == sequence.segments[:-1]
+    assert filled.segments[-1].ids == tuple(ids) and filled.segments[-1].kind == last.kind
+    with pytest.raises(ValueError, match="no open segment"):
+        filled.fill(ids)
+
+
+def test_filling_refuses_what_does_not_fit() -> None:
+    sequence = Sequence((Segment.text([1]), Segment.blank(Kind.CODES, 3, known=(5, BLANK))))
+    with pytest.raises(ValueError, match="at most 3 elements, not 4"):
+        sequence.fill([5, 6, 7, 8])
+    with pytest.raises(ValueError, match="known to be 5, not 6"):
+        sequence.fill([6])
+    with pytest.raises(ValueError, match="blanks"):
+        sequence.fill([5, BLANK])
+    assert sequence.fill([5, 6]).length == 3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sequence(()),
+        lambda: Sequence((Segment.blank(Kind.TEXT, 3), Segment.text([1]))),
+        lambda: Segment.blank(Kind.TEXT, 0),
+        lambda: Segment.blank(Kind.PIXELS, 3),
+        lambda: Segment.blank(Kind.TEXT, 1, known=(1, 2)),
+        lambda: Segment.text([BLANK]),
+        lambda: Segment.look(IMAGE, 0),
+        lambda: Segment(Kind.PIXELS, pixels=IMAGE, num_positions=4, learn=True),
+        lambda: Segment(Kind.TEXT, pixels=IMAGE),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make) -> None:
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_show_is_one_line_for_a_human() -> None:
+    sequence = Sequence(
+        (Segment.look(IMAGE, 4, "image"), Segment.text([1, 2]), Segment.codes([3], learn=True), Segment.blank(Kind.TEXT, 9))
+    )
+    assert sequence.show() == "PIXELS(4, image) · TEXT(2) · CODES(1, learn) · TEXT(9, open)"

@@ -1,0 +1,78 @@
+"""Two processes learn what one learns: the same global batch, cut differently, gives the same losses."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.logbook import read_numbers
+
+SCRIPT = str(Path(__file__).with_name("train_toy.py"))
+STEPS = 50
+TOLERANCE = 1e-4
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def accelerate(num_processes: int) -> list[str]:
+    # Not --cpu: with it, accelerate starts one process unless MPI is installed. Without GPUs this one is gloo on CPUs.
+    words = ["--multi_gpu", "--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no"]
+    words += ["--main_process_port", str(free_port()), "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+def torchrun(num_processes: int) -> list[str]:
+    words = ["--nproc_per_node", str(num_processes), "--master_port", str(free_port())]
+    return [sys.executable, "-m", "torch.distributed.run", *words]
+
+
+def launch(launcher: list[str], *words: object) -> subprocess.CompletedProcess[str]:
+    command = [*launcher, SCRIPT, *(str(word) for word in words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    lines = read_numbers(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [(line["loss/text"], line["loss/codes"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]:
+    """The losses of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = launch([sys.executable], folder, STEPS, 1)
+    assert result.returncode == 0, result.stderr
+    return losses(folder)
+
+
+@pytest.mark.parametrize(("launcher", "micro_batches"), [(accelerate, 1), (torchrun, 2)])
+def test_two_processes_learn_what_one_learns(launcher, micro_batches: int, alone, tmp_path: Path) -> None:
+    """9 samples a step are 5 and 4: ranks, and micro-batches of ranks, hold different numbers of targets."""
+    result = launch(launcher(2), tmp_path, STEPS, micro_batches)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "processes").read_text() == "2"
+    together = losses(tmp_path)
+    assert len(together) == len(alone) == STEPS
+    assert alone[-1][0] < 0.5 * alone[0][0]
+    worst = max(abs(a - b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True))
+    print(f"worst difference of a loss in {STEPS} steps: {worst:.2e}")
+    assert worst < TOLERANCE
+
+
+def test_an_interrupt_of_one_rank_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    result = launch(accelerate(2), tmp_path, STEPS, 1, "interrupt")
+    assert result.returncode != 0
+    assert (tmp_path / "processes").read_text() == "2"
+    checkpoint = load_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 3
+    assert len(losses(tmp_path)) == 3

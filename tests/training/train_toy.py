@@ -1,0 +1,26 @@
+"""A short run of the toy mixture, for `test_two_processes` to launch: train_toy.py FOLDER STEPS MICRO_BATCHES [interrupt]."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from toys import make_config, make_mixture, make_trainer
+
+folder, steps, micro_batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+config = make_config(steps, num_micro_batches=micro_batches, sample_every=3)
+
+
+def interrupt(step: int, logbook: object) -> None:
+    """Ctrl-C on the first process alone, in the middle of the run."""
+    if step == 3 and "interrupt" in sys.argv:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+trainer = make_trainer(folder, config, make_mixture(batch_size=9), sample=interrupt, device=None)
+if trainer.is_main:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "processes").write_text(str(trainer.accelerator.num_processes))
+trainer.fit()
