@@ -5,7 +5,7 @@ given, which is keyed by (seed, sample): the same sample is the same sequence on
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Drawing:
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")
-        prompt: Text = _choose(record.captions + record.prompts, rng)
+        prompt: Text = _choose(record.captions + record.prompts or _lacks(record, "captions and no prompts"), rng)
         sequence = template.draw(prompt.text, codes)
         return sequence.unconditioned(template.tokenizer.special.pad) if rng.random() < self.drop else sequence
 
@@ -85,18 +85,18 @@ class PlainText:
     """The record's text, or a caption where it has none, learned as a whole."""
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
-        text = record.text or _choose(record.captions, rng)
+        text = record.text or _choose(record.captions or _lacks(record, "text and no captions"), rng)
         return template.plain(text.text)
 
 
 def _choose(options: tuple, rng: np.random.Generator):
-    if not options:
-        raise ValueError("There is nothing to choose from: the record lacks what this view needs.")
     return options[int(rng.integers(len(options)))]
 
 
 def _need(record: Record, name: str):
     value = getattr(record, name)
-    if value is None:
-        raise ValueError(f"Record {record.key} has no {name}, which this view needs.")
-    return value
+    return _lacks(record, name) if value is None else value
+
+
+def _lacks(record: Record, what: str) -> NoReturn:
+    raise ValueError(f"Record {record.key} has no {what}, which this view needs.")

@@ -1,0 +1,96 @@
+"""Views: one record as a task, chosen by the generator alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toys import Squares, make_mixture, make_template
+
+from unimm.data.records import Record
+from unimm.data.views import DESCRIBE, Conversation, Description, Drawing, PlainText, View
+from unimm.sequence import Kind, Sequence
+
+TEMPLATE = make_template()
+RECORD = Squares()[6]
+
+
+def see(view: View, seed: int = 0, record: Record = RECORD) -> Sequence:
+    return view(record, TEMPLATE, np.random.default_rng(seed))
+
+
+def text_of(sequence: Sequence, learn: bool | None = None) -> str:
+    ids = [i for s in sequence.segments if s.kind == Kind.TEXT and learn in (None, s.learn) for i in s.ids]
+    return TEMPLATE.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("view", [Conversation(2), Drawing(0.5), PlainText(), Description()])
+def test_a_view_is_a_function_of_record_and_generator(view: View) -> None:
+    assert all(see(view, seed) == see(view, seed) for seed in range(20))
+    assert all(not see(view, seed).is_open and any(s.learn for s in see(view, seed).segments) for seed in range(20))
+
+
+def test_a_conversation_is_a_caption_or_questions_never_both() -> None:
+    captions = {caption.text for caption in RECORD.captions}
+    asked: dict[int, int] = {0: 0, 1: 0, 2: 0}
+    for seed in range(200):
+        sequence = see(Conversation(num_turns=2, caption_share=0.5), seed)
+        answers = text_of(sequence, learn=True)
+        kinds = [segment.kind for segment in sequence.segments]
+        assert kinds.count(Kind.PIXELS) == 1, "one look at the image"
+        said = [q for q in RECORD.questions if q.text in text_of(sequence, learn=False)]
+        if any(caption in answers for caption in captions):
+            assert not said and any(d in text_of(sequence) for lines in DESCRIBE.values() for d in lines)
+        assert all(question.answer in answers for question in said)
+        asked[len(said)] += 1
+    assert asked[1] == 0 and 70 < asked[0] < 130
+
+
+def test_captions_are_asked_for_in_their_language() -> None:
+    chinese = replace(RECORD, captions=RECORD.captions[1:], questions=())
+    assert any(words in text_of(see(Conversation(), record=chinese)) for words in DESCRIBE["zh"])
+
+
+def test_num_turns_bounds_the_questions() -> None:
+    learned = [s for s in see(Conversation(num_turns=1, caption_share=0.0)).segments if s.learn]
+    assert len(learned) == 1
+
+
+def test_the_prompt_is_dropped_as_often_as_asked() -> None:
+    """Over 3,000 samples of the mixture, 0.1 give or take four standard deviations; the codes always stay."""
+    mixture = make_mixture(drop=0.1)
+    draw = next(number for number, source in enumerate(mixture.sources) if source.name == "draw")
+    samples = [mixture.sequence(draw, number) for number in range(3000)]
+    pad = TEMPLATE.tokenizer.special.pad
+    dropped = [pad in sample.segments[1].ids for sample in samples]
+    assert abs(np.mean(dropped) - 0.1) < 4 * (0.1 * 0.9 / 3000) ** 0.5
+    assert all(sample.segments[-1].learn and sample.segments[-1].kind == Kind.CODES for sample in samples)
+    assert dropped[:50] == [pad in make_mixture(drop=0.1).sequence(draw, n).segments[1].ids for n in range(50)]
+    other = make_mixture(drop=0.1, seed=1)
+    assert dropped != [pad in other.sequence(draw, n).segments[1].ids for n in range(3000)]
+
+
+def test_prompts_are_captions_and_prompts() -> None:
+    prompts = {text_of(see(Drawing(0.0), seed)).removeprefix(": ").removesuffix("\n\n:") for seed in range(60)}
+    assert prompts == {text.text for text in RECORD.captions + RECORD.prompts}
+
+
+def test_plain_text_falls_back_on_captions() -> None:
+    assert RECORD.text is not None
+    assert text_of(see(PlainText())) == RECORD.text.text
+    assert text_of(see(PlainText(), record=replace(RECORD, text=None))) in {c.text for c in RECORD.captions}
+
+
+@pytest.mark.parametrize(
+    ("view", "lack"),
+    [
+        (Conversation(), {"image": None}),
+        (Conversation(), {"captions": (), "questions": ()}),
+        (Drawing(), {"codes": None}),
+        (Description(), {"image": None}),
+        (PlainText(), {"text": None, "captions": ()}),
+    ],
+)
+def test_a_record_that_lacks_something_is_named(view: Callable, lack: dict) -> None:
+    with pytest.raises(ValueError, match="squares/6"):
+        see(view, record=replace(RECORD, **lack))
