@@ -73,7 +73,10 @@ def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: I
         ValueError: the configuration gives a size that the tokenizers contradict.
     """
     if config.init_from is not None:
-        return load_model(config.init_from, dtype=torch.float32).model.train()
+        model = load_model(config.init_from, dtype=torch.float32).model.train()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
+        return model
     sizes: UnifiedConfig = build(config.model)
     own = {
         "num_codes": image_tokenizer.num_codes,

@@ -35,7 +35,7 @@ def encode(config: DictConfig) -> list[Path]:
             raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(chosen)}.")
         chosen = {name: chosen[name] for name in config.names}
     tokenizer = open_image_tokenizer(config).to(choose_device(config.device))
-    words = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+    words = {"batch_size": config.batch_size, "num_workers": config.num_workers, "precision": config.precision}
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
     ]

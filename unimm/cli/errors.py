@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower()}."
     if isinstance(error, ValueError | OSError | FloatingPointError):
-        return _one_line(str(error)) or type(error).__name__
+        return _one_line(_without_worker(str(error))) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch here would slow every verb down
         return "The device ran out of memory: use a smaller batch, fewer images at once, or --dtype bfloat16."
     return None
@@ -109,6 +109,13 @@ def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
         child = node._get_node(key)
         if hasattr(child, "items") and not child._is_none() and not child._is_missing() and not child._is_interpolation():
             yield from _flat_keys(child, f"{name}.")
+
+
+def _without_worker(text: str) -> str:
+    """What was raised in a process that loads data, without that process' traceback."""
+    if "Original Traceback" not in text:
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2]
 
 
 def _one_line(text: str) -> str:

@@ -1,11 +1,12 @@
 """`unimm quickstart`: from nothing to a model that captions, answers and draws, in one command.
 
-    out/tokenizer/   the image tokenizer's run        out/codes/        the data sets as codes
-    out/unified/     the unified model's run          out/model/        the finished model
-    out/scores/      scores, answers, pictures        out/drawings.png  16 drawings with their prompts
+    out/tokenizer/   the image tokenizer's run          out/codes/      the data sets as codes
+    out/look/        the vision tower learns to see     out/unified/    the unified model's run
+    out/model/       the finished model                 out/scores/     scores, answers, pictures
+    out/drawings.png 16 drawings with their prompts     out/quickstart.json  what is done, and how long it took
 
-Every part leaves a whole folder behind or nothing; a part whose folder is there is not done again, and the two trainings go
-on from their own checkpoints. So it can be interrupted at any moment and goes on with the same command.
+Every part leaves whole folders behind or nothing, and a part that is done is not done again; the trainings go on from their
+own checkpoints. So it can be interrupted at any moment and goes on with the same command.
 """
 
 import json
@@ -13,15 +14,25 @@ import time
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
 
 from unimm.cli.build import compose_config
+from unimm.cli.encode import encode
+from unimm.cli.train_tokenizer import train_tokenizer
+from unimm.devices import choose_device, cpu_has_bf16
+from unimm.eval.pictures import picture_drawings
+from unimm.eval.runner import evaluate
+from unimm.eval.suites import build_suite
 from unimm.files import write_json
+from unimm.inference.load import load
+from unimm.train import train
 
-TOKENIZER_SHARE = 0.27
-"""Of the whole time, for the image tokenizer; the unified model gets what is left after it and before the evaluation."""
+TOKENIZER_SHARE = 0.25
+LOOK_SHARE = 0.1
+EVALUATION_SHARE = 0.11
+"""Of the whole time; the unified model gets what the others leave."""
 
-EVALUATION_SHARE = 0.12
 NUM_DRAWINGS = 16
 
 console = Console(highlight=False)
@@ -39,57 +50,52 @@ def quickstart(out: Path, seed: int, minutes: float) -> None:
         ValueError: `out` holds a quickstart with other settings.
     """
     clock = _Clock(out, seed, minutes)
+    tokenizer, look, model = out / "tokenizer" / "model", out / "look" / "model", out / "model"
     common = [f"seed={seed}"]
+    words = [*common, f"image_tokenizer={tokenizer}", f"codes={out / 'codes'}"]
     with clock.part("image tokenizer") as todo:
         if todo:
-            from unimm.cli.train_tokenizer import train_tokenizer
-
-            budget = clock.budget("tokenizer", TOKENIZER_SHARE * minutes)
-            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", out / "tokenizer", budget, common))
-    tokenizer = f"image_tokenizer={out}/tokenizer/model"
+            budget = clock.budget("image tokenizer", TOKENIZER_SHARE * minutes)
+            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, common))
     with clock.part("codes") as todo:
         if todo:
-            from unimm.cli.encode import encode
-
-            encode(compose_config("encode", ["+experiment=quickstart_codes", f"out={out}/codes", tokenizer, *common]))
+            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common]))
+    with clock.part("vision tower") as todo:
+        if todo:
+            budget = clock.budget("vision tower", LOOK_SHARE * minutes)
+            train(_compose("train", "quickstart_look", look.parent, budget, words))
     with clock.part("unified model") as todo:
         if todo:
-            from unimm.train import train
-
-            left = minutes - clock.minutes - EVALUATION_SHARE * minutes
-            budget = clock.budget("unified", max(left, 0.2 * minutes))
-            words = [*common, tokenizer, f"codes={out}/codes"]
-            train(_compose("train", "quickstart", out / "unified", budget, words))
+            left = (1 - EVALUATION_SHARE) * minutes - clock.minutes
+            budget = clock.budget("unified model", max(left, 0.2 * minutes))
+            made = train(_compose("train", "quickstart", out / "unified", budget, [*words, f"init_from={look}"]))
+            load(made).save(model)
     with clock.part("evaluation") as todo:
         if todo:
-            _evaluate(out, seed)
-    _tell(out, clock)
+            _evaluate(out, model, seed)
+    _tell(out, model, clock)
 
 
-def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]):
-    return compose_config(root, [f"+experiment={experiment}", f"out={out}", f"trainer.budget.max_minutes={minutes}", *words])
+def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]) -> DictConfig:
+    trainer = "tokenizer_trainer" if root == "train_tokenizer" else "trainer"
+    length = f"{trainer}.budget.max_minutes={minutes}"
+    return compose_config(root, [f"+experiment={experiment}", f"out={out}", length, *words])
 
 
-def _evaluate(out: Path, seed: int) -> None:
+def _evaluate(out: Path, model: Path, seed: int) -> None:
     """Scores on unseen data, and the picture of drawings."""
-    from unimm.devices import choose_device, cpu_has_bf16
-    from unimm.eval.pictures import picture_drawings
-    from unimm.eval.runner import evaluate
-    from unimm.eval.suites import build_suite
-    from unimm.inference.load import load
-
     is_bf16_cpu = choose_device().type == "cpu" and cpu_has_bf16()
-    engine = load(out / "unified" / "model", dtype=torch.bfloat16 if is_bf16_cpu else None)
+    engine = load(model, dtype=torch.bfloat16 if is_bf16_cpu else None)
     report = evaluate(engine, build_suite("quick", seed), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 
-def _tell(out: Path, clock: "_Clock") -> None:
+def _tell(out: Path, model: Path, clock: "_Clock") -> None:
     """What was made, and what to try next."""
-    model = out / "unified" / "model"
     scores = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))
-    console.print(f"\nDone: {clock.minutes:.1f} minutes of work. Model: {model}   Pictures: {out / 'drawings.png'}")
-    console.print("   ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
+    console.print(f"\nDone, {clock.minutes:.1f} minutes of work.")
+    console.print(f"  model     {model}\n  drawings  {out / 'drawings.png'}\n  scores    {out / 'scores'}")
+    console.print("  " + ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
     console.print("\nTry next:")
     console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')
     console.print(f"  unimm caption drawings/drawing-0000.png --model {model}")
