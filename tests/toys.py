@@ -1,5 +1,6 @@
 """What tests of data and training share: 12 toy pictures, all tasks on them as a mixture, and a tiny model to learn them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from unimm.data.records import Question, Record, Text
 from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
-from unimm.training.objectives import Likelihood
+from unimm.training.objectives import Likelihood, Objective
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.stages import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
@@ -83,7 +84,13 @@ def make_config(max_steps: int, **changes: Any) -> TrainerConfig:
     return replace(config, **changes)
 
 
-def make_trainer(folder: Path, config: TrainerConfig, mixture: Mixture | None = None, **words: Any) -> Trainer:
+def make_trainer(
+    folder: Path,
+    config: TrainerConfig,
+    mixture: Mixture | None = None,
+    objective: Callable[[UnifiedModel], Objective] = Likelihood,
+    **words: Any,
+) -> Trainer:
     """A trainer of a fresh tiny model, the same one every time."""
     torch.manual_seed(0)
-    return Trainer(Likelihood(make_model()), mixture or make_mixture(), config, folder, **{"device": "cpu", **words})
+    return Trainer(objective(make_model()), mixture or make_mixture(), config, folder, **{"device": "cpu", **words})

@@ -1,0 +1,84 @@
+"""Objectives: sums that agree with their counts, and words found at the right image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import Squares, make_config, make_mixture, make_model, make_template, make_trainer
+
+from unimm.batch import collate
+from unimm.data.mixture import Mixture, Source, StepBatches
+from unimm.data.views import Description
+from unimm.sequence import Segment, Sequence
+from unimm.training.logbook import read_numbers
+from unimm.training.objectives import Likelihood, Objective, Words, _labels
+from unimm.training.optim import OptimizerConfig
+from unimm.training.stages import Stage
+
+
+def look(value: float) -> Segment:
+    return Segment.look(np.full((3, 16, 16), value, np.float32), 4)
+
+
+@pytest.mark.parametrize("make", [Likelihood, Words])
+def test_sums_come_with_the_counts_that_were_told_before(make: type[Objective]) -> None:
+    objective = make(make_model())
+    (batch,) = StepBatches(make_mixture(), 128)[0]
+    tallies, counts = objective(batch), objective.counts(batch)
+    assert tallies.keys() == counts.keys()
+    for name, tally in tallies.items():
+        assert tally.count == counts[name] > 0 and tally.loss > 0 and 0 <= tally.correct <= tally.count
+
+
+@pytest.mark.parametrize("make", [Likelihood, Words])
+def test_parts_hold_every_parameter_once(make: type[Objective]) -> None:
+    objective = make(make_model())
+    ids = [id(p) for part in objective.parts().values() for p in part.parameters()]
+    assert sorted(ids) == sorted(id(p) for p in objective.parameters())
+
+
+def test_words_belong_to_the_image_of_their_document() -> None:
+    """Packed or not, before or after other documents, two images in one: each image gets its own document's learned text."""
+    given, learned = Segment.text([9]), Segment.text([5, 6, 5], learn=True)
+    one = Sequence((look(0.1), given, learned))
+    two = Sequence((look(0.2), look(0.3), Segment.text([7], learn=True)))
+    text, drawing = Sequence((Segment.text([1]), learned)), Sequence((Segment.text([1]), Segment.codes([8, 8], learn=True)))
+    expected = {0.1: {5, 6}, 0.2: {7}, 0.3: {7}}
+    for rows in ([[one, two]], [[text, two, drawing], [drawing, one]], [[two], [one]], [[text], [one, two]]):
+        batch = collate(rows, num_positions=40)
+        labels = _labels(batch, len(batch.pixels), vocabulary_size=12)
+        found = [set(row.nonzero().flatten().tolist()) for row in labels]
+        assert found == [expected[round(float(pixels[0, 0, 0]), 1)] for pixels in batch.pixels]
+
+
+def test_a_batch_without_images_has_zero_gradients() -> None:
+    """Not None: a rank without images must not stop the others."""
+    words = Words(make_model())
+    tally = words(collate([[Sequence((Segment.text([1]), Segment.text([2], learn=True)))]]))["words"]
+    assert (tally.loss, tally.correct, tally.count) == (0, 0, 0)
+    tally.loss.backward()
+    for parameter in [*words.head.parameters(), *words.model.pixels.tower.parameters()]:
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_the_sums_of_a_batch_are_those_of_its_parts() -> None:
+    words = Words(make_model())
+    sequences = [Sequence((look(v), Segment.text([i, 3], learn=True))) for i, v in enumerate((0.1, 0.5, 0.9))]
+    with torch.no_grad():
+        whole = words(collate([sequences]))["words"]
+        parts = [words(collate([[sequence]]))["words"] for sequence in sequences]
+    for sum_of_whole, sums in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(sum_of_whole, torch.stack(sums).sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_words_are_learned(tmp_path: Path) -> None:
+    """The vision tower alone learns which words belong to which of the 12 pictures."""
+    mixture = Mixture([Source("squares", Squares(), Description())], make_template(), 12)
+    stage = Stage("look", {"vision": 1.0, "word_head": 1.0})
+    trainer = make_trainer(tmp_path, make_config(150, stage=stage, optimizer=OptimizerConfig(lr=1e-2)), mixture, Words)
+    trainer.fit()
+    lines = read_numbers(tmp_path / "metrics.jsonl")
+    assert lines[-1]["loss/words"] < 0.1 * lines[0]["loss/words"]
+    assert lines[-1]["accuracy/words"] > 0.9
+    assert all(name not in lines[-1] for name in ("loss/text", "loss/codes"))
