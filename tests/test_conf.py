@@ -1,0 +1,180 @@
+"""Every configuration is used: each composes with its root, each node builds, and a typo ends in one sentence."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from typer.testing import CliRunner
+
+from unimm.cli import build as building
+from unimm.cli.app import app
+from unimm.cli.build import build, build_model, build_text_tokenizer, compose_config, conf_folder
+from unimm.cli.encode import CODED
+from unimm.cli.errors import plain_errors
+from unimm.data.template import Template
+from unimm.data.text import TextTokenizer
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.training.objectives import Objective
+from unimm.training.stages import freeze, stage_table
+from unimm.training.tokenizer_trainer import TokenizerTrainerConfig
+from unimm.training.trainer import TrainerConfig
+
+CONF = conf_folder()
+ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+GIVEN = {"train": ["image_tokenizer=x", "codes=x"], "train_tokenizer": [], "encode": ["image_tokenizer=x"]}
+"""What a root cannot know: folders that the user has."""
+
+
+def groups_of(root: str) -> list[str]:
+    """The groups that a root chooses from."""
+    defaults = yaml.safe_load((CONF / f"{root}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return [group for entry in defaults if isinstance(entry, dict) for group in entry]
+
+
+def ways() -> dict[str, tuple[str, list[str]]]:
+    """Every way to choose: each root as it is, with each option of its groups, and each experiment with the verb it names."""
+    found: dict[str, tuple[str, list[str]]] = {root: (root, []) for root in ROOTS}
+    for option in OPTIONS:
+        group, name = option.split("/")
+        if group == "experiment":
+            said = re.search(r"^# For `unimm ([\w-]+)`", (CONF / f"{option}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+            assert said, f"{option} does not say which verb it is for"
+            found[option] = (said.group(1).replace("-", "_"), [f"+experiment={name}"])
+        else:
+            found |= {f"{root} {option}": (root, [f"{group}={name}"]) for root in ROOTS if group in groups_of(root)}
+    return found
+
+
+WAYS = ways()
+
+
+def compose(way: str, *more: str) -> DictConfig:
+    root, words = WAYS[way]
+    return compose_config(root, [*GIVEN[root], *words, *more])
+
+
+def of_root(root: str) -> list[str]:
+    return [way for way, (own, _) in WAYS.items() if own == root]
+
+
+@pytest.fixture(scope="module")
+def text_tokenizer() -> TextTokenizer:
+    """As `unimm train` makes it, from fewer records."""
+    config = compose_config("train", GIVEN["train"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "RECORDS_FOR_TEXT", 300)
+        return build_text_tokenizer(config, [bare_dataset(source.dataset) for source in config.data.sources.values()])
+
+
+def bare_dataset(node: DictConfig) -> Any:
+    """A data set; one with stored codes without them, which only `unimm encode` makes."""
+    if node["_target_"] == CODED:
+        get_class(CODED)
+        return build(node.dataset)
+    return build(node)
+
+
+def meta_image_tokenizer(config: ImageTokenizerConfig) -> ImageTokenizer:
+    with torch.device("meta"):
+        return ImageTokenizer(config)
+
+
+def test_every_option_belongs_to_a_root() -> None:
+    used = {word.removeprefix("+").replace("=", "/") for _, words in WAYS.values() for word in words}
+    assert set(OPTIONS) == used
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_composes_without_a_hole(way: str) -> None:
+    from omegaconf import OmegaConf
+
+    resolved = OmegaConf.to_container(compose(way), resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict) and "seed" in resolved and "out" in resolved
+
+
+@pytest.mark.parametrize("way", of_root("train"))
+def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
+    """The model on no device, who learns of it, how, from what; and a row holds the longest of what the views give."""
+    config = compose(way)
+    image_tokenizer = meta_image_tokenizer(build(compose_config("train_tokenizer", []).tokenizer))
+    with torch.device("meta"):
+        model = build_model(config, text_tokenizer, image_tokenizer)
+        objective: Objective = build(config.objective, model=model)
+    trainer: TrainerConfig = build(config.trainer)
+    if type(objective).__name__ == "Words" or "word_head" not in trainer.stage.learns:  # the stage `look` is for Words
+        freeze(objective.parts(), trainer.stage)
+        stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
+    template = Template(
+        text_tokenizer, build(config.prompt_format), model.config.vision.image_size, model.config.vision.num_patches
+    )
+    codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
+    longest = 0
+    for source in config.data.sources.values():
+        dataset, view = bare_dataset(source.dataset), build(source.view)
+        for index in range(30):
+            record = dataset[index]
+            record = replace(record, codes=codes) if source.dataset["_target_"] == CODED else record
+            longest = max(longest, view(record, template, np.random.default_rng(index)).length)
+    assert longest <= min(trainer.num_positions, model.config.max_positions)
+    assert trainer.num_positions >= longest
+
+
+@pytest.mark.parametrize("way", of_root("train_tokenizer"))
+def test_a_tokenizer_training_builds(way: str) -> None:
+    config = compose(way)
+    assert meta_image_tokenizer(build(config.tokenizer)).num_codes > 0
+    assert isinstance(build(config.tokenizer_trainer), TokenizerTrainerConfig)
+    for node in [*(source.dataset for source in config.images.sources.values()), config.images.validation]:
+        assert build(node)[0].image is not None
+
+
+@pytest.mark.parametrize("way", of_root("encode"))
+def test_what_is_encoded_builds(way: str) -> None:
+    for source in compose(way).data.sources.values():
+        assert len(bare_dataset(source.dataset)) > 0
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("word", ["zebra=1", "hydra/zebra=1", "+experiment=zebra", "out", "seed=[1"])
+def test_a_typo_ends_in_one_sentence(root: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNIMM_DEBUG", raising=False)
+    result = CliRunner().invoke(app, [root.replace("_", "-"), *GIVEN[root], word])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("unimm: ") and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("root", "word", "node", "told"),
+    [
+        ("train", "+trainer.zebra=1", "trainer", "trainer.zebra"),
+        ("train", "+trainer.optimizer.zebra=1", "trainer", "trainer.optimizer.zebra"),
+        ("train", "+model.vision.zebra=1", "model", "model.vision.zebra"),
+        ("train", "+stage.zebra=1", "stage", "stage.zebra"),
+        ("train", "trainer.budget.max_steps=0", "trainer", "max_steps must be positive, not 0"),
+        ("train", "model.vision.patch_size=7", "model", "7 px"),
+        ("train_tokenizer", "+tokenizer.zebra=1", "tokenizer", "tokenizer.zebra"),
+        ("train_tokenizer", "+tokenizer_trainer.zebra=1", "tokenizer_trainer", "tokenizer_trainer.zebra"),
+    ],
+)
+def test_what_an_object_does_not_know_ends_in_one_sentence(
+    root: str, word: str, node: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose_config(root, [*GIVEN[root], word])
+    with pytest.raises(SystemExit) as stopped, plain_errors():
+        build(config[node])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("unimm: ") and error.count("\n") == 1
