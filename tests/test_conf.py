@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
 from unimm.cli import build as building
@@ -94,8 +94,6 @@ def test_every_option_belongs_to_a_root() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_it_composes_without_a_hole(way: str) -> None:
-    from omegaconf import OmegaConf
-
     resolved = OmegaConf.to_container(compose(way), resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict) and "seed" in resolved and "out" in resolved
 
@@ -109,12 +107,11 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         model = build_model(config, text_tokenizer, image_tokenizer)
         objective: Objective = build(config.objective, model=model)
     trainer: TrainerConfig = build(config.trainer)
-    if type(objective).__name__ == "Words" or "word_head" not in trainer.stage.learns:  # the stage `look` is for Words
+    if way != "train stage/look":  # alone it is with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
-    template = Template(
-        text_tokenizer, build(config.prompt_format), model.config.vision.image_size, model.config.vision.num_patches
-    )
+    vision = model.config.vision
+    template = Template(text_tokenizer, build(config.prompt_format), vision.image_size, vision.num_patches)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
     longest = 0
     for source in config.data.sources.values():
@@ -124,7 +121,6 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
             record = replace(record, codes=codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
-    assert trainer.num_positions >= longest
 
 
 @pytest.mark.parametrize("way", of_root("train_tokenizer"))
@@ -146,7 +142,7 @@ def test_what_is_encoded_builds(way: str) -> None:
 
 
 @pytest.mark.parametrize("root", ROOTS)
-@pytest.mark.parametrize("word", ["zebra=1", "hydra/zebra=1", "+experiment=zebra", "out", "seed=[1"])
+@pytest.mark.parametrize("word", ["zebra=1", "hydra/zebra=1", "+experiment=zebra", "=1", "seed=[1"])
 def test_a_typo_ends_in_one_sentence(root: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_DEBUG", raising=False)
