@@ -1,5 +1,6 @@
-"""The wheel: what pip installs elsewhere carries the configurations, and the verbs work in any folder."""
+"""The wheel: what pip installs elsewhere carries the configurations, and a model's whole life runs in any folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,22 +9,64 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = [sys.executable, "-m"]
+UNIMM = [sys.executable, "-c", "from unimm.cli import main; main()"]
+SMALL_TOKENIZER = ["tokenizer.channel_multipliers=[1,1,1,1]", "tokenizer.num_res_blocks=1", "images.batch_size=4"]
+SMALL_RUN = ["tokenizer_trainer.budget.max_steps=2", "num_validation=4", "tokenizer_trainer.num_workers=0"]
+SMALL_DATA = [
+    "data.sources.shapes_draw.dataset.dataset.num_records=8",
+    "data.sources.digits_draw.dataset.dataset.num_records=4",
+]
+SMALL_MODEL = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "data.batch_size=12", "trainer.num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel."""
+    folder = tmp_path_factory.mktemp("wheel") / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(ROOT)]
+    subprocess.run(pip, check=True, timeout=300)
+    return folder
+
+
+def run(site: Path, folder: Path, *words: str) -> str:
+    """Run it in a folder with the wheel in front of everything; what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(ROOT)]
-    subprocess.run(pip, check=True, timeout=300)
+def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path) -> None:
     assert (site / "unimm/conf/train.yaml").is_file()
     assert {path.name for path in site.rglob("LICENSE")} | {path.name for path in site.rglob("NOTICE")} == {"LICENSE", "NOTICE"}
-    environment = {**os.environ, "PYTHONPATH": str(site)}
     code = "import unimm.cli.build as build; print(build.conf_folder())"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=300
+    assert Path(run(site, tmp_path, sys.executable, "-c", code).strip()) == site / "unimm/conf"
+    assert "seed: 7" in run(site, tmp_path, *UNIMM, "train", "--cfg", "job", "seed=7")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_from_any_folder(site: Path, tmp_path: Path) -> None:
+    """A model's life as the README tells it, at toy size; the last line again by a launcher, with two processes."""
+    run(site, tmp_path, *UNIMM, "train-tokenizer", "out=runs/tokenizer", *SMALL_TOKENIZER, *SMALL_RUN)
+    given = ["image_tokenizer=runs/tokenizer/model", *SMALL_DATA]
+    run(site, tmp_path, *UNIMM, "encode", "out=runs/codes", *given)
+    words = ["codes=runs/codes", *given, *SMALL_MODEL, "trainer.report_every=1", "trainer.sample_every=2"]
+    run(site, tmp_path, *UNIMM, "train", "out=runs/unified", "trainer.budget.max_steps=2", *words)
+    launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unimm.train"]
+    run(site, tmp_path, *launcher, "out=runs/together", "trainer.budget.max_steps=2", *words)
+    alone, together = (
+        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("unified", "together")
     )
-    assert Path(run.stdout.strip()) == site / "unimm/conf"
-    show = [sys.executable, "-c", "from unimm.cli import main; main()", "train", "--cfg", "job", "seed=7"]
-    run = subprocess.run(show, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert "seed: 7" in run.stdout
+    assert [line["step"] for line in alone] == [line["step"] for line in together] == [1, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert other["loss/codes"] == pytest.approx(one["loss/codes"], abs=1e-4)
+        assert other["loss/text"] == pytest.approx(one["loss/text"], abs=1e-4)
+    assert {path.name for path in (tmp_path / "runs/together/samples").iterdir()} == {
+        "00000002-captions.txt",
+        "00000002-drawings.png",
+    }
+    drawing = next((tmp_path / "runs/together/samples").glob("*.png"))
+    run(site, tmp_path, *UNIMM, "caption", str(drawing), "--model", "runs/together/model")
