@@ -18,6 +18,7 @@ from unimm.cli.build import (
     build_template,
     build_text_tokenizer,
     conf_folder,
+    leave_group,
     open_image_tokenizer,
     save_config,
     seed_everything,
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with plain_errors():
         hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train")(job)()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -69,10 +69,16 @@ def test_two_processes_learn_what_one_learns(launcher, micro_batches: int, alone
     assert worst < TOLERANCE
 
 
-def test_an_interrupt_of_one_rank_stops_both_after_the_same_step(tmp_path: Path) -> None:
+def test_an_interrupt_of_one_rank_stops_both_after_the_same_step_and_both_go_on(alone, tmp_path: Path) -> None:
     result = launch(accelerate(2), tmp_path, STEPS, 1, "interrupt")
     assert result.returncode != 0
     assert (tmp_path / "processes").read_text() == "2"
     checkpoint = load_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None and checkpoint.step == 3
     assert len(losses(tmp_path)) == 3
+    result = launch(torchrun(2), tmp_path, 8, 1)
+    assert result.returncode == 0, result.stderr
+    together = losses(tmp_path)
+    assert len(together) == 8
+    for one, two in zip(alone, together, strict=False):
+        assert two == pytest.approx(one, abs=TOLERANCE)

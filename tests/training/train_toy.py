@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from toys import make_config, make_mixture, make_trainer
 
+from unimm.cli.build import leave_group
+
 folder, steps, micro_batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = make_config(steps, num_micro_batches=micro_batches, sample_every=3)
 
@@ -24,3 +26,4 @@ if trainer.is_main:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "processes").write_text(str(trainer.accelerator.num_processes))
 trainer.fit()
+leave_group()

@@ -116,6 +116,12 @@ def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
     return load_image_tokenizer(config.image_tokenizer)
 
 
+def leave_group() -> None:
+    """Leave the other processes of a launcher at the end, in order: one that is simply gone can take its neighbour down."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def save_config(config: DictConfig, folder: Path) -> None:
     """The composed configuration beside the run, so that it can be read and repeated."""
     folder.mkdir(parents=True, exist_ok=True)

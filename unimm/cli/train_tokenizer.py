@@ -9,10 +9,11 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, conf_folder, save_config, seed_everything
+from unimm.cli.build import build, conf_folder, leave_group, save_config, seed_everything
 from unimm.cli.errors import plain_errors
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
+from unimm.devices import choose_device
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import save_image_tokenizer
 from unimm.training.tokenizer_trainer import TokenizerTrainer
@@ -25,7 +26,8 @@ def train_tokenizer(config: DictConfig) -> Path:
         The tokenizer's folder, `out`/model.
     """
     out = Path(config.out)
-    state = PartialState(cpu=config.device == "cpu")  # the process group must be there before the quantizer is built
+    # The process group must be there before the quantizer is built; unless told that it is a CPU, accelerate makes none there.
+    state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
     tokenizer = ImageTokenizer(build(config.tokenizer), sync_codebook=state.num_processes > 1)
     sources = [ImageSource(build(source.dataset), source.weight) for source in config.images.sources.values()]
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with plain_errors():
         hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train_tokenizer")(job)()
+    leave_group()
 
 
 if __name__ == "__main__":
