@@ -73,9 +73,9 @@ def make_model() -> UnifiedModel:
 def make_config(max_steps: int, **changes: Any) -> TrainerConfig:
     """A short run of AdamW in fp32 that reports every step and makes its batches itself."""
     config = TrainerConfig(
-        Budget(max_steps=max_steps),
-        EVERYTHING,
-        Schedule("constant"),
+        budget=Budget(max_steps=max_steps),
+        stage=EVERYTHING,
+        schedule=Schedule("constant"),
         num_positions=128,
         report_every=1,
         save_minutes=60.0,
