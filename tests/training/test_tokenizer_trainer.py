@@ -11,8 +11,8 @@ from unimm.data.images import ImageBatches, ImageSource
 from unimm.data.records import Record
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
-from unimm.training.conv_muon import orthogonalise
 from unimm.training.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
+from unimm.training.muon import orthogonalise
 from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.tokenizer_report import measure_usage
@@ -36,7 +36,13 @@ class Squares:
 
 def make_config(max_steps: int, **changes) -> TokenizerTrainerConfig:
     config = TokenizerTrainerConfig(
-        Budget(max_steps=max_steps), Schedule("constant"), lr=2e-3, muon_lr=0.02, num_workers=0, report_every=1, ema_decay=0.9
+        budget=Budget(max_steps=max_steps),
+        schedule=Schedule("constant"),
+        lr=2e-3,
+        muon_lr=0.02,
+        num_workers=0,
+        report_every=1,
+        ema_decay=0.9,
     )
     return dataclasses.replace(config, **changes)
 

@@ -200,6 +200,7 @@ def evaluate_model(
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
+    guidance_scale: Annotated[float, typer.Option(help="Of all drawings; 1 is off.")] = 5.0,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -212,7 +213,7 @@ def evaluate_model(
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite
 
-    tasks = build_suite(suite, seed)
+    tasks = build_suite(suite, seed, guidance_scale)
     evaluate(open_model(model, device, dtype), tasks, out)
 
 

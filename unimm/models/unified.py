@@ -91,6 +91,17 @@ class UnifiedModel(nn.Module):
             "code_head": self.codes.head,
         }
 
+    def set_attention(self, name: str) -> None:
+        """How trunk and vision tower compute attention: "sdpa", torch's fused kernels, or "eager", plain matrix products.
+
+        On a CPU, the backward pass of the fused kernel takes several times as long as that of the products
+        (recipes/LOG.md), so training there wants "eager"; everything else wants "sdpa".
+        """
+        self.trunk.set_attn_implementation(name)
+        for module in self.pixels.tower.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", name == "sdpa")  # noqa: B010 - a plain attribute, whatever the types say
+
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
         hidden_BTD = self.hidden(self.embed(batch), batch.attention_mask(), batch.positions)
@@ -134,6 +145,10 @@ class UnifiedModel(nn.Module):
 
         attention_mask: (B, 1, T, S) bool, true where a position may look; S counts what the cache holds too.
         """
+        if self.trunk.config._attn_implementation == "eager":
+            # There the mask is added to the scores.
+            least = torch.finfo(embeddings_BTD.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeddings_BTD.dtype).masked_fill(~attention_mask, least)
         return self.trunk(
             inputs_embeds=embeddings_BTD,
             attention_mask=attention_mask,

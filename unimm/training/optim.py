@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.training.muon import Muon
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -46,12 +49,10 @@ class Optimizers:
                 groups[group.pop("optimizer")].append(group)
         self.all: dict[str, torch.optim.Optimizer] = {}
         if groups["adamw"]:
-            self.all["adamw"] = torch.optim.AdamW(
-                groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-            )
+            self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         if groups["muon"]:
             assert config.muon_lr is not None
-            self.all["muon"] = torch.optim.Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum)
+            self.all["muon"] = Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum)
 
     def scale(self, factor: float) -> None:
         """Set every group's rate to its base rate times `factor`."""
@@ -84,3 +85,31 @@ def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[in
         {"params": parameters, "weight_decay": decay, "optimizer": optimizer, "part": name}
         for (optimizer, decay), parameters in chosen.items()
     ]
+
+
+def tokenizer_optimizers(
+    model: ImageTokenizer,
+    lr: float,
+    muon_lr: float | None,
+    betas: tuple[float, float],
+    dtype: torch.dtype,
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and with `muon_lr` Muon for the kernels between channels: not those that touch pixels or the quantizer.
+
+    Groups keep their own rate in `base_lr`.
+    """
+    kernels: list[nn.Parameter] = []
+    if muon_lr is not None:
+        for part in (model.encoder, model.decoder):
+            kernels += [p for p in part.parameters() if p.dim() == 4 and min(p.shape[:2]) > 3]
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+    }
+    if muon_lr is not None:
+        optimizers["muon"] = Muon(kernels, lr=muon_lr, dtype=dtype)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers

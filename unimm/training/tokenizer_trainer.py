@@ -7,33 +7,23 @@ other chance by (seed, step), so a run resumes to the bit.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.data.images import ImageBatches
 from unimm.models.image_tokenizer import ImageTokenizer, Reconstruction
 from unimm.models.quantizers import CosineQuantizer
-from unimm.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from unimm.training.conv_muon import build_optimizers
+from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.discriminator import Adversary, AdversaryConfig
-from unimm.training.logbook import Logbook, ProgressLine
+from unimm.training.logbook import Logbook
+from unimm.training.loop import Loop, LoopConfig, weights_of
+from unimm.training.optim import tokenizer_optimizers
 from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
-from unimm.training.schedule import Budget, Schedule
 from unimm.training.tokenizer_report import (
     TokenizerMeter,
     draw_grid,
@@ -44,22 +34,16 @@ from unimm.training.tokenizer_report import (
 )
 
 
-@dataclass(frozen=True)
-class TokenizerTrainerConfig:
-    """How a run goes.
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTrainerConfig(LoopConfig):
+    """How a run goes, beside what every loop has.
 
     lr: AdamW's. muon_lr: Muon's for the kernels of encoder and decoder; None: AdamW moves them too.
     ema_decay: of the averaged weights, after a ramp over the first steps.
-    precision: "no" (fp32) or "bf16" (autocast; weights and quantizer stay fp32).
-    compile: encoder and decoder by torch.compile (a minute on a CPU, and little gain there).
-    report_every, validate_every, save_every: in steps; 0 is never (the end is always validated and saved).
-    save_minutes: a checkpoint also after so many minutes since the last one.
-    num_workers: processes that make batches ahead.
+    validate_every: in steps; 0 is never (the end is always validated).
     seed: of everything but the weights' initial values and the images, which have their own.
     """
 
-    budget: Budget
-    schedule: Schedule = field(default_factory=Schedule)
     loss: ReconstructionLossConfig = field(default_factory=ReconstructionLossConfig)
     adversary: AdversaryConfig | None = None
     lr: float = 1e-4
@@ -67,21 +51,11 @@ class TokenizerTrainerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
-    precision: str = "no"
-    compile: bool = False
-    report_every: int = 20
     validate_every: int = 0
-    save_every: int = 0
-    save_minutes: float = 2.0
-    num_workers: int = 1
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"Unknown precision '{self.precision}': use no or bf16.")
 
-
-class TokenizerTrainer:
+class TokenizerTrainer(Loop):
     """One run. `ema` is the tokenizer to keep.
 
     Args:
@@ -104,11 +78,9 @@ class TokenizerTrainer:
         validation_NCHW: np.ndarray | None = None,
         score: Callable[[np.ndarray], dict[str, float]] | None = None,
     ) -> None:
-        self.config, self.folder, self.score = config, folder, score
+        super().__init__(config, folder, device)
+        self.config, self.score = config, score
         self.validation_NCHW = None if validation_NCHW is None else torch.from_numpy(validation_NCHW)
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", kwargs_handlers=[ddp])
-        self.is_main = self.accelerator.is_main_process
         world = self.accelerator.num_processes
         self.batches = batches.for_rank(self.accelerator.process_index, world)
         if world > 1 and isinstance(model.quantize, CosineQuantizer) and not model.quantize.sync:
@@ -121,53 +93,24 @@ class TokenizerTrainer:
         self.wrapped = self.accelerator.prepare(self.model)
         self.loss = ReconstructionLoss(config.loss)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.optimizers = build_optimizers(self.model, config.lr, config.muon_lr, config.betas, dtype)
+        self.optimizers = tokenizer_optimizers(self.model, config.lr, config.muon_lr, config.betas, dtype)
         adversary = config.adversary
         self.adversary = Adversary(adversary, self.accelerator, config.betas) if adversary is not None else None
         self.names = {id(p): name for name, p in self.model.named_parameters()}
-        self.step = 0
-        self.seconds = 0.0
         self.resume()
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> ImageTokenizer:
         """Train to the end of the budget and give the averaged tokenizer; leaves a checkpoint, also when interrupted."""
-        logbook = Logbook(self.folder, self.is_main)
-        logbook.rewind(self.step)
-        line = ProgressLine("training (image tokenizer)", self.is_main)
-        meter = TokenizerMeter(self.model.codebook_size)
-        saved_at = time.monotonic()
-        try:
-            images = iter(self._loader()) if self.progress < 1.0 else iter(())
-            while self.progress < 1.0:
-                started = time.monotonic()
-                pixels_NCHW = next(images)
-                waited = time.monotonic() - started
-                self._update(pixels_NCHW.to(self.accelerator.device), meter)
-                self._tick(time.monotonic() - started)
-                meter.add_time(time.monotonic() - started, waited)
-                line.update(self.progress, meter.note())
-                if self._due(self.config.report_every):
-                    logbook.numbers(self.step, meter.report() | {"optim/rate_factor": self._rate()})
-                if self._due(self.config.validate_every) or self.progress >= 1.0:
-                    self._validate(logbook)
-                if self._due(self.config.save_every) or time.monotonic() - saved_at > 60 * self.config.save_minutes:
-                    self.save()
-                    saved_at = time.monotonic()
-        finally:
-            line.close()
-            logbook.close()
-            self.save()
+        self.run("training (image tokenizer)", TokenizerMeter(self.model.codebook_size))
         return self.ema
 
-    @property
-    def progress(self) -> float:
-        """How much of the run is done, 0 to 1."""
-        return self.config.budget.progress(self.step, self.seconds)
+    def data(self) -> ImageBatches:
+        """This process' images by step."""
+        return self.batches
 
-    def _update(self, pixels_NCHW: Tensor, meter: TokenizerMeter) -> None:
+    def update(self, batch: Tensor, meter: TokenizerMeter) -> None:
         """One step of the tokenizer, of its average and, once it has started, of the adversary."""
+        pixels_NCHW = batch.to(self.accelerator.device)
         self.wrapped.train()
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -182,14 +125,10 @@ class TokenizerTrainer:
             loss = loss + terms["adversarial"]
         self.accelerator.backward(loss + drawn.quantizer_loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"The gradient of step {self.step + 1} is not finite; the weights are as they were before it. "
-                f"Lower the learning rate or look at that step's images."
-            )
+        self.check_finite(norm)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * self._rate()
+                group["lr"] = group["base_lr"] * self.rate()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self._average()
@@ -205,19 +144,14 @@ class TokenizerTrainer:
         for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)  # the codebook is an average already
 
-    def _rate(self) -> float:
-        return self.config.schedule.factor(self.step, self.progress)
+    def report(self, meter: TokenizerMeter) -> dict[str, float]:
+        """Means of this process since the last report."""
+        return meter.report() | {"optim/rate_factor": self.rate()}
 
-    def _tick(self, seconds: float) -> None:
-        """Count one step; with a budget in minutes all processes go by the first one's clock."""
-        self.step += 1
-        if self.config.budget.max_minutes is not None and self.accelerator.num_processes > 1:
-            clock = torch.tensor([seconds if self.is_main else 0.0], device=self.accelerator.device)
-            seconds = float(self.accelerator.reduce(clock, "sum"))  # pyright: ignore[reportArgumentType]
-        self.seconds += seconds
-
-    def _due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.progress >= 1.0)
+    def after_step(self, logbook: Logbook) -> None:
+        """Validation, when it is due, and at the end."""
+        if self.is_due(self.config.validate_every) or self.progress >= 1.0:
+            self._validate(logbook)
 
     def _validate(self, logbook: Logbook) -> None:
         """Fidelity, codebook use and a picture of the averaged tokenizer."""
@@ -232,47 +166,27 @@ class TokenizerTrainer:
             logbook.picture(self.step, "reconstructions", draw_grid(self.validation_NCHW, drawn_NCHW))
         self.accelerator.wait_for_everyone()
 
-    def _loader(self) -> DataLoader:
-        ahead = Subset(self.batches, range(self.step, len(self.batches)))  # pyright: ignore[reportArgumentType]
-        workers = self.config.num_workers
-        return DataLoader(
-            ahead,
-            batch_size=None,
-            sampler=SequentialSampler(ahead),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, their average, the optimizers' state and the adversary."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(optimizer, self.names, prefix)
+        if self.adversary is not None:
+            tensors |= self.adversary.tensors()
+        parts: dict[str, nn.Module] = {"model": self.model, "ema": self.ema}
+        for part, module in parts.items():
+            tensors |= {f"{part}/{name}": tensor for name, tensor in module.state_dict().items()}
+        return tensors
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write a checkpoint of this step, on the first process."""
-        if self.is_main:
-            parts: dict[str, nn.Module] = {"model": self.model, "ema": self.ema}
-            tensors: dict[str, Tensor] = {}
-            for prefix, optimizer in self.optimizers.items():
-                tensors |= optimizer_tensors(optimizer, self.names, prefix)
-            if self.adversary is not None:
-                tensors |= self.adversary.tensors()
-            for part, module in parts.items():
-                tensors |= {f"{part}/{name}": tensor for name, tensor in module.state_dict().items()}
-            save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
-        self.accelerator.wait_for_everyone()
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run's folder, if there is one."""
-        checkpoint = load_checkpoint(self.folder / "checkpoints")
-        if checkpoint is None:
-            return
-        self.model.load_state_dict(_part(checkpoint.tensors, "model"))
-        self.ema.load_state_dict(_part(checkpoint.tensors, "ema"))
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `tensors`."""
+        self.model.load_state_dict(weights_of(checkpoint, "model"))
+        self.ema.load_state_dict(weights_of(checkpoint, "ema"))
         for prefix, optimizer in self.optimizers.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
             _match_layout(optimizer)
         if self.adversary is not None:
             self.adversary.restore(checkpoint.tensors)
-        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
@@ -281,7 +195,3 @@ def _match_layout(optimizer: torch.optim.Optimizer) -> None:
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
                 state[key] = torch.empty_like(parameter).copy_(value)
-
-
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
