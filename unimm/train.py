@@ -26,6 +26,7 @@ from unimm.cli.build import (
 from unimm.cli.errors import plain_errors
 from unimm.data.text import TextTokenizer
 from unimm.inference.engine import Engine
+from unimm.models.tokenizer_folder import fingerprint
 from unimm.training.logbook import Logbook
 from unimm.training.trainer import Trainer
 
@@ -41,7 +42,7 @@ def train(config: DictConfig) -> Path:
     out = Path(config.out)
     seed_everything(config.seed)
     image_tokenizer = open_image_tokenizer(config)
-    datasets = build_datasets(config)
+    datasets = build_datasets(config, fingerprint(image_tokenizer))
     if config.init_from is not None:
         tokenizer = TextTokenizer.load(config.init_from)
     else:

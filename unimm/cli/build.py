@@ -54,9 +54,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_datasets(config: DictConfig) -> dict[str, Dataset]:
-    """The data set of every source, by the source's name."""
-    return {str(name): build(source.dataset) for name, source in config.data.sources.items()}
+CODED = "unimm.data.codes.CodedDataset"
+
+
+def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset]:
+    """The data set of every source, by the source's name.
+
+    Raises:
+        ValueError: stored codes were made with another image tokenizer than the one with this fingerprint.
+    """
+    sources = config.data.sources.items()
+    hashes = {name: {"tokenizer_hash": tokenizer_hash} if source.dataset._target_ == CODED else {} for name, source in sources}
+    return {str(name): build(source.dataset, **hashes[name]) for name, source in sources}
 
 
 def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:

@@ -11,12 +11,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, conf_folder, open_image_tokenizer
+from unimm.cli.build import CODED, build, conf_folder, open_image_tokenizer
 from unimm.cli.errors import plain_errors
 from unimm.devices import choose_device
 from unimm.inference.encode import encode_dataset
-
-CODED = "unimm.data.codes.CodedDataset"
 
 
 def encode(config: DictConfig) -> list[Path]:

@@ -28,9 +28,9 @@ from unimm.files import write_json
 from unimm.inference.load import load
 from unimm.train import train
 
-TOKENIZER_SHARE = 0.19
+TOKENIZER_SHARE = 0.25
 LOOK_SHARE = 0.12
-EVALUATION_SHARE = 0.06
+EVALUATION_SHARE = 0.11
 """Of the whole time; the unified model gets what the others leave."""
 
 NUM_DRAWINGS = 16

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from timm.layers.attention import Attention
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 
@@ -57,24 +55,6 @@ class VisionTower(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             act_layer=nn.GELU,
         )
-        self._begin_local()
-
-    @torch.no_grad()
-    def _begin_local(self) -> None:
-        """Where training starts: patches know where they are and attend to what is alike and near.
-
-        Sine-cosine positions, and queries equal to keys (mimetic initialisation, arXiv 2305.09828): a small tower that
-        starts from nothing then tells shapes apart sooner (recipes/LOG.md).
-        """
-        if self.config.width % 4:
-            return  # a sine and a cosine for either axis
-        positions = build_sincos2d_pos_embed([self.config.image_size // self.config.patch_size] * 2, self.config.width)
-        assert isinstance(self.transformer.pos_embed, nn.Parameter)
-        self.transformer.pos_embed.copy_(0.5 * positions)
-        for block in self.transformer.blocks:
-            assert isinstance(block, Block) and isinstance(block.attn, Attention)
-            query, key, _ = block.attn.qkv.weight.chunk(3)
-            key.copy_(nn.init.orthogonal_(query, gain=0.7))
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         return self.transformer.forward_features(pixels_NCHW)

@@ -1,0 +1,50 @@
+"""The quickstart as a story: begun, interrupted, gone on with, finished; at toy length, with everything it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import unimm
+
+pytestmark = pytest.mark.slow
+
+RUN = "from unimm.cli import main; main()"
+LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.3", "--out"]
+
+
+def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "quick"
+    first = subprocess.Popen([*LINE, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "tokenizer" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, complaints = first.communicate(timeout=120)
+    assert first.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    assert list((out / "tokenizer" / "checkpoints").glob("step-*")), "an interrupted training leaves a checkpoint"
+
+    second = subprocess.run([*LINE, str(out)], capture_output=True, text=True, timeout=900, env=dict(os.environ))
+    assert second.returncode == 0, second.stderr
+    assert "Try next" in second.stdout
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(steps), "the second run goes on where the first one stopped"
+    scores = json.loads((out / "scores" / "scores.json").read_text())
+    assert scores["finished"]
+    assert (out / "drawings.png").stat().st_size > 1000
+
+    engine = unimm.load(str(out / "model"))
+    assert len(engine.generate_images("a red circle", num_images=2)) == 2
+    config = json.loads((out / "model" / "config.json").read_text())
+    assert config["model_type"] == "janus", "the quickstart's model opens in transformers"
+
+    third = subprocess.run([*LINE, str(out), "--seed", "1"], capture_output=True, text=True, timeout=120)
+    assert third.returncode == 2
+    assert "choose another --out" in third.stderr
