@@ -15,7 +15,7 @@ import unimm
 pytestmark = pytest.mark.slow
 
 RUN = "from unimm.cli import main; main()"
-LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.3", "--out"]
+LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.5", "--out"]
 
 
 def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Loop:
         finally:
             line.close()
             logbook.close()
-        if self.progress < 1.0:
+        if stop.made or self.progress < 1.0:  # a request that came with the last step counts too
             stop.obey()
 
     def is_due(self, every: int) -> bool:
