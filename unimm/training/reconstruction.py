@@ -73,6 +73,6 @@ def _load_lpips() -> nn.Module:
     weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_WEIGHTS
     if not weights.is_file():
         raise ValueError(f"LPIPS needs VGG's weights at {weights}, and they are not there: put them, or set loss.lpips=0.")
-    import lpips
+    import lpips  # pyright: ignore[reportMissingImports] - an extra
 
     return lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
