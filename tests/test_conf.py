@@ -1,7 +1,6 @@
 """Every configuration is used: each composes with its root, each node builds, and a typo ends in one sentence."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         dataset, view = bare_dataset(source.dataset), build(source.view)
         for index in range(30):
             record = dataset[index]
-            record = replace(record, codes=codes) if source.dataset["_target_"] == CODED else record
+            record = record.with_codes(codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 

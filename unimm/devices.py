@@ -55,3 +55,12 @@ def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX-512 BF16)."""
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))
+
+
+def why_not_compile() -> str | None:
+    """Why torch.compile does not work here, or None where it does: on a CPU it needs a C++ compiler and Python's headers."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(16))
+    except RuntimeError as error:  # what dynamo and inductor raise
+        return str(error).strip().splitlines()[0]
+    return None

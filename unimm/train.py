@@ -4,9 +4,12 @@
 
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 import hydra
+import numpy as np
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -24,9 +27,13 @@ from unimm.cli.build import (
     seed_everything,
 )
 from unimm.cli.errors import plain_errors
+from unimm.data.mixture import Mixture
 from unimm.data.text import TextTokenizer
 from unimm.inference.engine import Engine
+from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
+from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook
 from unimm.training.trainer import Trainer
 
@@ -50,6 +57,8 @@ def train(config: DictConfig) -> Path:
     model = build_model(config, tokenizer, image_tokenizer)
     template = build_template(config, tokenizer, model)
     mixture = build_mixture(config, datasets, template)
+    if config.init_from is None:
+        start(model, image_tokenizer, mixture, config.whitened_images)
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format)
     objective = build(config.objective, model=model)
     trainer = Trainer(
@@ -67,7 +76,19 @@ def train(config: DictConfig) -> Path:
     return folder
 
 
-def sample(engine: Engine, mixture, step: int, logbook: Logbook) -> None:
+def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int) -> None:
+    """Give a fresh model what data and image tokenizer know: whitened patches of `num_images` training images (0: none of
+    it), and the tokenizer's codebook where the code embedding has its form.
+    """
+    images = list(islice(mixture.images(), num_images))
+    if images:
+        start_vision(model.pixels.tower, torch.from_numpy(np.stack(images)))
+    codebook = image_tokenizer.quantize.codebook
+    if codebook.shape == model.codes.embedding.weight.shape:
+        start_codes(model.codes, codebook)
+
+
+def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
     """Captions of, and drawings after, a few training records: what the model can do so far."""
     records = [record for source in mixture.sources[:2] for record in (source.dataset[i] for i in range(SAMPLE_PROMPTS // 2))]
     records = [record for record in records if record.image is not None and record.captions]

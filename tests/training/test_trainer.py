@@ -20,7 +20,7 @@ from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives import Likelihood, Objective, Words
+from unimm.training.objectives import Likelihood, Look, Objective
 from unimm.training.optim import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.stages import Stage
@@ -166,7 +166,7 @@ def test_who_is_frozen_does_not_move_and_who_learns_does(tmp_path: Path, name: s
     stage: Stage = build(compose_config("train", [f"stage={name}", "image_tokenizer=x", "codes=x"]).stage)
     assert stage.name == name
     config = make_config(2, stage=stage, optimizer=replace(MUON, lr=1e-2))
-    trainer = make_trainer(tmp_path, config, objective=Words if "word_head" in stage.learns else Likelihood)
+    trainer = make_trainer(tmp_path, config, objective=Look if "word_head" in stage.learns else Likelihood)
     parts = trainer.objective.parts()
     before = {part: [p.clone() for p in module.parameters()] for part, module in parts.items()}
     trainer.fit()

@@ -28,15 +28,15 @@ from unimm.files import write_json
 from unimm.inference.load import load
 from unimm.train import train
 
-TOKENIZER_SHARE = 0.25
-LOOK_SHARE = 0.12
-EVALUATION_SHARE = 0.11
+TOKENIZER_SHARE = 0.2
+LOOK_SHARE = 0.13
+EVALUATION_SHARE = 0.05
 """Of the whole time; the unified model gets what the others leave."""
 
 NUM_DRAWINGS = 16
 GUIDANCE_SCALE = 3.0  # so small a model overshoots with Janus' 5
 
-ENCODING = ["precision=bf16", "num_workers=1"]
+ENCODING = ["precision=bf16"]
 
 console = Console(highlight=False)
 

@@ -7,7 +7,7 @@ Codes mean nothing without their tokenizer, so the manifest names it by its fing
 """
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ class CodedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Record:
-        return replace(self.dataset[index], codes=self.codes[index])
+        return self.dataset[index].with_codes(self.codes[index])
 
 
 def _read_manifest(folder: Path) -> CodesManifest:

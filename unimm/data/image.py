@@ -8,7 +8,7 @@ vision tower, `crop` fills the square for the image tokenizer. Both speak in pix
 import io
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -55,6 +55,8 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
 
 def look(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the vision tower: long side resized to size, short side padded with grey."""
+    if _is_ready(image, size):
+        return array_to_pixels(image)
     picture = decode_image(image)
     longest, shortest = max(picture.size), min(_MIN_SIDE, size)
     # Truncated as Janus does; transformers' processor rounds, and is then up to a pixel off.
@@ -70,6 +72,8 @@ def look(image: ImageLike, size: int) -> np.ndarray:
 
 def crop(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the image tokenizer: short side resized to size, long side cropped at the centre."""
+    if _is_ready(image, size):
+        return array_to_pixels(image)
     picture = decode_image(image)
     if picture.size != (size, size):
         side = min(picture.size)
@@ -94,6 +98,11 @@ def pixels_to_array(pixels: np.ndarray) -> np.ndarray:
     """Pixels (..., 3, H, W) in [-1, 1] -> arrays (..., H, W, 3) uint8, rounded: the exact inverse of array_to_pixels."""
     levels = np.rint((np.asarray(pixels, dtype=np.float32) + 1) * 127.5).clip(0, 255)
     return np.ascontiguousarray(np.moveaxis(levels, -3, -1), dtype=np.uint8)
+
+
+def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
+    """Whether there is nothing to decode, to turn or to resize: then the way through Pillow would change nothing."""
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

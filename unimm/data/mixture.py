@@ -5,7 +5,9 @@ n-th sample of a source is a record of its (n // len)-th shuffled epoch. Nothing
 integer, and the global batch does not depend on the number of ranks or workers.
 """
 
+import itertools
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,6 +60,15 @@ class Mixture:
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         rng = np.random.Generator(np.random.Philox(key=key, counter=[0, number, 0, 0]))
         return chosen.view(chosen.dataset[index], self.template, rng)
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
+        for step in itertools.count():
+            segments = [segment for sample in self.samples(step) for segment in self.sequence(*sample).segments]
+            shown = [segment.pixels for segment in segments if segment.pixels is not None]
+            if not shown:
+                return
+            yield from shown
 
 
 class StepBatches(TorchDataset):

@@ -4,9 +4,10 @@ A data set is anything with `__len__` and `__getitem__(index) -> Record` whose a
 any worker of any rank can make any item and a run can resume from one integer.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,9 @@ class Question:
 class Record:
     """One item of a data set. Everything but the key is optional; a view says what it needs.
 
+    A subclass may make its parts when they are first asked for (`functools.cached_property`), as the built-in worlds do:
+    a view needs one or two of them.
+
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
@@ -53,6 +57,12 @@ class Record:
     questions: tuple[Question, ...] = ()
     text: Text | None = None
     facts: Any = None
+
+    def with_codes(self, codes: np.ndarray) -> Self:
+        """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""
+        coded = copy.copy(self)
+        vars(coded)["codes"] = codes  # frozen, and the copy is not out of our hands yet
+        return coded
 
 
 class Dataset(Protocol):

@@ -41,15 +41,14 @@ class Conversation:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         image = _need(record, "image")
         pairs: list[tuple[str, str]] = []
-        if record.captions and (not record.questions or rng.random() < self.caption_share):
-            caption = _choose(record.captions, rng)
+        is_caption = rng.random() < self.caption_share
+        if (is_caption and record.captions) or not record.questions:
+            caption = _choose(record.captions or _lacks(record, "captions and no questions"), rng)
             pairs.append((_choose(DESCRIBE[caption.language], rng), caption.text))
         else:
             questions: tuple[Question, ...] = record.questions
             for index in rng.permutation(len(questions))[: self.num_turns]:
                 pairs.append((questions[index].text, questions[index].answer))
-        if not pairs:
-            raise ValueError(f"Record {record.key} has neither a caption nor a question: it cannot be talked about.")
         turns: list[Turn] = []
         for number, (question, answer) in enumerate(pairs):
             content = (template.look(image), question) if number == 0 else (question,)
@@ -59,12 +58,16 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Description:
-    """PIXELS, then all captions of the image: what the words of an image are learned from (never to be read in order)."""
+    """PIXELS, then all that is known of the image: all captions, and its codes where the record has them.
+
+    What a vision tower learns from alone (`objective=look`); nothing reads it in order.
+    """
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         image = template.look(_need(record, "image"))
         ids = template.tokenizer.encode(" ".join(caption.text for caption in record.captions))
-        return Sequence((image, Segment.text(ids, learn=True)))
+        codes = () if record.codes is None else (Segment.codes(record.codes, learn=True),)
+        return Sequence((image, Segment.text(ids, learn=True), *codes))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,13 @@ class UnifiedModel(nn.Module):
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", name == "sdpa")  # noqa: B010 - a plain attribute, whatever the types say
 
+    def compile_layers(self) -> None:
+        """Compile the trunk layer by layer: the layers are alike, so one compilation serves them all, for rows of any number
+        and length. The vision tower gains nothing (recipes/LOG.md).
+        """
+        for layer in self.trunk.layers:
+            layer.compile(dynamic=True)
+
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
         hidden_BTD = self.hidden(self.embed(batch), batch.attention_mask(), batch.positions)

@@ -4,11 +4,14 @@ The first signal is only noted, so that the loop can finish its step and write a
 once.
 """
 
+import os
 import signal
 import threading
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+WORKER_NICENESS = 10
 
 
 class StopRequest:
@@ -42,6 +45,11 @@ class StopRequest:
         self._signal = signal.Signals(number)
 
 
-def leave_to_parent(worker: int) -> None:
-    """For a loader's workers: Ctrl-C reaches them too, but the parent decides when they end."""
+def step_back(worker: int) -> None:
+    """For a loader's workers: the parent goes first, and decides when they end though Ctrl-C reaches them too.
+
+    On a machine with few cores a worker that takes one from the parent's threads stops all of them at their next barrier.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(WORKER_NICENESS)

@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.devices import choose_device
+from unimm.devices import choose_device, why_not_compile
 from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from unimm.training.interrupt import StopRequest, leave_to_parent
+from unimm.training.interrupt import StopRequest, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.schedule import Budget, Schedule
 
@@ -27,7 +28,7 @@ class LoopConfig:
     """How long, how fast, and what is written when.
 
     precision: "no" (fp32) or "bf16" (autocast; master weights stay fp32).
-    compile: compile the heavy parts with torch.compile.
+    compile: compile the heavy parts with torch.compile, where that works (on a CPU it needs a C++ compiler).
     report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
     save_minutes: a checkpoint also after so many minutes since the last one.
     num_workers: processes that make batches ahead.
@@ -70,6 +71,15 @@ class Loop:
         self.is_main = self.accelerator.is_main_process
         self.step = 0
         self.seconds = 0.0
+
+    def compiles(self) -> bool:
+        """Whether to compile: where it is asked for and works; where it does not, the run says so and goes on."""
+        if not self.loop_config.compile:
+            return False
+        reason = why_not_compile()
+        if reason is not None and self.is_main:
+            Console().print(f"Training goes on without torch.compile, which does not work here: {reason}")
+        return reason is None
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
 
@@ -187,7 +197,7 @@ class Loop:
             sampler=SequentialSampler(ahead),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=step_back,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 

@@ -1,7 +1,7 @@
 """Objectives: what is learned from a batch. An objective wraps the model and turns a batch into named sums and counts.
 
     Likelihood   the next element of everything that is learned: text and codes
-    Words        which words belong to an image: teaches a vision tower to see before the Transformer reads it
+    Look         which words and which codes belong to an image: teaches a vision tower to see before the Transformer reads
 
 The trainer knows nothing else of them: it divides each sum once by its global count and adds them up by weight.
 """
@@ -48,44 +48,96 @@ class Likelihood(Objective):
         return {kind.name.lower(): batch.num_targets(kind) for kind in self.model.vocabulary_ports}
 
 
-class Words(Objective):
-    """Which tokens of the vocabulary occur in the learned text of an image's document, from its patch features alone.
+class Look(Objective):
+    """What a vision tower can learn of an image by itself, from its patch features (N, P, C) alone, in two sums:
 
-    Text tokens serve as labels of a multi-label classification (SuperClass, arXiv 2411.03313), here with a sigmoid a token,
-    and with a soft maximum over patches, because a word is seen somewhere, not everywhere. It costs the vision tower
-    alone, several times less an image than reading it with the Transformer.
+    words: which tokens of the vocabulary occur in the learned text of the image's document. Text tokens serve as labels of
+        a multi-label classification (SuperClass, arXiv 2411.03313), here with a sigmoid a token, and with a soft maximum
+        over patches, because a word is seen somewhere, not everywhere.
+    patches: which code the image tokenizer writes where each patch is (BEiT's targets, arXiv 2106.08254, without masks):
+        what is where, and in detail, which words alone teach late. Of images whose document holds their codes.
+
+    It costs the vision tower alone, several times less an image than reading it with the Transformer.
     """
 
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Linear(model.config.vision.width, model.text.embedding.num_embeddings)
+        width = model.config.vision.width
+        self.word_head = nn.Linear(width, model.text.embedding.num_embeddings)
+        self.patch_head = nn.Linear(width, model.config.codes.codebook_size)
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
-        logits_NPV = self.head(self.model.pixels.features(batch.pixels)).float()
-        # The mean of exponentials instead of their sum: as many patches, the same scale.
-        logits_NV = logits_NPV.logsumexp(1) - torch.tensor(float(logits_NPV.shape[1])).log()
-        labels_NV = _labels(batch, len(batch.pixels), logits_NV.shape[1])
-        loss = F.binary_cross_entropy_with_logits(logits_NV, labels_NV, reduction="sum")
-        hits_N = ((logits_NV.detach() > 0) & (labels_NV > 0)).sum(1) / labels_NV.sum(1).clamp(min=1)
-        return {"words": Tally(loss, hits_N.sum(), self.counts(batch)["words"])}
+        features_NPC = self.model.pixels.features(batch.pixels)
+        documents_N = image_documents(batch)
+        return {
+            "words": self._words(features_NPC, batch, documents_N),
+            "patches": self._patches(features_NPC, batch, documents_N),
+        }
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"words": torch.tensor(float(len(batch.pixels)), device=batch.pixels.device)}
+        num_images = torch.tensor(float(len(batch.pixels)), device=batch.pixels.device)
+        codes_nP = patch_labels(batch, image_documents(batch), self.model.config.vision.num_patches)[1]
+        return {"words": num_images, "patches": torch.tensor(float(codes_nP.numel()), device=batch.pixels.device)}
 
     def parts(self) -> dict[str, nn.Module]:
-        return {**self.model.parts(), "word_head": self.head}
+        return {**self.model.parts(), "word_head": self.word_head, "patch_head": self.patch_head}
+
+    def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> Tally:
+        logits_NPV = self.word_head(features_NPC).float()
+        # The mean of exponentials instead of their sum: as many patches, the same scale.
+        logits_NV = logits_NPV.logsumexp(1) - torch.tensor(float(logits_NPV.shape[1])).log()
+        labels_NV = word_labels(batch, documents_N, logits_NV.shape[1])
+        loss = F.binary_cross_entropy_with_logits(logits_NV, labels_NV, reduction="sum")
+        hits_N = ((logits_NV.detach() > 0) & (labels_NV > 0)).sum(1) / labels_NV.sum(1).clamp(min=1)
+        return Tally(loss, hits_N.sum(), loss.new_tensor(float(len(labels_NV))))
+
+    def _patches(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> Tally:
+        images_n, codes_nP = patch_labels(batch, documents_N, features_NPC.shape[1])
+        logits_mK = self.patch_head(features_NPC[images_n]).flatten(0, 1).float()
+        targets_m = codes_nP.flatten()
+        loss = F.cross_entropy(logits_mK, targets_m, reduction="sum")
+        correct = (logits_mK.detach().argmax(-1) == targets_m).sum()
+        return Tally(loss, correct, loss.new_tensor(float(len(targets_m))))
 
 
-def _labels(batch: Batch, num_images: int, vocabulary_size: int) -> torch.Tensor:
-    """(N, V) float: 1 where a token is learned in the document that holds the image."""
+def document_numbers(batch: Batch) -> torch.Tensor:
+    """(B, T) long: a number for every document of a batch, ascending in reading order."""
     rows_B1 = torch.arange(len(batch.documents), device=batch.documents.device)[:, None]
-    document_BT = rows_B1 * (batch.documents.max() + 1) + batch.documents
+    return rows_B1 * (batch.documents.max() + 1) + batch.documents
+
+
+def image_documents(batch: Batch) -> torch.Tensor:
+    """(N,) long: the number of the document that holds each image."""
     is_image_BT = batch.kinds == Kind.PIXELS
     # Every image takes as many positions as the others, so every so-manieth position begins one.
-    positions = int(is_image_BT.sum()) // max(num_images, 1)
-    image_document_N = document_BT[is_image_BT][:: max(positions, 1)]
+    positions = int(is_image_BT.sum()) // max(len(batch.pixels), 1)
+    return document_numbers(batch)[is_image_BT][:: max(positions, 1)].contiguous()
+
+
+def word_labels(batch: Batch, documents_N: torch.Tensor, vocabulary_size: int) -> torch.Tensor:
+    """(N, V) float: 1 where a token is learned in the document that holds the image."""
+    document_BT = document_numbers(batch)
     is_word_BT = (batch.target_kinds == Kind.TEXT) & (batch.weights > 0)
     present_DV = torch.zeros(int(document_BT.max()) + 1, vocabulary_size, device=batch.documents.device)
     present_DV[document_BT[is_word_BT], batch.targets[is_word_BT]] = 1.0
-    return present_DV[image_document_N]
+    return present_DV[documents_N]
+
+
+def patch_labels(batch: Batch, documents_N: torch.Tensor, num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images have codes in their document, (n,) long, and these codes, (n, P) long, patch by patch in raster order.
+
+    Raises:
+        ValueError: such a document has several images, or not one code for every patch of its one.
+    """
+    document_BT = document_numbers(batch)
+    is_code_BT = (batch.target_kinds == Kind.CODES) & (batch.weights > 0) & torch.isin(document_BT, documents_N)
+    documents_n, lengths_n = document_BT[is_code_BT].unique_consecutive(return_counts=True)
+    images_n = torch.searchsorted(documents_N, documents_n)
+    is_alone_n = (documents_n[:, None] == documents_N).sum(1) == 1
+    if not bool((is_alone_n & (lengths_n == num_patches)).all()):
+        raise ValueError(
+            f"An image's codes can only be learned from its patches where there is one for each of its {num_patches} patches: "
+            f"give the image tokenizer and the vision tower the same grid, or leave the codes out."
+        )
+    return images_n, batch.targets[is_code_BT].view(-1, num_patches)

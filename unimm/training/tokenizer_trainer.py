@@ -87,7 +87,7 @@ class TokenizerTrainer(Loop):
             raise ValueError(f"{world} processes learn one codebook: build the tokenizer with sync_codebook=True.")
         self.model = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        if config.compile:
+        if self.compiles():
             model.encoder.compile()
             model.decoder.compile()
         self.wrapped = self.accelerator.prepare(self.model)

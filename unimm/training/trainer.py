@@ -30,7 +30,7 @@ class TrainerConfig(LoopConfig):
     stage, optimizer: who learns, and by what.
     num_positions: row length T that sequences are packed into.
     num_micro_batches: forward passes a rank takes for one update.
-    weights: weight of each mean loss by name: of "text" and "codes", or of "words"; 1 where it is not named.
+    weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     sample_every: in steps; 0 is never.
     """
 
@@ -72,9 +72,8 @@ class Trainer(Loop):
         freeze(objective.parts(), config.stage)
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
-        if config.compile:
-            model.trunk.compile(dynamic=True)
-            model.pixels.tower.compile(dynamic=True)
+        if self.compiles():
+            model.compile_layers()
         self.wrapped = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective.parts(), config.stage.learns, config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
@@ -135,7 +134,8 @@ class Trainer(Loop):
             return
         if self.is_main:
             self.model.eval()
-            with torch.inference_mode():
+            # Compiled layers would be compiled again for every length of a cache.
+            with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 self.sample(self.step, logbook)
         self.accelerator.wait_for_everyone()
 

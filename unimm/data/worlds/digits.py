@@ -6,6 +6,9 @@ seed changes it, so that scores of all runs are about the same scans. A drawing 
 that was fitted on the other half and looks at 8x8 values, as the scans have them.
 """
 
+# pyright: reportIncompatibleVariableOverride=false
+# A record's parts are values to everyone who reads them, whether they were given or are made when asked for.
+
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -13,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from unimm.data.image import decode_image
-from unimm.data.records import ImageLike, Record
+from unimm.data.records import ImageLike, Question, Record, Text
 from unimm.data.worlds.digits_language import write_captions, write_prompts, write_questions, write_text
 
 SIDE = 64
@@ -71,22 +74,43 @@ class DigitsWorld:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
         scan = int(self.scans[index % len(self.scans)])
-        values, digits = load_scans()
-        digit = int(digits[scan])
-        captions, prompts, questions, text, strokes = (
-            _make_generator(self.seed, index, purpose, self.split)
-            for purpose in ("captions", "prompts", "questions", "text", "strokes")
-        )
-        first_view = index < len(self.scans)
-        return Record(
-            key=f"digits/{self.split}/{index}",
-            image=render(values[scan]) if first_view else render_varied(values[scan], strokes),
-            captions=write_captions(digit, captions),
-            prompts=write_prompts(digit, prompts),
-            questions=write_questions(digit, questions),
-            text=write_text(text),
-            facts=DigitFacts(digit, scan),
-        )
+        return DigitsRecord(self.seed, self.split, index, scan, is_scan=index < len(self.scans))
+
+
+class DigitsRecord(Record):
+    """One view of a scan. Every part has a generator of its own, so it is made when it is first asked for, and always the same.
+
+    is_scan: as it was scanned, not moved and turned.
+    """
+
+    def __init__(self, seed: int, split: str, index: int, scan: int, is_scan: bool) -> None:
+        facts = DigitFacts(int(load_scans()[1][scan]), scan)
+        vars(self).update(key=f"digits/{split}/{index}", facts=facts, _seed=seed, _split=split, _index=index, _is_scan=is_scan)
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        own = vars(self)
+        return _make_generator(own["_seed"], own["_index"], purpose, own["_split"])
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        values = load_scans()[0][self.facts.scan]
+        return render(values) if vars(self)["_is_scan"] else render_varied(values, self._generator("strokes"))
+
+    @cached_property
+    def captions(self) -> tuple[Text, ...]:
+        return write_captions(self.facts.digit, self._generator("captions"))
+
+    @cached_property
+    def prompts(self) -> tuple[Text, ...]:
+        return write_prompts(self.facts.digit, self._generator("prompts"))
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        return write_questions(self.facts.digit, self._generator("questions"))
+
+    @cached_property
+    def text(self) -> Text:
+        return write_text(self._generator("text"))
 
 
 class DigitJudge:

@@ -4,8 +4,15 @@ Record `index` of a split depends on (seed, split, index) alone. Nothing is stor
 a millisecond, so fresh scenes can go on for ever.
 """
 
-from unimm.data.records import Record
-from unimm.data.worlds.scenes import SPLITS, make_generator, make_scene, render
+# pyright: reportIncompatibleVariableOverride=false
+# A record's parts are values to everyone who reads them, whether they were given or are made when asked for.
+
+from functools import cached_property
+
+import numpy as np
+
+from unimm.data.records import Question, Record, Text
+from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
 from unimm.data.worlds.shapes_questions import write_questions, write_text
 
@@ -30,16 +37,40 @@ class ShapesWorld:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
-        scene = make_scene(self.seed, self.split, index)
-        captions, prompts, questions, text = (
-            make_generator(self.seed, self.split, index, purpose) for purpose in ("captions", "prompts", "questions", "text")
-        )
-        return Record(
-            key=f"shapes/{self.split}/{index}",
-            image=render(scene),
-            captions=write_captions(scene, captions),
-            questions=write_questions(scene, questions),
-            prompts=drawing_prompts(scene, prompts),
-            text=write_text(text),
-            facts=scene,
-        )
+        return ShapesRecord(self.seed, self.split, index)
+
+
+class ShapesRecord(Record):
+    """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
+
+    def __init__(self, seed: int, split: str, index: int) -> None:
+        vars(self).update(key=f"shapes/{split}/{index}", _seed=seed, _split=split, _index=index)
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        own = vars(self)
+        return make_generator(own["_seed"], own["_split"], own["_index"], purpose)
+
+    @cached_property
+    def facts(self) -> Scene:
+        own = vars(self)
+        return make_scene(own["_seed"], own["_split"], own["_index"])
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        return render(self.facts)
+
+    @cached_property
+    def captions(self) -> tuple[Text, ...]:
+        return write_captions(self.facts, self._generator("captions"))
+
+    @cached_property
+    def prompts(self) -> tuple[Text, ...]:
+        return drawing_prompts(self.facts, self._generator("prompts"))
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        return write_questions(self.facts, self._generator("questions"))
+
+    @cached_property
+    def text(self) -> Text:
+        return write_text(self._generator("text"))
