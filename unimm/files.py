@@ -14,8 +14,13 @@ from typing import Any
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of `final` when the block ends, and vanishes when the block raises."""
+def whole_folder(final: Path, mark: str, what: str) -> Iterator[Path]:
+    """A folder to fill; it takes the place of `final` when the block ends, and vanishes when the block raises.
+
+    Raises:
+        ValueError: what is there may not be replaced (see `check_replaceable`).
+    """
+    check_replaceable(final, mark, what)
     temporary = temporary_folder(final)
     try:
         yield temporary
@@ -23,6 +28,16 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     replace_folder(temporary, final)
+
+
+def check_replaceable(final: Path, mark: str, what: str) -> None:
+    """Let only our own be replaced: long work asks before it begins.
+
+    Raises:
+        ValueError: `final` is there and not empty, but lacks the file `mark` that tells `what` we write.
+    """
+    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / mark).is_file()):
+        raise ValueError(f"{final} is there and is not {what}: choose another path.")
 
 
 def temporary_folder(final: Path) -> Path:
@@ -38,9 +53,14 @@ def replace_folder(temporary: Path, final: Path) -> None:
     for path in temporary.rglob("*"):
         _flush(path)
     _flush(temporary)
-    shutil.rmtree(final, ignore_errors=True)
+    # The old folder goes only when the new one is in its place: whatever happens, one of them is there, whole.
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
     temporary.rename(final)
     _flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

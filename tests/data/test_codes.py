@@ -96,6 +96,19 @@ def test_refusals(folder, tmp_path):
         StoredCodes.open(folder)
 
 
+def test_only_codes_are_replaced(folder, tmp_path, tokenizer):
+    """Codes make way for new ones; a folder with anything else in it stays as it is."""
+    encode_dataset(tokenizer, Noise(num_records=3), folder, batch_size=2, quiet=True)
+    assert len(StoredCodes.open(folder)) == 3
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("a year of work")
+    with pytest.raises(ValueError, match="not a folder of stored codes"):
+        encode_dataset(tokenizer, Noise(), notes, batch_size=2, quiet=True)
+    assert (notes / "mine.txt").read_text() == "a year of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "notes"]
+
+
 def test_nothing_half_written(tmp_path, tokenizer):
     class Broken(Noise):
         def __getitem__(self, index: int) -> Record:

@@ -153,6 +153,10 @@ def test_folder_keeps_all_and_fingerprint_notices(tmp_path):
     assert fingerprint(again) != fingerprint(tokenizer)
     with pytest.raises(ValueError, match="no image tokenizer"):
         load_image_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="is not an image tokenizer's folder"):
+        save_image_tokenizer(tmp_path, tokenizer)
+    save_image_tokenizer(tmp_path / "t", again)
+    assert fingerprint(load_image_tokenizer(tmp_path / "t")) == fingerprint(again)
 
 
 def test_vq16_is_llamagens_size():

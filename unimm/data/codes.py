@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from unimm.data.records import Dataset, Record
-from unimm.files import whole_folder, write_json
+from unimm.files import check_replaceable, whole_folder, write_json
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
 
@@ -41,11 +41,16 @@ class CodesManifest:
     unimm_version: str
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ValueError where codes cannot be written because something else is there."""
+    check_replaceable(folder, MANIFEST, "a folder of stored codes")
+
+
 def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> None:
-    """Write codes (num_records, num_codes), whole or not at all; what the folder held before is replaced.
+    """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
 
     Raises:
-        ValueError: the codes do not agree with the manifest.
+        ValueError: the codes do not agree with the manifest, or the folder holds something else.
     """
     expected = (manifest.num_records, manifest.num_codes)
     if codes_NT.shape != expected:
@@ -53,7 +58,7 @@ def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> N
     if codes_NT.size and not 0 <= int(codes_NT.min()) <= int(codes_NT.max()) < manifest.codebook_size:
         raise ValueError(f"Codes lie in [0, {manifest.codebook_size}), not {codes_NT.min()} to {codes_NT.max()}.")
     dtype = np.uint16 if manifest.codebook_size <= 2**16 else np.int32
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, MANIFEST, "a folder of stored codes") as temporary:
         save_file({"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}, temporary / CODES)
         write_json(temporary / MANIFEST, asdict(manifest))
 

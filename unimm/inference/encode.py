@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from unimm.data.codes import CodesManifest, StoredCodes, save_codes
+from unimm.data.codes import CodesManifest, StoredCodes, check_folder, save_codes
 from unimm.data.image import crop
 from unimm.data.records import Dataset as Records
 from unimm.models.image_tokenizer import ImageTokenizer
@@ -40,10 +40,11 @@ def encode_dataset(
         The codes, opened.
 
     Raises:
-        ValueError: the data set is empty, or a record has no image.
+        ValueError: the data set is empty, a record has no image, or `out` holds something else than codes.
     """
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
+    check_folder(Path(out))
     weight = next(tokenizer.parameters())
     loader = DataLoader(_Images(dataset, tokenizer.image_size), batch_size=batch_size, num_workers=num_workers)
     was_training = tokenizer.training

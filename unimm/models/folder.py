@@ -73,11 +73,9 @@ def save_model(
         ValueError: the path holds something else than a model, or the image tokenizer does not fit the model.
     """
     final = Path(path).resolve()
-    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / CONFIG).is_file()):
-        raise ValueError(f"{final} is there and is not a model folder: choose another path.")
     _check_codes(model.config.codes, image_tokenizer)
     reasons = janus.why_not_janus(model.config, image_tokenizer.config)
-    with whole_folder(final) as folder:
+    with whole_folder(final, CONFIG, "a model folder") as folder:
         _write_weights(folder, model, image_tokenizer, not reasons, max_shard_size)
         _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
         if save_tokenizer is not None:

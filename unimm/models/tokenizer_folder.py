@@ -23,8 +23,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
-    """Write an image tokenizer, whole or not at all; what the folder held before is replaced."""
-    with whole_folder(Path(path)) as folder:
+    """Write an image tokenizer, whole or not at all; one that was there is replaced.
+
+    Raises:
+        ValueError: the path holds something else.
+    """
+    with whole_folder(Path(path), WEIGHTS, "an image tokenizer's folder") as folder:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         content = {"model_type": MODEL_TYPE, "fingerprint": fingerprint(tokenizer), **asdict(tokenizer.config)}
