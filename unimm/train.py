@@ -2,12 +2,10 @@
 `torchrun -m unimm.train ...`, all with the same words.
 """
 
-import os
-import sys
+import logging
 from itertools import islice
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
@@ -20,13 +18,11 @@ from unimm.cli.build import (
     build_model,
     build_template,
     build_text_tokenizer,
-    conf_folder,
-    leave_group,
     open_image_tokenizer,
+    run_with_hydra,
     save_config,
     seed_everything,
 )
-from unimm.cli.errors import plain_errors
 from unimm.data.mixture import Mixture
 from unimm.data.text import TextTokenizer
 from unimm.inference.engine import Engine
@@ -38,6 +34,8 @@ from unimm.training.logbook import Logbook
 from unimm.training.trainer import Trainer
 
 SAMPLE_PROMPTS = 8
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
@@ -59,6 +57,11 @@ def train(config: DictConfig) -> Path:
     mixture = build_mixture(config, datasets, template)
     if config.init_from is None:
         start(model, image_tokenizer, mixture, config.whitened_images)
+        if "vision" not in config.stage.learns:
+            logger.warning(
+                f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
+                f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
+            )
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format)
     objective = build(config.objective, model=model)
     trainer = Trainer(
@@ -112,17 +115,7 @@ def _row(images: list[Image.Image]) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """The command: Hydra's words in, a trained model out."""
-    if argv is not None:
-        sys.argv = [sys.argv[0], *argv]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
-
-    def job(config: DictConfig) -> None:
-        with plain_errors():  # inside too: Hydra would add a line of its own
-            train(config)
-
-    with plain_errors():
-        hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train")(job)()
-    leave_group()
+    run_with_hydra("train", train, argv)
 
 
 if __name__ == "__main__":

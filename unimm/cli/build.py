@@ -3,11 +3,14 @@
 `conf/` stands at the top of a checkout and travels inside the wheel as `unimm/conf`, so verbs find it from any folder.
 """
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import unimm
+from unimm.cli.errors import plain_errors
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat, Template
@@ -42,6 +46,24 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
         return compose(root, overrides=overrides)
+
+
+def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None) -> None:
+    """Compose a root configuration from the words of the command line and do the job; mistakes end in one sentence.
+
+    argv: the words; default: those that the process was called with.
+    """
+    if argv is not None:
+        sys.argv = [sys.argv[0], *argv]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
+
+    def plain_job(config: DictConfig) -> None:
+        with plain_errors():  # inside too: Hydra would add a line of its own
+            job(config)
+
+    with plain_errors():
+        hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
+    leave_group()
 
 
 def build(config: Any, **arguments: Any) -> Any:

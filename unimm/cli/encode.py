@@ -4,15 +4,12 @@ Which images, and into which folder, is what the data configuration says of its 
 itself what training will ask for.
 """
 
-import os
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, conf_folder, open_image_tokenizer
-from unimm.cli.errors import plain_errors
+from unimm.cli.build import CODED, build, open_image_tokenizer, run_with_hydra
 from unimm.devices import choose_device
 from unimm.inference.encode import encode_dataset
 
@@ -64,16 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     names = [word for word in words if word.isidentifier()]
     chosen = [f"names=[{','.join(names)}]"] if names else []
-    sys.argv = [sys.argv[0], *(word for word in words if word not in names), *chosen]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
-
-    def job(config: DictConfig) -> None:
-        with plain_errors():  # inside too: Hydra would add a line of its own
-            for folder in encode(config):
-                print(folder)
-
-    with plain_errors():
-        hydra.main(version_base=None, config_path=str(conf_folder()), config_name="encode")(job)()
+    others = [word for word in words if word not in names]
+    run_with_hydra("encode", lambda config: print(*encode(config), sep="\n"), [*others, *chosen])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from unimm.train import train
 
 TOKENIZER_SHARE = 0.2
 LOOK_SHARE = 0.14
-EVALUATION_SHARE = 0.05
+EVALUATION_SHARE = 0.07
 """Of the whole time; the unified model gets what the others leave."""
 
 COMPILE_FROM = 5.0

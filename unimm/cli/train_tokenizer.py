@@ -1,16 +1,12 @@
 """Train an image tokenizer: `unimm train-tokenizer`, or by a launcher: `accelerate launch -m unimm.cli.train_tokenizer ...`."""
 
-import os
-import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, conf_folder, leave_group, save_config, seed_everything
-from unimm.cli.errors import plain_errors
+from unimm.cli.build import build, run_with_hydra, save_config, seed_everything
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.devices import choose_device
@@ -49,17 +45,7 @@ def train_tokenizer(config: DictConfig) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """The command: Hydra's words in, a trained image tokenizer out."""
-    if argv is not None:
-        sys.argv = [sys.argv[0], *argv]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
-
-    def job(config: DictConfig) -> None:
-        with plain_errors():  # inside too: Hydra would add a line of its own
-            train_tokenizer(config)
-
-    with plain_errors():
-        hydra.main(version_base=None, config_path=str(conf_folder()), config_name="train_tokenizer")(job)()
-    leave_group()
+    run_with_hydra("train_tokenizer", train_tokenizer, argv)
 
 
 if __name__ == "__main__":
