@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models.quantizers import QuantizerConfig, build_quantizer
+from unimm.models.quantizers import QuantizerConfig, build_quantizer, spread_points
 
 CONFIGS = {
     "cosine": QuantizerConfig("cosine", codebook_size=32, code_dim=4),
@@ -102,6 +102,31 @@ def test_loaded_codebook_is_normalised_and_frozen():
     assert torch.equal(quantizer.codebook, loaded)
     with pytest.raises(ValueError, match=r"\(31, 4\)"):
         quantizer.load_codebook(torch.randn(31, 4))
+
+
+def test_spread_codes_lie_apart_and_stay():
+    config = QuantizerConfig("cosine", codebook_size=64, code_dim=3)
+    quantizer = build_quantizer(config).train()
+    quantizer.spread()
+    codes = quantizer.codebook.clone()
+    torch.testing.assert_close(codes, spread_points(64, 3))
+    torch.testing.assert_close(codes.norm(dim=-1), torch.ones(64))
+
+    def nearest_angles(points):
+        return (points @ points.T - 2 * torch.eye(64)).amax(1).acos().rad2deg()
+
+    chance = F.normalize(torch.randn(64, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    # 64 caps that cover a sphere evenly are about 27 degrees apart.
+    assert nearest_angles(codes).min() > 22 > 5 > nearest_angles(chance).min()
+    for _ in range(5):
+        quantizer(F.normalize(torch.ones(1, 40, 3) + 0.01 * torch.randn(1, 40, 3), dim=-1))
+    assert torch.equal(quantizer.codebook, codes)
+
+
+@pytest.mark.parametrize("kind", ["simvq", "fsq", "lfq"])
+def test_only_cosine_codes_can_be_spread(kind):
+    with pytest.raises(ValueError, match=f"this is '{kind}'"):
+        build_quantizer(CONFIGS[kind]).spread()
 
 
 def test_settings_that_contradict_are_refused():

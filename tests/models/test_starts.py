@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from toys import make_mixture, make_model
 
 from unimm.models.ports import CodesPort
-from unimm.models.starts import CODE_LENGTH, sine_places, start_codes, start_vision
+from unimm.models.starts import CODE_LENGTH, SCORE_LENGTH, kernel_features, sine_places, start_codes, start_vision
 from unimm.models.vision import VisionConfig, VisionTower
 
 
@@ -51,6 +51,16 @@ def test_codes_begin_as_the_codebook() -> None:
     torch.testing.assert_close(port.embedding.weight.norm(dim=1), torch.full((10,), CODE_LENGTH))
     with pytest.raises(ValueError, match="code embedding"):
         start_codes(port, torch.randn(10, 5))
+
+
+def test_codes_that_look_alike_are_predicted_alike() -> None:
+    points = F.normalize(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = kernel_features(points, 4096, reach=0.5)
+    torch.testing.assert_close(features @ features.T, (-(torch.cdist(points, points) ** 2) / 0.5).exp(), atol=0.08, rtol=0)
+    port = CodesPort(40, 4, 4096)
+    start_codes(port, 3 * points)
+    torch.testing.assert_close(port.head[-1].weight, SCORE_LENGTH * features)
+    assert not port.head[-1].bias.any()
 
 
 def test_a_mixture_shows_its_images() -> None:

@@ -13,7 +13,7 @@ from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.training.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
 from unimm.training.muon import orthogonalise
-from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
+from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.tokenizer_report import measure_usage
 from unimm.training.tokenizer_trainer import TokenizerTrainer, TokenizerTrainerConfig
@@ -90,6 +90,26 @@ def test_resume_is_exact(tmp_path, adversary):
             assert torch.equal(resumed.adversary.tensors()[name], tensor), name
     expected, got = ([line["loss/l1"] for line in read(tmp_path / name)] for name in ("whole", "parts"))
     assert got == expected
+
+
+def test_roughness_is_the_distance_between_neighbours():
+    flat = torch.tensor([3.0, 0.0]).expand(2, 9, 2)
+    assert roughness(flat) == pytest.approx(0.02, abs=1e-4)  # two directions, the small number that keeps gradients finite
+    halves = flat.clone().view(2, 3, 3, 2)
+    halves[:, :, 2] = torch.tensor([0.0, 7.0])  # lengths do not count, and a step of 90 degrees is sqrt(2) wide
+    rough = halves.reshape(2, 9, 2).requires_grad_()
+    loss = roughness(rough)
+    assert loss.item() == pytest.approx(0.5 * 2**0.5 + 0.015, abs=2e-3)
+    loss.backward()
+    assert rough.grad is not None and rough.grad.isfinite().all()
+
+
+def test_smoothness_steadies_the_codes(tmp_path):
+    rough, smooth = (make_trainer(tmp_path / str(weight), make_config(40, smoothness=weight)) for weight in (0.0, 0.1))
+    rough.fit(), smooth.fit()
+    assert "loss/roughness" in read(tmp_path / "0.1")[-1] and "loss/roughness" not in read(tmp_path / "0.0")[-1]
+    pixels = torch.from_numpy(ImageBatches([ImageSource(Squares())], 16, SIZES.image_size)[0])
+    assert roughness(smooth.ema.latents(pixels)) < 0.5 * roughness(rough.ema.latents(pixels))
 
 
 def test_average_follows_behind(tmp_path):

@@ -201,6 +201,7 @@ def evaluate_model(
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
     guidance_scale: Annotated[float, typer.Option(help="Of all drawings; 1 is off.")] = 5.0,
+    temperature: Annotated[float, typer.Option(help="Of all drawings; 0 takes the likeliest.")] = 1.0,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -213,7 +214,7 @@ def evaluate_model(
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite
 
-    tasks = build_suite(suite, seed, guidance_scale)
+    tasks = build_suite(suite, seed, guidance_scale, temperature)
     evaluate(open_model(model, device, dtype), tasks, out)
 
 

@@ -26,6 +26,8 @@ def train_tokenizer(config: DictConfig) -> Path:
     state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
     tokenizer = ImageTokenizer(build(config.tokenizer), sync_codebook=state.num_processes > 1)
+    if config.spread_codes:
+        tokenizer.quantize.spread()
     sources = [ImageSource(build(source.dataset), source.weight) for source in config.images.sources.values()]
     batches = ImageBatches(sources, config.images.batch_size, tokenizer.image_size, config.seed)
     validation = build(config.images.validation)

@@ -69,10 +69,12 @@ class ImageTokenizerConfig:
 
 
 class Reconstruction(NamedTuple):
-    """pixels (N, 3, H, W), codes (N, T) long, quantizer_loss: a scalar (commitment, entropy: the quantizer's own)."""
+    """pixels (N, 3, H, W), codes (N, T) long, latents (N, T, D) before they were quantized, quantizer_loss: a scalar
+    (commitment, entropy: the quantizer's own)."""
 
     pixels: Tensor
     codes: Tensor
+    latents: Tensor
     quantizer_loss: Tensor
 
 
@@ -122,8 +124,9 @@ class ImageTokenizer(nn.Module):
 
     def forward(self, pixels_NCHW: Tensor) -> Reconstruction:
         """Pixels through the codes and back, with gradients; in training mode the codebook learns."""
-        quantized = self.quantize(self.latents(pixels_NCHW))
-        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, quantized.loss)
+        latents_NTD = self.latents(pixels_NCHW)
+        quantized = self.quantize(latents_NTD)
+        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, latents_NTD, quantized.loss)
 
     def latents(self, pixels_NCHW: Tensor) -> Tensor:
         """What is quantized: (N, T, D) of pixels (N, 3, H, W)."""

@@ -1,13 +1,15 @@
 """Where fresh weights start from: what the data and the image tokenizer know already need not be learned again.
 
     start_vision    patches are whitened, places are sine waves        a tower from nothing tells shapes many times sooner
-    start_codes     codes begin as the tokenizer's own vectors         codes that look alike begin alike
+    start_codes     codes begin as the tokenizer's own vectors         codes that look alike begin alike, and are
+                                                                       taken for each other first, told apart later
 
 Both only set initial values: the model's form stays a Janus', and everything goes on learning. Figures: recipes/LOG.md.
 """
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unimm.models.ports import CodesPort
 from unimm.models.vision import VisionTower
@@ -22,7 +24,13 @@ PLACE = 0.3
 """Amplitude of the sine waves beside the whitened patches' 1."""
 
 CODE_LENGTH = 2.0
-"""Length of a code's vector."""
+"""Length of a code's vector where codes are read."""
+
+CODE_REACH = 0.5
+"""Distance on the unit sphere at which two codes have exp(-1/2) in common where codes are predicted."""
+
+SCORE_LENGTH = 4.0
+"""Length of a code's vector where codes are predicted."""
 
 MAX_PATCHES = 2**16
 
@@ -61,7 +69,8 @@ def sine_places(side: int, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def start_codes(port: CodesPort, codebook_KD: torch.Tensor) -> None:
-    """Let the code embedding begin as the image tokenizer's codebook (K, D), each code at one length.
+    """Let a port begin with the image tokenizer's codebook (K, D): its embedding as the codebook itself, each code at one
+    length, and the last layer of its head as features in which codes that lie near each other are alike.
 
     Raises:
         ValueError: the port's embedding has another form.
@@ -70,4 +79,20 @@ def start_codes(port: CodesPort, codebook_KD: torch.Tensor) -> None:
         raise ValueError(
             f"A codebook of {tuple(codebook_KD.shape)} cannot start a code embedding of {tuple(port.embedding.weight.shape)}."
         )
-    port.embedding.weight.copy_(CODE_LENGTH * F.normalize(codebook_KD.float(), dim=-1))
+    points_KD = F.normalize(codebook_KD.float(), dim=-1)
+    port.embedding.weight.copy_(CODE_LENGTH * points_KD)
+    scores = port.head[-1]
+    assert isinstance(scores, nn.Linear)
+    scores.weight.copy_(SCORE_LENGTH * kernel_features(points_KD, scores.in_features, CODE_REACH))
+    scores.bias.zero_()
+
+
+def kernel_features(points_KD: torch.Tensor, width: int, reach: float) -> torch.Tensor:
+    """(K, width) of points (K, D): products of rows are about exp(-distance**2 / (2 reach**2)).
+
+    Random Fourier features (Rahimi and Recht 2007), always the same ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    waves_DW = torch.randn(points_KD.shape[1], width, generator=generator) / reach
+    phases_W = 2 * torch.pi * torch.rand(width, generator=generator)
+    return (2 / width) ** 0.5 * torch.cos(points_KD.cpu() @ waves_DW + phases_W)

@@ -3,6 +3,8 @@
 Absolute error keeps edges crisp, squared error makes the few badly wrong pixels count (on drawn shapes, small ones above
 all: with absolute error alone they blur, because most of a dark scene is right already), and LPIPS (arXiv 1801.03924)
 adds texture.
+
+`roughness` is no error but a price on codes: what it costs an autoregressive model to write them afterwards.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 VGG_WEIGHTS = "vgg16-397923af.pth"
@@ -65,6 +69,20 @@ class ReconstructionLoss(nn.Module):
             terms["lpips"] = self._lpips[0].to(pixels_NCHW.device)(pixels_NCHW.float(), target_NCHW.float()).mean()
         total = sum((getattr(config, name) * term for name, term in terms.items()), difference_NCHW.new_zeros(()))
         return total, terms
+
+
+def roughness(latents_NTD: Tensor) -> Tensor:
+    """How far neighbouring latents of a square grid, (N, T, D), lie apart on the unit sphere: the mean distance, a scalar.
+
+    A plain background needs one code. Nothing in a reconstruction's error says so: the encoder writes there whatever its
+    borders, norms and neighbours leave, and a model that is to predict the codes learns that noise first. The distance is
+    not squared, so that few large steps cost less than many small ones (total variation, Rudin et al. 1992).
+    """
+    side = round(latents_NTD.shape[1] ** 0.5)
+    points_NhwD = F.normalize(rearrange(latents_NTD.float(), "n (h w) d -> n h w d", h=side), dim=-1)
+    across, down = points_NhwD.diff(dim=2), points_NhwD.diff(dim=1)
+    # The small number keeps the gradient finite where two neighbours are equal.
+    return sum(((step.square().sum(-1) + 1e-4).sqrt().mean() for step in (across, down)), points_NhwD.new_zeros(()))
 
 
 def _load_lpips() -> nn.Module:

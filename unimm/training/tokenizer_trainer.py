@@ -23,7 +23,7 @@ from unimm.training.discriminator import Adversary, AdversaryConfig
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
 from unimm.training.optim import tokenizer_optimizers
-from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
+from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.tokenizer_report import (
     TokenizerMeter,
     draw_grid,
@@ -39,6 +39,7 @@ class TokenizerTrainerConfig(LoopConfig):
     """How a run goes, beside what every loop has.
 
     lr: AdamW's. muon_lr: Muon's for the kernels of encoder and decoder; None: AdamW moves them too.
+    smoothness: weight of the latents' `roughness`: fewer, steadier codes, which are easier to draw, for a less exact image.
     ema_decay: of the averaged weights, after a ramp over the first steps.
     validate_every: in steps; 0 is never (the end is always validated).
     seed: of everything but the weights' initial values and the images, which have their own.
@@ -50,6 +51,7 @@ class TokenizerTrainerConfig(LoopConfig):
     muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
+    smoothness: float = 0.0
     ema_decay: float = 0.999
     validate_every: int = 0
     seed: int = 0
@@ -119,6 +121,9 @@ class TokenizerTrainer(Loop):
             drawn: Reconstruction = self.wrapped(pixels_NCHW)
         loss, terms = self.loss(drawn.pixels, pixels_NCHW)
         terms["quantizer"] = drawn.quantizer_loss
+        if self.config.smoothness:
+            terms["roughness"] = roughness(drawn.latents)
+            loss = loss + self.config.smoothness * terms["roughness"]
         adversary = self.adversary if self.adversary and self.step >= self.adversary.config.start_step else None
         if adversary is not None:
             terms |= adversary.generator_loss(drawn.pixels, loss, self.model.decoder.conv_out.weight)
