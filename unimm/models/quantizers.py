@@ -4,7 +4,8 @@ The idea: an image tokenizer needs three things of a quantizer, whichever it is:
 (`forward`), the nearest code alone (`encode`), and the latents of given codes (`lookup`). Four kinds speak so:
 
 - `cosine`: l2-normalised latents against an l2-normalised codebook that follows them by moving averages (ViT-VQGAN,
-  arXiv 2110.04627; LlamaGen, arXiv 2406.06525). The only kind a Janus checkpoint can hold, and the default.
+  arXiv 2110.04627; LlamaGen, arXiv 2406.06525), or that lies evenly spread and stays (`spread`). The only kind a Janus
+  checkpoint can hold, and the default.
 - `simvq`: a frozen random codebook behind one learned linear map (SimVQ, arXiv 2411.02038).
 - `fsq`: each of D dimensions rounded to a few levels (FSQ, arXiv 2309.15505).
 - `lfq`: each of D dimensions rounded to its sign, with an entropy loss (MAGVIT-v2, arXiv 2310.05737).
