@@ -121,13 +121,13 @@ class TokenizerTrainer(Loop):
             drawn: Reconstruction = self.wrapped(pixels_NCHW)
         loss, terms = self.loss(drawn.pixels, pixels_NCHW)
         terms["quantizer"] = drawn.quantizer_loss
-        if self.config.smoothness:
-            terms["roughness"] = roughness(drawn.latents)
-            loss = loss + self.config.smoothness * terms["roughness"]
         adversary = self.adversary if self.adversary and self.step >= self.adversary.config.start_step else None
         if adversary is not None:
             terms |= adversary.generator_loss(drawn.pixels, loss, self.model.decoder.conv_out.weight)
             loss = loss + terms["adversarial"]
+        if self.config.smoothness:  # after the adversary, whose weight is set by what reaches the decoder
+            terms["roughness"] = roughness(drawn.latents)
+            loss = loss + self.config.smoothness * terms["roughness"]
         self.accelerator.backward(loss + drawn.quantizer_loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.check_finite(norm)
