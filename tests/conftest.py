@@ -1,6 +1,7 @@
 """What tests share: a tiny model with random weights, made in a second, in memory and as a folder on disk."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny matrices lose more to threads than they gain
 
@@ -17,6 +18,9 @@ from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision import VisionConfig
+
+# Where tests run in the background, a shell has told them to ignore Ctrl-C, and their children would too: some send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCES = (
     "A small red circle and a large blue square.",
