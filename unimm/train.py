@@ -19,12 +19,13 @@ from unimm.cli.build import (
     build_template,
     build_text_tokenizer,
     open_image_tokenizer,
+    open_start,
     run_with_hydra,
     save_config,
     seed_everything,
 )
 from unimm.data.mixture import Mixture
-from unimm.data.text import TextTokenizer
+from unimm.data.template import PromptFormat
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.starts import start_codes, start_vision
@@ -48,21 +49,20 @@ def train(config: DictConfig) -> Path:
     seed_everything(config.seed)
     image_tokenizer = open_image_tokenizer(config)
     datasets = build_datasets(config, fingerprint(image_tokenizer))
-    if config.init_from is not None:
-        tokenizer = TextTokenizer.load(config.init_from)
-    else:
-        tokenizer = build_text_tokenizer(config, datasets.values())
-    model = build_model(config, tokenizer, image_tokenizer)
-    template = build_template(config, tokenizer, model)
+    start_from = None if config.init_from is None else open_start(config)
+    tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
+    model = start_from.model if start_from else build_model(config, tokenizer, image_tokenizer)
+    template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
     mixture = build_mixture(config, datasets, template)
-    if config.init_from is None:
+    if start_from is None:
         start(model, image_tokenizer, mixture, config.whitened_images)
         if "vision" not in config.stage.learns:
             logger.warning(
                 f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
                 f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
             )
-    engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format)
+    drawing = start_from.drawing if start_from else None
+    engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format, drawing)
     objective = build(config.objective, model=model)
     trainer = Trainer(
         objective, mixture, build(config.trainer), out, config.device, lambda step, book: sample(engine, mixture, step, book)

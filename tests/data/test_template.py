@@ -109,7 +109,7 @@ def test_what_is_learned_is_the_answers_and_their_ends(image: Segment) -> None:
 
 def test_text_between_special_ids_is_one_piece() -> None:
     chat = TEMPLATE.chat([Turn("user", ("one", "two")), Turn("assistant", ("three",))])
-    user = [SPECIAL.bos, SPECIAL.user, *TEMPLATE.tokenizer.encode(": one\ntwo\n\n"), SPECIAL.assistant]
+    user = [SPECIAL.bos, SPECIAL.user, *TEMPLATE.tokenizer.encode(": one two\n\n"), SPECIAL.assistant]
     assert all_ids(chat)[: len(user)] == user
 
 

@@ -11,7 +11,6 @@ import unimm
 from unimm.data.image import ImageError
 from unimm.data.template import Turn
 from unimm.inference.engine import Engine
-from unimm.inference.load import JANUS_SYSTEM_PROMPT
 from unimm.inference.sampling import Sampling
 from unimm.sequence import Kind
 
@@ -154,14 +153,16 @@ def test_saved_and_loaded_it_says_and_draws_the_same(tiny_engine: Engine, tiny_f
     assert loaded.caption(picture, max_new_tokens=8) == tiny_engine.caption(picture, max_new_tokens=8)
 
 
-def test_a_folder_without_a_prompt_format_is_janus(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_prompt_format_is_read_from_its_chat_template(
+    tiny_engine: Engine, tiny_folder: Path, tmp_path: Path
+) -> None:
     text = (tiny_folder / "config.json").read_text()
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in tiny_folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "config.json").write_text(text.replace('"prompt_format"', '"something_else"'))
-    assert unimm.load(copy, "cpu").prompt_format.system_prompt == JANUS_SYSTEM_PROMPT
+    assert unimm.load(copy, "cpu").prompt_format == tiny_engine.prompt_format
     (copy / "config.json").write_text(text.replace('"system_prompt"', '"anthem"'))
     with pytest.raises(ValueError, match="anthem"):
         unimm.load(copy, "cpu")

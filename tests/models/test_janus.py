@@ -12,6 +12,7 @@ from unimm.models import janus
 from unimm.models.folder import load_model, save_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
+from unimm.models.weight_names import CODEBOOK, TRANSFORMERS
 
 SEEDS = range(6)
 
@@ -111,8 +112,8 @@ def test_names_and_shapes_at_the_true_sizes(width, layers, heads, mlp):
         unified, tokenizer = janus.from_janus_config(config.to_dict())
         ours = dict(UnifiedModel(unified).state_dict())
         ours |= {f"image_tokenizer.{k}": v for k, v in ImageTokenizer(tokenizer).state_dict().items() if "quantize." not in k}
-    ours[janus.CODEBOOK] = torch.empty(16384, 8, device="meta")
-    entries = [janus.janus_entries(name, tuple(tensor.shape)) for name, tensor in ours.items()]
+    ours[CODEBOOK] = torch.empty(16384, 8, device="meta")
+    entries = [TRANSFORMERS.entries(name, tuple(tensor.shape)) for name, tensor in ours.items()]
     assert {k: v for e in entries for k, v in e.items()} == {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
     assert sum(len(entry) for entry in entries) == len(theirs.state_dict())
 

@@ -46,6 +46,7 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
+OWN = " [default: the model's own]."
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
@@ -170,10 +171,10 @@ def generate(
     num_images: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 1,
     out: Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")] = Path("drawings"),
     seed: Seed = 0,
-    guidance_scale: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 5.0,
-    temperature: Annotated[float, typer.Option(help="Lower is safer, higher is wilder; 0 takes the likeliest.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest codes; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest codes that together reach p.")] = 1.0,
+    guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off" + OWN)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -200,8 +201,8 @@ def evaluate_model(
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
-    guidance_scale: Annotated[float, typer.Option(help="Of all drawings; 1 is off.")] = 5.0,
-    temperature: Annotated[float, typer.Option(help="Of all drawings; 0 takes the likeliest.")] = 1.0,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of all drawings; 1 is off" + OWN)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of all drawings; 0 takes the likeliest" + OWN)] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -218,6 +219,35 @@ def evaluate_model(
     evaluate(open_model(model, device, dtype), tasks, out)
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model that is there is replaced.")],
+    from_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--from-pickle", help="Read PyTorch's .bin files, as DeepSeek's repositories have; only tensors are read."
+        ),
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: as stored].")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool | None, typer.Option(help="Whether a new hub repository is private.")] = None,
+) -> None:
+    """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read.
+
+    \b
+    Examples:
+      unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
+      unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
+    """
+    quiet_libraries()
+    from unimm.cli.convert import convert as run
+
+    run(source, out, from_pickle, dtype, push_to_hub, private)
+
+
 def open_model(model: str | None, device: str | None, dtype: str | None) -> "Engine":
     """The engine of the model that the words name, or of the default one.
 
@@ -227,10 +257,15 @@ def open_model(model: str | None, device: str | None, dtype: str | None) -> "Eng
     named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else None)
     if named is None:
         raise ValueError("No model is named, and no quickstart's is here: run `unimm quickstart`, or give --model.")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes are for developers
+    quiet_libraries()
     from unimm.inference.load import load
 
     return load(named, device, dtype)
+
+
+def quiet_libraries() -> None:
+    """Keep `transformers` from printing notes for developers; before it is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def picture_paths(out: Path, count: int) -> list[Path]:

@@ -23,9 +23,12 @@ from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.files import read_json
+from unimm.inference.engine import Engine
+from unimm.inference.load import open_engine
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer
-from unimm.models.tokenizer_folder import load_image_tokenizer
+from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 
 RECORDS_FOR_TEXT = 2000
@@ -98,16 +101,11 @@ def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> Tex
 
 
 def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> UnifiedModel:
-    """The unified model: from a folder (`init_from`), or fresh, with the vocabularies of its two tokenizers.
+    """A fresh unified model, with the vocabularies of its two tokenizers.
 
     Raises:
         ValueError: the configuration gives a size that the tokenizers contradict.
     """
-    if config.init_from is not None:
-        model = load_model(config.init_from, dtype=torch.float32).model.train()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
-        return model
     sizes: UnifiedConfig = build(config.model)
     own = {
         "num_codes": image_tokenizer.num_codes,
@@ -126,6 +124,18 @@ def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: I
     return UnifiedModel(replace(sizes, trunk=trunk, codes=codes))
 
 
+def open_start(config: DictConfig) -> Engine:
+    """The model that `init_from` names, to learn on in float32, with its text tokenizer and conventions.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    engine = open_engine(load_model(config.init_from, dtype=torch.float32))
+    for parameter in engine.model.train().parameters():
+        parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
+    return engine
+
+
 def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
     """The sources, seen through their views and mixed by weight."""
     sources = [
@@ -135,21 +145,31 @@ def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Te
     return Mixture(sources, template, config.data.batch_size, config.seed)
 
 
-def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel) -> Template:
-    """The prompt format for this model."""
-    prompt_format: PromptFormat = build(config.prompt_format)
+def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
+    """The trained image tokenizer that the configuration names, frozen: of `unimm train-tokenizer`, or out of a model (a folder
+    or hub id).
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    path = Path(config.image_tokenizer)
+    content = read_json(path / CONFIG)
+    if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):
+        return load_image_tokenizer(path)
+    return load_model(config.image_tokenizer, dtype=torch.float32).image_tokenizer
+
+
+def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel, own: PromptFormat) -> Template:
+    """How prompts for this model are written: as the configuration says, else its own way."""
+    prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
     vision = model.config.vision
     return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches)
-
-
-def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
-    """The trained image tokenizer that the configuration names, frozen."""
-    return load_image_tokenizer(config.image_tokenizer)
 
 
 def leave_group() -> None:
     """Leave the other processes of a launcher at the end, in order: one that is simply gone can take its neighbour down."""
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

@@ -25,6 +25,7 @@ from unimm.eval.pictures import picture_drawings
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.files import write_json
+from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.load import load
 from unimm.train import train
 
@@ -37,8 +38,7 @@ COMPILE_FROM = 5.0
 """Minutes of the whole from which compiling, half a minute, comes back."""
 
 NUM_DRAWINGS = 16
-GUIDANCE_SCALE = 2.5
-TEMPERATURE = 0.6
+DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
 
 ENCODING = ["precision=bf16"]
 
@@ -77,7 +77,9 @@ def quickstart(out: Path, seed: int, minutes: float) -> None:
             budget = clock.budget("unified model", max(left, 0.2 * minutes))
             own = [f"init_from={look}", f"trainer.compile={minutes >= COMPILE_FROM}"]
             made = train(_compose("train", "quickstart", out / "unified", budget, [*words, *own]))
-            load(made).save(model)
+            engine = load(made)
+            engine.drawing = DRAWING
+            engine.save(model)
     with clock.part("evaluation") as todo:
         if todo:
             _evaluate(out, model, seed)
@@ -94,7 +96,7 @@ def _evaluate(out: Path, model: Path, seed: int) -> None:
     """Scores on unseen data, and the picture of drawings."""
     is_bf16_cpu = choose_device().type == "cpu" and cpu_has_bf16()
     engine = load(model, dtype=torch.bfloat16 if is_bf16_cpu else None)
-    report = evaluate(engine, build_suite("quick", seed, GUIDANCE_SCALE, TEMPERATURE), out / "scores")
+    report = evaluate(engine, build_suite("quick", seed), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 
@@ -104,9 +106,8 @@ def _tell(out: Path, model: Path, clock: "_Clock") -> None:
     console.print(f"\nDone, {clock.minutes:.1f} minutes of work.")
     console.print(f"  model     {model}\n  drawings  {out / 'drawings.png'}\n  scores    {out / 'scores'}")
     console.print("  " + ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
-    sampling = f"--guidance-scale {GUIDANCE_SCALE:g} --temperature {TEMPERATURE:g}"
     console.print("\nTry next:")
-    console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 {sampling} --model {model}')
+    console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')
     console.print(f"  unimm caption drawings/drawing-0000.png --model {model}")
     console.print(f'  unimm answer drawings/drawing-0000.png "What colour is the circle?" --model {model}')
 

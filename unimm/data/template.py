@@ -4,10 +4,12 @@
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
     text      <bos>text<eos>
 
-Ids are joined, never strings: what a user typed goes through the tokenizer without its added tokens, so it can not become
-a special token. Text between two special ids is encoded in one piece, so ordinary text gets the ids that Janus' own
-processor gives it. What is learned: an assistant's answers with their end-of-sentence, all codes of a drawing, all of a
-plain text; not the begin and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
+A turn begins and ends without white space, and an image inside one stands between line ends, as in Janus. Ids are joined,
+never strings: what a user typed goes through the tokenizer without its added tokens, so it can not become a special token.
+Text between two special ids is encoded in one piece, so ordinary text gets the ids that Janus' own processor gives it.
+
+What is learned: an assistant's answers with their end-of-sentence, all codes of a drawing, all of a plain text; not the begin
+and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
 """
 
 from dataclasses import dataclass
@@ -62,13 +64,17 @@ class Template:
         """An image, prepared for the vision tower."""
         return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
 
-    def chat(self, turns: list[Turn], limit: int | None = None) -> Sequence:
-        """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn."""
+    def chat(self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None) -> Sequence:
+        """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn.
+
+        system_prompt: said instead of the format's own.
+        """
         special = self.tokenizer.special
         writer = _Writer(self.tokenizer)
         writer.id(special.bos)
-        if self.prompt_format.system_prompt:
-            writer.text(self.prompt_format.system_prompt + "\n\n")
+        system_prompt = self.prompt_format.system_prompt if system_prompt is None else system_prompt
+        if system_prompt:
+            writer.text(system_prompt + "\n\n")
         for turn in turns:
             if turn.role == "user":
                 self._user(writer, turn)
@@ -104,28 +110,40 @@ class Template:
         return Sequence((Segment.text([special.bos]), Segment.text(ids, learn=True)))
 
     def _user(self, writer: "_Writer", turn: Turn) -> None:
-        special = self.tokenizer.special
         writer.text(self.prompt_format.user, role=True)
         writer.text(": ")
-        for index, part in enumerate(turn.content):
-            if index:
-                writer.text("\n")
+        parts = _trim(turn.content)
+        for index, part in enumerate(parts):
             if isinstance(part, str):
-                writer.text(part)
-            else:
-                writer.id(special.begin_of_image)
-                writer.segment(part)
-                writer.id(special.end_of_image)
+                follows_text = index > 0 and isinstance(parts[index - 1], str)
+                writer.text(f" {part}" if follows_text else part)
+                continue
+            # An image stands on a line of its own.
+            writer.text("\n" if index else "")
+            writer.id(self.tokenizer.special.begin_of_image)
+            writer.segment(part)
+            writer.id(self.tokenizer.special.end_of_image)
+            writer.text("\n" if index < len(parts) - 1 else "")
         writer.text("\n\n")
 
     def _assistant(self, writer: "_Writer", turn: Turn) -> None:
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
-        for part in turn.content:
+        for part in _trim(turn.content):
             if not isinstance(part, str):
                 raise ValueError("An assistant's turn in a chat is text; drawings are sequences of their own.")
             writer.text(f" {part}", learn=turn.learn)
         writer.id(self.tokenizer.special.eos, learn=turn.learn)
+
+
+def _trim(content: tuple[str | Segment, ...]) -> list[str | Segment]:
+    """The parts of a turn, without white space before the first word and behind the last, as in Janus."""
+    parts = list(content)
+    if parts and isinstance(parts[0], str):
+        parts[0] = parts[0].lstrip()
+    if parts and isinstance(parts[-1], str):
+        parts[-1] = parts[-1].rstrip()
+    return parts
 
 
 class _Writer:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SPECIAL_NAMES = {
@@ -100,14 +100,19 @@ class TextTokenizer:
         return self._backend.decode(plain, skip_special_tokens=skip_special)
 
     def save(self, path: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json into a folder, for `load` and for `transformers`."""
-        self.tokenizer.save_pretrained(str(path))
+        """Write tokenizer.json and tokenizer_config.json into a folder, for `load` and for `transformers`' JanusProcessor."""
+        _for_janus_processor(self.tokenizer, self.special).save_pretrained(str(path))
 
     @classmethod
     def load(cls, path: str | Path, add_missing: bool = False) -> "TextTokenizer":
         """From a folder or a hub id; code that ships with a checkpoint is never run. ValueError if there is none."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            if (Path(path) / "tokenizer.json").is_file():
+                # The file itself, whatever class the config beside it names: DeepSeek's say LlamaTokenizer, which would put
+                # SentencePiece's rules in place of the file's byte-level ones.
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         except Exception as error:  # a damaged folder fails in many ways, the remedy is the same
             remedy = "name a folder with tokenizer.json, or a hub id"
             raise ValueError(f"No tokenizer can be read from {str(path)!r}: {remedy}.") from error
@@ -168,20 +173,36 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, max_token_bytes: int =
         max_token_length=max_token_bytes,
     )
     backend.train_from_iterator(texts, trainer)
-    return TextTokenizer(
-        PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            bos_token=SPECIAL_NAMES["bos"],
-            eos_token=SPECIAL_NAMES["eos"],
-            pad_token=SPECIAL_NAMES["pad"],
-            # the attributes that transformers' JanusProcessor asks its tokenizer for
-            extra_special_tokens={
-                "image_token": SPECIAL_NAMES["image_placeholder"],
-                "boi_token": SPECIAL_NAMES["begin_of_image"],
-                "eoi_token": SPECIAL_NAMES["end_of_image"],
-            },
-            clean_up_tokenization_spaces=False,
+    names = {f"{noun}_token": SPECIAL_NAMES[noun] for noun in ("bos", "eos", "pad")}
+    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names))
+
+
+def _for_janus_processor(tokenizer: PreTrainedTokenizerFast, special: SpecialIds) -> PreTrainedTokenizerFast:
+    """The tokenizer as `transformers`' JanusProcessor wants it: image tokens by its names, a pad token, and prompts that get
+    their begin-of-sentence from the tokenizer.
+    """
+    token = tokenizer.convert_ids_to_tokens
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if backend.encode("a").ids[:1] != [special.bos]:
+        bos = token(special.bos)
+        first = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, special.bos)]
         )
+        rest = [backend.post_processor] if backend.post_processor is not None else []
+        backend.post_processor = processors.Sequence([*rest, first])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=token(special.bos),
+        eos_token=token(special.eos),
+        pad_token=token(special.pad),
+        extra_special_tokens={
+            "image_token": token(special.image_placeholder),
+            "boi_token": token(special.begin_of_image),
+            "eoi_token": token(special.end_of_image),
+        },
+        model_max_length=tokenizer.model_max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -27,7 +27,9 @@ class DigitsAnswers(Answers):
 class DigitsDrawings(Drawings):
     """Digits drawn from prompts, all ten in turn, and read by the machine. Details: by digit, and by language."""
 
-    def __init__(self, num_items: int = 100, seed: int = 0, guidance_scale: float = 5.0, temperature: float = 1.0):
+    def __init__(
+        self, num_items: int = 100, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
+    ):
         commissions = tuple(commission(number) for number in range(num_items))
         super().__init__("digits_drawings", commissions, guidance_scale, temperature, seed)
 

@@ -35,8 +35,8 @@ class Drawings:
 
     name: str
     commissions: tuple[Commission, ...]
-    guidance_scale: float = 5.0
-    temperature: float = 1.0
+    guidance_scale: float | None = None
+    temperature: float | None = None
     seed: int = 0
     mean_of_categories: bool = False
     batch_size: int = 64

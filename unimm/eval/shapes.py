@@ -56,7 +56,9 @@ class ShapesCaptions(Captions):
 class ShapesDrawings(Drawings):
     """The six drawing categories, `num_each` prompts of each; the score is the mean of the six categories' scores."""
 
-    def __init__(self, num_each: int = 40, seed: int = 0, guidance_scale: float = 5.0, temperature: float = 1.0):
+    def __init__(
+        self, num_each: int = 40, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
+    ):
         # Categories in turn: any part of the drawings shows all of them.
         tasks = [(category, index) for index in range(num_each) for category in CATEGORIES]
         commissions = tuple(commission(category, index, seed) for category, index in tasks)
@@ -66,7 +68,9 @@ class ShapesDrawings(Drawings):
 class ShapesHeldOut(Drawings):
     """Drawings with a pair of colour and form that training never shows: whether the model composes."""
 
-    def __init__(self, num_items: int = 120, seed: int = 0, guidance_scale: float = 5.0, temperature: float = 1.0):
+    def __init__(
+        self, num_items: int = 120, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
+    ):
         commissions = tuple(commission(HELD_OUT, index, seed) for index in range(num_items))
         super().__init__("shapes_held_out", commissions, guidance_scale, temperature, seed)
 

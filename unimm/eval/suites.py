@@ -27,7 +27,9 @@ SUITES = {
 }
 
 
-def build_suite(name: str = "quick", seed: int = 0, guidance_scale: float = 5.0, temperature: float = 1.0) -> list[Task]:
+def build_suite(
+    name: str = "quick", seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
+) -> list[Task]:
     """The tasks of a suite; guidance_scale and temperature are those of drawings. ValueError: there is no such suite."""
     if name not in SUITES:
         raise ValueError(f"There is no suite '{name}': choose one of {', '.join(SUITES)}.")

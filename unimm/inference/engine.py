@@ -4,8 +4,9 @@ It prepares images, writes prompts as open sequences, has the decode loop fill t
 back into images. It knows no HTTP and no files but the model's own folder.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from unimm.data.records import ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import StreamDecoder, TextTokenizer
 from unimm.data.views import DESCRIBE
+from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder, Request
-from unimm.inference.inputs import Message, check_text, pair, read_turn
+from unimm.inference.inputs import Message, check_text, pair, read_messages
 from unimm.inference.sampling import Sampling
 from unimm.models.folder import save_model
+from unimm.models.hub import upload_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Sequence
@@ -47,6 +50,7 @@ class Engine:
         image_tokenizer: its image tokenizer, on the same device.
         tokenizer: its text tokenizer.
         prompt_format: how its prompts are written.
+        drawing: how it draws where a call does not say.
         max_rows: rows that are decoded together; more requests than that are taken in turns. Guidance takes two rows.
     """
 
@@ -56,6 +60,7 @@ class Engine:
         image_tokenizer: ImageTokenizer,
         tokenizer: TextTokenizer,
         prompt_format: PromptFormat | None = None,
+        drawing: DrawingDefaults | None = None,
         max_rows: int = 128,
     ) -> None:
         self.model = model
@@ -63,6 +68,7 @@ class Engine:
         self.tokenizer = tokenizer
         vision = model.config.vision
         self.prompt_format = prompt_format or PromptFormat()
+        self.drawing = drawing or DrawingDefaults()
         self.template = Template(tokenizer, self.prompt_format, vision.image_size, vision.num_patches)
         self.max_rows = max_rows
         self._decoder = Decoder(model, tokenizer.special.pad)
@@ -72,15 +78,35 @@ class Engine:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, max_shard_size: int | str = "5GB") -> list[str]:
         """Write the model as one folder: whole or not there. `unimm.load` opens it, and `transformers` where it is a Janus.
+
+        Returns:
+            Why `transformers` cannot open it, part by part; empty where it can.
 
         Raises:
             ValueError: the path holds something else than a model.
         """
-        extra = {"prompt_format": asdict(self.prompt_format)}
-        special = self.tokenizer.special
-        save_model(path, self.model, self.image_tokenizer, special, extra=extra, save_tokenizer=self.tokenizer.save)
+        return save_model(
+            path,
+            self.model,
+            self.image_tokenizer,
+            self.tokenizer.special,
+            extra={"prompt_format": asdict(self.prompt_format)},
+            drawing=asdict(self.drawing),
+            save_tokenizer=self.tokenizer.save,
+            max_shard_size=max_shard_size,
+        )
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None) -> str:
+        """Save the model and upload it to the Hugging Face hub ("user/name"), made there if need be; gives its address.
+
+        Raises:
+            ValueError: nobody is logged in, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / "model")
+            return upload_model(Path(folder) / "model", repo_id, private)
 
     # -- text out -----------------------------------------------------------------------------------------------------
 
@@ -135,13 +161,15 @@ class Engine:
         """The assistant's next turn of a conversation with any number of images.
 
         Args:
-            messages: `transformers`-style messages; images as {"type": "image", "image" | "path" | "url": ...}.
+            messages: `transformers`-style messages; images as {"type": "image", "image" | "path" | "url": ...}. A first one of
+                role "system" replaces the model's own system prompt.
             stream: give the text piece by piece as it comes.
 
         Returns:
             The text, or an iterator over its pieces.
         """
-        sequence = self.template.chat([read_turn(message, self.template) for message in messages], max_new_tokens)
+        turns, system_prompt = read_messages(messages, self.template)
+        sequence = self.template.chat(turns, max_new_tokens, system_prompt)
         request = Request(sequence, Sampling(temperature=temperature, **sampling))
         if not stream:
             return self._texts([request])[0]
@@ -154,17 +182,18 @@ class Engine:
         prompt: str | list[str],
         num_images: int = 1,
         seed: int = 0,
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         callback: Callable[[DrawingProgress], None] | None = None,
     ) -> Any:
         """Draw images from a prompt, or from each of a list of prompts.
 
         Args:
             num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
-            guidance_scale: 1.0 is off.
+            guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
+                does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
             callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
 
@@ -192,10 +221,10 @@ class Engine:
         num_images: int = 1,
         seed: int = 0,
         *,
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         callback: Callable[[DrawingProgress], None] | None = None,
     ) -> torch.Tensor:
         """The codes that `generate_images` decodes: (num_images, num_codes) long on the CPU.
@@ -204,6 +233,8 @@ class Engine:
         """
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}.")
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        drawing = replace(self.drawing, **{name: value for name, value in given.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         num_codes = self.image_tokenizer.num_codes
         requests = []
@@ -211,8 +242,8 @@ class Engine:
             check_text(text, "prompt")
             sequence = self.template.draw(text, num_codes=num_codes)
             for index in range(num_images):
-                settings = Sampling(temperature, top_k, top_p, seed, index)
-                requests.append(Request(sequence, settings, guidance_scale))
+                settings = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, seed, index)
+                requests.append(Request(sequence, settings, drawing.guidance_scale))
         filled = self._fill(requests, callback)
         codes = torch.tensor(filled, dtype=torch.long).view(len(prompts), num_images, num_codes)
         return codes[0] if isinstance(prompt, str) else codes

@@ -13,11 +13,31 @@ Message = dict[str, Any]
 """A chat message as `transformers` has it: {"role": ..., "content": str or a list of {"type": "text" | "image", ...}}."""
 
 
-def read_turn(message: Message, template: Template) -> Turn:
-    """One message as a turn, its images prepared. ValueError: a role, part or image that is none."""
+def read_messages(messages: list[Message], template: Template) -> tuple[list[Turn], str | None]:
+    """Messages as turns, their images prepared, and what a first message of the role "system" says.
+
+    Raises:
+        ValueError: a role, part or image that is none, or nobody to answer.
+    """
+    system_prompt = None
+    if messages and messages[0].get("role") == "system":
+        first, *messages = messages
+        content = first.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        if any(part.get("type") != "text" for part in parts):
+            raise ValueError("A system message is text: show images in a user's message.")
+        system_prompt = " ".join(part["text"] for part in parts)
+    if not messages:
+        raise ValueError('There is no message to answer: give at least one of role "user".')
+    return [_read_turn(message, template) for message in messages], system_prompt
+
+
+def _read_turn(message: Message, template: Template) -> Turn:
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant") or content is None:
-        raise ValueError('A message is {"role": "user" or "assistant", "content": text or a list of parts}.')
+        raise ValueError(
+            'A message is {"role": "user" or "assistant", "content": text or a list of parts}; "system" comes first.'
+        )
     parts: list[str | Segment] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part.get("type") == "text":

@@ -1,21 +1,14 @@
-"""From a path to an engine: the weights, the text tokenizer and the prompt format of a model folder."""
+"""From a path to an engine: a model folder's weights, its text tokenizer, and its conventions."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.devices import choose_device, choose_dtype
+from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
 from unimm.models.folder import LoadedModel, load_model
-
-JANUS_SYSTEM_PROMPT = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
-    "and assist the user with a variety of tasks using natural language."
-)
-"""What Janus' checkpoints were trained to hear before a conversation (deepseek-ai/Janus, conversation.py)."""
 
 
 def load(path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Engine:
@@ -31,9 +24,23 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     """
     if str(path) == "demo":
         raise ValueError("No demo model ships yet: `unimm quickstart` makes one, then load 'runs/quickstart/model'.")
-    loaded = _load_model(path, choose_device(device), dtype)
-    tokenizer = TextTokenizer.load(loaded.folder)
-    return Engine(loaded.model, loaded.image_tokenizer, tokenizer, _prompt_format(loaded, tokenizer))
+    return open_engine(_load_model(path, choose_device(device), dtype))
+
+
+def open_engine(loaded: LoadedModel) -> Engine:
+    """The engine of a model that was read, with what its folder holds beside the weights.
+
+    Raises:
+        ValueError: the text tokenizer is missing or does not fit, or a convention of the folder cannot be followed.
+    """
+    folder = loaded.folder
+    tokenizer = TextTokenizer.load(folder)
+    rows = loaded.model.text.embedding.num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} ids, the model {rows}: they are not of one model.")
+    check_image_preparation(folder)
+    prompt_format = read_prompt_format(folder, loaded.config, tokenizer)
+    return Engine(loaded.model, loaded.image_tokenizer, tokenizer, prompt_format, read_drawing_defaults(folder))
 
 
 def _load_model(path: str | Path, device: torch.device, dtype: str | torch.dtype | None) -> LoadedModel:
@@ -46,16 +53,3 @@ def _load_model(path: str | Path, device: torch.device, dtype: str | torch.dtype
     if all(parameter.dtype == chosen for parameter in parameters):
         return loaded
     return load_model(path, device, chosen)
-
-
-def _prompt_format(loaded: LoadedModel, tokenizer: TextTokenizer) -> PromptFormat:
-    """What the folder says, else the format of the Janus checkpoint that the tokenizer belongs to."""
-    kept: dict[str, Any] | None = loaded.extra.get("prompt_format")
-    if kept is not None:
-        try:
-            return PromptFormat(**kept)
-        except TypeError as error:
-            raise ValueError(f"The prompt format in {loaded.folder / 'config.json'} is unknown: {error}.") from error
-    if tokenizer.special.user is not None:
-        return PromptFormat(system_prompt=JANUS_SYSTEM_PROMPT)
-    return PromptFormat("User", "Assistant", JANUS_SYSTEM_PROMPT)

@@ -1,12 +1,16 @@
 """A model as a folder: config.json, safetensors and the small files around them. Whole or not there; nothing is pickled.
 
-Two layouts, told apart by `model_type` in config.json:
+Three layouts, told apart by `model_type` in config.json:
 
-- `janus`: what `transformers` reads as JanusForConditionalGeneration. Written whenever the model is expressible so.
+- `janus`: what `transformers` reads as JanusForConditionalGeneration. Written whenever the model is expressible so. Of the
+  quantizer it holds the codebook alone, which we store row-normalised: decoding stays the same, since Janus normalises at each
+  use, and encoding, where `transformers` forgets to, becomes right.
 - `unimm`: our own, for the rest. Sizes: `model` (UnifiedConfig) and `image_tokenizer` (ImageTokenizerConfig), field by field;
   weights: our state dicts, names unchanged, the image tokenizer's under `image_tokenizer.`.
+- `multi_modality`: DeepSeek's own repositories. Read, never written.
 
-In both, the key `unimm` holds the version of this format and what the caller wants kept (`extra`), such as the prompt format.
+In what we write, the key `unimm` holds the version of this format and what the caller wants kept (`extra`), such as the prompt
+format.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,19 +24,18 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from unimm.files import whole_folder, write_json
-from unimm.models import janus, janus_files
+from unimm.models import deepseek, janus, janus_files
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision import ProjectorConfig, VisionConfig
-from unimm.models.weights import CONFIG, WeightFiles, find_folder, read_config
+from unimm.models.weight_names import CODEBOOK, DEEPSEEK, OWN, TRANSFORMERS, Names, Shapes
+from unimm.models.weights import CONFIG, WeightFiles, find_folder, open_weights, read_config
 
 VERSION = 1
 MODEL_TYPE = "unimm"
 PREFIX = "image_tokenizer."
 QUANTIZER = f"{PREFIX}quantize."
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def save_model(
     special: janus.SpecialIds,
     *,
     extra: Mapping[str, Any] | None = None,
+    drawing: Mapping[str, float] | None = None,
     save_tokenizer: Callable[[Path], None] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> list[str]:
@@ -64,6 +68,7 @@ def save_model(
     special: ids of the special tokens (bos, eos, pad, image_placeholder, begin_of_image).
     extra: JSON-able, given back by `load_model`; `version` and `quantizer` are names taken. Its `prompt_format` (user,
         assistant, system_prompt) also shapes the chat template.
+    drawing: what its generation_config.json says of drawing (guidance_scale, temperature, ...); what is missing is Janus'.
     save_tokenizer: called with the folder that is being written, for the text tokenizer's files.
 
     Returns:
@@ -76,37 +81,42 @@ def save_model(
     _check_codes(model.config.codes, image_tokenizer)
     reasons = janus.why_not_janus(model.config, image_tokenizer.config)
     with whole_folder(final, CONFIG, "a model folder") as folder:
-        _write_weights(folder, model, image_tokenizer, not reasons, max_shard_size)
+        _write_weights(folder, model, image_tokenizer, OWN if reasons else TRANSFORMERS, max_shard_size)
         _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
+        write_json(folder / "generation_config.json", janus_files.generation_config(special, drawing or {}))
         if save_tokenizer is not None:
             save_tokenizer(folder)
     return reasons
 
 
-def load_model(path_or_hub_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(
+    path_or_hub_id: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    from_pickle: bool = False,
+) -> LoadedModel:
     """Read a model folder, or a hub id through `huggingface_hub` and its cache.
 
     Weights are mapped from disk straight to the device and dtype (None: as stored); on a CPU in the stored dtype they are not
-    even copied. Buffers, and all of the image tokenizer's quantizer, stay fp32.
+    even copied. Buffers, and all of the image tokenizer's quantizer, stay fp32. Pickled weights are read only if `from_pickle`.
 
     Raises:
         ValueError: there is no such model, or it cannot be read: one sentence says why and what to do.
     """
-    folder = find_folder(path_or_hub_id)
-    files = WeightFiles(folder, torch.device(device))
+    folder = find_folder(path_or_hub_id, from_pickle)
     raw = read_config(folder)
     own = dict(raw.get("unimm") or {})
     if own.pop("version", VERSION) > VERSION:
         raise ValueError(f"{folder} was written by a newer unimm: update it with `pip install -U unimm`.")
-    config, tokenizer_config = _read_sizes(raw, folder)
-    as_janus = raw["model_type"] == janus.MODEL_TYPE
-    config = _settle_tie(config, files, "lm_head.weight" if as_janus else "text.head.weight", as_janus)
+    config, tokenizer_config, names = _read_layout(raw, folder)
+    files = open_weights(folder, torch.device(device), from_pickle)
+    config = _settle_tie(config, files, names)
     # Parameters without memory, buffers for real: what no file holds (rotary frequencies, masks) is then right by itself.
     with init_empty_weights(include_buffers=False):
         model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config)
     if config.trunk_config().tie_word_embeddings:
         model.text.head.weight = model.text.embedding.weight  # taken apart by the way to parameters without memory
-    _assign(model, image_tokenizer, files, dtype, as_janus)
+    _assign(model, image_tokenizer, files, dtype, names)
     model.to(device).eval()
     image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     own.pop("quantizer", None)
@@ -123,12 +133,11 @@ def _check_codes(codes: CodesConfig, image_tokenizer: ImageTokenizer) -> None:
 
 
 def _write_weights(
-    folder: Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, as_janus: bool, max_shard_size: int | str
+    folder: Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, names: Names, max_shard_size: int | str
 ) -> None:
-    entries = janus.janus_entries if as_janus else _own_entries
     files: dict[str, Tensor] = {}
-    for name, tensor in _tensors(model, image_tokenizer, as_janus).items():
-        files |= _split(tensor, entries(name, tuple(tensor.shape)))
+    for name, tensor in _tensors(model, image_tokenizer, names).items():
+        files |= _split(tensor, names.entries(name, tuple(tensor.shape)))
     # Makes them contiguous (convolutions lie channels-last in memory); shards and an index above the limit.
     save_torch_state_dict(files, folder, max_shard_size=max_shard_size)
 
@@ -149,18 +158,28 @@ def _write_configs(
         config = janus.to_janus_config(model.config, image_tokenizer.config, special, dtype)
     config["unimm"] = {**extra, **config.get("unimm", {}), "version": VERSION}
     write_json(folder / CONFIG, config)
-    write_json(folder / "generation_config.json", janus_files.generation_config(special))
     vision = model.config.vision
     janus_files.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
     num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
-    (folder / "README.md").write_text(janus_files.model_card(num_parameters, reasons), encoding="utf-8")
+    (folder / "README.md").write_text(
+        janus_files.model_card(num_parameters, model.config.trunk["model_type"], reasons), encoding="utf-8"
+    )
 
 
-def _read_sizes(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
-    if raw.get("model_type") == janus.MODEL_TYPE:
-        return janus.from_janus_config(raw)
-    if raw.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{folder} holds a model of type {raw.get('model_type')!r}: unimm opens 'janus' and 'unimm'.")
+def _read_layout(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:
+    """Sizes and names of weights, by what config.json says the folder holds."""
+    kind = raw.get("model_type")
+    if kind == janus.MODEL_TYPE:
+        return *janus.from_janus_config(raw), TRANSFORMERS
+    if kind == deepseek.MODEL_TYPE:
+        return *janus.from_janus_config(deepseek.as_janus_config(raw)), DEEPSEEK
+    if kind == MODEL_TYPE:
+        return *_read_own_sizes(raw), OWN
+    known = f"'{janus.MODEL_TYPE}', '{deepseek.MODEL_TYPE}' (DeepSeek's own Janus) and '{MODEL_TYPE}'"
+    raise ValueError(f"{folder} holds a model of type {kind!r}: unimm opens {known}.")
+
+
+def _read_own_sizes(raw: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
     kinds = {"vision": VisionConfig, "codes": CodesConfig, "projector": ProjectorConfig}
     sizes, tokenizer = dict(raw.get("model") or {}), dict(raw.get("image_tokenizer") or {})
     for key, kind in kinds.items():
@@ -170,32 +189,27 @@ def _read_sizes(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, Im
     return janus.from_json(UnifiedConfig, sizes, "model"), image_tokenizer
 
 
-def _settle_tie(config: UnifiedConfig, files: WeightFiles, head: str, as_janus: bool) -> UnifiedConfig:
+def _settle_tie(config: UnifiedConfig, files: WeightFiles, names: Names) -> UnifiedConfig:
     """A config that says "tied" beside a file that holds another head is wrong (the default changed): the file decides."""
+    (head,), (embedding,) = names.entries("text.head.weight", ()), names.entries("text.embedding.weight", ())
     if not config.trunk_config().tie_word_embeddings or head not in files.shapes:
         return config
-    embedding = next(iter(janus.janus_entries("text.embedding.weight", ()))) if as_janus else "text.embedding.weight"
     if embedding in files.shapes and torch.equal(files.read(head), files.read(embedding)):
         files.leave_out(head)
         return config
     return replace(config, trunk={**config.trunk, "tie_word_embeddings": False})
 
 
-def _tensors(model: UnifiedModel, image_tokenizer: ImageTokenizer, as_janus: bool) -> dict[str, Tensor]:
+def _tensors(model: UnifiedModel, image_tokenizer: ImageTokenizer, names: Names) -> dict[str, Tensor]:
     """Every tensor that a folder holds, by our names. In a Janus the quantizer is its codebook, in ours what it keeps."""
     tensors = dict(model.state_dict())
     if model.text.head.weight is model.text.embedding.weight:
         del tensors["text.head.weight"]
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in image_tokenizer.state_dict().items()}
-    if as_janus:
+    if names is not OWN:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(QUANTIZER)}
-        tensors[janus.CODEBOOK] = nn.functional.normalize(image_tokenizer.quantize.codebook.detach().float(), dim=-1)
+        tensors[CODEBOOK] = nn.functional.normalize(image_tokenizer.quantize.codebook.detach().float(), dim=-1)
     return tensors
-
-
-def _own_entries(name: str, shape: tuple[int, ...]) -> Shapes:
-    """Our own layout: a tensor lies under its own name."""
-    return {name: shape}
 
 
 def _split(tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
@@ -206,18 +220,19 @@ def _split(tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _assign(
-    model: UnifiedModel, image_tokenizer: ImageTokenizer, files: WeightFiles, dtype: torch.dtype | None, as_janus: bool
+    model: UnifiedModel, image_tokenizer: ImageTokenizer, files: WeightFiles, dtype: torch.dtype | None, names: Names
 ) -> None:
     """Put the files' tensors in place of the empty ones. ValueError: the names or shapes of files and model differ."""
-    entries = janus.janus_entries if as_janus else _own_entries
-    wanted = _tensors(model, image_tokenizer, as_janus)
-    files.check({k: v for name, tensor in wanted.items() for k, v in entries(name, tuple(tensor.shape)).items()})
+    wanted = _tensors(model, image_tokenizer, names)
+    for name in [name for name in files.shapes if names.unused.fullmatch(name)]:
+        files.leave_out(name)
+    files.check({k: v for name, tensor in wanted.items() for k, v in names.entries(name, tuple(tensor.shape)).items()})
     parameters = {*dict(model.named_parameters()), *(f"{PREFIX}{name}" for name, _ in image_tokenizer.named_parameters())}
     model_tensors, tokenizer_tensors, codebook = {}, {}, None
     for name, meant in wanted.items():
-        parts = [files.read(theirs) for theirs in entries(name, tuple(meant.shape))]
+        parts = [files.read(theirs) for theirs in names.entries(name, tuple(meant.shape))]
         tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(meant.shape)
-        if name == janus.CODEBOOK:
+        if name == CODEBOOK:
             codebook = tensor
         elif name.startswith(PREFIX):
             keep = name.startswith(QUANTIZER) or name not in parameters

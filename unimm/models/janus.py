@@ -1,14 +1,8 @@
-"""Our models as `transformers` knows them: the only file that holds the names of its Janus, for sizes and for weights.
+"""Sizes of our models as `transformers` knows them: UnifiedConfig + ImageTokenizerConfig <-> JanusConfig as JSON.
 
-    UnifiedConfig + ImageTokenizerConfig  <->  JanusConfig as JSON                (to_janus_config, from_janus_config)
-    `trunk.norm.weight`, shape            <->  `model.language_model.norm.weight`  (janus_entries, one table both ways)
-
-The image tokenizer's tensors are spoken of as `image_tokenizer.*`. Of its quantizer a Janus holds the codebook alone, which
-we store row-normalised: decoding stays the same, since Janus normalises at each use, and encoding, where `transformers`
-forgets to, becomes right. Source: transformers/models/janus.
+Source: transformers/models/janus. The names of its weights are in `weight_names`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -20,11 +14,9 @@ from unimm.models.image_tokenizer import ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig
 from unimm.models.vision import ProjectorConfig, VisionConfig
+from unimm.models.weight_names import MAX_DEPTH
 
 MODEL_TYPE = "janus"
-CODEBOOK = "image_tokenizer.quantize.codebook"
-"""Stands for the whole quantizer in a Janus: (K, D), row-normalised."""
-MAX_DEPTH = 8  # linear layers of an aligner: as many as the table below has rows for
 
 
 class SpecialIds(Protocol):
@@ -40,9 +32,6 @@ class SpecialIds(Protocol):
     def image_placeholder(self) -> int: ...
     @property
     def begin_of_image(self) -> int: ...
-
-
-# --- sizes ---------------------------------------------------------------------------------------------------------------
 
 
 def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) -> list[str]:
@@ -225,58 +214,3 @@ def _foreign_parts(vision: dict[str, Any], vq: dict[str, Any], width: int) -> li
         if not 1 <= depth <= MAX_DEPTH:
             problems.append(f"{name} is {depth} (it must be 1 to {MAX_DEPTH})")
     return problems
-
-
-# --- weights -------------------------------------------------------------------------------------------------------------
-
-
-def _mlp(ours: str, theirs: str) -> list[tuple[str, str]]:
-    """Rows of an aligner: ours counts the GELUs between the linear layers too."""
-    deeper = [(f"{ours}.{2 * layer}.*", f"{theirs}.hidden_layers.{layer - 1}.*") for layer in range(1, MAX_DEPTH)]
-    return [(f"{ours}.0.*", f"{theirs}.fc1.*"), *deeper]
-
-
-_TABLE = [
-    ("text.embedding.weight", "model.language_model.embed_tokens.weight"),
-    ("text.head.weight", "lm_head.weight"),
-    ("trunk.*", "model.language_model.*"),
-    ("pixels.tower.transformer.patch_embed.proj.*", "model.vision_model.embeddings.patch_embedding.*"),
-    ("pixels.tower.transformer.pos_embed", "model.vision_model.embeddings.position_embedding.weight"),
-    ("pixels.tower.transformer.blocks.*.norm1.*", "model.vision_model.encoder.layers.*.layer_norm1.*"),
-    ("pixels.tower.transformer.blocks.*.attn.qkv.*", "model.vision_model.encoder.layers.*.self_attn.[qkv]_proj.*"),
-    ("pixels.tower.transformer.blocks.*.attn.proj.*", "model.vision_model.encoder.layers.*.self_attn.projection_layer.*"),
-    ("pixels.tower.transformer.blocks.*.norm2.*", "model.vision_model.encoder.layers.*.layer_norm2.*"),
-    ("pixels.tower.transformer.blocks.*.mlp.*", "model.vision_model.encoder.layers.*.mlp.*"),
-    ("pixels.tower.transformer.norm.*", "model.vision_model.post_layernorm.*"),
-    *_mlp("pixels.projector", "model.aligner"),
-    ("codes.embedding.weight", "model.generation_embeddings.weight"),
-    *_mlp("codes.aligner", "model.generation_aligner"),
-    ("codes.head.0.*", "model.generation_head.proj_out.*"),
-    ("codes.head.2.*", "model.generation_head.vision_head.*"),
-    (CODEBOOK, "model.vqmodel.quantize.embedding.weight"),
-    ("image_tokenizer.*", "model.vqmodel.*"),
-]
-"""Our names and Janus'; `*` is the same on both sides, `[qkv]` is three tensors where ours is one. The first row that fits."""
-
-_PATTERNS = [(re.compile(re.escape(ours).replace(r"\*", "(.+)")), theirs) for ours, theirs in _TABLE]
-
-
-def janus_entries(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The tensors, by name and shape, that hold our tensor `name` of that shape in a Janus: laid end to end they are it.
-
-    ValueError: no row of the table fits.
-    """
-    theirs = next((_fill(theirs, match) for ours, theirs in _PATTERNS if (match := ours.fullmatch(name))), None)
-    if theirs is None:
-        raise ValueError(f"No name in transformers' Janus is known for {name}: add a row to the table in models/janus.py.")
-    if "[qkv]" in theirs:
-        third = (shape[0] // 3, *shape[1:])
-        return {theirs.replace("[qkv]", letter): third for letter in "qkv"}
-    # The position embedding has a batch axis of one in timm, none there.
-    return {theirs: shape[1:] if name.endswith(".pos_embed") else shape}
-
-
-def _fill(pattern: str, match: re.Match[str]) -> str:
-    for part in match.groups():
-        pattern = pattern.replace("*", part, 1)
-    return pattern

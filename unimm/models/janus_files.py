@@ -4,6 +4,7 @@ The tokenizer's own files are not here: whoever holds the tokenizer writes them 
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def write_processor(folder: Path, image_size: int, num_positions: int, prompt_fo
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def generation_config(special: SpecialIds) -> dict[str, Any]:
-    """generation_config.json: how Janus draws.
+def generation_config(special: SpecialIds, drawing: Mapping[str, float]) -> dict[str, Any]:
+    """generation_config.json: how the model draws; what `drawing` leaves open is as in Janus.
 
     `top_k` is written because `transformers` would take 50 of the 16,384 codes for a missing one; `guidance_scale` acts on
     drawings only.
@@ -64,6 +65,7 @@ def generation_config(special: SpecialIds) -> dict[str, Any]:
         "top_k": 0,
         "top_p": 1.0,
         "guidance_scale": 5.0,
+        **drawing,
         "generation_kwargs": {"boi_token_id": special.begin_of_image},
     }
 
@@ -71,7 +73,7 @@ def generation_config(special: SpecialIds) -> dict[str, Any]:
 def chat_template(user: str, assistant: str) -> str:
     """Jinja for `apply_chat_template`, with the text that our own template writes: `user: ...\\n\\nassistant:`.
 
-    Parts of a turn (texts, images) stand on lines of their own; the begin-of-sentence token is the tokenizer's to add.
+    The begin-of-sentence token is the tokenizer's to add.
     """
     words = {"USER": user, "ASSISTANT": assistant, "IMAGE": IMAGE_PLACEHOLDER}
     return re.sub("|".join(words), lambda match: repr(words[match[0]]), _CHAT_TEMPLATE)
@@ -84,8 +86,14 @@ _CHAT_TEMPLATE = """\
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- if role == 'user' -%}{{- USER + ': ' -}}{%- elif role == 'assistant' -%}{{- ASSISTANT + ': ' -}}{%- endif -%}
 {%- for part in content -%}
-{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
-{%- if part['type'] == 'image' -%}{{- IMAGE -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+{%- if part['type'] == 'image' -%}
+{{- '' if loop.first else '\\n' -}}{{- IMAGE -}}{{- '' if loop.last else '\\n' -}}
+{%- else -%}
+{%- set text = part['text'] -%}
+{%- if loop.first -%}{%- set text = text.lstrip() -%}{%- endif -%}
+{%- if loop.last -%}{%- set text = text.rstrip() -%}{%- endif -%}
+{{- ' ' if not loop.first and loop.previtem['type'] != 'image' else '' -}}{{- text -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if role == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\\n\\n' -}}{%- endif -%}
 {%- endfor -%}
@@ -93,7 +101,7 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def model_card(num_parameters: int, reasons: list[str]) -> str:
+def model_card(num_parameters: int, trunk_type: str, reasons: list[str]) -> str:
     """README.md of a model folder. reasons: why it is no Janus for `transformers` (`why_not_janus`); empty when it is one."""
     usage = "unimm" if reasons else "transformers"
     opens = (
@@ -117,13 +125,33 @@ the image tokenizer included. Written by [unimm]. {opens}
 import unimm
 engine = unimm.load("path of this folder")
 engine.caption("photo.jpg")
-engine.generate_images("a red circle")
+engine.generate_images("a red circle")[0].save("drawing.png")
 ```
-
+{"" if reasons else _in_transformers(trunk_type)}
 ## Licence
 
 Whoever trained this model says how it may be used: write that here. Weights that derive from DeepSeek's Janus carry the
 DeepSeek Model License and its use restrictions.
 
 [unimm]: https://pypi.org/project/unimm
+"""
+
+
+def _in_transformers(trunk_type: str) -> str:
+    """How to draw with `transformers`. Its static cache brings a mask a kind of layer for trunks other than Llama, which its
+    drawing loop cannot read (seen in 5.23), so that these want a cache that grows.
+    """
+    cache = "" if trunk_type == "llama" else ", past_key_values=DynamicCache()"
+    return f"""
+```python
+from transformers import AutoProcessor, DynamicCache, JanusForConditionalGeneration
+processor = AutoProcessor.from_pretrained("path of this folder")
+model = JanusForConditionalGeneration.from_pretrained("path of this folder")
+messages = [{{"role": "user", "content": [{{"type": "text", "text": "a red circle"}}]}}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(text=prompt, generation_mode="image", return_tensors="pt")
+codes = model.generate(**inputs, generation_mode="image"{cache})
+pixels = model.decode_image_tokens(codes).detach()
+processor.postprocess(list(pixels.float()), return_tensors="PIL.Image.Image")["pixel_values"][0].save("drawing.png")
+```
 """

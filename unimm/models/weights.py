@@ -1,10 +1,12 @@
-"""Where a model's files are and what they hold: a folder or hub id to config.json and tensors, mapped from safetensors.
+"""Where a model's files are and what they hold: a folder or hub id to config.json and tensors, mapped from disk.
 
-Pickles are never opened: a folder that has nothing else is refused, with the way out.
+Weights lie in safetensors. Pickles are opened only where the caller says so (`unimm convert --from-pickle`), and then with
+PyTorch's own reader of plain tensors (`weights_only=True`); else a folder that has nothing better is refused, with the way out.
 """
 
-import json
+import pickle
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,22 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unimm.files import read_json
+
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED_SINGLE = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 WANTED = ["*.json", "*.safetensors", "*.jinja"]  # of a hub repository; code and pickles stay there
 MAPPED_BYTES = 2**28  # read from a mapping before it is renewed
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def find_folder(path_or_hub_id: str | Path) -> Path:
+def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
     """The folder of a model: a local one as it is, a hub id's in huggingface_hub's cache (downloaded if need be).
+
+    from_pickle: download pickled weights too.
 
     Raises:
         ValueError: neither is there.
@@ -39,7 +47,7 @@ def find_folder(path_or_hub_id: str | Path) -> Path:
             f"There is no folder {name}: name a model's folder, or a hub id such as deepseek-community/Janus-Pro-1B."
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
+        return Path(snapshot_download(name, allow_patterns=[*WANTED, "*.bin"] if from_pickle else WANTED))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -50,47 +58,22 @@ def find_folder(path_or_hub_id: str | Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. ValueError: it is missing or no JSON object."""
-    if not (folder / CONFIG).is_file():
+    config = read_json(folder / CONFIG)
+    if config is None:
         raise ValueError(f"{folder} has no config.json: name a folder written by engine.save or by transformers.")
-    return _read_object(folder / CONFIG)
+    return config
 
 
-class WeightFiles:
-    """The tensors of a folder's safetensors, read one by one onto a device. `shapes`: what they are, by name.
-
-    Raises:
-        ValueError: there are none, only pickled ones, one that the index names is missing, or one is damaged.
-    """
+class WeightFiles(ABC):
+    """The tensors of a folder, read one by one onto a device. `shapes`: what they are, by name."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._device = folder, str(device)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._paths: dict[str, Path] = {}
-        self._open_files: dict[Path, Any] = {}
-        self._bytes_read = 0
-        for path in _weight_paths(folder):
-            file = self._open(path)
-            for name in file.keys():  # noqa: SIM118 (no dict)
-                self.shapes[name] = tuple(file.get_slice(name).get_shape())
-                self._paths[name] = path
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """One tensor, on the device, in the stored dtype. On a CPU it is the mapped file; writing to it changes no file."""
-        if self._bytes_read > MAPPED_BYTES:
-            # Pages that were read stay in memory until their mapping goes; mappings that a tensor still shares stay.
-            self._open_files.clear()
-            self._bytes_read = 0
-        path = self._paths[name]
-        tensor = (self._open_files.get(path) or self._open(path)).get_tensor(name)
-        self._bytes_read += tensor.nbytes
-        return tensor
-
-    def _open(self, path: Path) -> Any:
-        try:
-            self._open_files[path] = safe_open(path, framework="pt", device=self._device)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}): copy or download it again.") from error
-        return self._open_files[path]
 
     def leave_out(self, name: str) -> None:
         """Treat a tensor as not there."""
@@ -112,32 +95,92 @@ class WeightFiles:
             )
 
 
-def _weight_paths(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        names = sorted(set(_read_object(folder / INDEX).get("weight_map", {}).values()))
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} lacks {_show(missing)}, named in {INDEX}: copy or download the folder again.")
-        return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if any(next(folder.glob(pattern), None) for pattern in PICKLES):
-        raise ValueError(f"{folder} has pickled weights only, which load never opens: run `unimm convert --from-pickle` once.")
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no config.json: name a folder written by engine.save or by transformers.")
+class SafetensorFiles(WeightFiles):
+    """Raises ValueError: one that the index names is missing, or one is damaged."""
+
+    def __init__(self, folder: Path, device: torch.device, paths: list[Path]) -> None:
+        super().__init__(folder, device)
+        self._paths: dict[str, Path] = {}
+        self._open_files: dict[Path, Any] = {}
+        self._bytes_read = 0
+        for path in paths:
+            file = self._open(path)
+            for name in file.keys():  # noqa: SIM118 (no dict)
+                self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                self._paths[name] = path
+
+    def read(self, name: str) -> Tensor:
+        if self._bytes_read > MAPPED_BYTES:
+            # Pages that were read stay in memory until their mapping goes; mappings that a tensor still shares stay.
+            self._open_files.clear()
+            self._bytes_read = 0
+        path = self._paths[name]
+        tensor = (self._open_files.get(path) or self._open(path)).get_tensor(name)
+        self._bytes_read += tensor.nbytes
+        return tensor
+
+    def _open(self, path: Path) -> Any:
+        try:
+            self._open_files[path] = safe_open(path, framework="pt", device=self._device)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}): copy or download it again.") from error
+        return self._open_files[path]
+
+
+class PickleFiles(WeightFiles):
+    """PyTorch's .bin files, read as tensors and nothing else. Raises ValueError: one is damaged, or holds more than tensors."""
+
+    def __init__(self, folder: Path, device: torch.device, paths: list[Path]) -> None:
+        super().__init__(folder, device)
+        self._tensors: dict[str, Tensor] = {}
+        for path in paths:
+            self._tensors |= self._open(path)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._device)
+
+    def _open(self, path: Path) -> dict[str, Tensor]:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path} holds more than tensors, which is never run: ask its author for safetensors.") from error
+        except (RuntimeError, OSError, EOFError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{path} is damaged or cut short ({reason}): copy or download it again.") from error
+        if not isinstance(content, dict) or not all(torch.is_tensor(tensor) for tensor in content.values()):
+            raise ValueError(f"{path} holds no dictionary of tensors: it is not the weights of a model.")
+        return content
+
+
+def open_weights(folder: Path, device: torch.device, from_pickle: bool = False) -> WeightFiles:
+    """The weights of a folder: safetensors, or, if `from_pickle` and there are none, PyTorch's .bin files.
+
+    Raises:
+        ValueError: there are none, only pickled ones, one that an index names is missing, or one is damaged.
+    """
+    if paths := _weight_paths(folder, SINGLE, INDEX):
+        return SafetensorFiles(folder, device, paths)
+    if from_pickle and (paths := _weight_paths(folder, PICKLED_SINGLE, PICKLED_INDEX)):
+        return PickleFiles(folder, device, paths)
+    if not from_pickle and any(next(folder.glob(pattern), None) for pattern in PICKLES):
+        raise ValueError(
+            f"{folder} has pickled weights only, which load never opens: run `unimm convert SOURCE OUT --from-pickle` once."
+        )
     raise ValueError(
         f"{folder} has a config.json but no {SINGLE}: download it whole, or, where a repository has pickled weights only, "
-        f"run `unimm convert --from-pickle`."
+        f"run `unimm convert SOURCE OUT --from-pickle`."
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy or download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: copy or download it again.")
-    return content
+def _weight_paths(folder: Path, single: str, index: str) -> list[Path]:
+    """The weight files under these names; empty when there are none. ValueError: the index names one that is missing."""
+    if listed := read_json(folder / index):
+        names = sorted(set(listed.get("weight_map", {}).values()))
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ValueError(f"{folder} lacks {_show(missing)}, named in {index}: copy or download the folder again.")
+        return [folder / name for name in names]
+    return [folder / single] if (folder / single).is_file() else []
 
 
 def _show(names: Any, most: int = 5) -> str:

@@ -2,12 +2,24 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import SENTENCES
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
 from torch import Tensor
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessor,
+    JanusProcessor,
+    PreTrainedTokenizerFast,
+)
 
+from unimm.data.text import SPECIAL_NAMES
 from unimm.models.unified import UnifiedModel
 
 IMAGE_ID = 7
@@ -25,8 +37,8 @@ class Ids:
     end_of_image: int = 9
 
 
-def draw_config(seed: int) -> JanusConfig:
-    """Odd sizes; llama and qwen3 trunks, grouped heads and tied embeddings come in turn."""
+def draw_config(seed: int, **changes: Any) -> JanusConfig:
+    """Odd sizes; llama and qwen3 trunks, grouped heads and tied embeddings come in turn. changes: of the text config."""
     draw = random.Random(seed)
     heads, head_dim, grid = draw.choice([2, 4, 6]), draw.choice([8, 12]), draw.choice([2, 3, 4])
     patch, vision_heads = draw.choice([4, 6, 8]), draw.choice([1, 2, 3])
@@ -43,6 +55,7 @@ def draw_config(seed: int) -> JanusConfig:
         "max_position_embeddings": draw.choice([128, 300]),
         "pad_token_id": 3,
         "tie_word_embeddings": tied,
+        **changes,
     }
     vision = {
         "image_size": grid * patch,
@@ -69,14 +82,82 @@ def draw_config(seed: int) -> JanusConfig:
     return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=IMAGE_ID, tie_word_embeddings=tied)
 
 
-def make_janus(seed: int) -> JanusForConditionalGeneration:
+def make_janus(seed: int, config: JanusConfig | None = None) -> JanusForConditionalGeneration:
     """A Janus of random weights large enough that a wrong one shows."""
     torch.manual_seed(seed)
-    janus = JanusForConditionalGeneration(draw_config(seed)).eval()
+    janus = JanusForConditionalGeneration(config or draw_config(seed)).eval()
     with torch.no_grad():
         for parameter in janus.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return janus
+
+
+def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level, with Janus' special tokens behind the ordinary ones, in another order every time; roles are text in every
+    third, as in Janus-1.3B.
+    """
+    backend = Tokenizer(tokenizer_models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False))
+    names = [name for noun, name in SPECIAL_NAMES.items() if seed % 3 or noun not in ("user", "assistant")]
+    random.Random(seed).shuffle(names)
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    bos = SPECIAL_NAMES["bos"]
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{f"{noun}_token": SPECIAL_NAMES[noun] for noun in ("bos", "eos", "pad")},
+        extra_special_tokens={
+            "image_token": SPECIAL_NAMES["image_placeholder"],
+            "boi_token": SPECIAL_NAMES["begin_of_image"],
+            "eoi_token": SPECIAL_NAMES["end_of_image"],
+        },
+        clean_up_tokenization_spaces=False,
+    )
+
+
+CHAT_TEMPLATE = """\
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}
+{{ 'USER: ' }}{%- for p in m.content -%}{{ '<image_placeholder>\\n' if p.type == 'image' else p.text | trim }}{%- endfor -%}
+{{ '\\n\\n' }}
+{%- else -%}{{ 'ASSISTANT: ' + m.content[0].text | trim + eos_token }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+
+def write_checkpoint(folder: Path, seed: int) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
+    """A whole folder that `transformers` alone has written: weights, tokenizer, processor, chat template, generation config."""
+    tokenizer = make_tokenizer(seed)
+    janus = make_janus(seed, draw_config(seed, vocab_size=len(tokenizer) + seed, max_position_embeddings=300))
+    janus.config.image_token_id = tokenizer.convert_tokens_to_ids(SPECIAL_NAMES["image_placeholder"])
+    generation = janus.generation_config
+    generation.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    generation.update(pad_token_id=tokenizer.pad_token_id, guidance_scale=5.0)
+    generation.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(SPECIAL_NAMES["begin_of_image"])}
+    size = janus.config.vision_config.image_size
+    half = [0.5, 0.5, 0.5]
+    images = JanusImageProcessor(size={"height": size, "width": size}, min_size=2, image_mean=half, image_std=half)
+    roles = ("<|User|>", "<|Assistant|>") if seed % 3 else ("User", "Assistant")
+    processor = JanusProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE.replace("USER", roles[0]).replace("ASSISTANT", roles[1]),
+        use_default_system_prompt=seed % 2 == 0,
+        num_image_tokens=janus.config.vision_config.num_image_tokens,
+    )
+    janus.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return janus, processor
+
+
+def draw(theirs: JanusForConditionalGeneration, inputs: Any) -> Tensor:
+    """The likeliest codes with guidance 5, by `transformers`; of trunks other than llama only from a dynamic cache."""
+    cache = {} if theirs.config.text_config.model_type == "llama" else {"past_key_values": DynamicCache()}
+    return theirs.generate(**inputs, **cache, generation_mode="image", do_sample=False, guidance_scale=5.0)
 
 
 @torch.no_grad()

@@ -1,0 +1,50 @@
+"""`unimm convert`: any model that opens here, written again as one that opens everywhere."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unimm.devices import choose_dtype
+from unimm.files import check_replaceable
+from unimm.inference.load import open_engine
+from unimm.models.folder import load_model
+from unimm.models.hub import upload_model
+from unimm.models.weights import CONFIG
+
+console = Console(highlight=False, soft_wrap=True)
+status = Console(stderr=True)
+
+
+def convert(
+    source: str,
+    out: Path,
+    from_pickle: bool = False,
+    dtype: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool | None = None,
+) -> None:
+    """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
+
+    Args:
+        from_pickle: read PyTorch's .bin files where the source has no safetensors.
+        dtype: of the weights that are written; None: as they are stored.
+        push_to_hub: the hub repository to upload the result to. private: see `upload_model`.
+
+    Raises:
+        ValueError: the source cannot be read, or `out` holds something else than a model.
+    """
+    check_replaceable(out.resolve(), CONFIG, "a model folder")
+    cpu = torch.device("cpu")
+    with status.status(f"Reading {source}"):
+        engine = open_engine(load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle))
+    with status.status(f"Writing {out}"):
+        reasons = engine.save(out)
+    if reasons:
+        console.print(f"{out} is in unimm's own layout, which transformers cannot open: {'; '.join(reasons)}.")
+    else:
+        console.print(f"{out} opens in transformers as JanusForConditionalGeneration, and here.")
+    if push_to_hub:
+        with status.status(f"Uploading to {push_to_hub}"):
+            address = upload_model(out, push_to_hub, private)
+        console.print(address)
