@@ -155,9 +155,9 @@ def write_checkpoint(folder: Path, seed: int) -> tuple[JanusForConditionalGenera
 
 
 def draw(theirs: JanusForConditionalGeneration, inputs: Any) -> Tensor:
-    """The likeliest codes with guidance 5, by `transformers`; of trunks other than llama only from a dynamic cache."""
-    cache = {} if theirs.config.text_config.model_type == "llama" else {"past_key_values": DynamicCache()}
-    return theirs.generate(**inputs, **cache, generation_mode="image", do_sample=False, guidance_scale=5.0)
+    """The likeliest codes with guidance 5, by `transformers`: from a cache that grows; its static one often fails."""
+    settings = {"generation_mode": "image", "do_sample": False, "guidance_scale": 5.0}
+    return theirs.generate(**inputs, **settings, past_key_values=DynamicCache())
 
 
 @torch.no_grad()

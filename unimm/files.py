@@ -51,6 +51,8 @@ def temporary_folder(final: Path) -> Path:
 def replace_folder(temporary: Path, final: Path) -> None:
     """Flush every file of `temporary` to disk and rename the folder to `final`, replacing what was there."""
     for path in temporary.rglob("*"):
+        if path.suffix == ".safetensors":
+            path.chmod(_default_mode())
         _flush(path)
     _flush(temporary)
     # The old folder goes only when the new one is in its place: whatever happens, one of them is there, whole.
@@ -83,6 +85,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object: copy or download it again.")
     return content
+
+
+def _default_mode() -> int:
+    """The permissions of a file that a program simply opens; safetensors writes its own for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _flush(path: Path) -> None:

@@ -43,7 +43,7 @@ def test_pickles_become_safetensors_on_request(pickled: Path, tmp_path: Path) ->
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     theirs = JanusForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
     prompt = processor.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
-    inputs = processor(text=prompt, generation_mode="image", return_tensors="pt")
+    inputs = processor(text=[prompt], generation_mode="image", return_tensors="pt")
     ours = unimm.load(tmp_path / "out", device="cpu", dtype="float32").generate_codes("a", temperature=0.0, guidance_scale=5.0)
     assert torch.equal(draw(theirs, inputs), ours)
 
@@ -57,7 +57,7 @@ def test_a_deepseek_tokenizer_becomes_one_that_janus_processor_takes(tmp_path: P
     assert call(pickled, tmp_path / "out", "--from-pickle").exit_code == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     prompt = processor.apply_chat_template([{"role": "user", "content": "a red cross"}], add_generation_prompt=True)
-    inputs = processor(text=prompt, generation_mode="image", return_tensors="pt")["input_ids"][0].tolist()
+    inputs = processor(text=[prompt], generation_mode="image", return_tensors="pt")["input_ids"][0].tolist()
     engine = unimm.load(tmp_path / "out")
     ours = engine.template.draw("a red cross", num_codes=engine.image_tokenizer.num_codes)
     assert inputs == [i for segment in ours.given.segments for i in segment.ids]

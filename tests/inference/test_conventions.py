@@ -100,3 +100,6 @@ def test_other_scales_of_pixels_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", image_mean=[0.48, 0.46, 0.41])
     with pytest.raises(ValueError, match=r"image_mean is \[0.48"):
         check_image_preparation(tmp_path)
+    write(tmp_path, "processor_config.json", image_processor={"do_normalize": False})
+    with pytest.raises(ValueError, match="do_normalize is false"):
+        check_image_preparation(tmp_path)

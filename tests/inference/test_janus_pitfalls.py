@@ -1,14 +1,16 @@
 """Mistakes that other code bases made with Janus: each a test that we do not make it, or that it still stands there."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from janus_cases import draw, make_tokenizer, write_checkpoint
+from janus_cases import make_tokenizer, write_checkpoint
 from PIL import Image
+from transformers import DynamicCache, pipeline
 
 import unimm
 from unimm.batch import collate
@@ -17,6 +19,9 @@ from unimm.data.template import Turn
 from unimm.data.text import SPECIAL_NAMES, TextTokenizer
 from unimm.inference.engine import Engine
 from unimm.inference.sampling import Sampling, guide
+
+PROMPT = "<|User|>: a\n\n<|Assistant|>:"
+GREEDY = {"generation_mode": "image", "do_sample": False}
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +40,18 @@ def change(folder: Path, name: str, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_transformers_crashes_without_guidance(checkpoint: tuple, engine: Engine) -> None:
-    """It doubles the batch and then skips the processor that halves it again. We do not even double it."""
+NOT_THERE = (AttributeError, RuntimeError, TypeError, ValueError)
+"""How transformers fails at what follows, in one version or the other; a newer one may do it right."""
+
+
+@pytest.mark.xfail(reason="transformers doubles the batch and skips the processor that halves it again", raises=NOT_THERE)
+def test_transformers_draws_without_guidance(checkpoint: tuple) -> None:
     theirs, processor, _ = checkpoint
-    inputs = processor(text="<|User|>: a\n\n<|Assistant|>:", generation_mode="image", return_tensors="pt")
-    with pytest.raises(RuntimeError, match=r"shape|size"):
-        theirs.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=1.0)
+    inputs = processor(text=[PROMPT], generation_mode="image", return_tensors="pt")
+    theirs.generate(**inputs, **GREEDY, guidance_scale=1.0, past_key_values=DynamicCache())
+
+
+def test_without_guidance_there_is_one_row(engine: Engine) -> None:
     rows = []
     hook = engine.model.trunk.register_forward_pre_hook(
         lambda module, args, words: rows.append(len(words["inputs_embeds"])), with_kwargs=True
@@ -50,17 +61,46 @@ def test_transformers_crashes_without_guidance(checkpoint: tuple, engine: Engine
     assert set(rows) == {1}
 
 
-def test_transformers_draws_with_a_qwen3_trunk_only_from_a_dynamic_cache(tmp_path: Path) -> None:
-    """Its static cache brings a mask a kind of layer, and the drawing loop expects one mask. Model cards say the way round."""
+@pytest.mark.xfail(reason="transformers' static cache brings a mask a kind of layer, its loop expects one", raises=NOT_THERE)
+def test_transformers_draws_with_a_qwen3_trunk(tmp_path: Path) -> None:
     theirs, processor = write_checkpoint(tmp_path / "theirs", 7)
     assert theirs.config.text_config.model_type == "qwen3"
-    inputs = processor(text="<|User|>: a\n\n<|Assistant|>:", generation_mode="image", return_tensors="pt")
-    with pytest.raises(AttributeError, match="dict"):
-        theirs.generate(**inputs, generation_mode="image", do_sample=False)
-    engine = unimm.load(tmp_path / "theirs", device="cpu", dtype="float32")
-    assert torch.equal(draw(theirs, inputs)[0], engine.generate_codes("a", temperature=0.0)[0])
-    engine.save(tmp_path / "ours")
-    assert "past_key_values=DynamicCache()" in (tmp_path / "ours" / "README.md").read_text()
+    theirs.generate(**processor(text=[PROMPT], generation_mode="image", return_tensors="pt"), **GREEDY)
+
+
+@pytest.mark.xfail(reason="transformers cannot turn a drawing into a PIL image", raises=NOT_THERE)
+def test_a_pipeline_draws(engine: Engine, tmp_path: Path) -> None:
+    engine.save(tmp_path / "m")
+    message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    pipeline("any-to-any", model=str(tmp_path / "m"))([message], generation_mode="image")
+
+
+def test_a_pipeline_answers(engine: Engine, tmp_path: Path) -> None:
+    engine.save(tmp_path / "m")
+    image = Image.new("RGB", (engine.template.image_size,) * 2, "red")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What colour?"}]
+    pipe = pipeline("any-to-any", model=str(tmp_path / "m"))
+    for holder in (pipe, pipe.model):  # one or the other decides, by version
+        if getattr(holder, "generation_config", None) is not None:
+            holder.generation_config.do_sample = False
+    told = pipe([{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
+    answer = engine.answer(image, "What colour?", max_new_tokens=8)
+    assert told[0]["generated_text"].strip() == answer
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+def test_what_a_model_card_says_works(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "theirs", seed)
+    unimm.load(tmp_path / "theirs", device="cpu").save(tmp_path / "ours")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    card = (tmp_path / "ours" / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        (tmp_path / "drawing.png").unlink(missing_ok=True)
+        exec(snippet.replace("path of this folder", str(tmp_path / "ours")), {})
+        assert Image.open(tmp_path / "drawing.png").size == (unimm.load(tmp_path / "ours").image_tokenizer.image_size,) * 2
 
 
 def test_top_k_is_off_where_nothing_is_written(engine: Engine, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def prompt_of(processor: Any, text: str, with_image: bool) -> str:
 
 
 def their_text(theirs: Any, processor: Any, image: Image.Image, question: str) -> list[int]:
-    inputs = processor(text=prompt_of(processor, question, True), images=image, return_tensors="pt")
+    inputs = processor(text=[prompt_of(processor, question, True)], images=[image], return_tensors="pt")
     out = theirs.generate(**inputs, max_new_tokens=NUM_TOKENS, do_sample=False)
     return out[0, inputs["input_ids"].shape[1] :].tolist()
 
@@ -61,7 +61,7 @@ def our_texts(engine: Engine, images: list[Image.Image], questions: list[str]) -
 @torch.no_grad()
 def their_logits(theirs: Any, processor: Any, prompt: str, codes: Tensor, scale: float) -> Tensor:
     """Guided logits (T, K) of every code of one drawing, computed in one pass without a cache."""
-    given = processor(text=prompt_of(processor, prompt, False), generation_mode="image", return_tensors="pt")["input_ids"]
+    given = processor(text=[prompt_of(processor, prompt, False)], generation_mode="image", return_tensors="pt")["input_ids"]
     null = given.clone()
     null[0, 1:-1] = processor.tokenizer.pad_token_id
     embedded = theirs.get_input_embeddings()(torch.cat([given, null]))
@@ -83,14 +83,14 @@ def test_prompts_are_the_same_ids(case: tuple, engine: Engine) -> None:
     _, processor, _, images = case
     placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     for image, text in zip(images, QUESTIONS, strict=True):
-        expected = processor(text=prompt_of(processor, text, True), images=image, return_tensors="pt")
+        expected = processor(text=[prompt_of(processor, text, True)], images=[image], return_tensors="pt")
         sequence = engine.template.chat([Turn("user", (engine.template.look(image), f"{text} \n"))], NUM_TOKENS)
         ids: list[int] = []
         for segment in sequence.given.segments:
             ids += list(segment.ids) if segment.pixels is None else [placeholder] * segment.num_positions
         assert ids == expected["input_ids"][0].tolist()
         torch.testing.assert_close(torch.from_numpy(engine.template.look(image).pixels)[None], expected["pixel_values"])
-        expected = processor(text=prompt_of(processor, text, False), generation_mode="image", return_tensors="pt")
+        expected = processor(text=[prompt_of(processor, text, False)], generation_mode="image", return_tensors="pt")
         drawing = engine.template.draw(text, num_codes=engine.image_tokenizer.num_codes)
         assert [i for segment in drawing.given.segments for i in segment.ids] == expected["input_ids"][0].tolist()
 
@@ -111,7 +111,7 @@ def test_greedy_drawings_are_the_same_alone_and_together(case: tuple, engine: En
     batch = draw(theirs, together)
     ours = engine.generate_codes(PROMPTS, temperature=0.0, guidance_scale=5.0)[:, 0]
     for index, prompt in enumerate(PROMPTS):
-        inputs = processor(text=prompts[index], generation_mode="image", return_tensors="pt")
+        inputs = processor(text=[prompts[index]], generation_mode="image", return_tensors="pt")
         (single,) = draw(theirs, inputs)
         alone = engine.generate_codes(prompt, temperature=0.0, guidance_scale=5.0)[0]
         logits = their_logits(theirs, processor, prompt, single, 5.0)
@@ -139,7 +139,7 @@ def test_saved_and_opened_in_transformers_nothing_has_changed(case: tuple, engin
     for image, text in zip(images[:2], QUESTIONS[:2], strict=True):
         assert their_text(again, processor_again, image, text) == their_text(theirs, processor, image, text)
         inputs = [
-            p(text=prompt_of(p, text, False), generation_mode="image", return_tensors="pt")
+            p(text=[prompt_of(p, text, False)], generation_mode="image", return_tensors="pt")
             for p in (processor, processor_again)
         ]
         assert torch.equal(inputs[0]["input_ids"], inputs[1]["input_ids"])

@@ -90,7 +90,9 @@ def test_what_is_no_janus_goes_into_our_own_layout(saved, tmp_path, kind):
 def test_shards_are_written_and_read(theirs, saved, tmp_path):
     loaded = load_model(saved)
     save_model(tmp_path / "shards", loaded.model, loaded.image_tokenizer, Ids(), max_shard_size=200_000)
-    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    shards = list((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert {path.stat().st_mode for path in shards} == {(tmp_path / "shards" / "config.json").stat().st_mode}
     again = load_model(tmp_path / "shards")
     assert_same(our_answers(again.model, again.image_tokenizer, theirs.config), their_answers(theirs))
 

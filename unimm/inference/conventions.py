@@ -88,13 +88,15 @@ def read_drawing_defaults(folder: Path) -> DrawingDefaults:
 
 def check_image_preparation(folder: Path) -> None:
     """ValueError: the folder's preprocessor_config.json prepares images otherwise than every Janus does, to [-1, 1]."""
-    written = read_json(folder / "preprocessor_config.json") or {}
+    # transformers 5 writes one file for the whole processor.
+    written = (read_json(folder / "processor_config.json") or {}).get("image_processor")
+    written = written or read_json(folder / "preprocessor_config.json") or {}
     half = [0.5, 0.5, 0.5]
     wanted = {"image_mean": half, "image_std": half, "do_normalize": True, "do_rescale": True, "do_resize": True}
     for name, value in wanted.items():
         if written.get(name, value) != value:
             raise ValueError(
-                f"{folder / 'preprocessor_config.json'}: {name} is {json.dumps(written[name])}, but unimm prepares images "
+                f"The image processor in {folder}: {name} is {json.dumps(written[name])}, but unimm prepares images "
                 f"with {json.dumps(value)}, as every released Janus: correct the file if it is wrong."
             )
 

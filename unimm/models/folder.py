@@ -161,9 +161,7 @@ def _write_configs(
     vision = model.config.vision
     janus_files.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
     num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
-    (folder / "README.md").write_text(
-        janus_files.model_card(num_parameters, model.config.trunk["model_type"], reasons), encoding="utf-8"
-    )
+    (folder / "README.md").write_text(janus_files.model_card(num_parameters, reasons), encoding="utf-8")
 
 
 def _read_layout(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:

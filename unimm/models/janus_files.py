@@ -101,7 +101,7 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def model_card(num_parameters: int, trunk_type: str, reasons: list[str]) -> str:
+def model_card(num_parameters: int, reasons: list[str]) -> str:
     """README.md of a model folder. reasons: why it is no Janus for `transformers` (`why_not_janus`); empty when it is one."""
     usage = "unimm" if reasons else "transformers"
     opens = (
@@ -127,7 +127,7 @@ engine = unimm.load("path of this folder")
 engine.caption("photo.jpg")
 engine.generate_images("a red circle")[0].save("drawing.png")
 ```
-{"" if reasons else _in_transformers(trunk_type)}
+{"" if reasons else _IN_TRANSFORMERS}
 ## Licence
 
 Whoever trained this model says how it may be used: write that here. Weights that derive from DeepSeek's Janus carry the
@@ -137,21 +137,20 @@ DeepSeek Model License and its use restrictions.
 """
 
 
-def _in_transformers(trunk_type: str) -> str:
-    """How to draw with `transformers`. Its static cache brings a mask a kind of layer for trunks other than Llama, which its
-    drawing loop cannot read (seen in 5.23), so that these want a cache that grows.
-    """
-    cache = "" if trunk_type == "llama" else ", past_key_values=DynamicCache()"
-    return f"""
+_IN_TRANSFORMERS = """
 ```python
+from PIL import Image
 from transformers import AutoProcessor, DynamicCache, JanusForConditionalGeneration
+
 processor = AutoProcessor.from_pretrained("path of this folder")
 model = JanusForConditionalGeneration.from_pretrained("path of this folder")
-messages = [{{"role": "user", "content": [{{"type": "text", "text": "a red circle"}}]}}]
+messages = [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=prompt, generation_mode="image", return_tensors="pt")
-codes = model.generate(**inputs, generation_mode="image"{cache})
-pixels = model.decode_image_tokens(codes).detach()
-processor.postprocess(list(pixels.float()), return_tensors="PIL.Image.Image")["pixel_values"][0].save("drawing.png")
+inputs = processor(text=[prompt], generation_mode="image", return_tensors="pt")
+# A cache that grows: the static one fails with trunks other than Llama, and in some versions with all.
+codes = model.generate(**inputs, generation_mode="image", past_key_values=DynamicCache())
+pixels = model.decode_image_tokens(codes).detach()[0].float()
+Image.fromarray(((pixels + 1) * 127.5).clamp(0, 255).byte().numpy()).save("drawing.png")
 ```
 """
+"""How to draw with `transformers`: in 5.23 its pipeline cannot."""
