@@ -1,6 +1,7 @@
 """Every configuration is used: each composes with its root, each node builds, and a typo ends in one sentence."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import pytest
 import torch
 import yaml
 from hydra.utils import get_class
+from janus_cases import PRO_1B, pro_7b
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
 from unimm.cli import build as building
 from unimm.cli.app import app
-from unimm.cli.build import build, build_model, build_text_tokenizer, compose_config, conf_folder
+from unimm.cli.build import build, build_model, build_text_tokenizer, compose_config, conf_folder, fill_sizes
 from unimm.cli.encode import CODED
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
+from unimm.models.deepseek import as_janus_config
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.janus import from_janus_config
 from unimm.training.objectives import Objective
 from unimm.training.stages import freeze, stage_table
 from unimm.training.tokenizer_trainer import TokenizerTrainerConfig
@@ -122,6 +126,17 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
             record = record.with_codes(codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("janus_1.3b", PRO_1B), ("janus_pro_1b", PRO_1B), ("janus_pro_7b", pro_7b())])
+def test_a_janus_has_the_sizes_that_deepseek_writes(name: str, theirs: dict[str, Any]) -> None:
+    expected, tokenizer = from_janus_config(as_janus_config(theirs))
+    words = ["tokenizer=vq16", "tokenizer.image_size=384"]
+    assert replace(build(compose_config("train_tokenizer", words).tokenizer), quantizer=tokenizer.quantizer) == tokenizer
+    ours = fill_sizes(build(compose_config("train", [*GIVEN["train"], f"model={name}"]).model), tokenizer, 1)
+    assert (ours.vision, ours.codes, ours.projector) == (expected.vision, expected.codes, expected.projector)
+    for key, value in ours.trunk.items():
+        assert getattr(expected.trunk_config(), key) == value, key
 
 
 @pytest.mark.parametrize("way", of_root("train_tokenizer"))

@@ -34,6 +34,8 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
     Path("runs/quickstart").mkdir(parents=True)
     Path("runs/quickstart/model").symlink_to(tiny_folder)
+    Path("models").mkdir()
+    Path("models/janus-pro-1b").symlink_to(tiny_folder)
     picture.save("photo.png")
     return tmp_path
 

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from janus_cases import draw
+from transformers import AutoProcessor, JanusForConditionalGeneration
 
 import unimm
 
@@ -16,6 +19,16 @@ pytestmark = pytest.mark.slow
 
 RUN = "from unimm.cli import main; main()"
 LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.5", "--out"]
+
+
+def assert_transformers_draws_the_same(model: Path) -> None:
+    theirs = JanusForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(model)
+    message = {"role": "user", "content": [{"type": "text", "text": "a red circle"}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    inputs = processor(text=[prompt], generation_mode="image", return_tensors="pt")
+    engine = unimm.load(model, device="cpu", dtype="float32")
+    assert torch.equal(draw(theirs, inputs), engine.generate_codes("a red circle", temperature=0.0, guidance_scale=5.0))
 
 
 def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
@@ -44,6 +57,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     assert len(engine.generate_images("a red circle", num_images=2)) == 2
     config = json.loads((out / "model" / "config.json").read_text())
     assert config["model_type"] == "janus", "the quickstart's model opens in transformers"
+    assert_transformers_draws_the_same(out / "model")
 
     third = subprocess.run([*LINE, str(out), "--seed", "1"], capture_output=True, text=True, timeout=120)
     assert third.returncode == 2

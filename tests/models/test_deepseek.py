@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from janus_cases import assert_same, draw_config, make_janus, our_answers, their_answers
+from janus_cases import PRO_1B, assert_same, draw_config, make_janus, our_answers, pro_7b, their_answers
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration
@@ -20,52 +20,6 @@ from unimm.models.unified import UnifiedModel
 from unimm.models.weight_names import CODEBOOK, DEEPSEEK
 
 SEEDS = (0, 1, 2, 4)  # llama trunks; 3 is qwen3, which DeepSeek's layout does not have
-
-PRO_1B = {
-    "model_type": "multi_modality",
-    "aligner_config": {
-        "cls": "MlpProjector",
-        "params": {"depth": 2, "input_dim": 1024, "n_embed": 2048, "projector_type": "mlp_gelu"},
-    },
-    "gen_aligner_config": {
-        "cls": "MlpProjector",
-        "params": {"depth": 2, "input_dim": 8, "n_embed": 2048, "projector_type": "mlp_gelu"},
-    },
-    "gen_head_config": {
-        "cls": "vision_head",
-        "params": {"image_token_embed": 2048, "image_token_size": 16384, "n_embed": 2048},
-    },
-    "gen_vision_config": {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}},
-    "language_config": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "max_position_embeddings": 16384,
-        "vocab_size": 102400,
-        "torch_dtype": "bfloat16",
-        "_attn_implementation": "flash_attention_2",
-    },
-    "vision_config": {
-        "cls": "CLIPVisionTower",
-        "params": {"image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1},
-    },
-}
-
-
-def pro_7b() -> dict[str, Any]:
-    """What it does not write is LlamaConfig's default."""
-    config = json.loads(json.dumps(PRO_1B))
-    trunk = config["language_config"]
-    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
-        del trunk[name]
-    trunk["num_hidden_layers"] = 30
-    for section in ("aligner_config", "gen_aligner_config", "gen_head_config"):
-        config[section]["params"]["n_embed"] = 4096
-    config["gen_head_config"]["params"]["image_token_embed"] = 4096
-    return config
 
 
 def deepseek_config(config: JanusConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:

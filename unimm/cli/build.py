@@ -27,9 +27,9 @@ from unimm.files import read_json
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
 from unimm.models.folder import load_model
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
-from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+from unimm.models.unified import UnifiedConfig, UnifiedModel
 
 RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
@@ -106,22 +106,29 @@ def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: I
     Raises:
         ValueError: the configuration gives a size that the tokenizers contradict.
     """
-    sizes: UnifiedConfig = build(config.model)
+    sizes = fill_sizes(build(config.model), image_tokenizer.config, len(tokenizer))
+    special = tokenizer.special
+    ids = {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
+    return UnifiedModel(replace(sizes, trunk={**sizes.trunk, **ids}))
+
+
+def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, vocabulary: int) -> UnifiedConfig:
+    """A model's sizes with what its configuration leaves to the image tokenizer and to the text tokenizer of `vocabulary` ids.
+
+    Raises:
+        ValueError: the configuration gives a size that the image tokenizer contradicts.
+    """
     own = {
-        "num_codes": image_tokenizer.num_codes,
-        "codebook_size": image_tokenizer.codebook_size,
-        "code_dim": image_tokenizer.config.quantizer.code_dim,
+        "num_codes": image_tokenizer.grid_size**2,
+        "codebook_size": image_tokenizer.quantizer.codebook_size,
+        "code_dim": image_tokenizer.code_dim,
     }
     for name, value in own.items():
         given = getattr(sizes.codes, name)
         if given not in (None, value) and name != "code_dim":
             raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
-    codes: CodesConfig = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
-    trunk = dict(sizes.trunk)
-    special = tokenizer.special
-    trunk["vocab_size"] = trunk.get("vocab_size") or len(tokenizer)
-    trunk |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    return UnifiedModel(replace(sizes, trunk=trunk, codes=codes))
+    codes = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
+    return replace(sizes, codes=codes, trunk={**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary})
 
 
 def open_start(config: DictConfig) -> Engine:

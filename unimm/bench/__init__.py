@@ -1,0 +1,1 @@
+"""Benchmarks: programs that time this package beside a peer, in one run and on the same weights, and say where they ran."""

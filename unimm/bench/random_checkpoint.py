@@ -1,0 +1,34 @@
+"""Checkpoints with random weights and true sizes: what a benchmark needs of a model, without a download."""
+
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+
+from unimm.data.text import SPECIAL_NAMES, train_byte_bpe
+from unimm.models.folder import save_model
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.unified import UnifiedConfig, UnifiedModel
+
+STD = 0.02
+
+
+@torch.no_grad()
+def write_random_checkpoint(
+    folder: Path, config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, dtype: torch.dtype, seed: int = 0
+) -> int:
+    """A whole model folder: weights drawn from N(0, 0.02^2), a byte-level text tokenizer with Janus' special tokens.
+
+    Returns:
+        The number of parameters, the image tokenizer's included.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with init_empty_weights(include_buffers=False):
+        model = UnifiedModel(config)
+    model.to(dtype).to_empty(device="cpu")
+    tokenizer = ImageTokenizer(image_tokenizer).to(dtype).freeze()
+    for parameter in [*model.parameters(), *tokenizer.parameters()]:
+        parameter.normal_(0.0, STD, generator=generator)
+    text = train_byte_bpe([], 256 + len(SPECIAL_NAMES))
+    save_model(folder, model, tokenizer, text.special, save_tokenizer=text.save)
+    return sum(parameter.numel() for part in (model, tokenizer) for parameter in part.parameters())

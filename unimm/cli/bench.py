@@ -1,0 +1,40 @@
+"""`unimm bench ...`: one verb a benchmark; what each does is in `unimm.bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Time unimm beside a peer: one run, the same weights, every figure with where it was measured.",
+)
+
+
+@bench.callback()
+def about() -> None:
+    """Keeps `load` a verb of its own while it is the only one."""
+
+
+@bench.command()
+def load(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
+        "janus_pro_1b"
+    ),
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON.")] = Path("runs/bench/load.json"),
+) -> None:
+    """How fast a checkpoint opens and how much memory it takes, against transformers.
+
+    \b
+    Examples:
+      unimm bench load --model janus_pro_1b --dtype bfloat16
+      unimm bench load --model runs/quickstart/model --dtype float32
+    """
+    from unimm.cli.bench_load import run
+
+    run(model, device, dtype, repeats, out)
