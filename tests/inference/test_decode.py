@@ -6,8 +6,9 @@ import torch
 
 from unimm.batch import collate
 from unimm.data.template import Turn
-from unimm.inference.decode import Decoder, Request
+from unimm.inference.decode import Decoder
 from unimm.inference.engine import Engine
+from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampler, Sampling, guide
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 

@@ -13,11 +13,6 @@ bench = typer.Typer(
 )
 
 
-@bench.callback()
-def about() -> None:
-    """Keeps `load` a verb of its own while it is the only one."""
-
-
 @bench.command()
 def load(
     model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
@@ -38,3 +33,29 @@ def load(
     from unimm.cli.bench_load import run
 
     run(model, device, dtype, repeats, out)
+
+
+@bench.command()
+def generate(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
+        "janus_110m"
+    ),
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Images drawn at once; repeat it [default: 1, 8].")
+    ] = None,
+    guidance_scale: Annotated[float, typer.Option(min=0.0, help="1 is off, which transformers cannot do.")] = 5.0,
+    int8: Annotated[bool, typer.Option("--int8", help="Time unimm with int8 weights too (CPU).")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON.")] = Path("runs/bench/generate.json"),
+) -> None:
+    """How fast images are drawn, against transformers and against the speed at which the device reads its memory.
+
+    \b
+    Example:
+      unimm bench generate --model janus_110m --batch-size 1 --batch-size 8 --int8
+    """
+    from unimm.cli.bench_generate import run
+
+    run(model, device, dtype, batch_size or [1, 8], guidance_scale, int8, repeats, out)

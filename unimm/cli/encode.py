@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unimm.cli.build import CODED, build, open_image_tokenizer, run_with_hydra
-from unimm.devices import choose_device
+from unimm.devices import choose_device, keep_memory
 from unimm.inference.encode import encode_dataset
 
 
@@ -29,7 +29,10 @@ def encode(config: DictConfig) -> list[Path]:
         if unknown:
             raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(chosen)}.")
         chosen = {name: chosen[name] for name in config.names}
-    tokenizer = open_image_tokenizer(config).to(choose_device(config.device))
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
+    tokenizer = open_image_tokenizer(config).to(device)
     words = {"batch_size": config.batch_size, "num_workers": config.num_workers, "precision": config.precision}
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()

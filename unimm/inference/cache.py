@@ -1,13 +1,20 @@
-"""The key-value cache: one length a row, written where each row stands.
+"""The key-value cache: one length a row, rows that come and go.
 
 `transformers`' static cache has one length for all rows; here rows of different prompts decode side by side, so every row is
-written at its own position, and only the used part of the buffers is read.
+written at its own position, and only the used part of the buffers is read. The rows in use are always the first ones: one
+that leaves is filled by the last. Buffers grow as rows and lengths ask for it.
+
+On a CPU keys and values are kept in float32 whatever the model computes in: products of single queries are twice as fast there
+as in bfloat16, for twice the bytes (recipes/LOG.md).
 
 Shapes: R rows, H key-value heads, S slots, d head width, T new positions.
 """
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+BUCKET = 64
+"""Slots by which buffers grow at least."""
 
 
 class RowCacheLayer(CacheLayerMixin):
@@ -20,29 +27,51 @@ class RowCacheLayer(CacheLayerMixin):
         self._cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_zeros(rows, heads, self._cache.num_slots, width)
-        self.values = value_states.new_zeros(rows, heads, self._cache.num_slots, value_states.shape[-1])
+        heads = key_states.shape[1]
+        self.device = key_states.device
+        self.dtype = torch.float32 if self.device.type == "cpu" else key_states.dtype
+        empty = {"dtype": self.dtype, "device": self.device}
+        self.keys = torch.zeros(0, heads, 0, key_states.shape[-1], **empty)
+        self.values = torch.zeros(0, heads, 0, value_states.shape[-1], **empty)
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Write (R, H, T, d) at the cache's slots; return what may be looked at, (R, H, used, d)."""
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (R, H, T, d) at the cache's slots; give what may be looked at, (R, H, used, d), in the cache's own dtype."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self._grow()
         assert self.keys is not None and self.values is not None
-        slots_RT = self._cache.slots
+        rows, slots_RT, used = self._cache.rows, self._cache.slots, self._cache.used
+        keys, values = self.keys[rows], self.values[rows]
         rows_R1 = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
         # Advanced indices around a slice put the indexed axes first: (R, T, H, d).
-        self.keys[rows_R1, :, slots_RT] = key_states.transpose(1, 2)
-        self.values[rows_R1, :, slots_RT] = value_states.transpose(1, 2)
-        used = self._cache.used
-        return self.keys[:, :, :used], self.values[:, :, :used]
+        keys[rows_R1, :, slots_RT] = key_states.transpose(1, 2).to(self.dtype)
+        values[rows_R1, :, slots_RT] = value_states.transpose(1, 2).to(self.dtype)
+        return keys[:, :, :used], values[:, :, :used]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only the given rows, in that order."""
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """`write` for `transformers`, whose attention wants keys in the dtype of its queries."""
+        keys, values = self.write(key_states, value_states)
+        if keys.shape[2] == key_states.shape[2]:
+            return key_states, value_states  # the first positions of their rows: all that there is to look at
+        return keys.to(key_states.dtype), values.to(value_states.dtype)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` positions of a row become those of another."""
         assert self.keys is not None and self.values is not None
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        for buffer in (self.keys, self.values):
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of both buffers."""
+        return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
+
+    def _grow(self) -> None:
+        assert self.keys is not None and self.values is not None
+        rows, slots = self._cache.num_rows, self._cache.num_slots
+        if self.keys.shape[0] < rows or self.keys.shape[2] < slots:
+            self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._cache.used, 0
@@ -58,26 +87,45 @@ class RowCacheLayer(CacheLayerMixin):
         return self._cache.num_slots
 
 
-class RowCache(Cache):
-    """One `RowCacheLayer` a layer of the trunk, all told the same slots.
+def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    rows, slots = max(rows, buffer.shape[0]), max(slots, buffer.shape[2])
+    larger = buffer.new_zeros(rows, buffer.shape[1], slots, buffer.shape[3])
+    larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
+    return larger
 
-    num_slots: S, positions that a row can hold. slots: (R, T) where the next forward writes. used: how many slots it reads.
+
+class RowCache(Cache):
+    """One `RowCacheLayer` a layer of the trunk, all told the same rows and slots.
+
+    rows: those of the next forward. slots: (R, T) where it writes. used: how many slots it reads.
+    num_rows, num_slots: what the buffers hold at least.
     """
 
-    def __init__(self, num_layers: int, num_slots: int) -> None:
-        self.num_slots = num_slots
+    def __init__(self, num_layers: int) -> None:
+        self.num_rows = self.num_slots = self.used = 0
+        self.rows = slice(0, 0)
         self.slots = torch.zeros(1, 1, dtype=torch.long)
-        self.used = 0
         super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
 
-    def prepare(self, slots_RT: torch.Tensor, used: int) -> None:
-        """Say where the next forward writes and how much it reads."""
-        if used > self.num_slots:
-            raise ValueError(f"A cache of {self.num_slots} positions cannot hold {used}.")
-        self.slots, self.used = slots_RT, used
+    def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int) -> None:
+        """Say which rows the next forward is for, where it writes and how much it reads."""
+        self.rows, self.slots, self.used = rows, slots_RT, used
+        self.reserve(rows.stop, used)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only the given rows of every layer."""
+    def reserve(self, num_rows: int, num_slots: int) -> None:
+        """Let the buffers hold so many rows of so many slots, at their next use; more is kept for what follows."""
+        if num_rows > self.num_rows:
+            self.num_rows = max(num_rows, 2 * self.num_rows)
+        if num_slots > self.num_slots:
+            self.num_slots = -(-num_slots // BUCKET) * BUCKET
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a row begin with the first `length` positions of another."""
         for layer in self.layers:
             assert isinstance(layer, RowCacheLayer)
-            layer.keep(rows)
+            layer.copy(source, target, length)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all buffers."""
+        return sum(layer.num_bytes for layer in self.layers if isinstance(layer, RowCacheLayer))

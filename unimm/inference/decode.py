@@ -1,50 +1,68 @@
-"""The decode loop: fills open segments, text and codes alike, many requests at once.
+"""The decode loop: fills open segments, text and codes alike, many requests at once, which come and go between steps.
 
-Every request is one row, or two where guidance asks for the null prompt as well. Rows hold prompts of different lengths:
-they are prefilled together, right-padded, and then step together, each at its own position; a row leaves when its segment
-is full or a stop id came. The loop knows ids and tensors, no strings and no images.
+Every request is one row, or two where guidance asks for the null prompt as well. A step admits what has room, prefills it,
+moves every row that was there by one position, chooses one id a request, and lets the finished leave; rows hold sequences of
+any length, each at its own position. Requests that begin alike (several images of a prompt, null prompts of one length) are
+prefilled once. The loop knows ids and tensors, no strings and no images.
 
-Shapes: Q requests, R rows (conditional rows of all requests first, then the unconditional rows), T positions, D trunk width.
+Shapes: R rows, T positions, D trunk width, V vocabulary.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from unimm.batch import Batch, collate
 from unimm.inference.cache import RowCache
-from unimm.inference.sampling import Sampler, Sampling, guide
+from unimm.inference.fast import FastModel
+from unimm.inference.rows import Group, Job, Request, Row, alike, beginning
+from unimm.inference.sampling import guide
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import BLANK, Kind, Segment, Sequence
+from unimm.sequence import BLANK, Kind, Sequence
+
+PREFILL_POSITIONS = 8192
+"""Positions that one step prefills at most (but always one request), so that newcomers do not hold up the others for long."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """An open sequence and how to fill it. guidance_scale: 1.0 is off and costs nothing."""
+@dataclass
+class Stats:
+    """What a decoder has done, and what it is doing."""
 
-    sequence: Sequence
-    sampling: Sampling = field(default_factory=Sampling)
-    guidance_scale: float = 1.0
-
-    @property
-    def blank(self) -> Segment:
-        """The open segment."""
-        return self.sequence.segments[-1]
+    num_waiting: int = 0
+    num_running: int = 0
+    num_rows: int = 0
+    cache_bytes: int = 0
+    prefilled_positions: int = 0
+    decoded_rows: int = 0
+    decoded_steps: int = 0
 
 
 class Decoder:
     """Fills the open segments of requests with a unified model.
 
-    pad_id: the token of the null prompt.
+    Args:
+        model: in evaluation mode, on its device.
+        pad_id: the token of the null prompt.
+        max_rows: rows that are decoded together; requests beyond wait their turn.
+        int8: decode with weights as int8 (CPU).
     """
 
-    def __init__(self, model: UnifiedModel, pad_id: int) -> None:
-        self.model = model
-        self.pad_id = pad_id
+    def __init__(self, model: UnifiedModel, pad_id: int, max_rows: int = 128, int8: bool = False) -> None:
+        self.model, self.pad_id, self.max_rows, self.int8 = model, pad_id, max_rows, int8
+        self._fast: FastModel | None = None
+        self._waiting: deque[Job] = deque()
+        self._jobs: dict[int, Job] = {}
+        self._rows: list[Row] = []
+        self._groups: dict[Kind, Group] = {}
+        self._cache = RowCache(len(model.trunk.layers))
+        self._stats = Stats()
+        self._next_ticket = 0
 
-    @torch.inference_mode()
+    # -- all at once --------------------------------------------------------------------------------------------------
+
     def fill(self, requests: list[Request]) -> list[list[int]]:
         """The ids that fill each request's open segment, in the requests' order; a stop id that ended one is included."""
         filled: list[list[int]] = [[] for _ in requests]
@@ -54,32 +72,46 @@ class Decoder:
         return filled
 
     def steps(self, requests: list[Request]) -> Iterator[dict[int, int]]:
-        """The same, step by step: each step gives {request: its next id} for all requests that are not finished."""
+        """The same, step by step: each step gives {request: its next id} for all requests that are being filled.
+
+        An iterator that is dropped takes its requests with it.
+        """
         for request in requests:
-            self._check(request)  # now, not when the first step is asked for
-        return self._steps(requests) if requests else iter(())
+            self.check(request)  # now, not when the first step is asked for
+        return self._steps(requests)
 
     def _steps(self, requests: list[Request]) -> Iterator[dict[int, int]]:
-        with torch.inference_mode():
-            rows = _Rows(requests, self.model, self.pad_id)
-            hidden_RD = rows.prefill()
-        while True:
-            with torch.inference_mode():
-                ids = rows.choose(hidden_RD)
-                new = rows.accept(ids)
-            yield new
-            if rows.finished:
-                return
-            with torch.inference_mode():
-                hidden_RD = rows.advance(rows.ids)
+        left = {self.submit(request): index for index, request in enumerate(requests)}
+        try:
+            while left:
+                if not left.keys() <= self._jobs.keys():
+                    raise RuntimeError("The requests were dropped because a step of the engine failed: ask again.")
+                if not any(self._jobs[ticket].pending for ticket in left):
+                    self.step()
+                new = {}
+                for ticket in list(left):
+                    if self._jobs[ticket].pending:
+                        new[left[ticket]] = self._jobs[ticket].pending.popleft()
+                    if self._jobs[ticket].done and not self._jobs[ticket].pending:
+                        del self._jobs[ticket], left[ticket]
+                if new:
+                    yield new
+        finally:
+            for ticket in left:
+                self.abort(ticket)
 
-    def _check(self, request: Request) -> None:
+    # -- one at a time ------------------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> None:
+        """ValueError: this request can never be filled, and why."""
         if not request.sequence.is_open:
             raise ValueError("This sequence has no open segment: there is nothing to fill.")
         if len(request.sequence.segments) == 1:
             raise ValueError("Something must be given before what is to be filled: begin with the begin-of-sentence id.")
         if not 0 <= request.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale must be 0 or positive, not {request.guidance_scale}.")
+        if request.num_rows > self.max_rows:
+            raise ValueError(f"Guidance takes 2 rows, but the engine decodes {self.max_rows} at once: give it max_rows=2.")
         length, most = request.sequence.length, self.model.config.max_positions
         if length > most:
             raise ValueError(
@@ -87,142 +119,215 @@ class Decoder:
                 f"for {most}: shorten the prompt, or ask for fewer images or new tokens."
             )
 
+    def submit(self, request: Request) -> int:
+        """Put a request in the queue; gives its ticket.
 
-class _Rows:
-    """The state of one batch of requests while it is decoded."""
+        Raises:
+            ValueError: it can never be filled.
+        """
+        self.check(request)
+        job = Job(self._next_ticket, request)
+        self._next_ticket += 1
+        self._jobs[job.ticket] = job
+        self._waiting.append(job)
+        return job.ticket
 
-    def __init__(self, requests: list[Request], model: UnifiedModel, pad_id: int) -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        guided = [index for index, request in enumerate(requests) if request.guidance_scale != 1.0]
-        null = [requests[index].sequence.unconditioned(pad_id) for index in guided]
-        self.sequences = [request.sequence for request in requests] + null
-        self.num_slots = max(sequence.length for sequence in self.sequences)
-        self.cache = RowCache(len(model.trunk.layers), self.num_slots)
-        self.requests = requests
-        self.active = list(range(len(requests)))  # the request of each conditional row
-        self.guided = guided  # the request of each unconditional row
-        self.lengths_R = torch.tensor([sequence.given.length for sequence in self.sequences], device=self.device)
-        self.num_filled = [0] * len(requests)
-        self.ids = torch.zeros(0, dtype=torch.long)
+    def take(self, ticket: int) -> tuple[list[int], bool]:
+        """The ids of a request that were filled since it was last asked, and whether it is done; then its ticket is spent.
+
+        Raises:
+            KeyError: there is no such ticket.
+        """
+        job = self._jobs[ticket]
+        new = list(job.pending)
+        job.pending.clear()
+        if job.done:
+            del self._jobs[ticket]
+        return new, job.done
+
+    @torch.inference_mode()
+    def abort(self, ticket: int) -> None:
+        """Forget a request, wherever it is; nobody else notices. A ticket that is spent is none."""
+        job = self._jobs.pop(ticket, None)
+        if job is None or job.done:
+            return
+        if job in self._waiting:
+            self._waiting.remove(job)
+        else:
+            self._leave({job})
+
+    def stats(self) -> Stats:
+        """What it does now, and has done since it was made."""
+        running = {row.job.ticket for row in self._rows}
+        now = self._stats
+        now.num_waiting, now.num_running, now.num_rows = len(self._waiting), len(running), len(self._rows)
+        now.cache_bytes = self._cache.num_bytes
+        return now
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit, move every row by one position, choose one id for every request, and let the finished leave.
+
+        When it raises (out of memory), every request is gone and the decoder is as new.
+        """
+        try:
+            self._step()
+        except BaseException:
+            self._reset()
+            raise
+
+    def _step(self) -> None:
+        if not self._rows and not self._waiting:
+            return
+        if self._fast is None or not self._fast.is_of(self.model):
+            self._fast = FastModel(self.model, self.int8)
+        hidden = [self._advance(self._fast)] if self._rows else []
+        hidden += self._admit()
+        self._accept(self._choose(self._fast, torch.cat(hidden)))
+        self._stats.decoded_steps += 1
+
+    def _reset(self) -> None:
+        self._waiting.clear()
+        self._jobs.clear()
+        self._rows, self._groups = [], {}
+        self._cache = RowCache(len(self.model.trunk.layers))
+
+    # -- the parts of a step ------------------------------------------------------------------------------------------
+
+    def _advance(self, fast: FastModel) -> torch.Tensor:
+        """The ids that were chosen last, embedded and sent through the trunk -> hidden states (R, D)."""
+        device = self._device
+        ids_R = torch.tensor([row.job.token for row in self._rows], device=device)
+        positions_R = torch.tensor([row.length for row in self._rows], device=device)
+        embeddings_RD = None
+        for kind, group in self._groups.items():
+            values = fast.embed(kind, ids_R[group.all_rows])
+            if embeddings_RD is None:
+                embeddings_RD = values.new_zeros(len(self._rows), self.model.width)
+            embeddings_RD[group.all_rows] = values
+        assert embeddings_RD is not None
+        used = max(row.length for row in self._rows) + 1
+        hidden_RD = fast.advance(embeddings_RD, positions_R, used, self._cache)
+        for row in self._rows:
+            row.length += 1
+        self._stats.decoded_rows += len(self._rows)
+        return hidden_RD
+
+    def _admit(self) -> list[torch.Tensor]:
+        """Take from the queue, in its order, what has room; prefill it -> hidden states of the new rows, in parts."""
+        new: list[Row] = []
+        positions = 0
+        while self._waiting:
+            job = self._waiting[0]
+            request = job.request
+            if len(self._rows) + len(new) + request.num_rows > self.max_rows:
+                break
+            positions += request.num_rows * request.sequence.given.length
+            if new and positions > PREFILL_POSITIONS:
+                break
+            self._waiting.popleft()
+            new.append(Row(job, request.sequence, is_null=False))
+            if request.num_rows == 2:
+                new.append(Row(job, request.sequence.unconditioned(self.pad_id), is_null=True))
+        if not new:
+            return []
+        first: dict[tuple, Row] = {}
+        for row in new:
+            first.setdefault(beginning(row.sequence), row)
+        leaders = sorted(first.values(), key=lambda row: row.sequence.given.length)
+        followers = [row for row in new if first[beginning(row.sequence)] is not row]
+        begin = len(self._rows)
+        self._rows += leaders + followers
+        self._cache.reserve(len(self._rows), max(row.sequence.length for row in self._rows))
+        hidden = []
+        for start, stop in alike([row.sequence.given.length for row in leaders]):
+            hidden.append(self._prefill(begin + start, [row.sequence for row in leaders[start:stop]]))
+        if followers:
+            hidden.append(self._follow(torch.cat(hidden), begin, leaders, followers, first))
+        for row in leaders + followers:
+            row.length = row.sequence.given.length
         self._regroup()
+        return hidden
 
-    @property
-    def finished(self) -> bool:
-        return not self.active
-
-    def prefill(self) -> torch.Tensor:
-        """All given segments at once -> hidden state of each row's last given position (R, D)."""
-        batch: Batch = collate([[sequence] for sequence in self.sequences]).to(self.device)
+    def _prefill(self, begin: int, sequences: list[Sequence]) -> torch.Tensor:
+        """All given segments at once, as rows from `begin` on -> hidden state of each one's last position (R, D)."""
+        batch: Batch = collate([[sequence] for sequence in sequences]).to(self._device)
         rows, num_positions = batch.tokens.shape
-        self.cache.prepare(torch.arange(num_positions, device=self.device).expand(rows, -1), num_positions)
-        hidden_RTD = self.model.hidden(self.model.embed(batch), batch.attention_mask(), batch.positions, self.cache)
-        return hidden_RTD[torch.arange(rows, device=self.device), self.lengths_R - 1]
+        slots_RT = torch.arange(num_positions, device=self._device).expand(rows, -1)
+        self._cache.prepare(slice(begin, begin + rows), slots_RT, num_positions)
+        hidden_RTD = self.model.hidden(self.model.embed(batch), batch.attention_mask(), batch.positions, self._cache)
+        lengths_R = torch.tensor([sequence.given.length for sequence in sequences], device=self._device)
+        self._stats.prefilled_positions += int(lengths_R.sum())
+        return hidden_RTD[torch.arange(rows, device=self._device), lengths_R - 1]
 
-    def choose(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """The next id of every active request (Q,)."""
-        ids_Q = torch.zeros(len(self.active), dtype=torch.long, device=self.device)
-        for kind, group in self.groups.items():
-            port = self.model.vocabulary_ports[kind]
+    def _follow(
+        self, hidden_RD: torch.Tensor, begin: int, leaders: list[Row], followers: list[Row], first: dict[tuple, Row]
+    ) -> torch.Tensor:
+        """Rows that begin like others take over what those have computed."""
+        place = {id(row): index for index, row in enumerate(leaders)}
+        sources = [place[id(first[beginning(row.sequence)])] for row in followers]
+        for index, source in enumerate(sources):
+            target = begin + len(leaders) + index
+            self._cache.copy(begin + source, target, followers[index].sequence.given.length)
+        return hidden_RD[torch.tensor(sources, device=self._device)]
 
-            def choose(logits_RV: torch.Tensor, group: _Group = group) -> torch.Tensor:
-                conditional = logits_RV[: len(group.rows)]
-                if len(group.null_rows):
-                    guided = guide(conditional[group.guided], logits_RV[len(group.rows) :], group.scales)
+    def _choose(self, fast: FastModel, hidden_RD: torch.Tensor) -> dict[Job, int]:
+        """The next id of every running request."""
+        chosen: dict[Job, int] = {}
+        for kind, group in self._groups.items():
+            steps_n = torch.tensor([job.num_filled for job in group.jobs], device=self._device)
+
+            def choose(logits_RV: torch.Tensor, group: Group = group, steps_n: torch.Tensor = steps_n) -> torch.Tensor:
+                conditional = logits_RV[: len(group.jobs)]
+                if group.num_null:
+                    guided = guide(conditional[group.guided], logits_RV[len(group.jobs) :], group.scales)
                     conditional = conditional.float().index_put((group.guided,), guided)
-                return group.sampler(conditional, group.steps)
+                return group.sampler(conditional, steps_n)
 
-            ids_Q[group.rows] = port.sample(hidden_RD[torch.cat([group.rows, group.null_rows])], choose)
-            group.steps += 1
-        return self._force_known(ids_Q)
+            ids_n = fast.sample(kind, hidden_RD[group.all_rows], choose)
+            chosen |= zip(group.jobs, ids_n.tolist(), strict=True)
+        return chosen
 
-    def accept(self, ids_Q: torch.Tensor) -> dict[int, int]:
-        """Take the chosen ids; rows that are now finished leave. Returns {request: id}."""
-        new = dict(zip(self.active, ids_Q.tolist(), strict=True))
-        kept_rows, kept = [], []
-        for row, (index, token) in enumerate(new.items()):
-            self.num_filled[index] += 1
-            blank = self.requests[index].blank
+    def _accept(self, chosen: dict[Job, int]) -> None:
+        finished = set()
+        for job, token in chosen.items():
+            blank = job.request.blank
+            if job.num_filled < len(blank.ids) and blank.ids[job.num_filled] != BLANK:
+                token = blank.ids[job.num_filled]  # an element that was given is not chosen
+            job.token = token
+            job.pending.append(token)
+            job.num_filled += 1
             assert blank.limit is not None
-            if self.num_filled[index] < blank.limit and token not in blank.stop:
-                kept_rows.append(row)
-                kept.append(index)
-        still = set(kept)
-        null_rows = [len(self.active) + place for place, index in enumerate(self.guided) if index in still]
-        place_of = {index: place for place, index in enumerate(kept)}
-        if len(kept) < len(self.active):
-            self._keep(kept_rows + null_rows, kept)
-        ids = ids_Q[kept_rows]
-        self.ids = torch.cat([ids, ids[[place_of[index] for index in self.guided]]]) if kept else ids
-        return new
+            if job.num_filled == blank.limit or token in blank.stop:
+                job.done = True
+                finished.add(job)
+        if finished:
+            self._leave(finished)
 
-    def advance(self, ids_R: torch.Tensor) -> torch.Tensor:
-        """One more element a row -> hidden states (R, D)."""
-        embeddings_RD = torch.zeros(len(ids_R), self.model.width, device=self.device)
-        for kind, group in self.groups.items():
-            rows = torch.cat([group.rows, group.null_rows])
-            values = self.model.vocabulary_ports[kind].embed(ids_R[rows])
-            embeddings_RD = embeddings_RD.to(values.dtype).index_put((rows,), values)
-        used = int(self.lengths_R.max()) + 1
-        slots_R1 = self.lengths_R[:, None]
-        self.cache.prepare(slots_R1, used)
-        mask_R11S = (torch.arange(used, device=self.device) <= slots_R1)[:, None, None]
-        hidden_R1D = self.model.hidden(embeddings_RD[:, None], mask_R11S, slots_R1, self.cache)
-        self.lengths_R = self.lengths_R + 1
-        return hidden_R1D[:, 0]
-
-    def _force_known(self, ids_Q: torch.Tensor) -> torch.Tensor:
-        """Elements of an open segment that were given are not chosen."""
-        for row, index in enumerate(self.active):
-            known, place = self.requests[index].blank.ids, self.num_filled[index]
-            if place < len(known) and known[place] != BLANK:
-                ids_Q[row] = known[place]
-        return ids_Q
-
-    def _keep(self, rows: list[int], active: list[int]) -> None:
-        chosen = torch.tensor(rows, dtype=torch.long, device=self.device)
-        still = set(active)
-        self.active = active
-        self.guided = [index for index in self.guided if index in still]
-        self.lengths_R = self.lengths_R[chosen]
-        if active:
-            self.cache.keep(chosen)
+    def _leave(self, jobs: set[Job]) -> None:
+        """Rows of these requests go, and the last rows take their places."""
+        rows = self._rows
+        place = 0
+        while place < len(rows):
+            if rows[place].job not in jobs:
+                place += 1
+            elif rows[-1].job in jobs:
+                rows.pop()
+            else:
+                self._cache.copy(len(rows) - 1, place, rows[-1].length)
+                rows[place] = rows.pop()
+        if not rows:
+            self._cache = RowCache(len(self.model.trunk.layers))  # a long pause should not hold memory
         self._regroup()
 
     def _regroup(self) -> None:
-        """Rows by the kind they fill: what `choose` needs of each kind, as tensors."""
-        self.groups: dict[Kind, _Group] = {}
+        """Rows by the kind they fill, as tensors: made again only when rows come or go."""
+        self._groups = {}
         for kind in self.model.vocabulary_ports:
-            rows = [row for row, index in enumerate(self.active) if self.requests[index].blank.kind == kind]
+            rows = [index for index, row in enumerate(self._rows) if row.job.request.blank.kind == kind]
             if rows:
-                self.groups[kind] = _Group.of(rows, self)
+                self._groups[kind] = Group.of(rows, self._rows, self._device)
 
-
-@dataclass
-class _Group:
-    """The rows that fill one kind. rows: conditional; null_rows: unconditional; guided: which of `rows` have one."""
-
-    rows: torch.Tensor
-    null_rows: torch.Tensor
-    guided: torch.Tensor
-    scales: torch.Tensor
-    steps: torch.Tensor
-    sampler: Sampler
-
-    @classmethod
-    def of(cls, rows: list[int], state: _Rows) -> "_Group":
-        device = state.device
-        requests = [state.active[row] for row in rows]
-        place_of = {index: place for place, index in enumerate(state.guided)}
-        guided = [place for place, index in enumerate(requests) if index in place_of]
-        null_rows = [len(state.active) + place_of[requests[place]] for place in guided]
-        scales = [state.requests[requests[place]].guidance_scale for place in guided]
-        as_long = {"dtype": torch.long, "device": device}
-        return cls(
-            rows=torch.tensor(rows, **as_long),
-            null_rows=torch.tensor(null_rows, **as_long),
-            guided=torch.tensor(guided, **as_long),
-            scales=torch.tensor(scales, device=device),
-            steps=torch.tensor([state.num_filled[index] for index in requests], **as_long),
-            sampler=Sampler([state.requests[index].sampling for index in requests], device),
-        )
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device

@@ -20,8 +20,9 @@ from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import StreamDecoder, TextTokenizer
 from unimm.data.views import DESCRIBE
 from unimm.inference.conventions import DrawingDefaults
-from unimm.inference.decode import Decoder, Request
+from unimm.inference.decode import Decoder
 from unimm.inference.inputs import Message, check_text, pair, read_messages
+from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampling
 from unimm.models.folder import save_model
 from unimm.models.hub import upload_model
@@ -32,14 +33,21 @@ from unimm.sequence import Sequence
 
 @dataclass(frozen=True)
 class DrawingProgress:
-    """What a `callback` is told while images are drawn: `step` of `num_steps` codes are there.
+    """What a `callback` is told while images are drawn: `step` of `num_steps` codes an image are there, on average.
 
-    codes: (num_images of all prompts, step) long.
+    codes: (num_images of all prompts, most that any has) long; -1 where one has not come so far.
     """
 
     step: int
     num_steps: int
     codes: torch.Tensor
+
+    @classmethod
+    def of(cls, filled: list[list[int]], num_steps: int) -> "DrawingProgress":
+        """From the codes of each image so far."""
+        longest = max(len(codes) for codes in filled)
+        padded = [codes + [-1] * (longest - len(codes)) for codes in filled]
+        return cls(sum(len(codes) for codes in filled) // len(filled), num_steps, torch.tensor(padded))
 
 
 class Engine:
@@ -71,7 +79,7 @@ class Engine:
         self.drawing = drawing or DrawingDefaults()
         self.template = Template(tokenizer, self.prompt_format, vision.image_size, vision.num_patches)
         self.max_rows = max_rows
-        self._decoder = Decoder(model, tokenizer.special.pad)
+        self.decoder = Decoder(model, tokenizer.special.pad, max_rows)
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +181,7 @@ class Engine:
         request = Request(sequence, Sampling(temperature=temperature, **sampling))
         if not stream:
             return self._texts([request])[0]
-        return self._pieces(self._decoder.steps([request]))  # a request that cannot be filled is refused before the first piece
+        return self._pieces(self.decoder.steps([request]))  # a request that cannot be filled is refused before the first piece
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +270,7 @@ class Engine:
                 f"Codes lie in [0, {self.image_tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}."
             )
         images = []
-        for part in codes.split(self.max_rows // 2 or 1):
+        for part in codes.split(2 if self.device.type == "cpu" else self.max_rows // 2 or 1):
             pixels = self.image_tokenizer.decode(part.to(self.device)).float().clamp(-1, 1).cpu().numpy()
             images += [to_pil(image) for image in pixels]
         return images
@@ -295,29 +303,12 @@ class Engine:
 
     def _fill(self, requests: list[Request], callback: Callable[[DrawingProgress], None] | None = None) -> list[list[int]]:
         filled: list[list[int]] = [[] for _ in requests]
-        for part in self._parts(requests):
-            for new in self._decoder.steps([requests[index] for index in part]):
-                for place, token in new.items():
-                    filled[part[place]].append(token)
-                if callback is not None:
-                    so_far = [filled[index] for index in part]
-                    limit = requests[part[0]].blank.limit or 0
-                    callback(DrawingProgress(len(so_far[0]), limit, torch.tensor(so_far)))
+        for new in self.decoder.steps(requests):
+            for index, token in new.items():
+                filled[index].append(token)
+            if callback is not None:
+                callback(DrawingProgress.of(filled, requests[0].blank.limit or 0))
         return filled
-
-    def _parts(self, requests: list[Request]) -> list[list[int]]:
-        """Requests that are decoded together: alike in length, at most `max_rows` rows."""
-        order = sorted(range(len(requests)), key=lambda index: requests[index].sequence.length)
-        parts: list[list[int]] = []
-        rows = self.max_rows
-        for index in order:
-            needed = 1 if requests[index].guidance_scale == 1.0 else 2
-            if not parts or rows + needed > self.max_rows:
-                parts.append([])
-                rows = 0
-            parts[-1].append(index)
-            rows += needed
-        return parts
 
     def _texts(self, requests: list[Request]) -> list[str]:
         return [self.tokenizer.decode(ids).strip() for ids in self._fill(requests)]

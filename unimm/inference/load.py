@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from unimm.data.text import TextTokenizer
-from unimm.devices import choose_device, choose_dtype
+from unimm.devices import choose_device, choose_dtype, keep_memory
 from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
 from unimm.models.folder import LoadedModel, load_model
 
 
 def load(path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Engine:
-    """A model, ready to use.
+    """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.devices.keep_memory`).
 
     Args:
         path: a model folder, or a hub id such as "deepseek-community/Janus-Pro-1B".
@@ -24,7 +24,10 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     """
     if str(path) == "demo":
         raise ValueError("No demo model ships yet: `unimm quickstart` makes one, then load 'runs/quickstart/model'.")
-    return open_engine(_load_model(path, choose_device(device), dtype))
+    where = choose_device(device)
+    if where.type == "cpu":
+        keep_memory()
+    return open_engine(_load_model(path, where, dtype))
 
 
 def open_engine(loaded: LoadedModel) -> Engine:

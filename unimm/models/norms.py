@@ -11,6 +11,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+LARGE_MAP = 48 * 48
+"""Positions from which PyTorch's own forward is the faster one."""
+
 
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` (affine) of maps (N, C, H, W); on a CPU the result is channels-last."""
@@ -18,6 +21,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
+        if not torch.is_grad_enabled() and input.shape[2] * input.shape[3] >= LARGE_MAP:
+            return super().forward(input)  # one image of 128 x 384 x 384: 14 ms against 99 with its copies
         return _ChannelsLastGroupNorm.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.devices import choose_device, why_not_compile
+from unimm.devices import choose_device, keep_memory, why_not_compile
 from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, step_back
 from unimm.training.logbook import Logbook, ProgressLine
@@ -67,6 +67,8 @@ class Loop:
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
         is_cpu = choose_device(device).type == "cpu"
+        if is_cpu:
+            keep_memory()
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=is_cpu, kwargs_handlers=[ddp])
         self.is_main = self.accelerator.is_main_process
         self.step = 0

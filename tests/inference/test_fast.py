@@ -1,0 +1,104 @@
+"""The engine's own decode step gives what `transformers`' trunk gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model, tiny_text_tokenizer
+from janus_cases import write_checkpoint
+
+import unimm
+from unimm.inference.cache import RowCache
+from unimm.inference.fast import FastModel, attend
+from unimm.inference.linear import Int8Linear, PackedLinear, can_pack, make_linear
+from unimm.models.unified import UnifiedModel
+from unimm.sequence import Kind
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 7])
+@torch.inference_mode()
+def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
+    """Llama and Qwen3, grouped heads, rows at different places."""
+    write_checkpoint(tmp_path / "m", seed)
+    model = unimm.load(tmp_path / "m", device="cpu", dtype="float32").model
+    fast, torch_cache, fast_cache = FastModel(model), RowCache(len(model.trunk.layers)), RowCache(len(model.trunk.layers))
+    assert fast.layers is not None
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 2, 9])
+    given = torch.randn(3, 9, model.width, generator=generator)
+    positions = torch.arange(9).expand(3, -1)
+    for cache in (torch_cache, fast_cache):
+        cache.reserve(3, 20)
+        cache.prepare(slice(0, 3), positions, 9)
+        model.hidden(given, torch.ones(9, 9, dtype=torch.bool).tril()[None, None], positions, cache)
+    for step in range(4):
+        new, places = torch.randn(3, model.width, generator=generator), lengths + step
+        used = int(places.max()) + 1
+        torch_cache.prepare(slice(0, 3), places[:, None], used)
+        seen = (torch.arange(used) <= places[:, None])[:, None, None]
+        expected = model.hidden(new[:, None], seen, places[:, None], torch_cache)[:, 0]
+        torch.testing.assert_close(fast.advance(new, places, used, fast_cache), expected, atol=1e-5, rtol=1e-5)
+        for kind, port in model.vocabulary_ports.items():
+            torch.testing.assert_close(fast.sample(kind, expected, lambda logits: logits), port.logits(expected))
+
+
+@torch.inference_mode()
+def test_other_trunks_go_through_transformers() -> None:
+    model = tiny_model(400)
+    gpt = {"model_type": "gpt_neox", "vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    from dataclasses import replace
+
+    model = UnifiedModel(replace(model.config, trunk=gpt | {"intermediate_size": 64, "max_position_embeddings": 64})).eval()
+    fast, cache = FastModel(model), RowCache(2)
+    assert fast.layers is None
+    hidden = fast.advance(torch.randn(2, 64), torch.tensor([0, 0]), 1, cache)
+    assert hidden.shape == (2, 64) and hidden.isfinite().all()
+
+
+def test_changed_weights_are_noticed() -> None:
+    """A trainer draws samples with the model that it trains."""
+    model = tiny_model(len(tiny_text_tokenizer()))
+    fast = FastModel(model)
+    assert fast.is_of(model)
+    with torch.no_grad():
+        model.codes.head[0].bias.add_(1.0)
+    assert not fast.is_of(model)
+    assert not FastModel(tiny_model(400)).is_of(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_products_are_products(dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"no packed products in {dtype} here")
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(48, out, dtype=dtype) for out in (32, 16, 80)]
+    for rows in (1, 2, 7, 16, 40):
+        x = torch.randn(rows, 48, dtype=dtype)
+        packed = make_linear(layers)
+        assert isinstance(packed, PackedLinear)
+        expected = torch.cat([layer(x) for layer in layers], dim=-1)
+        torch.testing.assert_close(packed(x), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
+def test_int8_products_are_near() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(128, 64, dtype=torch.bfloat16)
+    x = torch.randn(5, 128, dtype=torch.bfloat16)
+    int8 = make_linear([layer], int8=True)
+    assert isinstance(int8, Int8Linear)
+    error = (int8(x) - layer(x)).float().pow(2).mean().sqrt()
+    assert error < 0.02 * layer(x).float().std()
+
+
+def test_attention_is_softmax_attention() -> None:
+    torch.manual_seed(0)
+    q, keys, values = torch.randn(3, 6, 8), torch.randn(3, 2, 10, 8), torch.randn(3, 2, 10, 8)
+    mask = torch.zeros(3, 1, 1, 10).masked_fill(torch.arange(10) > torch.tensor([4, 9, 0])[:, None, None, None], -torch.inf)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, None], keys.repeat_interleave(3, 1), values.repeat_interleave(3, 1), attn_mask=mask
+    )[:, :, 0]
+    torch.testing.assert_close(attend(q, keys, values, mask, 8**-0.5), expected)
+
+
+def test_kinds_have_a_head_each() -> None:
+    assert set(FastModel(tiny_model(400)).heads) == {Kind.TEXT, Kind.CODES}
