@@ -9,6 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
+from unimm.inference.engine import Engine
+from unimm.inference.rows import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "recipes").glob("*.md")])
@@ -47,11 +49,20 @@ def test_the_two_commands_stand_there_as_newcomers_look_for_them() -> None:
 
 
 def test_the_python_example_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = fenced(ROOT / "README.md", "python")
+    example = fenced(ROOT / "README.md", "python")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
     exec(compile(example, "README.md", "exec"), {})
     assert Image.open(workplace / "drawing.png").size == (16, 16)
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_the_loop_example_runs(tiny_engine: Engine) -> None:
+    example = fenced(ROOT / "README.md", "python")[1]
+    names = {"engine": tiny_engine, "request": Request(tiny_engine.template.draw("a", num_codes=4))}
+    exec(compile(example, "README.md", "exec"), names)
+    assert len(names["ids"]) == 1 and not names["done"]
+    tiny_engine.decoder.abort(names["ticket"])
+    assert tiny_engine.decoder.stats().num_rows == 0
 
 
 @pytest.mark.parametrize("line", [line for verb in RUNNABLE for line in shell_lines("unimm", verb)])

@@ -151,6 +151,7 @@ def test_what_a_janus_cannot_express_is_named():
         ({"vision_config": {"projection_dim": 5}}, "projection_dim is 5"),
         ({"vq_config": {"double_latent": True}}, "double_latent"),
         ({"vision_config": {"patch_size": 0}}, "not a usable Janus config"),
+        ({"vision_config": {"image_size": 1001}}, "1001 px cannot be cut into patches"),
         ({"text_config": {"model_type": "nonsense"}}, "nonsense"),
     ],
 )
