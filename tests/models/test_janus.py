@@ -14,7 +14,7 @@ from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.models.weight_names import CODEBOOK, TRANSFORMERS
 
-SEEDS = range(6)
+SEEDS = range(12)
 
 
 @pytest.fixture(scope="module", params=SEEDS)
