@@ -7,7 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unimm.bench.generate import Trial, read_bandwidth, run_trials
+from unimm.bench.generate import Trial, read_bandwidth
+from unimm.bench.trials import run_in_turns
 from unimm.cli.app import app
 
 
@@ -30,8 +31,9 @@ def test_both_draw_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> N
 
 
 def test_a_peer_that_cannot_draw_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unimm cannot draw: "):
-        run_trials([Trial("unimm", str(tmp_path), "cpu", "float32", 1)], 1, lambda trial: None)
+    trial = Trial("unimm", str(tmp_path), "cpu", "float32", 1)
+    with pytest.raises(ValueError, match="The trial of unimm failed: "):
+        run_in_turns("unimm.bench.generate", [trial], 1, lambda trial: None)
 
 
 def test_memory_is_read_at_some_speed() -> None:

@@ -17,7 +17,8 @@ def test_both_load_the_same_weights(tmp_path: Path) -> None:
     result = call("--model", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", 1, "--out", tmp_path / "load.json")
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "load.json").read_text())
-    ours, theirs = told["measured"]["unimm"], told["measured"]["transformers"]
+    ours, theirs = told["measured"]
+    assert (ours["who"], theirs["who"], ours["folder"]) == ("unimm", "transformers", "tiny")
     # Theirs counts the codebook, which is no parameter of ours.
     assert 0 < theirs["weights_gib"] - ours["weights_gib"] < 1e-4
     assert ours["seconds"] > 0 and ours["peak"] > 0 and theirs["peak"] > 0

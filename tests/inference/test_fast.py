@@ -1,5 +1,6 @@
 """The engine's own decode step gives what `transformers`' trunk gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,6 @@ def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
 def test_other_trunks_go_through_transformers() -> None:
     model = tiny_model(400)
     gpt = {"model_type": "gpt_neox", "vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    from dataclasses import replace
-
     model = UnifiedModel(replace(model.config, trunk=gpt | {"intermediate_size": 64, "max_position_embeddings": 64})).eval()
     fast, cache = FastModel(model), RowCache(2)
     assert fast.layers is None
@@ -59,11 +58,10 @@ def test_changed_weights_are_noticed() -> None:
     """A trainer draws samples with the model that it trains."""
     model = tiny_model(len(tiny_text_tokenizer()))
     fast = FastModel(model)
-    assert fast.is_of(model)
+    assert fast.is_current()
     with torch.no_grad():
         model.codes.head[0].bias.add_(1.0)
-    assert not fast.is_of(model)
-    assert not FastModel(tiny_model(400)).is_of(model)
+    assert not fast.is_current()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -102,3 +100,21 @@ def test_attention_is_softmax_attention() -> None:
 
 def test_kinds_have_a_head_each() -> None:
     assert set(FastModel(tiny_model(400)).heads) == {Kind.TEXT, Kind.CODES}
+
+
+def test_int8_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="not for float32 with llama on cpu"):
+        FastModel(tiny_model(400), int8=True)
+
+
+@torch.inference_mode()
+def test_without_room_for_copies_it_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("unimm.inference.fast._has_room_for_copies", lambda model: False)
+    model = tiny_model(400)
+    fast, hidden = FastModel(model), torch.randn(2, model.width)
+    assert fast.layers is None and "Too little memory" in caplog.text
+    for kind, port in model.vocabulary_ports.items():
+        assert torch.equal(fast.sample(kind, hidden, lambda logits: logits), port.logits(hidden))
+    assert fast.advance(hidden, torch.tensor([0, 0]), 1, RowCache(2)).isfinite().all()

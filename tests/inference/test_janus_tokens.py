@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
 import unimm
+from unimm.batch import collate
 from unimm.data.template import Turn
 from unimm.inference.engine import Engine
 from unimm.inference.sampling import Sampling
@@ -164,8 +165,6 @@ def test_half_precision_stays_near(case: tuple, engine: Engine) -> None:
 
 @torch.no_grad()
 def last_logits(engine: Engine, sequence: Any) -> Tensor:
-    from unimm.batch import collate
-
     batch = collate([[sequence.given]])
     hidden = engine.model.hidden(engine.model.embed(batch), batch.attention_mask(), batch.positions)
     return engine.model.codes.logits(hidden[:, -1]).float()

@@ -6,18 +6,16 @@ every row so far, at the speed at which this device reads memory.
 """
 
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-PEERS = ("unimm", "transformers")
+from unimm.bench.trials import peak_bytes
+
 PROMPT = "There are three small green triangles left of a large blue square"
 WARM_UP_CODES = 8
 BANDWIDTH_BYTES = 2**28
@@ -36,28 +34,13 @@ class Trial:
     weights: str = "as dtype"
 
 
-def run_trials(trials: list[Trial], repeats: int, progress: Callable[[Trial], None]) -> list[dict[str, Any]]:
-    """Medians of each trial, which take turns. `progress` is told which one is next.
+def run_trial(trial: Trial) -> dict[str, float]:
+    """Measure once, in this process.
 
     Returns:
-        For each trial its fields and `seconds` (all codes), `ms_a_step`, `images_a_second` (codes alone), `decode_seconds`
-        (codes to pixels), `floor_ms`, and `peak_gib` of the process.
+        `seconds` (all codes), `ms_a_step`, `images_a_second` (codes alone), `decode_seconds` (codes to pixels), `floor_ms` (of
+        unimm's trials), and `peak_gib` of the device, on a CPU of the process.
     """
-    measured: dict[Trial, list[dict[str, float]]] = {trial: [] for trial in trials}
-    for _ in range(repeats):
-        for trial in trials:
-            progress(trial)
-            words = [sys.executable, "-m", "unimm.bench.generate", json.dumps(asdict(trial))]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"{trial.who} cannot draw: {done.stderr.strip().splitlines()[-1]}")
-            measured[trial].append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {t: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for t, runs in measured.items()}
-    return [{**asdict(trial), **values} for trial, values in medians.items()]
-
-
-def run_trial(trial: Trial) -> dict[str, float]:
-    """Measure once, in this process."""
     draw, decode, num_codes, floor_bytes = (_open_ours if trial.who == "unimm" else _open_theirs)(trial)
     device = torch.device(trial.device)
     draw_seconds, codes = _timed(draw, device)
@@ -69,7 +52,7 @@ def run_trial(trial: Trial) -> dict[str, float]:
         "images_a_second": trial.batch_size / draw_seconds,
         "decode_seconds": decode_seconds,
         "floor_ms": 1e3 * floor_bytes / read_bandwidth(device),
-        "peak_gib": _peak_gib(device),
+        "peak_gib": (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()) / 2**30,
     }
 
 
@@ -145,13 +128,6 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     result = work()
     settle()
     return time.perf_counter() - started, result
-
-
-def _peak_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
 def main() -> None:

@@ -6,61 +6,52 @@ of the weights.
 """
 
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import psutil
 import torch
 
-PEERS = ("unimm", "transformers")
+from unimm.bench.trials import peak_bytes
+
 GIB = 2**30
 PAGE = 1024
 """Elements between those that are touched: at least one a page of memory."""
 
 
-def bench_load(
-    folder: Path, device: str, dtype: str, repeats: int, progress: Callable[[str], None] = lambda who: None
-) -> dict[str, dict[str, float]]:
-    """Median seconds and peaks of each peer. `progress` is told who is next.
+@dataclass(frozen=True)
+class Trial:
+    """One load. who: a peer."""
+
+    who: str
+    folder: str
+    device: str
+    dtype: str
+
+
+def run_trial(trial: Trial) -> dict[str, float]:
+    """Load once, in this process.
 
     Returns:
-        By peer: `seconds` of loading, `touch_seconds`, `weights_gib`, `peak` (host memory over weights), and on a GPU
-        `device_peak`.
+        `seconds` of loading, `touch_seconds`, `weights_gib`, `peak` (host memory over weights), and on a GPU `device_peak`.
     """
-    trials: dict[str, list[dict[str, float]]] = {who: [] for who in PEERS}
-    for _ in range(repeats):
-        for who in PEERS:
-            progress(who)
-            words = [sys.executable, "-m", "unimm.bench.load", who, str(folder), device, dtype]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"{who} cannot load {folder}: {done.stderr.strip().splitlines()[-1]}")
-            trials[who].append(json.loads(done.stdout.splitlines()[-1]))
-    return {who: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for who, runs in trials.items()}
-
-
-def trial(who: str, folder: str, device: str, dtype: str) -> dict[str, float]:
-    """Load once, in this process, and measure."""
-    load = _loader(who)
+    load = _loader(trial.who)
+    is_cuda = torch.device(trial.device).type == "cuda"
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
-    parameters = load(folder, torch.device(device), getattr(torch, dtype))
-    if device != "cpu":
+    parameters = load(trial.folder, torch.device(trial.device), getattr(torch, trial.dtype))
+    if is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     for parameter in parameters:
         parameter.detach().flatten()[::PAGE].sum().item()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    weights = sum(parameter.nbytes for parameter in parameters)
     measured = {"seconds": seconds, "touch_seconds": time.perf_counter() - started, "weights_gib": weights / GIB}
-    measured["peak"] = (_peak_bytes() - before) / weights
-    if device != "cpu":
+    measured["peak"] = (peak_bytes() - before) / weights
+    if is_cuda:
         measured["device_peak"] = torch.cuda.max_memory_allocated() / weights
     return measured
 
@@ -84,16 +75,9 @@ def _loader(who: str) -> Callable[[str, torch.device, torch.dtype], list[torch.T
     return load_theirs
 
 
-def _peak_bytes() -> int:
-    """The largest memory that this process ever had; Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def main() -> None:
-    """One trial, told as a line of JSON: PEER FOLDER DEVICE DTYPE."""
-    measured: dict[str, Any] = trial(*sys.argv[1:])
-    print(json.dumps(measured))
+    """One trial, given and told as JSON."""
+    print(json.dumps(run_trial(Trial(**json.loads(sys.argv[1])))))
 
 
 if __name__ == "__main__":

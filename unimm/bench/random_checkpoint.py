@@ -16,12 +16,8 @@ STD = 0.02
 @torch.no_grad()
 def write_random_checkpoint(
     folder: Path, config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, dtype: torch.dtype, seed: int = 0
-) -> int:
-    """A whole model folder: weights drawn from N(0, 0.02^2), a byte-level text tokenizer with Janus' special tokens.
-
-    Returns:
-        The number of parameters, the image tokenizer's included.
-    """
+) -> None:
+    """A whole model folder: weights drawn from N(0, 0.02^2), a byte-level text tokenizer with Janus' special tokens."""
     generator = torch.Generator().manual_seed(seed)
     with init_empty_weights(include_buffers=False):
         model = UnifiedModel(config)
@@ -31,4 +27,3 @@ def write_random_checkpoint(
         parameter.normal_(0.0, STD, generator=generator)
     text = train_byte_bpe([], 256 + len(SPECIAL_NAMES))
     save_model(folder, model, tokenizer, text.special, save_tokenizer=text.save)
-    return sum(parameter.numel() for part in (model, tokenizer) for parameter in part.parameters())

@@ -1,6 +1,5 @@
 """`unimm bench generate`: the composition root of `unimm.bench.generate`; a table, and JSON with where it was measured."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from unimm.bench.generate import PEERS, Trial, run_trials
+from unimm.bench.generate import Trial
 from unimm.bench.provenance import provenance
-from unimm.cli.bench_load import write_named_checkpoint
+from unimm.bench.trials import PEERS, run_in_turns
+from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device, choose_dtype
 from unimm.files import write_json
 
@@ -43,20 +43,17 @@ def run(
     # Without guidance transformers cannot draw.
     peers = [(who, "as dtype") for who in PEERS if who == "unimm" or guidance_scale > 1]
     peers += [("unimm", "int8")] if int8 else []
-    with tempfile.TemporaryDirectory() as room, status.status("") as shown:
-        folder = Path(model)
-        if not folder.is_dir():
-            shown.update(f"Writing random weights of {model}")
-            folder = Path(room) / "model"
-            write_named_checkpoint(folder, model, getattr(torch, name))
+    with status.status("") as shown, checkpoint(model, getattr(torch, name), shown.update) as folder:
         trials = [
             Trial(who, str(folder), str(where), name, size, guidance_scale, weights)
             for size in batch_sizes
             for who, weights in peers
         ]
-        measured = run_trials(
-            trials, repeats, lambda next_one: shown.update(f"{next_one.batch_size} images: {next_one.who}, {next_one.weights}")
-        )
+
+        def tell(trial: Trial) -> None:
+            shown.update(f"Drawing {trial.batch_size}: {trial.who}, {trial.weights}")
+
+        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell)
     for one in measured:
         one["folder"] = model
     show(model, name, measured)

@@ -5,8 +5,8 @@
     janus            chat template, processor_config.json         generation_config.json   preprocessor_config.json
     multi_modality   processor_config.json (`sft_format`)         -                        preprocessor_config.json
 
-What is not written is as in Janus. What is written and cannot be followed is refused: a wrong prompt or scale of pixels would
-be heard only as a worse model.
+The image processor may also stand inside processor_config.json. What is not written is as in Janus. What is written and cannot
+be followed is refused: a wrong prompt or scale of pixels would be heard only as a worse model.
 """
 
 import json
@@ -20,7 +20,7 @@ from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.files import read_json
 from unimm.models import deepseek, janus
-from unimm.models.janus_files import DEFAULT_SYSTEM_PROMPT
+from unimm.models.janus_files import DEFAULT_SYSTEM_PROMPT, DRAWING
 
 OLD_ROLES = {"user": "User", "assistant": "Assistant"}
 """Janus-1.3B writes its roles as plain text; Janus-Pro has a token for each."""
@@ -33,10 +33,10 @@ SFT_FORMATS = {"deepseek": {}, "deepseek_old": OLD_ROLES}
 class DrawingDefaults:
     """How a model draws where a caller does not say. The defaults are Janus'."""
 
-    guidance_scale: float = 5.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    guidance_scale: float = DRAWING["guidance_scale"]
+    temperature: float = DRAWING["temperature"]
+    top_k: int = int(DRAWING["top_k"])
+    top_p: float = DRAWING["top_p"]
 
 
 def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextTokenizer) -> PromptFormat:
@@ -87,7 +87,7 @@ def read_drawing_defaults(folder: Path) -> DrawingDefaults:
 
 
 def check_image_preparation(folder: Path) -> None:
-    """ValueError: the folder's preprocessor_config.json prepares images otherwise than every Janus does, to [-1, 1]."""
+    """ValueError: the folder's image processor prepares images otherwise than every Janus does, to [-1, 1]."""
     # transformers 5 writes one file for the whole processor.
     written = (read_json(folder / "processor_config.json") or {}).get("image_processor")
     written = written or read_json(folder / "preprocessor_config.json") or {}

@@ -11,14 +11,14 @@ Shapes: R rows, T positions, D trunk width, V vocabulary.
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from unimm.batch import Batch, collate
 from unimm.inference.cache import RowCache
 from unimm.inference.fast import FastModel
-from unimm.inference.rows import Group, Job, Request, Row, alike, beginning
+from unimm.inference.rows import Group, Job, Request, Row, alike
 from unimm.inference.sampling import guide
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import BLANK, Kind, Sequence
@@ -159,10 +159,13 @@ class Decoder:
     def stats(self) -> Stats:
         """What it does now, and has done since it was made."""
         running = {row.job.ticket for row in self._rows}
-        now = self._stats
-        now.num_waiting, now.num_running, now.num_rows = len(self._waiting), len(running), len(self._rows)
-        now.cache_bytes = self._cache.num_bytes
-        return now
+        return replace(
+            self._stats,
+            num_waiting=len(self._waiting),
+            num_running=len(running),
+            num_rows=len(self._rows),
+            cache_bytes=self._cache.num_bytes,
+        )
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -179,7 +182,8 @@ class Decoder:
     def _step(self) -> None:
         if not self._rows and not self._waiting:
             return
-        if self._fast is None or not self._fast.is_of(self.model):
+        if self._fast is None or (self._waiting and not self._fast.is_current()):
+            self._fast = None  # its copies go before new ones are made
             self._fast = FastModel(self.model, self.int8)
         hidden = [self._advance(self._fast)] if self._rows else []
         hidden += self._admit()
@@ -233,9 +237,9 @@ class Decoder:
             return []
         first: dict[tuple, Row] = {}
         for row in new:
-            first.setdefault(beginning(row.sequence), row)
+            first.setdefault(row.beginning, row)
         leaders = sorted(first.values(), key=lambda row: row.sequence.given.length)
-        followers = [row for row in new if first[beginning(row.sequence)] is not row]
+        followers = [row for row in new if first[row.beginning] is not row]
         begin = len(self._rows)
         self._rows += leaders + followers
         self._cache.reserve(len(self._rows), max(row.sequence.length for row in self._rows))
@@ -243,7 +247,7 @@ class Decoder:
         for start, stop in alike([row.sequence.given.length for row in leaders]):
             hidden.append(self._prefill(begin + start, [row.sequence for row in leaders[start:stop]]))
         if followers:
-            hidden.append(self._follow(torch.cat(hidden), begin, leaders, followers, first))
+            hidden.append(self._follow(torch.cat(hidden), begin, leaders, followers))
         for row in leaders + followers:
             row.length = row.sequence.given.length
         self._regroup()
@@ -260,12 +264,10 @@ class Decoder:
         self._stats.prefilled_positions += int(lengths_R.sum())
         return hidden_RTD[torch.arange(rows, device=self._device), lengths_R - 1]
 
-    def _follow(
-        self, hidden_RD: torch.Tensor, begin: int, leaders: list[Row], followers: list[Row], first: dict[tuple, Row]
-    ) -> torch.Tensor:
+    def _follow(self, hidden_RD: torch.Tensor, begin: int, leaders: list[Row], followers: list[Row]) -> torch.Tensor:
         """Rows that begin like others take over what those have computed."""
-        place = {id(row): index for index, row in enumerate(leaders)}
-        sources = [place[id(first[beginning(row.sequence)])] for row in followers]
+        place = {row.beginning: index for index, row in enumerate(leaders)}
+        sources = [place[row.beginning] for row in followers]
         for index, source in enumerate(sources):
             target = begin + len(leaders) + index
             self._cache.copy(begin + source, target, followers[index].sequence.given.length)

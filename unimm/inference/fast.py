@@ -8,6 +8,7 @@ gate and up as one, weights packed once (`linear`), attention over the used part
 Shapes: R rows, D trunk width, H query heads, G key-value heads, S slots in use, d head width, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,30 +21,45 @@ from unimm.inference.linear import Linear, make_linear
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 
+logger = logging.getLogger(__name__)
+
 LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
 
 class FastModel:
     """The decode step of a unified model: embed one id a row, one position through the trunk, one head.
 
-    The model's weights are read when it is made: make it again when they have changed (`is_of`).
+    The model's weights are read when it is made: make it again when they have changed (`is_current`).
 
-    int8: keep weights as int8 with a scale a row, where the device has a product for it.
+    int8: keep weights as int8 with a scale a row. ValueError: the device, dtype or trunk has no such product.
     """
 
     def __init__(self, model: UnifiedModel, int8: bool = False) -> None:
         self.model = model
         self._versions = _versions(model)
         self.layers: list[_Layer] | None = None
-        self.heads: dict[Kind, Linear] = {kind: port.logits for kind, port in model.vocabulary_ports.items()}
-        if _has_room_for_copies(model):
-            self.heads = {Kind.TEXT: make_linear([model.text.head], int8), Kind.CODES: _chain(model.codes.head, int8)}
-            if _is_llama_shaped(model.trunk.config):
-                self.layers = [_Layer(layer, int8) for layer in model.trunk.layers]
+        self.heads: dict[Kind, Linear] = {}
+        device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+        is_llama_shaped = _is_llama_shaped(model.trunk.config)
+        if int8 and not (device.type == "cpu" and dtype == torch.bfloat16 and is_llama_shaped):
+            raise ValueError(
+                f"int8 weights are for bfloat16 models with a trunk of {', '.join(LLAMA_SHAPED)} on a CPU, "
+                f"not for {str(dtype).removeprefix('torch.')} with {model.trunk.config.model_type} on {device.type}."
+            )
+        # A GPU decodes with the model's own forward. On a CPU arranged weights lie beside the model's, which there are mostly
+        # pages of its file that may go.
+        if device.type != "cpu":
+            return
+        if not int8 and not _has_room_for_copies(model):
+            logger.warning("Too little memory is free for arranged copies of the weights: decoding goes on without, slower.")
+            return
+        self.heads = {Kind.TEXT: make_linear([model.text.head], int8), Kind.CODES: _chain(model.codes.head, int8)}
+        if is_llama_shaped:
+            self.layers = [_Layer(layer, int8) for layer in model.trunk.layers]
 
-    def is_of(self, model: UnifiedModel) -> bool:
-        """Whether this is still that model, with those weights."""
-        return self.model is model and self._versions == _versions(model)
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that were read."""
+        return self._versions == _versions(self.model)
 
     def embed(self, kind: Kind, ids_n: torch.Tensor) -> torch.Tensor:
         """ids (n,) -> (n, D)."""
@@ -51,7 +67,9 @@ class FastModel:
 
     def sample(self, kind: Kind, hidden_nD: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """One step of sampling of the rows that fill `kind`: as `VocabularyPort.sample`."""
-        return choose(self.heads[kind](hidden_nD))
+        if kind in self.heads:
+            return choose(self.heads[kind](hidden_nD))
+        return self.model.vocabulary_ports[kind].sample(hidden_nD, choose)
 
     def advance(self, embeddings_RD: torch.Tensor, positions_R: torch.Tensor, used: int, cache: RowCache) -> torch.Tensor:
         """One position a row, written at its place in the cache: (R, D) -> hidden states (R, D).
@@ -142,11 +160,6 @@ def _is_llama_shaped(config: Any) -> bool:
 
 
 def _has_room_for_copies(model: UnifiedModel) -> bool:
-    """Arranged weights lie beside the model's own, which on a CPU are pages of its file that may go. A GPU has no such pages:
-    there the model's own forward is used.
-    """
-    if next(model.parameters()).device.type != "cpu":
-        return False
     parts = (model.trunk, model.text.head, model.codes.head)
     needed = sum(parameter.nbytes for part in parts for parameter in part.parameters())
     return needed < 0.7 * psutil.virtual_memory().available

@@ -6,6 +6,7 @@ A request is one row, or two with guidance: the prompt's and the null prompt's.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -56,6 +57,11 @@ class Row:
     is_null: bool
     length: int = 0
 
+    @cached_property
+    def beginning(self) -> tuple:
+        """What two rows that begin alike have in common: their given elements, images by identity."""
+        return tuple((segment.kind, segment.ids, id(segment.pixels)) for segment in self.sequence.given.segments)
+
 
 @dataclass
 class Group:
@@ -83,11 +89,6 @@ class Group:
             scales=torch.tensor([jobs[index].request.guidance_scale for index in guided], device=device),
             sampler=Sampler([job.request.sampling for job in jobs], device),
         )
-
-
-def beginning(sequence: Sequence) -> tuple:
-    """What two sequences that begin alike have in common: their given elements, images by identity."""
-    return tuple((segment.kind, segment.ids, id(segment.pixels)) for segment in sequence.given.segments)
 
 
 def alike(lengths: list[int]) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,10 @@ DEFAULT_SYSTEM_PROMPT = (
 """Janus' own; the only one that JanusProcessor can put before a chat."""
 
 
+DRAWING = {"guidance_scale": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+"""How Janus draws (deepseek-ai/Janus, generation_inference.py): from all codes, as they are."""
+
+
 def write_processor(folder: Path, image_size: int, num_positions: int, prompt_format: dict[str, str]) -> None:
     """preprocessor_config.json, processor_config.json and chat_template.jinja.
 
@@ -61,10 +65,7 @@ def generation_config(special: SpecialIds, drawing: Mapping[str, float]) -> dict
         "eos_token_id": special.eos,
         "pad_token_id": special.pad,
         "do_sample": True,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "guidance_scale": 5.0,
+        **DRAWING,
         **drawing,
         "generation_kwargs": {"boi_token_id": special.begin_of_image},
     }

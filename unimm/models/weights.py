@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unimm.files import read_json
+from unimm.models.hub import download_model
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -46,14 +45,7 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
         raise ValueError(
             f"There is no folder {name}: name a model's folder, or a hub id such as deepseek-community/Janus-Pro-1B."
         )
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*WANTED, "*.bin"] if from_pickle else WANTED))
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{name} is neither a folder nor a model that the Hugging Face hub or its local cache gives ({reason}): "
-            f"check the name and the network."
-        ) from error
+    return download_model(name, [*WANTED, "*.bin"] if from_pickle else WANTED)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Trials that take turns, each in a process of its own: neither memory nor warmth of one reaches the next.
+
+A benchmark's module is run with one trial as JSON (`python -m MODULE {...}`) and prints what it measured as its last line.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+PEERS = ("unimm", "transformers")
+
+
+def run_in_turns(module: str, trials: list[Any], repeats: int, progress: Callable[[Any], None]) -> list[dict[str, Any]]:
+    """The medians of what each trial measured, beside its own fields.
+
+    trials: frozen dataclasses with a field `who`. `progress` is told which one is next.
+
+    Raises:
+        ValueError: a trial failed; the last line that it said.
+    """
+    measured: list[list[dict[str, float]]] = [[] for _ in trials]
+    for _ in range(repeats):
+        for trial, runs in zip(trials, measured, strict=True):
+            progress(trial)
+            words = [sys.executable, "-m", module, json.dumps(asdict(trial))]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                raise ValueError(f"The trial of {trial.who} failed: {done.stderr.strip().splitlines()[-1]}")
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    medians = [{key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in measured]
+    return [{**asdict(trial), **values} for trial, values in zip(trials, medians, strict=True)]
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process ever had; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

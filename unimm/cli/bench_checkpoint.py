@@ -1,0 +1,43 @@
+"""What a benchmark measures: a folder that is named, or random weights in a size that conf/model names."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimm.bench.random_checkpoint import write_random_checkpoint
+from unimm.cli.build import build, compose_config, conf_folder, fill_sizes
+
+VOCABULARY = 1024
+"""Of a random model whose configuration leaves it to the text tokenizer."""
+
+
+@contextmanager
+def checkpoint(model: str, dtype: torch.dtype, tell: Callable[[str], None]) -> Iterator[Path]:
+    """The folder `model`, or for as long as it is used one with random weights of that name. `tell` hears what takes time.
+
+    Raises:
+        ValueError: there is neither a folder nor a size of that name.
+    """
+    if Path(model).is_dir():
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory() as room:
+        tell(f"Writing random weights of {model}")
+        _write(Path(room) / "model", model, dtype)
+        yield Path(room) / "model"
+
+
+def _write(folder: Path, name: str, dtype: torch.dtype) -> None:
+    """With the image tokenizer that goes with the size."""
+    known = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"There is no model '{name}': name a folder, or one of {', '.join(known)}.")
+    config: Any = build(compose_config("train", [f"model={name}", "image_tokenizer=x", "codes=x"]).model)
+    grid = config.vision.image_size // config.vision.patch_size
+    words = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]
+    tokenizer = build(compose_config("train_tokenizer", words).tokenizer)
+    write_random_checkpoint(folder, fill_sizes(config, tokenizer, VOCABULARY), tokenizer, dtype)
