@@ -8,17 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unimm.inference.decode import Limits
     from unimm.inference.engine import Engine
     from unimm.inference.load import load
     from unimm.sequence import Kind, Segment, Sequence
 
     __version__: str
 
-__all__ = ["Engine", "Kind", "Segment", "Sequence", "__version__", "load"]
+__all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load"]
 
 _HOMES = {
     "load": "unimm.inference.load",
     "Engine": "unimm.inference.engine",
+    "Limits": "unimm.inference.decode",
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",

@@ -95,6 +95,10 @@ class Segment:
         """Whether there is something left to fill."""
         return self.limit is not None
 
+    def known(self, place: int, otherwise: int) -> int:
+        """The element at a place of an open segment where it is known, else `otherwise`."""
+        return self.ids[place] if place < len(self.ids) and self.ids[place] != BLANK else otherwise
+
     @property
     def length(self) -> int:
         """How many positions it takes; an open segment counts its limit."""

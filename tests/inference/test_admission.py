@@ -1,19 +1,25 @@
 """Requests come and go between steps; whoever comes, goes or fails, everybody else gets the same ids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unimm.batch import collate
 from unimm.data.template import Turn
-from unimm.inference.decode import Decoder
+from unimm.inference.decode import Decoder, Limits, QueueFull
 from unimm.inference.engine import Engine
-from unimm.inference.rows import Request
-from unimm.inference.sampling import Sampling
+from unimm.inference.load import load
+from unimm.inference.rows import Job, Request
+from unimm.inference.sampling import Sampler, Sampling, guide
+from unimm.sequence import Kind, Sequence
 
-NUM_REQUESTS = 6
+NUM_REQUESTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,8 @@ def requests(tiny_engine: Engine) -> list[Request]:
         Request(template.draw("a", num_codes=12), Sampling(1.0, seed=4)),
         Request(template.chat([Turn("user", ("一个小的红色圆形",))], 4), Sampling()),
         Request(template.draw("a red circle", num_codes=7), Sampling(1.0, seed=1, index=1), 5.0),
+        Request(template.draw("a red circle", num_codes=9), Sampling(1.0, seed=6), 3.0, guidance_interval=(0.3, 0.7)),
+        Request(template.chat([Turn("user", ("How many?",))], 9), Sampling(1.0, seed=2, repetition_penalty=1.7), logprobs=True),
     ]
 
 
@@ -36,8 +44,38 @@ def alone(tiny_engine: Engine, requests: list[Request]) -> list[list[int]]:
     return [make_decoder(tiny_engine, 2).fill([request])[0] for request in requests]
 
 
+class Replay:
+    """A CUDA graph as a CPU can have it: what was recorded for a shape runs again, whatever is asked for later."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[Hashable, Callable[[], Any]] = {}
+        self.places: dict[Hashable, list[int]] = {}
+
+    def run(self, shape: Hashable, work: Callable[[], Any], changed: list[torch.Tensor]) -> Any:
+        places = [tensor.data_ptr() for tensor in changed]
+        assert self.places.setdefault(shape, places) == places, "a captured step would read what is no longer there"
+        return self.recorded.setdefault(shape, work)()
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are captured, numbers of rows and slots rounded up, as on a GPU."""
+    monkeypatch.setattr("unimm.inference.step.make_graphs", lambda fast: Replay())
+
+
 def make_decoder(engine: Engine, max_rows: int) -> Decoder:
-    return Decoder(engine.model, engine.tokenizer.special.pad, max_rows)
+    return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows))
+
+
+def make_limited(engine: Engine, lags: bool = False, deterministic: bool = False, **limits: Any) -> Decoder:
+    decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(**limits), deterministic=deterministic)
+    decoder._running.lags = lags
+    return decoder
+
+
+def is_empty(decoder: Decoder) -> bool:
+    stats = decoder.stats()
+    return (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
 
 
 def finish(decoder: Decoder, tickets: list[int]) -> dict[int, list[int]]:
@@ -61,8 +99,7 @@ def test_a_queue_fills_what_each_request_fills_alone(
     decoder = make_decoder(tiny_engine, max_rows)
     assert decoder.fill(requests) == alone
     assert decoder.fill(requests[::-1]) == alone[::-1]
-    stats = decoder.stats()
-    assert (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
+    assert is_empty(decoder)
 
 
 schedules = st.lists(
@@ -74,13 +111,19 @@ schedules = st.lists(
     max_size=25,
 )
 
+HOUSES = {
+    "plain": {},
+    "prefill in pieces": {"prefill_positions": 5},
+    "reading a step late": {"lags": True},
+    "a full house": {"deterministic": True, "max_positions": 64},
+    "all at once": {"deterministic": True, "max_positions": 64, "lags": True, "prefill_positions": 7},
+}
 
-@settings(max_examples=150, deadline=None)
-@given(schedule=schedules, max_rows=st.integers(2, 7))
-def test_no_schedule_of_comings_and_goings_changes_anybodys_ids(
-    schedule: list[tuple[str, int]], max_rows: int, tiny_engine: Engine, requests: list[Request], alone: list[list[int]]
+
+def run_schedule(
+    house: str, schedule: list[tuple[str, int]], max_rows: int, engine: Engine, requests: list[Request], alone: list[list[int]]
 ) -> None:
-    decoder = make_decoder(tiny_engine, max_rows)
+    decoder = make_limited(engine, max_rows=max_rows, **HOUSES[house])
     asked: dict[int, int] = {}
     for action, number in schedule:
         if action == "submit":
@@ -94,8 +137,63 @@ def test_no_schedule_of_comings_and_goings_changes_anybodys_ids(
                 assert decoder.stats().num_rows <= max_rows
     filled = finish(decoder, list(asked))
     assert {ticket: filled[ticket] for ticket in asked} == {ticket: alone[number] for ticket, number in asked.items()}
-    stats = decoder.stats()
-    assert (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
+    assert is_empty(decoder)
+
+
+@pytest.mark.parametrize("house", HOUSES)
+@settings(max_examples=40, deadline=None)
+@given(schedule=schedules, max_rows=st.integers(2, 7))
+def test_no_schedule_of_comings_and_goings_changes_anybodys_ids(
+    house: str,
+    schedule: list[tuple[str, int]],
+    max_rows: int,
+    tiny_engine: Engine,
+    requests: list[Request],
+    alone: list[list[int]],
+) -> None:
+    run_schedule(house, schedule, max_rows, tiny_engine, requests, alone)
+
+
+@pytest.mark.usefixtures("captured")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(house=st.sampled_from(list(HOUSES)), schedule=schedules, max_rows=st.integers(2, 7))
+def test_nor_where_steps_are_captured(
+    house: str,
+    schedule: list[tuple[str, int]],
+    max_rows: int,
+    tiny_engine: Engine,
+    requests: list[Request],
+    alone: list[list[int]],
+) -> None:
+    run_schedule(house, schedule, max_rows, tiny_engine, requests, alone)
+
+
+@pytest.mark.usefixtures("captured")
+def test_a_captured_step_serves_others_later(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> None:
+    decoder = make_limited(tiny_engine, lags=True)
+    running = decoder.submit(requests[3])  # somebody stays, so that the cache does, too
+    decoder.step()
+    for _ in range(3):
+        assert decoder.fill([requests[4]]) == [alone[4]]
+        assert decoder.fill([requests[0]]) == [alone[0]]
+        if decoder.stats().num_running == 0:
+            running = decoder.submit(requests[3])
+            decoder.step()
+    decoder.abort(running)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(house=st.sampled_from(list(HOUSES)), schedule=schedules, max_rows=st.integers(2, 7))
+def test_nor_do_a_thousand(
+    house: str,
+    schedule: list[tuple[str, int]],
+    max_rows: int,
+    tiny_engine: Engine,
+    requests: list[Request],
+    alone: list[list[int]],
+) -> None:
+    run_schedule(house, schedule, max_rows, tiny_engine, requests, alone)
 
 
 def test_two_streams_are_read_in_any_order(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> None:
@@ -160,7 +258,7 @@ def test_a_step_that_fails_leaves_a_decoder_that_works(
         raise torch.OutOfMemoryError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "_advance", fail)
+        patch.setattr(decoder._running, "_launch", fail)
         with pytest.raises(torch.OutOfMemoryError):
             list(stream)
     with pytest.raises(RuntimeError, match="ask again"):
@@ -168,9 +266,151 @@ def test_a_step_that_fails_leaves_a_decoder_that_works(
     assert decoder.fill(requests) == alone
 
 
-def test_the_queue_is_served_in_its_order(tiny_engine: Engine, requests: list[Request]) -> None:
+def test_kinds_are_served_in_turns_and_each_in_its_order(tiny_engine: Engine, requests: list[Request]) -> None:
     decoder = make_decoder(tiny_engine, 2)
-    tickets = [decoder.submit(request) for request in (requests[3], requests[0], requests[4])]
+    tickets = [decoder.submit(request) for request in (requests[3], requests[0], requests[3], requests[4])]
     decoder.step()
-    # The first takes one row of two; the second wants both, and is not overtaken by the third.
-    assert [len(decoder.take(ticket)[0]) for ticket in tickets] == [1, 0, 0]
+    # The first drawing takes one row of two. The second wants both and is not overtaken by the third; the text comes before.
+    assert [len(decoder.take(ticket)[0]) for ticket in tickets] == [1, 0, 0, 1]
+
+
+def test_a_prefill_that_fails_is_nobody_elses_trouble(
+    tiny_engine: Engine, requests: list[Request], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_decoder(tiny_engine, 4)
+    running = decoder.submit(requests[0])
+    decoder.step()
+    failing = decoder.submit(requests[1])
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_engine.model, "embed", fail)
+        decoder.step()
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.take(failing)
+    with pytest.raises(KeyError):
+        decoder.take(failing)
+    later = decoder.submit(requests[1])
+    assert finish(decoder, [running, later]) == {running: alone[0], later: alone[1]}
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_engine.model, "embed", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            decoder.fill(requests[:2])
+    assert is_empty(decoder)
+
+
+def test_a_full_queue_refuses(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> None:
+    decoder = Decoder(tiny_engine.model, tiny_engine.tokenizer.special.pad, Limits(max_rows=2, max_waiting=2))
+    tickets = [decoder.submit(requests[number]) for number in (0, 1)]
+    with pytest.raises(QueueFull, match="2 requests wait already"):
+        decoder.submit(requests[2])
+    decoder.step()
+    tickets.append(decoder.submit(requests[2]))
+    assert list(finish(decoder, tickets).values()) == alone[:3]
+
+
+def test_a_cache_that_is_full_makes_them_wait(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> None:
+    probe = make_decoder(tiny_engine, 128)
+    stream = probe.steps(requests[:1])
+    next(stream)
+    two_rows = probe.stats().cache_bytes
+    limited = Decoder(tiny_engine.model, tiny_engine.tokenizer.special.pad, Limits(max_cache_bytes=two_rows))
+    assert limited.fill(requests) == alone
+    assert limited.fill(requests[::-1]) == alone[::-1]
+    small = Decoder(tiny_engine.model, tiny_engine.tokenizer.special.pad, Limits(max_cache_bytes=two_rows - 1))
+    with pytest.raises(ValueError, match="bytes of keys and values, but the engine has max_cache_bytes"):
+        small.submit(requests[0])
+    assert small.fill([requests[3]]) == [alone[3]]
+
+
+def test_positions_can_be_limited(tiny_engine: Engine, requests: list[Request]) -> None:
+    length = requests[0].sequence.length
+    assert make_limited(tiny_engine, max_positions=length).fill(requests[:1])
+    with pytest.raises(ValueError, match=f"takes {length} positions .* but the engine takes {length - 1}"):
+        make_limited(tiny_engine, max_positions=length - 1).fill(requests[:1])
+
+
+def test_guidance_for_a_part_costs_a_part(tiny_engine: Engine) -> None:
+    prompt = tiny_engine.template.draw("a red circle", num_codes=20)
+    spent = {}
+    for interval in ((0.0, 1.0), (0.0, 0.5), (0.25, 0.75), (0.5, 1.0), (0.3, 0.3)):
+        request = Request(prompt, Sampling(1.0, seed=4), 5.0, interval)
+        decoder = make_decoder(tiny_engine, 4)
+        ids = decoder.fill([request])[0]
+        assert decoder.fill([requests_of_others(tiny_engine), request])[1] == ids
+        begin, end = (round(20 * part) for part in interval)
+        spent[interval] = end - begin
+        expected = decode_by_hand(tiny_engine, prompt, request, range(begin, end))
+        assert ids == expected, interval
+        decoder = make_decoder(tiny_engine, 4)
+        decoder.fill([request])
+        # The first element comes from the prefill; so does the first that is guided late, but for its last given one.
+        assert decoder.stats().decoded_rows == 19 + max(end - max(begin, 1), 0)
+
+
+def test_guidance_that_begins_during_another_ones_prefill(tiny_engine: Engine, requests: list[Request]) -> None:
+    late = Request(tiny_engine.template.draw("a red circle", num_codes=8), Sampling(1.0, seed=4), 5.0, (0.5, 1.0))
+    ids = make_decoder(tiny_engine, 8).fill([late])[0]
+    decoder = make_limited(tiny_engine, prefill_positions=2)
+    first = decoder.submit(late)
+    while not decoder.take(first)[0]:
+        decoder.step()
+    others = [decoder.submit(request) for request in requests]
+    filled = finish(decoder, [first, *others])
+    assert filled[first] == ids[1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_decoding_is_the_same_in_any_company(dtype: torch.dtype, tiny_folder: Path) -> None:
+    engine = load(tiny_folder, "cpu", dtype)
+    requests = [
+        Request(engine.template.draw("a red circle", num_codes=30), Sampling(1.0, seed=seed), scale)
+        for seed, scale in ((1, 5.0), (2, 1.0), (3, 2.0))
+    ]
+    question = Request(engine.template.chat([Turn("user", ("How many?",))], 12), Sampling(1.0, seed=5))
+    decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows=8, max_positions=96), deterministic=True)
+    together = decoder.fill([*requests, question])
+    assert [decoder.fill([request])[0] for request in [*requests, question]] == together
+    assert decoder.fill([question, *requests]) == [together[3], *together[:3]]
+
+
+def test_log_probabilities_are_those_of_the_model(tiny_engine: Engine, requests: list[Request]) -> None:
+    asked = [replace(request, logprobs=True) for request in requests[:2]]
+    jobs: list[Job] = []
+    list(make_decoder(tiny_engine, 8).steps([*asked, requests[2]], jobs=jobs))
+    for request, job in zip(asked, jobs, strict=False):
+        sequence, size = request.sequence.fill(job.filled), len(job.filled)
+        logits = logits_of(tiny_engine, sequence, request.blank.kind, size)
+        if request.guidance_scale != 1.0:
+            null = sequence.unconditioned(tiny_engine.tokenizer.special.pad)
+            scale = torch.full((size,), request.guidance_scale)
+            logits = guide(logits, logits_of(tiny_engine, null, request.blank.kind, size), scale)
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(job.filled)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(job.logprobs), expected, atol=1e-4)
+    assert jobs[2].logprobs == []
+
+
+def requests_of_others(engine: Engine) -> Request:
+    return Request(engine.template.chat([Turn("user", ("Which one?",))], 15), Sampling(1.0, seed=8))
+
+
+def logits_of(engine: Engine, sequence: Sequence, kind: Kind, num_filled: int) -> torch.Tensor:
+    batch = collate([[sequence]])
+    with torch.inference_mode():
+        hidden = engine.model.hidden(engine.model.embed(batch), batch.attention_mask(), batch.positions)
+        return engine.model.vocabulary_ports[kind].logits(hidden[0, -num_filled - 1 : -1])
+
+
+def decode_by_hand(engine: Engine, prompt: Sequence, request: Request, guided: range) -> list[int]:
+    """One element after another, each from a forward over everything, guided where it should be."""
+    ids: list[int] = []
+    for place in range(request.blank.limit or 0):
+        closed = prompt.fill([*ids, 0])
+        logits = logits_of(engine, closed, request.blank.kind, 1)
+        if place in guided:
+            null = closed.unconditioned(engine.tokenizer.special.pad)
+            logits = guide(logits, logits_of(engine, null, request.blank.kind, 1), torch.tensor([request.guidance_scale]))
+        ids.append(int(Sampler([request.sampling], torch.device("cpu"))(logits, torch.tensor([place]))))
+    return ids

@@ -95,7 +95,7 @@ def test_image_i_depends_on_seed_and_i_alone(tiny_engine: Engine) -> None:
 
 
 def test_taking_turns_changes_nothing(tiny_engine: Engine) -> None:
-    narrow = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer, max_rows=3)
+    narrow = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer, limits=unimm.Limits(max_rows=3))
     words = {"num_images": 2, "seed": 1, "guidance_scale": 3.0}
     assert torch.equal(narrow.generate_codes(PROMPTS, **words), tiny_engine.generate_codes(PROMPTS, **words))
 

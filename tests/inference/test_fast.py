@@ -11,7 +11,7 @@ from janus_cases import write_checkpoint
 import unimm
 from unimm.inference.cache import RowCache
 from unimm.inference.fast import FastModel, attend
-from unimm.inference.linear import Int8Linear, PackedLinear, can_pack, make_linear
+from unimm.inference.linear import Int4Linear, Int8Linear, PackedLinear, can_pack, make_linear, quantize_by_torchao
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 
@@ -78,14 +78,45 @@ def test_packed_products_are_products(dtype: torch.dtype) -> None:
         torch.testing.assert_close(packed(x), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
 
 
-def test_int8_products_are_near() -> None:
+@pytest.mark.parametrize(("weights", "error"), [("int8", 0.02), ("int4", 0.15)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_of_few_bits_are_near(weights: str, error: float, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(128, out, bias=has_bias, dtype=torch.bfloat16) for out in (64, 32)]
+    x = torch.randn(5, 128, dtype=torch.bfloat16)
+    few = make_linear(layers, weights)
+    assert isinstance(few, {"int8": Int8Linear, "int4": Int4Linear}[weights])
+    assert relative_error(few(x), torch.cat([layer(x) for layer in layers], dim=-1)) < error
+
+
+@pytest.mark.parametrize(("weights", "error"), [("int8", 0.02), ("fp8", 0.06)])
+def test_so_are_those_of_torchao(weights: str, error: float) -> None:
+    """What a GPU decodes with; int4 has no CPU kernel there."""
+    pytest.importorskip("torchao")
     torch.manual_seed(0)
     layer = torch.nn.Linear(128, 64, dtype=torch.bfloat16)
     x = torch.randn(5, 128, dtype=torch.bfloat16)
-    int8 = make_linear([layer], int8=True)
-    assert isinstance(int8, Int8Linear)
-    error = (int8(x) - layer(x)).float().pow(2).mean().sqrt()
-    assert error < 0.02 * layer(x).float().std()
+    quantized = quantize_by_torchao(layer.weight, layer.bias, weights)
+    with torch.inference_mode():
+        assert relative_error(quantized(x), layer(x)) < error
+
+
+def test_a_layer_that_has_no_whole_groups_keeps_its_bits() -> None:
+    layer = torch.nn.Linear(100, 64, dtype=torch.bfloat16)
+    assert isinstance(make_linear([layer], "int4"), PackedLinear)
+
+
+@pytest.mark.parametrize(("weights", "error"), [("int8", 0.03), ("int4", 0.4)])
+@torch.inference_mode()
+def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:
+    model = tiny_model(400).bfloat16()
+    x, positions = torch.randn(3, model.width, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.long)
+    plain, few = (FastModel(model, kind).advance(x, positions, 1, RowCache(2)) for kind in (None, weights))
+    assert 0 < relative_error(few, plain) < error
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).detach().float().norm() / expected.detach().float().norm())
 
 
 def test_attention_is_softmax_attention() -> None:
@@ -102,9 +133,13 @@ def test_kinds_have_a_head_each() -> None:
     assert set(FastModel(tiny_model(400)).heads) == {Kind.TEXT, Kind.CODES}
 
 
-def test_int8_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="not for float32 with llama on cpu"):
-        FastModel(tiny_model(400), int8=True)
+def test_few_bits_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="not for float32 with llama"):
+        FastModel(tiny_model(400), "int8")
+    with pytest.raises(ValueError, match="fp8 weights are for GPUs"):
+        FastModel(tiny_model(400).bfloat16(), "fp8")
+    with pytest.raises(ValueError, match="no weights 'int3': choose one of int8, int4, fp8"):
+        FastModel(tiny_model(400), "int3")
 
 
 @torch.inference_mode()

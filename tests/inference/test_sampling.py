@@ -1,9 +1,12 @@
 """From logits to ids: what top-k, top-p, temperature and guidance keep and choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from unimm.inference.sampling import Sampler, Sampling, guide, keep_likely
+from unimm.inference.sampling import Sampler, Sampling, guide, keep_at_least, keep_likely
 
 CPU = torch.device("cpu")
 PROBABILITIES = torch.tensor([[0.05, 0.5, 0.15, 0.3]])
@@ -68,6 +71,34 @@ def test_a_low_temperature_is_greedy_and_a_high_one_flat() -> None:
     assert (shares(100.0) - 1 / 3).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+def test_min_p_keeps_what_transformers_keeps(min_p: float, temperature: float) -> None:
+    logits = torch.randn(5, 200, generator=torch.Generator().manual_seed(1)) * 3 / temperature
+    ours = keep_at_least(logits, torch.full((5,), min_p))
+    theirs = MinPLogitsWarper(min_p)(torch.zeros(5, 1, dtype=torch.long), logits) if min_p else logits
+    assert torch.equal(ours, theirs)
+
+
+def test_a_repetition_penalty_is_that_of_transformers() -> None:
+    """Over steps: what was given and everything chosen since is pressed down, in rows that ask for it."""
+    generator = torch.Generator().manual_seed(0)
+    given = [[3, 5, 7], [3, 5, 7], [1, 1, 4]]
+    rows = [Sampling(repetition_penalty=1.8), Sampling(), Sampling(1.0, seed=3, repetition_penalty=0.6)]
+    sampler, steps = Sampler(rows, CPU, given, 12), torch.zeros(3, dtype=torch.long)
+    histories = [list(ids) for ids in given]
+    for step in range(20):
+        logits = torch.randn(3, 12, generator=generator)
+        chosen = sampler(logits, steps + step)
+        for row, history in enumerate(histories):
+            theirs = RepetitionPenaltyLogitsProcessor(rows[row].repetition_penalty)(
+                torch.tensor([history]), logits[row : row + 1].clone()
+            )
+            plain = Sampler([replace(rows[row], repetition_penalty=1.0)], CPU)
+            assert chosen[row] == plain(theirs, steps[:1] + step)
+            history.append(int(chosen[row]))
+
+
 def test_guidance_is_linear_in_its_scale() -> None:
     conditional, unconditional = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 3.0]])
     assert torch.equal(guide(conditional, unconditional, torch.tensor([1.0])), conditional)
@@ -85,6 +116,10 @@ def test_guidance_is_linear_in_its_scale() -> None:
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("nan")),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, value: float) -> None:

@@ -68,7 +68,8 @@ def _open_ours(trial: Trial) -> tuple[Callable, Callable, int, float]:
     from unimm.inference.rows import Request
 
     engine = load(trial.folder, trial.device, trial.dtype)
-    engine.decoder = Decoder(engine.model, engine.tokenizer.special.pad, engine.max_rows, trial.weights == "int8")
+    weights = None if trial.weights == "as dtype" else trial.weights
+    engine.decoder = Decoder(engine.model, engine.tokenizer.special.pad, weights=weights)
     engine.decoder.fill([Request(engine.template.draw(PROMPT, num_codes=WARM_UP_CODES), guidance_scale=trial.guidance_scale)])
     prompts = _prompts(trial.batch_size)
     config, num_codes = engine.model.config, engine.image_tokenizer.num_codes

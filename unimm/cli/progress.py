@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unimm.inference.engine import DrawingProgress
+from unimm.inference.drawing import DrawingProgress
 
 
 @contextmanager

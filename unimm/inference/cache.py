@@ -39,7 +39,7 @@ class RowCacheLayer(CacheLayerMixin):
         """Write (R, H, T, d) at the cache's slots; give what may be looked at, (R, H, used, d), in the cache's own dtype."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._grow()
+        self.grow()
         assert self.keys is not None and self.values is not None
         rows, slots_RT, used = self._cache.rows, self._cache.slots, self._cache.used
         keys, values = self.keys[rows], self.values[rows]
@@ -67,11 +67,14 @@ class RowCacheLayer(CacheLayerMixin):
         """Of both buffers."""
         return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
 
-    def _grow(self) -> None:
+    def grow(self) -> bool:
+        """Let the buffers hold what the cache has reserved; whether that took new ones."""
         assert self.keys is not None and self.values is not None
         rows, slots = self._cache.num_rows, self._cache.num_slots
-        if self.keys.shape[0] < rows or self.keys.shape[2] < slots:
-            self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
+        if self.keys.shape[0] >= rows and self.keys.shape[2] >= slots:
+            return False
+        self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
+        return True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._cache.used, 0
@@ -98,11 +101,12 @@ class RowCache(Cache):
     """One `RowCacheLayer` a layer of the trunk, all told the same rows and slots.
 
     rows: those of the next forward. slots: (R, T) where it writes. used: how many slots it reads.
-    num_rows, num_slots: what the buffers hold at least.
+    num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is asked for.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self.num_rows = self.num_slots = self.used = 0
+    def __init__(self, num_layers: int, most_rows: int = 2**31) -> None:
+        self.most_rows = most_rows
+        self.num_rows = self.num_slots = self.used = self.generation = 0
         self.rows = slice(0, 0)
         self.slots = torch.zeros(1, 1, dtype=torch.long)
         super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
@@ -114,10 +118,17 @@ class RowCache(Cache):
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Let the buffers hold so many rows of so many slots, at their next use; more is kept for what follows."""
-        if num_rows > self.num_rows:
-            self.num_rows = max(num_rows, 2 * self.num_rows)
-        if num_slots > self.num_slots:
-            self.num_slots = -(-num_slots // BUCKET) * BUCKET
+        self.num_rows, self.num_slots = self.reserved(num_rows, num_slots)
+
+    def reserved(self, num_rows: int, num_slots: int) -> tuple[int, int]:
+        """The rows and slots that it would hold then."""
+        rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, min(2 * self.num_rows, self.most_rows))
+        return rows, max(self.num_slots, -(-num_slots // BUCKET) * BUCKET)
+
+    def settle(self) -> None:
+        """Let the buffers grow now rather than at their next use; `generation` tells whether they lie where they lay."""
+        grown = [layer.grow() for layer in self.layers if isinstance(layer, RowCacheLayer) and layer.is_initialized]
+        self.generation += any(grown)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let a row begin with the first `length` positions of another."""

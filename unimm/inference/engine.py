@@ -5,49 +5,32 @@ back into images. It knows no HTTP and no files but the model's own folder.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from unimm.data.image import crop, to_pil
 from unimm.data.records import ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
-from unimm.data.text import StreamDecoder, TextTokenizer
+from unimm.data.text import TextTokenizer
 from unimm.data.views import DESCRIBE
 from unimm.inference.conventions import DrawingDefaults
-from unimm.inference.decode import Decoder
-from unimm.inference.inputs import Message, check_text, pair, read_messages
+from unimm.inference.decode import Decoder, Limits
+from unimm.inference.drawing import DrawingProgress, draw
+from unimm.inference.inputs import Message, check_text, pair, read_messages, read_stop
+from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampling
+from unimm.inference.writing import Completion, write
+from unimm.inference.writing import stream as write_stream
 from unimm.models.folder import save_model
 from unimm.models.hub import upload_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Sequence
-
-
-@dataclass(frozen=True)
-class DrawingProgress:
-    """What a `callback` is told while images are drawn: `step` of `num_steps` codes an image are there, on average.
-
-    codes: (num_images of all prompts, most that any has) long; -1 where one has not come so far.
-    """
-
-    step: int
-    num_steps: int
-    codes: torch.Tensor
-
-    @classmethod
-    def of(cls, filled: list[list[int]], num_steps: int) -> "DrawingProgress":
-        """From the codes of each image so far."""
-        longest = max(len(codes) for codes in filled)
-        padded = [codes + [-1] * (longest - len(codes)) for codes in filled]
-        return cls(sum(len(codes) for codes in filled) // len(filled), num_steps, torch.tensor(padded))
 
 
 class Engine:
@@ -59,7 +42,8 @@ class Engine:
         tokenizer: its text tokenizer.
         prompt_format: how its prompts are written.
         drawing: how it draws where a call does not say.
-        max_rows: rows that are decoded together; more requests than that are taken in turns. Guidance takes two rows.
+        limits: how much it decodes at once, and how much may wait.
+        weights, deterministic: as `Decoder` has them.
     """
 
     def __init__(
@@ -69,7 +53,9 @@ class Engine:
         tokenizer: TextTokenizer,
         prompt_format: PromptFormat | None = None,
         drawing: DrawingDefaults | None = None,
-        max_rows: int = 128,
+        limits: Limits | None = None,
+        weights: str | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.model = model
         self.image_tokenizer = image_tokenizer
@@ -78,8 +64,8 @@ class Engine:
         self.prompt_format = prompt_format or PromptFormat()
         self.drawing = drawing or DrawingDefaults()
         self.template = Template(tokenizer, self.prompt_format, vision.image_size, vision.num_patches)
-        self.max_rows = max_rows
-        self.decoder = Decoder(model, tokenizer.special.pad, max_rows)
+        self.coder = ImageCoder(image_tokenizer, alone=deterministic)
+        self.decoder = Decoder(model, tokenizer.special.pad, limits, weights, deterministic)
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +102,23 @@ class Engine:
             self.save(Path(folder) / "model")
             return upload_model(Path(folder) / "model", repo_id, private)
 
+    @torch.no_grad()
+    def update_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copy new values into the model's parameters, by name; what is on its way goes on with them.
+
+        Raises:
+            ValueError: a name or shape is none of the model's; then nothing has changed.
+        """
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        new = dict(tensors)
+        for name, tensor in new.items():
+            if name not in own or own[name].shape != tensor.shape:
+                expected = f"{tuple(own[name].shape)}" if name in own else "no such parameter"
+                raise ValueError(f"The weights of {name!r} are {tuple(tensor.shape)}, but the model has {expected}.")
+        for name, tensor in new.items():
+            own[name].copy_(tensor)
+        self.decoder.renew()
+
     # -- text out -----------------------------------------------------------------------------------------------------
 
     def caption(
@@ -126,7 +129,7 @@ class Engine:
         Args:
             image: a path, bytes, a PIL image or an array (H, W, 3) uint8; or a list of these.
             language: "en" or "zh": the language of the request.
-            sampling: `top_k`, `top_p`, `seed` of `Sampling`.
+            sampling: `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
 
         Returns:
             A string, or a list of strings for a list.
@@ -142,6 +145,7 @@ class Engine:
         question: str | list[str],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
+        stop: str | list[str] | None = None,
         **sampling,
     ) -> Any:
         """Answer a question about an image; lists are paired, a single one goes with every one of the other.
@@ -155,7 +159,8 @@ class Engine:
         for one, text in zip(images, questions, strict=True):
             check_text(text, "question")
             sequences.append(self.template.chat([Turn("user", (self.template.look(one), text))], max_new_tokens))
-        texts = self._texts([Request(sequence, settings) for sequence in sequences])
+        requests = [Request(sequence, settings) for sequence in sequences]
+        texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
         return texts if is_list else texts[0]
 
     def chat(
@@ -164,6 +169,7 @@ class Engine:
         stream: bool = False,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
+        stop: str | list[str] | None = None,
         **sampling,
     ) -> str | Iterator[str]:
         """The assistant's next turn of a conversation with any number of images.
@@ -172,16 +178,40 @@ class Engine:
             messages: `transformers`-style messages; images as {"type": "image", "image" | "path" | "url": ...}. A first one of
                 role "system" replaces the model's own system prompt.
             stream: give the text piece by piece as it comes.
+            stop: as in `complete`.
 
         Returns:
             The text, or an iterator over its pieces.
         """
-        turns, system_prompt = read_messages(messages, self.template)
-        sequence = self.template.chat(turns, max_new_tokens, system_prompt)
-        request = Request(sequence, Sampling(temperature=temperature, **sampling))
         if not stream:
-            return self._texts([request])[0]
-        return self._pieces(self.decoder.steps([request]))  # a request that cannot be filled is refused before the first piece
+            return self.complete(messages, max_new_tokens, temperature, stop, **sampling).text
+        request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling))
+        return write_stream(self.decoder, self.tokenizer, request, read_stop(stop))
+
+    def complete(
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        **sampling,
+    ) -> Completion:
+        """As `chat`, with all there is to know: why the text ended, its tokens, their log-probabilities.
+
+        Args:
+            stop: the text ends before the first of these strings.
+            logprobs: keep the log-probability of every token.
+            sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
+        """
+        request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling), logprobs)
+        return write(self.decoder, self.tokenizer, [request], read_stop(stop))[0]
+
+    def _chat_request(
+        self, messages: list[Message], max_new_tokens: int, sampling: Sampling, logprobs: bool = False
+    ) -> Request:
+        turns, system_prompt = read_messages(messages, self.template)
+        return Request(self.template.chat(turns, max_new_tokens, system_prompt), sampling, logprobs=logprobs)
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -195,6 +225,7 @@ class Engine:
         top_k: int | None = None,
         top_p: float | None = None,
         callback: Callable[[DrawingProgress], None] | None = None,
+        **more,
     ) -> Any:
         """Draw images from a prompt, or from each of a list of prompts.
 
@@ -205,23 +236,32 @@ class Engine:
             temperature: 0.0 takes the likeliest code every time.
             callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
 
+            more: `min_p` of `Sampling`, `guidance_interval` of `Request`.
+
         Returns:
             A list of PIL images; a list of such lists for a list of prompts.
         """
-        codes = self.generate_codes(
-            prompt,
-            num_images,
-            seed,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            callback=callback,
-        )
+        settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
+        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        images = self._finish(draw(self.decoder, requests, self.coder), callback).images or []
         if isinstance(prompt, str):
-            return self.decode_codes(codes)
-        images = self.decode_codes(codes.flatten(0, 1)) if len(prompt) else []
+            return images
         return [images[start : start + num_images] for start in range(0, len(images), num_images)]
+
+    def stream_images(
+        self, prompt: str | list[str], num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
+    ) -> Iterator[DrawingProgress]:
+        """Draw images and tell how far they are after every code; the same images as `generate_images`.
+
+        Args:
+            preview_every: codes an image between previews. They are made beside the drawing, and left out when they are late.
+            settings: as in `generate_images`.
+
+        Returns:
+            An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
+        """
+        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        return draw(self.decoder, requests, self.coder, preview_every)
 
     def generate_codes(
         self,
@@ -229,67 +269,59 @@ class Engine:
         num_images: int = 1,
         seed: int = 0,
         *,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         callback: Callable[[DrawingProgress], None] | None = None,
+        **settings,
     ) -> torch.Tensor:
-        """The codes that `generate_images` decodes: (num_images, num_codes) long on the CPU.
+        """The codes that `generate_images` decodes, with its settings: (num_images, num_codes) long on the CPU.
 
         A list of prompts gives (num_prompts, num_images, num_codes).
         """
+        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        if not requests:
+            return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
+        codes = self._finish(draw(self.decoder, requests), callback).codes
+        return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
+
+    def _drawing_requests(self, prompt: str | list[str], num_images: int, seed: int, **settings: Any) -> list[Request]:
+        """A request an image, prompt after prompt."""
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}.")
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        drawing = replace(self.drawing, **{name: value for name, value in given.items() if value is not None})
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        num_codes = self.image_tokenizer.num_codes
+        own = {name: value for name in asdict(self.drawing) if (value := settings.pop(name, None)) is not None}
+        drawing = replace(self.drawing, **own)
+        min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
+        if settings:
+            raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
         requests = []
-        for text in prompts:
+        for text in [prompt] if isinstance(prompt, str) else prompt:
             check_text(text, "prompt")
-            sequence = self.template.draw(text, num_codes=num_codes)
+            sequence = self.template.draw(text, num_codes=self.image_tokenizer.num_codes)
             for index in range(num_images):
-                settings = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, seed, index)
-                requests.append(Request(sequence, settings, drawing.guidance_scale))
-        filled = self._fill(requests, callback)
-        codes = torch.tensor(filled, dtype=torch.long).view(len(prompts), num_images, num_codes)
-        return codes[0] if isinstance(prompt, str) else codes
+                sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, seed, index, min_p)
+                requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
+        return requests
 
-    @torch.inference_mode()
+    @staticmethod
+    def _finish(progress: Iterator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
+        state = DrawingProgress(0, 0)
+        for state in progress:
+            if callback is not None and state.num_steps:
+                callback(state)
+        return state
+
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
         """codes (num_images, num_codes) or (num_codes,) -> PIL images.
 
         Raises:
             ValueError: a code is outside the codebook, or their number is not that of an image.
         """
-        codes = torch.as_tensor(codes, dtype=torch.long)
-        codes = codes[None] if codes.dim() == 1 else codes
-        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.image_tokenizer.codebook_size:
-            raise ValueError(
-                f"Codes lie in [0, {self.image_tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}."
-            )
-        images = []
-        for part in codes.split(2 if self.device.type == "cpu" else self.max_rows // 2 or 1):
-            pixels = self.image_tokenizer.decode(part.to(self.device)).float().clamp(-1, 1).cpu().numpy()
-            images += [to_pil(image) for image in pixels]
-        return images
+        return self.coder.decode(codes)
 
-    @torch.inference_mode()
     def encode_image(self, image: ImageLike | list) -> torch.Tensor:
         """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop.
 
         A list of n images gives (n, num_codes).
         """
-        images = image if isinstance(image, list) else [image]
-        size, dtype = self.image_tokenizer.image_size, next(self.image_tokenizer.parameters()).dtype
-        codes = [torch.empty(0, self.image_tokenizer.num_codes, dtype=torch.long)]
-        step = self.max_rows // 2 or 1
-        for start in range(0, len(images), step):
-            pixels = torch.from_numpy(np.stack([crop(one, size) for one in images[start : start + step]]))
-            codes.append(self.image_tokenizer.encode(pixels.to(self.device, dtype)).cpu())
-        together = torch.cat(codes)
-        return together if isinstance(image, list) else together[0]
+        return self.coder.encode(image) if isinstance(image, list) else self.coder.encode([image])[0]
 
     # -- the general call ---------------------------------------------------------------------------------------------
 
@@ -299,28 +331,4 @@ class Engine:
         """Open sequences in, closed sequences out, texts and drawings mixed in one batch."""
         settings = sampling if isinstance(sampling, list) else [sampling or Sampling()] * len(sequences)
         requests = [Request(sequence, one, guidance_scale) for sequence, one in zip(sequences, settings, strict=True)]
-        return [sequence.fill(ids) for sequence, ids in zip(sequences, self._fill(requests), strict=True)]
-
-    def _fill(self, requests: list[Request], callback: Callable[[DrawingProgress], None] | None = None) -> list[list[int]]:
-        filled: list[list[int]] = [[] for _ in requests]
-        for new in self.decoder.steps(requests):
-            for index, token in new.items():
-                filled[index].append(token)
-            if callback is not None:
-                callback(DrawingProgress.of(filled, requests[0].blank.limit or 0))
-        return filled
-
-    def _texts(self, requests: list[Request]) -> list[str]:
-        return [self.tokenizer.decode(ids).strip() for ids in self._fill(requests)]
-
-    def _pieces(self, steps: Iterator[dict[int, int]]) -> Iterator[str]:
-        decoder = StreamDecoder(self.tokenizer)
-        started = False
-        for new in steps:
-            piece = decoder.push(new[0])
-            piece = piece if started else piece.lstrip()
-            if piece:
-                started = True
-                yield piece
-        if rest := decoder.finish():
-            yield rest
+        return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]

@@ -10,18 +10,21 @@ Shapes: R rows, D trunk width, H query heads, G key-value heads, S slots in use,
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from unimm.inference.cache import RowCache, RowCacheLayer
-from unimm.inference.linear import Linear, make_linear
+from unimm.inference.linear import QUANTIZED, Linear, make_linear
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
@@ -31,31 +34,29 @@ class FastModel:
 
     The model's weights are read when it is made: make it again when they have changed (`is_current`).
 
-    int8: keep weights as int8 with a scale a row. ValueError: the device, dtype or trunk has no such product.
+    weights: decode with copies of the trunk's weights in fewer bits, one of `QUANTIZED` ("int8" of the heads, too).
+        ValueError: the device, dtype or trunk has no such products.
     """
 
-    def __init__(self, model: UnifiedModel, int8: bool = False) -> None:
+    def __init__(self, model: UnifiedModel, weights: str | None = None) -> None:
         self.model = model
-        self._versions = _versions(model)
         self.layers: list[_Layer] | None = None
         self.heads: dict[Kind, Linear] = {}
-        device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
         is_llama_shaped = _is_llama_shaped(model.trunk.config)
-        if int8 and not (device.type == "cpu" and dtype == torch.bfloat16 and is_llama_shaped):
-            raise ValueError(
-                f"int8 weights are for bfloat16 models with a trunk of {', '.join(LLAMA_SHAPED)} on a CPU, "
-                f"not for {str(dtype).removeprefix('torch.')} with {model.trunk.config.model_type} on {device.type}."
-            )
-        # A GPU decodes with the model's own forward. On a CPU arranged weights lie beside the model's, which there are mostly
-        # pages of its file that may go.
-        if device.type != "cpu":
-            return
-        if not int8 and not _has_room_for_copies(model):
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        if weights is not None:
+            _check_weights(weights, model, is_llama_shaped)
+        # On a CPU arranged weights lie beside the model's, which there are mostly pages of its file that may go.
+        if on_cpu and weights is None and not _has_room_for_copies(model):
             logger.warning("Too little memory is free for arranged copies of the weights: decoding goes on without, slower.")
-            return
-        self.heads = {Kind.TEXT: make_linear([model.text.head], int8), Kind.CODES: _chain(model.codes.head, int8)}
-        if is_llama_shaped:
-            self.layers = [_Layer(layer, int8) for layer in model.trunk.layers]
+        else:
+            of_heads = weights if weights == "int8" else None
+            if on_cpu or of_heads:
+                self.heads[Kind.TEXT] = make_linear([model.text.head], of_heads)
+                self.heads[Kind.CODES] = _chain(model.codes.head, of_heads)
+            if is_llama_shaped:
+                self.layers = [_Layer(layer, weights) for layer in model.trunk.layers]
+        self._versions = _versions(model)
 
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were read."""
@@ -65,7 +66,7 @@ class FastModel:
         """ids (n,) -> (n, D)."""
         return self.model.vocabulary_ports[kind].embed(ids_n)
 
-    def sample(self, kind: Kind, hidden_nD: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def sample(self, kind: Kind, hidden_nD: torch.Tensor, choose: Callable[[torch.Tensor], T]) -> T:
         """One step of sampling of the rows that fill `kind`: as `VocabularyPort.sample`."""
         if kind in self.heads:
             return choose(self.heads[kind](hidden_nD))
@@ -93,13 +94,13 @@ class FastModel:
 class _Layer:
     """One decoder layer over one position a row."""
 
-    def __init__(self, layer: Any, int8: bool) -> None:
+    def __init__(self, layer: Any, weights: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = make_linear([attention.q_proj, attention.k_proj, attention.v_proj], int8)
-        self.out = make_linear([attention.o_proj], int8)
-        self.gate_up = make_linear([mlp.gate_proj, mlp.up_proj], int8)
-        self.down = make_linear([mlp.down_proj], int8)
+        self.qkv = make_linear([attention.q_proj, attention.k_proj, attention.v_proj], weights)
+        self.out = make_linear([attention.o_proj], weights)
+        self.gate_up = make_linear([mlp.gate_proj, mlp.up_proj], weights)
+        self.down = make_linear([mlp.down_proj], weights)
         self.activation = mlp.act_fn
         self.head_dim, self.scale = attention.head_dim, attention.scaling
         self.num_heads = attention.q_proj.out_features // self.head_dim
@@ -127,9 +128,14 @@ def attend(
 ) -> torch.Tensor:
     """One query a row and head against the cache, in the cache's dtype; heads share keys in groups. Gives (R, H, d).
 
-    Plain products: for single queries they are faster than the fused kernel on a CPU, which is made for many.
+    On a CPU by plain products: for single queries they are faster there than the fused kernel, which is made for many.
     """
     rows, num_heads, head_dim = q_RHd.shape
+    if q_RHd.is_cuda:
+        mask_R11S = mask_R11S.to(q_RHd.dtype)
+        return F.scaled_dot_product_attention(
+            q_RHd[:, :, None], keys_RGSd, values_RGSd, mask_R11S, scale=scale, enable_gqa=keys_RGSd.shape[1] != num_heads
+        )[:, :, 0]
     groups = keys_RGSd.shape[1]
     q_RGnd = (q_RHd * scale).to(keys_RGSd.dtype).view(rows, groups, num_heads // groups, head_dim)
     scores_RGnS = q_RGnd @ keys_RGSd.transpose(-1, -2)
@@ -143,8 +149,8 @@ def _rotate(x_RHd: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor) -
     return x_RHd * cos_R1d + torch.cat([-second, first], dim=-1) * sin_R1d
 
 
-def _chain(head: nn.Sequential, int8: bool) -> Linear:
-    steps = [make_linear([part], int8) if isinstance(part, nn.Linear) else part for part in head]
+def _chain(head: nn.Sequential, weights: str | None) -> Linear:
+    steps = [make_linear([part], weights) if isinstance(part, nn.Linear) else part for part in head]
 
     def run(x: torch.Tensor) -> torch.Tensor:
         for step in steps:
@@ -157,6 +163,19 @@ def _chain(head: nn.Sequential, int8: bool) -> Linear:
 def _is_llama_shaped(config: Any) -> bool:
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"}
+
+
+def _check_weights(weights: str, model: UnifiedModel, is_llama_shaped: bool) -> None:
+    first = next(model.parameters())
+    if weights not in QUANTIZED:
+        raise ValueError(f"There are no weights '{weights}': choose one of {', '.join(QUANTIZED)}.")
+    if first.dtype != torch.bfloat16 or not is_llama_shaped:
+        raise ValueError(
+            f"Weights of fewer bits are for bfloat16 models with a trunk of {', '.join(LLAMA_SHAPED)}, not for "
+            f"{str(first.dtype).removeprefix('torch.')} with {model.trunk.config.model_type}: load it with dtype='bfloat16'."
+        )
+    if first.device.type == "cpu" and weights == "fp8":
+        raise ValueError("fp8 weights are for GPUs: on a CPU take int8.")
 
 
 def _has_room_for_copies(model: UnifiedModel) -> bool:

@@ -63,6 +63,15 @@ def check_text(text: Any, name: str) -> None:
         raise ValueError(f"The {name} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read.")
 
 
+def read_stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple. ValueError: one of them is empty or none."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for one in strings:
+        if not isinstance(one, str) or not one:
+            raise ValueError(f"stop is a string or a list of strings, none of them empty, not {stop!r}.")
+    return strings
+
+
 def pair(image: ImageLike | list, question: str | list[str]) -> tuple[list, list[str], bool]:
     """Images and questions as two lists of one length, and whether a list goes back."""
     is_list = isinstance(image, list) or isinstance(question, list)

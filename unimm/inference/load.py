@@ -1,6 +1,7 @@
 """From a path to an engine: a model folder's weights, its text tokenizer, and its conventions."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,13 +12,16 @@ from unimm.inference.engine import Engine
 from unimm.models.folder import LoadedModel, load_model
 
 
-def load(path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Engine:
+def load(
+    path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, **engine: Any
+) -> Engine:
     """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.devices.keep_memory`).
 
     Args:
         path: a model folder, or a hub id such as "deepseek-community/Janus-Pro-1B".
         device: "cuda", "cuda:1", "mps", "cpu"; default: the best that is here.
         dtype: "float32", "bfloat16" or "float16"; default: a sensible one for the model's size and the device.
+        engine: `limits`, `weights` ("int8", "int4", "fp8") and `deterministic` of `Engine`.
 
     Raises:
         ValueError: there is no such model, it cannot be read, or the device is not here: one sentence says what to do.
@@ -27,11 +31,11 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     where = choose_device(device)
     if where.type == "cpu":
         keep_memory()
-    return open_engine(_load_model(path, where, dtype))
+    return open_engine(_load_model(path, where, dtype), **engine)
 
 
-def open_engine(loaded: LoadedModel) -> Engine:
-    """The engine of a model that was read, with what its folder holds beside the weights.
+def open_engine(loaded: LoadedModel, **engine: Any) -> Engine:
+    """The engine of a model that was read, with what its folder holds beside the weights; `engine` as in `load`.
 
     Raises:
         ValueError: the text tokenizer is missing or does not fit, or a convention of the folder cannot be followed.
@@ -43,7 +47,8 @@ def open_engine(loaded: LoadedModel) -> Engine:
         raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} ids, the model {rows}: they are not of one model.")
     check_image_preparation(folder)
     prompt_format = read_prompt_format(folder, loaded.config, tokenizer)
-    return Engine(loaded.model, loaded.image_tokenizer, tokenizer, prompt_format, read_drawing_defaults(folder))
+    drawing = read_drawing_defaults(folder)
+    return Engine(loaded.model, loaded.image_tokenizer, tokenizer, prompt_format, drawing, **engine)
 
 
 def _load_model(path: str | Path, device: torch.device, dtype: str | torch.dtype | None) -> LoadedModel:

@@ -1,56 +1,129 @@
-"""Requests as rows of the decode loop: who they are, which kind they fill, which of them begin alike.
+"""Requests and their rows in the decode loop.
 
-A request is one row, or two with guidance: the prompt's and the null prompt's.
+A request is one row, or two where guidance asks for the null prompt as well: from the step where guidance begins to the step
+where it ends.
 """
 
-from collections import deque
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-
-from unimm.inference.sampling import Sampler, Sampling
-from unimm.sequence import Segment, Sequence
-
-PADDING = 1.3
-"""Sequences are prefilled together when the longest is at most so many times the shortest."""
+from unimm.inference.sampling import Sampling
+from unimm.sequence import Kind, Segment, Sequence
 
 
 @dataclass(frozen=True)
 class Request:
-    """An open sequence and how to fill it. guidance_scale: 1.0 is off and costs nothing."""
+    """An open sequence and how to fill it.
+
+    guidance_scale: 1.0 is off and costs nothing.
+    guidance_interval: the part of the open segment that guidance is for, from 0 to 1 (arXiv 2404.07724); beyond it, it costs
+        nothing either.
+    logprobs: keep the log-probability of every id, after guidance and before temperature.
+    """
 
     sequence: Sequence
     sampling: Sampling = field(default_factory=Sampling)
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    logprobs: bool = False
 
     @property
     def blank(self) -> Segment:
         """The open segment."""
         return self.sequence.segments[-1]
 
+    @cached_property
+    def guided(self) -> range:
+        """The elements of the open segment that are guided."""
+        if self.guidance_scale == 1.0 or self.blank.limit is None:
+            return range(0)
+        begin, end = (round(part * self.blank.limit) for part in self.guidance_interval)
+        return range(begin, end)
+
     @property
     def num_rows(self) -> int:
-        """Rows that it takes while it is decoded."""
-        return 1 if self.guidance_scale == 1.0 else 2
+        """Rows that it takes at most while it is decoded."""
+        return 2 if self.guided else 1
+
+    def check(self) -> None:
+        """ValueError: nobody could fill this, and why."""
+        if not self.sequence.is_open:
+            raise ValueError("This sequence has no open segment: there is nothing to fill.")
+        if len(self.sequence.segments) == 1:
+            raise ValueError("Something must be given before what is to be filled: begin with the begin-of-sentence id.")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be 0 or positive, not {self.guidance_scale}.")
+        begin, end = self.guidance_interval
+        if not 0.0 <= begin <= end <= 1.0:
+            raise ValueError(f"guidance_interval is two ascending numbers from 0 to 1, not {begin} and {end}.")
+        if self.sampling.repetition_penalty != 1.0 and self.blank.kind != Kind.TEXT:
+            raise ValueError("repetition_penalty is for text: an image repeats its codes all the time.")
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. pending: ids that nobody has taken yet."""
+    """A request on its way.
+
+    filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them somebody has.
+    error: why it cannot go on.
+    """
 
     ticket: int
     request: Request
-    num_filled: int = 0
-    token: int = 0
-    pending: deque[int] = field(default_factory=deque)
+    filled: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    num_taken: int = 0
     done: bool = False
+    error: Exception | None = None
+
+    def accept(self, token: int, logprob: float) -> int:
+        """Take the next id, or the one that is known of that place; gives which."""
+        blank = self.request.blank
+        place = len(self.filled)
+        token = blank.known(place, token)
+        self.filled.append(token)
+        if self.request.logprobs:
+            self.logprobs.append(logprob)
+        self.done = len(self.filled) == blank.limit or token in blank.stop
+        return token
+
+    def take(self) -> list[int]:
+        """The ids that came since it was last asked."""
+        new = self.filled[self.num_taken :]
+        self.num_taken = len(self.filled)
+        return new
+
+    def take_one(self) -> int | None:
+        """The first of these, if there is one."""
+        if not self.has_news:
+            return None
+        self.num_taken += 1
+        return self.filled[self.num_taken - 1]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are ids that nobody has taken."""
+        return self.num_taken < len(self.filled)
+
+    @property
+    def begins_guidance(self) -> bool:
+        """Whether its null row must join now; one that is guided from the first element on has it from the beginning."""
+        guided = self.request.guided
+        return bool(guided) and len(self.filled) == guided.start and guided.start > 0 and not self.done
+
+    @property
+    def is_near_a_turn(self) -> bool:
+        """Whether one of its next two elements is known, is its last, or begins or ends guidance."""
+        blank, guided, place = self.request.blank, self.request.guided, len(self.filled)
+        assert blank.limit is not None
+        turns = {blank.limit, guided.start, guided.stop}
+        return len(blank.ids) > place or any(place <= turn <= place + 2 for turn in turns)
 
 
 @dataclass(eq=False)
 class Row:
-    """A row of the cache. length: positions of it that are written. is_null: it belongs to the null prompt."""
+    """A row of the cache. sequence: what it begins with. length: positions of it that are written."""
 
     job: Job
     sequence: Sequence
@@ -60,41 +133,14 @@ class Row:
     @cached_property
     def beginning(self) -> tuple:
         """What two rows that begin alike have in common: their given elements, images by identity."""
-        return tuple((segment.kind, segment.ids, id(segment.pixels)) for segment in self.sequence.given.segments)
+        return tuple((segment.kind, segment.ids, id(segment.pixels)) for segment in self.sequence.segments)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its request is done, or its guidance."""
+        return self.job.done or (self.is_null and len(self.job.filled) >= self.job.request.guided.stop)
 
-@dataclass
-class Group:
-    """The rows that fill one kind. all_rows: first one a request, then its null rows; guided: which requests have one."""
-
-    jobs: list[Job]
-    all_rows: torch.Tensor
-    num_null: int
-    guided: torch.Tensor
-    scales: torch.Tensor
-    sampler: Sampler
-
-    @classmethod
-    def of(cls, places: list[int], rows: list[Row], device: torch.device) -> "Group":
-        conditional = [place for place in places if not rows[place].is_null]
-        null = [place for place in places if rows[place].is_null]
-        jobs = [rows[place].job for place in conditional]
-        number = {job.ticket: index for index, job in enumerate(jobs)}
-        guided = [number[rows[place].job.ticket] for place in null]
-        return cls(
-            jobs=jobs,
-            all_rows=torch.tensor(conditional + null, dtype=torch.long, device=device),
-            num_null=len(null),
-            guided=torch.tensor(guided, dtype=torch.long, device=device),
-            scales=torch.tensor([jobs[index].request.guidance_scale for index in guided], device=device),
-            sampler=Sampler([job.request.sampling for job in jobs], device),
-        )
-
-
-def alike(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of ascending lengths that are near enough to be padded to their longest."""
-    start = 0
-    for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or lengths[stop] > PADDING * lengths[start]:
-            yield start, stop
-            start = stop
+    @property
+    def num_slots(self) -> int:
+        """Positions that it will have written at the end."""
+        return self.job.request.sequence.length

@@ -7,13 +7,15 @@ Shapes: n elements, N images, P patches, D trunk width, V vocabulary (text token
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from unimm.models.vision import MLP, VisionTower
+
+T = TypeVar("T")
 
 
 class Tally(NamedTuple):
@@ -31,6 +33,8 @@ class Tally(NamedTuple):
 class VocabularyPort(nn.Module):
     """A port whose elements are ids of a vocabulary: what text and codes have in common."""
 
+    vocabulary_size: int
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (n,) -> embeddings (n, D)."""
         raise NotImplementedError
@@ -46,8 +50,8 @@ class VocabularyPort(nn.Module):
         correct_n = (logits_nV.detach().argmax(-1) == targets_n) if len(targets_n) else torch.zeros_like(weights_n)
         return Tally((losses_n * weights_n).sum(), (correct_n * weights_n).sum(), weights_n.sum())
 
-    def sample(self, hidden: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """One step of sampling: hidden (n, D) -> ids; `choose` maps logits (n, V) to ids."""
+    def sample(self, hidden: torch.Tensor, choose: Callable[[torch.Tensor], T]) -> T:
+        """One step of sampling: hidden (n, D) -> what `choose` makes of logits (n, V)."""
         return choose(self.logits(hidden))
 
 
@@ -56,6 +60,7 @@ class TextPort(VocabularyPort):
 
     def __init__(self, vocabulary_size: int, width: int, tied: bool = False) -> None:
         super().__init__()
+        self.vocabulary_size = vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.head = nn.Linear(width, vocabulary_size, bias=False)
         if tied:
@@ -103,6 +108,7 @@ class CodesPort(VocabularyPort):
 
     def __init__(self, codebook_size: int, code_dim: int, width: int, aligner_depth: int = 2) -> None:
         super().__init__()
+        self.vocabulary_size = codebook_size
         self.embedding = nn.Embedding(codebook_size, code_dim)
         self.aligner = MLP(code_dim, width, aligner_depth)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, codebook_size))

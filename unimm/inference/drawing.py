@@ -1,0 +1,108 @@
+"""Images as they are drawn: codes in, pictures out; previews of what is there so far, and whole pictures as soon as they are.
+
+Turning codes into pixels is another network's work. A second thread does it, on a GPU on a stream of its own, so that the next
+codes do not wait for it; previews that come too late are left out. What is drawn is the same with previews and without.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from unimm.inference.decode import Decoder
+from unimm.inference.pixels import ImageCoder
+from unimm.inference.rows import Request
+
+GREY = (128, 128, 128)
+"""Where a preview has nothing yet."""
+
+
+@dataclass(frozen=True)
+class DrawingProgress:
+    """How far a drawing is: `step` of `num_steps` codes an image are there, on average.
+
+    images: previews of all images, or at the end (`is_final`) the images; None where there are none at this step.
+    """
+
+    step: int
+    num_steps: int
+    images: list[Image.Image] | None = None
+    is_final: bool = False
+    _filled: list[list[int]] = field(default_factory=list, repr=False)
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The codes so far: (num_images of all prompts, most that any has) long; -1 where one has not come so far."""
+        longest = max(len(codes) for codes in self._filled)
+        return torch.tensor([codes + [-1] * (longest - len(codes)) for codes in self._filled])
+
+
+def draw(
+    decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
+) -> Iterator[DrawingProgress]:
+    """Fill the open codes of requests, all of the same number.
+
+    Args:
+        coder: turns codes into pictures; None: codes are all that is wanted.
+        preview_every: codes an image between previews; 0: none.
+
+    Returns:
+        An iterator over the progress of every step; the last one is final.
+
+    Raises:
+        ValueError: a request can never be filled; before the first step.
+    """
+    if preview_every < 0:
+        raise ValueError(f"preview_every is a number of codes (0: no previews), not {preview_every}.")
+    return _draw(requests, decoder.steps(requests), coder, preview_every)
+
+
+def _draw(
+    requests: list[Request], steps: Iterator[dict[int, int]], coder: ImageCoder | None, preview_every: int
+) -> Iterator[DrawingProgress]:
+    filled: list[list[int]] = [[] for _ in requests]
+    num_steps = (requests[0].blank.limit or 0) if requests else 0
+    with ThreadPoolExecutor(1, "unimm-images") as room:
+        finished: list[tuple[list[int], Future[list[Image.Image]]]] = []
+        waiting: list[int] = []
+        preview: Future[list[Image.Image]] | None = None
+        shown = 0
+        for new in steps:
+            for index, token in new.items():
+                filled[index].append(token)
+            step = sum(len(codes) for codes in filled) // len(filled)
+            waiting += [index for index in new if len(filled[index]) == num_steps]
+            is_last = step == num_steps
+            # On a CPU two networks at a time only get into each other's way.
+            if coder is not None and waiting and (is_last or coder.has_own_stream):
+                finished.append((waiting, room.submit(coder.decode, torch.tensor([filled[index] for index in waiting]))))
+                waiting = []
+            if is_last:
+                continue
+            images = None
+            if preview is not None and preview.done():
+                images, preview = preview.result(), None
+            if coder is not None and preview_every and preview is None and step - shown >= preview_every:
+                preview, shown = room.submit(_preview, coder, [list(codes) for codes in filled], num_steps), step
+            yield DrawingProgress(step, num_steps, images, _filled=filled)
+        images = None if coder is None else _in_order(finished)
+    yield DrawingProgress(num_steps, num_steps, images, is_final=True, _filled=filled)
+
+
+def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> list[Image.Image]:
+    images = {index: image for indices, future in finished for index, image in zip(indices, future.result(), strict=True)}
+    return [images[index] for index in sorted(images)]
+
+
+def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int) -> list[Image.Image]:
+    """Pictures of codes so far: whole rows, and grey below them."""
+    side = round(num_codes**0.5)
+    # The rest must be some code; the last one that is there disturbs its neighbours least.
+    padded = [codes + [codes[-1] if codes else 0] * (num_codes - len(codes)) for codes in filled]
+    images = coder.decode(torch.tensor(padded))
+    for codes, image in zip(filled, images, strict=True):
+        top = len(codes) // side * image.height // side
+        image.paste(GREY, (0, top, image.width, image.height))
+    return images

@@ -1,0 +1,62 @@
+"""Codes to pictures and pictures to codes, a few at a time, with the image tokenizer on its device."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unimm.data.image import crop, to_pil
+from unimm.data.records import ImageLike
+from unimm.models.image_tokenizer import ImageTokenizer
+
+AT_ONCE = 64
+"""Images in one go on a GPU."""
+
+AT_ONCE_ON_CPU = 2
+"""On a CPU: more only take more memory."""
+
+
+class ImageCoder:
+    """An image tokenizer in use. alone: one image at a time, so that nobody's numbers depend on company."""
+
+    def __init__(self, tokenizer: ImageTokenizer, alone: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._at_once = 1 if alone else AT_ONCE_ON_CPU if self._device.type == "cpu" else AT_ONCE
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    @property
+    def has_own_stream(self) -> bool:
+        """Whether it works beside other work of its device."""
+        return self._stream is not None
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> list[Image.Image]:
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images. From any thread; on a GPU beside what runs there.
+
+        Raises:
+            ValueError: a code is outside the codebook, or their number is not that of an image.
+        """
+        codes = torch.as_tensor(codes, dtype=torch.long)
+        codes = codes[None] if codes.dim() == 1 else codes
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.tokenizer.codebook_size:
+            raise ValueError(f"Codes lie in [0, {self.tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}.")
+        images = []
+        with torch.cuda.stream(self._stream):  # does nothing where there is none
+            for part in codes.split(self._at_once):
+                pixels = self.tokenizer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
+                images += [to_pil(image) for image in pixels]
+        return images
+
+    @torch.inference_mode()
+    def encode(self, images: list[ImageLike]) -> torch.Tensor:
+        """Images -> codes (n, num_codes) long on the CPU; short side to size, centre crop."""
+        dtype = next(self.tokenizer.parameters()).dtype
+        codes = [torch.empty(0, self.tokenizer.num_codes, dtype=torch.long)]
+        for start in range(0, len(images), self._at_once):
+            part = images[start : start + self._at_once]
+            pixels = torch.from_numpy(np.stack([crop(image, self.tokenizer.image_size) for image in part]))
+            codes.append(self.tokenizer.encode(pixels.to(self._device, dtype)).cpu())
+        return torch.cat(codes)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.tokenizer.parameters()).device
