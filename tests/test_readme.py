@@ -56,8 +56,15 @@ def test_the_python_example_runs(workplace: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count("\n") >= 2
 
 
+def test_the_streaming_example_runs(workplace: Path, tiny_engine: Engine) -> None:
+    names: dict = {"engine": tiny_engine}
+    exec(compile(fenced(ROOT / "README.md", "python")[1], "README.md", "exec"), names)
+    assert names["progress"].is_final and Image.open(workplace / "preview.png").size == (16, 16)
+    assert names["completion"].finish_reason in ("stop", "length")
+
+
 def test_the_loop_example_runs(tiny_engine: Engine) -> None:
-    example = fenced(ROOT / "README.md", "python")[1]
+    example = fenced(ROOT / "README.md", "python")[2]
     names = {"engine": tiny_engine, "request": Request(tiny_engine.template.draw("a", num_codes=4))}
     exec(compile(example, "README.md", "exec"), names)
     assert len(names["ids"]) == 1 and not names["done"]

@@ -5,29 +5,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.bench.generate import Trial, read_bandwidth
 from unimm.bench.trials import run_in_turns
 from unimm.cli.app import app
+from unimm.cli.bench_generate import read_batch
 
 
-def test_both_draw_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:
-    words = ["bench", "generate", "--model", tiny_folder, "--device", "cpu", "--dtype", "bfloat16", "--batch-size", 2, "--int8"]
-    result = CliRunner().invoke(app, [str(word) for word in [*words, "--out", tmp_path / "generate.json"]])
+def test_both_draw_and_write_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ["bench", "generate", "--model", tiny_folder, "--device", "cpu", "--dtype", "bfloat16", "--weights", "int8"]
+    words += ["--batch", "2", "--batch", "1+2", "--out", tmp_path / "generate.json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "generate.json").read_text())
-    assert [(one["who"], one["weights"]) for one in told["measured"]] == [
-        ("unimm", "as dtype"),
-        ("transformers", "as dtype"),
-        ("unimm", "int8"),
+    assert [(one["num_images"], one["num_texts"], one["who"], one["weights"]) for one in told["measured"]] == [
+        (images, texts, *peer)
+        for images, texts in ((2, 0), (1, 2))
+        for peer in (("unimm", "as dtype"), ("transformers", "as dtype"), ("unimm", "int8"))
     ]
     for one in told["measured"]:
-        assert one["seconds"] > 0 and one["decode_seconds"] > 0 and one["peak_gib"] > 0
+        assert one["seconds"] > one["first_seconds"] > 0 and one["decode_seconds"] > 0 and one["peak_gib"] > 0
         assert one["ms_a_step"] == pytest.approx(1e3 * one["seconds"] / 4)
-        assert one["images_a_second"] == pytest.approx(2 / one["seconds"])
-    assert told["measured"][0]["floor_ms"] > 0
+        assert one["images_a_second"] == pytest.approx(one["num_images"] / one["seconds"])
+        assert one["ids_a_second"] == pytest.approx((4 * one["num_images"] + 64 * one["num_texts"]) / one["seconds"])
+    floors = [one["floor_ms"] for one in told["measured"]]
+    assert floors[0] > 0 and floors[2] > 0 and not any((floors[1], *floors[3:]))
     assert {"command", "commit", "device", "torch", "transformers"} <= set(told["provenance"])
+    with Image.open(tmp_path / "generate.png") as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize("batch", ["0", "0+0", "x", "3+", "-1"])
+def test_batches_that_are_none(batch: str) -> None:
+    with pytest.raises(ValueError, match="A batch is IMAGES or IMAGES"):
+        read_batch(batch)
 
 
 def test_a_peer_that_cannot_draw_is_named(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def make_limited(engine: Engine, lags: bool = False, deterministic: bool = False
 
 
 def is_empty(decoder: Decoder) -> bool:
+    decoder.release()
     stats = decoder.stats()
     return (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
 

@@ -1,8 +1,9 @@
-"""How fast images are drawn, here and in `transformers`, on the same weights and prompts.
+"""How fast images are drawn and texts written, here and in `transformers`, on the same weights, prompts and images.
 
-Each trial is a process of its own, in turns: load, warm up, draw a batch, decode its images. A step is one code of every image.
-The floor is what no implementation goes below: reading the weights of trunk and image head once a step, and keys and values of
-every row so far, at the speed at which this device reads memory.
+Each trial is a process of its own, in turns: load, warm up, fill a batch, decode its images. A step is one code of every image,
+or one token of every text where there are no images. A mix is one batch here; `transformers`, which cannot mix, draws all
+images and then writes all texts, each in one batch. The floor is what no implementation goes below: reading the weights of
+trunk and head once a step, and keys and values of every row so far, at the speed at which this device reads memory.
 """
 
 import json
@@ -12,46 +13,75 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from unimm.bench.trials import peak_bytes
 
 PROMPT = "There are three small green triangles left of a large blue square"
-WARM_UP_CODES = 8
+QUESTION = "What is to be seen in this picture, and how many of it are there?"
+WARM_UP = 8
 BANDWIDTH_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One measurement. who: a peer; weights: "as dtype" or "int8" (unimm alone). guidance_scale: 1.0 is off."""
+    """One measurement. who: a peer; weights: "as dtype", or one of unimm's of fewer bits. guidance_scale: 1.0 is off.
+
+    num_images, num_texts: so many of each at once; a text is `num_tokens` about an image.
+    """
 
     who: str
     folder: str
     device: str
     dtype: str
-    batch_size: int
+    num_images: int
+    num_texts: int = 0
+    num_tokens: int = 64
     guidance_scale: float = 5.0
     weights: str = "as dtype"
+
+
+@dataclass
+class Work:
+    """A trial made ready: fill everything (and tell when the first ids are there), codes to pixels.
+
+    num_codes: an image. floor_bytes: that a step must read; 0 where nobody counts them.
+    """
+
+    fill: Callable[[Callable[[], None]], torch.Tensor]
+    decode: Callable[[torch.Tensor], Any]
+    num_codes: int
+    floor_bytes: float = 0.0
 
 
 def run_trial(trial: Trial) -> dict[str, float]:
     """Measure once, in this process.
 
     Returns:
-        `seconds` (all codes), `ms_a_step`, `images_a_second` (codes alone), `decode_seconds` (codes to pixels), `floor_ms` (of
-        unimm's trials), and `peak_gib` of the device, on a CPU of the process.
+        `seconds` (all codes and tokens), `first_seconds` (until the first of them), `ms_a_step`, `images_a_second`,
+        `ids_a_second` (codes and tokens), `decode_seconds` (codes to pixels, once warm), `floor_ms` (of unimm's trials), and
+        `peak_gib` of the device, on a CPU of the process.
     """
-    draw, decode, num_codes, floor_bytes = (_open_ours if trial.who == "unimm" else _open_theirs)(trial)
+    work = (_open_ours if trial.who == "unimm" else _open_theirs)(trial)
     device = torch.device(trial.device)
-    draw_seconds, codes = _timed(draw, device)
-    decode_seconds, _ = _timed(lambda: decode(codes), device)
-    assert codes.shape == (trial.batch_size, num_codes)
+    times: list[float] = []
+    started = time.perf_counter()
+    seconds, codes = _timed(lambda: work.fill(lambda: times.append(time.perf_counter())), device)
+    assert codes.shape == (trial.num_images, work.num_codes)
+    decode_seconds = 0.0
+    if trial.num_images:
+        work.decode(codes[:1])
+        decode_seconds, _ = _timed(lambda: work.decode(codes), device)
+    num_steps = work.num_codes if trial.num_images else trial.num_tokens
     return {
-        "seconds": draw_seconds,
-        "ms_a_step": 1e3 * draw_seconds / num_codes,
-        "images_a_second": trial.batch_size / draw_seconds,
+        "seconds": seconds,
+        "first_seconds": times[0] - started,
+        "ms_a_step": 1e3 * seconds / num_steps,
+        "images_a_second": trial.num_images / seconds,
+        "ids_a_second": (trial.num_images * work.num_codes + trial.num_texts * trial.num_tokens) / seconds,
         "decode_seconds": decode_seconds,
-        "floor_ms": 1e3 * floor_bytes / read_bandwidth(device),
+        "floor_ms": 1e3 * work.floor_bytes / read_bandwidth(device),
         "peak_gib": (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()) / 2**30,
     }
 
@@ -62,61 +92,119 @@ def read_bandwidth(device: torch.device) -> float:
     return BANDWIDTH_BYTES / min(_timed(content.sum, device)[0] for _ in range(8))
 
 
-def _open_ours(trial: Trial) -> tuple[Callable, Callable, int, float]:
-    from unimm.inference.decode import Decoder
+def _open_ours(trial: Trial) -> Work:
+    from unimm.data.template import Turn
     from unimm.inference.load import load
     from unimm.inference.rows import Request
+    from unimm.inference.sampling import Sampling
+    from unimm.sequence import Kind, Segment, Sequence
 
-    engine = load(trial.folder, trial.device, trial.dtype)
-    weights = None if trial.weights == "as dtype" else trial.weights
-    engine.decoder = Decoder(engine.model, engine.tokenizer.special.pad, weights=weights)
-    engine.decoder.fill([Request(engine.template.draw(PROMPT, num_codes=WARM_UP_CODES), guidance_scale=trial.guidance_scale)])
-    prompts = _prompts(trial.batch_size)
-    config, num_codes = engine.model.config, engine.image_tokenizer.num_codes
+    engine = load(trial.folder, trial.device, trial.dtype, weights=None if trial.weights == "as dtype" else trial.weights)
+    num_codes = engine.image_tokenizer.num_codes
+
+    def requests(num_codes: int, num_tokens: int) -> list[Request]:
+        drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _prompts(PROMPT, trial.num_images)]
+        texts = []
+        for image, question in _questions(trial):
+            asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens)
+            # Without stop ids: random weights stop anywhere.
+            texts.append(Sequence((*asked.segments[:-1], Segment.blank(Kind.TEXT, num_tokens))))
+        drawn = [Request(one, Sampling(1.0, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]
+        return drawn + [Request(one) for one in texts]
+
+    engine.decoder.fill(requests(WARM_UP, WARM_UP))
+
+    def fill(first: Callable[[], None]) -> torch.Tensor:
+        filled: list[list[int]] = [[] for _ in range(trial.num_images + trial.num_texts)]
+        for new in engine.decoder.steps(requests(num_codes, trial.num_tokens)):
+            first()
+            for index, token in new.items():
+                filled[index].append(token)
+        return torch.tensor(filled[: trial.num_images], dtype=torch.long).view(-1, num_codes)
+
+    return Work(fill, engine.decode_codes, num_codes, _floor_bytes(engine, trial))
+
+
+def _floor_bytes(engine: Any, trial: Trial) -> float:
+    """Weights of trunk and head, and half of the keys and values of images that are whole."""
+    if trial.num_texts or not trial.num_images:
+        return 0.0  # a mix changes from step to step
+    num_codes = engine.image_tokenizer.num_codes
     size = next(engine.model.parameters()).element_size()
-    length = engine.template.draw(PROMPT, num_codes=num_codes).given.length + num_codes / 2
-    weights = sum(p.numel() for part in (engine.model.trunk, engine.model.codes.head) for p in part.parameters()) * size
-    trunk = config.trunk_config()
+    bytes_a_weight = {"as dtype": size, "int8": 1, "fp8": 1, "int4": 0.5}[trial.weights]
+    parts = (engine.model.trunk, engine.model.codes.head)
+    weights = sum(p.numel() for part in parts for p in part.parameters()) * bytes_a_weight
+    trunk = engine.model.config.trunk_config()
     head_dim = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
-    rows = trial.batch_size * (1 if trial.guidance_scale == 1.0 else 2)
-    cached = 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * head_dim * size * rows * length
-
-    def draw() -> torch.Tensor:
-        return engine.generate_codes(prompts, seed=0, guidance_scale=trial.guidance_scale, temperature=1.0)[:, 0]
-
-    return draw, engine.decode_codes, num_codes, weights + cached
+    length = engine.template.draw(PROMPT, num_codes=num_codes).given.length + num_codes / 2
+    rows = trial.num_images * (1 if trial.guidance_scale == 1.0 else 2)
+    return weights + 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * head_dim * size * rows * length
 
 
 @torch.inference_mode()
-def _open_theirs(trial: Trial) -> tuple[Callable, Callable, int, float]:
+def _open_theirs(trial: Trial) -> Work:
     from transformers import AutoProcessor, DynamicCache, JanusForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(trial.folder)
     dtype = getattr(torch, trial.dtype)
     model: Any = JanusForConditionalGeneration.from_pretrained(trial.folder, dtype=dtype, device_map=trial.device)
-    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in _prompts(trial.batch_size)]
-    written = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-    inputs = processor(text=written, generation_mode="image", padding=True, return_tensors="pt").to(trial.device)
-    settings = {"generation_mode": "image", "do_sample": True, "top_k": 0, "guidance_scale": trial.guidance_scale}
-    model.generate(**inputs, max_new_tokens=WARM_UP_CODES)
+    processor.tokenizer.padding_side = "left"
+    drawing = {"generation_mode": "image", "do_sample": True, "top_k": 0, "guidance_scale": trial.guidance_scale}
+    writing = {"generation_mode": "text", "do_sample": False}
 
-    def draw() -> torch.Tensor:
+    def written(contents: list[list[dict]]) -> list[str]:
+        chats = [[{"role": "user", "content": content}] for content in contents]
+        return [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+
+    def draw(**more: Any) -> torch.Tensor:
+        prompts = written([[{"type": "text", "text": prompt}] for prompt in _prompts(PROMPT, trial.num_images)])
+        inputs = processor(text=prompts, generation_mode="image", padding=True, return_tensors="pt").to(trial.device)
         try:
-            return model.generate(**inputs, **settings)
+            return model.generate(**inputs, **drawing, **more)
         except (AttributeError, TypeError):  # its static cache, which is the faster one, does not work in every version
-            return model.generate(**inputs, **settings, past_key_values=DynamicCache())
+            return model.generate(**inputs, **drawing, **more, past_key_values=DynamicCache())
+
+    def write(num_tokens: int, **more: Any) -> None:
+        images, questions = zip(*_questions(trial), strict=True)
+        prompts = written([[{"type": "image"}, {"type": "text", "text": question}] for question in questions])
+        inputs = processor(text=prompts, images=list(images), padding=True, return_tensors="pt").to(trial.device, dtype)
+        model.generate(**inputs, **writing, **more, max_new_tokens=num_tokens, min_new_tokens=num_tokens)
+
+    num_codes = model.config.vision_config.num_image_tokens
+
+    def fill(first: Callable[[], None]) -> torch.Tensor:
+        def hear(_: Any, logits: torch.Tensor) -> torch.Tensor:
+            first()  # the first ids are chosen now
+            return logits
+
+        codes = draw(logits_processor=[hear]) if trial.num_images else torch.empty(0, num_codes)
+        if trial.num_texts:
+            write(trial.num_tokens, logits_processor=[hear])
+        return codes
+
+    if trial.num_images:
+        draw(max_new_tokens=WARM_UP)
+    if trial.num_texts:
+        write(WARM_UP)
 
     @torch.inference_mode()
     def decode(codes: torch.Tensor) -> torch.Tensor:
         return model.decode_image_tokens(codes)
 
-    return draw, decode, model.config.vision_config.num_image_tokens, 0.0
+    return Work(fill, decode, num_codes)
 
 
-def _prompts(count: int) -> list[str]:
-    """Prompts of different lengths."""
-    words = PROMPT.split()
+def _prompts(text: str, count: int) -> list[str]:
+    """Texts of different lengths."""
+    words = text.split()
     return [" ".join(words[: len(words) - index % 6]) for index in range(count)]
+
+
+def _questions(trial: Trial) -> list[tuple[np.ndarray, str]]:
+    """Images (384, 384, 3) uint8 and what is asked about them."""
+    noise = np.random.default_rng(0)
+    questions = _prompts(QUESTION, trial.num_texts)
+    return [(noise.integers(0, 256, (384, 384, 3), dtype=np.uint8), question) for question in questions]
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -48,6 +48,7 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
+Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
 OWN = " [default: the model's own]."
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
@@ -135,6 +136,7 @@ def caption(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Describe images. Several images give one line each: file, tab, caption.
 
@@ -142,7 +144,7 @@ def caption(
     Example:
       unimm caption photo.jpg --language zh
     """
-    engine = open_model(model, device, dtype)
+    engine = open_model(model, device, dtype, weights)
     captions = engine.caption(list(images), max_new_tokens, temperature, language)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
@@ -157,6 +159,7 @@ def answer(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Answer a question about an image.
 
@@ -164,7 +167,7 @@ def answer(
     Example:
       unimm answer photo.jpg "How many circles are there?"
     """
-    typer.echo(open_model(model, device, dtype).answer(image, question, max_new_tokens, temperature))
+    typer.echo(open_model(model, device, dtype, weights).answer(image, question, max_new_tokens, temperature))
 
 
 @app.command()
@@ -180,6 +183,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)] = None,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Draw images from a prompt, and print the files written.
 
@@ -189,7 +193,7 @@ def generate(
     """
     from unimm.cli.progress import drawing_bar
 
-    engine = open_model(model, device, dtype)
+    engine = open_model(model, device, dtype, weights)
     paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
     with drawing_bar() as told:
         images = engine.generate_images(prompt, num_images, seed, guidance_scale, temperature, top_k, top_p, told)
@@ -208,6 +212,7 @@ def evaluate_model(
     temperature: Annotated[float | None, typer.Option(help="Of all drawings; 0 takes the likeliest" + OWN)] = None,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Score a model on the built-in benchmarks.
 
@@ -219,7 +224,7 @@ def evaluate_model(
     from unimm.eval.suites import build_suite
 
     tasks = build_suite(suite, seed, guidance_scale, temperature)
-    evaluate(open_model(model, device, dtype), tasks, out)
+    evaluate(open_model(model, device, dtype, weights), tasks, out)
 
 
 @app.command()
@@ -251,7 +256,7 @@ def convert(
     run(source, out, from_pickle, dtype, push_to_hub, private)
 
 
-def open_model(model: str | None, device: str | None, dtype: str | None) -> "Engine":
+def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
     """The engine of the model that the words name, or of the default one.
 
     Raises:
@@ -263,7 +268,7 @@ def open_model(model: str | None, device: str | None, dtype: str | None) -> "Eng
     quiet_libraries()
     from unimm.inference.load import load
 
-    return load(named, device, dtype)
+    return load(named, device, dtype, weights=weights)
 
 
 def quiet_libraries() -> None:

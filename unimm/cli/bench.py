@@ -42,20 +42,25 @@ def generate(
     ),
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Images drawn at once; repeat it [default: 1, 8].")
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGES[+TEXTS]", help="Images drawn, texts written at once; repeat it [default: 1, 8, 8+8]."),
     ] = None,
     guidance_scale: Annotated[float, typer.Option(min=0.0, help="1 is off, which transformers cannot do.")] = 5.0,
-    int8: Annotated[bool, typer.Option("--int8", help="Time unimm with int8 weights too (CPU).")] = False,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON.")] = Path("runs/bench/generate.json"),
+    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
+        Path("runs/bench/generate.json")
+    ),
 ) -> None:
-    """How fast images are drawn, against transformers and against the speed at which the device reads its memory.
+    """How fast images are drawn and texts written, against transformers and against the speed of the device's memory.
 
     \b
     Example:
-      unimm bench generate --model janus_110m --batch-size 1 --batch-size 8 --int8
+      unimm bench generate --model janus_110m --batch 1 --batch 8 --batch 8+8 --weights int8
     """
     from unimm.cli.bench_generate import run
 
-    run(model, device, dtype, batch_size or [1, 8], guidance_scale, int8, repeats, out)
+    run(model, (device, dtype), batch or ["1", "8", "8+8"], guidance_scale, weights or [], repeats, out)

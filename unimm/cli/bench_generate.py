@@ -1,57 +1,66 @@
-"""`unimm bench generate`: the composition root of `unimm.bench.generate`; a table, and JSON with where it was measured."""
+"""`unimm bench generate`: the composition root of `unimm.bench.generate`; a table, a plot, JSON with where it was measured."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from unimm.bench.generate import Trial
+from unimm.bench.plot import plot_bars
 from unimm.bench.provenance import provenance
 from unimm.bench.trials import PEERS, run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device, choose_dtype
 from unimm.files import write_json
+from unimm.inference.linear import QUANTIZED
 
 console = Console(highlight=False)
 status = Console(stderr=True)
 
+COLUMNS = ("batch", "who", "s", "ms a step", "images/s", "ids/s", "first, s", "x theirs", "x floor", "pixels, s", "GiB")
+
 
 def run(
     model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_sizes: list[int],
+    place: tuple[str | None, str | None],
+    batches: list[str],
     guidance_scale: float,
-    int8: bool,
+    weights: list[str],
     repeats: int,
     out: Path,
 ) -> None:
-    """Time drawing with a model, here and in transformers.
+    """Time drawing and writing with a model, here and in transformers.
 
     Args:
         model: a size by name (a file of conf/model, then with random weights), or a Janus' folder.
-        int8: time unimm with int8 weights too.
-        out: JSON file for the figures.
+        place: device and dtype.
+        batches: "IMAGES" or "IMAGES+TEXTS" at once.
+        weights: of fewer bits, to time unimm with too.
+        out: JSON file for the figures; the plot lies beside it.
 
     Raises:
-        ValueError: there is no such size or folder.
+        ValueError: there is no such size or folder, or a batch or weights are none.
     """
-    where = choose_device(device)
-    name = str(choose_dtype(dtype, where)).removeprefix("torch.")
+    where = choose_device(place[0])
+    dtype = choose_dtype(place[1], where)
+    name = str(dtype).removeprefix("torch.")
+    sizes = [read_batch(batch) for batch in batches]
+    if unknown := set(weights) - set(QUANTIZED):
+        raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
     # Without guidance transformers cannot draw.
     peers = [(who, "as dtype") for who in PEERS if who == "unimm" or guidance_scale > 1]
-    peers += [("unimm", "int8")] if int8 else []
-    with status.status("") as shown, checkpoint(model, getattr(torch, name), shown.update) as folder:
+    peers += [("unimm", few) for few in weights]
+    with status.status("") as shown, checkpoint(model, dtype, shown.update) as folder:
         trials = [
-            Trial(who, str(folder), str(where), name, size, guidance_scale, weights)
-            for size in batch_sizes
-            for who, weights in peers
+            Trial(who, str(folder), str(where), name, *size, guidance_scale=guidance_scale, weights=few)
+            for size in sizes
+            for who, few in peers
         ]
 
         def tell(trial: Trial) -> None:
-            shown.update(f"Drawing {trial.batch_size}: {trial.who}, {trial.weights}")
+            shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {trial.who}, {trial.weights}")
 
         measured = run_in_turns("unimm.bench.generate", trials, repeats, tell)
     for one in measured:
@@ -59,27 +68,57 @@ def run(
     show(model, name, measured)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"bench": "generate", "repeats": repeats, "provenance": provenance(where), "measured": measured})
-    console.print(out)
+    picture = out.with_suffix(".png")
+    groups = {label(one): {name_of(other): other["ms_a_step"] for other in alike(one, measured)} for one in measured}
+    plot_bars(picture, groups, title=f"{model}, {name}: milliseconds a step", axis="ms a step")
+    console.print(f"{out}\n{picture}")
+
+
+def read_batch(text: str) -> tuple[int, int]:
+    """ "8" is 8 images, "8+4" 8 images and 4 texts. ValueError: it is neither."""
+    found = re.fullmatch(r"(\d+)(?:\+(\d+))?", text)
+    numbers = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    if not any(numbers):
+        raise ValueError(f"A batch is IMAGES or IMAGES+TEXTS, such as 8 or 8+4, not '{text}'.")
+    return numbers
+
+
+def alike(one: dict[str, Any], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All trials of the same batch."""
+    return [other for other in measured if label(other) == label(one)]
+
+
+def label(one: dict[str, Any]) -> str:
+    """A batch as it is asked for."""
+    return f"{one['num_images']}+{one['num_texts']}" if one["num_texts"] else str(one["num_images"])
+
+
+def name_of(one: dict[str, Any]) -> str:
+    """A peer, and its weights where they are not the model's."""
+    return one["who"] if one["weights"] == "as dtype" else f"{one['who']}, {one['weights']}"
 
 
 def show(model: str, dtype: str, measured: list[dict[str, Any]]) -> None:
-    """The table: every peer at every batch size, with its ratio to transformers and to the floor."""
-    table = Table(title=f"Drawing with {model} in {dtype}", title_justify="left")
-    for title in ("images", "who", "ms a step", "s", "images/s", "x transformers", "x floor", "decode, s", "peak, GiB"):
-        table.add_column(title, justify="left" if title == "who" else "right")
+    """The table: every peer at every batch, with its ratio to transformers and to the floor."""
+    table = Table(title=f"{model} in {dtype}", title_justify="left")
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title == "who" else "right", no_wrap=True)
     for one in measured:
-        alike = [other for other in measured if other["batch_size"] == one["batch_size"]]
-        theirs = next((other for other in alike if other["who"] == "transformers"), None)
-        floor = next(other["floor_ms"] for other in alike if other["who"] == "unimm" and other["weights"] == "as dtype")
+        theirs = next((other for other in alike(one, measured) if other["who"] == "transformers"), None)
+        floors = [other["floor_ms"] for other in alike(one, measured) if other["floor_ms"]]
+        floor = one["floor_ms"] or (floors[0] if floors else 0.0)
         table.add_row(
-            str(one["batch_size"]),
-            one["who"] if one["weights"] == "as dtype" else f"{one['who']}, {one['weights']}",
-            f"{one['ms_a_step']:.1f}",
+            label(one),
+            name_of(one),
             f"{one['seconds']:.1f}",
-            f"{one['images_a_second']:.2f}",
+            f"{one['ms_a_step']:.1f}",
+            f"{one['images_a_second']:.2f}" if one["num_images"] else "-",
+            f"{one['ids_a_second']:.0f}",
+            f"{one['first_seconds']:.2f}",
             f"{theirs['seconds'] / one['seconds']:.2f}" if theirs else "-",
-            f"{one['ms_a_step'] / floor:.2f}",
-            f"{one['decode_seconds']:.2f}",
+            f"{one['ms_a_step'] / floor:.2f}" if floor else "-",
+            f"{one['decode_seconds']:.2f}" if one["num_images"] else "-",
             f"{one['peak_gib']:.1f}",
         )
-    console.print(table)
+    wide = console if console.is_terminal else Console(highlight=False, width=120)
+    wide.print(table)

@@ -10,6 +10,7 @@ as in bfloat16, for twice the bytes (recipes/LOG.md).
 Shapes: R rows, H key-value heads, S slots, d head width, T new positions.
 """
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -29,7 +30,7 @@ class RowCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         heads = key_states.shape[1]
         self.device = key_states.device
-        self.dtype = torch.float32 if self.device.type == "cpu" else key_states.dtype
+        self.dtype = torch.float32 if self.device.type == "cpu" else key_states.dtype  # `_grown` counts on it
         empty = {"dtype": self.dtype, "device": self.device}
         self.keys = torch.zeros(0, heads, 0, key_states.shape[-1], **empty)
         self.values = torch.zeros(0, heads, 0, value_states.shape[-1], **empty)
@@ -92,7 +93,10 @@ class RowCacheLayer(CacheLayerMixin):
 
 def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
     rows, slots = max(rows, buffer.shape[0]), max(slots, buffer.shape[2])
-    larger = buffer.new_zeros(rows, buffer.shape[1], slots, buffer.shape[3])
+    shape = (rows, buffer.shape[1], slots, buffer.shape[3])
+    # Zeros, for what is masked must be finite. On a CPU numpy takes them from the system untouched, page by page when they are
+    # used; PyTorch would write them all at once, a second or two for a large batch.
+    larger = torch.from_numpy(np.zeros(shape, np.float32)) if buffer.device.type == "cpu" else buffer.new_zeros(shape)
     larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
     return larger
 

@@ -15,8 +15,8 @@ from unimm.inference.rows import Job, Request, Row
 from unimm.inference.running import Arithmetic, Running
 from unimm.models.unified import UnifiedModel
 
-PREFILL_POSITIONS = 8192
-"""Positions that one step prefills at most, so that newcomers do not hold up the others for long."""
+PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
+"""Positions that one step prefills at most where nobody says, so that newcomers do not hold up the others for long."""
 
 
 class QueueFull(RuntimeError):
@@ -44,14 +44,14 @@ class Limits:
     max_waiting: requests that wait; one more is refused with `QueueFull`. None: any number.
     max_positions: of one request. None: as many as the model was made for.
     max_cache_bytes: of keys and values; requests wait until there is room. None: as much as the device has.
-    prefill_positions: that one step prefills at most.
+    prefill_positions: that one step prefills at most. None: what suits the device.
     """
 
     max_rows: int = 128
     max_waiting: int | None = None
     max_positions: int | None = None
     max_cache_bytes: int | None = None
-    prefill_positions: int = PREFILL_POSITIONS
+    prefill_positions: int | None = None
 
 
 class Decoder:
@@ -77,7 +77,9 @@ class Decoder:
         self.model, self.pad_id = model, pad_id
         self.limits = limits or Limits()
         self.max_positions = self.limits.max_positions or model.config.max_positions
-        arithmetic = Arithmetic(weights, deterministic, self.limits.max_rows, self.max_positions, self.limits.prefill_positions)
+        kind = next(model.parameters()).device.type
+        self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
+        arithmetic = Arithmetic(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions)
         self._running = Running(model, pad_id, arithmetic)
         self._queue = Queue()
         self._jobs: dict[int, Job] = {}
@@ -221,6 +223,10 @@ class Decoder:
             decoded_steps=running.decoded_steps,
         )
 
+    def release(self) -> None:
+        """Give the memory of keys and values back, unless somebody is in it; the next request takes it again."""
+        self._running.release()
+
     def renew(self) -> None:
         """Read the model's weights again: they have changed. Requests on their way go on with the new ones."""
         self._running.renew()
@@ -266,7 +272,7 @@ class Decoder:
                     break
                 self._running.release()  # it has room in a cache of another shape
             positions = sum(one.request.sequence.given.length for one in [*jobs, job])
-            if jobs and positions > self.limits.prefill_positions:
+            if jobs and positions > self._prefill_positions:
                 break
             self._queue.remove(job)
             jobs.append(job)

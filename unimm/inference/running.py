@@ -100,7 +100,6 @@ class Running:
             for row in entering.rows:
                 row.job.done, row.job.error = True, row.job.error or error
             self.entering = None
-            self.release()
             return
         self._join(entering)
         self._accept(chosen)
@@ -159,11 +158,10 @@ class Running:
                 self._cache.copy(len(rows) - 1, place, rows[-1].length)
                 rows[place] = rows.pop()
         self._is_arranged = False
-        if not self._is_cuda:
-            self.release()  # a long pause should not hold memory; on a GPU it does, captured steps know the cache by its place
 
     def release(self) -> None:
-        """Let the cache's memory go, where nobody is in it."""
+        """Let the cache's memory go, where nobody is in it. Else it stays: captured steps know it by its place, and on a CPU
+        new pages take longer than what is done with them."""
         if not self.rows and self.entering is None:
             self._cache, self._step = self._new_cache(), None
 
