@@ -15,10 +15,17 @@ from typing import Any
 PEERS = ("unimm", "transformers")
 
 
-def run_in_turns(module: str, trials: list[Any], repeats: int, progress: Callable[[Any], None]) -> list[dict[str, Any]]:
+def run_in_turns(
+    module: str,
+    trials: list[Any],
+    repeats: int,
+    progress: Callable[[Any], None],
+    others: dict[str, list[str]] | None = None,
+) -> list[dict[str, Any]]:
     """The medians of what each trial measured, beside its own fields.
 
-    trials: frozen dataclasses with a field `who`. `progress` is told which one is next.
+    trials: frozen dataclasses with a field `who`. `progress` is told which one is next. others: the command of a peer that the
+        module does not know; the trial is its last word.
 
     Raises:
         ValueError: a trial failed; the last line that it said.
@@ -27,8 +34,8 @@ def run_in_turns(module: str, trials: list[Any], repeats: int, progress: Callabl
     for _ in range(repeats):
         for trial, runs in zip(trials, measured, strict=True):
             progress(trial)
-            words = [sys.executable, "-m", module, json.dumps(asdict(trial))]
-            done = subprocess.run(words, capture_output=True, text=True)
+            command = (others or {}).get(trial.who, [sys.executable, "-m", module])
+            done = subprocess.run([*command, json.dumps(asdict(trial))], capture_output=True, text=True)
             if done.returncode:
                 raise ValueError(f"The trial of {trial.who} failed: {done.stderr.strip().splitlines()[-1]}")
             runs.append(json.loads(done.stdout.splitlines()[-1]))

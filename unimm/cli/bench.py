@@ -1,5 +1,6 @@
 """`unimm bench ...`: one verb a benchmark; what each does is in `unimm.bench`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,12 @@ def generate(
     out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
     ),
+    deepseek: Annotated[
+        Path | None, typer.Option(help="A clone of github.com/deepseek-ai/Janus, to time its drawing loop as well.")
+    ] = None,
+    deepseek_python: Annotated[
+        str, typer.Option(help="The Python of an environment that its code works in: transformers 4.46, torch, timm, einops.")
+    ] = sys.executable,
 ) -> None:
     """How fast images are drawn and texts written, against transformers and against the speed of the device's memory.
 
@@ -63,4 +70,13 @@ def generate(
     """
     from unimm.cli.bench_generate import run
 
-    run(model, (device, dtype), batch or ["1", "8", "8+8"], guidance_scale, weights or [], repeats, out)
+    run(
+        model,
+        (device, dtype),
+        batch or ["1", "8", "8+8"],
+        guidance_scale,
+        weights or [],
+        repeats,
+        out,
+        (deepseek, deepseek_python),
+    )

@@ -1,12 +1,14 @@
 """`unimm bench generate`: the composition root of `unimm.bench.generate`; a table, a plot, JSON with where it was measured."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from unimm.bench import deepseek as deepseek_script
 from unimm.bench.generate import Trial
 from unimm.bench.plot import plot_bars
 from unimm.bench.provenance import provenance
@@ -30,6 +32,7 @@ def run(
     weights: list[str],
     repeats: int,
     out: Path,
+    deepseek: tuple[Path | None, str] = (None, sys.executable),
 ) -> None:
     """Time drawing and writing with a model, here and in transformers.
 
@@ -39,10 +42,14 @@ def run(
         batches: "IMAGES" or "IMAGES+TEXTS" at once.
         weights: of fewer bits, to time unimm with too.
         out: JSON file for the figures; the plot lies beside it.
+        deepseek: DeepSeek's repository, to time its loop too, and the Python that its code works in.
 
     Raises:
         ValueError: there is no such size or folder, or a batch or weights are none.
     """
+    repository, python = deepseek
+    if repository is not None and not (repository / "generation_inference.py").is_file():
+        raise ValueError(f"{repository} is no clone of github.com/deepseek-ai/Janus: generation_inference.py is missing.")
     where = choose_device(place[0])
     dtype = choose_dtype(place[1], where)
     name = str(dtype).removeprefix("torch.")
@@ -56,13 +63,14 @@ def run(
         trials = [
             Trial(who, str(folder), str(where), name, *size, guidance_scale=guidance_scale, weights=few)
             for size in sizes
-            for who, few in peers
+            for who, few in peers + ([("deepseek", "as dtype")] if repository is not None and not size[1] else [])
         ]
+        others = {"deepseek": [python, deepseek_script.__file__, str(repository)]}
 
         def tell(trial: Trial) -> None:
             shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {trial.who}, {trial.weights}")
 
-        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell)
+        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell, others)
     for one in measured:
         one["folder"] = model
     show(model, name, measured)
