@@ -228,6 +228,22 @@ def evaluate_model(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a quickstart, a training or an evaluation.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write [default: RUN/report.html].")] = None,
+) -> None:
+    """Write one page that shows what a run has learned: scores, failures, drawings, curves, settings.
+
+    \b
+    Example:
+      unimm report runs/quickstart
+    """
+    from unimm.eval.report import write_report
+
+    typer.echo(write_report(run, out))
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model that is there is replaced.")],

@@ -3,7 +3,8 @@
     out/tokenizer/   the image tokenizer's run          out/codes/      the data sets as codes
     out/look/        the vision tower learns to see     out/unified/    the unified model's run
     out/model/       the finished model                 out/scores/     scores, answers, pictures
-    out/drawings.png 16 drawings with their prompts     out/quickstart.json  what is done, and how long it took
+    out/drawings.png 16 drawings with their prompts     out/report.html all of it on one page
+    out/quickstart.json  what is done, and how long it took
 
 Every part leaves whole folders behind or nothing, and a part that is done is not done again; the trainings go on from their
 own checkpoints. So it can be interrupted at any moment and goes on with the same command.
@@ -22,6 +23,7 @@ from unimm.cli.encode import encode
 from unimm.cli.train_tokenizer import train_tokenizer
 from unimm.devices import choose_device, cpu_has_bf16
 from unimm.eval.pictures import picture_drawings
+from unimm.eval.report import write_report
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.files import write_json
@@ -83,7 +85,8 @@ def quickstart(out: Path, seed: int, minutes: float) -> None:
     with clock.part("evaluation") as todo:
         if todo:
             _evaluate(out, model, seed)
-    _tell(out, model, clock)
+    page = write_report(out)
+    _tell(out, model, page, clock)
 
 
 def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]) -> DictConfig:
@@ -100,11 +103,12 @@ def _evaluate(out: Path, model: Path, seed: int) -> None:
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 
-def _tell(out: Path, model: Path, clock: "_Clock") -> None:
+def _tell(out: Path, model: Path, page: Path, clock: "_Clock") -> None:
     """What was made, and what to try next."""
     scores = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))
     console.print(f"\nDone, {clock.minutes:.1f} minutes of work.")
     console.print(f"  model     {model}\n  drawings  {out / 'drawings.png'}\n  scores    {out / 'scores'}")
+    console.print(f"  report    {page} (open it in a browser)")
     console.print("  " + ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
     console.print("\nTry next:")
     console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')

@@ -47,7 +47,9 @@ class Reconstruction:
             images = [np.asarray(image) for image in engine.decode_codes(codes)]
             fidelity.add(np.stack(images), np.stack(originals))
             usage.add(codes)
-            for record, original, image in zip(records, originals, images, strict=True):
+            side = round(codes.shape[1] ** 0.5)
+            maps = codes.unflatten(1, (side, side)).numpy()
+            for record, original, image, code_map in zip(records, originals, images, maps, strict=True):
                 verdict = self.judge(image, record)
                 category, expected = self.describe(record)
                 yield Example(
@@ -61,6 +63,7 @@ class Reconstruction:
                     drawn=True,
                     image=image,
                     original=original,
+                    codes=code_map,
                 )
 
 

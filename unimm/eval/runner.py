@@ -1,24 +1,29 @@
 """Runs tasks and writes what comes of them: every answer as it comes, the scores whole or not at all, pictures to look at.
 
-out/answers.jsonl     one line an item: task, key, category, language, prompt, expected, answer, correct, reason
+out/answers.jsonl     one line an item: task, key, category, language, prompt, expected, answer, correct, reason; and image,
+                      original and codes where these are kept
+out/images/           the images that these lines name
 out/scores.json       {"finished": ..., "tasks": {name: score, interval, count, details, measures, seconds}}
 out/NAME.png          drawings with their prompts, or reconstructions below their originals
 """
 
+import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unimm.eval.pictures import picture_result
-from unimm.eval.task import Example, Result, Task
+from unimm.eval.task import Album, Example, Result, Task
 from unimm.files import write_json
 from unimm.inference.engine import Engine
 
@@ -120,6 +125,8 @@ class _Output:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / "scores.json").unlink(missing_ok=True)  # it would not belong to the answers beside it
+            shutil.rmtree(self._folder / "images", ignore_errors=True)
+            (self._folder / "images").mkdir()
             self._lines = (self._folder / "answers.jsonl").open("w", encoding="utf-8")
         return self
 
@@ -130,14 +137,28 @@ class _Output:
     def writer(self, task_name: str) -> Callable[[Example], None]:
         """Writes the examples of one task."""
         names = ("key", "category", "language", "prompt", "expected", "answer", "correct", "reason")
+        album, numbers = Album(), itertools.count()
 
         def write_line(example: Example) -> None:
             if self._lines is not None:
                 line = {"task": task_name} | {name: getattr(example, name) for name in names}
+                number = next(numbers)
+                if album.keeps(example):
+                    line |= self._save_images(example, f"{task_name}-{number:05d}")
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self._lines.flush()
 
         return write_line
+
+    def _save_images(self, example: Example, stem: str) -> dict[str, Any]:
+        assert self._folder is not None
+        named: dict[str, Any] = {} if example.codes is None else {"codes": example.codes.tolist()}
+        for part in ("image", "original"):
+            if (array := getattr(example, part)) is not None:
+                name = f"images/{stem}{'' if part == 'image' else '-original'}.png"
+                Image.fromarray(array).save(self._folder / name)
+                named[part] = name
+        return named
 
     def write(self, report: Report, result: Result, finished: bool) -> None:
         """The scores so far, and the picture of the newest result."""

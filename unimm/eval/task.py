@@ -18,7 +18,7 @@ Z_95 = 1.959964
 """Standard deviations to either side that hold 95 % of a normal distribution."""
 
 PICTURES_KEPT = 64
-"""Examples of a result that keep their images: enough to look at, and few enough for images of any size."""
+"""Examples of a result that keep their images, and as many wrong ones beyond: enough to look at, few enough for any size."""
 
 Item = TypeVar("Item")
 
@@ -38,6 +38,7 @@ class Example:
     key: a stable name of the item. prompt: the question, or what was to be drawn. expected: the right answer, or the
     requirement in English. answer: what the model said, or what the judge reads in its drawing.
     image: (H, W, 3) uint8, what was looked at or, where `drawn`, what the model made. original: what a reconstruction is of.
+    codes: (rows, columns), the codes of a reconstruction.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Example:
     drawn: bool = False
     image: np.ndarray | None = field(default=None, compare=False, repr=False)
     original: np.ndarray | None = field(default=None, compare=False, repr=False)
+    codes: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,27 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+class Album:
+    """Says which examples keep their images: the first ones, and the first wrong ones after them."""
+
+    def __init__(self) -> None:
+        self._num_seen = self._num_wrong = 0
+
+    def keeps(self, example: Example) -> bool:
+        """Of every example in turn."""
+        self._num_seen += 1
+        if self._num_seen <= PICTURES_KEPT:
+            return True
+        self._num_wrong += not example.correct
+        return not example.correct and self._num_wrong <= PICTURES_KEPT
+
+
 def tell(examples: Iterable[Example], progress: Callable[[Example], None]) -> list[Example]:
-    """All examples as a list, each told to `progress` as it comes; the first ones keep their images."""
-    kept = []
-    for number, example in enumerate(examples):
+    """All examples as a list, each told to `progress` as it comes; not all of them keep their images (`Album`)."""
+    kept, album = [], Album()
+    for example in examples:
         progress(example)
-        kept.append(example if number < PICTURES_KEPT else replace(example, image=None, original=None))
+        kept.append(example if album.keeps(example) else replace(example, image=None, original=None, codes=None))
     return kept
 
 
