@@ -26,7 +26,10 @@ from unimm.cli.build import (
 )
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
+from unimm.eval.runner import evaluate
+from unimm.eval.suites import build_suite
 from unimm.inference.engine import Engine
+from unimm.inference.load import load
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
@@ -40,12 +43,17 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
-    """Run one stage to its end and write the model.
+    """Run one stage to its end, write the model, and score it where a suite is named.
 
     Returns:
         The model's folder, `out`/model.
+
+    Raises:
+        ValueError: the configuration names something that is not there.
     """
     out = Path(config.out)
+    if config.suite is not None:
+        build_suite(config.suite)  # a name that is none is told now, not after hours
     seed_everything(config.seed)
     image_tokenizer = open_image_tokenizer(config)
     datasets = build_datasets(config, fingerprint(image_tokenizer))
@@ -75,6 +83,8 @@ def train(config: DictConfig) -> Path:
     if trainer.is_main:
         model.eval()
         engine.save(folder)
+        if config.suite is not None:
+            evaluate(load(folder, config.device), build_suite(config.suite), out / "scores")
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import make_template
 
-from unimm.data.template import PromptFormat, Template, Turn
+from unimm.data.template import Look, PromptFormat, Template, Turn
 from unimm.data.text import SPECIAL_NAMES
 from unimm.sequence import Kind, Segment, Sequence
 
@@ -42,12 +42,12 @@ def learned_ids(sequence: Sequence) -> list[list[int]]:
 
 
 @pytest.fixture
-def image() -> Segment:
+def image() -> Look:
     return TEMPLATE.look(np.full((16, 16, 3), 90, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS)
-def test_an_open_chat_is_the_closed_one_without_its_answer(prompt_format: PromptFormat, image: Segment) -> None:
+def test_an_open_chat_is_the_closed_one_without_its_answer(prompt_format: PromptFormat, image: Look) -> None:
     template = template_of(prompt_format)
     turns = [Turn("user", (image, "What colour?")), Turn("assistant", ("red",)), Turn("user", ("Sure? 真的吗",))]
     for asked in (turns[:1], turns):
@@ -83,7 +83,7 @@ def test_the_null_prompt_keeps_begin_of_sequence_and_of_image(prompt_format: Pro
 
 @given(question=TYPED, answer=TYPED)
 def test_what_a_user_types_never_becomes_a_control_token(question: str, answer: str) -> None:
-    image = Segment.look(np.zeros((3, 16, 16), np.float32), 4)
+    image = (Segment.look(np.zeros((3, 16, 16), np.float32), 4),)
     chat = TEMPLATE.chat([Turn("user", (image, question)), Turn("assistant", (answer,))])
     frame = [SPECIAL.bos, SPECIAL.user, SPECIAL.begin_of_image, SPECIAL.end_of_image, SPECIAL.assistant, SPECIAL.eos]
     assert [i for i in all_ids(chat) if i in TEMPLATE.tokenizer.control_ids] == frame
@@ -92,7 +92,7 @@ def test_what_a_user_types_never_becomes_a_control_token(question: str, answer: 
     assert TEMPLATE.tokenizer.decode(plain.segments[1].ids[:-1]) == question
 
 
-def test_what_is_learned_is_the_answers_and_their_ends(image: Segment) -> None:
+def test_what_is_learned_is_the_answers_and_their_ends(image: Look) -> None:
     turns = [
         Turn("user", (image, "Where?")),
         Turn("assistant", ("left",)),
@@ -113,7 +113,7 @@ def test_text_between_special_ids_is_one_piece() -> None:
     assert all_ids(chat)[: len(user)] == user
 
 
-def test_images_stand_between_their_begin_and_end(image: Segment) -> None:
+def test_images_stand_between_their_begin_and_end(image: Look) -> None:
     chat = TEMPLATE.chat([Turn("user", (image, image, "Which is red?"))], limit=5)
     flat = elements(chat)
     starts = [t for t, element in enumerate(flat) if element == (Kind.PIXELS, 0)]
@@ -123,10 +123,28 @@ def test_images_stand_between_their_begin_and_end(image: Segment) -> None:
         assert flat[t + TEMPLATE.num_positions] == (Kind.TEXT, SPECIAL.end_of_image)
 
 
-def test_what_makes_no_sense_is_refused(image: Segment) -> None:
+def test_what_makes_no_sense_is_refused(image: Look) -> None:
     with pytest.raises(ValueError, match="not 'system's"):
         TEMPLATE.chat([Turn("system", ("Be brief.",))])
     with pytest.raises(ValueError, match="is text"):
         TEMPLATE.chat([Turn("assistant", (image,))])
     with pytest.raises(ValueError, match="codes or their number"):
         TEMPLATE.draw("a square")
+
+
+@pytest.mark.parametrize(("sees", "kinds"), [("codes", [Kind.CODES]), ("both", [Kind.PIXELS, Kind.CODES])])
+def test_an_image_may_be_seen_as_codes(sees: str, kinds: list[Kind]) -> None:
+    """One encoder for both jobs, or both encoders for one: the same prompt around another image."""
+    array = np.full((16, 16, 3), 90, dtype=np.uint8)
+    template = Template(TEMPLATE.tokenizer, PromptFormat(sees=sees), 16, 4, encode=lambda image: np.array([9, 8, 7]))
+    for codes, expected in ((None, (9, 8, 7)), (np.array([1, 2]), (1, 2))):
+        chat = template.chat([Turn("user", (template.look(array, codes), "What?")), Turn("assistant", ("It.",))])
+        seen = [segment for segment in chat.segments if segment.kind != Kind.TEXT]
+        assert [segment.kind for segment in seen] == kinds
+        assert seen[-1].ids == expected and not seen[-1].learn and seen[-1].condition == "image"
+        plain = TEMPLATE.chat([Turn("user", (TEMPLATE.look(array), "What?")), Turn("assistant", ("It.",))])
+        assert all_ids(chat) == all_ids(plain)
+    with pytest.raises(ValueError, match="sees codes, and the image has none"):
+        Template(TEMPLATE.tokenizer, PromptFormat(sees=sees), 16, 4).look(array)
+    with pytest.raises(ValueError, match="sees pixels, codes, both, not 'ears'"):
+        PromptFormat(sees="ears")

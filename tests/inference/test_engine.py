@@ -9,7 +9,7 @@ from PIL import Image
 
 import unimm
 from unimm.data.image import ImageError
-from unimm.data.template import Turn
+from unimm.data.template import PromptFormat, Turn
 from unimm.inference.engine import Engine
 from unimm.inference.sampling import Sampling
 from unimm.sequence import Kind
@@ -185,3 +185,14 @@ def test_half_precision_loads_and_runs(tiny_folder: Path, picture: Image.Image) 
     assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.bfloat16}
     assert isinstance(engine.caption(picture, max_new_tokens=4), str)
     assert len(engine.generate_images("a", num_images=2)) == 2
+
+
+@pytest.mark.parametrize("sees", ["codes", "both"])
+def test_an_engine_that_sees_codes(sees: str, tiny_engine: Engine, images: list[Image.Image], tmp_path: Path) -> None:
+    parts = (tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer)
+    engine = Engine(*parts, prompt_format=PromptFormat(sees=sees))
+    answers = engine.answer(images, "What?", max_new_tokens=8)
+    assert answers == [engine.answer(image, "What?", max_new_tokens=8) for image in images]
+    assert answers != tiny_engine.answer(images, "What?", max_new_tokens=8)
+    assert engine.save(tmp_path / "model") == [f"it sees {sees}, a Janus sees pixels"]
+    assert unimm.load(tmp_path / "model", device="cpu").answer(images, "What?", max_new_tokens=8) == answers

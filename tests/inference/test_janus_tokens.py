@@ -90,7 +90,7 @@ def test_prompts_are_the_same_ids(case: tuple, engine: Engine) -> None:
         for segment in sequence.given.segments:
             ids += list(segment.ids) if segment.pixels is None else [placeholder] * segment.num_positions
         assert ids == expected["input_ids"][0].tolist()
-        torch.testing.assert_close(torch.from_numpy(engine.template.look(image).pixels)[None], expected["pixel_values"])
+        torch.testing.assert_close(torch.from_numpy(engine.template.pixels(image).pixels)[None], expected["pixel_values"])
         expected = processor(text=[prompt_of(processor, text, False)], generation_mode="image", return_tensors="pt")
         drawing = engine.template.draw(text, num_codes=engine.image_tokenizer.num_codes)
         assert [i for segment in drawing.given.segments for i in segment.ids] == expected["input_ids"][0].tolist()

@@ -206,6 +206,7 @@ def generate(
 def evaluate_model(
     model: Model = None,
     suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeat it [default: all].")] = None,
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Of all drawings; 1 is off" + OWN)] = None,
@@ -221,9 +222,9 @@ def evaluate_model(
       unimm eval --suite full --out runs/eval
     """
     from unimm.eval.runner import evaluate
-    from unimm.eval.suites import build_suite
+    from unimm.eval.suites import build_suite, choose_tasks
 
-    tasks = build_suite(suite, seed, guidance_scale, temperature)
+    tasks = choose_tasks(build_suite(suite, seed, guidance_scale, temperature), task or [])
     evaluate(open_model(model, device, dtype, weights), tasks, out)
 
 

@@ -12,6 +12,7 @@ What is learned: an assistant's answers with their end-of-sentence, all codes of
 and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,11 @@ from unimm.data.records import ImageLike
 from unimm.data.text import TextTokenizer
 from unimm.sequence import Kind, Segment, Sequence
 
+SEES = ("pixels", "codes", "both")
+
+Look = tuple[Segment, ...]
+"""An image inside a conversation: its pixels, its codes, or both."""
+
 
 @dataclass(frozen=True)
 class PromptFormat:
@@ -28,11 +34,19 @@ class PromptFormat:
 
     user, assistant: the roles; the name of an added token stands for that token, anything else is plain text.
     system_prompt: said before the first turn of every chat, when not empty.
+    sees: what stands for an image in a conversation: "pixels", the features of the vision tower, as in every Janus; "codes",
+        those of the image tokenizer, so that one encoder serves both jobs (as in Chameleon, arXiv 2405.09818); or "both", one
+        after the other (as in UniToken, arXiv 2504.04423). ValueError: another word.
     """
 
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
     system_prompt: str = ""
+    sees: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if self.sees not in SEES:
+            raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Turn:
     """One turn of a conversation: texts and images in order. An assistant's turn is learned unless `learn` is false."""
 
     role: str
-    content: tuple[str | Segment, ...]
+    content: tuple[str | Look, ...]
     learn: bool = True
 
 
@@ -52,15 +66,39 @@ class Template:
         prompt_format: roles and system prompt.
         image_size: height and width of the pixels that the vision tower looks at.
         num_positions: positions that one such image takes.
+        encode: gives the codes of an image that comes without them, where the format sees codes.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, prompt_format: PromptFormat, image_size: int, num_positions: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        prompt_format: PromptFormat,
+        image_size: int,
+        num_positions: int,
+        encode: Callable[[ImageLike], np.ndarray] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self.image_size = image_size
         self.num_positions = num_positions
+        self.encode = encode
 
-    def look(self, image: ImageLike) -> Segment:
+    def look(self, image: ImageLike, codes: np.ndarray | None = None) -> Look:
+        """An image inside a conversation, as the prompt format sees it.
+
+        Raises:
+            ValueError: it sees codes, and there are none.
+        """
+        segments = [] if self.prompt_format.sees == "codes" else [self.pixels(image)]
+        if self.prompt_format.sees != "pixels":
+            if codes is None and self.encode is None:
+                raise ValueError("This prompt format sees codes, and the image has none: wrap its data set in CodedDataset.")
+            codes = self.encode(image) if codes is None and self.encode is not None else codes
+            assert codes is not None
+            segments.append(Segment.codes(codes, condition="image"))
+        return tuple(segments)
+
+    def pixels(self, image: ImageLike) -> Segment:
         """An image, prepared for the vision tower."""
         return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
 
@@ -121,7 +159,8 @@ class Template:
             # An image stands on a line of its own.
             writer.text("\n" if index else "")
             writer.id(self.tokenizer.special.begin_of_image)
-            writer.segment(part)
+            for segment in part:
+                writer.segment(segment)
             writer.id(self.tokenizer.special.end_of_image)
             writer.text("\n" if index < len(parts) - 1 else "")
         writer.text("\n\n")
@@ -136,7 +175,7 @@ class Template:
         writer.id(self.tokenizer.special.eos, learn=turn.learn)
 
 
-def _trim(content: tuple[str | Segment, ...]) -> list[str | Segment]:
+def _trim(content: tuple[str | Look, ...]) -> list[str | Look]:
     """The parts of a turn, without white space before the first word and behind the last, as in Janus."""
     parts = list(content)
     if parts and isinstance(parts[0], str):

@@ -51,7 +51,7 @@ class Conversation:
                 pairs.append((questions[index].text, questions[index].answer))
         turns: list[Turn] = []
         for number, (question, answer) in enumerate(pairs):
-            content = (template.look(image), question) if number == 0 else (question,)
+            content = (template.look(image, record.codes), question) if number == 0 else (question,)
             turns += [Turn("user", content), Turn("assistant", (answer,))]
         return template.chat(turns)
 
@@ -64,7 +64,7 @@ class Description:
     """
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
-        image = template.look(_need(record, "image"))
+        image = template.pixels(_need(record, "image"))
         ids = template.tokenizer.encode(" ".join(caption.text for caption in record.captions))
         codes = () if record.codes is None else (Segment.codes(record.codes, learn=True),)
         return Sequence((image, Segment.text(ids, learn=True), *codes))

@@ -45,3 +45,11 @@ def build_suite(
         ShapesReconstruction(size.reconstructions, seed),
         DigitsReconstruction(size.reconstructions),
     ]
+
+
+def choose_tasks(tasks: list[Task], names: list[str]) -> list[Task]:
+    """The tasks of these names; all of them where none is named. ValueError: there is no such task."""
+    known = {task.name: task for task in tasks}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"There is no task '{unknown[0]}': choose among {', '.join(known)}.")
+    return [known[name] for name in names] or tasks

@@ -63,8 +63,10 @@ class Engine:
         vision = model.config.vision
         self.prompt_format = prompt_format or PromptFormat()
         self.drawing = drawing or DrawingDefaults()
-        self.template = Template(tokenizer, self.prompt_format, vision.image_size, vision.num_patches)
         self.coder = ImageCoder(image_tokenizer, alone=deterministic)
+        self.template = Template(
+            tokenizer, self.prompt_format, vision.image_size, vision.num_patches, lambda image: self.encode_image(image).numpy()
+        )
         self.decoder = Decoder(model, tokenizer.special.pad, limits, weights, deterministic)
 
     @property

@@ -3,8 +3,7 @@
 from typing import Any
 
 from unimm.data.records import ImageLike
-from unimm.data.template import Template, Turn
-from unimm.sequence import Segment
+from unimm.data.template import Look, Template, Turn
 
 MAX_PROMPT_CHARACTERS = 50_000
 """Longer texts are refused before they reach the tokenizer: no model here could read them."""
@@ -38,7 +37,7 @@ def _read_turn(message: Message, template: Template) -> Turn:
         raise ValueError(
             'A message is {"role": "user" or "assistant", "content": text or a list of parts}; "system" comes first.'
         )
-    parts: list[str | Segment] = []
+    parts: list[str | Look] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part.get("type") == "text":
             check_text(part.get("text"), "message")

@@ -80,6 +80,8 @@ def save_model(
     final = Path(path).resolve()
     _check_codes(model.config.codes, image_tokenizer)
     reasons = janus.why_not_janus(model.config, image_tokenizer.config)
+    if (sees := ((extra or {}).get("prompt_format") or {}).get("sees", "pixels")) != "pixels":
+        reasons.append(f"it sees {sees}, a Janus sees pixels")
     with whole_folder(final, CONFIG, "a model folder") as folder:
         _write_weights(folder, model, image_tokenizer, OWN if reasons else TRANSFORMERS, max_shard_size)
         _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
