@@ -11,7 +11,7 @@ from janus_cases import write_checkpoint
 import unimm
 from unimm.inference.cache import RowCache
 from unimm.inference.fast import FastModel, attend
-from unimm.inference.linear import Int4Linear, Int8Linear, PackedLinear, can_pack, make_linear, quantize_by_torchao
+from unimm.inference.linear import Int4Linear, Int8Linear, PackedLinear, can_pack, make_linear, quantize_by_torchao, share
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 
@@ -113,6 +113,20 @@ def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:
     x, positions = torch.randn(3, model.width, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.long)
     plain, few = (FastModel(model, kind).advance(x, positions, 1, RowCache(2)) for kind in (None, weights))
     assert 0 < relative_error(few, plain) < error
+
+
+def test_joint_weights_follow_the_layers_that_share_them() -> None:
+    """As on a GPU, where there are no copies: a layer that learns changes the joint product."""
+    layers = [torch.nn.Linear(8, out, bias=False) for out in (3, 5)]
+    joint, x = torch.cat([layer.weight.detach() for layer in layers]), torch.randn(2, 8)
+    before = [layer(x) for layer in layers]
+    share(layers, joint)
+    assert all(torch.equal(layer(x), old) for layer, old in zip(layers, before, strict=True))
+    optimizer = torch.optim.SGD([layers[1].weight], lr=1.0)
+    layers[1](x).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(x @ joint.T, torch.cat([layer(x) for layer in layers], dim=1).detach())
+    assert not torch.equal(layers[1](x), before[1])
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -136,9 +136,14 @@ def choose_examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def picture_codes(codes: list[list[int]]) -> str:
-    """A map of codes as a PNG: every code a colour of its own, the same one everywhere."""
+    """A map of codes as a PNG for a page."""
+    return _embed(Image.fromarray(colour_codes(codes)))
+
+
+def colour_codes(codes: list[list[int]]) -> np.ndarray:
+    """A map of codes, rows of columns, as an image (rows, columns, 3) uint8: every code has its own colour, always the same."""
     colours = {code: _colour(code) for row in codes for code in row}
-    return _embed(Image.fromarray(np.array([[colours[code] for code in row] for row in codes], dtype=np.uint8)))
+    return np.array([[colours[code] for code in row] for row in codes], dtype=np.uint8)
 
 
 def _colour(code: int) -> tuple[int, int, int]:

@@ -108,12 +108,12 @@ def make_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
     if on_cpu and can_pack(weight.dtype):
         return PackedLinear(weight, bias)
     if not on_cpu:
-        _share(layers, weight)
+        share(layers, weight)
     return lambda x: F.linear(x, weight, bias)
 
 
-def _share(layers: list[nn.Linear], weight: torch.Tensor) -> None:
-    """Let the layers' own weights be the parts of the joint one."""
+def share(layers: list[nn.Linear], weight: torch.Tensor) -> None:
+    """Let the layers' own weights be the parts of the joint one (O1 + O2 + ..., I), which then follows them."""
     if len(layers) > 1:
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part

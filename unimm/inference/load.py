@@ -11,6 +11,9 @@ from unimm.inference.conventions import check_image_preparation, read_drawing_de
 from unimm.inference.engine import Engine
 from unimm.models.folder import LoadedModel, load_model
 
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+"""The model that comes with the package."""
+
 
 def load(
     path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, **engine: Any
@@ -18,7 +21,7 @@ def load(
     """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.devices.keep_memory`).
 
     Args:
-        path: a model folder, or a hub id such as "deepseek-community/Janus-Pro-1B".
+        path: a model folder, a hub id such as "deepseek-community/Janus-Pro-1B", or "demo", the model that comes with unimm.
         device: "cuda", "cuda:1", "mps", "cpu"; default: the best that is here.
         dtype: "float32", "bfloat16" or "float16"; default: a sensible one for the model's size and the device.
         engine: `limits`, `weights` ("int8", "int4", "fp8") and `deterministic` of `Engine`.
@@ -27,7 +30,7 @@ def load(
         ValueError: there is no such model, it cannot be read, or the device is not here: one sentence says what to do.
     """
     if str(path) == "demo":
-        raise ValueError("No demo model ships yet: `unimm quickstart` makes one, then load 'runs/quickstart/model'.")
+        path = DEMO
     where = choose_device(device)
     if where.type == "cpu":
         keep_memory()

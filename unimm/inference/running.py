@@ -8,6 +8,8 @@ wherever nobody can leave or join between them.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from unimm.inference.cache import RowCache
 from unimm.inference.fast import FastModel
 from unimm.inference.prefill import Prefill
@@ -193,7 +195,9 @@ class Running:
 
     def _stepper(self) -> Step:
         if self._fast is None:
-            self._fast = FastModel(self.model, self.arithmetic.weights)
+            # Outside of inference mode: on a GPU joint weights become the model's own, which may be learned on.
+            with torch.inference_mode(False), torch.no_grad():
+                self._fast = FastModel(self.model, self.arithmetic.weights)
         if self._step is None:
             fixed = (None, None)
             if self.arithmetic.is_deterministic:
