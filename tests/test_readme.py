@@ -52,7 +52,7 @@ def test_the_python_example_runs(workplace: Path, capsys: pytest.CaptureFixture[
     example = fenced(ROOT / "README.md", "python")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
     exec(compile(example, "README.md", "exec"), {})
-    assert Image.open(workplace / "drawing.png").size == (16, 16)
+    assert Image.open(workplace / "drawing.png").size == (64, 64)
     assert capsys.readouterr().out.count("\n") >= 2
 
 

@@ -115,3 +115,15 @@ def test_a_hub_that_refuses_is_one_sentence(tiny_folder: Path, tmp_path: Path, m
     monkeypatch.setattr("unimm.models.hub.HfApi.create_repo", refuse)
     result = call(tiny_folder, tmp_path / "out", "--push-to-hub", "someone/tiny")
     assert result.exit_code == 2 and "hf auth login" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_drawing_defaults_and_notes_travel(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("## Scores\n\n0.5 of everything")
+    words = ("--guidance-scale", 2.5, "--temperature", 0.6, "--notes", tmp_path / "notes.md")
+    result = call(tiny_folder, tmp_path / "out", *words)
+    assert result.exit_code == 0, result.output
+    drawing = unimm.load(tmp_path / "out", device="cpu").drawing
+    assert (drawing.guidance_scale, drawing.temperature) == (2.5, 0.6)
+    assert "0.5 of everything" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    refused = call(tiny_folder, tmp_path / "other", "--notes", tmp_path / "none.md")
+    assert refused.exit_code == 2 and "none.md is no file" in refused.stderr and not (tmp_path / "other").exists()

@@ -44,7 +44,7 @@ HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model folder or hub id [default: $UNIMM_MODEL, or the quickstart's model]."),
+    typer.Option("--model", "-m", help="Model folder, hub id or demo [default: $UNIMM_MODEL, the quickstart's, or the demo]."),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
@@ -255,6 +255,9 @@ def convert(
         ),
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: as stored].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
+    temperature: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
+    notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
     ] = None,
@@ -270,18 +273,14 @@ def convert(
     quiet_libraries()
     from unimm.cli.convert import convert as run
 
-    run(source, out, from_pickle, dtype, push_to_hub, private)
+    given = {"guidance_scale": guidance_scale, "temperature": temperature}
+    drawing = {name: value for name, value in given.items() if value is not None}
+    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes)
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
-    """The engine of the model that the words name, or of the default one.
-
-    Raises:
-        ValueError: nothing is named and there is no default.
-    """
-    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else None)
-    if named is None:
-        raise ValueError("No model is named, and no quickstart's is here: run `unimm quickstart`, or give --model.")
+    """The engine of the model that the words name; else of the quickstart's where it is, else of the demo."""
+    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
     quiet_libraries()
     from unimm.inference.load import load
 

@@ -1,5 +1,6 @@
 """`unimm convert`: any model that opens here, written again as one that opens everywhere."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,23 +24,30 @@ def convert(
     dtype: str | None = None,
     push_to_hub: str | None = None,
     private: bool | None = None,
+    drawing: dict[str, float] | None = None,
+    notes: Path | None = None,
 ) -> None:
     """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
 
     Args:
         from_pickle: read PyTorch's .bin files where the source has no safetensors.
         dtype: of the weights that are written; None: as they are stored.
+        drawing: how it draws where a caller does not say, instead of its own way; names of `DrawingDefaults`.
+        notes: a Markdown file that becomes a part of the model card.
         push_to_hub: the hub repository to upload the result to. private: see `upload_model`.
 
     Raises:
         ValueError: the source cannot be read, or `out` holds something else than a model.
     """
     check_replaceable(out.resolve(), CONFIG, "a model folder")
+    if notes is not None and not notes.is_file():
+        raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
     cpu = torch.device("cpu")
     with status.status(f"Reading {source}"):
         engine = open_engine(load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle))
     with status.status(f"Writing {out}"):
-        reasons = engine.save(out)
+        engine.drawing = replace(engine.drawing, **(drawing or {}))
+        reasons = engine.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")
     if reasons:
         console.print(f"{out} is in unimm's own layout, which transformers cannot open: {'; '.join(reasons)}.")
     else:

@@ -74,8 +74,11 @@ class Engine:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def save(self, path: str | Path, max_shard_size: int | str = "5GB") -> list[str]:
+    def save(self, path: str | Path, max_shard_size: int | str = "5GB", notes: str = "") -> list[str]:
         """Write the model as one folder: whole or not there. `unimm.load` opens it, and `transformers` where it is a Janus.
+
+        Args:
+            notes: Markdown for the model card: recipe, data, scores, licence.
 
         Returns:
             Why `transformers` cannot open it, part by part; empty where it can.
@@ -92,6 +95,7 @@ class Engine:
             drawing=asdict(self.drawing),
             save_tokenizer=self.tokenizer.save,
             max_shard_size=max_shard_size,
+            notes=notes,
         )
 
     def push_to_hub(self, repo_id: str, private: bool | None = None) -> str:

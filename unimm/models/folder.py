@@ -52,7 +52,7 @@ class LoadedModel:
     folder: Path
 
 
-def save_model(
+def save_model(  # noqa: PLR0913 - a folder has as many parts
     path: str | Path,
     model: UnifiedModel,
     image_tokenizer: ImageTokenizer,
@@ -62,6 +62,7 @@ def save_model(
     drawing: Mapping[str, float] | None = None,
     save_tokenizer: Callable[[Path], None] | None = None,
     max_shard_size: int | str = "5GB",
+    notes: str = "",
 ) -> list[str]:
     """Write a model folder, replacing a model folder that was there.
 
@@ -70,6 +71,7 @@ def save_model(
         assistant, system_prompt) also shapes the chat template.
     drawing: what its generation_config.json says of drawing (guidance_scale, temperature, ...); what is missing is Janus'.
     save_tokenizer: called with the folder that is being written, for the text tokenizer's files.
+    notes: Markdown for the model card.
 
     Returns:
         Why the model is no Janus for `transformers` and lies in our own layout; empty when it is one.
@@ -85,6 +87,8 @@ def save_model(
     with whole_folder(final, CONFIG, "a model folder") as folder:
         _write_weights(folder, model, image_tokenizer, OWN if reasons else TRANSFORMERS, max_shard_size)
         _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
+        num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
+        (folder / "README.md").write_text(janus_files.model_card(num_parameters, reasons, notes), encoding="utf-8")
         write_json(folder / "generation_config.json", janus_files.generation_config(special, drawing or {}))
         if save_tokenizer is not None:
             save_tokenizer(folder)
@@ -162,8 +166,6 @@ def _write_configs(
     write_json(folder / CONFIG, config)
     vision = model.config.vision
     janus_files.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
-    num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
-    (folder / "README.md").write_text(janus_files.model_card(num_parameters, reasons), encoding="utf-8")
 
 
 def _read_layout(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:

@@ -102,8 +102,12 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def model_card(num_parameters: int, reasons: list[str]) -> str:
-    """README.md of a model folder. reasons: why it is no Janus for `transformers` (`why_not_janus`); empty when it is one."""
+def model_card(num_parameters: int, reasons: list[str], notes: str = "") -> str:
+    """README.md of a model folder.
+
+    reasons: why it is no Janus for `transformers` (`why_not_janus`); empty when it is one.
+    notes: Markdown that whoever trained it adds: recipe, data, scores, licence.
+    """
     usage = "unimm" if reasons else "transformers"
     opens = (
         f"It opens with `unimm.load(path)`; `transformers` cannot open it: {'; '.join(reasons)}."
@@ -129,14 +133,19 @@ engine.caption("photo.jpg")
 engine.generate_images("a red circle")[0].save("drawing.png")
 ```
 {"" if reasons else _IN_TRANSFORMERS}
-## Licence
+{notes.strip() or _NO_NOTES}
 
-Whoever trained this model says how it may be used: write that here. Weights that derive from DeepSeek's Janus carry the
+Weights that derive from DeepSeek's Janus carry the
 DeepSeek Model License and its use restrictions.
 
 [unimm]: https://pypi.org/project/unimm
 """
 
+
+_NO_NOTES = """\
+## Licence
+
+Whoever trained this model says how it may be used: write that here."""
 
 _IN_TRANSFORMERS = """
 ```python
