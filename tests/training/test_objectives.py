@@ -92,7 +92,7 @@ def test_a_batch_without_images_has_zero_gradients() -> None:
     for tally in tallies.values():
         assert (tally.loss, tally.correct, tally.count) == (0, 0, 0)
     sum(tally.loss for tally in tallies.values()).backward()
-    for part in (objective.word_head, objective.patch_head, objective.model.pixels.tower):
+    for part in (objective.word_head, objective.patch_head, objective.place_head, objective.model.pixels.tower):
         for parameter in part.parameters():
             assert parameter.grad is not None and not parameter.grad.any()
 
@@ -109,14 +109,14 @@ def test_the_sums_of_a_batch_are_those_of_its_parts() -> None:
             torch.testing.assert_close(sum_of_whole, torch.stack(sums).sum(), rtol=1e-5, atol=1e-5)
 
 
-def test_words_and_patches_are_learned(tmp_path: Path) -> None:
-    """The vision tower alone learns which words belong to which of the 12 pictures, and their codes."""
+def test_words_patches_and_places_are_learned(tmp_path: Path) -> None:
+    """The vision tower alone learns which words belong to which of the 12 pictures, their codes, and where is where."""
     mixture = Mixture([Source("squares", Squares(), Description())], make_template(), 12)
-    stage = Stage("look", {"vision": 1.0, "word_head": 1.0, "patch_head": 1.0})
+    stage = Stage("look", {"vision": 1.0, "word_head": 1.0, "patch_head": 1.0, "place_head": 1.0})
     trainer = make_trainer(tmp_path, make_config(150, stage=stage, optimizer=OptimizerConfig(lr=1e-2)), mixture, Look)
     trainer.fit()
     lines = read_numbers(tmp_path / "metrics.jsonl")
-    for name in ("words", "patches"):
+    for name in ("words", "patches", "places"):
         assert lines[-1][f"loss/{name}"] < 0.1 * lines[0][f"loss/{name}"]
         assert lines[-1][f"accuracy/{name}"] > 0.9
     assert all(name not in lines[-1] for name in ("loss/text", "loss/codes"))

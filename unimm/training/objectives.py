@@ -49,13 +49,15 @@ class Likelihood(Objective):
 
 
 class Look(Objective):
-    """What a vision tower can learn of an image by itself, from its patch features (N, P, C) alone, in two sums:
+    """What a vision tower can learn of an image by itself, from its patch features (N, P, C) alone, in three sums:
 
     words: which tokens of the vocabulary occur in the learned text of the image's document. Text tokens serve as labels of
         a multi-label classification (SuperClass, arXiv 2411.03313), here with a sigmoid a token, and with a soft maximum
         over patches, because a word is seen somewhere, not everywhere.
     patches: which code the image tokenizer writes where each patch is (BEiT's targets, arXiv 2106.08254, without masks):
         what is where, and in detail, which words alone teach late. Of images whose document holds their codes.
+    places: the row and the column of each patch itself, which neither of the others asks for: without them a tower forgets
+        where things are, and no Transformer behind it can tell left from right (recipes/LOG.md).
 
     It costs the vision tower alone, several times less an image than reading it with the Transformer.
     """
@@ -66,6 +68,8 @@ class Look(Objective):
         width = model.config.vision.width
         self.word_head = nn.Linear(width, model.text.embedding.num_embeddings)
         self.patch_head = nn.Linear(width, model.config.codes.codebook_size)
+        self.num_rows = model.config.vision.image_size // model.config.vision.patch_size
+        self.place_head = nn.Linear(width, 2 * self.num_rows)
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
         features_NPC = self.model.pixels.features(batch.pixels)
@@ -73,15 +77,22 @@ class Look(Objective):
         return {
             "words": self._words(features_NPC, batch, documents_N),
             "patches": self._patches(features_NPC, batch, documents_N),
+            "places": self._places(features_NPC),
         }
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         num_images = torch.tensor(float(len(batch.pixels)), device=batch.pixels.device)
         codes_nP = patch_labels(batch, image_documents(batch), self.model.config.vision.num_patches)[1]
-        return {"words": num_images, "patches": torch.tensor(float(codes_nP.numel()), device=batch.pixels.device)}
+        num_patches = num_images * self.model.config.vision.num_patches
+        return {
+            "words": num_images,
+            "patches": torch.tensor(float(codes_nP.numel()), device=batch.pixels.device),
+            "places": num_patches,
+        }
 
     def parts(self) -> dict[str, nn.Module]:
-        return {**self.model.parts(), "word_head": self.word_head, "patch_head": self.patch_head}
+        heads = {"word_head": self.word_head, "patch_head": self.patch_head, "place_head": self.place_head}
+        return {**self.model.parts(), **heads}
 
     def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> Tally:
         logits_NPV = self.word_head(features_NPC).float()
@@ -99,6 +110,18 @@ class Look(Objective):
         loss = F.cross_entropy(logits_mK, targets_m, reduction="sum")
         correct = (logits_mK.detach().argmax(-1) == targets_m).sum()
         return Tally(loss, correct, loss.new_tensor(float(len(targets_m))))
+
+    def _places(self, features_NPC: torch.Tensor) -> Tally:
+        logits_NPG = self.place_head(features_NPC).float()
+        patches_P = torch.arange(features_NPC.shape[1], device=features_NPC.device)
+        rows_m, columns_m = (
+            wanted_P.expand(len(features_NPC), -1).flatten()
+            for wanted_P in (patches_P // self.num_rows, patches_P % self.num_rows)
+        )
+        of_rows_mG, of_columns_mG = (part.flatten(0, 1) for part in logits_NPG.split(self.num_rows, dim=-1))
+        loss = F.cross_entropy(of_rows_mG, rows_m, reduction="sum") + F.cross_entropy(of_columns_mG, columns_m, reduction="sum")
+        correct = (of_rows_mG.detach().argmax(-1) == rows_m) & (of_columns_mG.detach().argmax(-1) == columns_m)
+        return Tally(loss, correct.sum(), loss.new_tensor(float(len(rows_m))))
 
 
 def document_numbers(batch: Batch) -> torch.Tensor:
