@@ -80,3 +80,30 @@ def generate(
         out,
         (deepseek, deepseek_python),
     )
+
+
+@bench.command()
+def train(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="demo, a size by name, with random weights, or a Janus' folder.")
+    ] = "demo",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
+    samples: Annotated[int, typer.Option(min=1, help="Conversations a step.")] = 32,
+    positions: Annotated[int, typer.Option(min=1, help="Row length that unimm packs them into.")] = 1024,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 30,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
+        Path("runs/bench/train.json")
+    ),
+) -> None:
+    """How fast a model learns to see, against transformers' Trainer, in real tokens: packed, unpacked, compiled.
+
+    \b
+    Example:
+      unimm bench train --model demo
+    """
+    from unimm.cli.bench_train import run
+
+    run(model, device, precision, (samples, positions, steps, warm_up), repeats, out)

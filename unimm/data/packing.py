@@ -1,7 +1,7 @@
 """Packing: sequences of many lengths -> rows of T positions with little left over. Sequences are never cut."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 def best_fit(lengths: Iterable[int], num_positions: int) -> list[list[int]]:
@@ -32,7 +32,7 @@ def best_fit(lengths: Iterable[int], num_positions: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def fill_rows(lengths: Sequence[int], num_positions: int, num_rows: int) -> list[list[int]]:
+def fill_rows(lengths: list[int], num_positions: int, num_rows: int) -> list[list[int]]:
     """As many of the first sequences as best fit brings into `num_rows` rows.
 
     Args:

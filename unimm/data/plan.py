@@ -1,9 +1,9 @@
 """The plan: which samples share which row of which step. A pure function of (mixture, T, rows a step).
 
-Rows are filled a window of steps at a time: samples are taken from the mixture's stream as long as best fit finds room for them
-in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then dealt out to its steps,
-so that each step has its share of every kind, and a step's rows are in an order in which every n-th has, too: what ranks and
-micro-batches take. Ranks and workers do not enter the plan.
+Rows are filled a window of steps at a time: samples are taken from the mixture's stream as long as best fit finds room for
+them in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then dealt out to its
+steps, so that each step has its share of every kind, and lie in an order in which every n-th row has it, too: what ranks and
+micro-batches take. How many of these there are does not enter the plan.
 """
 
 from dataclasses import dataclass

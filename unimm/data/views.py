@@ -75,7 +75,7 @@ class Drawing:
     """TEXT(prompt), then the image's codes to learn.
 
     drop: the probability that the prompt is the null prompt.
-    prompt_share: the probability that it is one of the record's looser prompts instead of one of its captions, where it has both;
+    prompt_share: the probability that it is one of the record's looser prompts and none of its captions, where it has both;
         None: each text is as likely as any other.
     """
 

@@ -1,9 +1,9 @@
 """Cross-entropy of a linear head, chunk by chunk: the logits of a whole batch never exist at once.
 
-Logits of n positions over V ids take n * V floats, several times over: with 100,000 ids more than the rest of a model. Here the
-logits of a chunk are made, turned into losses, hits and gradients, and forgotten, so that memory is bounded by the chunk and work
-stays what it was: three matrix products. The gradients are ready before the backward pass, which only scales them; the idea is
-Liger's (arXiv 2410.10989). PyTorch's own `linear_cross_entropy` does not tell which targets were ranked first.
+Logits of n positions over V ids take n * V floats, several times over: with 100,000 ids more than the rest of a model. Here
+the logits of a chunk are made, turned into losses, hits and gradients, and forgotten, so that memory is bounded by the chunk
+and work stays what it was: three matrix products. The gradients are ready before the backward pass, which only scales them;
+the idea is Liger's (arXiv 2410.10989). PyTorch's own `linear_cross_entropy` does not tell which targets were ranked first.
 
 Shapes: n positions, D width, V ids, m positions of a chunk.
 """
@@ -80,11 +80,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("This loss was differentiated once already, and its gradients are gone: compute it again.")
-        return (*grads.scaled(grad_loss), None, None, None, None)
+        return (*grads.scaled(grad_outputs[0]), None, None, None, None)
 
 
 class _Gradients:

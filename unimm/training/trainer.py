@@ -32,7 +32,7 @@ class TrainerConfig(LoopConfig):
 
     stage, optimizer: who learns, and by what.
     num_positions: row length T that sequences are packed into.
-    num_rows: rows a step, over all ranks and micro-batches: together num_rows * num_positions positions, nearly all of them full.
+    num_rows: rows a step, over all ranks and micro-batches.
     num_micro_batches: forward passes a rank takes for one update.
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     sample_every: in steps; 0 is never.

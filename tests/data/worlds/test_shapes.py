@@ -32,7 +32,7 @@ from unimm.data.worlds.shapes_language import (
     fits,
     parse_caption,
 )
-from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES
+from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES, TRAINING_CATEGORIES
 
 NUM_RECORDS = 500
 
@@ -196,6 +196,20 @@ def test_an_empty_scene_wants_to_be_called_empty():
     assert not caption_is_exact("Nothing but a red circle.", Scene(()))
 
 
+def say_where(item: Shape, english: bool) -> str:
+    """The third of the picture an object is in, in words of its own grammar."""
+    down = 0 if item.y < SIDE / 3 else 1 if item.y < 2 * SIDE / 3 else 2
+    across = 0 if item.x < SIDE / 3 else 1 if item.x < 2 * SIDE / 3 else 2
+    if (down, across) == (1, 1):
+        return "in the middle" if english else "中间"
+    if down == 1 or across == 1:
+        words = ("at the top", "顶部"), ("at the bottom", "底部"), ("on the left", "左侧"), ("on the right", "右侧")
+        return words[down // 2 if across == 1 else 2 + across // 2][0 if english else 1]
+    if english:
+        return f"at the {('top', '', 'bottom')[down]} {('left', '', 'right')[across]}"
+    return f"{'左 右'[across]}{'上 下'[down]}角"
+
+
 def answer_from_image(question, objects: list[Shape]) -> str:
     """The answer by the checker's objects and the question's words alone."""
     english = question.language == "en"
@@ -212,6 +226,8 @@ def answer_from_image(question, objects: list[Shape]) -> str:
             meaning: word for word, (_, meaning) in reversed(MEANINGS.items()) if not word.isascii()
         }
         return value if english else answers[value]
+    if question.category == "place":
+        return say_where(found[0][0], english)
     a, b = (items[0] for items in found)
     if question.text.startswith("On which side"):
         a, b = b, a
@@ -240,14 +256,20 @@ def test_a_guesser_who_does_not_look_scores_low():
     for record in ShapesWorld("train", 1500):
         for question in record.questions:
             answers[question.category, question.language][question.answer] += 1
-    assert set(answers) == {(category, language) for category in CATEGORIES for language in ("en", "zh")}
+    assert set(answers) == {(category, language) for category in TRAINING_CATEGORIES for language in ("en", "zh")}
     blind = {key: max(counts.values()) / sum(counts.values()) for key, counts in answers.items()}
     total = sum(sum(counts.values()) for counts in answers.values())
     overall = sum(max(counts.values()) for counts in answers.values()) / total
     print(f"blind majority: {overall:.3f} overall, " + ", ".join(f"{key}: {blind[key]:.2f}" for key in sorted(blind)))
-    highest = {"colour": 0.2, "shape": 0.32, "size": 0.54, "count": 0.4, "existence": 0.54, "relation": 0.4}
+    highest = {"colour": 0.2, "shape": 0.32, "size": 0.54, "count": 0.4, "existence": 0.54, "relation": 0.4, "place": 0.2}
     assert all(share <= highest[category] for (category, _), share in blind.items())
     assert overall < 0.4
+
+
+def test_benchmarks_ask_what_they_always_asked():
+    """Where in the picture something is, is asked in training alone."""
+    for split, expected in (("train", TRAINING_CATEGORIES), ("test", CATEGORIES), ("held_out", CATEGORIES)):
+        assert {question.category for record in ShapesWorld(split, 200) for question in record.questions} == set(expected)
 
 
 def test_no_torch_is_needed():

@@ -40,6 +40,13 @@ SPLITS = ("train", "validation", "test", "held_out")
 
 RELATIONS = ("left", "right", "above", "below")
 
+PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+"""The thirds of a picture, row by row."""
+
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 NUM_OBJECTS_WEIGHTS = (0.03, 0.32, 0.32, 0.20, 0.13)
@@ -180,6 +187,11 @@ def find_relation(a: Shape, b: Shape) -> str | None:
     if abs(dy) >= CLEAR_RATIO * abs(dx):
         return "above" if dy < 0 else "below"
     return None
+
+
+def find_place(item: Shape) -> str:
+    """The third of the picture, across and down, that an object's centre lies in: one of PLACES."""
+    return PLACES[3 * item.y // SIDE][3 * item.x // SIDE]
 
 
 @cache

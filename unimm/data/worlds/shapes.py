@@ -14,7 +14,7 @@ import numpy as np
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
-from unimm.data.worlds.shapes_questions import write_questions, write_text
+from unimm.data.worlds.shapes_questions import CATEGORIES, TRAINING_CATEGORIES, write_questions, write_text
 
 
 class ShapesWorld:
@@ -69,7 +69,8 @@ class ShapesRecord(Record):
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        return write_questions(self.facts, self._generator("questions"))
+        categories = TRAINING_CATEGORIES if vars(self)["_split"] == "train" else CATEGORIES
+        return write_questions(self.facts, self._generator("questions"), categories)
 
     @cached_property
     def text(self) -> Text:

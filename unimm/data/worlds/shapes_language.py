@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.records import Text
-from unimm.data.worlds.scenes import COLOURS, FORMS, OPPOSITE, Scene, Shape, choose, choose_weighted, find_relation
+from unimm.data.worlds.scenes import (
+    COLOURS,
+    FORMS,
+    OPPOSITE,
+    Scene,
+    Shape,
+    choose,
+    choose_weighted,
+    find_place,
+    find_relation,
+)
 
 LANGUAGES = ("en", "zh")
 
@@ -61,6 +71,31 @@ RELATION_WORDS = {
         "below": ("below", "under"),
     },
     "zh": {"left": ("左边", "左侧"), "right": ("右边", "右侧"), "above": ("上面", "上方"), "below": ("下面", "下方")},
+}
+
+PLACE_WORDS = {
+    "en": {
+        "top left": "at the top left",
+        "top": "at the top",
+        "top right": "at the top right",
+        "left": "on the left",
+        "middle": "in the middle",
+        "right": "on the right",
+        "bottom left": "at the bottom left",
+        "bottom": "at the bottom",
+        "bottom right": "at the bottom right",
+    },
+    "zh": {
+        "top left": "左上角",
+        "top": "顶部",
+        "top right": "右上角",
+        "left": "左侧",
+        "middle": "中间",
+        "right": "右侧",
+        "bottom left": "左下角",
+        "bottom": "底部",
+        "bottom right": "右下角",
+    },
 }
 
 EMPTY = {
@@ -160,6 +195,15 @@ def write_pair(pair: tuple[Shape, str, Shape], detail: str, language: str, rng: 
     return write_relation(describe(a, detail), relation, describe(b, detail), language, rng, verb)
 
 
+def write_places(objects: tuple[Shape, ...], detail: str, language: str, rng: np.random.Generator) -> str:
+    """Every object and where in the picture it is: "a red circle at the top left and a blue cross in the middle"."""
+    placed = []
+    for item in sorted(objects, key=lambda item: (item.x, item.y)):
+        named, place = name_group(Group(1, describe(item, detail)), language, rng), PLACE_WORDS[language][find_place(item)]
+        placed.append(f"{named} {place}" if language == "en" else f"{place}有{named}")
+    return " and ".join(placed) if language == "en" else "，".join(placed)
+
+
 def choose_be(groups: list[Group]) -> str:
     """The verb after "there": it agrees with the first group."""
     return "is" if groups[0].count == 1 else "are"
@@ -204,6 +248,8 @@ def write_prompt(scene: Scene, language: str, rng: np.random.Generator) -> str:
     pair = find_pair(scene.objects, detail, rng) if len(scene.objects) == 2 else None
     if pair and rng.random() < 0.5:
         return frame_prompt(write_pair(pair, detail, language, rng), language, rng)
+    if len(scene.objects) <= 2 and rng.random() < 0.3:
+        return frame_prompt(write_places(scene.objects, detail, language, rng), language, rng)
     return frame_prompt(write_list(group(scene.objects, detail), language, rng), language, rng)
 
 

@@ -16,12 +16,14 @@ from unimm.data.worlds.scenes import (
     Scene,
     Shape,
     choose,
+    find_place,
     find_relation,
     shuffle,
 )
 from unimm.data.worlds.shapes_language import (
     LANGUAGES,
     NUMBERS,
+    PLACE_WORDS,
     RELATION_WORDS,
     WORDS,
     Group,
@@ -32,6 +34,10 @@ from unimm.data.worlds.shapes_language import (
 )
 
 CATEGORIES = ("colour", "shape", "size", "count", "existence", "relation")
+"""What benchmarks ask about."""
+
+TRAINING_CATEGORIES = (*CATEGORIES, "place")
+"""What training asks about: who has learned to say where one thing is can learn where it is from another."""
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
 TEMPLATES = {
@@ -43,6 +49,7 @@ TEMPLATES = {
         "existence": ("Is there {}?", "Is there {} in the picture?", "Do you see {}?"),
         "relation": ("Is {a} {words} {b}?",),
         "side": ("On which side of {b} is {a}?", "Where is {a}, seen from {b}?"),
+        "place": ("Where is {}?", "Where in the picture is {}?"),
     },
     "zh": {
         "colour": ("{}是什么颜色？", "{}是什么颜色的？", "{}的颜色是什么？"),
@@ -52,6 +59,7 @@ TEMPLATES = {
         "existence": ("有{}吗？", "图中有{}吗？", "能看到{}吗？"),
         "relation": ("{a}在{b}的{words}吗？",),
         "side": ("{a}在{b}的哪一边？", "{a}在{b}的哪个方向？"),
+        "place": ("{}在哪里？", "{}在图中的什么位置？"),
     },
 }
 
@@ -205,6 +213,16 @@ def ask_relation(scene: Scene, language: str, rng: np.random.Generator) -> Quest
     return None
 
 
+def ask_place(scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
+    """In which third of the picture, across and down, is one object that the question can single out?"""
+    for item in shuffle(rng, scene.objects):
+        look = find_reference(item, scene.objects, "", rng)
+        if look:
+            text = choose(rng, TEMPLATES[language]["place"]).format(name_reference(look, language))
+            return Question(text, PLACE_WORDS[language][find_place(item)], "place", language)
+    return None
+
+
 def ask(category: str, scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
     """A question of one category, or None where the scene allows no clear one."""
     if category == "count":
@@ -213,12 +231,14 @@ def ask(category: str, scene: Scene, language: str, rng: np.random.Generator) ->
         return ask_existence(scene, language, rng)
     if category == "relation":
         return ask_relation(scene, language, rng)
+    if category == "place":
+        return ask_place(scene, language, rng)
     return ask_attribute(category, scene, language, rng)
 
 
-def write_questions(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
-    """Up to ten questions: one of each category that the scene allows and up to four more, languages in turn."""
-    wanted = list(CATEGORIES) + [choose(rng, CATEGORIES) for _ in range(4)]
+def write_questions(scene: Scene, rng: np.random.Generator, categories: tuple[str, ...] = CATEGORIES) -> tuple[Question, ...]:
+    """Up to four more questions than categories: one of each that the scene allows, languages in turn."""
+    wanted = list(categories) + [choose(rng, categories) for _ in range(4)]
     first = int(rng.random() * 2)
     asked = [ask(category, scene, LANGUAGES[(first + n) % 2], rng) for n, category in enumerate(shuffle(rng, wanted))]
     return tuple({question.text: question for question in asked if question}.values())
