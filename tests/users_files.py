@@ -5,9 +5,12 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from unimm.data.records import Dataset, Record
 
 CAPTIONS = ("A red square.", "A green square, and nothing else.", "A blue square.", "A grey square.")
 COLOURS = ((250, 30, 30), (30, 250, 30), (30, 30, 250), (128, 128, 128))
@@ -124,3 +127,13 @@ def make_all(folder: Path) -> Path:
     make_shards(folder / "shards")
     make_texts(folder / "texts")
     return folder
+
+
+def read_all(dataset: Dataset) -> list[Record]:
+    """Every record."""
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def send_all(datasets: list[Dataset], connection: Any) -> None:
+    """Every record of every data set, to another process. It stands here because this file is imported quickly."""
+    connection.send([read_all(dataset) for dataset in datasets])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from toys import make_template
-from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all
+from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all, read_all, send_all
 
 from unimm.data.image import decode_image
 from unimm.data.readers.fields import Fields
@@ -20,7 +20,7 @@ from unimm.data.readers.llava import LlavaJson
 from unimm.data.readers.parquet import Parquet
 from unimm.data.readers.plain_text import PlainTextFiles
 from unimm.data.readers.web_dataset import WebDataset
-from unimm.data.records import Dataset, Record
+from unimm.data.records import Dataset
 from unimm.data.views import Conversation, Dialogue, Drawing, PlainText, View
 from unimm.sequence import Kind
 
@@ -45,30 +45,27 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def read_all(dataset: Dataset) -> list[Record]:
-    return [dataset[index] for index in range(len(dataset))]
-
-
-def send_all(dataset: Dataset, connection) -> None:
-    connection.send(read_all(dataset))
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_a_record_is_a_function_of_its_index_in_any_process(name: str, method: str, files: Path) -> None:
+def test_a_record_is_a_function_of_its_index(name: str, files: Path) -> None:
     dataset = READERS[name](files)
     records = read_all(dataset)
     assert [dataset[index] for index in reversed(range(len(dataset)))] == records[::-1]
     assert read_all(pickle.loads(pickle.dumps(dataset))) == read_all(READERS[name](files)) == records
     assert len({record.key for record in records}) == len(records) > 1
-    context = multiprocessing.get_context(method)
-    ours, theirs = context.Pipe()
-    child = context.Process(target=send_all, args=(dataset, theirs))
-    child.start()
-    assert ours.poll(60) and ours.recv() == records
-    child.join()
     for index in (-1, len(dataset)):
         with pytest.raises(IndexError):
             dataset[index]
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes_read_the_same(method: str, files: Path) -> None:
+    datasets = [make(files) for make in READERS.values()]
+    records = [read_all(dataset) for dataset in datasets]  # read before: what was opened may not get in a child's way
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=send_all, args=(datasets, theirs))
+    child.start()
+    assert ours.poll(120) and ours.recv() == records
+    child.join()
 
 
 def test_a_copy_elsewhere_has_the_same_keys(name: str, files: Path, tmp_path: Path) -> None:
