@@ -9,6 +9,7 @@ whole or not at all, and holds for exactly the size and modification time that t
 import hashlib
 import logging
 import os
+import secrets
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def build_index(shard: Path, cache: Path | None) -> TarIndex:
     stamp = _stamp(shard)
     index = _scan(shard)
     for path in _homes(shard, cache):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # other processes may be at it as well
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # other processes may be at it as well
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"names": index.names, "name_ends": index.name_ends, "places": index.places}, temporary, stamp)
