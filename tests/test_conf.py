@@ -182,6 +182,17 @@ def test_what_is_encoded_builds(way: str) -> None:
         assert _coded_datasets(config)
 
 
+@pytest.mark.parametrize("option", [option for option in FILES if option.startswith("data/") and option not in NOT_DRAWN])
+@pytest.mark.parametrize("source", ["talk", "draw"])
+def test_half_of_a_data_set_may_be_left_out(option: str, source: str) -> None:
+    """And who does not draw, needs no codes."""
+    config = compose(f"train {option}", f"~data.sources.{source}")
+    if source == "talk":
+        assert list(_coded_datasets(config)) == [option.removeprefix("data/")]
+    else:
+        assert {name: len(dataset) for name, dataset in building.build_datasets(config, "").items()} == {"talk": 4}
+
+
 @pytest.mark.parametrize("option", FILES)
 def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> None:
     """By the key that the recipe names."""
