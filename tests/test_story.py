@@ -29,7 +29,7 @@ class One:
 
 def test_one_caption_and_one_drawing_are_learned_and_given_back(tmp_path: Path) -> None:
     sources = [Source("talk", One(), Conversation(caption_share=1.0)), Source("draw", One(), Drawing(drop=0.1))]
-    mixture = Mixture(sources, make_template(), batch_size=4)
+    mixture = Mixture(sources, make_template())
     trainer = make_trainer(tmp_path / "run", make_config(120, report_every=10), mixture)
     trainer.fit()
     lines = read_numbers(tmp_path / "run" / "metrics.jsonl")

@@ -17,7 +17,7 @@ SMALL_DATA = [
     "data.sources.shapes_draw.dataset.dataset.num_records=8",
     "data.sources.digits_draw.dataset.dataset.num_records=4",
 ]
-SMALL_MODEL = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "data.batch_size=12", "trainer.num_workers=0"]
+SMALL_MODEL = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "trainer.num_rows=5", "trainer.num_workers=0"]
 
 
 @pytest.fixture(scope="module")

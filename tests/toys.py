@@ -10,7 +10,9 @@ import torch
 from conftest import tiny_model, tiny_text_tokenizer
 
 from unimm.data.mixture import Mixture, Source
+from unimm.data.plan import Plan
 from unimm.data.records import Question, Record, Text
+from unimm.data.steps import Steps
 from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
@@ -55,14 +57,19 @@ def make_template() -> Template:
     return Template(tiny_text_tokenizer(), PromptFormat(), image_size=16, num_positions=4)
 
 
-def make_mixture(batch_size: int = 8, drop: float = 0.1, seed: int = 0) -> Mixture:
+def make_mixture(drop: float = 0.1, seed: int = 0) -> Mixture:
     """Talk, drawings and plain text, in uneven shares."""
     sources = [
         Source("talk", Squares(), Conversation(num_turns=2), 5.0),
         Source("draw", Squares(), Drawing(drop), 2.0),
         Source("text", Squares(), PlainText(), 1.0),
     ]
-    return Mixture(sources, make_template(), batch_size, seed)
+    return Mixture(sources, make_template(), seed)
+
+
+def make_steps(mixture: Mixture, num_rows: int = 9, **words: int) -> Steps:
+    """The steps of one rank, in rows as `make_config` has them."""
+    return Steps(Plan(mixture, 64, num_rows), **words)
 
 
 def make_model() -> UnifiedModel:
@@ -76,7 +83,8 @@ def make_config(max_steps: int, **changes: Any) -> TrainerConfig:
         budget=Budget(max_steps=max_steps),
         stage=EVERYTHING,
         schedule=Schedule("constant"),
-        num_positions=128,
+        num_positions=64,
+        num_rows=9,
         report_every=1,
         save_minutes=60.0,
         num_workers=0,

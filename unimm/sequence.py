@@ -135,6 +135,11 @@ class Sequence:
         return sum(segment.length for segment in self.segments)
 
     @property
+    def num_learned_codes(self) -> int:
+        """How many of its positions are codes that the loss looks at."""
+        return sum(segment.length for segment in self.segments if segment.kind == Kind.CODES and segment.learn)
+
+    @property
     def is_open(self) -> bool:
         """Whether the last segment is left to fill."""
         return self.segments[-1].is_open

@@ -95,14 +95,14 @@ def test_the_prompt_is_dropped_as_often_as_asked() -> None:
     """Over 3,000 samples of the mixture, 0.1 give or take four standard deviations; the codes always stay."""
     mixture = make_mixture(drop=0.1)
     draw = next(number for number, source in enumerate(mixture.sources) if source.name == "draw")
-    samples = [mixture.sequence(draw, number) for number in range(3000)]
+    samples = [mixture.sequence((draw, number)) for number in range(3000)]
     pad = TEMPLATE.tokenizer.special.pad
     dropped = [pad in sample.segments[1].ids for sample in samples]
     assert abs(np.mean(dropped) - 0.1) < 4 * (0.1 * 0.9 / 3000) ** 0.5
     assert all(sample.segments[-1].learn and sample.segments[-1].kind == Kind.CODES for sample in samples)
-    assert dropped[:50] == [pad in make_mixture(drop=0.1).sequence(draw, n).segments[1].ids for n in range(50)]
+    assert dropped[:50] == [pad in make_mixture(drop=0.1).sequence((draw, n)).segments[1].ids for n in range(50)]
     other = make_mixture(drop=0.1, seed=1)
-    assert dropped != [pad in other.sequence(draw, n).segments[1].ids for n in range(3000)]
+    assert dropped != [pad in other.sequence((draw, n)).segments[1].ids for n in range(3000)]
 
 
 def test_prompts_are_captions_and_prompts() -> None:

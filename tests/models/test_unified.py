@@ -30,7 +30,7 @@ def mixture() -> Mixture:
 @pytest.fixture
 def samples(mixture: Mixture) -> list[Sequence]:
     """Talk, a drawing, a plain text."""
-    return [mixture.sequence(*sample) for sample in mixture.samples(0)[2:]]
+    return [mixture.sequence(sample) for sample in mixture.samples(0, 8)[2:]]
 
 
 def hidden(model: UnifiedModel, rows: list[list[Sequence]], num_positions: int | None = None) -> torch.Tensor:

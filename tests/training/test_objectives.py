@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import Squares, make_config, make_mixture, make_model, make_template, make_trainer
+from toys import Squares, make_config, make_mixture, make_model, make_steps, make_template, make_trainer
 
 from unimm.batch import collate
-from unimm.data.mixture import Mixture, Source, StepBatches
+from unimm.data.mixture import Mixture, Source
 from unimm.data.views import Description
 from unimm.sequence import Segment, Sequence
 from unimm.training.logbook import read_numbers
@@ -24,8 +24,8 @@ def look(value: float) -> Segment:
 @pytest.mark.parametrize("make", [Likelihood, Look])
 def test_sums_come_with_the_counts_that_were_told_before(make: type[Objective]) -> None:
     objective = make(make_model())
-    described = Mixture([Source("squares", Squares(), Description())], make_template(), 8)
-    (batch,) = StepBatches(described if make is Look else make_mixture(), 128)[0]
+    described = Mixture([Source("squares", Squares(), Description())], make_template())
+    (batch,) = make_steps(described if make is Look else make_mixture())[0].batches
     tallies, counts = objective(batch), objective.counts(batch)
     assert tallies.keys() == counts.keys()
     for name, tally in tallies.items():

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import EVERYTHING, make_config, make_mixture, make_trainer
+from toys import EVERYTHING, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.batch import Batch
 from unimm.cli.build import build, compose_config
-from unimm.data.mixture import StepBatches
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
@@ -103,7 +102,7 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     assert run.wait(60) in (1, 130, -signal.SIGINT)
     checkpoint = load_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None and checkpoint.step >= 1
-    resumed = make_trainer(tmp_path, make_config(checkpoint.step + 2), make_mixture(batch_size=9))
+    resumed = make_trainer(tmp_path, make_config(checkpoint.step + 2), make_mixture())
     assert resumed.step == checkpoint.step
     resumed.fit()
     assert [line[0] for line in numbers(tmp_path)] == list(range(1, checkpoint.step + 3))
@@ -141,15 +140,16 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_micro_batches", [2, 4])
 def test_accumulation_changes_nothing(tmp_path: Path, num_micro_batches: int) -> None:
-    """8 samples at once or 2 at a time: micro-batches hold different kinds, some none of one."""
+    """9 rows at once or 2 or 3 at a time: micro-batches hold different kinds, some none of one."""
     mixture = make_mixture()
-    parts = StepBatches(mixture, 128, 4)[0]
+    parts = make_steps(mixture, num_micro_batches=num_micro_batches)[0].batches
     assert len({tuple(float(batch.num_targets(kind)) for kind in (Kind.TEXT, Kind.CODES)) for batch in parts}) > 1
     whole = make_trainer(tmp_path / "whole", make_config(3), mixture)
     cut = make_trainer(tmp_path / "cut", make_config(3, num_micro_batches=num_micro_batches), mixture)
     for step in range(3):
         counts = [
-            trainer._global_counts(StepBatches(mixture, 128, n)[step]) for trainer, n in ((whole, 1), (cut, num_micro_batches))
+            trainer._global_counts(make_steps(mixture, num_micro_batches=n)[step].batches)
+            for trainer, n in ((whole, 1), (cut, num_micro_batches))
         ]
         assert counts[0] == counts[1]
     whole.fit()

@@ -57,7 +57,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]
 
 @pytest.mark.parametrize(("launcher", "micro_batches"), [(accelerate, 1), (torchrun, 2)])
 def test_two_processes_learn_what_one_learns(launcher, micro_batches: int, alone, tmp_path: Path) -> None:
-    """9 samples a step are 5 and 4: ranks, and micro-batches of ranks, hold different numbers of targets."""
+    """9 rows a step are 5 and 4: ranks, and micro-batches of ranks, hold different numbers of targets."""
     result = launch(launcher(2), tmp_path, STEPS, micro_batches)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "processes").read_text() == "2"

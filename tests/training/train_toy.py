@@ -21,7 +21,7 @@ def interrupt(step: int, logbook: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-trainer = make_trainer(folder, config, make_mixture(batch_size=9), sample=interrupt, device=None)
+trainer = make_trainer(folder, config, make_mixture(), sample=interrupt, device=None)
 if trainer.is_main:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "processes").write_text(str(trainer.accelerator.num_processes))

@@ -162,7 +162,7 @@ def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Te
         Source(str(name), datasets[str(name)], build(source.view), source.weight)
         for name, source in config.data.sources.items()
     ]
-    return Mixture(sources, template, config.data.batch_size, config.seed)
+    return Mixture(sources, template, config.seed, config.data.weigh_by)
 
 
 def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:

@@ -1,30 +1,36 @@
-"""The mixture: which sample is learned when, as a pure function of (seed, step).
+"""The mixture: an endless stream of samples, each source as often as its weight says. A pure function of the seed.
 
-Every step holds a fixed number of samples of each source, by the sources' weights, so that all tasks are in every step. The
-n-th sample of a source is a record of its (n // len)-th shuffled epoch. Nothing is remembered, so a run resumes from one
-integer, and the global batch does not depend on the number of ranks or workers.
+Sample i of the stream is the n-th of some source, and the n-th sample of a source is a record of its (n // len)-th shuffled
+epoch. Sources alternate as evenly as their weights allow, so any stretch of the stream holds all of them in their shares.
+Nothing is remembered: any process finds any sample by its number.
 """
 
+import heapq
 import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
-from torch.utils.data import Dataset as TorchDataset
 
-from unimm.batch import Batch, collate
-from unimm.data.packing import best_fit
 from unimm.data.records import Dataset
-from unimm.data.template import Template
+from unimm.data.template import Outline, Template
 from unimm.data.views import View
 from unimm.sequence import Sequence
+
+Sample = tuple[int, int]
+"""(source, how many of its samples came before)."""
+
+WEIGHED_BY = ("samples", "tokens")
+
+MEASURED = 256
+"""Samples of each source whose mean length stands for all, where weights are shares of tokens."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set seen through a view, and its share of the samples of every step."""
+    """A data set seen through a view, and its share of the mixture. Weight 0: it is left out."""
 
     name: str
     dataset: Dataset
@@ -33,107 +39,95 @@ class Source:
 
 
 class Mixture:
-    """Sources mixed by weight into global batches of `batch_size` samples."""
+    """Sources mixed by weight.
 
-    def __init__(self, sources: list[Source], template: Template, batch_size: int, seed: int = 0) -> None:
+    Args:
+        sources: what is mixed.
+        template: how prompts are written.
+        seed: of the order of records and of the choices of views.
+        weigh_by: whether weights are shares of "samples" or of "tokens" (positions, those of images too).
+
+    Raises:
+        ValueError: there is no source, one holds no records, or the weights are no shares.
+    """
+
+    def __init__(self, sources: list[Source], template: Template, seed: int = 0, weigh_by: str = "samples") -> None:
         if not sources:
             raise ValueError("A mixture needs at least one source.")
+        weights = [source.weight for source in sources]
+        if min(weights) < 0 or max(weights) <= 0:
+            raise ValueError(f"Mixture weights must not be negative, and one must be positive: {weights}.")
         for source in sources:
             if len(source.dataset) == 0:
                 raise ValueError(f"The source '{source.name}' holds no records.")
+        if weigh_by not in WEIGHED_BY:
+            raise ValueError(f"Weights are shares of {' or '.join(WEIGHED_BY)}, not of '{weigh_by}'.")
         self.sources = sources
         self.template = template
-        self.batch_size = batch_size
         self.seed = seed
-        self.counts = apportion([source.weight for source in sources], batch_size)
+        self.weigh_by = weigh_by
 
-    def samples(self, step: int) -> list[tuple[int, int]]:
-        """The global batch of a step: (source, how many of its samples came before)."""
-        return [(number, step * count + item) for number, count in enumerate(self.counts) for item in range(count)]
+    def samples(self, start: int, count: int) -> list[Sample]:
+        """`count` samples of the stream from number `start` on."""
+        return list(itertools.islice(self._stream(start), count))
 
-    def sequence(self, source: int, number: int) -> Sequence:
-        """The `number`-th sample of a source, counted from the start of the run."""
+    def sequence(self, sample: Sample) -> Sequence:
+        """A sample, ready to be learned."""
+        return self.template.open(self.outline(sample))
+
+    def outline(self, sample: Sample) -> Outline:
+        """A sample whose images are not opened yet."""
+        source, number = sample
         chosen = self.sources[source]
-        epoch, place = divmod(number, len(chosen.dataset))
-        index = int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
-        key = _key(self.seed, chosen.name, "view")
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
-        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, number, 0, 0]))
-        return chosen.view(chosen.dataset[index], self.template, rng)
+        rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
+        record = chosen.dataset[self._index(sample)]
+        return self.template.outline(lambda template: chosen.view(record, template, rng))
+
+    def name(self, sample: Sample) -> str:
+        """A sample for a person: its source, its number there, and the key of its record."""
+        source = self.sources[sample[0]]
+        return f"{source.name} {sample[1]} ({source.dataset[self._index(sample)].key})"
 
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
-        for step in itertools.count():
-            segments = [segment for sample in self.samples(step) for segment in self.sequence(*sample).segments]
-            shown = [segment.pixels for segment in segments if segment.pixels is not None]
-            if not shown:
-                return
-            yield from shown
+        active = [source for source, share in enumerate(self.shares) if share > 0]
+        showing = {source for source in active if self.outline((source, 0)).images}
+        samples = (sample for sample in self._stream(0) if sample[0] in showing)
+        for sample in samples if showing else ():
+            yield from (segment.pixels for segment in self.sequence(sample).segments if segment.pixels is not None)
 
+    @cached_property
+    def shares(self) -> list[float]:
+        """The share of each source in the samples; together 1."""
+        weights = [source.weight for source in self.sources]
+        if self.weigh_by == "tokens":
+            weights = [weight and weight / self._mean_length(source) for source, weight in enumerate(weights)]
+        return [weight / sum(weights) for weight in weights]
 
-class StepBatches(TorchDataset):
-    """The batches of one rank by step: item `step` is the rank's share of that step, cut into micro-batches.
+    def _stream(self, start: int) -> Iterator[Sample]:
+        """Samples from number `start` on: the n-th of a source is due at (n + 1/2) / share, and whoever is due first comes."""
+        active = [source for source, share in enumerate(self.shares) if share > 0]
+        # At this time fewer than `start` have come, for every share of time is rounded up by at most a half.
+        time = max(0.0, start - len(active))
+        counts = {source: int(time * self.shares[source] + 0.5) for source in active}
+        due = [((count + 0.5) / self.shares[source], source) for source, count in counts.items()]
+        heapq.heapify(due)
+        for passed in itertools.count(sum(counts.values())):
+            source = due[0][1]
+            number = counts[source]
+            counts[source] += 1
+            heapq.heapreplace(due, ((counts[source] + 0.5) / self.shares[source], source))
+            if passed >= start:
+                yield source, number
 
-    Every rank takes every `num_ranks`-th sample of each source, so that all ranks see all kinds.
+    def _index(self, sample: Sample) -> int:
+        chosen = self.sources[sample[0]]
+        epoch, place = divmod(sample[1], len(chosen.dataset))
+        return int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
 
-    num_positions: row length T; sequences are packed into rows. num_micro_batches: how many forward passes a step takes.
-
-    Raises ValueError where a micro-batch would get no sample at all.
-    """
-
-    def __init__(
-        self,
-        mixture: Mixture,
-        num_positions: int,
-        num_micro_batches: int = 1,
-        rank: int = 0,
-        num_ranks: int = 1,
-        num_steps: int = 1 << 40,
-    ) -> None:
-        if mixture.batch_size < num_ranks * num_micro_batches:
-            raise ValueError(
-                f"A batch of {mixture.batch_size} samples cannot be cut into {num_micro_batches} micro-batches for each of "
-                f"{num_ranks} processes: raise data.batch_size to at least {num_ranks * num_micro_batches}."
-            )
-        self.mixture = mixture
-        self.num_positions = num_positions
-        self.num_micro_batches = num_micro_batches
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self.num_steps = num_steps
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __getitem__(self, step: int) -> list[Batch]:
-        samples = self.mixture.samples(step)[self.rank :: self.num_ranks]
-        parts = [samples[micro :: self.num_micro_batches] for micro in range(self.num_micro_batches)]
-        return [self._pack([self.mixture.sequence(*sample) for sample in part]) for part in parts]
-
-    def _pack(self, sequences: list[Sequence]) -> Batch:
-        rows = best_fit((sequence.length for sequence in sequences), self.num_positions)
-        return collate([[sequences[index] for index in row] for row in rows], self.num_positions)
-
-
-def apportion(weights: list[float], total: int) -> list[int]:
-    """`total` split by weights into whole numbers (largest remainder); every positive weight gets at least one.
-
-    Raises:
-        ValueError: a weight is negative, all are zero, or `total` is too small for one each.
-    """
-    positive = sum(weight > 0 for weight in weights)
-    if min(weights) < 0 or positive == 0:
-        raise ValueError(f"Mixture weights must not be negative, and one must be positive: {weights}.")
-    if total < positive:
-        raise ValueError(f"A batch of {total} samples cannot hold one of each of {positive} sources.")
-    shares = [weight / sum(weights) * total for weight in weights]
-    counts = [max(int(share), int(weight > 0)) for share, weight in zip(shares, weights, strict=True)]
-    while sum(counts) != total:
-        up = sum(counts) < total
-        candidates = [i for i, count in enumerate(counts) if weights[i] > 0 and (up or count > 1)]
-        best = max(candidates, key=lambda i: (shares[i] - counts[i]) * (1 if up else -1))
-        counts[best] += 1 if up else -1
-    return counts
+    def _mean_length(self, source: int) -> float:
+        return float(np.mean([self.outline((source, number)).sequence.length for number in range(MEASURED)]))
 
 
 def _key(*parts: int | str) -> int:

@@ -12,8 +12,10 @@ What is learned: an assistant's answers with their end-of-sentence, all codes of
 and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,6 +60,13 @@ class Turn:
     learn: bool = True
 
 
+class Outline(NamedTuple):
+    """A sequence whose PIXELS hold no image, but the number of one in `images`."""
+
+    sequence: Sequence
+    images: tuple[ImageLike, ...]
+
+
 class Template:
     """Writes conversations, drawing prompts and plain texts as sequences.
 
@@ -82,6 +91,21 @@ class Template:
         self.image_size = image_size
         self.num_positions = num_positions
         self.encode = encode
+        self._unopened: list[ImageLike] | None = None
+
+    def outline(self, write: Callable[["Template"], Sequence]) -> "Outline":
+        """What `write` makes with this template, with its images left unopened: to measure it, and to open it later."""
+        unopened = copy.copy(self)
+        unopened._unopened = []
+        return Outline(write(unopened), tuple(unopened._unopened))
+
+    def open(self, outline: "Outline") -> Sequence:
+        """The sequence that an outline is of, its images prepared for the vision tower."""
+
+        def opened(segment: Segment) -> Segment:
+            return segment if segment.pixels is None else self.pixels(outline.images[int(segment.pixels.flat[0])])
+
+        return Sequence(tuple(opened(segment) for segment in outline.sequence.segments))
 
     def look(self, image: ImageLike, codes: np.ndarray | None = None) -> Look:
         """An image inside a conversation, as the prompt format sees it.
@@ -100,7 +124,10 @@ class Template:
 
     def pixels(self, image: ImageLike) -> Segment:
         """An image, prepared for the vision tower."""
-        return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
+        if self._unopened is None:
+            return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
+        self._unopened.append(image)
+        return Segment.look(np.full((1, 1, 1), len(self._unopened) - 1), self.num_positions, condition="image")
 
     def chat(self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None) -> Sequence:
         """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn.

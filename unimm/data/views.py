@@ -105,15 +105,27 @@ class Description:
 
 @dataclass(frozen=True)
 class Drawing:
-    """TEXT(prompt), then the image's codes to learn; with probability `drop` the prompt is the null prompt."""
+    """TEXT(prompt), then the image's codes to learn.
+
+    drop: the probability that the prompt is the null prompt.
+    prompt_share: the probability that it is one of the record's looser prompts instead of one of its captions, where it has both;
+        None: each text is as likely as any other.
+    """
 
     drop: float = 0.1
+    prompt_share: float | None = None
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")
-        prompt: Text = _choose(record.captions + record.prompts or _lacks(record, "captions and no prompts"), rng)
+        prompt: Text = _choose(self._texts(record, rng) or _lacks(record, "captions and no prompts"), rng)
         sequence = template.draw(prompt.text, codes)
         return sequence.unconditioned(template.tokenizer.special.pad) if rng.random() < self.drop else sequence
+
+    def _texts(self, record: Record, rng: np.random.Generator) -> tuple[Text, ...]:
+        """What the prompt is chosen from."""
+        if self.prompt_share is None or not (record.captions and record.prompts):
+            return record.captions + record.prompts
+        return record.prompts if rng.random() < self.prompt_share else record.captions
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from unimm.data.records import ImageLike
 from unimm.models.image_tokenizer import ImageTokenizer
 
 AT_ONCE = 64
-"""Images in one go on a GPU."""
+"""Images in one go, at most."""
 
-AT_ONCE_ON_CPU = 2
-"""On a CPU: more only take more memory."""
+PIXELS_ON_CPU = 2 * 384 * 384
+"""On a CPU, of all images in one go: more only take more memory."""
 
 
 class ImageCoder:
@@ -20,7 +20,8 @@ class ImageCoder:
 
     def __init__(self, tokenizer: ImageTokenizer, alone: bool = False) -> None:
         self.tokenizer = tokenizer
-        self._at_once = 1 if alone else AT_ONCE_ON_CPU if self._device.type == "cpu" else AT_ONCE
+        fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if self._device.type == "cpu" else AT_ONCE
+        self._at_once = 1 if alone else min(fitting, AT_ONCE)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     @property

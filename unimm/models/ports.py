@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from unimm.models.cross_entropy import linear_cross_entropy
 from unimm.models.vision import MLP, VisionTower
 
 T = TypeVar("T")
@@ -43,12 +43,15 @@ class VocabularyPort(nn.Module):
         """hidden (..., D) -> logits (..., V)."""
         raise NotImplementedError
 
+    def before_logits(self, hidden_nD: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
+        """What the head's last layer reads, and that layer: its logits are made in chunks."""
+        raise NotImplementedError
+
     def loss(self, hidden_nD: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor) -> Tally:
         """Likelihood of the targets; sums, so that a port without targets gives zeros and zero gradients."""
-        logits_nV = self.logits(hidden_nD).float()
-        losses_n = F.cross_entropy(logits_nV, targets_n, reduction="none")
-        correct_n = (logits_nV.detach().argmax(-1) == targets_n) if len(targets_n) else torch.zeros_like(weights_n)
-        return Tally((losses_n * weights_n).sum(), (correct_n * weights_n).sum(), weights_n.sum())
+        hidden_nD, last = self.before_logits(hidden_nD)
+        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets_n, weights_n)
+        return Tally(sums.loss, sums.correct, weights_n.sum())
 
     def sample(self, hidden: torch.Tensor, choose: Callable[[torch.Tensor], T]) -> T:
         """One step of sampling: hidden (n, D) -> what `choose` makes of logits (n, V)."""
@@ -71,6 +74,9 @@ class TextPort(VocabularyPort):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden)
+
+    def before_logits(self, hidden_nD: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
+        return hidden_nD, self.head
 
 
 class PixelsPort(nn.Module):
@@ -118,3 +124,6 @@ class CodesPort(VocabularyPort):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden)
+
+    def before_logits(self, hidden_nD: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
+        return self.head[:-1](hidden_nD), self.head[-1]  # pyright: ignore[reportReturnType]

@@ -7,13 +7,16 @@ does not depend on how a global batch is cut into ranks and micro-batches, and a
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unimm.batch import Batch
-from unimm.data.mixture import Mixture, StepBatches
+from unimm.data.mixture import Mixture
+from unimm.data.plan import Origin, Plan
+from unimm.data.steps import Step, Steps
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
@@ -29,6 +32,7 @@ class TrainerConfig(LoopConfig):
 
     stage, optimizer: who learns, and by what.
     num_positions: row length T that sequences are packed into.
+    num_rows: rows a step, over all ranks and micro-batches: together num_rows * num_positions positions, nearly all of them full.
     num_micro_batches: forward passes a rank takes for one update.
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     sample_every: in steps; 0 is never.
@@ -37,6 +41,7 @@ class TrainerConfig(LoopConfig):
     stage: Stage
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_positions: int = 512
+    num_rows: int = 16
     num_micro_batches: int = 1
     weights: dict[str, float] = field(default_factory=dict)
     sample_every: int = 0
@@ -67,6 +72,7 @@ class Trainer(Loop):
         self.config = config
         self.mixture = mixture
         self.sample = sample
+        self.origin = Origin()
         self.objective = objective
         self.model = model = objective.model
         freeze(objective.parts(), config.stage)
@@ -87,17 +93,19 @@ class Trainer(Loop):
         finally:
             self.model.set_attention("sdpa")
 
-    def data(self) -> StepBatches:
-        """This rank's batches by step."""
+    def data(self) -> Steps:
+        """This rank's steps, by number."""
+        plan = Plan(self.mixture, self.config.num_positions, self.config.num_rows, self.origin)
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
-        return StepBatches(self.mixture, self.config.num_positions, self.config.num_micro_batches, *ranks)
+        return Steps(plan, self.config.num_micro_batches, *ranks)
 
-    def update(self, batch: list[Batch], meter: Meter) -> None:
+    def update(self, batch: Step, meter: Meter) -> None:
         """One optimizer step over the micro-batches of this rank."""
         self.wrapped.train()
-        counts = self._global_counts(batch)
-        last = len(batch) - 1
-        for number, micro_batch in enumerate(batch):
+        self.origin = batch.origin
+        counts = self._global_counts(batch.batches)
+        last = len(batch.batches) - 1
+        for number, micro_batch in enumerate(batch.batches):
             micro_batch = micro_batch.to(self.accelerator.device)
             with self.accelerator.no_sync(self.wrapped) if number < last else nullcontext():
                 tallies = self.wrapped(micro_batch)
@@ -146,9 +154,10 @@ class Trainer(Loop):
             tensors |= optimizer_tensors(optimizer, self.names, prefix)
         return tensors
 
-    def state(self) -> dict[str, str]:
-        """The stage, so that another one does not take it up."""
-        return {"stage": self.config.stage.name}
+    def state(self) -> dict[str, Any]:
+        """The stage, so that another one does not take it up, and where in the plan the run is."""
+        shape = {"num_positions": self.config.num_positions, "num_rows": self.config.num_rows}
+        return {"stage": self.config.stage.name, "plan": {**asdict(self.origin), **shape}}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors`.
@@ -162,3 +171,10 @@ class Trainer(Loop):
         self.objective.load_state_dict(weights_of(checkpoint, "weights"))
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
+        self.origin = self._origin_of(checkpoint)
+
+    def _origin_of(self, checkpoint: Checkpoint) -> Origin:
+        """Where the plan goes on. With rows of another number or length a new window begins, at the last one's first sample."""
+        plan = checkpoint.state["plan"]
+        same = (plan["num_positions"], plan["num_rows"]) == (self.config.num_positions, self.config.num_rows)
+        return Origin(plan["step"] if same else checkpoint.step, plan["sample"])
