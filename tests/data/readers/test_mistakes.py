@@ -19,6 +19,7 @@ from unimm.data.readers.llava import LlavaJson
 from unimm.data.readers.parquet import Parquet
 from unimm.data.readers.plain_text import PlainTextFiles
 from unimm.data.readers.web_dataset import WebDataset
+from unimm.data.records import UnreadImage
 
 CAPTIONED = Fields(image="image", caption="caption")
 
@@ -248,7 +249,13 @@ def test_columns_of_any_form(tmp_path: Path) -> None:
     assert [text.text for text in Parquet(one, CAPTIONED)[0].captions] == ["One.", "Two."]
     two = write_table(tmp_path / "b.parquet", image=[{"bytes": None, "path": "0.png"}], conversations=[TURNS])
     record = Parquet(two, Fields(image="image", conversation="conversations"))[0]
-    assert record.image == tmp_path / "0.png" and len(record.questions) == 2
+    assert len(record.questions) == 2 and isinstance(record.image, UnreadImage)
+    assert record.image.read() == (tmp_path / "0.png").read_bytes()
+    three = write_table(tmp_path / "c.parquet", image=[picture_bytes(0), None], caption=["One.", "Two."])
+    dataset = Parquet(three, CAPTIONED)
+    assert "c.parquet/1: the field 'image' is null" in told(lambda: decode_image(dataset[1].image))
+    optional = Parquet(three, Fields(image="image", caption="caption", optional=("image",)))
+    assert optional[0].image == picture_bytes(0) and optional[1].image is None
 
 
 def test_large_groups_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,7 +324,9 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     }
     dataset = WebDataset(make_shard(tmp_path / "0.tar", members))
     assert [dataset[index].key for index in range(len(dataset))] == ["0.tar/a", "0.tar/x/b"]
-    assert dataset[1].image == b"i"
+    image = dataset[1].image
+    assert isinstance(image, UnreadImage) and image.read() == b"i"
+    assert f"Cannot read the image {tmp_path}/0.tar: sample x/b" in told(lambda: decode_image(image))
 
 
 def test_fields_of_json_and_text_mix(tmp_path: Path) -> None:
@@ -325,7 +334,7 @@ def test_fields_of_json_and_text_mix(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "0.tar", members)
     record = WebDataset(shard, Fields(caption="long", question="q", answer="a"))[0]
     assert record.captions[0].text == "A long one." and record.questions[0].answer == "That."
-    assert "there is (image), a, long, q, txt" in told(lambda: WebDataset(shard, Fields(caption="caption")))
+    assert "there is (image), a, long, q" in told(lambda: WebDataset(shard, Fields(caption="caption")))
     make_shard(shard, {**members, "a.json": b"{"})
     assert "a .json that is none" in told(lambda: WebDataset(shard, Fields(caption="long")))
 

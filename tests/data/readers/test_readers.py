@@ -12,15 +12,15 @@ from PIL import Image
 from toys import make_template
 from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all, read_all, send_all
 
-from unimm.data.image import decode_image
+from unimm.data.image import decode_image, look
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.image_folder import ImageFolder
 from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.llava import LlavaJson
-from unimm.data.readers.parquet import Parquet
+from unimm.data.readers.parquet import Parquet, ParquetImage
 from unimm.data.readers.plain_text import PlainTextFiles
-from unimm.data.readers.web_dataset import WebDataset
-from unimm.data.records import Dataset
+from unimm.data.readers.web_dataset import TarImage, WebDataset
+from unimm.data.records import Dataset, UnreadImage
 from unimm.data.views import Conversation, Dialogue, Drawing, PlainText, View
 from unimm.sequence import Kind
 
@@ -82,8 +82,31 @@ def test_images_are_not_decoded(name: str, files: Path, monkeypatch: pytest.Monk
         patch.setattr(Image, "open", refuse)
         records = read_all(READERS[name](files))
     images = [record.image for record in records if record.image is not None]
-    assert all(isinstance(image, Path | bytes) and decode_image(image).size == (20, 16) for image in images)
+    assert all(isinstance(image, Path | UnreadImage) and decode_image(image).size == (20, 16) for image in images)
     assert len(images) == {"llava": 2, "plain_text": 0}.get(name, 4)
+
+
+@pytest.mark.parametrize("name", ["parquet", "web_dataset"], indirect=True)
+def test_images_inside_of_files_are_read_when_they_are_looked_at(
+    name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is planned far ahead in every process: planning reads texts alone."""
+    dataset = READERS[name](files)
+    expected = [look(record.image, 16) for record in read_all(dataset) if record.image is not None]
+    read = []
+    for kind in (ParquetImage, TarImage):
+        original = kind.read
+        monkeypatch.setattr(kind, "read", lambda image, original=original: read.append(image) or original(image))
+    template = make_template()
+    outlines = [
+        template.outline(lambda t, record=record: Conversation(caption_share=1.0)(record, t, np.random.default_rng(0)))
+        for record in read_all(pickle.loads(pickle.dumps(dataset)))
+    ]
+    assert not read
+    opened = [
+        segment.pixels for outline in outlines for segment in template.open(outline).segments if segment.pixels is not None
+    ]
+    assert len(read) == 4 and all(np.array_equal(one, other) for one, other in zip(opened, expected, strict=True))
 
 
 def test_views_make_sequences_of_all(name: str, files: Path) -> None:

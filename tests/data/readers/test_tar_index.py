@@ -37,7 +37,7 @@ def test_built_once_and_again_where_the_shard_has_changed(tmp_path: Path, built:
     assert [WebDataset(folder)[index] for index in range(4)] == records and len(built) == 2
     make_shard(folder / "001.tar", {"z.png": b"image", "z.txt": b"Z."})
     changed = WebDataset(folder)
-    assert built[2:] == ["001.tar"] and len(changed) == 3 and changed[2].image == b"image"
+    assert built[2:] == ["001.tar"] and len(changed) == 3 and changed[2].image.read() == b"image"
     os.utime(folder / "000.tar", (1, 1))
     assert WebDataset(folder)[0] == records[0] and built[3:] == ["000.tar"]
     (folder / "000.tar.index").write_bytes(b"half an ind")

@@ -1,11 +1,12 @@
 """WebDataset shards as a data set with random access: .tar files with `KEY.jpg` (png, webp) and `KEY.txt` or `KEY.json`.
 
-Each shard's index (see `tar_index`) is built when it is first opened; after that a record costs one read of its own bytes. Only
-images, .txt and .json are read, never anything that would have to be unpickled. Source of the format: webdataset/webdataset.
+Each shard's index (see `tar_index`) is built when it is first opened; after that a record costs one read of its text, and its
+image is read when somebody looks at it. Only images, .txt and .json are read, never anything that would have to be unpickled.
+Source of the format: webdataset/webdataset.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,8 +16,8 @@ from rich.progress import track
 
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.places import Paths, find_files, locate, short_names
-from unimm.data.readers.tar_index import ROLES, TarIndex, build_index, stored_index
-from unimm.data.records import Record
+from unimm.data.readers.tar_index import TarIndex, build_index, stored_index
+from unimm.data.records import Record, UnreadImage
 
 IMAGE, TXT = "(image)", "txt"
 """What the image and the text of a sample are called among the fields of its JSON."""
@@ -40,7 +41,7 @@ class WebDataset:
         if own.image is not None:
             raise ValueError("The image of a sample is its image file: leave fields.image out.")
         self.fields = replace(own, image=IMAGE)
-        self._wants_json = bool(own.names - {TXT})
+        self._wants_json, self._wants_txt = bool(own.names - {TXT}), TXT in own.names
         self.shards = find_files(paths, (".tar",))
         self._names = short_names(self.shards)
         self._indexes = _open_indexes(self.shards, None if cache is None else Path(cache))
@@ -59,16 +60,19 @@ class WebDataset:
         shard, samples = self.shards[number], self._indexes[number]
         name = samples.name(place)
         where = f"{shard}: sample {name}"
+        start, size = samples.place(place, "image") or (0, 0)
+        image = TarImage(shard, start, size, where)
+        wanted = ("json",) * self._wants_json + ("txt",) * self._wants_txt
         with shard.open("rb") as file:
-            parts = {role: _read(file, samples.place(place, role), where) for role in ROLES}
-        return self.fields.record(self._item(parts, where), f"{self._names[number]}/{name}", where, lambda image: image)
+            texts = {role: _read(file, samples.place(place, role), where) for role in wanted}
+        return self.fields.record(self._item(image, texts, where), f"{self._names[number]}/{name}", where, lambda value: value)
 
-    def _item(self, parts: dict[str, bytes | None], where: str) -> dict[str, Any]:
+    def _item(self, image: "TarImage", texts: dict[str, bytes | None], where: str) -> dict[str, Any]:
         """What is known of a sample: the fields of its JSON, its text and its image."""
         item: Any = {}
-        json_text, text = parts["json"], parts["txt"]
+        json_text, text = texts.get("json"), texts.get("txt")
         try:
-            if self._wants_json and json_text is not None:
+            if json_text is not None:
                 item = json.loads(json_text.decode("utf-8-sig"))
             if not isinstance(item, dict):
                 raise ValueError(f"it holds {type(item).__name__}, not an object")
@@ -76,7 +80,25 @@ class WebDataset:
                 item[TXT] = text.decode("utf-8-sig")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} has a .txt that is not UTF-8, or a .json that is none ({error}): mend it.") from None
-        return {**item, IMAGE: parts["image"]}
+        return {**item, IMAGE: image}
+
+
+@dataclass(frozen=True)
+class TarImage(UnreadImage):
+    """An image inside a shard: its first byte, its size, and where that is, for a person."""
+
+    shard: Path
+    start: int
+    size: int
+    where: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.where
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ValueError where the shard has changed."""
+        with self.shard.open("rb") as file:
+            return _read(file, (self.start, self.size), self.where) or b""
 
 
 def _read(file: IO[bytes], place: tuple[int, int] | None, where: str) -> bytes | None:
