@@ -1,6 +1,7 @@
 """Every configuration is used: each composes with its root, each node builds, and a typo ends in one sentence."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from hydra.utils import get_class
 from janus_cases import PRO_1B, pro_7b
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
+from users_files import make_all
 
 from unimm.cli import build as building
 from unimm.cli.app import app
 from unimm.cli.build import build, build_model, build_text_tokenizer, compose_config, conf_folder, fill_sizes
-from unimm.cli.encode import CODED
+from unimm.cli.encode import CODED, _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
@@ -34,6 +36,18 @@ ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
 GIVEN = {"train": ["image_tokenizer=x", "codes=x"], "train_tokenizer": [], "encode": ["image_tokenizer=x"]}
 """What a root cannot know: folders that the user has."""
+FILES = {
+    "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],
+    "data/image_folder": ["data.folder=photos"],
+    "data/jsonl": ["data.paths=captions/captions.jsonl"],
+    "data/llava": ["data.paths=llava/llava.json"],
+    "data/parquet": ["data.paths=tables"],
+    "data/webdataset": ["data.paths=shards"],
+    "data/text": ["data.paths=texts"],
+}
+"""What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
+NOT_DRAWN = ("data/llava", "data/text")
+"""Data of which nothing is encoded."""
 
 
 def groups_of(root: str) -> list[str]:
@@ -54,6 +68,7 @@ def ways() -> dict[str, tuple[str, list[str]]]:
         else:
             # A Janus looks at 576 positions an image: the default rows are for smaller models.
             more = ["trainer=gpu"] if group == "model" and name.startswith("janus") else []
+            more += FILES.get(option, [])
             found |= {f"{root} {option}": (root, [f"{group}={name}", *more]) for root in ROOTS if group in groups_of(root)}
     return found
 
@@ -68,6 +83,15 @@ def compose(way: str, *more: str) -> DictConfig:
 
 def of_root(root: str) -> list[str]:
     return [way for way, (own, _) in WAYS.items() if own == root]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything happens in a folder with a user's own files."""
+    folder = make_all(tmp_path_factory.mktemp("files"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +117,8 @@ def meta_image_tokenizer(config: ImageTokenizerConfig) -> ImageTokenizer:
 
 
 def test_every_option_belongs_to_a_root() -> None:
-    used = {word.removeprefix("+").replace("=", "/") for _, words in WAYS.values() for word in words}
+    words = [word for _, chosen in WAYS.values() for word in chosen if "." not in word.split("=")[0]]
+    used = {word.removeprefix("+").replace("=", "/") for word in words}
     assert set(OPTIONS) == used
 
 
@@ -121,7 +146,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     longest = 0
     for source in config.data.sources.values():
         dataset, view = bare_dataset(source.dataset), build(source.view)
-        for index in range(30):
+        for index in range(min(30, len(dataset))):
             record = dataset[index]
             record = record.with_codes(codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
@@ -150,8 +175,35 @@ def test_a_tokenizer_training_builds(way: str) -> None:
 
 @pytest.mark.parametrize("way", of_root("encode"))
 def test_what_is_encoded_builds(way: str) -> None:
-    for source in compose(way).data.sources.values():
+    config = compose(way)
+    for source in config.data.sources.values():
         assert len(bare_dataset(source.dataset)) > 0
+    if way.removeprefix("encode ") not in NOT_DRAWN:
+        assert _coded_datasets(config)
+
+
+@pytest.mark.parametrize("option", [option for option in FILES if option.startswith("data/") and option not in NOT_DRAWN])
+@pytest.mark.parametrize("source", ["talk", "draw"])
+def test_half_of_a_data_set_may_be_left_out(option: str, source: str) -> None:
+    """And who does not draw, needs no codes."""
+    config = compose(f"train {option}", f"~data.sources.{source}")
+    if source == "talk":
+        assert list(_coded_datasets(config)) == [option.removeprefix("data/")]
+    else:
+        assert {name: len(dataset) for name, dataset in building.build_datasets(config, "").items()} == {"talk": 4}
+
+
+@pytest.mark.parametrize("option", FILES)
+def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> None:
+    """By the key that the recipe names."""
+    verb = "train-tokenizer" if option.startswith("images/") else "train" if option in NOT_DRAWN else "encode"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("unimm.train.open_image_tokenizer", lambda _: None)
+        patch.setattr("unimm.train.fingerprint", lambda _: "")
+        result = CliRunner().invoke(app, [verb, *GIVEN[verb.replace("-", "_")], option.replace("/", "=")])
+    key = FILES[option][0].split("=")[0]
+    assert result.stderr == f"unimm: The key '{key}' has no value yet: add {key}=...\n" and result.exit_code == 2
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Documents are executed: the README's example and shell lines run with a tiny model, its links lead somewhere."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
+from users_files import make_all
 
 from unimm.cli.app import app
 from unimm.inference.engine import Engine
@@ -23,9 +25,14 @@ def fenced(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
+def fenced_lines(document: Path) -> list[str]:
+    """The shell lines of a document."""
+    return [line for block in fenced(document, "bash") for line in block.splitlines()]
+
+
 def shell_lines(*first_words: str) -> list[str]:
     """The shell lines of all documents that begin with these words."""
-    lines = [line for document in DOCUMENTS for block in fenced(document, "bash") for line in block.splitlines()]
+    lines = [line for document in DOCUMENTS for line in fenced_lines(document)]
     return [line for line in lines if line.split()[: len(first_words)] == list(first_words)]
 
 
@@ -36,6 +43,8 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
     Path("runs/quickstart").mkdir(parents=True)
     Path("runs/quickstart/model").symlink_to(tiny_folder)
+    Path("runs/photos").mkdir()
+    Path("runs/photos/model").symlink_to(tiny_folder)
     Path("models").mkdir()
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
     picture.save("photo.png")
@@ -43,7 +52,7 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
 
 
 def test_the_two_commands_stand_there_as_newcomers_look_for_them() -> None:
-    lines = [line for block in fenced(ROOT / "README.md", "bash") for line in block.splitlines()]
+    lines = fenced_lines(ROOT / "README.md")
     assert next(line for line in lines if "unimm quickstart" in line) == "pip install -e . && unimm quickstart"
     assert next(line for line in lines if "pytest" in line) == 'pip install -e ".[test]" && pytest'
 
@@ -83,6 +92,36 @@ def test_every_verb_is_one(workplace: Path) -> None:
     assert verbs >= {*RUNNABLE, "eval", "train", "quickstart"}
     for verb in verbs:
         assert f"  {verb} " in CliRunner().invoke(app, ["--help"]).output
+
+
+LEARNING = [line for line in fenced_lines(ROOT / "recipes/your_own_data.md") if line.split()[1] in ("encode", "train")]
+TINY_RUN = {
+    "encode": ["device=cpu"],
+    "train": [
+        "device=cpu",
+        "trainer.budget.max_steps=1",
+        "trainer.compile=false",
+        "trainer.precision='no'",
+        "trainer.num_positions=256",
+        "trainer.num_workers=0",
+    ],
+}
+
+
+def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of the recipe, in its order, with a tiny model and one step."""
+    make_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/janus-pro-1b").symlink_to(tiny_folder)
+    assert len(LEARNING) == 10
+    for line in LEARNING:
+        words = shlex.split(line)[1:]
+        result = CliRunner().invoke(app, [*words, *TINY_RUN[words[0]]])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    for name in ("photos", "jsonl", "parquet", "webdataset", "llava", "text"):
+        assert (tmp_path / "runs" / name / "model/config.json").is_file(), name
+    assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
 
 
 def test_launchers_take_the_words_of_the_verb() -> None:

@@ -103,7 +103,8 @@ def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture
 
 def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
     """Captions of, and drawings after, a few training records: what the model can do so far."""
-    records = [record for source in mixture.sources[:2] for record in (source.dataset[i] for i in range(SAMPLE_PROMPTS // 2))]
+    datasets = [source.dataset for source in mixture.sources[:2]]
+    records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
     records = [record for record in records if record.image is not None and record.captions]
     if not records:
         return

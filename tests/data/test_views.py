@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from toys import Squares, make_mixture, make_template
 
-from unimm.data.records import Record
-from unimm.data.views import DESCRIBE, Conversation, Description, Drawing, PlainText, View
+from unimm.data.records import Question, Record, Text
+from unimm.data.views import DESCRIBE, Conversation, Description, Dialogue, Drawing, PlainText, View
 from unimm.sequence import Kind, Sequence
 
 TEMPLATE = make_template()
@@ -24,7 +24,7 @@ def text_of(sequence: Sequence, learn: bool | None = None) -> str:
     return TEMPLATE.tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("view", [Conversation(2), Drawing(0.5), PlainText(), Description()])
+@pytest.mark.parametrize("view", [Conversation(2), Dialogue(), Drawing(0.5), PlainText(), Description()])
 def test_a_view_is_a_function_of_record_and_generator(view: View) -> None:
     assert all(see(view, seed) == see(view, seed) for seed in range(20))
     assert all(not see(view, seed).is_open and any(s.learn for s in see(view, seed).segments) for seed in range(20))
@@ -54,6 +54,41 @@ def test_captions_are_asked_for_in_their_language() -> None:
 def test_num_turns_bounds_the_questions() -> None:
     learned = [s for s in see(Conversation(num_turns=1, caption_share=0.0)).segments if s.learn]
     assert len(learned) == 1
+
+
+def test_a_language_without_requests_is_asked_in_english() -> None:
+    german = replace(RECORD, captions=(Text("Ein Quadrat.", "de"),), questions=())
+    assert any(words in text_of(see(Conversation(), record=german)) for words in DESCRIBE["en"])
+
+
+QUESTIONS = tuple(Question(f"Question {number}?", f"Answer {number}.") for number in range(6))
+
+
+@pytest.mark.parametrize("image", [RECORD.image, None])
+def test_a_dialogue_keeps_its_order_and_learns_every_answer(image: np.ndarray | None) -> None:
+    sequence = see(Dialogue(), record=replace(RECORD, image=image, questions=QUESTIONS))
+    text = text_of(sequence)
+    places = [text.index(words) for question in QUESTIONS for words in (question.text, question.answer)]
+    assert places == sorted(places)
+    assert [s.kind for s in sequence.segments].count(Kind.PIXELS) == int(image is not None)
+    learned = text_of(sequence, learn=True)
+    assert all(question.answer in learned and question.text not in learned for question in QUESTIONS)
+
+
+def test_a_long_dialogue_loses_its_end() -> None:
+    record = replace(RECORD, questions=QUESTIONS)
+    whole = see(Dialogue(), record=record).length
+    shortest = see(Dialogue(), record=replace(record, questions=QUESTIONS[:1])).length
+    for limit in range(shortest, whole + 1):
+        sequence = see(Dialogue(limit), record=record)
+        kept = sum(question.answer in text_of(sequence, learn=True) for question in QUESTIONS)
+        assert sequence.length <= limit and kept >= 1
+        assert sequence == see(Dialogue(), record=replace(record, questions=QUESTIONS[:kept]))
+    cut = see(Dialogue(shortest - 3), record=record)
+    assert cut.length == shortest - 3 and cut.segments[-1].learn
+    assert text_of(see(Dialogue(), record=record)).startswith(text_of(cut))
+    with pytest.raises(ValueError, match="squares/6 asks in"):
+        see(Dialogue(12), record=record)
 
 
 def test_the_prompt_is_dropped_as_often_as_asked() -> None:
@@ -86,6 +121,7 @@ def test_plain_text_falls_back_on_captions() -> None:
     [
         (Conversation(), {"image": None}),
         (Conversation(), {"captions": (), "questions": ()}),
+        (Dialogue(), {"questions": ()}),
         (Drawing(), {"codes": None}),
         (Description(), {"image": None}),
         (PlainText(), {"text": None, "captions": ()}),

@@ -88,9 +88,22 @@ def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset
     Raises:
         ValueError: stored codes were made with another image tokenizer than the one with this fingerprint.
     """
+    check_given(config.data, "data")
     sources = config.data.sources.items()
     hashes = {name: {"tokenizer_hash": tokenizer_hash} if source.dataset._target_ == CODED else {} for name, source in sources}
     return {str(name): build(source.dataset, **hashes[name]) for name, source in sources}
+
+
+def check_given(config: DictConfig, name: str) -> None:
+    """Ask for what only the user knows, such as the path of a data set, by the name that stands in the file: not by one of the
+    places below it that take the value over.
+
+    Raises:
+        ValueError: a key has no value.
+    """
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            raise ValueError(f"The key '{name}.{key}' has no value yet: add {name}.{key}=...")
 
 
 def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, open_image_tokenizer, run_with_hydra
+from unimm.cli.build import CODED, build, check_given, open_image_tokenizer, run_with_hydra
 from unimm.devices import choose_device, keep_memory
 from unimm.inference.encode import encode_dataset
 
@@ -45,6 +45,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
     Raises:
         ValueError: there are none, or two different ones want the same folder.
     """
+    check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
     for source in config.data.sources.values():
         node = source.dataset

@@ -6,7 +6,7 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, run_with_hydra, save_config, seed_everything
+from unimm.cli.build import build, check_given, run_with_hydra, save_config, seed_everything
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.devices import choose_device
@@ -21,6 +21,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     Returns:
         The tokenizer's folder, `out`/model.
     """
+    check_given(config.images, "images")
     out = Path(config.out)
     # The process group must be there before the quantizer is built; unless told that it is a CPU, accelerate makes none there.
     state = PartialState(cpu=choose_device(config.device).type == "cpu")

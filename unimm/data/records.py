@@ -5,6 +5,7 @@ any worker of any rank can make any item and a run can resume from one integer.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,8 +13,19 @@ from typing import Any, Protocol, Self
 import numpy as np
 from PIL import Image
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray
-"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8."""
+
+class UnreadImage(ABC):
+    """An image that still lies inside something larger, an archive or a table, until somebody looks at it: a run is planned by
+    reading records far ahead, many times over, and may not move their images each time.
+    """
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The encoded image. Raises ValueError where it cannot be read."""
+
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | UnreadImage
+"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8; or one that is still unread."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol
 import numpy as np
 
 from unimm.data.records import Question, Record, Text
-from unimm.data.template import Template, Turn
+from unimm.data.template import Look, Template, Turn
 from unimm.sequence import Segment, Sequence
 
 DESCRIBE = {
@@ -44,16 +44,49 @@ class Conversation:
         is_caption = rng.random() < self.caption_share
         if (is_caption and record.captions) or not record.questions:
             caption = _choose(record.captions or _lacks(record, "captions and no questions"), rng)
-            pairs.append((_choose(DESCRIBE[caption.language], rng), caption.text))
+            # A language without requests of its own is asked for in English.
+            pairs.append((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng), caption.text))
         else:
             questions: tuple[Question, ...] = record.questions
             for index in rng.permutation(len(questions))[: self.num_turns]:
                 pairs.append((questions[index].text, questions[index].answer))
-        turns: list[Turn] = []
-        for number, (question, answer) in enumerate(pairs):
-            content = (template.look(image, record.codes), question) if number == 0 else (question,)
-            turns += [Turn("user", content), Turn("assistant", (answer,))]
-        return template.chat(turns)
+        return template.chat(_turns(template.look(image, record.codes), pairs))
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """PIXELS where the record has an image, then all its questions and answers in their order: conversations of users' own.
+
+    Later turns lean on earlier ones, so nothing is shuffled; without an image it is a chat in text, learned all the same.
+
+    max_positions: of the sequence. A longer one loses its last turns, and a single one that is left the end of its answer;
+        ValueError where even the question is too long.
+    """
+
+    max_positions: int | None = None
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        questions: tuple[Question, ...] = record.questions or _lacks(record, "questions")
+        pairs = [(question.text, question.answer) for question in questions]
+        image = None if record.image is None else template.look(record.image, record.codes)
+        sequence = template.chat(_turns(image, pairs))
+        while self.max_positions is not None and sequence.length > self.max_positions:
+            if len(pairs) == 1:
+                return self._shorten(sequence, record)
+            pairs = pairs[:-1]
+            sequence = template.chat(_turns(image, pairs))
+        return sequence
+
+    def _shorten(self, sequence: Sequence, record: Record) -> Sequence:
+        assert self.max_positions is not None
+        *asked, answer = sequence.segments
+        room = len(answer.ids) - (sequence.length - self.max_positions)
+        if room < 1:
+            raise ValueError(
+                f"Record {record.key} asks in {sequence.length - len(answer.ids)} positions, and its view has max_positions "
+                f"{self.max_positions}: raise it and the row length, or take the record out."
+            )
+        return Sequence((*asked, Segment.text(answer.ids[:room], learn=True)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +135,15 @@ class PlainText:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         text = record.text or _choose(record.captions or _lacks(record, "text and no captions"), rng)
         return template.plain(text.text)
+
+
+def _turns(image: Look | None, pairs: list[tuple[str, str]]) -> list[Turn]:
+    """Questions and answers as turns; the image, where there is one, comes first."""
+    turns: list[Turn] = []
+    for number, (question, answer) in enumerate(pairs):
+        content = (image, question) if number == 0 and image is not None else (question,)
+        turns += [Turn("user", content), Turn("assistant", (answer,))]
+    return turns
 
 
 def _choose(options: tuple, rng: np.random.Generator):

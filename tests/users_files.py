@@ -1,0 +1,139 @@
+"""Data as users have it: a few pictures and texts in every format that is read, made in a moment."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unimm.data.records import Dataset, Record
+
+CAPTIONS = ("A red square.", "A green square, and nothing else.", "A blue square.", "A grey square.")
+COLOURS = ((250, 30, 30), (30, 250, 30), (30, 30, 250), (128, 128, 128))
+TURNS = [
+    {"from": "human", "value": "<image>\nWhat is it?"},
+    {"from": "gpt", "value": "A square."},
+    {"from": "human", "value": "Which one?"},
+    {"from": "gpt", "value": "The first."},
+]
+TEXT_TURNS = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Good day."}]
+DOCUMENTS = ("One square is red.\nIt is small.", "Another one is green.", "正方形是蓝色的。它很小。")
+
+
+def picture_bytes(number: int, form: str = "PNG") -> bytes:
+    """A picture of 20x16 px in one colour."""
+    array = np.full((16, 20, 3), COLOURS[number % len(COLOURS)], dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form)
+    return buffer.getvalue()
+
+
+def write_lines(path: Path, items: list[dict]) -> Path:
+    """A JSON object a line."""
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+def make_pictures(folder: Path, names: tuple[str, ...] = ("0.png", "1.png", "2.png", "3.png")) -> Path:
+    """Pictures alone."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture_bytes(number))
+    return folder
+
+
+def make_image_folder(folder: Path) -> Path:
+    """Two pictures with texts beside them, two in sub-folders with tables."""
+    make_pictures(folder, ("b.png", "a.png", "lines/0.png", "table/x/1.png"))
+    (folder / "b.txt").write_text(CAPTIONS[0] + "\n", encoding="utf-8")
+    (folder / "a.txt").write_text(CAPTIONS[1], encoding="utf-8")
+    write_lines(folder / "lines/metadata.jsonl", [{"file_name": "0.png", "text": [CAPTIONS[2], "Blue."]}])
+    with (folder / "table/metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file_name", "text"), ("x/1.png", CAPTIONS[3])])
+    return folder
+
+
+def make_json_lines(folder: Path) -> Path:
+    """Captions of four pictures."""
+    make_pictures(folder)
+    items = [{"image": f"{number}.png", "caption": caption} for number, caption in enumerate(CAPTIONS)]
+    return write_lines(folder / "captions.jsonl", items)
+
+
+def make_llava(folder: Path) -> Path:
+    """A conversation about each of two pictures, and one in text."""
+    make_pictures(folder)
+    entries = [{"id": "7", "image": f"{number}.png", "conversations": TURNS} for number in (0, 1)]
+    path = folder / "llava.json"
+    path.write_text(json.dumps([*entries, {"id": "7", "conversations": TEXT_TURNS}], indent=1), encoding="utf-8")
+    return path
+
+
+def make_parquet(folder: Path) -> Path:
+    """Two tables of two rows, a group each, the image as `datasets` writes it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (0, 1):
+        numbers = (2 * part, 2 * part + 1)
+        images = [{"bytes": picture_bytes(number), "path": None} for number in numbers]
+        table = pyarrow.table({"image": images, "text": [CAPTIONS[number] for number in numbers], "other": [0, 1]})
+        pyarrow.parquet.write_table(table, folder / f"part-{part}.parquet", row_group_size=1)
+    return folder
+
+
+def make_shard(path: Path, members: dict[str, bytes]) -> Path:
+    """A .tar of these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def make_shards(folder: Path) -> Path:
+    """Two shards of two samples, with captions as texts and as JSON."""
+    for part in (0, 1):
+        members: dict[str, bytes] = {}
+        for number, suffix in ((2 * part, "jpg"), (2 * part + 1, "png")):
+            members[f"{number:04}.{suffix}"] = picture_bytes(number, {"jpg": "JPEG"}.get(suffix, "PNG"))
+            members[f"{number:04}.txt"] = CAPTIONS[number].encode()
+            members[f"{number:04}.json"] = json.dumps({"caption": CAPTIONS[number], "n": number}).encode()
+        make_shard(folder / f"{part:03}.tar", members)
+    return folder
+
+
+def make_texts(folder: Path) -> Path:
+    """Documents in a .txt and in a .jsonl file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.txt").write_text("\n\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    write_lines(folder / "b.jsonl", [{"text": document} for document in DOCUMENTS])
+    return folder
+
+
+def make_all(folder: Path) -> Path:
+    """One of each: photos, captions, llava, tables, shards, texts."""
+    make_image_folder(folder / "photos")
+    make_json_lines(folder / "captions")
+    make_llava(folder / "llava")
+    make_parquet(folder / "tables")
+    make_shards(folder / "shards")
+    make_texts(folder / "texts")
+    return folder
+
+
+def read_all(dataset: Dataset) -> list[Record]:
+    """Every record."""
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def send_all(datasets: list[Dataset], connection: Any) -> None:
+    """Every record of every data set, to another process. It stands here because this file is imported quickly."""
+    connection.send([read_all(dataset) for dataset in datasets])

@@ -1,0 +1,108 @@
+"""Where users' files are: files, folders and patterns -> sorted lists of files, and the image that an entry names.
+
+The order of everything is that of the names, not of the file system, so that record 7 is the same on every machine. Names that
+begin with a dot are the system's, not the user's, and are passed over. Nothing stays open: a reader opens a file when a record
+is asked for and closes it again, so that it can be pickled, forked and used from threads.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What is taken for an image, by its name in small letters."""
+
+Paths = str | Path | list[str | Path]
+"""A file, a folder, a pattern with `*`, or a list of such."""
+
+
+def find_files(paths: Paths, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that are meant: those named, those of a folder and its sub-folders with these suffixes, those of a pattern.
+
+    In the order given, sorted within a folder or pattern, each file once.
+
+    Raises:
+        ValueError: one of them leads to no file.
+    """
+    found: dict[Path, None] = {}
+    for path in paths if isinstance(paths, list) else [paths]:
+        files = list(_files_of(Path(path), suffixes))
+        if not files:
+            wanted = "" if Path(path).is_file() else f" ({', '.join(suffixes)})"
+            raise ValueError(f"There is no file at {path}{wanted}: give a file, a folder or a pattern such as 'folder/*'.")
+        found |= dict.fromkeys(files)
+    if not found:
+        raise ValueError(f"No file is named: give a file, a folder or a pattern ({', '.join(suffixes)}).")
+    return list(found)
+
+
+def short_names(files: Iterable[Path]) -> list[str]:
+    """A name for each file that stays when their folder moves: its path below the folder that holds them all."""
+    paths = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100 - links stay as the user named them
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    return [path.relative_to(top).as_posix() for path in paths]
+
+
+def walk(folder: Path, _above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Every file below a folder; links are followed, unless they lead back up."""
+    real = folder.resolve()
+    if real in _above:
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from walk(path, (*_above, real))
+        else:
+            yield path
+
+
+def image_at(root: Path, name: Any, where: str) -> Path:
+    """The image that an entry names by its path below `root`, or by an absolute one.
+
+    Raises:
+        ValueError: it is not there; says which entry names it.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: an image is named by its path, not by {name!r}.")
+    if name.startswith(("http://", "https://")):
+        raise ValueError(f"{where}: the image {name} is a web address: download it and name the file.")
+    path = root / name
+    if not path.is_file():
+        raise ValueError(f"{where}: the image {path} is not there: put it there, or name the folder of images with root=...")
+    return path
+
+
+def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """Which of several files an index falls into, and where in there; `ends` (num_files,) are their cumulative lengths.
+
+    Raises:
+        IndexError: it falls behind the last.
+    """
+    check_index(index, int(ends[-1]))
+    file = int(np.searchsorted(ends, index, side="right"))
+    return file, index - (int(ends[file - 1]) if file else 0)
+
+
+def check_index(index: int, length: int) -> None:
+    """Raises IndexError outside 0..length - 1."""
+    if not 0 <= index < length:
+        raise IndexError(f"index {index} is outside 0..{length - 1}")
+
+
+def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from (file for file in walk(path) if file.name.lower().endswith(suffixes))
+    elif any(_is_pattern(part) for part in path.parts):
+        first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
+        matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
+        yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _is_pattern(part: str) -> bool:
+    return any(sign in part for sign in "*?[")
