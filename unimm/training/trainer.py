@@ -51,7 +51,8 @@ class Trainer(Loop):
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
         device: where to train; default: the best that is here.
-        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode.
+        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode;
+            it should return early once `stop.made` of this trainer is true.
     """
 
     def __init__(
@@ -92,10 +93,15 @@ class Trainer(Loop):
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return StepBatches(self.mixture, self.config.num_positions, self.config.num_micro_batches, *ranks)
 
+    def seed(self) -> int:
+        """The mixture's."""
+        return self.mixture.seed
+
     def update(self, batch: list[Batch], meter: Meter) -> None:
         """One optimizer step over the micro-batches of this rank."""
         self.wrapped.train()
         counts = self._global_counts(batch)
+        tallied, losses = [], []
         last = len(batch) - 1
         for number, micro_batch in enumerate(batch):
             micro_batch = micro_batch.to(self.accelerator.device)
@@ -104,16 +110,24 @@ class Trainer(Loop):
                 loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
                 # DDP averages gradients over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            meter.add_batch(micro_batch, tallies)
+            tallied.append((micro_batch, tallies))
+            losses.append(torch.as_tensor(loss).detach())
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
-        self.check_finite(norm)
+        if not self.may_update(norm, torch.stack(losses).sum(), batch):
+            return
+        for micro_batch, tallies in tallied:
+            meter.add_batch(micro_batch, tallies)
         meter.grad_norm = float(norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
+
+    def forget_step(self) -> None:
+        """Drop the gradients."""
+        self.optimizers.clear()
 
     def _global_counts(self, micro_batches: list[Batch]) -> dict[str, torch.Tensor]:
         """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
@@ -137,7 +151,7 @@ class Trainer(Loop):
             # Compiled layers would be compiled again for every length of a cache.
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 self.sample(self.step, logbook)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and the optimizers' state."""
