@@ -35,7 +35,7 @@ class FiniteGuard:
             NotFiniteError: no more steps may be skipped.
         """
         told = (
-            f"The loss or gradient of step {step} is not finite (norm {norm:g}, loss of process {self._ranks.number} {loss:g}): "
+            f"The loss or gradient of step {step} is not finite (norm {norm:g}, loss {loss:g}, process {self._ranks.number}): "
             f"samples {describe_samples(batch)}."
         )
         if self.num_skipped >= self._max_skipped:
