@@ -44,7 +44,8 @@ def temporary_folder(final: Path) -> Path:
     """An empty folder beside `final`, to be filled and then handed to `replace_folder`."""
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    _make_folder(temporary.parent)
+    temporary.mkdir()
     return temporary
 
 
@@ -92,6 +93,14 @@ def _default_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each is flushed into the one that holds it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:

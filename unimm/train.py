@@ -3,6 +3,7 @@
 """
 
 import logging
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
+from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.models.image_tokenizer import ImageTokenizer
@@ -72,9 +74,11 @@ def train(config: DictConfig) -> Path:
     drawing = start_from.drawing if start_from else None
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format, drawing)
     objective = build(config.objective, model=model)
-    trainer = Trainer(
-        objective, mixture, build(config.trainer), out, config.device, lambda step, book: sample(engine, mixture, step, book)
-    )
+
+    def sample_unless_stopped(step: int, logbook: Logbook) -> None:
+        sample(engine, mixture, step, logbook, lambda: trainer.stop.made)
+
+    trainer = Trainer(objective, mixture, build(config.trainer), out, config.device, sample_unless_stopped)
     image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)
@@ -85,7 +89,7 @@ def train(config: DictConfig) -> Path:
         engine.save(folder)
         if config.suite is not None:
             evaluate(load(folder, config.device), build_suite(config.suite), out / "scores")
-    trainer.accelerator.wait_for_everyone()
+    trainer.ranks.wait()
     return folder
 
 
@@ -101,19 +105,31 @@ def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture
         start_codes(model.codes, codebook)
 
 
-def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
-    """Captions of, and drawings after, a few training records: what the model can do so far."""
+def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook, is_stopped: Callable[[], bool]) -> None:
+    """Captions of, and drawings after, a few training records: what the model can do so far, unless the run is to end."""
     datasets = [source.dataset for source in mixture.sources[:2]]
     records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
     records = [record for record in records if record.image is not None and record.captions]
-    if not records:
+    if not records or is_stopped():
         return
     captions = engine.caption([record.image for record in records], max_new_tokens=64)
     prompts = [record.captions[0].text for record in records]
     lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
     logbook.text(step, "captions", "\n".join(lines))
-    drawings = [images[0] for images in engine.generate_images(prompts)]
+
+    def leave_early(progress: DrawingProgress) -> None:
+        if is_stopped():
+            raise _Stopped
+
+    try:
+        drawings = [images[0] for images in engine.generate_images(prompts, callback=leave_early)]
+    except _Stopped:
+        return
     logbook.picture(step, "drawings", _row(drawings))
+
+
+class _Stopped(Exception):
+    """The run is to end: its drawings need not be finished."""
 
 
 def _row(images: list[Image.Image]) -> Image.Image:

@@ -11,6 +11,7 @@ from unimm.data.images import ImageBatches, ImageSource
 from unimm.data.records import Record
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
+from unimm.training.checkpoint import load_checkpoint
 from unimm.training.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
 from unimm.training.muon import orthogonalise
 from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig, roughness
@@ -189,3 +190,31 @@ def test_batches_do_not_depend_on_the_number_of_processes():
         batches.for_rank(0, 3)
     with pytest.raises(ValueError, match="at least one source"):
         ImageBatches([], 8, 16)
+
+
+@pytest.mark.parametrize("adversary", [None, AdversaryConfig(start_step=0, channels=8, num_layers=1)])
+def test_a_step_that_is_not_finite_leaves_no_trace(tmp_path, adversary):
+    """Not in weights, averages, codebook or adversary: a run that skips its third step, and one that ends there."""
+
+    def poison(trainer: TokenizerTrainer, step: int) -> None:
+        loss = trainer.loss
+
+        def poisoned(drawn, target):
+            value, terms = loss(drawn, target)
+            return value * (float("nan") if trainer.step == step else 1.0), terms
+
+        trainer.loss = poisoned
+
+    good = make_trainer(tmp_path / "good", make_config(2, adversary=adversary))
+    good.fit()
+    skipping = make_trainer(tmp_path / "skip", make_config(3, adversary=adversary, max_skipped_steps=1))
+    poison(skipping, 2)
+    skipping.fit()
+    stopping = make_trainer(tmp_path / "stop", make_config(3, adversary=adversary))
+    poison(stopping, 2)
+    with pytest.raises(FloatingPointError, match="step 3 is not finite"):
+        stopping.fit()
+    assert (skipping.step, stopping.step) == (3, 2)
+    for bad in (skipping, stopping):
+        assert [name for name, tensor in good.tensors().items() if not torch.equal(bad.tensors()[name], tensor)] == []
+    assert load_checkpoint(tmp_path / "stop" / "checkpoints").step == 2

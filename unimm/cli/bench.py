@@ -10,7 +10,7 @@ bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Time unimm beside a peer: one run, the same weights, every figure with where it was measured.",
+    help="Time unimm beside a peer: one run, the same weights, every figure with where it was measured. Or kill trainings.",
 )
 
 
@@ -107,3 +107,25 @@ def train(
     from unimm.cli.bench_train import run
 
     run(model, device, precision, (samples, positions, steps, warm_up), repeats, out)
+
+
+@bench.command()
+def kills(
+    count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
+    training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,
+    workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
+    processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
+    out: Annotated[Path, typer.Option(help="Where to write what came of it, as JSON.")] = Path("runs/bench/kills.json"),
+) -> None:
+    """Whether a training that is killed again and again ends, to the bit, as one that was left alone.
+
+    Small trainings on the CPU die by SIGKILL at random moments, every other time inside the writing of a checkpoint. The exit
+    code is 1 if anything differs.
+
+    \b
+    Example:
+      unimm bench kills --kills 20
+    """
+    from unimm.cli.bench_kills import run
+
+    run(training or ["unified", "tokenizer"], workers or [0, 1, 2], processes or [1, 2], count, out)

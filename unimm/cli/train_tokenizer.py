@@ -42,7 +42,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     averaged = trainer.fit()
     if trainer.is_main:
         save_image_tokenizer(out / "model", averaged)
-    trainer.accelerator.wait_for_everyone()
+    trainer.ranks.wait()
     return out / "model"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.image import crop
-from unimm.data.records import Dataset
+from unimm.data.records import Dataset, Record
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,25 @@ class ImageBatches:
     def __getitem__(self, step: int) -> np.ndarray:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside 0..{self.num_steps - 1}")
+        return np.stack([self._image(self._record(place)) for place in self._places(step)])
+
+    def names(self, step: int) -> list[str]:
+        """The keys of the records of a step."""
+        return [self._record(place).key for place in self._places(step)]
+
+    def _places(self, step: int) -> range:
+        """This process' share of a step, counted over all steps."""
         share = self.batch_size // self.world
         first = step * self.batch_size + self.rank * share
-        return np.stack([self._image(place) for place in range(first, first + share)])
+        return range(first, first + share)
 
-    def _image(self, place: int) -> np.ndarray:
+    def _record(self, place: int) -> Record:
         rng = np.random.default_rng([self.seed, place])
         number = min(int(np.searchsorted(self._bounds, rng.random(), side="right")), len(self.sources) - 1)
         dataset = self.sources[number].dataset
-        record = dataset[int(rng.integers(len(dataset)))]
+        return dataset[int(rng.integers(len(dataset)))]
+
+    def _image(self, record: Record) -> np.ndarray:
         if record.image is None:
             raise ValueError(f"Record {record.key} has no image to learn from.")
         return crop(record.image, self.image_size)

@@ -2,8 +2,9 @@
 
     run/checkpoints/step-00000500/{tensors.safetensors, state.json, manifest.json}
 
-A checkpoint is written to a temporary folder, flushed to disk, and renamed; only then are older ones pruned. Reading takes the
-newest one whose files agree with its manifest, and says so when it had to pass over a newer one. Nothing is ever pickled.
+A checkpoint is written to a temporary folder, flushed to disk, and renamed; only then are older ones pruned, and what a killed
+process left half-written. Where it cannot be written, what was there stays. Reading takes the newest one whose files agree with
+its manifest, and says so when it had to pass over a newer one. Nothing is ever pickled.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimm.files import replace_folder, temporary_folder, write_json
@@ -32,26 +34,58 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+class SaveError(OSError):
+    """A checkpoint could not be written; older ones are as they were."""
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint below `folder`, atomically, then keep the newest `keep`.
+    """Write a checkpoint below `folder`, atomically, then keep the newest `keep`. A whole one of that step stays as it is.
 
     Returns:
         The checkpoint's own folder.
+
+    Raises:
+        SaveError: there is no room, or no right to write.
     """
     final = folder / f"step-{checkpoint.step:08d}"
+    try:
+        if not final.is_dir() or _problem(final) is not None:
+            _write(final, checkpoint)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SaveError(
+            f"The checkpoint of step {checkpoint.step} cannot be written to {folder} ({reason}); older ones there stay whole: "
+            f"make room or let the folder be written to, and give the same command to go on."
+        ) from error
+    _prune(folder, final, keep)
+    return final
+
+
+def _write(final: Path, checkpoint: Checkpoint) -> None:
     temporary = temporary_folder(final)
-    # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    save_file(tensors, temporary / TENSORS)
-    write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
-    write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
-    replace_folder(temporary, final)
+    try:
+        # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(tensors, temporary / TENSORS)
+        write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
+        write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
+        replace_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _prune(folder: Path, final: Path, keep: int) -> None:
+    """Remove what `final` makes superfluous. What cannot be removed now is tried again after the next one."""
     # Newer ones than this are what loading passed over as damaged; they must not push whole ones out.
     newer = [path for path in _folders(folder) if path.name > final.name]
     older = [path for path in _folders(folder) if path.name < final.name]
-    for old in newer + older[: len(older) - keep + 1]:
-        shutil.rmtree(old)
-    return final
+    unfinished = [path for path in folder.glob(".step-*") if path.suffix in (".tmp", ".old")]
+    for superfluous in [*unfinished, *newer, *older[: len(older) - keep + 1]]:
+        try:
+            shutil.rmtree(superfluous)
+        except OSError as error:
+            logger.warning(f"{superfluous} cannot be removed ({error.strerror}).")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:

@@ -53,14 +53,18 @@ class Adversary:
         scale = adaptive_weight(reconstruction, loss, last_weight)
         return {"adversarial": self.config.weight * scale * loss, "adaptive_weight": scale}
 
-    def update(self, real_NCHW: Tensor, drawn_NCHW: Tensor) -> Tensor:
-        """One step of its own, on detached reconstructions; gives its loss."""
+    def learn(self, real_NCHW: Tensor, drawn_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of its own, on detached reconstructions; gives its loss and their norm. `step` follows them."""
         logits = self._wrapped(torch.cat([real_NCHW, drawn_NCHW.to(real_NCHW.dtype)]))
         loss = discriminator_loss(*logits.chunk(2))
         self._accelerator.backward(loss)
+        norm = nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None])
+        return loss.detach(), norm
+
+    def step(self) -> None:
+        """One update of its own."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state for a checkpoint."""

@@ -1,28 +1,44 @@
-"""Ctrl-C and SIGTERM end a run between two steps, never inside one: what is saved is then always whole.
+"""Signals end a run between two steps, never inside one: what is saved is then always whole.
 
-The first signal is only noted, so that the loop can finish its step and write a checkpoint; a second one ends the process at
-once.
+Ctrl-C (SIGINT), SIGTERM and SIGUSR1, which schedulers send before they end a job, are only noted, so that the loop can finish
+its step, leave an evaluation early and write a checkpoint, on all processes after the same step. Then the run ends with the
+exit code that shells give to the signal:
+
+    130  Ctrl-C            138  SIGUSR1            143  SIGTERM
+
+and the same command goes on from there. Further signals change nothing, since launchers pass on what a terminal or a scheduler
+has already sent to everybody; only a second Ctrl-C, seconds after the first, ends the process at once.
 """
 
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGTERM") if hasattr(signal, name))
+
+ECHO_SECONDS = 2.0
+"""A Ctrl-C that follows another this soon is the launcher's copy of it."""
 
 WORKER_NICENESS = 10
 
 
 class StopRequest:
-    """While this context is open, the first signal sets `made` instead of interrupting."""
+    """While this context is open, a signal is noted in `number` instead of interrupting; 0 is none."""
 
     def __init__(self) -> None:
-        self.made = False
-        self._signal = signal.SIGINT
+        self.number = 0
+        self._since = 0.0
         self._previous: dict = {}
 
+    @property
+    def made(self) -> bool:
+        """Whether the run is to end after this step. Long work between steps asks, and leaves early."""
+        return self.number != 0
+
     def __enter__(self) -> "StopRequest":
+        self.number = 0
         if threading.current_thread() is threading.main_thread():  # only there Python lets signals be handled
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -32,24 +48,36 @@ class StopRequest:
             signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Do what the signal means, now that everything is saved; on a rank that got none, what it meant for another."""
-        if self._signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+        """Do what the signal means, now that everything is saved."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
+        if not self.made:
+            self.number, self._since = int(number), time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             signal.signal(number, self._previous[number] or signal.SIG_DFL)
             signal.raise_signal(number)
-        self.made = True
-        self._signal = signal.Signals(number)
 
 
 def step_back(worker: int) -> None:
-    """For a loader's workers: the parent goes first, and decides when they end though Ctrl-C reaches them too.
+    """For a loader's workers: the parent goes first, and decides when they end though signals for a whole job reach them too.
 
     On a machine with few cores a worker that takes one from the parent's threads stops all of them at their next barrier.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(WORKER_NICENESS)
+
+
+def _end_with_parent() -> None:
+    """Wait for the SIGTERM by which the parent ends its workers; a scheduler's would cost the parent its step."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -4,11 +4,15 @@
     run/tensorboard/           the same, and texts and pictures
     run/samples/               pictures and texts, by step
 
-Only the first process of a run writes; the others hold a logbook that does nothing.
+Only the first process of a run writes; the others hold a logbook that does nothing. What cannot be written (a full disk, a
+folder that is gone) is told once and left out: only checkpoints are worth stopping for.
 """
 
 import json
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 
 class Logbook:
@@ -27,59 +33,87 @@ class Logbook:
         self.active = active
         if not active:
             return
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        self._lost: set[str] = set()
+        self._metrics = folder / "metrics.jsonl"
+        self._samples = folder / "samples"
+        self._samples.mkdir(parents=True, exist_ok=True)
+        self._metrics.touch()
         self._writer = SummaryWriter(str(folder / "tensorboard"))
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Drop the numbers after `step`: a run that resumes there writes them again."""
         if not self.active:
             return
-        self._lines.close()
-        path = self.folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-        self._lines = path.open("a", encoding="utf-8")
+        with self._spared("metrics.jsonl"):
+            kept = [line for line in read_numbers(self._metrics) if line["step"] <= step]
+            temporary = self._metrics.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._metrics)
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """One line of scalars."""
         if not self.active:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._spared("metrics.jsonl"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._metrics.open("ab") as file:
+                file.write(self._new_line() + json.dumps({"step": step, **values}).encode() + b"\n")
+        with self._spared("TensorBoard"):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text, such as sample captions."""
         if not self.active:
             return
-        (self.folder / "samples" / f"{step:08d}-{name}.txt").write_text(text + "\n", encoding="utf-8")
-        self._writer.add_text(name, text, step)
+        with self._spared("samples"):
+            self._samples.mkdir(parents=True, exist_ok=True)
+            (self._samples / f"{step:08d}-{name}.txt").write_text(text + "\n", encoding="utf-8")
+        with self._spared("TensorBoard"):
+            self._writer.add_text(name, text, step)
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """A picture, such as a grid of reconstructions or drawings."""
         if not self.active:
             return
-        picture.save(self.folder / "samples" / f"{step:08d}-{name}.png")
-        self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        with self._spared("samples"):
+            self._samples.mkdir(parents=True, exist_ok=True)
+            picture.save(self._samples / f"{step:08d}-{name}.png")
+        with self._spared("TensorBoard"):
+            self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush everything to disk."""
         if self.active:
-            self._lines.close()
-            self._writer.close()
+            with self._spared("TensorBoard"):
+                self._writer.close()
+
+    @contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """Trouble with the disk in here costs what is written, not the run; of each kind it is told once."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._lost:
+                logger.warning(f"{what} of {self.folder} cannot be written ({error}); training goes on without.")
+            self._lost.add(what)
+
+    def _new_line(self) -> bytes:
+        """What ends a line that a full disk or a kill has cut."""
+        if not self._metrics.is_file() or self._metrics.stat().st_size == 0:
+            return b""
+        with self._metrics.open("rb") as file:
+            file.seek(-1, 2)
+            return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def read_numbers(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a half-written last line is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of a metrics.jsonl; half-written ones are left out."""
+    numbers = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # cut by a full disk or a kill
+            numbers.append(json.loads(line))
+    return numbers
 
 
 class ProgressLine:

@@ -1,9 +1,13 @@
 """The loop that all trainings share: steps until the budget is spent, reports, checkpoints, interruptions.
 
-What a step does, what is reported and what is kept is a subclass' affair. With several processes, whatever depends on a clock
-or on a signal is agreed on first, so that all of them do the same after the same step.
+What a step does, what is reported and what is kept is a subclass' affair. With several processes, whatever depends on a clock,
+on a signal, on a disk or on a number that is none is agreed on first, so that all of them do the same after the same step.
+
+A checkpoint that cannot be written (a full disk) does not end the run, which may find room at the next one, but the third in a
+row does, and so does the last one: computing what will be lost is worth nothing.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +21,18 @@ from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.devices import choose_device, keep_memory, why_not_compile
-from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unimm.training.chance import keyed_chance
+from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, step_back
 from unimm.training.logbook import Logbook, ProgressLine
+from unimm.training.nonfinite import FiniteGuard, NotFiniteError
+from unimm.training.ranks import Ranks
 from unimm.training.schedule import Budget, Schedule
+
+MAX_FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written end a run."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +44,8 @@ class LoopConfig:
     report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
     save_minutes: a checkpoint also after so many minutes since the last one.
     num_workers: processes that make batches ahead.
+    max_skipped_steps: so many steps of a run may go without their update because their loss or gradient is not finite; the
+        next one ends it.
     """
 
     budget: Budget
@@ -42,6 +56,7 @@ class LoopConfig:
     save_every: int = 0
     save_minutes: float = 2.0
     num_workers: int = 1
+    max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("no", "bf16"):
@@ -71,8 +86,12 @@ class Loop:
             keep_memory()
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=is_cpu, kwargs_handlers=[ddp])
         self.is_main = self.accelerator.is_main_process
+        self.ranks = Ranks(self.accelerator)
+        self.stop = StopRequest()
+        self.guard = FiniteGuard(self.ranks, config.max_skipped_steps)
         self.step = 0
         self.seconds = 0.0
+        self._saved_step, self._failed_saves = -1, 0
 
     def compiles(self) -> bool:
         """Whether to compile: where it is asked for and works; where it does not, the run says so and goes on."""
@@ -89,8 +108,20 @@ class Loop:
         """Batches by step: anything with a length and random access."""
         raise NotImplementedError
 
+    def seed(self) -> int:
+        """Of what chance a step takes (dropout)."""
+        raise NotImplementedError
+
     def update(self, batch: Any, meter: Any) -> None:
-        """One step of learning."""
+        """One step of learning, unless `may_update` forbids it."""
+        raise NotImplementedError
+
+    def name_samples(self, batch: Any) -> list[str]:
+        """What a person finds the samples of a batch by."""
+        raise NotImplementedError
+
+    def forget_step(self) -> None:
+        """Undo what a step leaves behind before its update: gradients, and whatever else a forward changes."""
         raise NotImplementedError
 
     def report(self, meter: Any) -> dict[str, float]:
@@ -98,7 +129,7 @@ class Loop:
         raise NotImplementedError
 
     def after_step(self, logbook: Logbook) -> None:
-        """Samples, validation: whatever else a step may be followed by."""
+        """Samples, validation: whatever else a step may be followed by; what takes long leaves early when `stop` is made."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps."""
@@ -120,30 +151,48 @@ class Loop:
         return self.loop_config.budget.progress(self.step, self.seconds)
 
     def run(self, title: str, meter: Meter) -> None:
-        """Steps to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
+        """Steps to the end of the budget; always leaves a checkpoint behind, also when interrupted.
+
+        Raises:
+            NotFiniteError: a loss or gradient is not finite, and no more steps may be skipped.
+            SaveError: a checkpoint could not be written, which was the last or the third in a row.
+        """
         logbook = Logbook(self.folder, self.is_main)
         logbook.rewind(self.step)
         line = ProgressLine(title, self.is_main)
-        saved_at = time.monotonic()
         try:
-            with StopRequest() as stop:
-                batches = iter(self._loader()) if self.progress < 1.0 else iter(())
-                while self.progress < 1.0 and not self._any_rank(stop.made):
-                    self._one_step(batches, meter)
-                    line.update(self.progress, meter.note())
-                    if self.is_due(self.loop_config.report_every):
-                        logbook.numbers(self.step, self.report(meter))
-                    self.after_step(logbook)
-                    is_late = self._any_rank(time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
-                    if self.is_due(self.loop_config.save_every) or is_late:
-                        self.save()
-                        saved_at = time.monotonic()
-            self.save()
+            with self.stop:
+                try:
+                    self._steps(logbook, line, meter)
+                except NotFiniteError:
+                    self.save()  # all is as it was before the step
+                    raise
+                self.save()
         finally:
             line.close()
             logbook.close()
-        if stop.made or self.progress < 1.0:  # a request that came with the last step counts too
-            stop.obey()
+        if self._is_stopped():  # a request that came with the last step counts too
+            self.stop.obey()
+
+    def _steps(self, logbook: Logbook, line: ProgressLine, meter: Meter) -> None:
+        batches = iter(self._loader()) if self.progress < 1.0 else iter(())
+        saved_at = time.monotonic()
+        while self.progress < 1.0 and not self._is_stopped():
+            self._one_step(batches, meter)
+            line.update(self.progress, meter.note())
+            if self.is_due(self.loop_config.report_every):
+                skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
+                logbook.numbers(self.step, self.report(meter) | skipped)
+            self.after_step(logbook)
+            is_late = self.ranks.any(time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
+            if self.is_due(self.loop_config.save_every) or is_late:
+                self._save_if_possible()
+                saved_at = time.monotonic()
+
+    def _is_stopped(self) -> bool:
+        """Whether a signal has come to any process; then all know which."""
+        self.stop.number = self.ranks.largest(self.stop.number)
+        return self.stop.made
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now; at the end everything does. 0 is never."""
@@ -153,41 +202,33 @@ class Loop:
         """The schedule's factor for the next update."""
         return self.loop_config.schedule.factor(self.step, self.progress)
 
-    def check_finite(self, norm: torch.Tensor) -> None:
-        """Stop before an update that would ruin the weights.
+    def may_update(self, norm: torch.Tensor, loss: torch.Tensor, batch: Any) -> bool:
+        """Whether the weights may follow this gradient: not where it, or the loss of any process, would ruin them.
+
+        Args:
+            norm, loss: scalars, of the gradient of all processes and of this process' share of the loss.
+            batch: whose samples are named.
 
         Raises:
-            FloatingPointError: the norm of the gradient is infinite or not a number.
+            NotFiniteError: they may not, and no more steps may be skipped.
         """
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"The gradient of step {self.step + 1} is not finite; the weights are as they were before it. "
-                f"Lower the learning rate or look at that step's samples."
-            )
+        if self.guard.passes(norm, loss):
+            return True
+        self.forget_step()
+        self.guard.skip(self.step + 1, float(norm), float(loss), self.name_samples(batch))
+        return False
 
     def _one_step(self, batches: Any, meter: Meter) -> None:
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
-        self.update(batch, meter)
+        with keyed_chance(self.seed(), self.step, self.ranks.number, self.accelerator.device):
+            self.update(batch, meter)
         seconds = time.monotonic() - started
         self.step += 1
-        self.seconds += self._first_clock(seconds)
+        # With a budget in minutes all ranks go by the first one's clock.
+        self.seconds += self.ranks.first(seconds) if self.loop_config.budget.max_minutes is not None else seconds
         meter.add_time(seconds, waited)
-
-    def _first_clock(self, seconds: float) -> float:
-        """With a budget in minutes all ranks go by the first one's clock."""
-        if self.loop_config.budget.max_minutes is None or self.accelerator.num_processes == 1:
-            return seconds
-        clock = torch.tensor([seconds if self.is_main else 0.0], device=self.accelerator.device)
-        return float(self.accelerator.reduce(clock, "sum"))  # pyright: ignore[reportArgumentType]
-
-    def _any_rank(self, says: bool) -> bool:
-        """Whether any rank says so: clocks and signals differ between ranks, but all must do the same after the same step."""
-        if self.accelerator.num_processes == 1:
-            return says
-        flag = torch.tensor([float(says)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum"))
 
     def _loader(self) -> DataLoader:
         data = self.data()
@@ -206,26 +247,57 @@ class Loop:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of this step, on the first process."""
+        """Write a checkpoint of this step, on the first process, unless there is one; the others wait until it is whole.
+
+        Raises:
+            SaveError: it could not be written; raised on every process.
+        """
+        if self._saved_step == self.step:
+            return
+        failure: SaveError | None = None
         if self.is_main:
-            state = {"seconds": self.seconds, **self.state()}
-            save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, self.tensors(), state))
-        self.accelerator.wait_for_everyone()
+            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, **self.state()}
+            try:
+                save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, self.tensors(), state))
+            except SaveError as error:
+                failure = error
+        self.ranks.wait()
+        if self.ranks.any(failure is not None):
+            raise failure or SaveError(f"The first process could not write the checkpoint of step {self.step}.")
+        self._saved_step = self.step
+
+    def _save_if_possible(self) -> None:
+        try:
+            self.save()
+        except SaveError as error:
+            self._failed_saves += 1
+            if self._failed_saves >= MAX_FAILED_SAVES:
+                raise
+            if self.is_main:
+                logger.warning(f"{error} Training goes on; failure {self._failed_saves} of at most {MAX_FAILED_SAVES}.")
+        else:
+            self._failed_saves = 0
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run's folder, if there is one.
 
         Raises:
-            ValueError: it is one of another run.
+            ValueError: it is one of another run, or the processes do not find the same one.
         """
         checkpoint = load_checkpoint(self.folder / "checkpoints")
+        step = 0 if checkpoint is None else checkpoint.step
+        if self.ranks.any(step != int(self.ranks.first(step))):
+            raise ValueError(
+                f"The processes find different checkpoints in {self.folder}: name a folder that all of them share."
+            )
         if checkpoint is None:
             return
         try:
             self.restore(checkpoint)
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{self.folder} holds a run of another model or stage: name another folder.") from error
-        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self.step = self._saved_step = checkpoint.step
+        self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
 
 
 def weights_of(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

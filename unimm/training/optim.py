@@ -64,6 +64,11 @@ class Optimizers:
         """One update of everything that learns, then clear the gradients."""
         for optimizer in self.all.values():
             optimizer.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.all.values():
             optimizer.zero_grad(set_to_none=True)
 
 

@@ -98,6 +98,7 @@ class TokenizerTrainer(Loop):
         self.optimizers = tokenizer_optimizers(self.model, config.lr, config.muon_lr, config.betas, dtype)
         adversary = config.adversary
         self.adversary = Adversary(adversary, self.accelerator, config.betas) if adversary is not None else None
+        self._kept: list[Tensor] = []
         self.names = {id(p): name for name, p in self.model.named_parameters()}
         self.resume()
 
@@ -110,15 +111,16 @@ class TokenizerTrainer(Loop):
         """This process' images by step."""
         return self.batches
 
+    def name_samples(self, batch: Tensor) -> list[str]:
+        """The keys of this process' records in the present step."""
+        return self.batches.names(self.step)
+
     def update(self, batch: Tensor, meter: TokenizerMeter) -> None:
         """One step of the tokenizer, of its average and, once it has started, of the adversary."""
         pixels_NCHW = batch.to(self.accelerator.device)
         self.wrapped.train()
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            # Replaced codes and dropout draw from here: keyed by the step, there is no generator's state to keep.
-            torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 1024 + self.accelerator.process_index)
-            drawn: Reconstruction = self.wrapped(pixels_NCHW)
+        self._kept = [buffer.clone() for buffer in self.model.buffers()]  # the codebook moves inside the forward
+        drawn: Reconstruction = self.wrapped(pixels_NCHW)
         loss, terms = self.loss(drawn.pixels, pixels_NCHW)
         terms["quantizer"] = drawn.quantizer_loss
         adversary = self.adversary if self.adversary and self.step >= self.adversary.config.start_step else None
@@ -128,18 +130,37 @@ class TokenizerTrainer(Loop):
         if self.config.smoothness:  # after the adversary, whose weight is set by what reaches the decoder
             terms["roughness"] = roughness(drawn.latents)
             loss = loss + self.config.smoothness * terms["roughness"]
-        self.accelerator.backward(loss + drawn.quantizer_loss)
+        loss = loss + drawn.quantizer_loss
+        self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.check_finite(norm)
+        if adversary is not None:
+            terms["discriminator"], adversary_norm = adversary.learn(pixels_NCHW, drawn.pixels.detach())
+            loss, norm = loss + terms["discriminator"], norm + adversary_norm
+        if not self.may_update(norm, loss.detach(), batch):
+            return
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.rate()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self._average()
         if adversary is not None:
-            terms["discriminator"] = adversary.update(pixels_NCHW, drawn.pixels.detach())
+            adversary.step()
+        self._average()
         meter.add(terms, drawn.codes)
+
+    def seed(self) -> int:
+        """The configuration's."""
+        return self.config.seed
+
+    @torch.no_grad()
+    def forget_step(self) -> None:
+        """Drop the gradients, and put the codebook back."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        if self.adversary is not None:
+            self.adversary.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in zip(self.model.buffers(), self._kept, strict=True):
+            buffer.copy_(kept)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -159,17 +180,21 @@ class TokenizerTrainer(Loop):
             self._validate(logbook)
 
     def _validate(self, logbook: Logbook) -> None:
-        """Fidelity, codebook use and a picture of the averaged tokenizer."""
+        """Fidelity, codebook use and a picture of the averaged tokenizer; left early for a signal, but at the end."""
         if self.is_main and self.validation_NCHW is not None:
             drawn_NCHW, codes_NT = reconstruct(self.ema, self.validation_NCHW)
-            values = measure_fidelity(drawn_NCHW, self.validation_NCHW)
-            usage = measure_usage(torch.bincount(codes_NT.flatten(), minlength=self.ema.codebook_size))
-            values |= {f"validation/{name}": value for name, value in usage.items()}
-            if self.score is not None:
-                values |= {f"validation/{name}": value for name, value in self.score(to_arrays(drawn_NCHW)).items()}
-            logbook.numbers(self.step, values)
-            logbook.picture(self.step, "reconstructions", draw_grid(self.validation_NCHW, drawn_NCHW))
-        self.accelerator.wait_for_everyone()
+            if not self.stop.made or self.progress >= 1.0:
+                self._log_validation(logbook, drawn_NCHW, codes_NT, self.validation_NCHW)
+        self.ranks.wait()
+
+    def _log_validation(self, logbook: Logbook, drawn_NCHW: Tensor, codes_NT: Tensor, target_NCHW: Tensor) -> None:
+        values = measure_fidelity(drawn_NCHW, target_NCHW)
+        usage = measure_usage(torch.bincount(codes_NT.flatten(), minlength=self.ema.codebook_size))
+        values |= {f"validation/{name}": value for name, value in usage.items()}
+        if self.score is not None:
+            values |= {f"validation/{name}": value for name, value in self.score(to_arrays(drawn_NCHW)).items()}
+        logbook.numbers(self.step, values)
+        logbook.picture(self.step, "reconstructions", draw_grid(target_NCHW, drawn_NCHW))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, their average, the optimizers' state and the adversary."""

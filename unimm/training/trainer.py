@@ -17,6 +17,7 @@ from unimm.batch import Batch
 from unimm.data.mixture import Mixture
 from unimm.data.plan import Origin, Plan
 from unimm.data.steps import Step, Steps
+from unimm.models.ports import Tally
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
@@ -56,7 +57,8 @@ class Trainer(Loop):
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
         device: where to train; default: the best that is here.
-        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode.
+        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode;
+            it should return early once `stop.made` of this trainer is true.
     """
 
     def __init__(
@@ -99,11 +101,16 @@ class Trainer(Loop):
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return Steps(plan, self.config.num_micro_batches, *ranks)
 
+    def seed(self) -> int:
+        """The mixture's."""
+        return self.mixture.seed
+
     def update(self, batch: Step, meter: Meter) -> None:
         """One optimizer step over the micro-batches of this rank."""
         self.wrapped.train()
         self.origin = batch.origin
         counts = self._global_counts(batch.batches)
+        tallied, losses = [], []
         last = len(batch.batches) - 1
         for number, micro_batch in enumerate(batch.batches):
             micro_batch = micro_batch.to(self.accelerator.device)
@@ -112,16 +119,28 @@ class Trainer(Loop):
                 loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
                 # DDP averages gradients over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            meter.add_batch(micro_batch, tallies)
+            tallied.append((micro_batch, {name: Tally(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
+            losses.append(torch.as_tensor(loss).detach())
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
-        self.check_finite(norm)
+        if not self.may_update(norm, torch.stack(losses).sum(), batch):
+            return
+        for micro_batch, tallies in tallied:
+            meter.add_batch(micro_batch, tallies)
         meter.grad_norm = float(norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
+
+    def name_samples(self, batch: Step) -> list[str]:
+        """Source, number there and key of each sample."""
+        return [self.mixture.name(sample) for sample in batch.samples]
+
+    def forget_step(self) -> None:
+        """Drop the gradients."""
+        self.optimizers.clear()
 
     def _global_counts(self, micro_batches: list[Batch]) -> dict[str, torch.Tensor]:
         """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
@@ -145,7 +164,7 @@ class Trainer(Loop):
             # Compiled layers would be compiled again for every length of a cache.
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 self.sample(self.step, logbook)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and the optimizers' state."""

@@ -1,0 +1,49 @@
+"""Trainings die three times, once inside a save, and end as one that was left alone; and a difference would be seen."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from unimm.bench.kills import find_differences, run_kills
+from unimm.bench.toy_training import ToyTraining
+from unimm.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left: the run that nobody touched."""
+    folder = tmp_path_factory.mktemp("kills")
+    (verdict,) = run_kills(["unified"], [1], [1], num_kills=3, room=folder)
+    assert verdict.differences == []
+    assert verdict.num_kills == 3 and verdict.training.num_steps == 24
+    return folder
+
+
+def test_every_kind_of_difference_is_seen(room: Path, tmp_path: Path) -> None:
+    training, alone, other = ToyTraining("unified", 24), room / "unified-1-alone", tmp_path / "other"
+    shutil.copytree(alone, other)
+    assert list(find_differences(alone, other, training)) == []
+    order = (other / "order-0.txt").read_text().splitlines()
+    (other / "order-0.txt").write_text("\n".join([*order[:-1], order[-1][:-1] + "g"]) + "\n")
+    metrics = (other / "metrics.jsonl").read_text()
+    (other / "metrics.jsonl").write_text(metrics.replace('"loss/text": ', '"loss/text": 1', 1))
+    last = load_checkpoint(other / "checkpoints")
+    assert last is not None
+    name = "weights/model.text.head.weight"
+    last.tensors[name] = last.tensors[name].clone()
+    last.tensors[name][0, 0] += 1e-6
+    last.state["skipped"] = 1
+    shutil.rmtree(other / "checkpoints")
+    save_checkpoint(other / "checkpoints", last)
+    found = list(find_differences(alone, other, training))
+    assert found == [f"tensor {name}", "the state", "the batches of process 0", "the logged numbers"]
+    shutil.rmtree(other / "checkpoints")
+    assert list(find_differences(alone, other, training)) == ["a last checkpoint is missing"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["unified", "tokenizer"])
+def test_two_processes_with_workers_that_die_three_times(model: str, tmp_path: Path) -> None:
+    (verdict,) = run_kills([model], [2], [2], num_kills=3, room=tmp_path)
+    assert verdict.differences == []

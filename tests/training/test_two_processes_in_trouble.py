@@ -1,0 +1,46 @@
+"""What comes to one of two processes (a signal, a full disk, a loss that is none) is answered by both after the same step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_two_processes import free_port
+
+from unimm.training.checkpoint import load_checkpoint
+
+SCRIPT = Path(__file__).with_name("train_toy_troubled.py")
+OUTCOMES = {
+    "signal": ("exit 138, step 3, skipped 0", 3),
+    "disk": ("SaveError, step 3, skipped 0", None),
+    "stop": ("NotFiniteError, step 2, skipped 0", 2),
+    "skip": ("finished, step 6, skipped 1", 6),
+}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every trouble, one after the other: two processes as a launcher starts them, without one that would end the other."""
+    folder = tmp_path_factory.mktemp("troubles")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES]
+    runs = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        runs.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    for run in runs:
+        _, error = run.communicate(timeout=300)
+        assert run.returncode == 0, error
+    return folder
+
+
+@pytest.mark.parametrize("trouble", OUTCOMES)
+def test_both_do_the_same(room: Path, trouble: str) -> None:
+    outcome, saved = OUTCOMES[trouble]
+    first, second = ((room / trouble / f"outcome-{rank}").read_text() for rank in range(2))
+    assert first == second, "the same step and the same weights"
+    assert first.startswith(outcome)
+    checkpoint = load_checkpoint(room / trouble / "checkpoints")
+    assert (checkpoint and checkpoint.step) == saved
+    assert not list((room / trouble / "checkpoints").glob(".step-*"))

@@ -1,0 +1,71 @@
+"""Trouble on one of two processes, for `test_two_processes_in_trouble` to launch: train_toy_troubled.py FOLDER TROUBLE...
+
+signal      SIGUSR1 comes to the second process alone, while the first one samples
+disk        the first process finds no room for a checkpoint, ever
+skip, stop  the loss of the second process is not finite at step 3, which the run may or may not skip
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from toys import make_config, make_mixture, make_trainer
+
+from unimm.cli.build import leave_group
+from unimm.training import checkpoint
+from unimm.training.objectives import Likelihood
+from unimm.training.trainer import Trainer
+
+RANK = int(os.environ["RANK"])
+
+
+class Poisoned(Likelihood):
+    """Not finite at its third step, on the second process."""
+
+    calls = 0
+
+    def forward(self, batch):
+        self.calls += 1
+        factor = float("nan") if (self.calls, RANK) == (3, 1) else 1.0
+        return {name: tally._replace(loss=tally.loss * factor) for name, tally in super().forward(batch).items()}
+
+
+def save_file(*words: object) -> None:
+    """In place of the one that writes tensors."""
+    raise OSError(28, "No space left on device")
+
+
+def train(folder: Path, trouble: str) -> None:
+    """Until the trouble ends it, or the end; what became of it is written to outcome-RANK."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"pid-{RANK}").write_text(str(os.getpid()))
+
+    def sample(step: int, logbook: object) -> None:
+        if trouble == "signal" and step == 3:
+            os.kill(int((folder / "pid-1").read_text()), signal.SIGUSR1)
+            time.sleep(1.0)
+
+    config = make_config(6, sample_every=1, max_skipped_steps=int(trouble == "skip"), save_every=int(trouble == "disk"))
+    objective = Poisoned if trouble in ("skip", "stop") else Likelihood
+    trainer: Trainer = make_trainer(folder, config, make_mixture(), objective, sample=sample, device=None)
+    try:
+        trainer.fit()
+        outcome = "finished"
+    except SystemExit as stopped:
+        outcome = f"exit {stopped.code}"
+    except (OSError, FloatingPointError) as error:
+        outcome = type(error).__name__
+    weights = sum(float(parameter.detach().double().abs().sum()) for parameter in trainer.model.parameters())
+    told = f"{outcome}, step {trainer.step}, skipped {trainer.guard.num_skipped}, {weights!r}"
+    (folder / f"outcome-{RANK}").write_text(told)
+
+
+for trouble in sys.argv[2:]:
+    with mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file):
+        train(Path(sys.argv[1]) / trouble, trouble)
+leave_group()

@@ -1,0 +1,57 @@
+"""What the processes of a run agree on, so that all of them do the same after the same step.
+
+They talk over a gloo group of their own, on CPUs and with much patience: the default group of GPUs gives up after ten minutes,
+but the first process may evaluate or write a large checkpoint for longer. A run of one process agrees with itself.
+"""
+
+import time
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+PATIENCE = timedelta(days=1)
+"""How long the others wait for one process. Where one is gone rather than slow, its closed connection ends the wait at once."""
+
+
+class Ranks:
+    """All processes of a run. Every method is called by all of them at the same place."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.number, self.count = accelerator.process_index, accelerator.num_processes
+        self._group: distributed.ProcessGroup | None = None
+        if self.count > 1:
+            group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            assert isinstance(group, distributed.ProcessGroup)
+            self._group = group
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the processes come with."""
+        if self._group is None:
+            return number
+        shared = torch.tensor(number)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=self._group)
+        return int(shared)
+
+    def any(self, says: bool) -> bool:
+        """Whether any process says so."""
+        return bool(self.largest(int(says)))
+
+    def first(self, number: float) -> float:
+        """The number that the first process comes with."""
+        if self._group is None:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64)
+        distributed.broadcast(shared, src=0, group=self._group)
+        return float(shared)
+
+    def wait(self) -> None:
+        """Until all are here. Python goes on running, so that a signal that comes meanwhile is noted."""
+        if self._group is None:
+            return
+        arrival = distributed.barrier(self._group, async_op=True)
+        assert arrival is not None
+        while not arrival.is_completed():
+            time.sleep(0.01)
+        arrival.wait()
