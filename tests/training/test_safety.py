@@ -217,6 +217,23 @@ def test_long_work_between_steps_can_leave_early(tmp_path: Path) -> None:
     assert seen == [False, True] and newest(tmp_path) == 2
 
 
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, make_config(12))
+    largest, sent = trainer.ranks.largest, []
+
+    def interrupted(number: int) -> int:
+        agreed = largest(number)
+        if trainer.step == 3 and not sent:
+            sent.append(number)
+            signal.raise_signal(signal.SIGUSR1)
+        return agreed
+
+    trainer.ranks.largest, trainer.ranks.any = interrupted, lambda says: says
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    assert sent == [0] and newest(tmp_path) == trainer.step == 4
+
+
 def test_copies_of_a_signal_do_not_end_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher passes on what a terminal has sent to all; only a later Ctrl-C is meant."""
     with StopRequest() as stop:

@@ -190,9 +190,11 @@ class Loop:
                 saved_at = time.monotonic()
 
     def _is_stopped(self) -> bool:
-        """Whether a signal has come to any process; then all know which."""
-        self.stop.number = self.ranks.largest(self.stop.number)
-        return self.stop.made
+        """Whether a signal has come to any process; then all know which; one that comes meanwhile waits."""
+        agreed = self.ranks.largest(self.stop.number)
+        if agreed:
+            self.stop.number = agreed
+        return agreed != 0
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now; at the end everything does. 0 is never."""
@@ -287,9 +289,7 @@ class Loop:
         checkpoint = load_checkpoint(self.folder / "checkpoints")
         step = 0 if checkpoint is None else checkpoint.step
         if self.ranks.any(step != int(self.ranks.first(step))):
-            raise ValueError(
-                f"The processes find different checkpoints in {self.folder}: name a folder that all of them share."
-            )
+            raise ValueError(f"The processes find different checkpoints in {self.folder}: name a folder that they share.")
         if checkpoint is None:
             return
         try:
