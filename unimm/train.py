@@ -84,9 +84,9 @@ def train(config: DictConfig) -> Path:
         save_config(config, out)
     trainer.fit()
     folder = out / "model"
-    if trainer.is_main:
-        model.eval()
-        engine.save(folder)
+    trained = trainer.whole_model()
+    if trained is not None:
+        Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing).save(folder)
         if config.suite is not None:
             evaluate(load(folder, config.device), build_suite(config.suite), out / "scores")
     trainer.ranks.wait()

@@ -9,6 +9,8 @@ micro-batches take. How many of these there are does not enter the plan.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import check_length, fill_rows
 from unimm.data.template import Outline
@@ -89,7 +91,9 @@ class Plan:
         self._end = self._origin.sample + sum(map(len, filled))
         rows = [[planned[index] for index in row] for row in filled]
         rows.sort(key=lambda row: sum(one.outline.sequence.num_learned_codes for one in row))
-        self._steps = [rows[step :: self.num_steps] for step in range(self.num_steps)]
+        # Dealt out in order, the first steps of a window would have the least codes, a few of them where rows are few.
+        rng = np.random.Generator(np.random.Philox(key=[self.mixture.seed, self._origin.sample]))
+        self._steps = [rows[column :: self.num_steps] for column in rng.permutation(self.num_steps)]
 
     def _measure(self, start: int) -> list[Planned]:
         """Samples from a number of the stream on, more than fit into a window."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimm.files import replace_folder, temporary_folder, write_json
+from unimm.training.sharding import like
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def restore_optimizer(
         parameter, group = parameters[parameter_name]
         # Step counters are scalars and stay on the CPU, but where a fused optimizer reads them on the device.
         device = parameter.device if tensor.dim() or group.get("fused") else tensor.device
-        optimizer.state[parameter][key] = tensor.clone().to(device)
+        own = tensor.clone().to(device)
+        optimizer.state[parameter][key] = like(own, parameter) if tensor.dim() else own
 
 
 def _folders(folder: Path) -> list[Path]:

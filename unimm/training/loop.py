@@ -28,6 +28,7 @@ from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import FiniteGuard, NotFiniteError
 from unimm.training.ranks import Ranks
 from unimm.training.schedule import Budget, Schedule
+from unimm.training.sharding import gather
 
 MAX_FAILED_SAVES = 3
 """So many checkpoints in a row that cannot be written end a run."""
@@ -257,10 +258,11 @@ class Loop:
         if self._saved_step == self.step:
             return
         failure: SaveError | None = None
+        tensors = gather(self.tensors(), keep=self.is_main)
         if self.is_main:
             state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, **self.state()}
             try:
-                save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, self.tensors(), state))
+                save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state))
             except SaveError as error:
                 failure = error
         self.ranks.wait()

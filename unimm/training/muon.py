@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unimm.training.sharding import like, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic step; Jordan's, steep at zero
 NUM_STEPS = 5
 
@@ -52,13 +54,13 @@ class Muon(torch.optim.Optimizer):
         updates = []
         for buffer, grad in zip(buffers, grads, strict=True):
             buffer.lerp_(grad, 1 - momentum)
-            updates.append(grad.lerp(buffer, momentum).flatten(1))
+            updates.append(whole(grad.lerp(buffer, momentum)).flatten(1))  # only a whole matrix has singular values
         updates_LOI = torch.stack(updates)
         steps_LOI = orthogonalise(updates_LOI.to(self.dtype)).to(parameters[0].dtype)
         stretch = max(1.0, updates_LOI.shape[1] / updates_LOI.shape[2]) ** 0.5
         for parameter, step_OI in zip(parameters, steps_LOI, strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.sub_(step_OI.view(parameter.shape), alpha=lr * stretch)
+            parameter.sub_(like(step_OI.view(parameter.shape), parameter), alpha=lr * stretch)
 
 
 def orthogonalise(matrices_LOI: Tensor) -> Tensor:

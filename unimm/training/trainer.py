@@ -5,6 +5,7 @@ count, clip, update. `accelerate` launches, wraps and casts; data order, accumul
 does not depend on how a global batch is cut into ranks and micro-batches, and a run resumes to the bit.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -12,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
 from unimm.data.plan import Origin, Plan
 from unimm.data.steps import Step, Steps
 from unimm.models.ports import Tally
+from unimm.models.unified import UnifiedModel
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
 from unimm.training.meter import Meter
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
+from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
 from unimm.training.stages import Stage, freeze, show, stage_table
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,7 @@ class TrainerConfig(LoopConfig):
     num_micro_batches: forward passes a rank takes for one update.
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     sample_every: in steps; 0 is never.
+    sharding: how several processes hold the model.
     """
 
     stage: Stage
@@ -46,6 +54,7 @@ class TrainerConfig(LoopConfig):
     num_micro_batches: int = 1
     weights: dict[str, float] = field(default_factory=dict)
     sample_every: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
 
 
 class Trainer(Loop):
@@ -82,10 +91,33 @@ class Trainer(Loop):
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
         if self.compiles():
             model.compile_layers()
-        self.wrapped = self.accelerator.prepare(objective)
+        self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
+        self.wrapped = self._distribute()
         self.optimizers = Optimizers(objective.parts(), config.stage.learns, config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.resume()
+
+    def _distribute(self) -> nn.Module:
+        """The objective as several processes hold it."""
+        if not self.is_sharded:
+            return self.accelerator.prepare(self.objective)
+        if self.is_main and self.sample is not None and self.config.sample_every:
+            logger.warning("Nothing is sampled during this run, for no process has the whole model: look at what it ends with.")
+        device = self.accelerator.device
+        shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
+        return self.objective
+
+    def whole_model(self) -> UnifiedModel | None:
+        """The model in one piece, on the first process; every process must ask for it, and the others get None."""
+        if not self.is_sharded:
+            return self.model if self.is_main else None
+        weights = gather(self.model.state_dict(), keep=self.is_main)
+        if not self.is_main:
+            return None
+        with init_empty_weights(include_buffers=False):
+            model = UnifiedModel(self.model.config)
+        model.load_state_dict(weights, assign=True)
+        return model
 
     def fit(self) -> None:
         """Train to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
@@ -114,10 +146,11 @@ class Trainer(Loop):
         last = len(batch.batches) - 1
         for number, micro_batch in enumerate(batch.batches):
             micro_batch = micro_batch.to(self.accelerator.device)
-            with self.accelerator.no_sync(self.wrapped) if number < last else nullcontext():
-                tallies = self.wrapped(micro_batch)
+            with no_exchange(self.wrapped, self.accelerator) if number < last else nullcontext():
+                with self.accelerator.autocast():
+                    tallies = self.wrapped(micro_batch)
                 loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
-                # DDP averages gradients over ranks; the sums are already divided by global counts.
+                # Gradients are averaged over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             tallied.append((micro_batch, {name: Tally(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
             losses.append(torch.as_tensor(loss).detach())
@@ -126,6 +159,7 @@ class Trainer(Loop):
             norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+        norm = whole(norm)
         if not self.may_update(norm, torch.stack(losses).sum(), batch):
             return
         for micro_batch, tallies in tallied:
@@ -157,7 +191,7 @@ class Trainer(Loop):
 
     def after_step(self, logbook: Logbook) -> None:
         """Sample captions and drawings, when they are due."""
-        if self.sample is None or not self.is_due(self.config.sample_every):
+        if self.sample is None or self.is_sharded or not self.is_due(self.config.sample_every):
             return
         if self.is_main:
             self.model.eval()
@@ -187,7 +221,7 @@ class Trainer(Loop):
         own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
         if own != kept:
             raise ValueError(f"{self.folder} holds a run of the stage '{kept}', not '{own}': name another folder.")
-        self.objective.load_state_dict(weights_of(checkpoint, "weights"))
+        load_whole(self.objective, weights_of(checkpoint, "weights"))
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         self.origin = self._origin_of(checkpoint)

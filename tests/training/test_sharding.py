@@ -1,0 +1,91 @@
+"""Sharded or not, apart or together: gradients are those of one process, and a run goes on with any number of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_two_processes import torchrun
+from train_sharded import CASES, STEPS, run
+
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.logbook import read_numbers
+from unimm.training.sharding import Sharding
+
+SCRIPT = str(Path(__file__).with_name("train_sharded.py"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case, on one process and on two."""
+    folder = tmp_path_factory.mktemp("runs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun(2))):
+        command = [*launcher, SCRIPT, str(folder / name)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """Of each step, those of the kinds that it has."""
+    lines = read_numbers(folder / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key.startswith("loss/")} for line in lines]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_and_losses_are_those_of_one_process(runs: Path, name: str) -> None:
+    """The first moments of AdamW after some steps are sums of gradients, and so is Muon's momentum."""
+    one, two = (load_checkpoint(runs / processes / name / "checkpoints") for processes in ("one", "two"))
+    assert one is not None and two is not None and one.step == two.step == CASES[name].num_steps
+    assert one.tensors.keys() == two.tensors.keys()
+    moments = [key for key in one.tensors if key.endswith(("exp_avg", "momentum"))]
+    assert len(moments) > 10
+    for key in moments:
+        largest = float(one.tensors[key].abs().max())
+        torch.testing.assert_close(two.tensors[key], one.tensors[key], rtol=1e-3, atol=1e-4 * largest + 1e-9, msg=key)
+    for ours, theirs in zip(losses(runs / "two" / name), losses(runs / "one" / name), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_model_is_the_checkpoint_s(runs: Path, name: str) -> None:
+    for processes in ("one", "two"):
+        checkpoint = load_checkpoint(runs / processes / name / "checkpoints")
+        whole = load_file(runs / processes / name / "whole.safetensors")
+        assert checkpoint is not None
+        for key, tensor in whole.items():
+            assert torch.equal(tensor, checkpoint.tensors[f"weights/model.{key}"]), key
+
+
+def test_a_muon_step_is_that_of_one_process(runs: Path) -> None:
+    """Its products are in bfloat16: nearly, but where a gradient has hardly a direction."""
+    one, two = (load_file(runs / processes / "fsdp, muon" / "whole.safetensors") for processes in ("one", "two"))
+    far = {key: float((two[key] - one[key]).abs().max() / one[key].abs().max()) for key in one if one[key].dim()}
+    assert sorted(far.values())[-3] < 1e-3 and max(far.values()) < 0.05
+
+
+def test_one_process_goes_on_where_two_with_shards_stopped(runs: Path, tmp_path: Path) -> None:
+    name = "fsdp"
+    shutil.copytree(runs / "two" / name, tmp_path / "two")
+    shutil.copytree(runs / "one" / name, tmp_path / "one")
+    for processes in ("one", "two"):
+        run(tmp_path / processes, CASES[name], STEPS + 3)
+    assert len(losses(tmp_path / "two")) == STEPS + 3
+    for ours, theirs in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_what_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown sharding 'zero3': use ddp, fsdp, hsdp"):
+        Sharding("zero3")
+    for way, size in (("hsdp", None), ("fsdp", 2)):
+        with pytest.raises(ValueError, match="hsdp needs it, and only hsdp"):
+            Sharding(way, size)
+    with pytest.raises(ValueError, match="6 processes do not divide into copies of 4"):
+        Sharding("hsdp", 4).mesh_shape(6)
+    assert Sharding("hsdp", 4).mesh_shape(8) == (2, 4) and Sharding("fsdp").mesh_shape(8) == (8,)

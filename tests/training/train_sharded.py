@@ -1,0 +1,72 @@
+"""Runs of the toy mixture for `test_sharding` to launch on one process or two: train_sharded.py FOLDER.
+
+Every case of CASES in a folder of its own, one after the other in the same processes; whole.safetensors is what it ends with.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from safetensors.torch import save_file
+from toys import EVERYTHING, make_config, make_mixture, make_trainer
+
+from unimm.cli.build import leave_group
+from unimm.training.optim import OptimizerConfig
+from unimm.training.sharding import Sharding
+from unimm.training.stages import Stage
+
+STEPS = 4
+SEEING = replace(EVERYTHING, learns={part: 1.0 for part in EVERYTHING.learns if part != "vision"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """num_rows: of a step; two of two processes are one each, one with nothing but drawings and one without any."""
+
+    sharding: Sharding
+    num_micro_batches: int = 1
+    num_rows: int = 2
+    stage: Stage = EVERYTHING
+    muon: bool = False
+    num_steps: int = STEPS
+
+
+CASES = {
+    "ddp": Case(Sharding()),
+    "ddp, 2 passes": Case(Sharding(), 2, 4),
+    "fsdp": Case(Sharding("fsdp")),
+    "fsdp, 2 passes": Case(Sharding("fsdp"), 2, 4),
+    "hsdp, a copy each": Case(Sharding("hsdp", 1)),
+    "hsdp, one copy": Case(Sharding("hsdp", 2)),
+    "fsdp, frozen tower": Case(Sharding("fsdp"), stage=SEEING),
+    "fsdp, muon": Case(Sharding("fsdp"), muon=True, num_steps=1),
+    "fsdp, uneven": Case(Sharding("fsdp"), num_rows=9),
+}
+
+
+def run(folder: Path, case: Case, steps: int) -> None:
+    """Train, or train on; then write the model down in one piece."""
+    optimizer = OptimizerConfig(muon_lr=0.02 if case.muon else None)
+    config = make_config(
+        steps,
+        stage=case.stage,
+        optimizer=optimizer,
+        num_rows=case.num_rows,
+        num_micro_batches=case.num_micro_batches,
+        sharding=case.sharding,
+        save_every=1,
+    )
+    trainer = make_trainer(folder, config, make_mixture(), device=None)
+    trainer.fit()
+    model = trainer.whole_model()
+    assert (model is not None) == trainer.is_main
+    if model is not None:
+        save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "whole.safetensors")
+
+
+if __name__ == "__main__":
+    for name, case in CASES.items():
+        run(Path(sys.argv[1]) / name, case, case.num_steps)
+    leave_group()

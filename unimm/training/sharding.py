@@ -1,0 +1,117 @@
+"""How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in shards that groups repeat (HSDP).
+
+PyTorch's `fully_shard` is called as it is: accelerate's way to it wants the optimizers first and swaps their parameters, which
+would be in the way of ours. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
+is gathered layer by layer when it is needed. A batch without images, codes or text runs through the same modules with nothing
+in them, so that all processes always exchange the same in the same order.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from unimm.training.objectives import Objective
+
+WAYS = ("ddp", "fsdp", "hsdp")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How several processes hold one model.
+
+    way: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one copy, as a rule those of one machine.
+
+    Raises ValueError for another way, or hsdp without its shard size.
+    """
+
+    way: str = "ddp"
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise ValueError(f"Unknown sharding '{self.way}': use {', '.join(WAYS)}.")
+        if (self.way == "hsdp") != (self.shard_size is not None):
+            raise ValueError("trainer.sharding.shard_size is how many processes share one copy: hsdp needs it, and only hsdp.")
+
+    def mesh_shape(self, num_processes: int) -> tuple[int, ...]:
+        """Processes that hold shards, before them the copies.
+
+        Raises:
+            ValueError: the number of processes does not divide.
+        """
+        if self.shard_size is None:
+            return (num_processes,)
+        if num_processes % self.shard_size:
+            raise ValueError(f"{num_processes} processes do not divide into copies of {self.shard_size}: change shard_size.")
+        return (num_processes // self.shard_size, self.shard_size)
+
+
+def shard(objective: Objective, sharding: Sharding, num_processes: int, device: torch.device, is_bf16: bool) -> None:
+    """Cut an objective's parameters into shards, in place: each layer of the Transformer a unit, and each block of a vision
+    tower that learns; the rest is one.
+    """
+    shape = sharding.mesh_shape(num_processes)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
+    model = objective.model
+    tower = model.pixels.tower
+    is_tower_frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+    # Gradients are summed in float32 whatever is computed in.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_bf16 else MixedPrecisionPolicy()
+    units = [*model.trunk.layers, *([] if is_tower_frozen else tower.transformer.blocks)]
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    whole = set(tower.parameters()) if is_tower_frozen else set()
+    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+
+
+@contextmanager
+def no_exchange(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Backward passes in here add to the gradients of this process alone; the first one after it exchanges them."""
+    if not isinstance(module, FSDPModule):
+        with accelerator.no_sync(module):
+            yield
+        return
+    module.set_requires_gradient_sync(False)
+    yield
+    module.set_requires_gradient_sync(True)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in one piece, wherever its shards are; all processes must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Tensors in one piece, one after another, in the memory of the processes that `keep` them; the others get none. All
+    processes must ask for it.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        in_one_piece = whole(tensor)
+        if keep:
+            gathered[name] = in_one_piece.cpu() if in_one_piece is not tensor else tensor
+    return gathered
+
+
+def like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, the same in all processes, cut as `pattern` is."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def load_whole(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """`load_state_dict` with whole tensors, into a module that may be cut.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    own = module.state_dict()
+    module.load_state_dict({name: like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()})
