@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,20 @@ import torch
 
 from unimm.batch import Batch, collate
 from unimm.bench.trials import peak_bytes
-from unimm.data.mixture import Mixture
+from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Planned
 from unimm.data.steps import Steps
+from unimm.data.views import Conversation
+from unimm.data.worlds.digits import DigitsWorld
+from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
 from unimm.models.folder import load_model
+from unimm.training.logbook import read_numbers
 from unimm.training.objectives import Likelihood
+from unimm.training.optim import OptimizerConfig
+from unimm.training.schedule import Budget, Schedule
+from unimm.training.stages import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 STAGE = ("projector", "trunk", "text_embedding", "text_head")
@@ -71,11 +78,6 @@ def run_trial(trial: Trial) -> dict[str, float]:
 
 def conversations(engine: Engine, seed: int) -> Mixture:
     """What is learned: captions and answers of the two built-in worlds, in both languages."""
-    from unimm.data.mixture import Source
-    from unimm.data.views import Conversation
-    from unimm.data.worlds.digits import DigitsWorld
-    from unimm.data.worlds.shapes import ShapesWorld
-
     sources = [
         Source("shapes", ShapesWorld(num_records=100_000, seed=seed), Conversation(10, 0.15), 0.75),
         Source("digits", DigitsWorld(num_records=20_000, seed=seed), Conversation(8, 0.2), 0.25),
@@ -145,27 +147,20 @@ class _Timed(Trainer):
 
 
 def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> dict[str, float]:
-    from unimm.cli.build import build, compose_config
-    from unimm.training.logbook import read_numbers
-    from unimm.training.schedule import Budget, Schedule
-    from unimm.training.stages import Stage
-
-    words = [f"trainer={'cpu' if trial.device == 'cpu' else 'gpu'}", "image_tokenizer=x", "codes=x"]
-    config: TrainerConfig = build(compose_config("train", words).trainer)
     lengths = [mixture.outline(sample).sequence.length for sample in mixture.samples(0, 500)]
     num_steps = trial.num_warm_up + trial.num_steps
-    config = replace(
-        config,
+    config = TrainerConfig(
         budget=Budget(max_steps=num_steps),
         stage=Stage("bench", dict.fromkeys(STAGE, 1.0)),
         schedule=Schedule("constant"),
-        optimizer=replace(config.optimizer, lr=1e-4, muon_lr=None),
+        optimizer=OptimizerConfig(lr=1e-4),
         num_positions=trial.num_positions,
         num_rows=max(1, round(trial.num_samples * sum(lengths) / len(lengths) / trial.num_positions)),
         precision=trial.precision,
         compile=True,
         report_every=num_steps,
-        sample_every=0,
+        save_minutes=60.0,
+        num_workers=0 if trial.device == "cpu" else 4,
     )
     for parameter in engine.model.train().parameters():
         parameter.data = parameter.data.clone()
