@@ -23,7 +23,7 @@ from unimm.training.loop import Loop, LoopConfig, weights_of
 from unimm.training.meter import Meter
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
-from unimm.training.stages import Stage, freeze, show, stage_table
+from unimm.training.stages import Stage, factors, freeze, show, stage_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Trainer(Loop):
         if self.compiles():
             model.compile_layers()
         self.wrapped = self.accelerator.prepare(objective)
-        self.optimizers = Optimizers(objective.parts(), config.stage.learns, config.optimizer)
+        self.optimizers = Optimizers(objective.parts(), factors(objective.parts(), config.stage), config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.resume()
 
