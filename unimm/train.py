@@ -30,7 +30,9 @@ from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
+from unimm.models.adapter_folder import save_adapter
 from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.lora import attach, merge
 from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
@@ -43,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
-    """Run one stage to its end, write the model, and score it where a suite is named.
+    """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
+    `out`/adapter, and merged into the model.
 
     Returns:
         The model's folder, `out`/model.
@@ -52,6 +55,8 @@ def train(config: DictConfig) -> Path:
         ValueError: the configuration names something that is not there.
     """
     out = Path(config.out)
+    if config.lora is not None and config.init_from is None:
+        raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     seed_everything(config.seed)
@@ -60,6 +65,8 @@ def train(config: DictConfig) -> Path:
     start_from = None if config.init_from is None else open_start(config)
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
     model = start_from.model if start_from else build_model(config, tokenizer, image_tokenizer)
+    if config.lora is not None:
+        attach(model, build(config.lora))
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
     mixture = build_mixture(config, datasets, template)
     if start_from is None:
@@ -82,6 +89,9 @@ def train(config: DictConfig) -> Path:
     folder = out / "model"
     if trainer.is_main:
         model.eval()
+        if config.lora is not None:
+            save_adapter(out / "adapter", model, image_tokenizer, str(config.init_from), config.stage.learns)
+            merge(model)
         engine.save(folder)
         if config.suite is not None:
             evaluate(load(folder, config.device), build_suite(config.suite), out / "scores")
