@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
+from unimm.inference.load import open_engine
 from unimm.models.adapter_folder import merge_adapter, save_adapter
 from unimm.models.folder import LoadedModel, load_model
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -205,6 +206,21 @@ def test_tensors_that_do_not_belong_are_refused(bases: dict[int, Path], tmp_path
     (folder / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="damaged"):
         merge_adapter(model, folder)
+
+
+def test_one_of_two_tied_weights_alone_is_refused(bases: dict[int, Path], tmp_path: Path) -> None:
+    make_adapter(bases[0], tmp_path / "adapter", ("text_head",))
+    change_tensors(tmp_path / "adapter", lambda tensors: {n: t for n, t in tensors.items() if "embed_tokens" not in n})
+    with pytest.raises(ValueError, match=r"holds text\.head\.weight alone"):
+        merge_adapter(load_model(bases[0]).model, tmp_path / "adapter")
+
+
+def test_a_model_is_not_saved_with_adapters_attached(bases: dict[int, Path], tmp_path: Path) -> None:
+    engine = open_engine(make_adapter(bases[1], tmp_path / "adapter"))
+    with pytest.raises(ValueError, match="merge them first"):
+        engine.save(tmp_path / "model")
+    merge(engine.model)
+    assert engine.save(tmp_path / "model") == []
 
 
 def test_pickles_are_never_opened(bases: dict[int, Path], tmp_path: Path) -> None:

@@ -101,6 +101,11 @@ def test_a_head_that_was_given_one_all_the_same_is_not_learned_without_it() -> N
             model(make_batch())
 
 
+def refuse(*_: object) -> None:
+    """As peft does where it does not know torchao's version."""
+    raise ImportError("torchao is too new")
+
+
 def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     with pytest.raises(ValueError, match=r"the trunk has no linear layer 'qkv'; it has down_proj, .*, v_proj\."):
@@ -111,6 +116,10 @@ def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)
         with pytest.raises(ValueError, match="pip install peft"):
+            attach(model, LoraConfig())
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.inject_adapter_in_model", refuse)
+        with pytest.raises(ValueError, match=r"\(torchao is too new\): `pip install -U peft`"):
             attach(model, LoraConfig())
     attach(model, LoraConfig())
     with pytest.raises(ValueError, match="has adapters already"):

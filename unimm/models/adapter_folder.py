@@ -147,6 +147,7 @@ def merge_adapter(model: UnifiedModel, adapter: str | Path) -> None:
     rank = config["r"]
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    _check_ties(parameters, homes, whole, folder)
     for name in [*pairs, *whole]:
         home = homes[name]
         parameter = parameters[home.name]
@@ -228,6 +229,19 @@ def _homes(model: UnifiedModel, names: Names) -> dict[str, _Home]:
     except ValueError:
         return {}
     return homes
+
+
+def _check_ties(parameters: dict[str, Any], homes: dict[str, _Home], whole: list[str], folder: Path) -> None:
+    """ValueError: one of two tied weights was learned without the other: the model has one place for both."""
+    names: dict[int, set[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), set()).add(name)
+    given = {homes[name].name for name in whole}
+    for tied in names.values():
+        if (apart := tied & given) and apart != tied:
+            raise ValueError(
+                f"{folder} holds {', '.join(apart)} alone, which the model has tied to another: untie them by peft."
+            )
 
 
 def _check_sample(model: UnifiedModel, folder: Path, config: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def attach(model: UnifiedModel, config: LoraConfig) -> None:
     """Give the targets' linear layers fresh adapters, in place; then nothing but these has gradients.
 
     Raises:
-        ValueError: peft is missing, a target is none, or the model has adapters already.
+        ValueError: peft is missing or too old, a target is none, or the model has adapters already.
     """
     if adapted_layers(model):
         raise ValueError("The model has adapters already: merge them first.")
@@ -66,7 +66,10 @@ def attach(model: UnifiedModel, config: LoraConfig) -> None:
         lora_dropout=config.dropout,
         target_modules=layers,
     )
-    peft.inject_adapter_in_model(settings, model, ADAPTER)
+    try:
+        peft.inject_adapter_in_model(settings, model, ADAPTER)
+    except ImportError as error:
+        raise ValueError(f"peft does not go with another package that is here ({error}): `pip install -U peft`.") from error
 
 
 def merge(model: UnifiedModel) -> None:
