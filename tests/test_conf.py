@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from unimm.data.text import TextTokenizer
 from unimm.models.deepseek import as_janus_config
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.janus import from_janus_config
+from unimm.models.lora import LoraConfig
 from unimm.training.objectives import Objective
 from unimm.training.stages import freeze, stage_table
 from unimm.training.tokenizer_trainer import TokenizerTrainerConfig
@@ -151,6 +152,13 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
             record = record.with_codes(codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
+
+
+def test_adapters_are_what_their_file_says() -> None:
+    assert compose("train").lora is None
+    config = compose("train lora/default", "lora.rank=8", "lora.targets=[trunk.q_proj,vision]")
+    assert build(config.lora) == LoraConfig(rank=8, targets=["trunk.q_proj", "vision"])
+    assert asdict(build(compose("train lora/default").lora)) == {**asdict(LoraConfig()), "targets": ["trunk"]}
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("janus_1.3b", PRO_1B), ("janus_pro_1b", PRO_1B), ("janus_pro_7b", pro_7b())])

@@ -124,6 +124,25 @@ def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, mon
     assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
 
 
+def test_a_janus_is_adapted(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of the recipe of adapters, in its order, with a tiny model and one step."""
+    make_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/janus-pro-1b").symlink_to(tiny_folder)
+    recipe = ROOT / "recipes/lora.md"
+    lines = fenced_lines(recipe)
+    assert [line.split()[1] for line in lines] == ["encode", "train", "train", "convert"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        result = CliRunner().invoke(app, [*words, *TINY_RUN.get(words[0], [])])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    names: dict = {}
+    for example in fenced(recipe, "python"):
+        exec(compile(example, recipe.name, "exec"), names)
+    assert Path("drawing.png").is_file() and type(names["model"]).__name__ == "PeftModel"
+
+
 def test_launchers_take_the_words_of_the_verb() -> None:
     launched = shell_lines("accelerate", "launch") + shell_lines("torchrun")
     assert len(launched) >= 2

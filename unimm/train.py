@@ -32,7 +32,9 @@ from unimm.eval.suites import build_suite
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
+from unimm.models.adapter_folder import save_adapter
 from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.lora import attach, merge
 from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
@@ -45,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
-    """Run one stage to its end, write the model, and score it where a suite is named.
+    """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
+    `out`/adapter, and merged into the model.
 
     Returns:
         The model's folder, `out`/model.
@@ -54,6 +57,8 @@ def train(config: DictConfig) -> Path:
         ValueError: the configuration names something that is not there.
     """
     out = Path(config.out)
+    if config.lora is not None and config.init_from is None:
+        raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     seed_everything(config.seed)
@@ -62,6 +67,7 @@ def train(config: DictConfig) -> Path:
     start_from = None if config.init_from is None else open_start(config)
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
     model = start_from.model if start_from else build_model(config, tokenizer, image_tokenizer)
+    adapt(model, config)
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
     mixture = build_mixture(config, datasets, template)
     if start_from is None:
@@ -83,14 +89,29 @@ def train(config: DictConfig) -> Path:
     if trainer.is_main:
         save_config(config, out)
     trainer.fit()
-    folder = out / "model"
-    trained = trainer.whole_model()
+    trained = trainer.whole_model(lambda: adapt(UnifiedModel(model.config), config))
     if trained is not None:
-        Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing).save(folder)
-        if config.suite is not None:
-            evaluate(load(folder, config.device), build_suite(config.suite), out / "scores")
+        finish(Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing), config)
     trainer.ranks.wait()
-    return folder
+    return out / "model"
+
+
+def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
+    """The model, with adapters where the configuration asks for them."""
+    if config.lora is not None:
+        attach(model, build(config.lora))
+    return model
+
+
+def finish(engine: Engine, config: DictConfig) -> None:
+    """Write down what has learned: the model, before it the adapter that was merged into it, and after it its scores."""
+    out = Path(config.out)
+    if config.lora is not None:
+        save_adapter(out / "adapter", engine.model, engine.image_tokenizer, str(config.init_from), config.stage.learns)
+        merge(engine.model)
+    engine.save(out / "model")
+    if config.suite is not None:
+        evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
 
 
 def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int) -> None:

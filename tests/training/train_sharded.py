@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from safetensors.torch import save_file
-from toys import EVERYTHING, make_config, make_mixture, make_trainer
+from toys import EVERYTHING, make_config, make_mixture, make_model, make_trainer
 
 from unimm.cli.build import leave_group
 from unimm.training.optim import OptimizerConfig
@@ -60,7 +60,7 @@ def run(folder: Path, case: Case, steps: int) -> None:
     )
     trainer = make_trainer(folder, config, make_mixture(), device=None)
     trainer.fit()
-    model = trainer.whole_model()
+    model = trainer.whole_model(make_model)
     assert (model is not None) == trainer.is_main
     if model is not None:
         save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "whole.safetensors")

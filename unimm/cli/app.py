@@ -258,6 +258,7 @@ def convert(
     guidance_scale: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
     temperature: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
     notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of SOURCE, folder or hub id, to merge into it.")] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
     ] = None,
@@ -269,13 +270,14 @@ def convert(
     Examples:
       unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
       unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
+      unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
     """
     quiet_libraries()
     from unimm.cli.convert import convert as run
 
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
     drawing = {name: value for name, value in given.items() if value is not None}
-    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes)
+    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":

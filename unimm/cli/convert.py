@@ -9,6 +9,7 @@ from rich.console import Console
 from unimm.devices import choose_dtype
 from unimm.files import check_replaceable
 from unimm.inference.load import open_engine
+from unimm.models.adapter_folder import merge_adapter
 from unimm.models.folder import load_model
 from unimm.models.hub import upload_model
 from unimm.models.weights import CONFIG
@@ -17,7 +18,7 @@ console = Console(highlight=False, soft_wrap=True)
 status = Console(stderr=True)
 
 
-def convert(
+def convert(  # noqa: PLR0913 - as many as the verb has options
     source: str,
     out: Path,
     from_pickle: bool = False,
@@ -26,6 +27,7 @@ def convert(
     private: bool | None = None,
     drawing: dict[str, float] | None = None,
     notes: Path | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
 
@@ -34,17 +36,22 @@ def convert(
         dtype: of the weights that are written; None: as they are stored.
         drawing: how it draws where a caller does not say, instead of its own way; names of `DrawingDefaults`.
         notes: a Markdown file that becomes a part of the model card.
+        adapter: a folder or hub id of LoRA matrices that were made for the source, to merge into its weights.
         push_to_hub: the hub repository to upload the result to. private: see `upload_model`.
 
     Raises:
-        ValueError: the source cannot be read, or `out` holds something else than a model.
+        ValueError: the source or the adapter cannot be read, they do not belong together, or `out` holds something else than a
+            model.
     """
     check_replaceable(out.resolve(), CONFIG, "a model folder")
     if notes is not None and not notes.is_file():
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
     cpu = torch.device("cpu")
     with status.status(f"Reading {source}"):
-        engine = open_engine(load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle))
+        loaded = load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle)
+        if adapter is not None:
+            merge_adapter(loaded.model, adapter)
+        engine = open_engine(loaded)
     with status.status(f"Writing {out}"):
         engine.drawing = replace(engine.drawing, **(drawing or {}))
         reasons = engine.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")

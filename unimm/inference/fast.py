@@ -19,6 +19,7 @@ from torch import nn
 
 from unimm.inference.cache import RowCache, RowCacheLayer
 from unimm.inference.linear import QUANTIZED, Linear, make_linear
+from unimm.models.lora import adapted_layers
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 
@@ -42,7 +43,7 @@ class FastModel:
         self.model = model
         self.layers: list[_Layer] | None = None
         self.heads: dict[Kind, Linear] = {}
-        is_llama_shaped = _is_llama_shaped(model.trunk.config)
+        is_llama_shaped = _is_llama_shaped(model.trunk)
         on_cpu = next(model.parameters()).device.type == "cpu"
         if weights is not None:
             _check_weights(weights, model, is_llama_shaped)
@@ -160,9 +161,10 @@ def _chain(head: nn.Sequential, weights: str | None) -> Linear:
     return run
 
 
-def _is_llama_shaped(config: Any) -> bool:
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"}
+def _is_llama_shaped(trunk: Any) -> bool:
+    """Whether a trunk is what `_Layer` knows. One with adapters is not: what they add is in no weight yet."""
+    layers = getattr(trunk.config, "layer_types", None) or ["full_attention"]
+    return trunk.config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"} and not adapted_layers(trunk)
 
 
 def _check_weights(weights: str, model: UnifiedModel, is_llama_shaped: bool) -> None:

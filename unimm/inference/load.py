@@ -9,6 +9,7 @@ from unimm.data.text import TextTokenizer
 from unimm.devices import choose_device, choose_dtype, keep_memory
 from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
+from unimm.models.adapter_folder import merge_adapter
 from unimm.models.folder import LoadedModel, load_model
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -16,7 +17,12 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 
 
 def load(
-    path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, **engine: Any
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    adapter: str | Path | None = None,
+    **engine: Any,
 ) -> Engine:
     """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.devices.keep_memory`).
 
@@ -24,17 +30,22 @@ def load(
         path: a model folder, a hub id such as "deepseek-community/Janus-Pro-1B", or "demo", the model that comes with unimm.
         device: "cuda", "cuda:1", "mps", "cpu"; default: the best that is here.
         dtype: "float32", "bfloat16" or "float16"; default: a sensible one for the model's size and the device.
+        adapter: a folder or hub id of LoRA matrices that were made for this model, to merge into its weights in memory.
         engine: `limits`, `weights` ("int8", "int4", "fp8") and `deterministic` of `Engine`.
 
     Raises:
-        ValueError: there is no such model, it cannot be read, or the device is not here: one sentence says what to do.
+        ValueError: there is no such model or adapter, it cannot be read, the adapter is another model's, or the device is not
+            here: one sentence says what to do.
     """
     if str(path) == "demo":
         path = DEMO
     where = choose_device(device)
     if where.type == "cpu":
         keep_memory()
-    return open_engine(_load_model(path, where, dtype), **engine)
+    loaded = _load_model(path, where, dtype)
+    if adapter is not None:
+        merge_adapter(loaded.model, adapter)
+    return open_engine(loaded, **engine)
 
 
 def open_engine(loaded: LoadedModel, **engine: Any) -> Engine:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from unimm.files import whole_folder, write_json
 from unimm.models import deepseek, janus, janus_files
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.lora import adapted_layers
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision import ProjectorConfig, VisionConfig
@@ -77,8 +78,11 @@ def save_model(  # noqa: PLR0913 - a folder has as many parts
         Why the model is no Janus for `transformers` and lies in our own layout; empty when it is one.
 
     Raises:
-        ValueError: the path holds something else than a model, or the image tokenizer does not fit the model.
+        ValueError: the path holds something else than a model, the image tokenizer does not fit the model, or adapters are
+            attached to it.
     """
+    if adapted_layers(model):
+        raise ValueError("The model has adapters attached: merge them first (unimm.models.lora.merge), or save_adapter.")
     final = Path(path).resolve()
     _check_codes(model.config.codes, image_tokenizer)
     reasons = janus.why_not_janus(model.config, image_tokenizer.config)

@@ -48,8 +48,16 @@ class VocabularyPort(nn.Module):
         raise NotImplementedError
 
     def loss(self, hidden_nD: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor) -> Tally:
-        """Likelihood of the targets; sums, so that a port without targets gives zeros and zero gradients."""
+        """Likelihood of the targets; sums, so that a port without targets gives zeros and zero gradients.
+
+        Raises:
+            ValueError: an adapter is attached to the head; its share would be lost here.
+        """
         hidden_nD, last = self.before_logits(hidden_nD)
+        if not isinstance(last, nn.Linear):
+            raise ValueError(
+                f"The last layer of a head is a {type(last).__name__}, not a plain linear layer: heads take no adapter."
+            )
         sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets_n, weights_n)
         return Tally(sums.loss, sums.correct, weights_n.sum())
 

@@ -1,7 +1,8 @@
 """Which optimizer moves which parameter: Muon for the matrices inside towers and trunk, AdamW for everything else.
 
 Muon (Jordan et al. 2024) orthogonalises the momentum of a weight matrix; it is meant for hidden matrices, not for embeddings,
-heads, norms or biases, which AdamW moves. Weight decay goes to matrices that are not embeddings.
+heads, norms or biases, which AdamW moves. Weight decay goes to matrices that are not embeddings. Adapters are AdamW's too: B
+is zero at first, and an orthogonal step would be a large one.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.lora import is_adapter
 from unimm.training.muon import Muon
 
 
@@ -37,8 +39,11 @@ class Optimizers:
         """
         Args:
             parts: the model's parts by name.
-            factors: learning-rate factor a part; parts that are not named do not learn.
+            factors: learning-rate factor a part; parts that are not named do not learn, nor what is frozen in others.
             config: rates and settings.
+
+        Raises:
+            ValueError: nothing learns.
         """
         groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
         seen: set[int] = set()
@@ -47,6 +52,8 @@ class Optimizers:
                 rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
                 group["lr"] = group["base_lr"] = (rate or config.lr) * factor
                 groups[group.pop("optimizer")].append(group)
+        if not any(groups.values()):
+            raise ValueError("Nothing learns in this stage: choose another, or add lora=default.")
         self.all: dict[str, torch.optim.Optimizer] = {}
         if groups["adamw"]:
             self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -77,11 +84,11 @@ def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[in
     embeddings = {id(p) for m in part.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     chosen: dict[tuple[str, float], list[nn.Parameter]] = {}
     for parameter_name, parameter in part.named_parameters():
-        if id(parameter) in seen:
+        if id(parameter) in seen or not parameter.requires_grad:
             continue
         seen.add(id(parameter))
         is_matrix = parameter.dim() == 2 and id(parameter) not in embeddings
-        hidden = is_matrix and name in ("trunk", "vision", "projector")
+        hidden = is_matrix and name in ("trunk", "vision", "projector") and not is_adapter(parameter_name)
         optimizer = "muon" if hidden and config.muon_lr is not None else "adamw"
         decayed = is_matrix or (parameter.dim() > 2 and "pos_embed" not in parameter_name)
         key = (optimizer, config.weight_decay if decayed else 0.0)

@@ -1,14 +1,18 @@
 """Stages: who learns, as a table. Janus' three are align (adapters and image head), pretrain (all but the vision tower) and
-finetune (everything); from scratch, everything learns at once.
+finetune (everything); from scratch, everything learns at once. Where adapters are attached (`models.lora`), they learn instead
+of the part that they are in, whatever the stage says.
 
 Source: Janus (arXiv 2410.13848) §3.3 and Janus-Pro (arXiv 2501.17811); the image tokenizer is frozen in all of them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+from unimm.models.lora import adapter_parameters
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Stage:
 
 
 def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
-    """Let exactly the parts that the stage names learn; what two parts share learns where either does.
+    """Let exactly the parts that the stage names learn, and of parts with adapters exactly these; what two parts share learns
+    where either does.
 
     Raises:
         ValueError: the stage names a part that the model does not have.
@@ -30,12 +35,20 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
         raise ValueError(f"Stage '{stage.name}' names unknown parts {unknown}: a model has {', '.join(parts)}.")
     for part in parts.values():
         part.requires_grad_(False)
-    for name in stage.learns:
-        parts[name].requires_grad_(True)
+    for name, part in parts.items():
+        whole = list(part.parameters()) if name in stage.learns else []
+        for parameter in adapter_parameters(part) or whole:
+            parameter.requires_grad_(True)
+
+
+def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
+    """The factor on the learning rate of each part in which something learns: 1 for adapters where the stage names none."""
+    adapted = {name: 1.0 for name, part in parts.items() if name not in stage.learns and adapter_parameters(part)}
+    return {**stage.learns, **adapted}
 
 
 def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) -> Table:
-    """The table that is printed at the start of a run: part, parameters, learning-rate factor.
+    """The table that is printed at the start of a run: part, parameters, learning-rate factor. Adapters have rows of their own.
 
     num_parameters: of the whole model; the parts must add up to it.
     """
@@ -44,16 +57,25 @@ def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) 
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
     seen: set[int] = set()
     total = 0
-    for name, part in parts.items():
-        own = [p for p in part.parameters() if id(p) not in seen]
+    for title, parameters, rate in _rows(parts, stage):
+        own = [p for p in parameters if id(p) not in seen]
         seen.update(id(p) for p in own)
         count = sum(p.numel() for p in own)
         total += count
-        rate = f"x {stage.learns[name]:g}" if name in stage.learns else "frozen"
-        table.add_row(name, f"{count:,}", rate)
+        table.add_row(title, f"{count:,}", rate)
     assert total == num_parameters, f"parts hold {total:,} parameters, the model {num_parameters:,}"
     table.add_row("all", f"{total:,}", "")
     return table
+
+
+def _rows(parts: dict[str, nn.Module], stage: Stage) -> Iterator[tuple[str, list[nn.Parameter], str]]:
+    """Title, parameters and rate of every row: where a part has adapters, these first."""
+    rates = {name: f"x {factor:g}" for name, factor in factors(parts, stage).items()}
+    for name, part in parts.items():
+        adapters = adapter_parameters(part)
+        if adapters:
+            yield f"{name}, LoRA", adapters, rates[name]
+        yield name, list(part.parameters()), "frozen" if adapters else rates.get(name, "frozen")
 
 
 def show(table: Table, active: bool = True) -> None:

@@ -29,7 +29,7 @@ from unimm.training.meter import Meter
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
 from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
-from unimm.training.stages import Stage, freeze, show, stage_table
+from unimm.training.stages import Stage, factors, freeze, show, stage_table
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Trainer(Loop):
             model.compile_layers()
         self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
         self.wrapped = self._distribute()
-        self.optimizers = Optimizers(objective.parts(), config.stage.learns, config.optimizer)
+        self.optimizers = Optimizers(objective.parts(), factors(objective.parts(), config.stage), config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.resume()
 
@@ -107,15 +107,18 @@ class Trainer(Loop):
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
         return self.objective
 
-    def whole_model(self) -> UnifiedModel | None:
-        """The model in one piece, on the first process; every process must ask for it, and the others get None."""
+    def whole_model(self, make: Callable[[], UnifiedModel]) -> UnifiedModel | None:
+        """The model in one piece, on the first process; every process must ask for it, and the others get None.
+
+        make: gives another model of the same form, on no device; where this one is in shards, its weights go there.
+        """
         if not self.is_sharded:
             return self.model if self.is_main else None
         weights = gather(self.model.state_dict(), keep=self.is_main)
         if not self.is_main:
             return None
         with init_empty_weights(include_buffers=False):
-            model = UnifiedModel(self.model.config)
+            model = make()
         model.load_state_dict(weights, assign=True)
         return model
 
