@@ -32,7 +32,7 @@ from unimm.data.worlds.shapes_language import (
     fits,
     parse_caption,
 )
-from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES, TRAINING_CATEGORIES
+from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES, WITH_PLACES
 
 NUM_RECORDS = 500
 
@@ -239,9 +239,9 @@ def answer_from_image(question, objects: list[Shape]) -> str:
     return yes_no[any(words in question.text for words in RELATION_WORDS[question.language][relation])]
 
 
-@pytest.mark.parametrize("split", ["train", "held_out"])
-def test_answers_are_what_the_checker_sees(split):
-    world = ShapesWorld(split, NUM_RECORDS)
+@pytest.mark.parametrize(("split", "places"), [("train", True), ("train", False), ("held_out", False)])
+def test_answers_are_what_the_checker_sees(split, places):
+    world = ShapesWorld(split, NUM_RECORDS, places=places)
     num_asked = 0
     for record in world:
         objects = read_objects(np.asarray(record.image))
@@ -253,10 +253,10 @@ def test_answers_are_what_the_checker_sees(split):
 
 def test_a_guesser_who_does_not_look_scores_low():
     answers = defaultdict(Counter)
-    for record in ShapesWorld("train", 1500):
+    for record in ShapesWorld("train", 1500, places=True):
         for question in record.questions:
             answers[question.category, question.language][question.answer] += 1
-    assert set(answers) == {(category, language) for category in TRAINING_CATEGORIES for language in ("en", "zh")}
+    assert set(answers) == {(category, language) for category in WITH_PLACES for language in ("en", "zh")}
     blind = {key: max(counts.values()) / sum(counts.values()) for key, counts in answers.items()}
     total = sum(sum(counts.values()) for counts in answers.values())
     overall = sum(max(counts.values()) for counts in answers.values()) / total
@@ -266,10 +266,15 @@ def test_a_guesser_who_does_not_look_scores_low():
     assert overall < 0.4
 
 
-def test_benchmarks_ask_what_they_always_asked():
-    """Where in the picture something is, is asked in training alone."""
-    for split, expected in (("train", TRAINING_CATEGORIES), ("test", CATEGORIES), ("held_out", CATEGORIES)):
-        assert {question.category for record in ShapesWorld(split, 200) for question in record.questions} == set(expected)
+def test_places_are_asked_for_and_named_where_they_are_wanted():
+    for places, expected in ((True, WITH_PLACES), (False, CATEGORIES)):
+        records = list(ShapesWorld("train", 200, places=places))
+        assert {question.category for record in records for question in record.questions} == set(expected)
+        prompts = [prompt.text for record in records for prompt in record.prompts]
+        assert any(prompt.endswith(("at the top left", "at the top right")) for prompt in prompts) == places
+        for record in records:
+            for prompt in record.prompts:
+                assert sum(Counter(parse_caption(prompt.text)).values()) == len(record.facts.objects), prompt
 
 
 def test_no_torch_is_needed():

@@ -14,22 +14,24 @@ import numpy as np
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
-from unimm.data.worlds.shapes_questions import CATEGORIES, TRAINING_CATEGORIES, write_questions, write_text
+from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES, write_questions, write_text
 
 
 class ShapesWorld:
     """Scenes of 0-4 shapes, 64x64 px; splits "train", "validation", "test" and "held_out" (pairs never trained on).
 
-    Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for an unknown split and
-    IndexError outside `num_records`.
+    With `places`, questions and prompts are also about the part of the picture that something is in: for training, as
+    benchmarks do not ask for it. Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for
+    an unknown split and IndexError outside `num_records`.
     """
 
-    def __init__(self, split: str = "train", num_records: int = 100_000, seed: int = 0):
+    def __init__(self, split: str = "train", num_records: int = 100_000, seed: int = 0, places: bool = False):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         self.split = split
         self.num_records = num_records
         self.seed = seed
+        self.places = places
 
     def __len__(self) -> int:
         return self.num_records
@@ -37,14 +39,14 @@ class ShapesWorld:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
-        return ShapesRecord(self.seed, self.split, index)
+        return ShapesRecord(self.seed, self.split, index, self.places)
 
 
 class ShapesRecord(Record):
     """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int) -> None:
-        vars(self).update(key=f"shapes/{split}/{index}", _seed=seed, _split=split, _index=index)
+    def __init__(self, seed: int, split: str, index: int, places: bool = False) -> None:
+        vars(self).update(key=f"shapes/{split}/{index}", _seed=seed, _split=split, _index=index, _places=places)
 
     def _generator(self, purpose: str) -> np.random.Generator:
         own = vars(self)
@@ -65,11 +67,11 @@ class ShapesRecord(Record):
 
     @cached_property
     def prompts(self) -> tuple[Text, ...]:
-        return drawing_prompts(self.facts, self._generator("prompts"))
+        return drawing_prompts(self.facts, self._generator("prompts"), vars(self)["_places"])
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        categories = TRAINING_CATEGORIES if vars(self)["_split"] == "train" else CATEGORIES
+        categories = WITH_PLACES if vars(self)["_places"] else CATEGORIES
         return write_questions(self.facts, self._generator("questions"), categories)
 
     @cached_property

@@ -240,15 +240,18 @@ def write_caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
     return related[0].upper() + related[1:]
 
 
-def write_prompt(scene: Scene, language: str, rng: np.random.Generator) -> str:
-    """One looser prompt, true of the whole scene: all objects are counted, but not everything about them is said."""
+def write_prompt(scene: Scene, language: str, rng: np.random.Generator, places: bool = False) -> str:
+    """One looser prompt, true of the whole scene: all objects are counted, but not everything about them is said.
+
+    places: some prompts name the places of one or two objects.
+    """
     if not scene.objects:
         return choose(rng, EMPTY[language])
     detail = PROMPT_DETAILS[choose_weighted(rng, PROMPT_WEIGHTS)]
     pair = find_pair(scene.objects, detail, rng) if len(scene.objects) == 2 else None
     if pair and rng.random() < 0.5:
         return frame_prompt(write_pair(pair, detail, language, rng), language, rng)
-    if len(scene.objects) <= 2 and rng.random() < 0.3:
+    if places and len(scene.objects) <= 2 and rng.random() < 0.3:
         return frame_prompt(write_places(scene.objects, detail, language, rng), language, rng)
     return frame_prompt(write_list(group(scene.objects, detail), language, rng), language, rng)
 
@@ -263,9 +266,9 @@ def write_captions(scene: Scene, rng: np.random.Generator, num_each: int = 3) ->
     return tuple(Text(write_caption(scene, lang, rng), lang) for lang in LANGUAGES for _ in range(num_each))
 
 
-def drawing_prompts(scene: Scene, rng: np.random.Generator, num_each: int = 2) -> tuple[Text, ...]:
+def drawing_prompts(scene: Scene, rng: np.random.Generator, places: bool = False, num_each: int = 2) -> tuple[Text, ...]:
     """`num_each` looser prompts in each language."""
-    return tuple(Text(write_prompt(scene, lang, rng), lang) for lang in LANGUAGES for _ in range(num_each))
+    return tuple(Text(write_prompt(scene, lang, rng, places), lang) for lang in LANGUAGES for _ in range(num_each))
 
 
 def compile_reader() -> tuple[re.Pattern, dict[str, tuple[str, str | int]]]:

@@ -36,8 +36,8 @@ from unimm.data.worlds.shapes_language import (
 CATEGORIES = ("colour", "shape", "size", "count", "existence", "relation")
 """What benchmarks ask about."""
 
-TRAINING_CATEGORIES = (*CATEGORIES, "place")
-"""What training asks about: who has learned to say where one thing is can learn where it is from another."""
+WITH_PLACES = (*CATEGORIES, "place")
+"""What training may ask about: who can say where one thing is learns sooner where it is from another."""
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
 TEMPLATES = {
