@@ -47,6 +47,7 @@ class Trial:
     who: "unimm", or "unimm, unpacked" with a row a conversation; "transformers", or "transformers, compiled".
     num_samples: conversations a step; packed, as many rows of `num_positions` as they take on the average.
     num_steps, num_warm_up: measured, and passed over before.
+    compile: of unimm's trials.
     """
 
     who: str
@@ -57,6 +58,7 @@ class Trial:
     num_positions: int = 1024
     num_steps: int = 30
     num_warm_up: int = 10
+    compile: bool = True
     seed: int = 0
 
 
@@ -65,7 +67,8 @@ def run_trial(trial: Trial) -> dict[str, float]:
 
     Returns:
         `tokens_a_second` and `images_a_second` (real ones), `ms_a_step`, `fill` (the share of positions that are no padding),
-        `loss` over all steps, in nats (here a learned token's mean, there the mean of the steps' means), and `peak_gib` of the device, on a CPU of the process.
+        `loss` over all steps, in nats (here the mean of all learned tokens, there that of the steps' means), and `peak_gib` of the
+        device, on a CPU of the process.
     """
     engine = open_engine(load_model(trial.folder, dtype=torch.float32))
     run = _run_ours if trial.who.startswith("unimm") else _run_theirs
@@ -157,7 +160,7 @@ def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> d
         num_positions=trial.num_positions,
         num_rows=max(1, round(trial.num_samples * sum(lengths) / len(lengths) / trial.num_positions)),
         precision=trial.precision,
-        compile=True,
+        compile=trial.compile,
         report_every=num_steps,
         save_minutes=60.0,
         num_workers=0 if trial.device == "cpu" else 4,

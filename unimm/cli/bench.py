@@ -93,6 +93,9 @@ def train(
     positions: Annotated[int, typer.Option(min=1, help="Row length that unimm packs them into.")] = 1024,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 30,
     warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 10,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile, and time transformers a second time, compiled.")
+    ] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
     out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/train.json")
@@ -106,7 +109,7 @@ def train(
     """
     from unimm.cli.bench_train import run
 
-    run(model, device, precision, (samples, positions, steps, warm_up), repeats, out)
+    run(model, device, precision, (samples, positions, steps, warm_up), compiled, repeats, out)
 
 
 @bench.command()

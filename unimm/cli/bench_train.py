@@ -20,16 +20,20 @@ console = Console(highlight=False)
 status = Console(stderr=True)
 
 COLUMNS = ("who", "tokens/s", "images/s", "ms a step", "fill", "loss", "GiB", "x theirs")
-WHO = ("unimm", "transformers", "unimm, unpacked", "transformers, compiled")
+WHO = ("unimm", "transformers", "unimm, unpacked")
+COMPILED = "transformers, compiled"
 
 
-def run(model: str, device: str | None, precision: str, sizes: tuple[int, int, int, int], repeats: int, out: Path) -> None:
+def run(
+    model: str, device: str | None, precision: str, sizes: tuple[int, int, int, int], compiled: bool, repeats: int, out: Path
+) -> None:
     """Time learning to see with a model, here and in transformers' Trainer.
 
     Args:
         model: "demo", a size by name (a file of conf/model, then with random weights), or a Janus' folder.
         precision: "no" (float32) or "bf16".
         sizes: conversations a step, positions of a row, steps that are measured, steps before them.
+        compiled: whether unimm compiles, and transformers is timed a second time, compiled.
         out: JSON file for the figures; the plot lies beside it.
 
     Raises:
@@ -37,7 +41,8 @@ def run(model: str, device: str | None, precision: str, sizes: tuple[int, int, i
     """
     where = choose_device(device)
     with status.status("") as shown, checkpoint(str(DEMO) if model == "demo" else model, torch.float32, shown.update) as at:
-        trials = [Trial(who, str(at), str(where), precision, *sizes) for who in WHO]
+        peers = (*WHO, COMPILED) if compiled else WHO
+        trials = [Trial(who, str(at), str(where), precision, *sizes, compiled) for who in peers]
         measured = run_in_turns("unimm.bench.train", trials, repeats, lambda trial: shown.update(f"{trial.who} trains"))
     for one in measured:
         one["folder"] = model
