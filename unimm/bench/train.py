@@ -67,8 +67,8 @@ def run_trial(trial: Trial) -> dict[str, float]:
 
     Returns:
         `tokens_a_second` and `images_a_second` (real ones), `ms_a_step`, `fill` (the share of positions that are no padding),
-        `loss` over all steps, in nats (here the mean of all learned tokens, there that of the steps' means), and `peak_gib` of the
-        device, on a CPU of the process.
+        `loss` over all steps, in nats (here the mean of all learned tokens, there that of the steps' means), and `peak_gib` of
+        the device, on a CPU of the process.
     """
     engine = open_engine(load_model(trial.folder, dtype=torch.float32))
     run = _run_ours if trial.who.startswith("unimm") else _run_theirs
