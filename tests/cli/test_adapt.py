@@ -90,6 +90,16 @@ def test_an_adapter_holds_what_learned_and_nothing_else(place: Path, tiny_folder
     assert moved == adapted | whole
 
 
+def test_merged_weights_are_rounded_once(place: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """A base in fp32 and a model wanted in bf16: not the base rounded, and then the sum again."""
+    expected = load_file(place / "some/model/model.safetensors")
+    call("convert", tiny_folder, tmp_path / "out", "--adapter", place / "some/adapter", "--dtype", "bfloat16")
+    converted = load_file(tmp_path / "out/model.safetensors")
+    apart = {name for name, tensor in converted.items() if not torch.equal(tensor, expected[name].to(tensor.dtype))}
+    assert not apart
+    assert {tensor.dtype for tensor in converted.values()} == {torch.bfloat16, torch.float32}
+
+
 def test_merged_weights_are_quantized_like_any(place: Path, tiny_folder: Path) -> None:
     words = {"device": "cpu", "dtype": "bfloat16", "weights": "int8"}
     merged = unimm.load(place / "some/model", **words).generate_codes("a red square", temperature=0.0)

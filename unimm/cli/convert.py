@@ -9,7 +9,6 @@ from rich.console import Console
 from unimm.devices import choose_dtype
 from unimm.files import check_replaceable
 from unimm.inference.load import open_engine
-from unimm.models.adapter_folder import merge_adapter
 from unimm.models.folder import load_model
 from unimm.models.hub import upload_model
 from unimm.models.weights import CONFIG
@@ -48,9 +47,7 @@ def convert(  # noqa: PLR0913 - as many as the verb has options
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
     cpu = torch.device("cpu")
     with status.status(f"Reading {source}"):
-        loaded = load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle)
-        if adapter is not None:
-            merge_adapter(loaded.model, adapter)
+        loaded = load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle, adapter)
         engine = open_engine(loaded)
     with status.status(f"Writing {out}"):
         engine.drawing = replace(engine.drawing, **(drawing or {}))

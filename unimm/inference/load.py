@@ -9,7 +9,6 @@ from unimm.data.text import TextTokenizer
 from unimm.devices import choose_device, choose_dtype, keep_memory
 from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
-from unimm.models.adapter_folder import merge_adapter
 from unimm.models.folder import LoadedModel, load_model
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -42,10 +41,7 @@ def load(
     where = choose_device(device)
     if where.type == "cpu":
         keep_memory()
-    loaded = _load_model(path, where, dtype)
-    if adapter is not None:
-        merge_adapter(loaded.model, adapter)
-    return open_engine(loaded, **engine)
+    return open_engine(_load_model(path, where, dtype, adapter), **engine)
 
 
 def open_engine(loaded: LoadedModel, **engine: Any) -> Engine:
@@ -65,13 +61,15 @@ def open_engine(loaded: LoadedModel, **engine: Any) -> Engine:
     return Engine(loaded.model, loaded.image_tokenizer, tokenizer, prompt_format, drawing, **engine)
 
 
-def _load_model(path: str | Path, device: torch.device, dtype: str | torch.dtype | None) -> LoadedModel:
+def _load_model(
+    path: str | Path, device: torch.device, dtype: str | torch.dtype | None, adapter: str | Path | None
+) -> LoadedModel:
     if dtype is not None or device.type != "cpu":
-        return load_model(path, device, choose_dtype(dtype, device))
+        return load_model(path, device, choose_dtype(dtype, device), adapter=adapter)
     # On a CPU the size decides; weights are mapped, not read, so that a second look costs next to nothing.
-    loaded = load_model(path, device)
+    loaded = load_model(path, device, adapter=adapter)
     parameters = list(loaded.model.parameters())
     chosen = choose_dtype(None, device, sum(parameter.numel() for parameter in parameters))
     if all(parameter.dtype == chosen for parameter in parameters):
         return loaded
-    return load_model(path, device, chosen)
+    return load_model(path, device, chosen, adapter=adapter)

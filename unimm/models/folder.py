@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from unimm.files import whole_folder, write_json
 from unimm.models import deepseek, janus, janus_files
+from unimm.models.adapter_folder import merge_adapter
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapted_layers
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig
@@ -104,14 +105,17 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     from_pickle: bool = False,
+    adapter: str | Path | None = None,
 ) -> LoadedModel:
     """Read a model folder, or a hub id through `huggingface_hub` and its cache.
 
     Weights are mapped from disk straight to the device and dtype (None: as stored); on a CPU in the stored dtype they are not
     even copied. Buffers, and all of the image tokenizer's quantizer, stay fp32. Pickled weights are read only if `from_pickle`.
+    An adapter is merged into the weights as they are stored, which are then rounded once.
 
     Raises:
-        ValueError: there is no such model, or it cannot be read: one sentence says why and what to do.
+        ValueError: there is no such model, or it cannot be read, or the adapter is not made for it: one sentence says why and
+            what to do.
     """
     folder = find_folder(path_or_hub_id, from_pickle)
     raw = read_config(folder)
@@ -126,11 +130,22 @@ def load_model(
         model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config)
     if config.trunk_config().tie_word_embeddings:
         model.text.head.weight = model.text.embedding.weight  # taken apart by the way to parameters without memory
-    _assign(model, image_tokenizer, files, dtype, names)
+    _assign(model, image_tokenizer, files, None if adapter else dtype, names)
+    if adapter is not None:
+        merge_adapter(model, adapter)
+        _round(model, image_tokenizer, dtype)
     model.to(device).eval()
     image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     own.pop("quantizer", None)
     return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder)
+
+
+def _round(model: UnifiedModel, image_tokenizer: ImageTokenizer, dtype: torch.dtype | None) -> None:
+    """What `_assign` does to weights that it is told the dtype of."""
+    for part, prefix in ((model, ""), (image_tokenizer, PREFIX)):
+        for name, parameter in part.named_parameters():
+            if not f"{prefix}{name}".startswith(QUANTIZER):
+                parameter.data = parameter.data.to(dtype)
 
 
 def _check_codes(codes: CodesConfig, image_tokenizer: ImageTokenizer) -> None:

@@ -14,6 +14,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -61,14 +63,30 @@ class StopRequest:
             signal.raise_signal(number)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait until this context is left: for starting workers, which else could be met before they `step_back`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def step_back(worker: int) -> None:
     """For a loader's workers: the parent goes first, and decides when they end though signals for a whole job reach them too.
 
     On a machine with few cores a worker that takes one from the parent's threads stops all of them at their next barrier.
+    Workers are started under `held_back`.
     """
-    for number in SIGNALS:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    ignored = {number for number in SIGNALS if number != signal.SIGTERM}
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()

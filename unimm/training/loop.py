@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 from unimm.devices import choose_device, keep_memory, why_not_compile
 from unimm.training.chance import keyed_chance
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
-from unimm.training.interrupt import StopRequest, step_back
+from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import FiniteGuard, NotFiniteError
 from unimm.training.ranks import Ranks
@@ -176,7 +176,8 @@ class Loop:
             self.stop.obey()
 
     def _steps(self, logbook: Logbook, line: ProgressLine, meter: Meter) -> None:
-        batches = iter(self._loader()) if self.progress < 1.0 else iter(())
+        with held_back():
+            batches = iter(self._loader()) if self.progress < 1.0 else iter(())
         saved_at = time.monotonic()
         while self.progress < 1.0 and not self._is_stopped():
             self._one_step(batches, meter)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from users_files import write_lines
 
@@ -29,6 +29,8 @@ def test_words_are_not_cut_where_there_is_white_space(words: list[str]) -> None:
 
 @pytest.mark.parametrize("documents", ["blank_line", "line", "file"])
 @given(text=TEXTS, max_characters=st.integers(1, 30))
+@example(text="a\r\na", max_characters=1)
+@example(text="aaaa\r\na", max_characters=5)
 def test_files_lose_nothing(documents: str, text: str, max_characters: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same text from a .txt file, with or without a mark of its encoding, and from JSON."""
     folder = tmp_path_factory.mktemp("texts")

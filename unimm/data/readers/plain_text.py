@@ -9,6 +9,7 @@ read.
 import re
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,8 @@ class PlainTextFiles:
 
 def cut(text: str, max_characters: int) -> Iterator[tuple[int, int]]:
     """Where the pieces of a text begin and end: at most so many characters each, together all of it."""
-    # From the second character of a piece: as much as there may be, then back to the last place to cut. Lines that end in \r\n
-    # are not cut in between.
-    reach = re.compile(rf"(?s).{{0,{max_characters - 1}}}(?:(?=(?<!\r)\s)|(?<=[。！？；，、]))")
+    # From the second character of a piece: as much as there may be, then back to the last place to cut.
+    reach = re.compile(rf"(?s).{{0,{max_characters - 1}}}(?:(?=\s)|(?<=[。！？；，、]))")
     start = 0
     while len(text) - start > max_characters:
         found = reach.match(text, start + 1)
@@ -113,8 +113,11 @@ def _pieces_of_text(file: Path, documents: str, max_characters: int) -> Iterator
         whole = _decode(content, file, line)
         text = whole.strip()
         at += len(whole[: len(whole) - len(whole.lstrip())].encode())
+        wider = iter([end == "\r\n" for end in re.findall(r"\r?\n", text)])  # by a byte than in the text that is cut
+        text = text.replace("\r\n", "\n")
         for start, stop in cut(text, max_characters):
-            size = len(text[start:stop].encode())
+            piece = text[start:stop]
+            size = len(piece.encode()) + sum(islice(wider, piece.count("\n")))
             yield line, at, at + size
             at += size
 
