@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import Batch
+from unimm.models.attention import Mask, mask_of
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
@@ -91,16 +92,20 @@ class UnifiedModel(nn.Module):
             "code_head": self.codes.head,
         }
 
-    def set_attention(self, name: str) -> None:
-        """How trunk and vision tower compute attention: "sdpa", torch's fused kernels, or "eager", plain matrix products.
+    def layers(self) -> list[nn.Module]:
+        """The layers of trunk and vision tower: what is repeated, and takes most memory."""
+        return [*self.trunk.layers, *self.pixels.tower.transformer.blocks]
 
-        On a CPU, the backward pass of the fused kernel takes several times as long as that of the products
-        (recipes/LOG.md), so training there wants "eager"; everything else wants "sdpa".
+    def set_attention(self, way: str) -> None:
+        """How the trunk attends from now on, one of `unimm.models.attention.WAYS`; what is cached wants "sdpa".
+
+        With "documents", for training on a CPU, the vision tower takes plain products too: the backward pass of the fused
+        kernel takes several times as long as theirs there (recipes/LOG.md).
         """
-        self.trunk.set_attn_implementation(name)
+        self.trunk.set_attn_implementation(way)
         for module in self.pixels.tower.modules():
             if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", name == "sdpa")  # noqa: B010 - a plain attribute, whatever the types say
+                setattr(module, "fused_attn", way != "documents")  # noqa: B010 - a plain attribute, whatever the types say
 
     def compile_layers(self) -> None:
         """Compile the trunk layer by layer: the layers are alike, so one compilation serves them all, for rows of any number
@@ -111,7 +116,8 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
-        hidden_BTD = self.hidden(self.embed(batch), batch.attention_mask(), batch.positions)
+        mask = mask_of(self.trunk.config._attn_implementation, batch)
+        hidden_BTD = self.hidden(self.embed(batch), mask, batch.positions)
         tallies = {}
         for kind, port in self.vocabulary_ports.items():
             chosen_BT = batch.target_kinds == kind
@@ -144,21 +150,19 @@ class UnifiedModel(nn.Module):
     def hidden(
         self,
         embeddings_BTD: torch.Tensor,
-        attention_mask: torch.Tensor,
+        mask: Mask,
         positions_BT: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         """The trunk: (B, T, D) -> (B, T, D).
 
-        attention_mask: (B, 1, T, S) bool, true where a position may look; S counts what the cache holds too.
+        mask: as the way to attend wants it (`unimm.models.attention`): for "sdpa" (B, 1, T, S) bool, true where a position may
+            look; S counts what the cache holds too.
         """
-        if self.trunk.config._attn_implementation == "eager":
-            # There the mask is added to the scores.
-            least = torch.finfo(embeddings_BTD.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=embeddings_BTD.dtype).masked_fill(~attention_mask, least)
+        by_document = self.trunk.config._attn_implementation == "documents"
         return self.trunk(
             inputs_embeds=embeddings_BTD,
-            attention_mask=attention_mask,
+            **({"attention_mask": None, "sizes": mask} if by_document else {"attention_mask": mask}),
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=cache is not None,

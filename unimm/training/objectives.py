@@ -14,6 +14,7 @@ from unimm.batch import Batch
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
+from unimm.training.flops import FlopCount
 
 
 class Objective(nn.Module):
@@ -33,6 +34,10 @@ class Objective(nn.Module):
         """Everything with parameters that a stage can name: the model's parts and the objective's own."""
         return self.model.parts()
 
+    def flop_count(self) -> FlopCount | None:
+        """What counts the operations of a step, for what learns now; None where there is no such count."""
+        return None
+
 
 class Likelihood(Objective):
     """The likelihood of every element that a batch says is learned."""
@@ -46,6 +51,9 @@ class Likelihood(Objective):
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {kind.name.lower(): batch.num_targets(kind) for kind in self.model.vocabulary_ports}
+
+    def flop_count(self) -> FlopCount:
+        return FlopCount(self.model)
 
 
 class Look(Objective):

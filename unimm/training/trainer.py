@@ -20,14 +20,18 @@ from unimm.batch import Batch
 from unimm.data.mixture import Mixture
 from unimm.data.plan import Origin, Plan
 from unimm.data.steps import Step, Steps
+from unimm.models import attention
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
+from unimm.training import recompute
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unimm.training.flops import peak_flops
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
-from unimm.training.meter import Meter
+from unimm.training.meter import Meter, Read
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
+from unimm.training.recompute import checkpoint_activations
 from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
 from unimm.training.stages import Stage, factors, freeze, show, stage_table
 
@@ -45,6 +49,10 @@ class TrainerConfig(LoopConfig):
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     sample_every: in steps; 0 is never.
     sharding: how several processes hold the model.
+    attention: how the trunk attends within rows, one of `unimm.models.attention.WAYS`; "auto" is "documents" on a CPU, and on a
+        GPU "flex_attention" where layers are compiled, else "sdpa".
+    activation_checkpointing: "none", "selective" or "full" (`unimm.training.recompute`).
+    peak_tflops: what one device computes in a second at most, for MFU; None: by the name of the GPU, where it is known.
     """
 
     stage: Stage
@@ -55,6 +63,15 @@ class TrainerConfig(LoopConfig):
     weights: dict[str, float] = field(default_factory=dict)
     sample_every: int = 0
     sharding: Sharding = field(default_factory=Sharding)
+    attention: str = "auto"
+    activation_checkpointing: str = "none"
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, ways in (("attention", ("auto", *attention.WAYS)), ("activation_checkpointing", recompute.WAYS)):
+            if getattr(self, name) not in ways:
+                raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
 
 
 class Trainer(Loop):
@@ -89,7 +106,10 @@ class Trainer(Loop):
         freeze(objective.parts(), config.stage)
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
-        if self.compiles():
+        self.flop_count = objective.flop_count()
+        checkpoint_activations(model.layers(), config.activation_checkpointing)
+        self.is_compiled = self.compiles()
+        if self.is_compiled:
             model.compile_layers()
         self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
         self.wrapped = self._distribute()
@@ -124,11 +144,19 @@ class Trainer(Loop):
 
     def fit(self) -> None:
         """Train to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
-        self.model.set_attention("eager" if self.accelerator.device.type == "cpu" else "sdpa")
+        device, peak = self.accelerator.device, self.config.peak_tflops
+        self.model.set_attention(self._attention())
         try:
-            self.run(f"training ({self.config.stage.name})", Meter())
+            self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device)))
         finally:
             self.model.set_attention("sdpa")
+
+    def _attention(self) -> str:
+        if self.config.attention != "auto":
+            return self.config.attention
+        if self.accelerator.device.type == "cpu":
+            return "documents"
+        return "flex_attention" if self.is_compiled and self.accelerator.device.type == "cuda" else "sdpa"
 
     def data(self) -> Steps:
         """This rank's steps, by number."""
@@ -148,6 +176,7 @@ class Trainer(Loop):
         tallied, losses = [], []
         last = len(batch.batches) - 1
         for number, micro_batch in enumerate(batch.batches):
+            read = Read.of(micro_batch, self.flop_count)
             micro_batch = micro_batch.to(self.accelerator.device)
             with no_exchange(self.wrapped, self.accelerator) if number < last else nullcontext():
                 with self.accelerator.autocast():
@@ -155,7 +184,7 @@ class Trainer(Loop):
                 loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
                 # Gradients are averaged over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            tallied.append((micro_batch, {name: Tally(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
+            tallied.append((read, {name: Tally(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
             losses.append(torch.as_tensor(loss).detach())
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
@@ -165,8 +194,8 @@ class Trainer(Loop):
         norm = whole(norm)
         if not self.may_update(norm, torch.stack(losses).sum(), batch):
             return
-        for micro_batch, tallies in tallied:
-            meter.add_batch(micro_batch, tallies)
+        for read, tallies in tallied:
+            meter.add_batch(read, tallies)
         meter.grad_norm = float(norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
@@ -198,9 +227,11 @@ class Trainer(Loop):
             return
         if self.is_main:
             self.model.eval()
+            self.model.set_attention("sdpa")
             # Compiled layers would be compiled again for every length of a cache.
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 self.sample(self.step, logbook)
+            self.model.set_attention(self._attention())
         self.ranks.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,55 @@
+"""Activation checkpointing: less is kept for the backward pass, and computed again there.
+
+none        everything is kept
+selective   of each layer of the trunk the products of matrices are kept; what lies between them is computed again
+full        of each layer of the trunk what goes in is kept, and all of it is computed again: a third more work
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+WAYS = ("none", "selective", "full")
+
+_ATEN = torch.ops.aten
+KEPT = {
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN.baddbmm.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
+}
+"""What costs more to compute again than to keep."""
+
+
+def checkpoint_activations(layers: Iterable[nn.Module], way: str) -> None:
+    """Have each layer keep less while it learns. Names of modules and parameters stay what they were; inference is not touched.
+
+    Raises:
+        ValueError: the way is none of `WAYS`.
+    """
+    if way not in WAYS:
+        raise ValueError(f"Unknown activation checkpointing '{way}': use one of {', '.join(WAYS)}.")
+    if way == "none":
+        return
+    for layer in layers:
+        layer.forward = partial(_forward, layer, layer.forward, way)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _forward(layer: nn.Module, forward: Any, way: str, *inputs: Any, **keywords: Any) -> Any:
+    if not (layer.training and torch.is_grad_enabled()):
+        return forward(*inputs, **keywords)
+    context = {} if way == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    return checkpoint(forward, *inputs, use_reentrant=False, **context, **keywords)
+
+
+def _policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
