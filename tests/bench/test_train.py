@@ -13,11 +13,24 @@ from unimm.cli.bench_train import run
 
 def test_both_learn_to_see(tmp_path: Path) -> None:
     words = ["bench", "train", "--model", "demo", "--device", "cpu", "--precision", "no", "--no-compile"]
-    words += ["--samples", "4", "--positions", "512", "--steps", "2", "--warm-up", "1", "--out", str(tmp_path / "train.json")]
+    words += [
+        "--samples",
+        "4",
+        "--positions",
+        "512",
+        "--steps",
+        "2",
+        "--warm-up",
+        "1",
+        "--attention",
+        "sdpa",
+        "--out",
+        str(tmp_path / "train.json"),
+    ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "train.json").read_text())
-    assert [one["who"] for one in told["measured"]] == ["unimm", "transformers", "unimm, unpacked"]
+    assert [one["who"] for one in told["measured"]] == ["unimm", "transformers", "unimm, unpacked", "unimm, sdpa"]
     for one in told["measured"]:
         assert one["tokens_a_second"] > one["images_a_second"] > 0 and one["ms_a_step"] > 0 and one["peak_gib"] > 0
         assert 0.3 < one["fill"] <= 1
@@ -32,4 +45,6 @@ def test_both_learn_to_see(tmp_path: Path) -> None:
 
 def test_a_model_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="There is no model 'nobody'"):
-        run("nobody", "cpu", "no", (4, 512, 2, 1), False, 1, Path("nowhere.json"))
+        run("nobody", "cpu", "no", (4, 512, 2, 1), False, [], 1, Path("nowhere.json"))
+    with pytest.raises(ValueError, match="Unknown attention 'some': use sdpa"):
+        run("demo", "cpu", "no", (4, 512, 2, 1), False, ["some"], 1, Path("nowhere.json"))

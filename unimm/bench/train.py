@@ -26,6 +26,7 @@ from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
+from unimm.models.attention import WAYS
 from unimm.models.folder import load_model
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives import Likelihood
@@ -44,7 +45,8 @@ THEIR_STAGE = ("model.aligner", "model.language_model", "lm_head")
 class Trial:
     """One measurement.
 
-    who: "unimm", or "unimm, unpacked" with a row a conversation; "transformers", or "transformers, compiled".
+    who: "unimm", "unimm, unpacked" with a row a conversation, or "unimm, WAY" with another way to attend
+        (`unimm.models.attention.WAYS`); "transformers", or "transformers, compiled".
     num_samples: conversations a step; packed, as many rows of `num_positions` as they take on the average.
     num_steps, num_warm_up: measured, and passed over before.
     compile: of unimm's trials.
@@ -161,6 +163,7 @@ def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> d
         num_rows=max(1, round(trial.num_samples * sum(lengths) / len(lengths) / trial.num_positions)),
         precision=trial.precision,
         compile=trial.compile,
+        attention=way if (way := trial.who.removeprefix("unimm, ")) in WAYS else "auto",
         report_every=num_steps,
         save_minutes=60.0,
         num_workers=0 if trial.device == "cpu" else 4,
@@ -168,7 +171,7 @@ def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> d
     for parameter in engine.model.train().parameters():
         parameter.data = parameter.data.clone()
     trainer = _Timed(Likelihood(engine.model), mixture, config, folder, trial.device)
-    trainer.clock, trainer.is_packed = Clock(trial.num_warm_up), trial.who == "unimm"
+    trainer.clock, trainer.is_packed = Clock(trial.num_warm_up), trial.who != "unimm, unpacked"
     trainer.fit()
     return trainer.clock.measured(read_numbers(folder / "metrics.jsonl")[-1]["loss/text"])
 

@@ -96,6 +96,10 @@ def train(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile, and time transformers a second time, compiled.")
     ] = True,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="Time unimm with another way to attend too: sdpa, documents, flex_attention; repeat it."),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
     out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/train.json")
@@ -109,7 +113,7 @@ def train(
     """
     from unimm.cli.bench_train import run
 
-    run(model, device, precision, (samples, positions, steps, warm_up), compiled, repeats, out)
+    run(model, device, precision, (samples, positions, steps, warm_up), compiled, attention or [], repeats, out)
 
 
 @bench.command()

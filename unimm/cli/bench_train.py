@@ -15,6 +15,7 @@ from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device
 from unimm.files import write_json
 from unimm.inference.load import DEMO
+from unimm.models.attention import WAYS
 
 console = Console(highlight=False)
 status = Console(stderr=True)
@@ -25,7 +26,14 @@ COMPILED = "transformers, compiled"
 
 
 def run(
-    model: str, device: str | None, precision: str, sizes: tuple[int, int, int, int], compiled: bool, repeats: int, out: Path
+    model: str,
+    device: str | None,
+    precision: str,
+    sizes: tuple[int, int, int, int],
+    compiled: bool,
+    attention: list[str],
+    repeats: int,
+    out: Path,
 ) -> None:
     """Time learning to see with a model, here and in transformers' Trainer.
 
@@ -34,14 +42,17 @@ def run(
         precision: "no" (float32) or "bf16".
         sizes: conversations a step, positions of a row, steps that are measured, steps before them.
         compiled: whether unimm compiles, and transformers is timed a second time, compiled.
+        attention: other ways to attend, for a trial of unimm each.
         out: JSON file for the figures; the plot lies beside it.
 
     Raises:
-        ValueError: there is no such size or folder, or a trial failed.
+        ValueError: there is no such size or folder or way to attend, or a trial failed.
     """
+    if unknown := [way for way in attention if way not in WAYS]:
+        raise ValueError(f"Unknown attention '{unknown[0]}': use {', '.join(WAYS)}.")
     where = choose_device(device)
     with status.status("") as shown, checkpoint(str(DEMO) if model == "demo" else model, torch.float32, shown.update) as at:
-        peers = (*WHO, COMPILED) if compiled else WHO
+        peers = (*WHO, *(f"unimm, {way}" for way in attention), *([COMPILED] if compiled else []))
         trials = [Trial(who, str(at), str(where), precision, *sizes, compiled) for who in peers]
         measured = run_in_turns("unimm.bench.train", trials, repeats, lambda trial: shown.update(f"{trial.who} trains"))
     for one in measured:

@@ -107,12 +107,14 @@ class UnifiedModel(nn.Module):
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", way != "documents")  # noqa: B010 - a plain attribute, whatever the types say
 
-    def compile_layers(self) -> None:
-        """Compile the trunk layer by layer: the layers are alike, so one compilation serves them all, for rows of any number
-        and length. The vision tower gains nothing (recipes/LOG.md).
+    def compile_layers(self, dynamic: bool | None = None) -> None:
+        """Compile the trunk layer by layer: the layers are alike, so one compilation serves them all. The vision tower gains
+        nothing (recipes/LOG.md).
+
+        dynamic: at once for rows of any number and length, or never so; None: when they change for the first time.
         """
         for layer in self.trunk.layers:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=dynamic)
 
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
