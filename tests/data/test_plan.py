@@ -26,7 +26,7 @@ def samples_of(rows: list[list[Planned]]) -> list[tuple[int, int]]:
 def test_every_sample_is_learned_once_and_rows_do_not_overflow(num_rows: int, num_positions: int) -> None:
     mixture = make_mixture()
     plan = Plan(mixture, num_positions, num_rows)
-    steps = [plan.rows(step) for step in range(3 * plan.num_steps)]
+    steps = [plan.rows(step) for step in range(3 * plan.shape.num_steps)]
     assert all(len(rows) == num_rows for rows in steps)
     found = [sample for rows in steps for sample in samples_of(rows)]
     assert sorted(found) == sorted(mixture.samples(0, len(found)))
@@ -44,11 +44,11 @@ def test_every_step_and_every_rank_has_every_kind() -> None:
 
 def test_it_can_be_planned_on_from_any_window() -> None:
     whole = Plan(make_mixture(), 64, 9)
-    for step in (0, 17, whole.num_steps, 5 * whole.num_steps + 3):
+    for step in (0, 17, whole.shape.num_steps, 5 * whole.shape.num_steps + 3):
         origin = whole.origin(step)
-        assert origin.step <= step < origin.step + whole.num_steps
+        assert origin.step <= step < origin.step + whole.shape.num_steps
         later = Plan(make_mixture(), 64, 9, origin)
-        for ahead in (step, step + 1, step + whole.num_steps):
+        for ahead in (step, step + 1, step + whole.shape.num_steps):
             assert samples_of(later.rows(ahead)) == samples_of(whole.rows(ahead))
     assert samples_of(whole.rows(0)) == samples_of(Plan(make_mixture(), 64, 9).rows(0)), "and backwards"
     with pytest.raises(IndexError, match="before the plan's first, 29"):

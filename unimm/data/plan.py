@@ -4,10 +4,13 @@ Rows are filled a window of steps at a time: samples are taken from the mixture'
 them in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then dealt out to its
 steps, so that each step has its share of every kind, and lie in an order in which every n-th row has it, too: what ranks and
 micro-batches take. How many of these there are does not enter the plan.
+
+To fill a window, all of its samples are measured, by whoever wants a row of it. Where there are many ranks, or samples are slow
+to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from unimm.data.template import Outline
 
 WINDOW_ROWS = 256
 """Rows that are filled together, at least: what stays empty at the end of so many is little."""
+
+CHUNK = 256
+"""Samples that are measured at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,72 @@ class Planned(NamedTuple):
     outline: Outline
 
 
+class Size(NamedTuple):
+    """What the plan asks of a sample: its positions, and how many of them are codes that are learned."""
+
+    length: int
+    num_learned_codes: int
+
+    @classmethod
+    def of(cls, outline: Outline) -> "Size":
+        """Of a sample's outline."""
+        return cls(outline.sequence.length, outline.sequence.num_learned_codes)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows of so many positions, so many of them a step.
+
+    Raises ValueError where there are none.
+    """
+
+    num_positions: int
+    num_rows: int
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1:
+            raise ValueError(f"A step needs at least one row, not {self.num_rows}.")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a window."""
+        return -(-WINDOW_ROWS // self.num_rows)
+
+    @property
+    def room(self) -> int:
+        """Positions of a window."""
+        return self.num_positions * self.num_rows * self.num_steps
+
+    def deal(self, sizes: list[Size], seed: int, first: int) -> list[list[list[int]]]:
+        """A window: for each step, for each of its rows, which of the samples it holds; as many of the first as find room.
+
+        sizes: of samples from number `first` of the stream on, more than fit.
+        """
+        filled = fill_rows([size.length for size in sizes], self.num_positions, self.num_rows * self.num_steps)
+        rows = sorted(filled, key=lambda row: sum(sizes[index].num_learned_codes for index in row))
+        # Dealt out in order, the first steps of a window would have the least codes, a few of them where rows are few.
+        rng = np.random.Generator(np.random.Philox(key=[seed, first]))
+        return [rows[column :: self.num_steps] for column in rng.permutation(self.num_steps)]
+
+
+class Window(Protocol):
+    """The rows of a window's steps; `end` is the first sample after it."""
+
+    end: int
+
+    def rows(self, step: int, part: slice) -> list[list[Planned]]:
+        """Rows of the window's n-th step."""
+        ...
+
+
+class Windows(Protocol):
+    """Windows that were planned before."""
+
+    def window(self, origin: Origin) -> Window | None:
+        """The one that begins there."""
+        ...
+
+
 class Plan:
     """Rows by step.
 
@@ -42,67 +114,72 @@ class Plan:
         num_positions: T, the length of a row.
         num_rows: rows a step, over all ranks and micro-batches.
         origin: a window known from before: what lies between it and the start need not be planned again.
+        stored: windows that need not be planned at all; what they lack is planned as ever.
 
     Raises:
         ValueError: there are no rows.
     """
 
-    def __init__(self, mixture: Mixture, num_positions: int, num_rows: int, origin: Origin | None = None) -> None:
-        if num_rows < 1:
-            raise ValueError(f"A step needs at least one row, not {num_rows}.")
+    def __init__(
+        self,
+        mixture: Mixture,
+        num_positions: int,
+        num_rows: int,
+        origin: Origin | None = None,
+        stored: Windows | None = None,
+    ) -> None:
         self.mixture = mixture
-        self.num_positions = num_positions
-        self.num_rows = num_rows
-        self.num_steps = -(-WINDOW_ROWS // num_rows)
+        self.shape = Shape(num_positions, num_rows)
+        self._stored = stored
         self._first = self._origin = origin or Origin()
-        self._end = self._origin.sample
-        self._steps: list[list[list[Planned]]] = []
+        self._window: Window | None = None
 
-    def rows(self, step: int) -> list[list[Planned]]:
-        """What each row of a step holds.
+    def rows(self, step: int, part: slice = slice(None)) -> list[list[Planned]]:
+        """What each row of a step holds, or each of a part of them.
 
         Raises:
-            ValueError: a sample is longer than a row.
+            ValueError: a sample is longer than a row, or a stored plan is one of other data.
             IndexError: the step lies before the plan's origin.
         """
-        self._go_to(step)
-        return self._steps[step - self._origin.step]
+        return self._go_to(step).rows(step - self._origin.step, part)
 
     def origin(self, step: int) -> Origin:
         """The window that holds a step: enough to plan on from there."""
         self._go_to(step)
         return self._origin
 
-    def _go_to(self, step: int) -> None:
+    def _go_to(self, step: int) -> Window:
         """Plan window after window up to the one that holds the step; one before the present is planned from the start."""
         if step < self._first.step:
             raise IndexError(f"step {step} lies before the plan's first, {self._first.step}")
         if step < self._origin.step:
-            self._origin, self._end, self._steps = self._first, self._first.sample, []
-        while not self._steps or step >= self._origin.step + self.num_steps:
-            passed = self.num_steps if self._steps else 0
-            self._origin = Origin(self._origin.step + passed, self._end)
-            self._plan_window()
+            self._origin, self._window = self._first, None
+        window = self._window or self._open()
+        while step >= self._origin.step + self.shape.num_steps:
+            self._origin = Origin(self._origin.step + self.shape.num_steps, window.end)
+            window = self._open()
+        self._window = window
+        return window
 
-    def _plan_window(self) -> None:
-        planned = self._measure(self._origin.sample)
-        lengths = [one.outline.sequence.length for one in planned]
-        filled = fill_rows(lengths, self.num_positions, self.num_rows * self.num_steps)
-        self._end = self._origin.sample + sum(map(len, filled))
-        rows = [[planned[index] for index in row] for row in filled]
-        rows.sort(key=lambda row: sum(one.outline.sequence.num_learned_codes for one in row))
-        # Dealt out in order, the first steps of a window would have the least codes, a few of them where rows are few.
-        rng = np.random.Generator(np.random.Philox(key=[self.mixture.seed, self._origin.sample]))
-        self._steps = [rows[column :: self.num_steps] for column in rng.permutation(self.num_steps)]
+    def _open(self) -> Window:
+        stored = None if self._stored is None else self._stored.window(self._origin)
+        return stored or _Measured(self.mixture, self.shape, self._origin.sample)
 
-    def _measure(self, start: int) -> list[Planned]:
-        """Samples from a number of the stream on, more than fit into a window."""
-        planned: list[Planned] = []
-        room = self.num_positions * self.num_rows * self.num_steps
+
+class _Measured:
+    """A window whose samples were all outlined to fill it."""
+
+    def __init__(self, mixture: Mixture, shape: Shape, first: int) -> None:
+        self._planned: list[Planned] = []
+        room = shape.room
         while room >= 0:
-            for sample in self.mixture.samples(start + len(planned), 256):
-                planned.append(Planned(sample, self.mixture.outline(sample)))
-                length = planned[-1].outline.sequence.length
-                check_length(length, self.num_positions)
+            for sample in mixture.samples(first + len(self._planned), CHUNK):
+                self._planned.append(Planned(sample, mixture.outline(sample)))
+                length = self._planned[-1].outline.sequence.length
+                check_length(length, shape.num_positions)
                 room -= length
-        return planned
+        self._steps = shape.deal([Size.of(one.outline) for one in self._planned], mixture.seed, first)
+        self.end = first + sum(len(row) for step in self._steps for row in step)
+
+    def rows(self, step: int, part: slice) -> list[list[Planned]]:
+        return [[self._planned[index] for index in row] for row in self._steps[step][part]]

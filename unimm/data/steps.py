@@ -36,9 +36,10 @@ class Steps(TorchDataset):
     def __init__(
         self, plan: Plan, num_micro_batches: int = 1, rank: int = 0, num_ranks: int = 1, num_steps: int = 1 << 40
     ) -> None:
-        if plan.num_rows < num_ranks * num_micro_batches:
+        num_rows = plan.shape.num_rows
+        if num_rows < num_ranks * num_micro_batches:
             raise ValueError(
-                f"{plan.num_rows} rows cannot be cut into {num_micro_batches} micro-batches for each of {num_ranks} processes: "
+                f"{num_rows} rows cannot be cut into {num_micro_batches} micro-batches for each of {num_ranks} processes: "
                 f"raise trainer.num_rows to at least {num_ranks * num_micro_batches}."
             )
         self.plan = plan
@@ -51,7 +52,7 @@ class Steps(TorchDataset):
         return self.num_steps
 
     def __getitem__(self, step: int) -> Step:
-        rows = self.plan.rows(step)[self.rank :: self.num_ranks]
+        rows = self.plan.rows(step, slice(self.rank, None, self.num_ranks))
         parts = [rows[micro :: self.num_micro_batches] for micro in range(self.num_micro_batches)]
         samples = [one.sample for row in rows for one in row]
         return Step([self._collate(part) for part in parts], samples, self.plan.origin(step))
@@ -59,4 +60,4 @@ class Steps(TorchDataset):
     def _collate(self, rows: list[list[Planned]]) -> Batch:
         template = self.plan.mixture.template
         sequences = [[template.open(one.outline) for one in row] for row in rows]
-        return collate(sequences, self.plan.num_positions)
+        return collate(sequences, self.plan.shape.num_positions)

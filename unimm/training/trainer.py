@@ -18,8 +18,9 @@ from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
-from unimm.data.plan import Origin, Plan
+from unimm.data.plan import Origin, Plan, Shape
 from unimm.data.steps import Step, Steps
+from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
@@ -52,6 +53,7 @@ class TrainerConfig(LoopConfig):
     attention: how the trunk attends within rows, one of `unimm.models.attention.WAYS`; "auto" is "documents" on a CPU, and on a
         GPU "flex_attention" where layers are compiled, else "sdpa".
     activation_checkpointing: "none", "selective" or "full" (`unimm.training.recompute`).
+    plan: a folder that `unimm plan` wrote for the same data and rows; None: every rank plans by itself, the same.
     peak_tflops: what one device computes in a second at most, for MFU; None: by the name of the GPU, where it is known.
     """
 
@@ -66,6 +68,7 @@ class TrainerConfig(LoopConfig):
     attention: str = "auto"
     activation_checkpointing: str = "none"
     peak_tflops: float | None = None
+    plan: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,7 +164,9 @@ class Trainer(Loop):
 
     def data(self) -> Steps:
         """This rank's steps, by number."""
-        plan = Plan(self.mixture, self.config.num_positions, self.config.num_rows, self.origin)
+        config = self.config
+        stored = config.plan and StoredPlan(config.plan, self.mixture, Shape(config.num_positions, config.num_rows))
+        plan = Plan(self.mixture, config.num_positions, config.num_rows, self.origin, stored or None)
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return Steps(plan, self.config.num_micro_batches, *ranks)
 
