@@ -44,7 +44,7 @@ from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook
 from unimm.training.trackers import TrackingConfig
-from unimm.training.trainer import Trainer
+from unimm.training.trainer import Trainer, TrainerConfig
 
 SAMPLE_PROMPTS = 8
 
@@ -66,6 +66,7 @@ def train(config: DictConfig) -> Path:
         raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
+    trainer_config: TrainerConfig = build(config.trainer)
     validation_config: ValidationConfig = build(config.validation)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
@@ -95,10 +96,8 @@ def train(config: DictConfig) -> Path:
         lambda folder, write_more: without_adapters(engine).save(folder, write_more=write_more),
         lambda: trainer.stop.made,
     )
-    objective = build(config.objective, model=model)
-    trainer = Trainer(
-        objective, mixture, build(config.trainer), out, config.device, partial(sample, engine, mixture), validation
-    )
+    objective, look = build(config.objective, model=model), partial(sample, engine, mixture)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, look, validation)
     image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)

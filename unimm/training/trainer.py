@@ -124,9 +124,7 @@ class Trainer(Loop):
         if not self.is_sharded:
             return self.accelerator.prepare(self.objective)
         if self.is_main and ((self.sample and self.config.sample_every) or (self.validate and self.config.validate_every)):
-            logger.warning(
-                "This run neither samples nor validates, for no process has the whole model: look at what it ends with."
-            )
+            logger.warning("Nothing is sampled or validated in this run, for no process has the whole model: look at its end.")
         device = self.accelerator.device
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
         return self.objective
