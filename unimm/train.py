@@ -4,6 +4,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -53,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 def train(config: DictConfig) -> Path:
     """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
-    `out`/adapter, and merged into the model. With an EMA it is the average that is written.
+    `out`/adapter, and merged into the model. With an EMA it is the average that is written; with validation, the best model so
+    far lies in `out`/best.
 
     Returns:
         The model's folder, `out`/model.
@@ -88,16 +90,15 @@ def train(config: DictConfig) -> Path:
             )
     drawing = start_from.drawing if start_from else None
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format, drawing)
-    engine.decoder = StoppableDecoder(model, tokenizer.special.pad, lambda: trainer.stop.made)
-    validation = Validation(
-        validation_config,
-        engine,
-        out / "best",
-        lambda folder, write_more: without_adapters(engine).save(folder, write_more=write_more),
-        lambda: trainer.stop.made,
-    )
-    objective, look = build(config.objective, model=model), partial(sample, engine, mixture)
-    trainer = Trainer(objective, mixture, trainer_config, out, config.device, look, validation)
+    objective = build(config.objective, model=model)
+
+    def is_stopped() -> bool:
+        return trainer.stop.made
+
+    engine.decoder = StoppableDecoder(model, tokenizer.special.pad, is_stopped)
+    validation = Validation(validation_config, engine, out / "best", partial(save_merged, engine), is_stopped)
+    sample_records = partial(sample, engine, mixture)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, sample_records, validation)
     image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)
@@ -120,13 +121,13 @@ def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
     return model
 
 
-def without_adapters(engine: Engine) -> Engine:
-    """The engine itself, or where its model has adapters that of a copy, with these merged."""
-    if not adapted_layers(engine.model):
-        return engine
-    model = copy.deepcopy(engine.model)
-    merge(model)
-    return Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
+def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
+    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy."""
+    if adapted_layers(engine.model):
+        model = copy.deepcopy(engine.model)
+        merge(model)
+        engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
+    engine.save(folder, write_more=write_more)
 
 
 def finish(engine: Engine, config: DictConfig) -> None:

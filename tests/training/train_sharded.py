@@ -23,7 +23,9 @@ SEEING = replace(EVERYTHING, learns={part: 1.0 for part in EVERYTHING.learns if 
 
 @dataclass(frozen=True)
 class Case:
-    """num_rows: of a step; two of two processes are one each, one with nothing but drawings and one without any."""
+    """num_rows: of a step; two of two processes are one each, one with nothing but drawings and one without any.
+    stops_at: it goes on from there by a checkpoint.
+    """
 
     sharding: Sharding
     num_micro_batches: int = 1
@@ -32,6 +34,7 @@ class Case:
     muon: bool = False
     ema_decay: float | None = None
     num_steps: int = STEPS
+    stops_at: int | None = None
 
 
 CASES = {
@@ -43,7 +46,7 @@ CASES = {
     "hsdp, one copy": Case(Sharding("hsdp", 2), ema_decay=0.9),
     "fsdp, frozen tower": Case(Sharding("fsdp"), stage=SEEING, ema_decay=0.9),
     "fsdp, muon": Case(Sharding("fsdp"), muon=True, num_steps=1),
-    "fsdp, uneven": Case(Sharding("fsdp"), num_rows=9),
+    "fsdp, uneven": Case(Sharding("fsdp"), num_rows=9, ema_decay=0.9, stops_at=2),
 }
 
 
@@ -71,5 +74,7 @@ def run(folder: Path, case: Case, steps: int) -> None:
 
 if __name__ == "__main__":
     for name, case in CASES.items():
+        if case.stops_at is not None:
+            run(Path(sys.argv[1]) / name, case, case.stops_at)
         run(Path(sys.argv[1]) / name, case, case.num_steps)
     leave_group()
