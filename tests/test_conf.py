@@ -23,6 +23,7 @@ from unimm.cli.encode import CODED, _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
+from unimm.eval.validation import TASKS, ValidationConfig
 from unimm.models.deepseek import as_janus_config
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.janus import from_janus_config
@@ -30,6 +31,7 @@ from unimm.models.lora import LoraConfig
 from unimm.training.objectives import Objective
 from unimm.training.stages import freeze, stage_table
 from unimm.training.tokenizer_trainer import TokenizerTrainerConfig
+from unimm.training.trackers import TrackingConfig
 from unimm.training.trainer import TrainerConfig
 
 CONF = conf_folder()
@@ -138,6 +140,8 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         model = build_model(config, text_tokenizer, image_tokenizer)
         objective: Objective = build(config.objective, model=model)
     trainer: TrainerConfig = build(config.trainer)
+    assert trainer.ema_decay is None and trainer.validate_every == 0
+    assert build(config.validation) == ValidationConfig(list(TASKS)) and build(config.tracking) == TrackingConfig([])
     if way != "train stage/look":  # alone it is with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
@@ -177,6 +181,7 @@ def test_a_tokenizer_training_builds(way: str) -> None:
     config = compose(way)
     assert meta_image_tokenizer(build(config.tokenizer)).num_codes > 0
     assert isinstance(build(config.tokenizer_trainer), TokenizerTrainerConfig)
+    assert build(config.tracking) == TrackingConfig([])
     for node in [*(source.dataset for source in config.images.sources.values()), config.images.validation]:
         assert build(node)[0].image is not None
 
@@ -236,6 +241,10 @@ def test_a_typo_ends_in_one_sentence(root: str, word: str, tmp_path: Path, monke
         ("train", "+model.vision.zebra=1", "model", "model.vision.zebra"),
         ("train", "+stage.zebra=1", "stage", "stage.zebra"),
         ("train", "trainer.budget.max_steps=0", "trainer", "max_steps must be positive, not 0"),
+        ("train", "trainer.ema_decay=2", "trainer", "ema_decay lies between 0 and 1"),
+        ("train", "trainer.validate_every=-1", "trainer", "validate_every is a number of steps"),
+        ("train", "validation.monitor=zebra", "validation", "validation.monitor is mean or one of shapes_answers"),
+        ("train", "trackers=[zebra]", "tracking", "There is no tracker 'zebra'"),
         ("train", "model.vision.patch_size=7", "model", "7 px"),
         ("train_tokenizer", "+tokenizer.zebra=1", "tokenizer", "tokenizer.zebra"),
         ("train_tokenizer", "+tokenizer_trainer.zebra=1", "tokenizer_trainer", "tokenizer_trainer.zebra"),

@@ -24,10 +24,10 @@ def whole_folder(final: Path, mark: str, what: str) -> Iterator[Path]:
     temporary = temporary_folder(final)
     try:
         yield temporary
+        replace_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    replace_folder(temporary, final)
 
 
 def check_replaceable(final: Path, mark: str, what: str) -> None:

@@ -2,8 +2,11 @@
 `torchrun -m unimm.train ...`, all with the same words.
 """
 
+import copy
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,22 +27,25 @@ from unimm.cli.build import (
     run_with_hydra,
     save_config,
     seed_everything,
+    settings_of,
 )
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
-from unimm.inference.drawing import DrawingProgress
+from unimm.eval.validation import Validation, ValidationConfig
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
+from unimm.inference.stoppable import StoppableDecoder, Stopped
 from unimm.models.adapter_folder import save_adapter
 from unimm.models.image_tokenizer import ImageTokenizer
-from unimm.models.lora import attach, merge
+from unimm.models.lora import adapted_layers, attach, merge
 from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook
-from unimm.training.trainer import Trainer
+from unimm.training.trackers import TrackingConfig
+from unimm.training.trainer import Trainer, TrainerConfig
 
 SAMPLE_PROMPTS = 8
 
@@ -48,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 def train(config: DictConfig) -> Path:
     """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
-    `out`/adapter, and merged into the model.
+    `out`/adapter, and merged into the model. With an EMA it is the average that is written; with validation, the best model so
+    far lies in `out`/best.
 
     Returns:
         The model's folder, `out`/model.
@@ -61,6 +68,10 @@ def train(config: DictConfig) -> Path:
         raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
+    trainer_config: TrainerConfig = build(config.trainer)
+    validation_config: ValidationConfig = build(config.validation)
+    tracking: TrackingConfig = build(config.tracking)
+    tracking.check()
     seed_everything(config.seed)
     image_tokenizer = open_image_tokenizer(config)
     datasets = build_datasets(config, fingerprint(image_tokenizer))
@@ -81,18 +92,25 @@ def train(config: DictConfig) -> Path:
     engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format, drawing)
     objective = build(config.objective, model=model)
 
-    def sample_unless_stopped(step: int, logbook: Logbook) -> None:
-        sample(engine, mixture, step, logbook, lambda: trainer.stop.made)
+    def is_stopped() -> bool:
+        return trainer.stop.made
 
-    trainer = Trainer(objective, mixture, build(config.trainer), out, config.device, sample_unless_stopped)
+    engine.decoder = StoppableDecoder(model, tokenizer.special.pad, is_stopped)
+    validation = Validation(validation_config, engine, out / "best", partial(save_merged, engine), is_stopped)
+    sample_records = partial(sample, engine, mixture)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, sample_records, validation)
     image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)
+        if trainer.step:  # else what lies there is of an earlier run
+            validation.resume()
+    trainer.track(tracking, settings_of(config))
     trainer.fit()
-    trained = trainer.whole_model(lambda: adapt(UnifiedModel(model.config), config))
-    if trained is not None:
-        finish(Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing), config)
-    trainer.ranks.wait()
+    with trainer.averaged():
+        trained = trainer.whole_model(lambda: adapt(UnifiedModel(model.config), config))
+        if trained is not None:
+            finish(Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing), config)
+        trainer.ranks.wait()
     return out / "model"
 
 
@@ -101,6 +119,15 @@ def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
     if config.lora is not None:
         attach(model, build(config.lora))
     return model
+
+
+def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
+    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy."""
+    if adapted_layers(engine.model):
+        model = copy.deepcopy(engine.model)
+        merge(model)
+        engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
+    engine.save(folder, write_more=write_more)
 
 
 def finish(engine: Engine, config: DictConfig) -> None:
@@ -126,31 +153,19 @@ def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture
         start_codes(model.codes, codebook)
 
 
-def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook, is_stopped: Callable[[], bool]) -> None:
+def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
     """Captions of, and drawings after, a few training records: what the model can do so far, unless the run is to end."""
     datasets = [source.dataset for source in mixture.sources[:2]]
     records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
     records = [record for record in records if record.image is not None and record.captions]
-    if not records or is_stopped():
+    if not records:
         return
-    captions = engine.caption([record.image for record in records], max_new_tokens=64)
     prompts = [record.captions[0].text for record in records]
-    lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
-    logbook.text(step, "captions", "\n".join(lines))
-
-    def leave_early(progress: DrawingProgress) -> None:
-        if is_stopped():
-            raise _Stopped
-
-    try:
-        drawings = [images[0] for images in engine.generate_images(prompts, callback=leave_early)]
-    except _Stopped:
-        return
-    logbook.picture(step, "drawings", _row(drawings))
-
-
-class _Stopped(Exception):
-    """The run is to end: its drawings need not be finished."""
+    with suppress(Stopped):
+        captions = engine.caption([record.image for record in records], max_new_tokens=64)
+        lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
+        logbook.text(step, "captions", "\n".join(lines))
+        logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
 
 
 def _row(images: list[Image.Image]) -> Image.Image:

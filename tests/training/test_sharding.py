@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_two_processes import torchrun
-from train_sharded import CASES, STEPS, run
+from train_sharded import CASES, SEEING, STEPS, run
 
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
@@ -54,12 +54,32 @@ def test_gradients_and_losses_are_those_of_one_process(runs: Path, name: str) ->
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_whole_model_is_the_checkpoint_s(runs: Path, name: str) -> None:
+    """Its averages, of what has one."""
     for processes in ("one", "two"):
         checkpoint = load_checkpoint(runs / processes / name / "checkpoints")
         whole = load_file(runs / processes / name / "whole.safetensors")
         assert checkpoint is not None
+        averages = {key for key in checkpoint.tensors if key.startswith("ema/")}
+        assert bool(averages) == (CASES[name].ema_decay is not None)
         for key, tensor in whole.items():
-            assert torch.equal(tensor, checkpoint.tensors[f"weights/model.{key}"]), key
+            own = f"ema/model.{key}" if averages else f"weights/model.{key}"
+            assert torch.equal(tensor, checkpoint.tensors[own if own in averages else f"weights/model.{key}"]), key
+            averages.discard(own)
+        assert not averages
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.ema_decay is not None])
+def test_averages_are_those_of_one_process(runs: Path, name: str) -> None:
+    """As nearly as the weights: AdamW's first steps are as large where a gradient is next to none."""
+    one, two = (load_checkpoint(runs / processes / name / "checkpoints") for processes in ("one", "two"))
+    assert one is not None and two is not None and one.state["ema"] == two.state["ema"] == {"num_updates": STEPS}
+    names = [key.removeprefix("ema/") for key in one.tensors if key.startswith("ema/")]
+    frozen = [key for key in one.tensors if key.startswith("weights/model.pixels.tower.")]
+    assert any("tower" in name for name in names) != (CASES[name].stage is SEEING) and frozen
+    for key in names:
+        far, far_weights = ((two.tensors[f"{k}/{key}"] - one.tensors[f"{k}/{key}"]).abs().max() for k in ("ema", "weights"))
+        assert float(far) <= max(2 * float(far_weights), 1e-6), key
+    assert sum(not torch.equal(two.tensors[f"ema/{key}"], two.tensors[f"weights/{key}"]) for key in names) > 10
 
 
 def test_a_muon_step_is_that_of_one_process(runs: Path) -> None:
@@ -69,8 +89,8 @@ def test_a_muon_step_is_that_of_one_process(runs: Path) -> None:
     assert sorted(far.values())[-3] < 1e-3 and max(far.values()) < 0.05
 
 
-def test_one_process_goes_on_where_two_with_shards_stopped(runs: Path, tmp_path: Path) -> None:
-    name = "fsdp"
+@pytest.mark.parametrize("name", ["fsdp", "fsdp, 2 passes"])
+def test_one_process_goes_on_where_two_with_shards_stopped(runs: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(runs / "two" / name, tmp_path / "two")
     shutil.copytree(runs / "one" / name, tmp_path / "one")
     for processes in ("one", "two"):
@@ -78,6 +98,9 @@ def test_one_process_goes_on_where_two_with_shards_stopped(runs: Path, tmp_path:
     assert len(losses(tmp_path / "two")) == STEPS + 3
     for ours, theirs in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+    if CASES[name].ema_decay is not None:
+        kept = load_checkpoint(tmp_path / "two" / "checkpoints")
+        assert kept is not None and kept.state["ema"] == {"num_updates": STEPS + 3}
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

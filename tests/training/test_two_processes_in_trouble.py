@@ -9,6 +9,8 @@ import pytest
 from test_two_processes import free_port
 
 from unimm.training.checkpoint import load_checkpoint
+from unimm.training.logbook import read_numbers
+from unimm.training.trainer import VALIDATED
 
 SCRIPT = Path(__file__).with_name("train_toy_troubled.py")
 OUTCOMES = {
@@ -24,7 +26,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every trouble, one after the other: two processes as a launcher starts them, without one that would end the other."""
     folder = tmp_path_factory.mktemp("troubles")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES]
+    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on"]
     runs = []
     for rank in ("0", "1"):
         environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
@@ -44,3 +46,16 @@ def test_both_do_the_same(room: Path, trouble: str) -> None:
     checkpoint = load_checkpoint(room / trouble / "checkpoints")
     assert (checkpoint and checkpoint.step) == saved
     assert not list((room / trouble / "checkpoints").glob(".step-*"))
+
+
+def test_the_first_validates_while_the_other_waits_and_makes_up_for_what_it_left(room: Path) -> None:
+    first, second = ((room / "leave" / f"outcome-{rank}").read_text() for rank in range(2))
+    assert first == second, "the same steps and the same weights"
+    ends = [line.rpartition(",")[0] for line in first.splitlines()]
+    assert ends == ["exit 138, step 3, skipped 0", "finished, step 6, skipped 0"]
+    assert (room / "leave" / "validated-0").read_text().splitlines() == ["3 leave", "3 goes_on", "6 goes_on"]
+    assert not (room / "leave" / "validated-1").exists()
+    lines = read_numbers(room / "leave" / "metrics.jsonl")
+    assert [line["step"] for line in lines if VALIDATED in line] == [3, 6]
+    checkpoint = load_checkpoint(room / "leave" / "checkpoints")
+    assert checkpoint is not None and checkpoint.state["ema"] == {"num_updates": 6}

@@ -3,12 +3,15 @@
 signal      SIGUSR1 comes to the second process alone, while the first one samples
 disk        the first process finds no room for a checkpoint, ever
 skip, stop  the loss of the second process is not finite at step 3, which the run may or may not skip
+leave       SIGUSR1 comes to both while the first one validates averages at step 3, which it then leaves
+goes_on     the same run again
 """
 
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,8 +21,9 @@ from toys import make_config, make_mixture, make_trainer
 
 from unimm.cli.build import leave_group
 from unimm.training import checkpoint
+from unimm.training.logbook import Logbook
 from unimm.training.objectives import Likelihood
-from unimm.training.trainer import Trainer
+from unimm.training.trainer import VALIDATED, Trainer
 
 RANK = int(os.environ["RANK"])
 
@@ -50,9 +54,22 @@ def train(folder: Path, trouble: str) -> None:
             os.kill(int((folder / "pid-1").read_text()), signal.SIGUSR1)
             time.sleep(1.0)
 
+    def validate(step: int, logbook: Logbook) -> None:
+        with (folder / f"validated-{RANK}").open("a") as file:
+            print(step, trouble, file=file)
+        if trouble == "leave":
+            for rank in (0, 1):
+                os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGUSR1)
+            time.sleep(1.0)
+        if not trainer.stop.made:
+            logbook.numbers(step, {VALIDATED: 0.5})
+
     config = make_config(6, sample_every=1, max_skipped_steps=int(trouble == "skip"), save_every=int(trouble == "disk"))
+    if trouble in ("leave", "goes_on"):
+        config = replace(config, validate_every=3, ema_decay=0.9)
     objective = Poisoned if trouble in ("skip", "stop") else Likelihood
-    trainer: Trainer = make_trainer(folder, config, make_mixture(), objective, sample=sample, device=None)
+    words = {"sample": sample, "validate": validate, "device": None}
+    trainer: Trainer = make_trainer(folder, config, make_mixture(), objective, **words)
     try:
         trainer.fit()
         outcome = "finished"
@@ -62,10 +79,12 @@ def train(folder: Path, trouble: str) -> None:
         outcome = type(error).__name__
     weights = sum(float(parameter.detach().double().abs().sum()) for parameter in trainer.model.parameters())
     told = f"{outcome}, step {trainer.step}, skipped {trainer.guard.num_skipped}, {weights!r}"
-    (folder / f"outcome-{RANK}").write_text(told)
+    with (folder / f"outcome-{RANK}").open("a") as file:
+        print(told, file=file)
 
 
 for trouble in sys.argv[2:]:
+    folder = Path(sys.argv[1]) / ("leave" if trouble == "goes_on" else trouble)
     with mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file):
-        train(Path(sys.argv[1]) / trouble, trouble)
+        train(folder, trouble)
 leave_group()

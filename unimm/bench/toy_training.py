@@ -93,6 +93,7 @@ def _make_unified(training: ToyTraining, folder: Path) -> Trainer:
         optimizer=OptimizerConfig(muon_lr=0.02, weight_decay=0.1),
         num_positions=128,
         num_rows=4,
+        ema_decay=0.9,
         report_every=1,
         save_every=SAVE_EVERY,
         save_minutes=60.0,

@@ -193,6 +193,13 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain dicts, lists, numbers and strings."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
 def save_config(config: DictConfig, folder: Path) -> None:
     """The composed configuration beside the run, so that it can be read and repeated."""
     folder.mkdir(parents=True, exist_ok=True)

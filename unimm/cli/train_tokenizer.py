@@ -6,13 +6,14 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, check_given, run_with_hydra, save_config, seed_everything
+from unimm.cli.build import build, check_given, run_with_hydra, save_config, seed_everything, settings_of
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.devices import choose_device
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import save_image_tokenizer
 from unimm.training.tokenizer_trainer import TokenizerTrainer
+from unimm.training.trackers import TrackingConfig
 
 
 def train_tokenizer(config: DictConfig) -> Path:
@@ -23,6 +24,8 @@ def train_tokenizer(config: DictConfig) -> Path:
     """
     check_given(config.images, "images")
     out = Path(config.out)
+    tracking: TrackingConfig = build(config.tracking)
+    tracking.check()
     # The process group must be there before the quantizer is built; unless told that it is a CPU, accelerate makes none there.
     state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
@@ -39,6 +42,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     )
     if trainer.is_main:
         save_config(config, out)
+    trainer.track(tracking, settings_of(config))
     averaged = trainer.fit()
     if trainer.is_main:
         save_image_tokenizer(out / "model", averaged)

@@ -18,10 +18,11 @@ NUM_DIGITS = 10
 
 
 class DigitsAnswers(Answers):
-    """Questions about scans never trained on: the digit, its parity, a comparison, its identity."""
+    """Questions about scans never trained on: the digit, its parity, a comparison, its identity. split: "test" or another."""
 
-    def __init__(self, num_items: int = 300, seed: int = 0):
-        super().__init__("digits_answers", DigitsWorld("test", seed=seed), num_items)
+    def __init__(self, num_items: int = 300, seed: int = 0, split: str = "test"):
+        name = "digits_answers" if split == "test" else f"digits_answers_{split}"
+        super().__init__(name, DigitsWorld(split, seed=seed), num_items)
 
 
 class DigitsDrawings(Drawings):

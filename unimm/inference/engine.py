@@ -74,11 +74,18 @@ class Engine:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def save(self, path: str | Path, max_shard_size: int | str = "5GB", notes: str = "") -> list[str]:
+    def save(
+        self,
+        path: str | Path,
+        max_shard_size: int | str = "5GB",
+        notes: str = "",
+        write_more: Callable[[Path], object] = lambda folder: None,
+    ) -> list[str]:
         """Write the model as one folder: whole or not there. `unimm.load` opens it, and `transformers` where it is a Janus.
 
         Args:
             notes: Markdown for the model card: recipe, data, scores, licence.
+            write_more: is given the folder before it is moved to its place, for files of the caller's own.
 
         Returns:
             Why `transformers` cannot open it, part by part; empty where it can.
@@ -86,6 +93,11 @@ class Engine:
         Raises:
             ValueError: the path holds something else than a model.
         """
+
+        def save_rest(folder: Path) -> None:
+            self.tokenizer.save(folder)
+            write_more(folder)
+
         return save_model(
             path,
             self.model,
@@ -93,7 +105,7 @@ class Engine:
             self.tokenizer.special,
             extra={"prompt_format": asdict(self.prompt_format)},
             drawing=asdict(self.drawing),
-            save_tokenizer=self.tokenizer.save,
+            save_tokenizer=save_rest,
             max_shard_size=max_shard_size,
             notes=notes,
         )
@@ -241,7 +253,6 @@ class Engine:
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
             callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
-
             more: `min_p` of `Sampling`, `guidance_interval` of `Request`.
 
         Returns:
@@ -250,9 +261,8 @@ class Engine:
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
         requests = self._drawing_requests(prompt, num_images, seed, **settings)
         images = self._finish(draw(self.decoder, requests, self.coder), callback).images or []
-        if isinstance(prompt, str):
-            return images
-        return [images[start : start + num_images] for start in range(0, len(images), num_images)]
+        starts = range(0, len(images), num_images)
+        return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
 
     def stream_images(
         self, prompt: str | list[str], num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings

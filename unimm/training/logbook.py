@@ -4,14 +4,15 @@
     run/tensorboard/           the same, and texts and pictures
     run/samples/               pictures and texts, by step
 
-Only the first process of a run writes; the others hold a logbook that does nothing. What cannot be written (a full disk, a
-folder that is gone) is told once and left out: only checkpoints are worth stopping for.
+The same goes to the `trackers` that a run asks for. Only the first process of a run writes; the others hold a logbook that does
+nothing. What cannot be written (a full disk, a folder that is gone, a server that does not answer) is told once and left out:
+only checkpoints are worth stopping for.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from unimm.training.trackers import Tracker
+
 logger = logging.getLogger(__name__)
 
 
 class Logbook:
-    """Numbers, texts and pictures of one run, by step."""
+    """Numbers, texts and pictures of one run, by step. trackers: are told the same, and closed with it."""
 
-    def __init__(self, folder: Path, active: bool = True) -> None:
+    def __init__(self, folder: Path, active: bool = True, trackers: list[Tracker] | None = None) -> None:
         self.folder = folder
+        self.trackers = trackers or []
         self.active = active
         if not active:
             return
@@ -50,6 +54,12 @@ class Logbook:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             temporary.replace(self._metrics)
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether a number of that name was written for a step; what is not active has none."""
+        if not self.active or not self._metrics.is_file():
+            return False
+        return any(line["step"] == step and name in line for line in read_numbers(self._metrics))
+
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """One line of scalars."""
         if not self.active:
@@ -61,6 +71,7 @@ class Logbook:
         with self._spared("TensorBoard"):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+        self._tell_trackers(lambda tracker: tracker.numbers(step, values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text, such as sample captions."""
@@ -71,6 +82,7 @@ class Logbook:
             (self._samples / f"{step:08d}-{name}.txt").write_text(text + "\n", encoding="utf-8")
         with self._spared("TensorBoard"):
             self._writer.add_text(name, text, step)
+        self._tell_trackers(lambda tracker: tracker.text(step, name, text))
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """A picture, such as a grid of reconstructions or drawings."""
@@ -81,19 +93,26 @@ class Logbook:
             picture.save(self._samples / f"{step:08d}-{name}.png")
         with self._spared("TensorBoard"):
             self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._tell_trackers(lambda tracker: tracker.picture(step, name, picture))
 
     def close(self) -> None:
         """Flush everything to disk."""
         if self.active:
             with self._spared("TensorBoard"):
                 self._writer.close()
+            self._tell_trackers(lambda tracker: tracker.close())
+
+    def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            with self._spared(tracker.name, Exception):  # of whatever kind: packages of others, that speak with servers
+                tell(tracker)
 
     @contextmanager
-    def _spared(self, what: str) -> Iterator[None]:
+    def _spared(self, what: str, trouble: type[Exception] = OSError) -> Iterator[None]:
         """Trouble with the disk in here costs what is written, not the run; of each kind it is told once."""
         try:
             yield
-        except OSError as error:
+        except trouble as error:
             if what not in self._lost:
                 logger.warning(f"{what} of {self.folder} cannot be written ({error}); training goes on without.")
             self._lost.add(what)

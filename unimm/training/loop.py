@@ -29,6 +29,7 @@ from unimm.training.nonfinite import FiniteGuard, NotFiniteError
 from unimm.training.ranks import Ranks
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.sharding import gather
+from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
 MAX_FAILED_SAVES = 3
 """So many checkpoints in a row that cannot be written end a run."""
@@ -93,6 +94,23 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self._saved_step, self._failed_saves = -1, 0
+        self._trackers: list[Tracker] = []
+
+    def track(self, config: TrackingConfig, settings: dict[str, Any]) -> None:
+        """Tell trackers of this run, from now on; all processes ask for it.
+
+        settings: what the run is configured with, JSON-able, for the trackers to show.
+
+        Raises:
+            ValueError: a tracker is missing or cannot start; raised on every process.
+        """
+        failure: ValueError | None = None
+        try:
+            self._trackers = open_trackers(config, self.folder, settings) if self.is_main else []
+        except ValueError as error:
+            failure = error
+        if self.ranks.any(failure is not None):
+            raise failure or ValueError("The first process could not start its trackers.")
 
     def compiles(self) -> bool:
         """Whether to compile: where it is asked for and works; where it does not, the run says so and goes on."""
@@ -129,6 +147,9 @@ class Loop:
         """Numbers since the last report; every rank is asked at the same step."""
         raise NotImplementedError
 
+    def before_steps(self, logbook: Logbook) -> None:
+        """What the run left undone when it was stopped."""
+
     def after_step(self, logbook: Logbook) -> None:
         """Samples, validation: whatever else a step may be followed by; what takes long leaves early when `stop` is made."""
 
@@ -158,7 +179,7 @@ class Loop:
             NotFiniteError: a loss or gradient is not finite, and no more steps may be skipped.
             SaveError: a checkpoint could not be written, which was the last or the third in a row.
         """
-        logbook = Logbook(self.folder, self.is_main)
+        logbook = Logbook(self.folder, self.is_main, self._trackers)
         logbook.rewind(self.step)
         line = ProgressLine(title, self.is_main)
         try:
@@ -179,6 +200,7 @@ class Loop:
         with held_back():
             batches = iter(self._loader()) if self.progress < 1.0 else iter(())
         saved_at = time.monotonic()
+        self.before_steps(logbook)
         while self.progress < 1.0 and not self._is_stopped():
             self._one_step(batches, meter)
             line.update(self.progress, meter.note())

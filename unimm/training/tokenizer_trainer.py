@@ -20,6 +20,7 @@ from unimm.models.image_tokenizer import ImageTokenizer, Reconstruction
 from unimm.models.quantizers import CosineQuantizer
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.discriminator import Adversary, AdversaryConfig
+from unimm.training.ema import ramp
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
 from unimm.training.optim import tokenizer_optimizers
@@ -164,7 +165,7 @@ class TokenizerTrainer(Loop):
 
     @torch.no_grad()
     def _average(self) -> None:
-        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))
+        decay = ramp(self.config.ema_decay, self.step)
         for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
         for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):

@@ -7,7 +7,7 @@ does not depend on how a global batch is cut into ranks and micro-batches, and a
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.training import recompute
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unimm.training.ema import Ema
 from unimm.training.flops import peak_flops
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
@@ -35,6 +36,9 @@ from unimm.training.optim import OptimizerConfig, Optimizers
 from unimm.training.recompute import checkpoint_activations
 from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
 from unimm.training.stages import Stage, factors, freeze, show, stage_table
+
+VALIDATED = "validation/mean"
+"""The number that a finished validation has logged."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +52,17 @@ class TrainerConfig(LoopConfig):
     num_rows: rows a step, over all ranks and micro-batches.
     num_micro_batches: forward passes a rank takes for one update.
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
-    sample_every: in steps; 0 is never.
+    ema_decay: of the exponential moving average of what learns, in (0, 1); None: there is none. Where there is one, it is
+        what is sampled, validated and kept in the end.
+    sample_every, validate_every: in steps; 0 is never.
     sharding: how several processes hold the model.
     attention: how the trunk attends within rows, one of `unimm.models.attention.WAYS`; "auto" is "documents" on a CPU, and on a
         GPU "flex_attention" where layers are compiled, else "sdpa".
     activation_checkpointing: "none", "selective" or "full" (`unimm.training.recompute`).
     plan: a folder that `unimm plan` wrote for the same data and rows; None: every rank plans by itself, the same.
     peak_tflops: what one device computes in a second at most, for MFU; None: by the name of the GPU, where it is known.
+
+    Raises ValueError for settings that make no sense.
     """
 
     stage: Stage
@@ -63,7 +71,9 @@ class TrainerConfig(LoopConfig):
     num_rows: int = 16
     num_micro_batches: int = 1
     weights: dict[str, float] = field(default_factory=dict)
+    ema_decay: float | None = None
     sample_every: int = 0
+    validate_every: int = 0
     sharding: Sharding = field(default_factory=Sharding)
     attention: str = "auto"
     activation_checkpointing: str = "none"
@@ -75,6 +85,11 @@ class TrainerConfig(LoopConfig):
         for name, ways in (("attention", ("auto", *attention.WAYS)), ("activation_checkpointing", recompute.WAYS)):
             if getattr(self, name) not in ways:
                 raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1, such as 0.999 (null: no average), and is not {self.ema_decay}.")
+        for name in ("sample_every", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of steps (0: never), and not {getattr(self, name)}.")
 
 
 class Trainer(Loop):
@@ -86,8 +101,10 @@ class Trainer(Loop):
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
         device: where to train; default: the best that is here.
-        sample: called as sample(step, logbook) every `sample_every` steps on the first process, with the model in eval mode;
-            it should return early once `stop.made` of this trainer is true.
+        sample, validate: called as sample(step, logbook) every `sample_every` steps, and validate(step, logbook) every
+            `validate_every`, on the first process, with the model in eval mode and its averaged weights where there are any;
+            they should return early once `stop.made` of this trainer is true. What validates logs `VALIDATED`; where it left
+            early, it is called again when the run goes on.
     """
 
     def __init__(
@@ -98,11 +115,12 @@ class Trainer(Loop):
         folder: Path,
         device: str | None = None,
         sample: Callable[[int, Logbook], None] | None = None,
+        validate: Callable[[int, Logbook], None] | None = None,
     ) -> None:
         super().__init__(config, folder, device)
         self.config = config
         self.mixture = mixture
-        self.sample = sample
+        self.sample, self.validate = sample, validate
         self.origin = Origin()
         self.objective = objective
         self.model = model = objective.model
@@ -119,14 +137,15 @@ class Trainer(Loop):
         self.wrapped = self._distribute()
         self.optimizers = Optimizers(objective.parts(), factors(objective.parts(), config.stage), config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
+        self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
         self.resume()
 
     def _distribute(self) -> nn.Module:
         """The objective as several processes hold it."""
         if not self.is_sharded:
             return self.accelerator.prepare(self.objective)
-        if self.is_main and self.sample is not None and self.config.sample_every:
-            logger.warning("Nothing is sampled during this run, for no process has the whole model: look at what it ends with.")
+        if self.is_main and ((self.sample and self.config.sample_every) or (self.validate and self.config.validate_every)):
+            logger.warning("Nothing is sampled or validated in this run, for no process has the whole model: look at its end.")
         device = self.accelerator.device
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
         return self.objective
@@ -145,6 +164,10 @@ class Trainer(Loop):
             model = make()
         model.load_state_dict(weights, assign=True)
         return model
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """In this context the model has its averaged weights, and after it its own again; without an average it has its own."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
 
     def fit(self) -> None:
         """Train to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
@@ -205,6 +228,8 @@ class Trainer(Loop):
         meter.grad_norm = float(norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
+        if self.ema is not None:
+            self.ema.update()
 
     def name_samples(self, batch: Step) -> list[str]:
         """Source, number there and key of each sample."""
@@ -227,36 +252,49 @@ class Trainer(Loop):
         """Global means since the last report."""
         return meter.report(self.rate(), self.accelerator)
 
+    def before_steps(self, logbook: Logbook) -> None:
+        """The validation that a signal has cut short, when it stopped the run after this step."""
+        validates = self.validate is not None and self.step > 0 and self.is_due(self.config.validate_every)
+        if validates and not self.ranks.any(logbook.has(self.step, VALIDATED)):
+            self._look(logbook, self.validate)
+
     def after_step(self, logbook: Logbook) -> None:
-        """Sample captions and drawings, when they are due."""
-        if self.sample is None or self.is_sharded or not self.is_due(self.config.sample_every):
+        """Sample captions and drawings, and validate, when they are due."""
+        every = ((self.sample, self.config.sample_every), (self.validate, self.config.validate_every))
+        self._look(logbook, *(look for look, steps in every if self.is_due(steps)))
+
+    def _look(self, logbook: Logbook, *looks: Callable[[int, Logbook], None] | None) -> None:
+        """Have the first process look at the averaged model, while the others wait."""
+        if self.is_sharded or not any(looks):
             return
         if self.is_main:
             self.model.eval()
             self.model.set_attention("sdpa")
             # Compiled layers would be compiled again for every length of a cache.
-            with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-                self.sample(self.step, logbook)
+            with self.averaged(), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+                for look in filter(None, looks):
+                    look(self.step, logbook)
             self.model.set_attention(self._attention())
         self.ranks.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and the optimizers' state."""
+        """Weights, their average, and the optimizers' state."""
         tensors = {f"weights/{name}": tensor for name, tensor in self.objective.state_dict().items()}
         for prefix, optimizer in self.optimizers.all.items():
             tensors |= optimizer_tensors(optimizer, self.names, prefix)
-        return tensors
+        return tensors if self.ema is None else tensors | self.ema.tensors()
 
     def state(self) -> dict[str, Any]:
-        """The stage, so that another one does not take it up, and where in the plan the run is."""
+        """The stage, so that another one does not take it up, where in the plan the run is, and how old the average."""
         shape = {"num_positions": self.config.num_positions, "num_rows": self.config.num_rows}
-        return {"stage": self.config.stage.name, "plan": {**asdict(self.origin), **shape}}
+        ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
+        return {"stage": self.config.stage.name, "plan": {**asdict(self.origin), **shape}, **ema}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors`.
 
         Raises:
-            ValueError: the checkpoint is one of another stage.
+            ValueError: the checkpoint is one of another stage, or has an average that this run is not to keep.
         """
         own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
         if own != kept:
@@ -264,7 +302,22 @@ class Trainer(Loop):
         load_whole(self.objective, weights_of(checkpoint, "weights"))
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
+        self._restore_ema(checkpoint)
         self.origin = self._origin_of(checkpoint)
+
+    def _restore_ema(self, checkpoint: Checkpoint) -> None:
+        kept = checkpoint.state.get("ema")
+        if self.ema is not None and kept is not None:
+            self.ema.restore(weights_of(checkpoint, "ema"), kept["num_updates"])
+        elif self.ema is not None:
+            self.ema.restart()
+            if self.is_main:
+                logger.warning(f"The run in {self.folder} had no EMA so far: it begins at step {checkpoint.step}.")
+        elif kept is not None:
+            raise ValueError(
+                f"{self.folder} holds a run with an EMA of its weights, which would be lost: add trainer.ema_decay=0.999, or "
+                f"what it was, to go on with it, or name another folder."
+            )
 
     def _origin_of(self, checkpoint: Checkpoint) -> Origin:
         """Where the plan goes on. With rows of another number or length a new window begins, at the last one's first sample."""

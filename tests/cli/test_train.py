@@ -1,0 +1,133 @@
+"""`unimm train` with an EMA and validation: the average is kept, with adapters and without; mistakes are said at once."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+from users_files import make_all
+
+import unimm
+from unimm.cli.app import app
+from unimm.cli.build import compose_config
+from unimm.files import read_json
+from unimm.models.folder import load_model
+from unimm.models.lora import delta
+from unimm.train import train
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.logbook import read_numbers
+
+WORDS = [
+    *("data=image_folder", "data.folder=photos", "device=cpu", "codes=codes", "trainer.num_positions=256"),
+    *("trainer.num_workers=0", "trainer.budget.max_steps=4", "trainer.schedule.warmup_steps=0", "trainer.optimizer.lr=0.02"),
+    *("trainer.ema_decay=0.9", "trainer.validate_every=2", "validation.num_items=2", "trainer.sample_every=0"),
+]
+RUNS = {"whole": ["stage=pretrain"], "adapters": ["stage=adapters", "lora=default", "lora.rank=2", "lora.targets=[trunk]"]}
+
+
+@pytest.fixture(scope="module")
+def given(tiny_folder: Path) -> list[str]:
+    return [*WORDS, f"image_tokenizer={tiny_folder}", f"init_from={tiny_folder}"]
+
+
+@pytest.fixture(scope="module")
+def place(given: list[str], tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos, their codes, and two runs."""
+    folder = make_all(tmp_path_factory.mktemp("train"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        words = ["data=image_folder", "data.folder=photos", f"image_tokenizer={tiny_folder}", "out=codes", "device=cpu"]
+        encoded = CliRunner().invoke(app, ["encode", *words])
+        assert encoded.exit_code == 0, encoded.output
+        for name, own in RUNS.items():
+            train(compose_config("train", [*given, *own, f"out={name}"]))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder).model.named_parameters())
+
+
+def checkpointed(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    prefix = f"{kind}/model."
+    return {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+
+
+def test_the_model_that_is_written_is_the_average(place: Path) -> None:
+    written = weights(place / "whole" / "model")
+    averages, last = checkpointed(place / "whole", "ema"), checkpointed(place / "whole", "weights")
+    assert averages
+    for name, parameter in written.items():
+        assert torch.equal(parameter, averages.get(name, last[name])), name
+    assert any(not torch.equal(averages[name], last[name]) for name in averages)
+
+
+def test_the_adapter_that_is_merged_is_the_average(place: Path, tiny_folder: Path) -> None:
+    written, base = weights(place / "adapters" / "model"), weights(tiny_folder)
+    averages = checkpointed(place / "adapters", "ema")
+    assert averages and all(".lora_" in name for name in averages)
+    for name, parameter in base.items():
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_A.default.weight" in averages:
+            a_RI, b_OR = (averages[f"{layer}.lora_{letter}.default.weight"] for letter in "AB")
+            torch.testing.assert_close(written[name], parameter + delta(a_RI, b_OR, 32.0 / 2), rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(written[name], parameter), name
+    adapted = unimm.load(tiny_folder, device="cpu", adapter=place / "adapters" / "adapter")
+    merged = unimm.load(place / "adapters" / "model", device="cpu")
+    codes = [engine.generate_codes("a red square", temperature=0.0) for engine in (adapted, merged)]
+    assert torch.equal(codes[0], codes[1])
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_best_model_is_kept_beside_it(run: str, place: Path) -> None:
+    lines = read_numbers(place / run / "metrics.jsonl")
+    validated = {line["step"]: line for line in lines if "validation/mean" in line}
+    assert list(validated) == [2, 4]
+    names = ("shapes_answers", "shapes_captions", "shapes_drawings", "digits_answers", "digits_drawings", "mean")
+    assert set(validated[4]) == {"step", *(f"validation/{name}" for name in names)}
+    record: dict[str, Any] | None = read_json(place / run / "best" / "validation.json")
+    assert record is not None and record["score"] == max(line["validation/mean"] for line in validated.values())
+    assert record["score"] == validated[record["step"]]["validation/mean"]
+    best = unimm.load(place / run / "best", device="cpu")
+    assert isinstance(best.caption(np.zeros((16, 16, 3), dtype=np.uint8), max_new_tokens=2), str)
+
+
+def test_a_finished_run_given_again_keeps_both(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for run, own in RUNS.items():
+        before = {name: tensor.clone() for name, tensor in weights(place / run / "model").items()}
+        record = read_json(place / run / "best" / "validation.json")
+        train(compose_config("train", [*given, *own, f"out={run}"]))
+        after = weights(place / run / "model")
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert read_json(place / run / "best" / "validation.json") == record
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trainer.ema_decay=2", "ema_decay lies between 0 and 1"),
+        ("trainer.validate_every=-1", "validate_every is a number of steps"),
+        ("validation.tasks=[zebra]", "There is no validation task 'zebra'"),
+        ("validation.num_items=0", "num_items must be at least 1"),
+        ("suite=zebra", "There is no suite 'zebra'"),
+        ("trackers=[wandb]", "`pip install wandb`"),
+        ("trackers=[zebra]", "There is no tracker 'zebra'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_ends_in_one_sentence(
+    word: str, told: str, place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("UNIMM_DEBUG", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    result = CliRunner().invoke(app, ["train", *given, "stage=pretrain", "out=none", word])
+    assert result.exit_code == 2 and told in result.stderr, result.output
+    assert result.stderr.startswith("unimm: ") and result.stderr.count("\n") == 1
+    assert not (place / "none" / "checkpoints").exists()

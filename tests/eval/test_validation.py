@@ -1,0 +1,294 @@
+"""Validation during training: on other items than a suite's, kept whole or not at all, without a trace in the training."""
+
+import logging
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_image_tokenizer
+from toys import make_config, make_mixture, make_model, make_template
+
+from unimm.eval import validation as validations
+from unimm.eval.suites import build_suite
+from unimm.eval.validation import TASKS, Validation, ValidationConfig
+from unimm.files import read_json
+from unimm.inference.engine import Engine
+from unimm.inference.stoppable import StoppableDecoder, Stopped
+from unimm.models.folder import load_model
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.logbook import Logbook, read_numbers
+from unimm.training.objectives import Likelihood
+from unimm.training.trainer import Trainer
+
+
+def script(patch: pytest.MonkeyPatch, **scores: list[float]) -> None:
+    """Tasks that give these scores, one after the other."""
+    for name, values in scores.items():
+        left = iter(values)
+        task = SimpleNamespace(run=lambda engine, progress, left=left: SimpleNamespace(score=next(left)))
+        patch.setitem(TASKS, name, lambda num_items, task=task: task)
+
+
+def make(engine: Engine, folder: Path, **settings: Any) -> Validation:
+    config = ValidationConfig(**{"tasks": ["shapes_answers", "digits_answers"], **settings})
+    return Validation(config, engine, folder, lambda to, more: engine.save(to, write_more=more), lambda: False)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / "validation.json")
+    assert content is not None
+    return content
+
+
+def test_the_best_is_kept_with_what_it_was_chosen_by(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, shapes_answers=[0.2, 0.6, 0.4], digits_answers=[0.4, 0.5, 0.7])
+    best, book = tmp_path / "best", Logbook(tmp_path)
+    validation = make(tiny_engine, best)
+    steps = []
+    for step in (10, 20, 30):
+        validation(step, book)
+        steps.append(record(best)["step"])
+    assert steps == [10, 20, 20], "0.55 again is no better"
+    assert record(best) == {
+        "step": 20,
+        "score": 0.55,
+        "scores": {"shapes_answers": 0.6, "digits_answers": 0.5, "mean": 0.55},
+        "tasks": ["shapes_answers", "digits_answers"],
+        "num_items": 100,
+        "monitor": "mean",
+    }
+    assert load_model(best).config["model_type"] == "janus"
+    lines = read_numbers(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["validation/mean"]) for line in lines] == [
+        (10, pytest.approx(0.3)),
+        (20, 0.55),
+        (30, 0.55),
+    ]
+    assert book.has(20, "validation/mean") and not book.has(15, "validation/mean") and not book.has(20, "loss/text")
+
+
+def test_a_run_that_goes_on_does_not_overwrite_a_better_one(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    best, book = tmp_path / "best", Logbook(tmp_path, active=False)
+    script(monkeypatch, shapes_answers=[0.9, 0.8, 0.1, 0.2], digits_answers=[0.1, 0.3, 0.0, 0.0])
+    make(tiny_engine, best, monitor="shapes_answers")(10, book)
+    again = make(tiny_engine, best, monitor="shapes_answers")
+    again.resume()
+    again(20, book)
+    assert record(best)["step"] == 10 and record(best)["score"] == 0.9
+    other = make(tiny_engine, best, monitor="mean")
+    other.resume()
+    assert "was chosen by other scores" in caplog.text
+    other(30, book)
+    assert record(best)["step"] == 30
+    make(tiny_engine, best)(40, book)  # a new run in the folder: it does not `resume`
+    assert record(best)["step"] == 40
+
+
+def test_a_best_model_without_room_costs_a_warning(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    best, book = tmp_path / "best", Logbook(tmp_path, active=False)
+    script(monkeypatch, shapes_answers=[0.5, 0.7, 0.6], digits_answers=[0.5, 0.7, 0.6])
+    validation = make(tiny_engine, best)
+    validation(10, book)
+    with monkeypatch.context() as patch:
+        patch.setattr("unimm.files.os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        validation(20, book)
+    assert "cannot be written" in caplog.text and "No space left" in caplog.text
+    assert record(best)["step"] == 10 and load_model(best)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    validation(30, book)
+    assert record(best)["step"] == 30
+
+
+def test_items_are_not_those_of_the_suites() -> None:
+    suite = {task.name: task for task in build_suite("quick")}
+    for name, make_task in TASKS.items():
+        own, theirs = make_task(12), suite[name]
+        assert own.num_items == 12
+        for part in ("dataset", "commissions"):
+            if hasattr(own, part):
+                mine, others = getattr(own, part), getattr(theirs, part)
+                if part == "dataset":
+                    assert (mine.split, others.split) == ("validation", "test")
+                else:
+                    assert own.seed != theirs.seed
+    prompts = [
+        [one.prompt.text for one in task.commissions] for task in (TASKS["shapes_drawings"](60), suite["shapes_drawings"])
+    ]
+    assert sum(a == b for a, b in zip(*prompts, strict=False)) < 20
+
+
+def test_what_makes_no_sense_is_said() -> None:
+    for settings, told in (
+        ({"tasks": ["zebra"]}, "no validation task 'zebra': choose among shapes_answers, "),
+        ({"tasks": []}, "validation.tasks is a list of some of"),
+        ({"tasks": "shapes_answers"}, "validation.tasks is a list of some of"),
+        ({"num_items": 0}, "num_items must be at least 1, not 0"),
+        ({"monitor": "loss"}, "monitor is mean or one of shapes_answers, .*, not 'loss'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ValidationConfig(**settings)
+
+
+def test_another_folder_in_the_place_is_said_at_once(tiny_engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "photo.png").touch()
+    with pytest.raises(ValueError, match="is not a model folder"):
+        make(tiny_engine, tmp_path / "best")
+
+
+# -- in a training --------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(folder: Path, max_steps: int, watch: Callable[[int], None] = lambda count: None, **changes: Any) -> Trainer:
+    """A trainer of the toy mixture that validates on real tasks, every second step. watch: is told of every decoding step."""
+    torch.manual_seed(0)
+    model = make_model()
+    engine = Engine(model, tiny_image_tokenizer(), make_template().tokenizer)
+    count = 0
+
+    def is_stopped() -> bool:
+        nonlocal count
+        count += 1
+        watch(count)
+        return trainer.stop.made
+
+    engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
+    config = ValidationConfig(num_items=3)
+    validation = Validation(
+        config, engine, folder / "best", lambda to, more: engine.save(to, write_more=more), lambda: trainer.stop.made
+    )
+    settings = make_config(max_steps, **{"validate_every": 2, "ema_decay": 0.5, **changes})
+    trainer = Trainer(Likelihood(model), make_mixture(), settings, folder, "cpu", validate=validation)
+    if trainer.step:
+        validation.resume()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder, 6).fit()
+    return folder
+
+
+def timeless(folder: Path) -> list[dict[str, float]]:
+    """What was logged, without what depends on the clock."""
+    lines = read_numbers(folder / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.tensors
+
+
+def test_it_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_trainer(tmp_path, 6, validate_every=0).fit()
+    ours, theirs = tensors(whole), tensors(tmp_path)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [line for line in timeless(whole) if "validation/mean" not in line] == timeless(tmp_path)
+    assert [line["step"] for line in timeless(whole) if "validation/mean" in line] == [2, 4, 6]
+    assert not (tmp_path / "best").exists()
+
+    def states() -> tuple:
+        return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+    seen: list[tuple] = []
+    call = Validation.__call__
+
+    def watched(self: Validation, *words: Any) -> None:
+        seen.append(states())
+        call(self, *words)
+        assert states() == seen[-1]
+
+    monkeypatch.setattr(Validation, "__call__", watched)
+    make_trainer(tmp_path / "watched", 2).fit()
+    assert len(seen) == 1
+
+
+def test_the_best_is_the_average_of_its_step(whole: Path) -> None:
+    validated = {line["step"]: line["validation/mean"] for line in timeless(whole) if "validation/mean" in line}
+    chosen = record(whole / "best")
+    assert chosen["score"] == max(validated.values()) == validated[chosen["step"]]
+    shorter = make_trainer(whole / "again", chosen["step"])
+    shorter.fit()
+    with shorter.averaged():
+        expected = {name: tensor.clone() for name, tensor in shorter.model.named_parameters()}
+    kept = dict(load_model(whole / "best").model.named_parameters())
+    assert all(torch.equal(kept[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("last", [4, 6], ids=["in the middle", "at the end"])
+def test_a_signal_in_the_middle_of_it(whole: Path, tmp_path: Path, number: signal.Signals, last: int) -> None:
+    """It is left at once, and done when the run goes on; then all is as if nothing had been."""
+    counts: list[tuple[int, int]] = []
+
+    def interrupt(count: int) -> None:
+        if trainer.step == last:
+            counts.append((count, trainer.step))
+            if len(counts) == 5:
+                signal.raise_signal(number)
+
+    trainer = make_trainer(tmp_path, 6, interrupt)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    assert len(counts) == 5, "not one step of decoding more"
+    assert [line["step"] for line in timeless(tmp_path) if "validation/mean" in line] == list(range(2, last, 2))
+    checkpoint = load_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == last
+    for name, parameter in trainer.model.named_parameters():  # the weights, not their averages
+        assert torch.equal(parameter, checkpoint.tensors[f"weights/model.{name}"]) and not torch.equal(parameter, before[name])
+    make_trainer(tmp_path, 6).fit()
+    assert timeless(tmp_path) == [*timeless(whole)]
+    ours, theirs = tensors(tmp_path), tensors(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert record(tmp_path / "best") == record(whole / "best")
+
+
+def test_a_finished_run_validates_no_more(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = timeless(whole)
+    monkeypatch.setattr(validations.Validation, "_score", lambda self: pytest.fail("once is enough"))
+    make_trainer(whole, 6).fit()
+    assert timeless(whole) == before
+
+
+def test_a_stopped_decoder_is_as_new(tiny_engine: Engine, picture: Any) -> None:
+    answers: Iterator[bool] = iter([False, False, True])
+    engine = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer)
+    engine.decoder = StoppableDecoder(engine.model, engine.tokenizer.special.pad, lambda: next(answers, False))
+    with pytest.raises(Stopped):
+        engine.generate_images(["a red square", "a blue circle"])
+    stats = engine.decoder.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_rows) == (0, 0, 0)
+    assert engine.answer(picture, "What is it?", max_new_tokens=5) == tiny_engine.answer(
+        picture, "What is it?", max_new_tokens=5
+    )
+
+
+def test_shards_are_not_validated_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, 2)
+    monkeypatch.setattr("unimm.training.trainer.shard", lambda *_: None)
+    trainer.is_sharded = True
+    with caplog.at_level(logging.WARNING):
+        trainer._distribute()
+    assert caplog.text.count("Nothing is sampled or validated") == 1
+    trainer.fit()
+    assert not [line for line in timeless(tmp_path) if "validation/mean" in line] and not (tmp_path / "best").exists()

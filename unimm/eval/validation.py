@@ -1,0 +1,151 @@
+"""Validation during training: scores of the weights so far, and the best model so far as a folder.
+
+    validation/TASK, validation/mean    the scores, in the logbook
+    out/best/                           the model with the best score, written as any model
+    out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items"}: what it was chosen by
+
+The tasks are those of the suites with other items, from the worlds' validation splits: what a suite scores of the model in the
+end did not choose it. Nothing here draws from a generator of the training.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors import SafetensorError
+
+from unimm.eval.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
+from unimm.eval.task import Example, Task
+from unimm.files import check_replaceable, read_json, write_json
+from unimm.inference.engine import Engine
+from unimm.inference.stoppable import Stopped
+from unimm.models.weights import CONFIG
+from unimm.training.logbook import Logbook
+
+MEAN = "mean"
+RECORD = "validation.json"
+
+SEED = 1_000_003
+"""Of the prompts and the noise of drawings: none that an evaluation is likely to take."""
+
+CATEGORIES = 6
+"""Of drawings of shapes: each gets a sixth of the items."""
+
+TASKS: dict[str, Callable[[int], Task]] = {
+    "shapes_answers": lambda num_items: ShapesAnswers(num_items, split="validation"),
+    "shapes_captions": lambda num_items: ShapesCaptions(num_items, split="validation"),
+    "shapes_drawings": lambda num_items: ShapesDrawings(-(-num_items // CATEGORIES), SEED),
+    "digits_answers": lambda num_items: DigitsAnswers(num_items, split="validation"),
+    "digits_drawings": lambda num_items: DigitsDrawings(num_items, SEED),
+}
+"""What can be validated on, by the number of items. Not reconstruction, which is the image tokenizer's; and not held-out pairs,
+which say something only as long as nothing was chosen by them.
+"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is validated on, and by which score the best model is chosen.
+
+    tasks: of `TASKS`. num_items: of each; of drawings of shapes rounded up to whole categories.
+    monitor: a task, or "mean": the mean of all.
+
+    Raises ValueError for a task that is none, or no items.
+    """
+
+    tasks: tuple[str, ...] | list[str] = tuple(TASKS)
+    num_items: int = 100
+    monitor: str = MEAN
+
+    def __post_init__(self) -> None:
+        if not self.tasks or isinstance(self.tasks, str):
+            raise ValueError(f"validation.tasks is a list of some of {', '.join(TASKS)}.")
+        if unknown := [name for name in self.tasks if name not in TASKS]:
+            raise ValueError(f"There is no validation task '{unknown[0]}': choose among {', '.join(TASKS)}.")
+        if self.num_items < 1:
+            raise ValueError(f"validation.num_items must be at least 1, not {self.num_items}.")
+        if self.monitor not in (MEAN, *self.tasks):
+            raise ValueError(f"validation.monitor is {MEAN} or one of {', '.join(self.tasks)}, not '{self.monitor}'.")
+
+
+class Validation:
+    """What a trainer calls to validate.
+
+    Args:
+        config: tasks, their size, and what the best is chosen by.
+        engine: asks the weights that are learned.
+        folder: where the best model goes.
+        save: writes the present model as a folder; what its second argument writes into that folder goes with it.
+        is_stopped: whether to leave early; then nothing of the validation counts.
+
+    Raises ValueError where the folder holds something else than a model.
+    """
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        engine: Engine,
+        folder: Path,
+        save: Callable[[Path, Callable[[Path], None]], object],
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        check_replaceable(folder.resolve(), CONFIG, "a model folder")
+        self.config, self.engine, self.folder = config, engine, folder
+        self.best: float | None = None
+        self._save, self._is_stopped = save, is_stopped
+        self._tasks: dict[str, Task] | None = None
+
+    def resume(self) -> None:
+        """Go on with the best model that the folder holds, if it was chosen by the same scores."""
+        record = read_json(self.folder / RECORD)
+        if record is None:
+            return
+        if any(record.get(key) != value for key, value in self._settings().items()):
+            logger.warning(f"{self.folder} was chosen by other scores: the next validation replaces it.")
+            return
+        self.best = record["score"]
+
+    def __call__(self, step: int, logbook: Logbook) -> None:
+        """Score the present weights, keep them where they are the best so far, and log the scores."""
+        scores = self._score()
+        if scores is None:
+            return
+        self._keep_if_best(step, scores)
+        # After it: a run that is killed in between has not validated, and will.
+        logbook.numbers(step, {f"validation/{name}": value for name, value in scores.items()})
+
+    def _score(self) -> dict[str, float] | None:
+        """The score of every task, and their mean; None where it was stopped."""
+        if self._tasks is None:
+            self._tasks = {name: TASKS[name](self.config.num_items) for name in self.config.tasks}
+        try:
+            scores = {name: task.run(self.engine, self._leave_if_stopped).score for name, task in self._tasks.items()}
+        except Stopped:
+            return None
+        return {**scores, MEAN: fmean(scores.values())}
+
+    def _leave_if_stopped(self, example: Example) -> None:
+        if self._is_stopped():
+            raise Stopped
+
+    def _keep_if_best(self, step: int, scores: dict[str, float]) -> None:
+        score = scores[self.config.monitor]
+        if self.best is not None and score <= self.best:
+            return
+        record = {"step": step, "score": score, "scores": scores, **self._settings()}
+        try:
+            self._save(self.folder, lambda folder: write_json(folder / RECORD, record))
+        except (OSError, SafetensorError) as error:
+            logger.warning(f"The best model so far cannot be written to {self.folder} ({error}); training goes on without.")
+        else:
+            self.best = score
+
+    def _settings(self) -> dict[str, Any]:
+        settings = asdict(self.config)
+        return {**settings, "tasks": list(settings["tasks"])}
