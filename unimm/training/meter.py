@@ -19,7 +19,7 @@ class Meter:
         for name, tally in tallies.items():
             row = torch.stack([tally.loss.detach(), tally.correct, tally.count]).float()
             self._tallies[name] = self._tallies[name] + row if name in self._tallies else row
-        self._read += torch.tensor([batch.num_elements, batch.tokens.numel(), len(batch.pixels)])
+        self._read += torch.tensor([batch.num_elements, batch.tokens.numel(), batch.num_images])
 
     def add_time(self, seconds: float, waited: float) -> None:
         """One step's seconds, and how many of them it waited for data."""
