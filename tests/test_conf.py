@@ -35,7 +35,7 @@ from unimm.training.trainer import TrainerConfig
 CONF = conf_folder()
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
-GIVEN = {"train": ["image_tokenizer=x", "codes=x"], "train_tokenizer": [], "encode": ["image_tokenizer=x"]}
+GIVEN = {"train": ["image_tokenizer=x", "codes=x"], "train_tokenizer": [], "encode": ["image_tokenizer=x"], "encode_features": ["init_from=x"]}
 """What a root cannot know: folders that the user has."""
 FILES = {
     "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],

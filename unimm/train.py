@@ -24,6 +24,7 @@ from unimm.cli.build import (
     run_with_hydra,
     save_config,
     seed_everything,
+    with_features,
 )
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
@@ -69,7 +70,7 @@ def train(config: DictConfig) -> Path:
     model = start_from.model if start_from else build_model(config, tokenizer, image_tokenizer)
     adapt(model, config)
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
-    mixture = build_mixture(config, datasets, template)
+    mixture = build_mixture(config, with_features(config, datasets, model, template.prompt_format), template)
     if start_from is None:
         start(model, image_tokenizer, mixture, config.whitened_images)
         if "vision" not in config.stage.learns:

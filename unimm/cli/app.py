@@ -127,6 +127,19 @@ def encode(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
+@app.command("encode-features", context_settings=HYDRA, add_help_option=False)
+def encode_features(ctx: typer.Context) -> None:
+    """Store what a frozen vision tower sees. All words go to Hydra; `unimm encode-features --help` lists them.
+
+    \b
+    Example:
+      unimm encode-features init_from=FOLDER data=llava data.paths=llava.json out=runs/features
+    """
+    from unimm.cli.encode_features import main
+
+    main(ctx.args)
+
+
 @app.command()
 def caption(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],

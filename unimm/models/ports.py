@@ -105,7 +105,7 @@ class PixelsPort(nn.Module):
         return self.projector(self.batch_features(batch)).flatten(0, 1)
 
     def batch_features(self, batch: Batch) -> torch.Tensor:
-        """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or read from where they are stored.
+        """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.
 
         Raises:
             ValueError: features are stored that this tower cannot have made.
