@@ -13,7 +13,19 @@ from typer.testing import CliRunner
 
 from unimm.cli.app import app, picture_paths
 
-VERBS = ("quickstart", "train", "train-tokenizer", "encode", "encode-features", "caption", "answer", "generate", "eval", "convert", "bench")
+VERBS = (
+    "quickstart",
+    "train",
+    "train-tokenizer",
+    "encode",
+    "encode-features",
+    "caption",
+    "answer",
+    "generate",
+    "eval",
+    "convert",
+    "bench",
+)
 WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert")
 
 
