@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import llama, save_parts
 from safetensors.torch import load_file
 from test_readme import ROOT, fenced_lines
 from typer.testing import CliRunner
@@ -40,6 +41,8 @@ def toy(line: str) -> list[str]:
     verb, *words = line.split()[1:]
     if verb == "generate":
         return [*shlex.split(line)[1:], "--device", "cpu"]
+    if verb == "join":
+        return [verb, *words]
     fresh = TOY_MODEL if verb == "train" and not any(word.startswith("init_from=") for word in words) else []
     small = {"train-tokenizer": TOY_TOKENIZER, "train": TOY_TRAINER}.get(verb, ["device=cpu"])
     return [verb, *words, *small, *fresh]
@@ -51,7 +54,7 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_all(tmp_path_factory.mktemp("life"))
     for name in ("blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"):
         shutil.copy(folder / "llava/llava.json", folder / "llava" / name)
-    (folder / "models").mkdir()
+    save_parts(folder / "models", llama)
     (folder / "models/janus-pro-1b").symlink_to(tiny_folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -98,6 +101,20 @@ def test_features_are_stored_in_bfloat16_a_folder_a_source(place: Path) -> None:
     assert sorted(path.name for path in (place / "runs/life/features").iterdir()) == ["describe", "talk"]
     stored = load_file(place / "runs/llava/features_665k/talk/features-00000.safetensors")["features"]
     assert stored.dtype == torch.bfloat16 and stored.shape == (2, 4, 32)  # the third conversation is text alone
+
+
+def test_what_was_joined_can_begin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage I from the folder that `join` has written, with what its tower sees."""
+    monkeypatch.chdir(place)
+    for verb in ("encode-features", "+experiment=janus_pro_align"):
+        line = next(line for line in fenced_lines(RECIPE) if verb in line)
+        for before, after in (("life/look/model", "start"), ("life/features", "seen"), ("life/align", "joined")):
+            line = line.replace(f"runs/{before}", f"runs/{after}")
+        line = line.replace("runs/start", "models/start")
+        result = CliRunner().invoke(app, toy(line))
+        assert result.exit_code == 0, result.output
+    start = load_model(place / "models/start", dtype=torch.float32).model.state_dict()
+    assert moved(start, weights(place, "joined")) == {"pixels.projector", "codes.embedding", "codes.aligner", "codes.head"}
 
 
 def test_the_papers_numbers_stand_in_the_files() -> None:

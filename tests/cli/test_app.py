@@ -24,9 +24,10 @@ VERBS = (
     "generate",
     "eval",
     "convert",
+    "join",
     "bench",
 )
-WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert")
+WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert", "join")
 
 
 @pytest.fixture(autouse=True)

@@ -293,6 +293,26 @@ def convert(
     run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
 
 
+@app.command()
+def join(
+    trunk: Annotated[str, typer.Option(help="Language model of transformers: folder or hub id.")],
+    vision: Annotated[str, typer.Option(help="SigLIP of transformers: folder or hub id.")],
+    image_tokenizer: Annotated[str, typer.Option(help="Image tokenizer's folder, or a model with one, as a Janus.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
+    seed: Annotated[int, typer.Option(help="Of what is new.")] = 0,
+) -> None:
+    """Put a model together from parts that have learned; projector and image head are new. What stage I starts from.
+
+    \b
+    Example:
+      unimm join --trunk LLM --vision SIGLIP --image-tokenizer runs/tokenizer/model --out runs/start
+    """
+    quiet_libraries()
+    from unimm.cli.join import join as run
+
+    run(trunk, vision, image_tokenizer, out, seed)
+
+
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
     """The engine of the model that the words name; else of the quickstart's where it is, else of the demo."""
     named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
