@@ -37,7 +37,12 @@ from unimm.training.trainer import TrainerConfig
 CONF = conf_folder()
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
-GIVEN = {"train": ["image_tokenizer=x", "codes=x"], "train_tokenizer": [], "encode": ["image_tokenizer=x"]}
+GIVEN = {
+    "train": ["image_tokenizer=x", "codes=x"],
+    "train_tokenizer": [],
+    "encode": ["image_tokenizer=x"],
+    "encode_features": ["init_from=x"],
+}
 """What a root cannot know: folders that the user has."""
 FILES = {
     "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],
@@ -47,10 +52,14 @@ FILES = {
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
     "data/text": ["data.paths=texts"],
+    "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
+    "data/mixed_look": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text")
 """Data of which nothing is encoded."""
+DATA_OF = {"llava_align": "data/llava", "llava_finetune": "data/llava", "draw_finetune": "data/image_folder"}
+"""Experiments on the user's own files."""
 
 
 def groups_of(root: str) -> list[str]:
@@ -67,7 +76,8 @@ def ways() -> dict[str, tuple[str, list[str]]]:
         if group == "experiment":
             said = re.search(r"^# For `unimm ([\w-]+)`", (CONF / f"{option}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
             assert said, f"{option} does not say which verb it is for"
-            found[option] = (said.group(1).replace("-", "_"), [f"+experiment={name}"])
+            own = FILES[DATA_OF[name]] if name in DATA_OF else []
+            found[option] = (said.group(1).replace("-", "_"), [f"+experiment={name}", *own])
         else:
             # A Janus looks at 576 positions an image: the default rows are for smaller models.
             more = ["trainer=gpu"] if group == "model" and name.startswith("janus") else []
@@ -195,7 +205,7 @@ def test_what_is_encoded_builds(way: str) -> None:
         assert _coded_datasets(config)
 
 
-@pytest.mark.parametrize("option", [option for option in FILES if option.startswith("data/") and option not in NOT_DRAWN])
+@pytest.mark.parametrize("option", sorted({"data/image_folder", "data/jsonl", "data/parquet", "data/webdataset"}))
 @pytest.mark.parametrize("source", ["talk", "draw"])
 def test_half_of_a_data_set_may_be_left_out(option: str, source: str) -> None:
     """And who does not draw, needs no codes."""

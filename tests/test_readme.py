@@ -45,6 +45,8 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     Path("runs/quickstart/model").symlink_to(tiny_folder)
     Path("runs/photos").mkdir()
     Path("runs/photos/model").symlink_to(tiny_folder)
+    Path("runs/life/finetune").mkdir(parents=True)
+    Path("runs/life/finetune/model").symlink_to(tiny_folder)
     Path("models").mkdir()
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
     picture.save("photo.png")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from unimm.sequence import Kind, Sequence
+from unimm.sequence import Kind, Segment, Sequence
 
 PADDING = -1
 """In `kinds`: a position that belongs to no sequence."""
@@ -29,6 +29,8 @@ class Batch:
     documents: (B, T) long; 1, 2, ... for the sequences of a row, 0 for padding. Attention never crosses them.
     positions: (B, T) long; restart with every document.
     pixels: (N, 3, H, W) float; the images that are looked at, in reading order.
+    features: (M, P, C) float; of further images, which a frozen vision tower has looked at before, in reading order.
+    is_seen: (N + M,) bool; for every image in reading order, whether its features are there instead of its pixels.
     """
 
     tokens: torch.Tensor
@@ -39,6 +41,8 @@ class Batch:
     documents: torch.Tensor
     positions: torch.Tensor
     pixels: torch.Tensor
+    features: torch.Tensor
+    is_seen: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -52,6 +56,11 @@ class Batch:
     def num_targets(self, kind: Kind) -> torch.Tensor:
         """How many targets of a kind the loss looks at: a float scalar, the sum of their weights."""
         return (self.weights * (self.target_kinds == kind)).sum()
+
+    @property
+    def num_images(self) -> int:
+        """Images that are looked at, or were before: N + M."""
+        return len(self.is_seen)
 
     @property
     def num_elements(self) -> int:
@@ -101,15 +110,21 @@ def collate(
         for index, row in enumerate(filled):
             column[index, : row.length] = getattr(row, name)
         columns[name] = torch.from_numpy(column)
-    return Batch(**columns, pixels=_stack([image for row in filled for image in row.pixels]))
+    images = [image for row in filled for image in row.images]
+    return Batch(
+        **columns,
+        pixels=_stack([image.pixels for image in images if image.pixels is not None], (3, 1, 1)),
+        features=_stack([image.features for image in images if image.features is not None], (1, 1)),
+        is_seen=torch.tensor([image.features is not None for image in images], dtype=torch.bool),
+    )
 
 
-def _stack(images: list[np.ndarray]) -> torch.Tensor:
+def _stack(images: list[np.ndarray], empty: tuple[int, ...]) -> torch.Tensor:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"The images of a batch must have one size, not {sorted(shapes)}.")
     if not images:
-        return torch.zeros(0, 3, 1, 1)
+        return torch.zeros(0, *empty)
     return torch.from_numpy(np.stack(images).astype(np.float32, copy=False))
 
 
@@ -124,7 +139,7 @@ class _Row:
     weights: np.ndarray
     documents: np.ndarray
     positions: np.ndarray
-    pixels: list[np.ndarray]
+    images: list[Segment]
 
     @property
     def length(self) -> int:
@@ -137,7 +152,7 @@ class _Row:
             name: np.concatenate([document[name] for document in documents]) if documents else np.zeros(0, np.int64)
             for name in ("tokens", "kinds", "targets", "target_kinds", "weights", "documents", "positions")
         }
-        return cls(**joined, pixels=[image for document in documents for image in document["pixels"]])
+        return cls(**joined, images=[image for document in documents for image in document["images"]])
 
 
 def _document(sequence: Sequence, number: int) -> dict:
@@ -146,12 +161,12 @@ def _document(sequence: Sequence, number: int) -> dict:
     tokens = np.zeros(length, np.int64)
     kinds = np.empty(length, np.int64)
     learned = np.zeros(length, bool)
-    pixels = []
+    images = []
     for segment, start, stop in sequence.spans():
         kinds[start:stop] = segment.kind
         learned[start:stop] = segment.learn
         if segment.kind == Kind.PIXELS:
-            pixels.append(segment.pixels)
+            images.append(segment)
         else:
             tokens[start:stop] = segment.ids
     # The first element has no predecessor: nothing can learn it.
@@ -164,5 +179,5 @@ def _document(sequence: Sequence, number: int) -> dict:
         "weights": follows.astype(np.float32),
         "documents": np.full(length, number, np.int64),
         "positions": np.arange(length),
-        "pixels": pixels,
+        "images": images,
     }

@@ -38,7 +38,8 @@ class Segment:
 
     ids: the elements of TEXT and CODES (in an open segment: those already known, `BLANK` where unknown).
     pixels: (3, H, W) float32 in [-1, 1], of PIXELS only.
-    num_positions: how many positions the pixels take in the sequence.
+    features: (P, C) float32, of PIXELS only, instead of pixels: what a frozen vision tower made of them before.
+    num_positions: how many positions the image takes in the sequence.
     learn: whether the loss looks at it.
     condition: the name of the condition it belongs to ("text", "image"), which guidance drops; None for what always stays.
     limit: at most so many elements are to be filled in; None means closed.
@@ -48,6 +49,7 @@ class Segment:
     kind: Kind
     ids: tuple[int, ...] = ()
     pixels: np.ndarray | None = field(default=None, compare=False)
+    features: np.ndarray | None = field(default=None, compare=False)
     num_positions: int = 0
     learn: bool = False
     condition: str | None = None
@@ -56,11 +58,13 @@ class Segment:
 
     def __post_init__(self) -> None:
         if self.kind == Kind.PIXELS:
-            if self.pixels is None or self.num_positions < 1 or self.ids or self.is_open or self.learn:
+            has_one = (self.pixels is None) != (self.features is None)
+            if not has_one or self.num_positions < 1 or self.ids or self.is_open or self.learn:
                 raise ValueError(
-                    "A PIXELS segment takes pixels and a positive number of positions, and is neither open nor learned."
+                    "A PIXELS segment takes pixels, or their features, and a positive number of positions, and is neither open "
+                    "nor learned."
                 )
-        elif self.pixels is not None or self.num_positions:
+        elif self.pixels is not None or self.features is not None or self.num_positions:
             raise ValueError(f"A {self.kind.name} segment takes ids, not pixels.")
         if self.is_open:
             if self.limit is None or self.limit < 1:
@@ -79,6 +83,11 @@ class Segment:
     def look(cls, pixels: np.ndarray, num_positions: int, condition: str | None = None) -> "Segment":
         """An image to look at: pixels (3, H, W) in [-1, 1] that take `num_positions` positions."""
         return cls(Kind.PIXELS, pixels=pixels, num_positions=num_positions, condition=condition)
+
+    @classmethod
+    def seen(cls, features: np.ndarray, num_positions: int, condition: str | None = None) -> "Segment":
+        """An image that was looked at before: its features (P, C), in the place of its pixels."""
+        return cls(Kind.PIXELS, features=features, num_positions=num_positions, condition=condition)
 
     @classmethod
     def codes(cls, ids: list[int] | np.ndarray, learn: bool = False, condition: str | None = None) -> "Segment":

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,12 +29,14 @@ from unimm.cli.build import (
     save_config,
     seed_everything,
     settings_of,
+    with_features,
 )
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import Validation, ValidationConfig
+from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.inference.stoppable import StoppableDecoder, Stopped
@@ -73,29 +76,22 @@ def train(config: DictConfig) -> Path:
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
     seed_everything(config.seed)
-    image_tokenizer = open_image_tokenizer(config)
-    datasets = build_datasets(config, fingerprint(image_tokenizer))
-    start_from = None if config.init_from is None else open_start(config)
-    tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
-    model = start_from.model if start_from else build_model(config, tokenizer, image_tokenizer)
-    adapt(model, config)
-    template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
-    mixture = build_mixture(config, datasets, template)
-    if start_from is None:
+    learner = open_learner(config)
+    model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
+    if learner.is_fresh:
         start(model, image_tokenizer, mixture, config.whitened_images)
         if "vision" not in config.stage.learns:
             logger.warning(
                 f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
                 f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
             )
-    drawing = start_from.drawing if start_from else None
-    engine = Engine(model, image_tokenizer, tokenizer, template.prompt_format, drawing)
+    engine = learner.engine(model)
     objective = build(config.objective, model=model)
 
     def is_stopped() -> bool:
         return trainer.stop.made
 
-    engine.decoder = StoppableDecoder(model, tokenizer.special.pad, is_stopped)
+    engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
     validation = Validation(validation_config, engine, out / "best", partial(save_merged, engine), is_stopped)
     sample_records = partial(sample, engine, mixture)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, sample_records, validation)
@@ -109,9 +105,41 @@ def train(config: DictConfig) -> Path:
     with trainer.averaged():
         trained = trainer.whole_model(lambda: adapt(UnifiedModel(model.config), config))
         if trained is not None:
-            finish(Engine(trained.eval(), image_tokenizer, tokenizer, template.prompt_format, drawing), config)
+            finish(learner.engine(trained.eval()), config)
         trainer.ranks.wait()
     return out / "model"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Who is to learn, and from what. is_fresh: the model has learned nothing yet."""
+
+    model: UnifiedModel
+    image_tokenizer: ImageTokenizer
+    mixture: Mixture
+    drawing: DrawingDefaults | None
+    is_fresh: bool
+
+    def engine(self, model: UnifiedModel) -> Engine:
+        """The engine of a model of the same form."""
+        template = self.mixture.template
+        return Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
+
+
+def open_learner(config: DictConfig) -> Learner:
+    """The model, with the adapters that are asked for, and its data.
+
+    Raises:
+        ValueError: the configuration names something that is not there.
+    """
+    image_tokenizer = open_image_tokenizer(config)
+    datasets = build_datasets(config, fingerprint(image_tokenizer))
+    start_from = None if config.init_from is None else open_start(config)
+    tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
+    model = adapt(start_from.model if start_from else build_model(config, tokenizer, image_tokenizer), config)
+    template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
+    mixture = build_mixture(config, with_features(config, datasets, model, template.prompt_format), template)
+    return Learner(model, image_tokenizer, mixture, start_from.drawing if start_from else None, start_from is None)
 
 
 def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:

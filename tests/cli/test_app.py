@@ -13,8 +13,21 @@ from typer.testing import CliRunner
 
 from unimm.cli.app import app, picture_paths
 
-VERBS = ("quickstart", "train", "train-tokenizer", "encode", "caption", "answer", "generate", "eval", "convert", "bench")
-WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert")
+VERBS = (
+    "quickstart",
+    "train",
+    "train-tokenizer",
+    "encode",
+    "encode-features",
+    "caption",
+    "answer",
+    "generate",
+    "eval",
+    "convert",
+    "join",
+    "bench",
+)
+WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert", "join")
 
 
 @pytest.fixture(autouse=True)

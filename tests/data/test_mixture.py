@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Squares, make_mixture, make_template
 
-from unimm.data.mixture import Mixture, Source
+from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Record
 from unimm.data.template import Template
-from unimm.data.views import Drawing, PlainText
+from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.sequence import Kind, Segment, Sequence
 
 WEIGHTS = st.lists(st.just(0.0) | st.floats(0.01, 10), min_size=1, max_size=6).filter(any)
@@ -131,3 +131,20 @@ def test_images_are_those_that_are_looked_at() -> None:
     for image, expected in zip(islice(mixture.images(), 20), looked_at, strict=False):
         assert expected is not None and np.array_equal(image, expected)
     assert list(weighted([1.0, 1.0]).images()) == []
+
+
+def test_tasks_come_in_a_ratio() -> None:
+    """Whatever the sources weigh; within a task they keep their proportions."""
+    sources = [*make_mixture().sources, Source("more", Squares(), Conversation(), 15.0)]
+    weights = {source.name: source.weight for source in in_ratio(sources, {"understanding": 2, "text": 3, "drawing": 5})}
+    assert weights == pytest.approx({"talk": 0.5, "more": 1.5, "text": 3.0, "draw": 5.0})
+    mixture = Mixture(in_ratio(sources, {"understanding": 1, "text": 0, "drawing": 3}), make_template())
+    names = [mixture.sources[sample[0]].name for sample in mixture.samples(0, 400)]
+    assert {name: names.count(name) for name in set(names)} == {"talk": 25, "more": 75, "draw": 300}
+    for ratio, match in (
+        ({"understanding": 1, "text": 1, "drawing": 0}, r"asks for text, and no source teaches it.*ratio\.text=0"),
+        ({"understanding": 1, "video": 1}, "each with its share"),
+        ({"understanding": -1, "text": 0, "drawing": 2}, "must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Mixture(in_ratio([source for source in sources if source.name != "text"], ratio), make_template())

@@ -147,7 +147,7 @@ class _Timed(Trainer):
     def update(self, batch: Any, meter: Any) -> None:
         super().update(batch, meter)
         read = batch.batches
-        numbers = [sum(each) for each in zip(*((b.num_elements, b.tokens.numel(), len(b.pixels)) for b in read), strict=True)]
+        numbers = [sum(each) for each in zip(*((b.num_elements, b.tokens.numel(), b.num_images) for b in read), strict=True)]
         self.clock.count(*numbers)
 
 

@@ -114,6 +114,22 @@ def train_tokenizer(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=HYDRA, add_help_option=False)
+def plan(ctx: typer.Context) -> None:
+    """Store which samples share which row of a training. The words are those of `unimm train`, and trainer.plan=FOLDER.
+
+    Ranks and workers then need not plan: worth it for many of them, or where samples are slow to make.
+
+    \b
+    Example:
+      unimm plan +experiment=NAME trainer.plan=FOLDER
+      unimm train +experiment=NAME trainer.plan=FOLDER
+    """
+    from unimm.cli.plan import main
+
+    main(ctx.args)
+
+
+@app.command(context_settings=HYDRA, add_help_option=False)
 def encode(ctx: typer.Context) -> None:
     """Store images as codes. Names choose data sets, all other words go to Hydra; `unimm encode --help` lists them.
 
@@ -123,6 +139,19 @@ def encode(ctx: typer.Context) -> None:
       unimm encode shapes image_tokenizer=FOLDER
     """
     from unimm.cli.encode import main
+
+    main(ctx.args)
+
+
+@app.command("encode-features", context_settings=HYDRA, add_help_option=False)
+def encode_features(ctx: typer.Context) -> None:
+    """Store what a frozen vision tower sees. All words go to Hydra; `unimm encode-features --help` lists them.
+
+    \b
+    Example:
+      unimm encode-features init_from=FOLDER data=llava data.paths=llava.json out=runs/features
+    """
+    from unimm.cli.encode_features import main
 
     main(ctx.args)
 
@@ -278,6 +307,26 @@ def convert(
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
     drawing = {name: value for name, value in given.items() if value is not None}
     run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
+
+
+@app.command()
+def join(
+    trunk: Annotated[str, typer.Option(help="Language model of transformers: folder or hub id.")],
+    vision: Annotated[str, typer.Option(help="SigLIP of transformers: folder or hub id.")],
+    image_tokenizer: Annotated[str, typer.Option(help="Image tokenizer's folder, or a model with one, as a Janus.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
+    seed: Annotated[int, typer.Option(help="Of what is new.")] = 0,
+) -> None:
+    """Put a model together from parts that have learned; projector and image head are new. What stage I starts from.
+
+    \b
+    Example:
+      unimm join --trunk LLM --vision SIGLIP --image-tokenizer runs/tokenizer/model --out runs/start
+    """
+    quiet_libraries()
+    from unimm.cli.join import join as run
+
+    run(trunk, vision, image_tokenizer, out, seed)
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":

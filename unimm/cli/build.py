@@ -19,15 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 
 import unimm
 from unimm.cli.errors import plain_errors
-from unimm.data.mixture import Mixture, Source
+from unimm.data.features import FeaturedDataset
+from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.data.views import UNDERSTANDING
 from unimm.files import read_json
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
+from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.lora import adapter_parameters
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 
@@ -94,6 +98,48 @@ def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset
     return {str(name): build(source.dataset, **hashes[name]) for name, source in sources}
 
 
+def looking_sources(config: DictConfig) -> list[str]:
+    """The names of the sources that look at images.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [str(name) for name, source in config.data.sources.items() if build(source.view).task == UNDERSTANDING]
+    if not names:
+        raise ValueError(f"None of the sources {', '.join(config.data.sources)} looks at images: nothing is to be stored.")
+    return names
+
+
+def check_looks(prompt_format: PromptFormat) -> None:
+    """Raises ValueError where a model sees codes alone, and thus no features."""
+    if prompt_format.sees == "codes":
+        raise ValueError("This model sees images as codes, not by its vision tower: it has no use for stored features.")
+
+
+def with_features(
+    config: DictConfig, datasets: dict[str, Dataset], model: UnifiedModel, prompt_format: PromptFormat
+) -> dict[str, Dataset]:
+    """The data sets, with stored features instead of images where the configuration names a folder of them.
+
+    Raises:
+        ValueError: the vision tower learns, or starts from nothing; or the features are not its own, or of other images.
+    """
+    if config.features is None:
+        return datasets
+    if config.init_from is None:
+        raise ValueError("Stored features are those of a model that can see: add init_from=FOLDER, or leave features out.")
+    tower = model.pixels.tower
+    if "vision" in config.stage.learns or adapter_parameters(tower):
+        raise ValueError(
+            f"Stored features are those of a frozen vision tower, and it learns in the stage '{config.stage.name}': leave "
+            f"features out, or choose a stage without vision, such as align or pretrain."
+        )
+    check_looks(prompt_format)
+    words = {"tower_hash": tower_fingerprint(tower), "image_size": tower.config.image_size}
+    folders = {name: Path(config.features) / name for name in looking_sources(config)}
+    return datasets | {name: FeaturedDataset(datasets[name], folder, **words) for name, folder in folders.items()}
+
+
 def check_given(config: DictConfig, name: str) -> None:
     """Ask for what only the user knows, such as the path of a data set, by the name that stands in the file: not by one of the
     places below it that take the value over.
@@ -157,11 +203,13 @@ def open_start(config: DictConfig) -> Engine:
 
 
 def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
-    """The sources, seen through their views and mixed by weight."""
+    """The sources, seen through their views and mixed by weight, and their tasks by ratio where one is given."""
     sources = [
         Source(str(name), datasets[str(name)], build(source.view), source.weight)
         for name, source in config.data.sources.items()
     ]
+    if config.ratio is not None:
+        sources = in_ratio(sources, build(config.ratio))
     return Mixture(sources, template, config.seed, config.data.weigh_by)
 
 

@@ -21,3 +21,13 @@ def drawing_bar() -> Iterator[Callable[[DrawingProgress], None]]:
             progress.update(task, completed=state.step, total=state.num_steps)
 
         yield told
+
+
+@contextmanager
+def steps_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over steps; gives the callback that is told how many are done."""
+    console = Console(stderr=True)
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)

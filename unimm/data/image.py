@@ -13,7 +13,7 @@ from typing import IO, TypeGuard
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unimm.data.records import ImageLike, UnreadImage
+from unimm.data.records import ImageLike, SeenImage, UnreadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The file formats that are read; fewer decoders leave less to attack."""
@@ -46,6 +46,8 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
         return _upright_rgb(_from_array(image), "the array", max_pixels)
     if isinstance(image, Image.Image):
         return _upright_rgb(image, "the image", max_pixels)
+    if isinstance(image, SeenImage):
+        return decode_image(image.original(), max_pixels)
     if isinstance(image, UnreadImage):
         return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):

@@ -9,14 +9,14 @@ import heapq
 import itertools
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from unimm.data.records import Dataset
 from unimm.data.template import Outline, Template
-from unimm.data.views import View
+from unimm.data.views import TASKS, View
 from unimm.sequence import Sequence
 
 Sample = tuple[int, int]
@@ -36,6 +36,28 @@ class Source:
     dataset: Dataset
     view: View
     weight: float = 1.0
+
+
+def in_ratio(sources: list[Source], ratio: dict[str, float]) -> list[Source]:
+    """The same sources, with weights by which their tasks come in a ratio; within a task they keep their proportions.
+
+    ratio: of understanding, text and drawing, such as Janus' 2 : 3 : 5; 0 leaves a task out.
+
+    Raises:
+        ValueError: it is of other tasks, or of one that no source has a share in.
+    """
+    if set(ratio) != set(TASKS):
+        raise ValueError(f"A ratio is of {', '.join(TASKS)}, each with its share (0: none), not of {', '.join(ratio)}.")
+    totals = {task: sum(source.weight for source in sources if source.view.task == task) for task in TASKS}
+    for task, share in ratio.items():
+        if share and not totals[task]:
+            raise ValueError(
+                f"The ratio asks for {task}, and no source teaches it: add one to the data, or say ratio.{task}=0."
+            )
+    return [
+        replace(source, weight=ratio[source.view.task] * source.weight / (totals[source.view.task] or 1.0))
+        for source in sources
+    ]
 
 
 class Mixture:

@@ -24,8 +24,21 @@ class UnreadImage(ABC):
         """The encoded image. Raises ValueError where it cannot be read."""
 
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray | UnreadImage
-"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8; or one that is still unread."""
+class SeenImage(ABC):
+    """An image that a frozen vision tower has looked at before: its features are stored, and training reads them instead."""
+
+    @abstractmethod
+    def features(self) -> np.ndarray:
+        """What the tower made of it: (P, C) float32, a feature a patch."""
+
+    @abstractmethod
+    def original(self) -> "ImageLike":
+        """The image itself, for whoever wants to see it."""
+
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | UnreadImage | SeenImage
+"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8; or one that is still unread; or
+one whose features are stored."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,16 @@ class Record:
 
     def with_codes(self, codes: np.ndarray) -> Self:
         """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""
-        coded = copy.copy(self)
-        vars(coded)["codes"] = codes  # frozen, and the copy is not out of our hands yet
-        return coded
+        return self._with("codes", codes)
+
+    def with_image(self, image: ImageLike) -> Self:
+        """The same record with another image; what it had before stays unmade and unread."""
+        return self._with("image", image)
+
+    def _with(self, name: str, value: Any) -> Self:
+        changed = copy.copy(self)
+        vars(changed)[name] = value  # frozen, and the copy is not out of our hands yet
+        return changed
 
 
 class Dataset(Protocol):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimm.data.image import look
-from unimm.data.records import ImageLike
+from unimm.data.records import ImageLike, SeenImage
 from unimm.data.text import TextTokenizer
 from unimm.sequence import Kind, Segment, Sequence
 
@@ -123,8 +123,10 @@ class Template:
         return tuple(segments)
 
     def pixels(self, image: ImageLike) -> Segment:
-        """An image, prepared for the vision tower."""
+        """An image, prepared for the vision tower; or what it made of it, where that is stored."""
         if self._unopened is None:
+            if isinstance(image, SeenImage):
+                return Segment.seen(image.features(), self.num_positions, condition="image")
             return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
         self._unopened.append(image)
         return Segment.look(np.full((1, 1, 1), len(self._unopened) - 1), self.num_positions, condition="image")

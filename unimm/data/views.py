@@ -5,7 +5,7 @@ given, which is keyed by (seed, sample): the same sample is the same sequence on
 """
 
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
 
@@ -20,8 +20,15 @@ DESCRIBE = {
 """How a caption is asked for, by language. The first of a language is what `Engine.caption` asks."""
 
 
+UNDERSTANDING, TEXT, DRAWING = "understanding", "text", "drawing"
+TASKS = (UNDERSTANDING, TEXT, DRAWING)
+"""What a view teaches, as Janus counts its data; only UNDERSTANDING looks at images."""
+
+
 class View(Protocol):
-    """One way to see a record."""
+    """One way to see a record. task: one of TASKS."""
+
+    task: ClassVar[str]
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence: ...
 
@@ -35,6 +42,7 @@ class Conversation:
     num_turns: at most so many questions. caption_share: the probability that the conversation is a caption.
     """
 
+    task: ClassVar[str] = UNDERSTANDING
     num_turns: int = 1
     caption_share: float = 0.5
 
@@ -63,6 +71,7 @@ class Dialogue:
         ValueError where even the question is too long.
     """
 
+    task: ClassVar[str] = UNDERSTANDING
     max_positions: int | None = None
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
@@ -96,6 +105,8 @@ class Description:
     What a vision tower learns from alone (`objective=look`); nothing reads it in order.
     """
 
+    task: ClassVar[str] = UNDERSTANDING
+
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         image = template.pixels(_need(record, "image"))
         ids = template.tokenizer.encode(" ".join(caption.text for caption in record.captions))
@@ -112,6 +123,7 @@ class Drawing:
         None: each text is as likely as any other.
     """
 
+    task: ClassVar[str] = DRAWING
     drop: float = 0.1
     prompt_share: float | None = None
 
@@ -131,6 +143,8 @@ class Drawing:
 @dataclass(frozen=True)
 class PlainText:
     """The record's text, or a caption where it has none, learned as a whole."""
+
+    task: ClassVar[str] = TEXT
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         text = record.text or _choose(record.captions or _lacks(record, "text and no captions"), rng)

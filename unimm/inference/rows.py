@@ -133,7 +133,9 @@ class Row:
     @cached_property
     def beginning(self) -> tuple:
         """What two rows that begin alike have in common: their given elements, images by identity."""
-        return tuple((segment.kind, segment.ids, id(segment.pixels)) for segment in self.sequence.segments)
+        return tuple(
+            (segment.kind, segment.ids, id(segment.pixels), id(segment.features)) for segment in self.sequence.segments
+        )
 
     @property
     def is_over(self) -> bool:

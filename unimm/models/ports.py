@@ -3,7 +3,7 @@
 A port embeds its own content; if its kind can be predicted it also reads hidden states: a loss for training and one step
 of sampling for inference. The unified model is a Transformer plus one port a kind; a new modality is a kind, a port and a view.
 
-Shapes: n elements, N images, P patches, D trunk width, V vocabulary (text tokens or codes).
+Shapes: n elements, N images as pixels, I all images, P patches, D trunk width, V vocabulary (text tokens or codes).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from unimm.batch import Batch
 from unimm.models.cross_entropy import linear_cross_entropy
 from unimm.models.vision import MLP, VisionTower
 
@@ -98,6 +99,28 @@ class PixelsPort(nn.Module):
     def embed(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image."""
         return self.projector(self.features(pixels_NCHW)).flatten(0, 1)
+
+    def embed_batch(self, batch: Batch) -> torch.Tensor:
+        """The images of a batch -> embeddings (I * P, D), image after image, in reading order."""
+        return self.projector(self.batch_features(batch)).flatten(0, 1)
+
+    def batch_features(self, batch: Batch) -> torch.Tensor:
+        """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.
+
+        Raises:
+            ValueError: features are stored that this tower cannot have made.
+        """
+        looked_NPC = self.features(batch.pixels)
+        if not len(batch.features):
+            return looked_NPC
+        if batch.features.shape[1:] != looked_NPC.shape[1:]:
+            raise ValueError(
+                f"Stored features are {tuple(batch.features.shape[1:])} an image, this vision tower makes "
+                f"{tuple(looked_NPC.shape[1:])}: store its own with `unimm encode-features`."
+            )
+        features_IPC = looked_NPC.new_empty(batch.num_images, *looked_NPC.shape[1:])
+        features_IPC = features_IPC.index_put((~batch.is_seen,), looked_NPC)
+        return features_IPC.index_put((batch.is_seen,), batch.features.to(looked_NPC.dtype))
 
     def features(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """pixels (N, 3, H, W) in [-1, 1] -> patch features (N, P, C), also of no images at all.

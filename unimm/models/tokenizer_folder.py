@@ -4,7 +4,6 @@ The folder is our own: inside a Janus the same tokenizer is written under transf
 weights keep the names of the state dict, the quantizer's moving averages included, so that it can also learn on.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unimm.files import whole_folder, write_json
+from unimm.models.fingerprint import fingerprint_of
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 
@@ -65,11 +65,6 @@ def fingerprint(tokenizer: ImageTokenizer) -> str:
     config = asdict(tokenizer.config)
     quantizer = config.pop("quantizer")
     sizes = {**config, **{name: quantizer[name] for name in ("kind", "codebook_size", "code_dim", "levels")}}
-    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     tensors: dict[str, Tensor] = {n: p for n, p in tokenizer.named_parameters() if not n.startswith("quantize.")}
     tensors["codebook"] = tokenizer.quantize.codebook
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return fingerprint_of(sizes, tensors)

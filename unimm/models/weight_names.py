@@ -1,4 +1,5 @@
-"""One table of weight names: ours, `transformers`' Janus, and DeepSeek's own repositories. No other file knows a foreign one.
+"""One table of weight names: ours, `transformers`' Janus, and DeepSeek's own repositories; and those of parts alone, a SigLIP's
+and a language model's in `transformers`. No other file knows a foreign one.
 
     ours                transformers                            DeepSeek
     trunk.norm.weight   model.language_model.norm.weight        language_model.model.norm.weight
@@ -102,6 +103,19 @@ def _deepseek_entries(name: str, shape: tuple[int, ...]) -> Shapes:
     return {_translate(name, 2): shape}
 
 
+def _siglip_entries(name: str, shape: tuple[int, ...]) -> Shapes:
+    theirs = _transformers_entries(name, shape)
+    return {key.removeprefix("model.").replace(".projection_layer.", ".out_proj."): shape for key, shape in theirs.items()}
+
+
+def _siglip_tower_entries(name: str, shape: tuple[int, ...]) -> Shapes:
+    return {key.removeprefix("vision_model."): part for key, part in _siglip_entries(name, shape).items()}
+
+
+def _language_model_entries(name: str, shape: tuple[int, ...]) -> Shapes:
+    return {key.replace("model.language_model.", "model."): part for key, part in _transformers_entries(name, shape).items()}
+
+
 def _translate(name: str, column: int) -> str:
     for pattern, row in _PATTERNS:
         if match := pattern.fullmatch(name):
@@ -119,3 +133,10 @@ DEEPSEEK = Names(
     # SigLIP's pooling head, counters of used codes, and tables that Llama computes.
     re.compile(r"vision_model\.vision_tower\.attn_pool\..+|gen_vision_model\.quantize\.codebook_used|.+\.rotary_emb\.inv_freq"),
 )
+SIGLIP = Names(
+    _siglip_entries,
+    # The text tower with its temperature, SigLIP's pooling head, and a table that older versions wrote.
+    re.compile(r"(?!vision_model\.).+|vision_model\.head\..+|vision_model\.embeddings\.position_ids"),
+)
+SIGLIP_TOWER = Names(_siglip_tower_entries, re.compile(r"head\..+|embeddings\.position_ids"))
+LANGUAGE_MODEL = Names(_language_model_entries, re.compile(r".+\.rotary_emb\.inv_freq"))

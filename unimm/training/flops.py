@@ -81,9 +81,11 @@ class FlopCount:
         """Forward and backward pass of a batch that still lies in main memory."""
         sizes = document_sizes(batch.documents)
         sizes = sizes[sizes > 0]
-        num_images = len(batch.pixels)
+        # Images whose features are stored do not go through the tower.
+        num_seen, num_images = len(batch.pixels), batch.num_images
         count = int(sizes.sum()) * self.trunk.flops + int((sizes * (sizes + 1) // 2).sum()) * self.a_pair
-        count += num_images * (self.num_patches * (self.vision.flops + self.projector.flops) + self.an_image)
+        count += num_seen * (self.num_patches * self.vision.flops + self.an_image)
+        count += num_images * self.num_patches * self.projector.flops
         count += int((batch.kinds == Kind.CODES).sum()) * self.aligner.flops
         return count + sum(int((batch.target_kinds == kind).sum()) * head.flops for kind, head in self.heads.items())
 

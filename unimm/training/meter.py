@@ -21,7 +21,7 @@ class Read(NamedTuple):
     @classmethod
     def of(cls, batch: Batch, flop_count: FlopCount | None = None) -> "Read":
         """Of a batch that still lies in main memory."""
-        return cls(batch.num_elements, batch.tokens.numel(), len(batch.pixels), flop_count.of(batch) if flop_count else 0)
+        return cls(batch.num_elements, batch.tokens.numel(), batch.num_images, flop_count.of(batch) if flop_count else 0)
 
 
 class Meter:

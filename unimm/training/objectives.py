@@ -80,7 +80,7 @@ class Look(Objective):
         self.place_head = nn.Linear(width, 2 * self.num_rows)
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
-        features_NPC = self.model.pixels.features(batch.pixels)
+        features_NPC = self.model.pixels.batch_features(batch)
         documents_N = image_documents(batch)
         return {
             "words": self._words(features_NPC, batch, documents_N),
@@ -89,7 +89,7 @@ class Look(Objective):
         }
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        num_images = torch.tensor(float(len(batch.pixels)), device=batch.pixels.device)
+        num_images = torch.tensor(float(batch.num_images), device=batch.pixels.device)
         codes_nP = patch_labels(batch, image_documents(batch), self.model.config.vision.num_patches)[1]
         num_patches = num_images * self.model.config.vision.num_patches
         return {
@@ -142,7 +142,7 @@ def image_documents(batch: Batch) -> torch.Tensor:
     """(N,) long: the number of the document that holds each image."""
     is_image_BT = batch.kinds == Kind.PIXELS
     # Every image takes as many positions as the others, so every so-manieth position begins one.
-    positions = int(is_image_BT.sum()) // max(len(batch.pixels), 1)
+    positions = int(is_image_BT.sum()) // max(batch.num_images, 1)
     return document_numbers(batch)[is_image_BT][:: max(positions, 1)].contiguous()
 
 

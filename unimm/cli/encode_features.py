@@ -1,0 +1,50 @@
+"""`unimm encode-features`: the images of data sets as stored features of a model's vision tower, so that stages in which the
+tower is frozen never run it.
+
+Which images is what the data configuration says of the sources that look at any; each has a folder of its own, by its name.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from unimm.cli.build import CODED, build, check_given, check_looks, looking_sources, run_with_hydra
+from unimm.devices import choose_device, keep_memory
+from unimm.inference.encode_features import encode_features
+from unimm.inference.load import load
+
+
+def store_features(config: DictConfig) -> list[Path]:
+    """Store the features of all sources that look at images.
+
+    Returns:
+        The folders written, one a source.
+
+    Raises:
+        ValueError: no source looks at images, or the model does not.
+    """
+    check_given(config.data, "data")
+    names = looking_sources(config)
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
+    engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
+    check_looks(engine.prompt_format)
+    words = {key: config[key] for key in ("batch_size", "num_workers", "precision", "dtype")}
+    stored = []
+    for name in names:
+        node = config.data.sources[name].dataset
+        # Codes are not looked at, and need not be there yet.
+        dataset = build(node.dataset if node.get("_target_") == CODED else node)
+        folder = Path(config.out) / name
+        stored.append(encode_features(engine.model.pixels.tower, dataset, folder, source=name, **words).folder)
+    return stored
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command: Hydra's words in, folders out."""
+    run_with_hydra("encode_features", lambda config: print(*store_features(config), sep="\n"), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`unimm join`: a language model, a SigLIP and an image tokenizer as one model, whose stage I is still to come."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from unimm.cli.build import build_model, compose_config, open_image_tokenizer, seed_everything
+from unimm.data.template import PromptFormat
+from unimm.data.text import TextTokenizer
+from unimm.files import check_replaceable
+from unimm.inference.engine import Engine
+from unimm.models.parts import load_tower, load_trunk, read_tower_sizes, read_trunk_sizes
+from unimm.models.starts import start_codes
+from unimm.models.weights import CONFIG, find_folder
+
+status = Console(stderr=True)
+
+
+def join(trunk: str, vision: str, image_tokenizer: str, out: Path, seed: int = 0) -> None:
+    """Write a model folder of these parts. Special tokens that the language model's tokenizer lacks are added to it.
+
+    Raises:
+        ValueError: a part cannot be read, or `out` holds something else than a model.
+    """
+    check_replaceable(out.resolve(), CONFIG, "a model folder")
+    seed_everything(seed)
+    trunk_folder, tower_folder = find_folder(trunk), find_folder(vision)
+    tokenizer = TextTokenizer.load(trunk_folder, add_missing=True)
+    images = open_image_tokenizer(OmegaConf.create({"image_tokenizer": image_tokenizer}))
+    config = compose_config("train", ["codes=none", "image_tokenizer=none"])
+    sizes = read_trunk_sizes(trunk_folder)
+    # Language models often have more rows than their tokenizer has ids, for tokens to come.
+    config.model.trunk = {**sizes, "vocab_size": max(sizes.get("vocab_size") or 0, len(tokenizer))}
+    config.model.vision = {"_target_": config.model.vision._target_, **asdict(read_tower_sizes(tower_folder))}
+    with status.status(f"Joining {trunk} and {vision}"):
+        model = build_model(config, tokenizer, images)
+        load_trunk(model, trunk_folder)
+        load_tower(model, tower_folder)
+        if images.quantize.codebook.shape == model.codes.embedding.weight.shape:
+            start_codes(model.codes, images.quantize.codebook)
+        reasons = Engine(model.eval(), images, tokenizer, PromptFormat()).save(out)
+    layout = f"in unimm's own layout: {'; '.join(reasons)}" if reasons else "opens in transformers as a Janus, too"
+    status.print(f"{out} {layout}. Its projector and its image head have learned nothing yet: stage I is next.")

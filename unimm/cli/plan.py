@@ -1,0 +1,53 @@
+"""`unimm plan`: which samples share which row of which step of a training, stored once for all its ranks and workers.
+
+It takes the words of `unimm train`, and `trainer.plan=FOLDER` says where to; the training then goes by the same words.
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from unimm.cli.build import build, run_with_hydra, seed_everything
+from unimm.cli.progress import steps_bar
+from unimm.data.plan import Shape
+from unimm.data.stored_plan import store_plan
+from unimm.train import open_learner
+from unimm.training.trainer import TrainerConfig
+
+
+def plan(config: DictConfig) -> Path:
+    """Plan all steps of a training, and write the plan.
+
+    Returns:
+        Its folder, `trainer.plan`.
+
+    Raises:
+        ValueError: it is not said where to, or how many steps there are, or the configuration names something that is not there.
+    """
+    trainer: TrainerConfig = build(config.trainer)
+    if trainer.plan is None:
+        raise ValueError("Say where the plan is to lie: trainer.plan=FOLDER.")
+    num_steps = trainer.budget.max_steps
+    if num_steps is None:
+        raise ValueError(
+            "A budget in minutes cannot be planned: say trainer.budget.max_steps=N trainer.budget.max_minutes=null."
+        )
+    seed_everything(config.seed)
+    with torch.device("meta"):  # nothing learns here
+        mixture = open_learner(config).mixture
+    with steps_bar("planning", num_steps) as progress:
+        shape = Shape(trainer.num_positions, trainer.num_rows)
+        fill = store_plan(trainer.plan, mixture, shape, num_steps, trainer.num_workers, progress)
+    Console(highlight=False).print(f"{num_steps:,} steps of {trainer.num_rows} rows, {fill:.1%} of their positions filled")
+    return Path(trainer.plan)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command: the words of `unimm train` in, a plan out."""
+    run_with_hydra("train", lambda config: print(plan(config)), argv)
+
+
+if __name__ == "__main__":
+    main()
