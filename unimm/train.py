@@ -5,7 +5,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -126,8 +126,10 @@ class Learner:
         return Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
 
 
-def open_learner(config: DictConfig) -> Learner:
+def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     """The model, with the adapters that are asked for, and its data.
+
+    with_weights: else a fresh model takes no memory, and can learn nothing.
 
     Raises:
         ValueError: the configuration names something that is not there.
@@ -136,7 +138,8 @@ def open_learner(config: DictConfig) -> Learner:
     datasets = build_datasets(config, fingerprint(image_tokenizer))
     start_from = None if config.init_from is None else open_start(config)
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
-    model = adapt(start_from.model if start_from else build_model(config, tokenizer, image_tokenizer), config)
+    with nullcontext() if with_weights else torch.device("meta"):
+        model = adapt(start_from.model if start_from else build_model(config, tokenizer, image_tokenizer), config)
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
     mixture = build_mixture(config, with_features(config, datasets, model, template.prompt_format), template)
     return Learner(model, image_tokenizer, mixture, start_from.drawing if start_from else None, start_from is None)

@@ -131,3 +131,24 @@ def test_a_setting_that_makes_no_sense_ends_in_one_sentence(
     assert result.exit_code == 2 and told in result.stderr, result.output
     assert result.stderr.startswith("unimm: ") and result.stderr.count("\n") == 1
     assert not (place / "none" / "checkpoints").exists()
+
+
+def test_a_training_by_a_stored_plan_is_the_same(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words that plan are the words that train; also from a fresh model, whose weights a plan does not need."""
+    monkeypatch.chdir(place)
+    planned = CliRunner().invoke(app, ["plan", *given, *RUNS["whole"], "trainer.plan=plan"])
+    assert planned.exit_code == 0 and "4 steps of 16 rows" in planned.stdout, planned.output
+    train(compose_config("train", [*given, *RUNS["whole"], "trainer.plan=plan", "out=by_plan"]))
+    expected = read_numbers(place / "whole" / "metrics.jsonl")[-1]
+    told = read_numbers(place / "by_plan" / "metrics.jsonl")[-1]
+    assert {k: v for k, v in told.items() if "loss" in k} == {k: v for k, v in expected.items() if "loss" in k}
+    fresh = [word for word in given if not word.startswith("init_from")]
+    planned = CliRunner().invoke(app, ["plan", *fresh, "trainer.plan=other"])
+    assert planned.exit_code == 0, planned.output
+    for words, told in (
+        ([], "Say where the plan is to lie: trainer.plan=FOLDER"),
+        (["trainer.plan=x", "trainer.budget.max_steps=null", "trainer.budget.max_minutes=1"], "minutes cannot be planned"),
+        (["trainer.plan=photos"], "is there and is not a plan"),
+    ):
+        result = CliRunner().invoke(app, ["plan", *given, *words])
+        assert result.exit_code == 2 and told in result.stderr and result.stderr.count("\n") == 1, result.output

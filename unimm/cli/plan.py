@@ -5,7 +5,6 @@ It takes the words of `unimm train`, and `trainer.plan=FOLDER` says where to; th
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -24,7 +23,7 @@ def plan(config: DictConfig) -> Path:
         Its folder, `trainer.plan`.
 
     Raises:
-        ValueError: it is not said where to, or how many steps there are, or the configuration names something that is not there.
+        ValueError: it is not said where to, or how many steps there are, or something that is named is not there.
     """
     trainer: TrainerConfig = build(config.trainer)
     if trainer.plan is None:
@@ -35,8 +34,7 @@ def plan(config: DictConfig) -> Path:
             "A budget in minutes cannot be planned: say trainer.budget.max_steps=N trainer.budget.max_minutes=null."
         )
     seed_everything(config.seed)
-    with torch.device("meta"):  # nothing learns here
-        mixture = open_learner(config).mixture
+    mixture = open_learner(config, with_weights=False).mixture
     with steps_bar("planning", num_steps) as progress:
         shape = Shape(trainer.num_positions, trainer.num_rows)
         fill = store_plan(trainer.plan, mixture, shape, num_steps, trainer.num_workers, progress)

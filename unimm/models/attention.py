@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface
 
 from unimm.batch import Batch
 
@@ -21,6 +20,15 @@ WAYS = ("sdpa", "documents", "flex_attention")
 
 Mask = torch.Tensor | BlockMask
 """(B, 1, T, S) bool, true where a position may look, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""
+
+
+def choose_way(trunk: Any, way: str) -> None:
+    """Have a trunk of `transformers` attend in one of `WAYS` from now on."""
+    # Here, for it loads every library for quantized weights that is installed, and they talk.
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("documents", attend_by_document)
+    trunk.set_attn_implementation(way)
 
 
 def mask_of(way: str, batch: Batch) -> Mask:
@@ -103,6 +111,3 @@ def _causal(length: int, dtype: torch.dtype) -> torch.Tensor:
 @lru_cache(maxsize=8)
 def _triangle(length: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
-
-
-AttentionInterface.register("documents", attend_by_document)

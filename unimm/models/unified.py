@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import Batch
-from unimm.models.attention import Mask, mask_of
+from unimm.models.attention import Mask, choose_way, mask_of
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
@@ -102,7 +102,7 @@ class UnifiedModel(nn.Module):
         With "documents", for training on a CPU, the vision tower takes plain products too: the backward pass of the fused
         kernel takes several times as long as theirs there (recipes/LOG.md).
         """
-        self.trunk.set_attn_implementation(way)
+        choose_way(self.trunk, way)
         for module in self.pixels.tower.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", way != "documents")  # noqa: B010 - a plain attribute, whatever the types say
