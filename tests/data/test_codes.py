@@ -119,3 +119,13 @@ def test_nothing_half_written(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="nothing to encode"):
         encode_dataset(tokenizer, Noise(0), tmp_path / "codes", quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_images_under_the_same_keys_are_noticed(folder):
+    class Exchanged(Noise):
+        def __getitem__(self, index: int) -> Record:
+            return dataclasses.replace(Noise(first=7)[index], key=f"noise/{index}")
+
+    assert len(CodedDataset(Noise(), folder)) == 5
+    with pytest.raises(ValueError, match="of another image than record noise/0 has now: make them again with `unimm encode`"):
+        CodedDataset(Exchanged(), folder)

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
 from unimm.files import check_replaceable, whole_folder, write_json
 
@@ -25,7 +26,8 @@ CODES, MANIFEST = "codes.safetensors", "manifest.json"
 class CodesManifest:
     """What stored codes are of and how they were made.
 
-    dataset: what describes the data set, in words. first_key, last_key: of its records, to notice another one.
+    dataset: what describes the data set, in words. first_key, last_key: of its records, first_image: a hash of the first one's
+        image, to notice another one.
     tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
     """
 
@@ -33,6 +35,7 @@ class CodesManifest:
     dataset: str
     first_key: str
     last_key: str
+    first_image: str
     tokenizer_hash: str
     precision: str
     image_size: int
@@ -136,6 +139,13 @@ class CodedDataset:
             raise ValueError(
                 f"The codes in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
                 f"not {ends[0]} to {ends[1]}: make them again with `unimm encode`."
+            )
+        # Worlds of two seeds, or a folder whose files were exchanged, have the same keys.
+        image = dataset[0].image if len(dataset) else None
+        if image is not None and image_hash(image) != manifest.first_image:
+            raise ValueError(
+                f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
+                f"`unimm encode`."
             )
 
     def __len__(self) -> int:

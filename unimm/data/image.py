@@ -5,6 +5,7 @@ Preparation follows Janus' `VLMImageProcessor` and its report (deepseek-ai/Janus
 vision tower, `crop` fills the square for the image tokenizer. Both speak in pixels (3, H, W) float32 in [-1, 1].
 """
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -86,6 +87,12 @@ def crop(image: ImageLike, size: int) -> np.ndarray:
         box = (left, top, left + side, top + side)
         picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return array_to_pixels(np.asarray(picture))
+
+
+def image_hash(image: ImageLike) -> str:
+    """sha256 over an image as it was decoded, before it is prepared for anybody."""
+    picture = decode_image(image)
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from unimm.data.codes import CodesManifest, StoredCodes, check_folder, save_codes
-from unimm.data.image import crop
+from unimm.data.image import crop, image_hash
 from unimm.data.records import Dataset as Records
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import fingerprint
@@ -44,6 +44,9 @@ def encode_dataset(
     """
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
+    first = dataset[0].image
+    if first is None:
+        raise ValueError(f"Record {dataset[0].key} has no image to encode.")
     check_folder(Path(out))
     weight = next(tokenizer.parameters())
     loader = DataLoader(_Images(dataset, tokenizer.image_size), batch_size=batch_size, num_workers=num_workers)
@@ -61,6 +64,7 @@ def encode_dataset(
         dataset=name or type(dataset).__name__,
         first_key=dataset[0].key,
         last_key=dataset[len(dataset) - 1].key,
+        first_image=image_hash(first),
         tokenizer_hash=fingerprint(tokenizer),
         precision=precision if precision != "no" else str(weight.dtype).removeprefix("torch."),
         image_size=tokenizer.image_size,
