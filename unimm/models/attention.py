@@ -7,11 +7,12 @@
 Padding is nobody's document. What the trunk makes of it depends on the way, and nothing looks at it.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from unimm.batch import Batch
@@ -80,27 +81,67 @@ def attend_by_document(
         (B, T, H, E), zero where there is padding, and no weights.
     """
     num_rows, num_heads, num_positions, width = query_BHTE.shape
-    lengths = sizes.tolist()
-    parts = [abs(length) for length in lengths]
-    # Autocast would widen the softmax, and rotated queries and keys are wide already: all is done in the values' dtype.
-    with torch.autocast(value_BGTE.device.type, enabled=False):
-        query, key, value = (_by_document(x, num_heads, value_BGTE.dtype, parts) for x in (query_BHTE, key_BGTE, value_BGTE))
-        seen = []
-        for length, q_HLE, k_HLE, v_HLE in zip(lengths, query, key, value, strict=True):
-            if length < 0:
-                seen.append(q_HLE.new_zeros(-length, num_heads, width))
-                continue
-            scores_HLL = torch.baddbmm(_causal(length, q_HLE.dtype), q_HLE, k_HLE.transpose(1, 2), alpha=scaling)
-            weights_HLL = functional.dropout(scores_HLL.softmax(-1), dropout, module.training)
-            seen.append((weights_HLL @ v_HLE).transpose(0, 1))
-        return torch.cat(seen).view(num_rows, num_positions, num_heads, width), None
+    # Rotated queries and keys are wider than the values under autocast; it would widen the softmax, too. All is done in the
+    # values' dtype, and the queries are scaled before they are rounded.
+    query, key, value = (_rows_joined(x, num_heads, value_BGTE.dtype) for x in (query_BHTE * scaling, key_BGTE, value_BGTE))
+    with torch.autocast(value.device.type, enabled=False):
+        seen_HNE = _ByDocument.apply(query, key, value, sizes.tolist(), dropout if module.training else 0.0)
+    return seen_HNE.transpose(0, 1).reshape(num_rows, num_positions, num_heads, width), None
 
 
-def _by_document(x_BHTE: torch.Tensor, num_heads: int, dtype: torch.dtype, parts: list[int]) -> tuple[torch.Tensor, ...]:
-    x_HNE = x_BHTE.to(dtype).transpose(0, 1).flatten(1, 2)
-    if len(x_HNE) != num_heads:
-        x_HNE = x_HNE.repeat_interleave(num_heads // len(x_HNE), 0)
-    return x_HNE.split(parts, 1)
+def _rows_joined(x_BGTE: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    """(H, N, E) with N = B * T, keys and values repeated for every head that reads them."""
+    x_GNE = x_BGTE.to(dtype).transpose(0, 1).flatten(1, 2)
+    return x_GNE.repeat_interleave(num_heads // len(x_GNE), 0) if len(x_GNE) != num_heads else x_GNE.contiguous()
+
+
+class _ByDocument(torch.autograd.Function):
+    """softmax(q @ k.T) @ v of each document, (H, N, E); by hand, for autograd would copy every piece of every document."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_HNE: torch.Tensor, k_HNE: torch.Tensor, v_HNE: torch.Tensor, sizes: list[int], dropout: float
+    ) -> torch.Tensor:
+        seen_HNE, kept = torch.zeros_like(v_HNE), []
+        for here in _spans(sizes):
+            causal_LL = _causal(here.stop - here.start, q_HNE.dtype)
+            weights_HLL = torch.baddbmm(causal_LL, q_HNE[:, here], k_HNE[:, here].transpose(1, 2)).softmax(-1)
+            kept.append(weights_HLL)
+            if dropout:
+                kept.append(torch.empty_like(weights_HLL).bernoulli_(1 - dropout).div_(1 - dropout))
+                weights_HLL = weights_HLL * kept[-1]
+            seen_HNE[:, here] = weights_HLL @ v_HNE[:, here]
+        ctx.save_for_backward(q_HNE, k_HNE, v_HNE, *kept)
+        ctx.sizes, ctx.has_dropout = sizes, dropout > 0
+        return seen_HNE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q_HNE, k_HNE, v_HNE, *kept = ctx.saved_tensors
+        slope_HNE = grad_outputs[0].contiguous()
+        q_slope, k_slope, v_slope = (torch.zeros_like(x) for x in (q_HNE, k_HNE, v_HNE))
+        step = 1 + ctx.has_dropout
+        for number, here in enumerate(_spans(ctx.sizes)):
+            weights_HLL, *dropped = kept[step * number : step * (number + 1)]
+            inner_HLL = slope_HNE[:, here] @ v_HNE[:, here].transpose(1, 2)
+            used_HLL = weights_HLL
+            for factor_HLL in dropped:
+                used_HLL, inner_HLL = weights_HLL * factor_HLL, inner_HLL * factor_HLL
+            v_slope[:, here] = used_HLL.transpose(1, 2) @ slope_HNE[:, here]
+            scores_HLL = torch.ops.aten._softmax_backward_data(inner_HLL, weights_HLL, -1, weights_HLL.dtype)
+            q_slope[:, here] = scores_HLL @ k_HNE[:, here]
+            k_slope[:, here] = scores_HLL.transpose(1, 2) @ q_HNE[:, here]
+        return q_slope, k_slope, v_slope, None, None
+
+
+def _spans(sizes: list[int]) -> Iterator[slice]:
+    """Where the documents lie; padding is passed over."""
+    start = 0
+    for size in sizes:
+        if size > 0:
+            yield slice(start, start + size)
+        start += abs(size)
 
 
 def _causal(length: int, dtype: torch.dtype) -> torch.Tensor:
