@@ -12,7 +12,7 @@ from transformers.integrations import flex_attention as integration
 
 from unimm.batch import Batch, collate
 from unimm.devices import why_not_compile
-from unimm.models.attention import document_sizes
+from unimm.models.attention import attend_by_document, document_sizes
 from unimm.models.unified import UnifiedModel
 
 
@@ -87,6 +87,24 @@ def test_dropout_is_of_training_alone(batch: Batch) -> None:
     assert learn(model, batch, "documents")[0] == plain
     model.train()
     assert learn(model, batch, "documents")[0] != plain
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_backward_pass_is_the_gradient(dropout: float) -> None:
+    """Numerically, with the same numbers dropped each time; padding has none."""
+    sizes = torch.tensor([3, -2, 1, 5, -1])
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(1, 2, 12, 3, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(3)]
+
+    def attend(*qkv: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Module().train()
+        return attend_by_document(module, *qkv, None, scaling=0.7, dropout=dropout, sizes=sizes)[0]
+
+    assert torch.autograd.gradcheck(attend, qkv)
+    seen = attend(*qkv)
+    assert not seen[0, 3:5].any() and not seen[0, 11].any()
+    assert dropout or seen[0, [0, 5, 6]].all()
 
 
 def test_compiled_layers_learn_the_same(batch: Batch) -> None:
