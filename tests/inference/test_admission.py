@@ -151,6 +151,21 @@ def keep_to(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]
 any_house, any_rows = st.sampled_from(list(HOUSES)), st.integers(2, 7)
 
 
+def test_newcomers_who_are_all_aborted_leave_at_once(
+    tiny_engine: Engine, requests: list[Request], alone: list[list[int]]
+) -> None:
+    decoder = make_limited(tiny_engine, max_rows=4, prefill_positions=5)
+    tickets = [decoder.submit(requests[0]), decoder.submit(requests[1])]
+    decoder.step()
+    assert decoder.stats().num_running > 0, "somebody should be on the way in"
+    decoder.abort(tickets[0])
+    assert finish(decoder, tickets[1:]) == {tickets[1]: alone[1]}
+    ticket = decoder.submit(requests[0])
+    decoder.step()
+    decoder.abort(ticket)
+    assert is_empty(decoder)
+
+
 @pytest.mark.parametrize("house", HOUSES)
 @settings(max_examples=40, deadline=None)
 @given(schedule=schedules, max_rows=any_rows)

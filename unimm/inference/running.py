@@ -108,6 +108,8 @@ class Running:
 
     def settle(self) -> None:
         """Rows of the finished leave, and null rows whose guidance is over; null rows whose guidance begins join."""
+        if self.entering is not None and all(row.job.done for row in self.entering.rows):
+            self.entering = None  # nobody waits for what is left of it
         while self.entering is not None and self._begins_guidance():
             self.enter()  # one after the other: both want the places behind the last row
         if gone := {row for row in self.rows if row.is_over}:
