@@ -126,6 +126,16 @@ def test_generate_writes_what_it_prints(tiny_engine, tiny_folder: Path) -> None:
         assert Image.open(path).tobytes() == image.tobytes()
 
 
+def test_generate_takes_every_control_of_sampling(tiny_engine, tiny_folder: Path) -> None:
+    controls = {"guidance_scale": 3.0, "temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_p": 0.1}
+    words = [word for name, value in controls.items() for word in (f"--{name.replace('_', '-')}", value)]
+    result = call("generate", "a red circle", "--model", tiny_folder, *words, "--guidance-interval", 0.2, 0.7)
+    assert result.exit_code == 0, result.output
+    (expected,) = tiny_engine.generate_images("a red circle", guidance_interval=(0.2, 0.7), **controls)
+    assert Image.open(result.stdout.strip()).tobytes() == expected.tobytes()
+    assert "ascending" in refuse("generate", "a red circle", "--model", tiny_folder, "--guidance-interval", 0.7, 0.2)
+
+
 def test_file_names_come_from_the_user_never_from_the_prompt(tiny_folder: Path, tmp_path: Path) -> None:
     result = call("generate", "../../evil/name", "--model", tiny_folder, "--out", "deep/cat.jpg", "-n", 2)
     assert result.stdout.split() == ["deep/cat-0.jpg", "deep/cat-1.jpg"]

@@ -138,6 +138,11 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)] = None,
+    min_p: Annotated[float, typer.Option(help="Choose among those at least p times as likely as the likeliest.")] = 0.0,
+    guidance_interval: Annotated[
+        tuple[float, float],
+        typer.Option(help="The part of a drawing that guidance is for, from 0 to 1; beyond it, it costs nothing."),
+    ] = (0.0, 1.0),
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -153,7 +158,18 @@ def generate(
     engine = open_model(model, device, dtype, weights)
     paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
     with drawing_bar() as told:
-        images = engine.generate_images(prompt, num_images, seed, guidance_scale, temperature, top_k, top_p, told)
+        images = engine.generate_images(
+            prompt,
+            num_images,
+            seed,
+            guidance_scale,
+            temperature,
+            top_k,
+            top_p,
+            told,
+            min_p=min_p,
+            guidance_interval=guidance_interval,
+        )
     for path, image in zip(paths, images, strict=True):
         image.save(path)
         typer.echo(path)
