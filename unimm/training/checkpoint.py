@@ -65,15 +65,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
 def _write(final: Path, checkpoint: Checkpoint) -> None:
     temporary = temporary_folder(final)
     try:
-        # Tensors that share memory (tied weights) are cut apart: safetensors refuses to write them.
-        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-        save_file(tensors, temporary / TENSORS)
+        save_file(_apart(checkpoint.tensors), temporary / TENSORS)
         write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
         write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
         replace_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU. safetensors refuses those that share memory (tied weights), so all but the first of these are
+    copied; a copy of everything would be as much memory again.
+    """
+    apart, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    return apart
 
 
 def _prune(folder: Path, final: Path, keep: int) -> None:
