@@ -26,7 +26,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every trouble, one after the other: two processes as a launcher starts them, without one that would end the other."""
     folder = tmp_path_factory.mktemp("troubles")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on"]
+    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on", "apart"]
     runs = []
     for rank in ("0", "1"):
         environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
@@ -59,3 +59,8 @@ def test_the_first_validates_while_the_other_waits_and_makes_up_for_what_it_left
     assert [line["step"] for line in lines if VALIDATED in line] == [3, 6]
     checkpoint = load_checkpoint(room / "leave" / "checkpoints")
     assert checkpoint is not None and checkpoint.state["ema"] == {"num_updates": 6}
+
+
+def test_neither_goes_on_where_one_finds_no_checkpoint(room: Path) -> None:
+    for rank in range(2):
+        assert "Not every process finds the checkpoint of step 6" in (room / f"apart-{rank}").read_text()

@@ -5,6 +5,7 @@ disk        the first process finds no room for a checkpoint, ever
 skip, stop  the loss of the second process is not finite at step 3, which the run may or may not skip
 leave       SIGUSR1 comes to both while the first one validates averages at step 3, which it then leaves
 goes_on     the same run again
+apart       and once more, but the second process looks for it in a folder of its own
 """
 
 import os
@@ -83,7 +84,20 @@ def train(folder: Path, trouble: str) -> None:
         print(told, file=file)
 
 
+def meet(folder: Path) -> None:
+    """The two look for one run in two folders; what comes of it is written to apart-RANK."""
+    try:
+        make_trainer(folder / ("elsewhere" if RANK else "leave"), make_config(6), make_mixture(), Likelihood, device=None)
+        outcome = "they went on"
+    except ValueError as error:
+        outcome = str(error)
+    (folder / f"apart-{RANK}").write_text(outcome)
+
+
 for trouble in sys.argv[2:]:
+    if trouble == "apart":
+        meet(Path(sys.argv[1]))
+        continue
     folder = Path(sys.argv[1]) / ("leave" if trouble == "goes_on" else trouble)
     with mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file):
         train(folder, trouble)

@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     Raises:
         SaveError: there is no room, or no right to write.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    final = _folder(folder, checkpoint.step)
     try:
         if not final.is_dir() or _problem(final) is not None:
             _write(final, checkpoint)
@@ -102,13 +102,29 @@ def _prune(folder: Path, final: Path, keep: int) -> None:
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint below `folder` whose manifest holds, or None."""
+    step = find_checkpoint(folder)
+    return None if step is None else open_checkpoint(folder, step)
+
+
+def find_checkpoint(folder: Path) -> int | None:
+    """The step of the newest checkpoint below `folder` whose manifest holds, or None. Reads every byte of it."""
     for candidate in reversed(_folders(folder)):
         problem = _problem(candidate)
         if problem is None:
-            state = json.loads((candidate / STATE).read_text())
-            return Checkpoint(state.pop("step"), load_file(candidate / TENSORS), state)
+            return json.loads((candidate / STATE).read_text())["step"]
         logger.warning(f"Passing over checkpoint {candidate.name}: {problem}.")
     return None
+
+
+def open_checkpoint(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of a step that `find_checkpoint` gave, here or in another process; None where it is not there. Tensors are
+    mapped from the file: what is not used is not read, and processes of a machine share what is.
+    """
+    path = _folder(folder, step)
+    if not path.is_dir():
+        return None
+    state = json.loads((path / STATE).read_text())
+    return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str], prefix: str) -> dict[str, torch.Tensor]:
@@ -135,6 +151,10 @@ def restore_optimizer(
         device = parameter.device if tensor.dim() or group.get("fused") else tensor.device
         own = tensor.clone().to(device)
         optimizer.state[parameter][key] = like(own, parameter) if tensor.dim() else own
+
+
+def _folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.devices import choose_device, keep_memory, why_not_compile
 from unimm.training.chance import keyed_chance
-from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
+from unimm.training.checkpoint import Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import FiniteGuard, NotFiniteError
@@ -309,14 +309,17 @@ class Loop:
         """Go on from the newest whole checkpoint of the run's folder, if there is one.
 
         Raises:
-            ValueError: it is one of another run, or the processes do not find the same one.
+            ValueError: it is one of another run, or not every process finds it.
         """
-        checkpoint = load_checkpoint(self.folder / "checkpoints")
-        step = 0 if checkpoint is None else checkpoint.step
-        if self.ranks.any(step != int(self.ranks.first(step))):
-            raise ValueError(f"The processes find different checkpoints in {self.folder}: name a folder that they share.")
-        if checkpoint is None:
+        folder = self.folder / "checkpoints"
+        found = find_checkpoint(folder) if self.is_main else None  # once for all, for it reads every byte
+        step = int(self.ranks.first(-1 if found is None else found))
+        if step < 0:
             return
+        checkpoint = open_checkpoint(folder, step)
+        if self.ranks.any(checkpoint is None):
+            raise ValueError(f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share.")
+        assert checkpoint is not None
         try:
             self.restore(checkpoint)
         except (RuntimeError, KeyError) as error:
