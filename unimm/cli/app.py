@@ -21,8 +21,19 @@ QUICKSTART_MODEL = Path("runs/quickstart/model")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+ORDER = (
+    *("quickstart", "caption", "answer", "generate"),
+    *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
+    *("eval", "report", "convert", "bench"),
+)
+"""As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
+
+
 class Verbs(TyperGroup):
-    """A group whose verbs end in one sentence when something goes wrong."""
+    """A group whose verbs are listed in that order, and end in one sentence when something goes wrong."""
+
+    def list_commands(self, ctx):
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx):
         with plain_errors():
