@@ -205,6 +205,14 @@ def test_what_is_encoded_builds(way: str) -> None:
         assert _coded_datasets(config)
 
 
+@pytest.mark.parametrize("way", of_root("encode"))
+def test_what_is_stored_as_codes_does_not_move_with_the_seed(way: str) -> None:
+    """Else a run of another seed would read codes of other images than its own."""
+    of_seeds = [compose(way, f"seed={seed}").data.sources.values() for seed in (0, 1)]
+    for one, other in zip(*of_seeds, strict=True):
+        assert one.dataset.get("_target_") != CODED or one.dataset == other.dataset
+
+
 @pytest.mark.parametrize("option", sorted({"data/image_folder", "data/jsonl", "data/parquet", "data/webdataset"}))
 @pytest.mark.parametrize("source", ["talk", "draw"])
 def test_half_of_a_data_set_may_be_left_out(option: str, source: str) -> None:
