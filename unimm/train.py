@@ -43,6 +43,7 @@ from unimm.inference.stoppable import StoppableDecoder, Stopped
 from unimm.models.adapter_folder import save_adapter
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.lora import adapted_layers, attach, merge
+from unimm.models.parts import take_parts
 from unimm.models.starts import start_codes, start_vision
 from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
@@ -69,6 +70,8 @@ def train(config: DictConfig) -> Path:
     out = Path(config.out)
     if config.lora is not None and config.init_from is None:
         raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
+    if config.init_parts is not None and config.init_from is None:
+        raise ValueError("init_parts are those of a model that has learned already: add init_from=FOLDER, or leave them out.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     trainer_config: TrainerConfig = build(config.trainer)
@@ -78,13 +81,12 @@ def train(config: DictConfig) -> Path:
     seed_everything(config.seed)
     learner = open_learner(config)
     model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
-    if learner.is_fresh:
-        start(model, image_tokenizer, mixture, config.whitened_images)
-        if "vision" not in config.stage.learns:
-            logger.warning(
-                f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
-                f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
-            )
+    start(model, image_tokenizer, mixture, config.whitened_images, learner.fresh)
+    if "vision" in learner.fresh and "vision" not in config.stage.learns:
+        logger.warning(
+            f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
+            f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
+        )
     engine = learner.engine(model)
     objective = build(config.objective, model=model)
 
@@ -112,13 +114,13 @@ def train(config: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Learner:
-    """Who is to learn, and from what. is_fresh: the model has learned nothing yet."""
+    """Who is to learn, and from what. fresh: the names of the model's parts that have learned nothing yet."""
 
     model: UnifiedModel
     image_tokenizer: ImageTokenizer
     mixture: Mixture
     drawing: DrawingDefaults | None
-    is_fresh: bool
+    fresh: set[str]
 
     def engine(self, model: UnifiedModel) -> Engine:
         """The engine of a model of the same form."""
@@ -138,11 +140,20 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     datasets = build_datasets(config, fingerprint(image_tokenizer))
     start_from = None if config.init_from is None else open_start(config)
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
+    taken = [] if start_from is None else config.init_parts
+    if start_from and taken is None:
+        model, fresh = start_from.model, set[str]()
+    else:
+        with nullcontext() if with_weights else torch.device("meta"):
+            model = build_model(config, tokenizer, image_tokenizer)
+        if start_from and with_weights:
+            take_parts(model, start_from.model, taken)
+        fresh = set(model.parts()) - set(taken)
     with nullcontext() if with_weights else torch.device("meta"):
-        model = adapt(start_from.model if start_from else build_model(config, tokenizer, image_tokenizer), config)
+        model = adapt(model, config)
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
     mixture = build_mixture(config, with_features(config, datasets, model, template.prompt_format), template)
-    return Learner(model, image_tokenizer, mixture, start_from.drawing if start_from else None, start_from is None)
+    return Learner(model, image_tokenizer, mixture, start_from.drawing if start_from else None, fresh)
 
 
 def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
@@ -172,15 +183,15 @@ def finish(engine: Engine, config: DictConfig) -> None:
         evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
 
 
-def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int) -> None:
-    """Give a fresh model what data and image tokenizer know: whitened patches of `num_images` training images (0: none of
-    it), and the tokenizer's codebook where the code embedding has its form.
+def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int, fresh: set[str]) -> None:
+    """Give the fresh parts of a model what data and image tokenizer know: whitened patches of `num_images` training images (0:
+    none of it), and the tokenizer's codebook where the code embedding has its form.
     """
-    images = list(islice(mixture.images(), num_images))
+    images = list(islice(mixture.images(), num_images)) if "vision" in fresh else []
     if images:
         start_vision(model.pixels.tower, torch.from_numpy(np.stack(images)))
     codebook = image_tokenizer.quantize.codebook
-    if codebook.shape == model.codes.embedding.weight.shape:
+    if fresh >= {"code_embedding", "code_head"} and codebook.shape == model.codes.embedding.weight.shape:
         start_codes(model.codes, codebook)
 
 

@@ -16,7 +16,7 @@ from unimm.cli.build import compose_config
 from unimm.files import read_json
 from unimm.models.folder import load_model
 from unimm.models.lora import delta
-from unimm.train import train
+from unimm.train import open_learner, train
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
@@ -152,3 +152,39 @@ def test_a_training_by_a_stored_plan_is_the_same(place: Path, given: list[str], 
     ):
         result = CliRunner().invoke(app, ["plan", *given, *words])
         assert result.exit_code == 2 and told in result.stderr and result.stderr.count("\n") == 1, result.output
+
+
+def sizes(width: int) -> list[str]:
+    """A trunk of that width for the tiny model, and its vision tower."""
+    trunk = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "num_layers": 1, "num_heads": 2}
+    return [f"model.{part}.{k}={v}" for part, own in (("trunk", trunk), ("vision", vision)) for k, v in own.items()]
+
+
+def test_a_part_alone_is_taken_over(place: Path, given: list[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower that can see under a trunk of other sizes; the part keeps its weights, and nothing whitens it again."""
+    monkeypatch.chdir(place)
+    words = [*given, "stage=pretrain", "init_parts=[vision]", *sizes(48), "out=taken", "trainer.validate_every=0"]
+    learner = open_learner(compose_config("train", words))
+    assert learner.fresh == {"projector", "trunk", "text_embedding", "text_head", "code_embedding", "code_head"}
+    train(compose_config("train", words))
+    trained, tower = load_model(place / "taken/model").model, load_model(tiny_folder).model.pixels.tower
+    assert trained.config.trunk["hidden_size"] == 48
+    assert all(torch.equal(a, b) for a, b in zip(trained.pixels.tower.parameters(), tower.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["init_parts=[eyes]", *sizes(48)], "There is no part 'eyes' in a model: choose among vision, projector, trunk"),
+        (
+            ["init_parts=[vision,trunk]", *sizes(48)],
+            r"The trunk of the model to start from differs in size: layers.0.* \(64,\) ",
+        ),
+        (["init_parts=[vision]", "init_from=null"], "init_parts are those of a model that has learned already: add init_from"),
+    ],
+)
+def test_parts_that_cannot_be_taken_are_said(place: Path, given: list[str], words: list[str], told: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
+        patch.chdir(place)
+        train(compose_config("train", [*given, *words]))

@@ -24,7 +24,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
     *("quickstart", "caption", "answer", "generate"),
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "report", "convert", "bench"),
+    *("eval", "report", "scaling", "convert", "bench"),
 )
 """As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
 
@@ -226,6 +226,27 @@ def report(
     from unimm.eval.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+@app.command()
+def scaling(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of trainings of several sizes and lengths.")],
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PARAMETERS:POSITIONS", help="A run to come, such as 1e9:20e9; repeat it [default: none]."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scaling.json and scaling.png [default: RUNS].")] = None,
+) -> None:
+    """Fit a scaling law to trainings: how the loss falls with the trunk's parameters and with what was learned from.
+
+    \b
+    Example:
+      unimm scaling runs/scaling --predict 1e9:20e9
+    """
+    quiet_libraries()
+    from unimm.cli.scaling import run
+
+    run(runs, predict or [], out)
 
 
 @app.command()

@@ -1,10 +1,12 @@
-"""Parts that have learned before: a language model of `transformers` as the trunk, a SigLIP as the vision tower.
+"""Parts that have learned before: a language model of `transformers` as the trunk, a SigLIP as the vision tower, and parts of
+another model of ours.
 
 What stage I of Janus and LLaVA's first stage begin with; projector, code embedding and image head are new. A vocabulary that
 grows by special tokens gets them as means of the others. The tower computes exact GELU, as Janus' does, whatever a SigLIP's
 config names: most name its tanh approximation, which is close.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,28 @@ def load_tower(model: UnifiedModel, folder: Path) -> None:
     # A tower alone is written without the first part of its names by newer versions of transformers.
     is_bare = not any(name.startswith("vision_model.") for name in files.shapes)
     _load(wanted, files, SIGLIP_TOWER if is_bare else SIGLIP)
+
+
+def take_parts(model: UnifiedModel, source: UnifiedModel, names: Iterable[str]) -> None:
+    """Give a model some of another model's parts, in place.
+
+    names: of `UnifiedModel.parts`.
+
+    Raises:
+        ValueError: there is no such part, or it is of other sizes.
+    """
+    own, others = model.parts(), source.parts()
+    for name in names:
+        if name not in own:
+            raise ValueError(f"There is no part '{name}' in a model: choose among {', '.join(own)}.")
+        here, there = ({key: tuple(value.shape) for key, value in part[name].state_dict().items()} for part in (own, others))
+        for key in sorted(here.keys() | there.keys()):
+            if here.get(key) != there.get(key):
+                raise ValueError(
+                    f"The {name} of the model to start from differs in size: {key} is {there.get(key, 'missing')} there and "
+                    f"{here.get(key, 'missing')} here; give `model` the same sizes, or start that part afresh."
+                )
+        own[name].load_state_dict(others[name].state_dict())
 
 
 @torch.no_grad()

@@ -1,0 +1,193 @@
+"""Scaling: how the loss falls with the parameters of the trunk and with the positions learned from, fitted to runs.
+
+    L(N, D) = floor + A / N**alpha + B / D**beta        Hoffmann et al. 2022 (arXiv 2203.15556), their third approach
+
+N counts the trunk alone, without embeddings, heads and vision tower; D the positions of all steps that hold something. A run's
+loss is its mean over the last tenth of its reports: meant for data that no run sees twice, where a training loss is also
+the loss on unseen data, and for schedules that have come to their end.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy.optimize import least_squares
+from scipy.special import softmax
+
+from unimm.eval.curves import GREY, PALETTE, read_metrics
+from unimm.files import read_json
+from unimm.models.folder import load_model
+
+LAST = 0.1
+"""Share of a run's reports that its loss is the mean of."""
+
+HUBER = 1e-3
+"""From which deviation of a log loss on it counts linearly: runs that went wrong bend the fit less."""
+
+LEAST_RUNS = 6
+"""A law has five numbers."""
+
+STARTS = ((-6.0, -2.0, 0.0), (-2.0, 2.0), (0.2, 0.6), (-2.0, 2.0), (0.2, 0.6))
+"""Where the search begins: log floor, log A, alpha, log B, beta; the best end counts, as the sum has several valleys."""
+
+BOUNDS = ((-12.0, -12.0, 0.01, -12.0, 0.01), (3.0, 12.0, 3.0, 12.0, 3.0))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its name, N, D, its losses by kind, and its scores by task where it was evaluated."""
+
+    name: str
+    parameters: int
+    positions: float
+    losses: dict[str, float]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Law:
+    """The five numbers, in nats; N and D are absolute counts."""
+
+    floor: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+
+    def __call__(self, parameters: float, positions: float) -> float:
+        """The loss that the law expects."""
+        return self.floor + self.a / parameters**self.alpha + self.b / positions**self.beta
+
+    def point(self, log_n: float, log_d: float) -> np.ndarray:
+        """What the search moves: log floor, log of the second term at that N, alpha, log of the third at that D, beta."""
+        logs = np.log([self.floor, self.a, self.b])
+        point = [logs[0], logs[1] - self.alpha * log_n, self.alpha, logs[2] - self.beta * log_d, self.beta]
+        return np.clip(point, *BOUNDS)
+
+    @classmethod
+    def at(cls, point: np.ndarray, log_n: float, log_d: float) -> "Law":
+        """The law of a point."""
+        log_floor, log_a, alpha, log_b, beta = point
+        numbers = np.exp([log_floor, log_a + alpha * log_n, log_b + beta * log_d])
+        return cls(float(numbers[0]), float(numbers[1]), float(alpha), float(numbers[2]), float(beta))
+
+
+def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
+    """The finished trainings in a folder or its folders, and the names of those that are not finished.
+
+    Raises:
+        ValueError: there is none, or what one left cannot be read.
+    """
+    folders = sorted(path.parent for pattern in ("metrics.jsonl", "*/metrics.jsonl") for path in folder.glob(pattern))
+    finished = [one for one in folders if (one / "model").is_dir()]
+    if not finished:
+        raise ValueError(f"{folder} holds no finished trainings (FOLDER/metrics.jsonl, FOLDER/model): name the folder of runs.")
+    return [read_run(one) for one in finished], [one.name for one in folders if one not in finished]
+
+
+def read_run(folder: Path) -> Run:
+    """What a training left in its folder.
+
+    Raises:
+        ValueError: it is not one of a unified model.
+    """
+    series = read_metrics(folder / "metrics.jsonl")
+    trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("trainer", {})
+    losses = {name.removeprefix("loss/"): _end(points) for name, points in series.items() if name.startswith("loss/")}
+    if not losses or "data/fill" not in series or "num_rows" not in trainer:
+        raise ValueError(f"{folder} is no training of a unified model: its metrics.jsonl has no losses of filled rows.")
+    fills = series["data/fill"]
+    model = load_model(folder / "model").model
+    scored = read_json(folder / "scores" / "scores.json") or {"tasks": {}}
+    return Run(
+        name=folder.name,
+        parameters=sum(parameter.numel() for parameter in model.parts()["trunk"].parameters()),
+        positions=fills[-1][0] * trainer["num_rows"] * trainer["num_positions"] * fmean(fill for _, fill in fills),
+        losses=losses,
+        scores={task: told["score"] for task, told in scored["tasks"].items()},
+    )
+
+
+def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
+    """The law whose logarithm deviates least from that of the runs' losses of a kind, by the sum of Huber's loss.
+
+    near: a law to search from, instead of everywhere.
+
+    Raises:
+        ValueError: the runs are too few, or too much alike, to tell its five numbers.
+    """
+    known = [run for run in runs if kind in run.losses]
+    sizes, lengths = {run.parameters for run in known}, {round(run.positions, -3) for run in known}
+    if len(known) < LEAST_RUNS or len(sizes) < 3 or len(lengths) < 3:
+        raise ValueError(
+            f"{len(known)} runs of {len(sizes)} sizes and {len(lengths)} lengths with a loss of {kind} do not tell a law: "
+            f"train at least {LEAST_RUNS}, of 3 sizes and 3 lengths."
+        )
+    log_n, log_d, log_loss = (
+        np.log([value(run) for run in known])
+        for value in (lambda run: run.parameters, lambda run: run.positions, lambda run: run.losses[kind])
+    )
+    # Counts are taken from the middle of those there are, so that A and alpha are not all but the same number.
+    middle_n, middle_d = log_n.mean(), log_d.mean()
+    far_n, far_d = log_n - middle_n, log_d - middle_d
+
+    def terms(point: np.ndarray) -> np.ndarray:
+        log_floor, log_a, alpha, log_b, beta = point
+        return np.stack([np.full_like(log_n, log_floor), log_a - alpha * far_n, log_b - beta * far_d])
+
+    def apart(point: np.ndarray) -> np.ndarray:
+        return np.logaddexp.reduce(terms(point)) - log_loss
+
+    def slopes(point: np.ndarray) -> np.ndarray:
+        of_floor, of_n, of_d = softmax(terms(point), axis=0)
+        return np.stack([of_floor, of_n, -of_n * far_n, of_d, -of_d * far_d], axis=1)
+
+    starts = itertools.product(*STARTS) if near is None else [near.point(middle_n, middle_d)]
+    words: dict[str, Any] = {"jac": slopes, "bounds": BOUNDS, "loss": "huber", "f_scale": HUBER, "x_scale": "jac"}
+    best = min((least_squares(apart, start, **words) for start in starts), key=lambda end: end.cost)
+    return Law.at(best.x, middle_n, middle_d)
+
+
+def fit_without_each(runs: list[Run], kind: str) -> list[Law]:
+    """The laws of all runs but one, for every one: how far a single run moves what the law says."""
+    whole = fit(runs, kind)
+    return [fit([*runs[:left], *runs[left + 1 :]], kind, whole) for left in range(len(runs))]
+
+
+def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:
+    """Losses against positions, a colour a size, with the law's curves; one panel a kind. The suffix says which format."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(laws), 3.6), layout="constrained")
+    sizes = sorted({run.parameters for run in runs})
+    spans = [run.positions for run in runs]
+    reach = np.geomspace(min(spans) / 1.3, max(spans) * 1.3, 50)
+    for axes, (kind, law) in zip(np.atleast_1d(figure.subplots(1, len(laws))), laws.items(), strict=True):
+        for size, colour in zip(sizes, itertools.cycle(PALETTE)):
+            same = [run for run in runs if run.parameters == size and kind in run.losses]
+            axes.plot(reach, [law(size, length) for length in reach], color=colour, linewidth=1.2, alpha=0.7)
+            positions, losses = [run.positions for run in same], [run.losses[kind] for run in same]
+            axes.plot(positions, losses, "o", color=colour, label=short(size))
+        axes.set(xscale="log", yscale="log", xlabel="positions learned from", ylabel=f"loss of {kind}, nats")
+        axes.grid(alpha=0.15, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(title="trunk", frameon=False, fontsize=8, title_fontsize=8)
+        axes.tick_params(colors=GREY, which="both")
+    figure.savefig(path, dpi=150)
+
+
+def short(count: float) -> str:
+    """A count as people say it: 1.2M, 20B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def _end(points: list[tuple[int, float]]) -> float:
+    """The mean over the last reports."""
+    return fmean(value for _, value in points[-max(1, round(LAST * len(points))) :])
