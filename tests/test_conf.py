@@ -56,7 +56,7 @@ FILES = {
     "data/mixed_look": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
-NOT_DRAWN = ("data/llava", "data/text")
+NOT_DRAWN = ("data/llava", "data/text", "data/worlds_lesson")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava_align": "data/llava", "llava_finetune": "data/llava", "draw_finetune": "data/image_folder"}
 """Experiments on the user's own files."""

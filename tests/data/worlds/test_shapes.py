@@ -19,12 +19,14 @@ from unimm.data.worlds.scenes import (
     TRAINING_PAIRS,
     Scene,
     Shape,
+    find_place,
     make_scene,
     render,
 )
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.data.worlds.shapes_language import (
     MEANINGS,
+    PLACE_WORDS,
     READER,
     RELATION_WORDS,
     caption_is_exact,
@@ -228,6 +230,9 @@ def answer_from_image(question, objects: list[Shape]) -> str:
         return value if english else answers[value]
     if question.category == "place":
         return say_where(found[0][0], english)
+    if question.category == "find":
+        where = say_where(found[0][0], english)
+        return f"{question.text[:-1].split(' the ')[1]} {where.split(' the ')[1]}" if english else question.text[2:-1] + where
     a, b = (items[0] for items in found)
     if question.text.startswith("On which side"):
         a, b = b, a
@@ -261,7 +266,16 @@ def test_a_guesser_who_does_not_look_scores_low():
     total = sum(sum(counts.values()) for counts in answers.values())
     overall = sum(max(counts.values()) for counts in answers.values()) / total
     print(f"blind majority: {overall:.3f} overall, " + ", ".join(f"{key}: {blind[key]:.2f}" for key in sorted(blind)))
-    highest = {"colour": 0.2, "shape": 0.32, "size": 0.54, "count": 0.4, "existence": 0.54, "relation": 0.4, "place": 0.2}
+    highest = {
+        "colour": 0.2,
+        "shape": 0.32,
+        "size": 0.54,
+        "count": 0.4,
+        "existence": 0.54,
+        "relation": 0.4,
+        "place": 0.2,
+        "find": 0.03,
+    }
     assert all(share <= highest[category] for (category, _), share in blind.items())
     assert overall < 0.4
 
@@ -275,6 +289,27 @@ def test_places_are_asked_for_and_named_where_they_are_wanted():
         for record in records:
             for prompt in record.prompts:
                 assert sum(Counter(parse_caption(prompt.text)).values()) == len(record.facts.objects), prompt
+
+
+def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
+    """The first: two things that differ in more than size, in English, named by colour and form. The second: anything."""
+    for record in ShapesWorld("train", 200, lesson="find_one_of_two"):
+        first, second = record.facts.objects
+        assert (first.colour, first.form) != (second.colour, second.form)
+        named = {f"{item.colour} {item.form}": find_place(item) for item in (first, second)}
+        for question in record.questions:
+            name = next(name for name in named if question.text.endswith(f" the {name}."))
+            assert (question.answer, question.category, question.language) == (f"{name} {named[name]}", "find", "en")
+    kinds = Counter()
+    for record in ShapesWorld("train", 300, lesson="find"):
+        places = {PLACE_WORDS[language][find_place(item)] for item in record.facts.objects for language in ("en", "zh")}
+        places |= {find_place(item) for item in record.facts.objects}
+        assert all(question.answer.endswith(tuple(places)) for question in record.questions)
+        kinds.update((question.category, question.language, len(record.facts.objects)) for question in record.questions)
+    assert {kind[:2] for kind in kinds} == {(kind, lang) for kind in ("find", "place") for lang in ("en", "zh")}
+    assert {kind[2] for kind in kinds} == {1, 2, 3, 4}
+    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find"):
+        ShapesWorld("train", 2, lesson="maths")
 
 
 def test_no_torch_is_needed():

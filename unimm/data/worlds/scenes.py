@@ -121,13 +121,18 @@ def shuffle(rng: np.random.Generator, items) -> list:
     return [items[i] for i in np.argsort(rng.random(len(items)), kind="stable")]
 
 
-def make_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of one item. Splits are disjoint streams; `held_out` scenes show at least one held-out pair."""
+def make_scene(seed: int, split: str, index: int, num_objects: int | None = None) -> Scene:
+    """The scene of one item. Splits are disjoint streams; `held_out` scenes show at least one held-out pair.
+
+    num_objects: so many, and no two of one colour and form; None: as it comes. Not for "held_out".
+    """
     rng = make_generator(seed, split, index, "scene")
-    num_objects = choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
-    if split == "held_out":
-        num_objects = max(num_objects, 1)
-    looks = choose_looks(rng, num_objects, held_out=split == "held_out")
+    if num_objects is not None:
+        pairs = shuffle(rng, TRAINING_PAIRS)[:num_objects]
+        looks = [(choose(rng, tuple(SIZES)), colour, form) for colour, form in pairs]
+    else:
+        drawn = choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
+        looks = choose_looks(rng, max(drawn, 1) if split == "held_out" else drawn, held_out=split == "held_out")
     objects = place(rng, looks)
     tone = 12 + 20 * rng.random()
     red, green, blue = (round(tone + 8 * rng.random()) for _ in range(3))

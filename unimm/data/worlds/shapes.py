@@ -14,24 +14,35 @@ import numpy as np
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
-from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES, write_questions, write_text
+from unimm.data.worlds.shapes_questions import CATEGORIES, LESSONS, WITH_PLACES, Lesson, write_questions, write_text
 
 
 class ShapesWorld:
     """Scenes of 0-4 shapes, 64x64 px; splits "train", "validation", "test" and "held_out" (pairs never trained on).
 
     With `places`, questions and prompts are also about the part of the picture that something is in: for training, as
-    benchmarks do not ask for it. Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for
-    an unknown split and IndexError outside `num_records`.
+    benchmarks do not ask for it. With a `lesson` (one of LESSONS), questions are about nothing else, and scenes may be simple.
+    Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for an unknown split or lesson
+    and IndexError outside `num_records`.
     """
 
-    def __init__(self, split: str = "train", num_records: int = 100_000, seed: int = 0, places: bool = False):
+    def __init__(
+        self,
+        split: str = "train",
+        num_records: int = 100_000,
+        seed: int = 0,
+        places: bool = False,
+        lesson: str | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        if lesson is not None and lesson not in LESSONS:
+            raise ValueError(f"unknown lesson {lesson!r}: choose one of {', '.join(LESSONS)}")
         self.split = split
         self.num_records = num_records
         self.seed = seed
         self.places = places
+        self.lesson = lesson
 
     def __len__(self) -> int:
         return self.num_records
@@ -39,14 +50,16 @@ class ShapesWorld:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
-        return ShapesRecord(self.seed, self.split, index, self.places)
+        return ShapesRecord(self.seed, self.split, index, self.places, self.lesson)
 
 
 class ShapesRecord(Record):
     """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int, places: bool = False) -> None:
-        vars(self).update(key=f"shapes/{split}/{index}", _seed=seed, _split=split, _index=index, _places=places)
+    def __init__(self, seed: int, split: str, index: int, places: bool = False, lesson: str | None = None) -> None:
+        asked = Lesson(WITH_PLACES if places else CATEGORIES) if lesson is None else LESSONS[lesson]
+        own = {"_seed": seed, "_split": split, "_index": index, "_places": places, "_lesson": asked}
+        vars(self).update(key=f"shapes/{split}/{index}", **own)
 
     def _generator(self, purpose: str) -> np.random.Generator:
         own = vars(self)
@@ -55,7 +68,7 @@ class ShapesRecord(Record):
     @cached_property
     def facts(self) -> Scene:
         own = vars(self)
-        return make_scene(own["_seed"], own["_split"], own["_index"])
+        return make_scene(own["_seed"], own["_split"], own["_index"], own["_lesson"].num_objects)
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -71,8 +84,8 @@ class ShapesRecord(Record):
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        categories = WITH_PLACES if vars(self)["_places"] else CATEGORIES
-        return write_questions(self.facts, self._generator("questions"), categories)
+        lesson: Lesson = vars(self)["_lesson"]
+        return write_questions(self.facts, self._generator("questions"), lesson.categories, lesson.languages)
 
     @cached_property
     def text(self) -> Text:

@@ -5,6 +5,8 @@ a relation only where it is clear. Whether the answer will be yes or no is decid
 what is not there is asked for as if it could be, so a guesser who does not look gains little (CLEVR's and GQA's concern).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from unimm.data.records import Question, Text
@@ -29,6 +31,7 @@ from unimm.data.worlds.shapes_language import (
     Group,
     Look,
     choose_word,
+    describe,
     fits,
     name_group,
 )
@@ -36,8 +39,33 @@ from unimm.data.worlds.shapes_language import (
 CATEGORIES = ("colour", "shape", "size", "count", "existence", "relation")
 """What benchmarks ask about."""
 
-WITH_PLACES = (*CATEGORIES, "place")
+WITH_PLACES = (*CATEGORIES, "relation", "relation", "place", "find")
 """What training may ask about: who can say where one thing is learns sooner where it is from another."""
+
+FULLY_NAMED = 0.6
+"""How often an object that is asked for is named by colour and form where less would do."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is asked of a model that cannot look things up yet.
+
+    A Transformer that has never looked one thing up among several reads all their places and guesses: choosing by the name is
+    no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right after the
+    name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
+
+    num_objects: in every scene; None: as it comes.
+    """
+
+    categories: tuple[str, ...]
+    languages: tuple[str, ...] = LANGUAGES
+    num_objects: int | None = None
+
+
+LESSONS = {
+    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=2),
+    "find": Lesson(("find",) * 6 + ("place",) * 4),
+}
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
 TEMPLATES = {
@@ -50,6 +78,7 @@ TEMPLATES = {
         "relation": ("Is {a} {words} {b}?",),
         "side": ("On which side of {b} is {a}?", "Where is {a}, seen from {b}?"),
         "place": ("Where is {}?", "Where in the picture is {}?"),
+        "find": ("Find {}.", "Point at {}."),
     },
     "zh": {
         "colour": ("{}是什么颜色？", "{}是什么颜色的？", "{}的颜色是什么？"),
@@ -60,6 +89,7 @@ TEMPLATES = {
         "relation": ("{a}在{b}的{words}吗？",),
         "side": ("{a}在{b}的哪一边？", "{a}在{b}的哪个方向？"),
         "place": ("{}在哪里？", "{}在图中的什么位置？"),
+        "find": ("找到{}。", "指出{}。"),
     },
 }
 
@@ -115,6 +145,12 @@ def find_reference(item: Shape, objects: tuple[Shape, ...], hidden: str, rng: np
     # "The object" would do where there is only one, but then the words would teach nothing about looking for it.
     plain = [look for look in unique if count_words(look) <= max(shortest, 1)]
     return choose(rng, plain) if plain else None
+
+
+def find_name(item: Shape, objects: tuple[Shape, ...]) -> Look | None:
+    """Colour and form of an object, and its size where it takes that to tell it apart; None where nothing does."""
+    looks = [describe(item, "colour"), describe(item)]
+    return next((look for look in looks if sum(fits(other, look) for other in objects) == 1), None)
 
 
 def mask_look(item: Shape, mask: tuple[bool, bool, bool]) -> Look:
@@ -213,13 +249,25 @@ def ask_relation(scene: Scene, language: str, rng: np.random.Generator) -> Quest
     return None
 
 
-def ask_place(scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
-    """In which third of the picture, across and down, is one object that the question can single out?"""
+def ask_place(category: str, scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
+    """In which third of the picture, across and down, is one object that the question can single out?
+
+    category: "place" is answered by the place alone; "find" and "find_by_name" by the object's name and, right after it, the
+        place. Objects are named by colour and form more often than they need be, by "find_by_name" always.
+    """
+    fully = 1.0 if category == "find_by_name" else FULLY_NAMED
+    kind = "place" if category == "place" else "find"
     for item in shuffle(rng, scene.objects):
-        look = find_reference(item, scene.objects, "", rng)
-        if look:
-            text = choose(rng, TEMPLATES[language]["place"]).format(name_reference(look, language))
-            return Question(text, PLACE_WORDS[language][find_place(item)], "place", language)
+        named = find_name(item, scene.objects) if rng.random() < fully else None
+        look = named or find_reference(item, scene.objects, "", rng)
+        if look is None:
+            continue
+        text = choose(rng, TEMPLATES[language][kind]).format(name_reference(look, language))
+        place, name = find_place(item), name_look(look, language)
+        answer = words = PLACE_WORDS[language][place]
+        if kind == "find":
+            answer = f"{name} {place}" if language == "en" else name + words
+        return Question(text, answer, kind, language)
     return None
 
 
@@ -231,16 +279,22 @@ def ask(category: str, scene: Scene, language: str, rng: np.random.Generator) ->
         return ask_existence(scene, language, rng)
     if category == "relation":
         return ask_relation(scene, language, rng)
-    if category == "place":
-        return ask_place(scene, language, rng)
+    if category in ("place", "find", "find_by_name"):
+        return ask_place(category, scene, language, rng)
     return ask_attribute(category, scene, language, rng)
 
 
-def write_questions(scene: Scene, rng: np.random.Generator, categories: tuple[str, ...] = CATEGORIES) -> tuple[Question, ...]:
+def write_questions(
+    scene: Scene,
+    rng: np.random.Generator,
+    categories: tuple[str, ...] = CATEGORIES,
+    languages: tuple[str, ...] = LANGUAGES,
+) -> tuple[Question, ...]:
     """Up to four more questions than categories: one of each that the scene allows, languages in turn."""
     wanted = list(categories) + [choose(rng, categories) for _ in range(4)]
     first = int(rng.random() * 2)
-    asked = [ask(category, scene, LANGUAGES[(first + n) % 2], rng) for n, category in enumerate(shuffle(rng, wanted))]
+    ways = [(category, languages[(first + n) % len(languages)]) for n, category in enumerate(shuffle(rng, wanted))]
+    asked = [ask(category, scene, language, rng) for category, language in ways]
     return tuple({question.text: question for question in asked if question}.values())
 
 
