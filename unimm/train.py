@@ -31,11 +31,12 @@ from unimm.cli.build import (
     settings_of,
     with_features,
 )
+from unimm.data.held_out import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
-from unimm.eval.validation import Validation, ValidationConfig
+from unimm.eval.validation import LOSS, Validation, ValidationConfig
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
@@ -76,6 +77,7 @@ def train(config: DictConfig) -> Path:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     trainer_config: TrainerConfig = build(config.trainer)
     validation_config: ValidationConfig = build(config.validation)
+    check_held_out(config, trainer_config, validation_config)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
     seed_everything(config.seed)
@@ -96,7 +98,8 @@ def train(config: DictConfig) -> Path:
     engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
     validation = Validation(validation_config, engine, out / "best", partial(save_merged, engine), is_stopped)
     sample_records = partial(sample, engine, mixture)
-    trainer = Trainer(objective, mixture, trainer_config, out, config.device, sample_records, validation)
+    looks = (sample_records, validation, learner.held_out)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
     image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)
@@ -114,11 +117,12 @@ def train(config: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Learner:
-    """Who is to learn, and from what. fresh: the names of the model's parts that have learned nothing yet."""
+    """Who is to learn, from what, and what is held out of it. fresh: the names of the model's parts that know nothing yet."""
 
     model: UnifiedModel
     image_tokenizer: ImageTokenizer
     mixture: Mixture
+    held_out: Mixture | None
     drawing: DrawingDefaults | None
     fresh: set[str]
 
@@ -152,8 +156,21 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     with nullcontext() if with_weights else torch.device("meta"):
         model = adapt(model, config)
     template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
-    mixture = build_mixture(config, with_features(config, datasets, model, template.prompt_format), template)
-    return Learner(model, image_tokenizer, mixture, start_from.drawing if start_from else None, fresh)
+    datasets = with_features(config, datasets, model, template.prompt_format)
+    learned, held = hold_out(datasets, config.held_out) if config.held_out else (datasets, None)
+    mixture = build_mixture(config, learned, template)
+    held_out = None if held is None else build_mixture(config, held, template)
+    return Learner(model, image_tokenizer, mixture, held_out, start_from.drawing if start_from else None, fresh)
+
+
+def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:
+    """Raises ValueError where records would be held out for nothing, or their loss is to choose and there are none."""
+    if config.held_out < 0:
+        raise ValueError(f"held_out is a number of records of each source (0: none), and not {config.held_out}.")
+    if config.held_out and not trainer.validate_every:
+        raise ValueError("Nothing looks at the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
+    if validation.monitor == LOSS and not config.held_out:
+        raise ValueError(f"validation.monitor={LOSS} is the loss on records that are held out: add held_out=RECORDS.")
 
 
 def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:

@@ -47,6 +47,10 @@ def place(given: list[str], tiny_folder: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
+def photo_names(place: Path) -> list[str]:
+    return [path.name for path in (place / "photos").rglob("*") if path.suffix in (".jpg", ".png", ".webp")]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_model(folder).model.named_parameters())
 
@@ -188,3 +192,38 @@ def test_parts_that_cannot_be_taken_are_said(place: Path, given: list[str], word
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
         patch.chdir(place)
         train(compose_config("train", [*given, *words]))
+
+
+def test_records_are_held_out_and_choose_the_best(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users' own data, of which no benchmark asks: the loss on what was never learned from, and the model with the lowest."""
+    monkeypatch.chdir(place)
+    words = [*given, *RUNS["whole"], "held_out=1", "validation.tasks=[]", "validation.monitor=loss", "out=held"]
+    learner = open_learner(compose_config("train", words))
+    assert learner.held_out is not None
+    for learned, held in zip(learner.mixture.sources, learner.held_out.sources, strict=True):
+        keys = [{source.dataset[index].key for index in range(len(source.dataset))} for source in (learned, held)]
+        assert len(keys[1]) == 1 and len(keys[0]) == len(photo_names(place)) - 1 and not keys[0] & keys[1]
+    train(compose_config("train", words))
+    losses = {n["step"]: n["validation/loss"] for n in read_numbers(place / "held/metrics.jsonl") if "validation/loss" in n}
+    best = read_json(place / "held/best/validation.json")
+    assert best is not None and set(losses) == {2, 4}
+    assert best["score"] == min(losses.values()) == losses[best["step"]]
+    assert best["scores"]["loss"] == pytest.approx(best["scores"]["loss_text"] + best["scores"]["loss_codes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["held_out=1", "trainer.validate_every=0"],
+            "Nothing looks at the records that are held out: add trainer.validate_every",
+        ),
+        (["validation.monitor=loss"], "is the loss on records that are held out: add held_out=RECORDS"),
+        (["held_out=-1"], "held_out is a number of records of each source"),
+        (["held_out=99"], "99 records cannot be held out of the .* of '.*': lower held_out"),
+    ],
+)
+def test_nothing_is_held_out_in_vain(place: Path, given: list[str], words: list[str], told: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
+        patch.chdir(place)
+        train(compose_config("train", [*given, *RUNS["whole"], "out=vain", *words]))

@@ -50,64 +50,72 @@ def test_the_best_is_kept_with_what_it_was_chosen_by(
     tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, shapes_answers=[0.2, 0.6, 0.4], digits_answers=[0.4, 0.5, 0.7])
-    best, book = tmp_path / "best", Logbook(tmp_path)
+    best = tmp_path / "best"
     validation = make(tiny_engine, best)
-    steps = []
+    steps, told = [], []
     for step in (10, 20, 30):
-        validation(step, book)
+        told.append(validation(step, {"loss": 1.0}))
         steps.append(record(best)["step"])
     assert steps == [10, 20, 20], "0.55 again is no better"
     assert record(best) == {
         "step": 20,
         "score": 0.55,
-        "scores": {"shapes_answers": 0.6, "digits_answers": 0.5, "mean": 0.55},
+        "scores": {"loss": 1.0, "shapes_answers": 0.6, "digits_answers": 0.5, "mean": 0.55},
         "tasks": ["shapes_answers", "digits_answers"],
         "num_items": 100,
         "monitor": "mean",
     }
     assert load_model(best).config["model_type"] == "janus"
-    lines = read_numbers(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["validation/mean"]) for line in lines] == [
-        (10, pytest.approx(0.3)),
-        (20, 0.55),
-        (30, 0.55),
-    ]
-    assert book.has(20, "validation/mean") and not book.has(15, "validation/mean") and not book.has(20, "loss/text")
+    assert [scores and scores["mean"] for scores in told] == [pytest.approx(0.3), 0.55, 0.55]
+
+
+def test_the_best_may_be_that_of_the_lowest_loss(tiny_engine: Engine, tmp_path: Path) -> None:
+    """Without any task, too."""
+    validation = make(tiny_engine, tmp_path / "best", tasks=[], monitor="loss")
+    for step, loss in ((10, 2.0), (20, 1.5), (30, 1.5), (40, 1.6)):
+        assert validation(step, {"loss": loss, "loss_text": loss}) == {}
+    assert (record(tmp_path / "best")["step"], record(tmp_path / "best")["score"]) == (20, 1.5)
+
+
+def test_a_logbook_knows_what_it_has(tmp_path: Path) -> None:
+    book = Logbook(tmp_path)
+    book.numbers(20, {"validation/mean": 0.5})
+    assert book.has(20, "validation/") and not book.has(15, "validation/") and not book.has(20, "loss/")
 
 
 def test_a_run_that_goes_on_does_not_overwrite_a_better_one(
     tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    best, book = tmp_path / "best", Logbook(tmp_path, active=False)
+    best = tmp_path / "best"
     script(monkeypatch, shapes_answers=[0.9, 0.8, 0.1, 0.2], digits_answers=[0.1, 0.3, 0.0, 0.0])
-    make(tiny_engine, best, monitor="shapes_answers")(10, book)
+    make(tiny_engine, best, monitor="shapes_answers")(10, {})
     again = make(tiny_engine, best, monitor="shapes_answers")
     again.resume()
-    again(20, book)
+    again(20, {})
     assert record(best)["step"] == 10 and record(best)["score"] == 0.9
     other = make(tiny_engine, best, monitor="mean")
     other.resume()
     assert "was chosen by other scores" in caplog.text
-    other(30, book)
+    other(30, {})
     assert record(best)["step"] == 30
-    make(tiny_engine, best)(40, book)  # a new run in the folder: it does not `resume`
+    make(tiny_engine, best)(40, {})  # a new run in the folder: it does not `resume`
     assert record(best)["step"] == 40
 
 
 def test_a_best_model_without_room_costs_a_warning(
     tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    best, book = tmp_path / "best", Logbook(tmp_path, active=False)
+    best = tmp_path / "best"
     script(monkeypatch, shapes_answers=[0.5, 0.7, 0.6], digits_answers=[0.5, 0.7, 0.6])
     validation = make(tiny_engine, best)
-    validation(10, book)
+    validation(10, {})
     with monkeypatch.context() as patch:
         patch.setattr("unimm.files.os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        validation(20, book)
+        validation(20, {})
     assert "cannot be written" in caplog.text and "No space left" in caplog.text
     assert record(best)["step"] == 10 and load_model(best)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    validation(30, book)
+    validation(30, {})
     assert record(best)["step"] == 30
 
 
@@ -132,10 +140,10 @@ def test_items_are_not_those_of_the_suites() -> None:
 def test_what_makes_no_sense_is_said() -> None:
     for settings, told in (
         ({"tasks": ["zebra"]}, "no validation task 'zebra': choose among shapes_answers, "),
-        ({"tasks": []}, "validation.tasks is a list of some of"),
+        ({"tasks": []}, "validation.tasks is a list of some of .*; empty only with validation.monitor=loss"),
         ({"tasks": "shapes_answers"}, "validation.tasks is a list of some of"),
         ({"num_items": 0}, "num_items must be at least 1, not 0"),
-        ({"monitor": "loss"}, "monitor is mean or one of shapes_answers, .*, not 'loss'"),
+        ({"monitor": "luck"}, "monitor is mean, loss or one of shapes_answers, .*, not 'luck'"),
     ):
         with pytest.raises(ValueError, match=told):
             ValidationConfig(**settings)
@@ -289,6 +297,6 @@ def test_shards_are_not_validated_and_that_is_said(
     trainer.is_sharded = True
     with caplog.at_level(logging.WARNING):
         trainer._distribute()
-    assert caplog.text.count("Nothing is sampled or validated") == 1
+    assert caplog.text.count("Nothing is sampled or scored") == 1
     trainer.fit()
     assert not [line for line in timeless(tmp_path) if "validation/mean" in line] and not (tmp_path / "best").exists()

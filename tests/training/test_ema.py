@@ -115,7 +115,7 @@ def test_what_is_sampled_and_validated_has_the_averages(tmp_path: Path) -> None:
         tmp_path,
         make_config(5, ema_decay=0.9, sample_every=5, validate_every=5),
         sample=lambda step, book: seen.update(sampled=weights_of(trainer)),
-        validate=lambda step, book: seen.update(validated=weights_of(trainer)),
+        validate=lambda step, losses: seen.update(validated=weights_of(trainer)),
     )
     trainer.fit()
     averages = kept(tmp_path)[0]

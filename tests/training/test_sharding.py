@@ -32,9 +32,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    """Of each step, those of the kinds that it has."""
+    """Of each step, those of the kinds that it has; and of every second, those on what is held out."""
     lines = read_numbers(folder / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key.startswith("loss/")} for line in lines]
+    return [{key: value for key, value in line.items() if key.startswith(("loss/", "validation/"))} for line in lines]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,6 +50,8 @@ def test_gradients_and_losses_are_those_of_one_process(runs: Path, name: str) ->
         torch.testing.assert_close(two.tensors[key], one.tensors[key], rtol=1e-3, atol=1e-4 * largest + 1e-9, msg=key)
     for ours, theirs in zip(losses(runs / "two" / name), losses(runs / "one" / name), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+    held_out = [one.keys() for one in losses(runs / "two" / name) if "validation/loss" in one]
+    assert held_out == [{"validation/loss", "validation/loss_text", "validation/loss_codes"}] * -(-CASES[name].num_steps // 2)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -62,8 +62,9 @@ def run(folder: Path, case: Case, steps: int) -> None:
         sharding=case.sharding,
         ema_decay=case.ema_decay,
         save_every=1,
+        validate_every=2,
     )
-    trainer = make_trainer(folder, config, make_mixture(), device=None)
+    trainer = make_trainer(folder, config, make_mixture(), device=None, held_out=make_mixture(drop=0.0, seed=1))
     trainer.fit()
     with trainer.averaged():
         model = trainer.whole_model(make_model)

@@ -1,6 +1,6 @@
 """Validation during training: scores of the weights so far, and the best model so far as a folder.
 
-    validation/TASK, validation/mean    the scores, in the logbook
+    validation/TASK, validation/mean    the scores, in the logbook, beside the losses on what is held out
     out/best/                           the model with the best score, written as any model
     out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items"}: what it was chosen by
 
@@ -24,9 +24,8 @@ from unimm.files import check_replaceable, read_json, write_json
 from unimm.inference.engine import Engine
 from unimm.inference.stoppable import Stopped
 from unimm.models.weights import CONFIG
-from unimm.training.logbook import Logbook
 
-MEAN = "mean"
+MEAN, LOSS = "mean", "loss"
 RECORD = "validation.json"
 
 SEED = 1_000_003
@@ -54,9 +53,9 @@ class ValidationConfig:
     """What is validated on, and by which score the best model is chosen.
 
     tasks: of `TASKS`. num_items: of each; of drawings of shapes rounded up to whole categories.
-    monitor: a task, or "mean": the mean of all.
+    monitor: a task; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
 
-    Raises ValueError for a task that is none, or no items.
+    Raises ValueError for a task that is none, no tasks where one is monitored, or no items.
     """
 
     tasks: tuple[str, ...] | list[str] = tuple(TASKS)
@@ -64,14 +63,16 @@ class ValidationConfig:
     monitor: str = MEAN
 
     def __post_init__(self) -> None:
-        if not self.tasks or isinstance(self.tasks, str):
-            raise ValueError(f"validation.tasks is a list of some of {', '.join(TASKS)}.")
+        if isinstance(self.tasks, str) or (not self.tasks and self.monitor != LOSS):
+            raise ValueError(
+                f"validation.tasks is a list of some of {', '.join(TASKS)}; empty only with validation.monitor={LOSS}."
+            )
         if unknown := [name for name in self.tasks if name not in TASKS]:
             raise ValueError(f"There is no validation task '{unknown[0]}': choose among {', '.join(TASKS)}.")
         if self.num_items < 1:
             raise ValueError(f"validation.num_items must be at least 1, not {self.num_items}.")
-        if self.monitor not in (MEAN, *self.tasks):
-            raise ValueError(f"validation.monitor is {MEAN} or one of {', '.join(self.tasks)}, not '{self.monitor}'.")
+        if self.monitor not in (MEAN, LOSS, *self.tasks):
+            raise ValueError(f"validation.monitor is {MEAN}, {LOSS} or one of {', '.join(self.tasks)}, not '{self.monitor}'.")
 
 
 class Validation:
@@ -111,14 +112,18 @@ class Validation:
             return
         self.best = record["score"]
 
-    def __call__(self, step: int, logbook: Logbook) -> None:
-        """Score the present weights, keep them where they are the best so far, and log the scores."""
+    def __call__(self, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+        """Score the present weights, and keep them where they are the best so far.
+
+        losses: on held-out samples, their sum as "loss"; empty where there are none.
+
+        Returns:
+            The score of every task, and their mean; None where it was stopped.
+        """
         scores = self._score()
-        if scores is None:
-            return
-        self._keep_if_best(step, scores)
-        # After it: a run that is killed in between has not validated, and will.
-        logbook.numbers(step, {f"validation/{name}": value for name, value in scores.items()})
+        if scores is not None:
+            self._keep_if_best(step, {**losses, **scores})
+        return scores
 
     def _score(self) -> dict[str, float] | None:
         """The score of every task, and their mean; None where it was stopped."""
@@ -128,7 +133,7 @@ class Validation:
             scores = {name: task.run(self.engine, self._leave_if_stopped).score for name, task in self._tasks.items()}
         except Stopped:
             return None
-        return {**scores, MEAN: fmean(scores.values())}
+        return {**scores, MEAN: fmean(scores.values())} if scores else {}
 
     def _leave_if_stopped(self, example: Example) -> None:
         if self._is_stopped():
@@ -136,7 +141,7 @@ class Validation:
 
     def _keep_if_best(self, step: int, scores: dict[str, float]) -> None:
         score = scores[self.config.monitor]
-        if self.best is not None and score <= self.best:
+        if self.best is not None and (score >= self.best if self.config.monitor == LOSS else score <= self.best):
             return
         record = {"step": step, "score": score, "scores": scores, **self._settings()}
         try:

@@ -54,11 +54,12 @@ class Logbook:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             temporary.replace(self._metrics)
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether a number of that name was written for a step; what is not active has none."""
+    def has(self, step: int, group: str) -> bool:
+        """Whether a number whose name begins so was written for a step; what is not active has none."""
         if not self.active or not self._metrics.is_file():
             return False
-        return any(line["step"] == step and name in line for line in read_numbers(self._metrics))
+        written = (line for line in read_numbers(self._metrics) if line["step"] == step)
+        return any(name.startswith(group) for line in written for name in line)
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """One line of scalars."""

@@ -6,8 +6,8 @@ does not depend on how a global batch is cut into ranks and micro-batches, and a
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from unimm.training import recompute
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.ema import Ema
 from unimm.training.flops import peak_flops
+from unimm.training.held_out import HeldOut
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig, weights_of
 from unimm.training.meter import Meter, Read
@@ -37,8 +38,8 @@ from unimm.training.recompute import checkpoint_activations
 from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
 from unimm.training.stages import Stage, factors, freeze, show, stage_table
 
-VALIDATED = "validation/mean"
-"""The number that a finished validation has logged."""
+VALIDATION = "validation/"
+"""What the names of the numbers that a finished validation logs begin with."""
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +102,11 @@ class Trainer(Loop):
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
         device: where to train; default: the best that is here.
-        sample, validate: called as sample(step, logbook) every `sample_every` steps, and validate(step, logbook) every
+        sample, validate: called as sample(step, logbook) every `sample_every` steps, and validate(step, losses) every
             `validate_every`, on the first process, with the model in eval mode and its averaged weights where there are any;
-            they should return early once `stop.made` of this trainer is true. What validates logs `VALIDATED`; where it left
-            early, it is called again when the run goes on.
+            they should return early once `stop.made` of this trainer is true. validate is told the losses on held-out samples
+            and gives scores to log, or None where it left early: it is called again when the run goes on.
+        held_out: samples that nothing learns from, with the mean losses of which every validation begins.
     """
 
     def __init__(
@@ -115,12 +117,15 @@ class Trainer(Loop):
         folder: Path,
         device: str | None = None,
         sample: Callable[[int, Logbook], None] | None = None,
-        validate: Callable[[int, Logbook], None] | None = None,
+        validate: Callable[[int, dict[str, float]], dict[str, float] | None] | None = None,
+        held_out: Mixture | None = None,
     ) -> None:
         super().__init__(config, folder, device)
         self.config = config
         self.mixture = mixture
         self.sample, self.validate = sample, validate
+        num_rows = max(1, config.num_rows // (config.num_micro_batches * self.accelerator.num_processes))
+        self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
         self.origin = Origin()
         self.objective = objective
         self.model = model = objective.model
@@ -145,7 +150,7 @@ class Trainer(Loop):
         if not self.is_sharded:
             return self.accelerator.prepare(self.objective)
         if self.is_main and ((self.sample and self.config.sample_every) or (self.validate and self.config.validate_every)):
-            logger.warning("Nothing is sampled or validated in this run, for no process has the whole model: look at its end.")
+            logger.warning("Nothing is sampled or scored in this run, for no process has the whole model: look at its end.")
         device = self.accelerator.device
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
         return self.objective
@@ -254,27 +259,45 @@ class Trainer(Loop):
 
     def before_steps(self, logbook: Logbook) -> None:
         """The validation that a signal has cut short, when it stopped the run after this step."""
-        validates = self.validate is not None and self.step > 0 and self.is_due(self.config.validate_every)
-        if validates and not self.ranks.any(logbook.has(self.step, VALIDATED)):
-            self._look(logbook, self.validate)
+        if self.step > 0 and self._is_validated() and not self.ranks.any(logbook.has(self.step, VALIDATION)):
+            self._validate(logbook)
 
     def after_step(self, logbook: Logbook) -> None:
         """Sample captions and drawings, and validate, when they are due."""
-        every = ((self.sample, self.config.sample_every), (self.validate, self.config.validate_every))
-        self._look(logbook, *(look for look, steps in every if self.is_due(steps)))
+        if self.sample is not None and self.is_due(self.config.sample_every) and not self.is_sharded:
+            with self._looking():
+                if self.is_main:
+                    self.sample(self.step, logbook)
+        if self._is_validated():
+            self._validate(logbook)
 
-    def _look(self, logbook: Logbook, *looks: Callable[[int, Logbook], None] | None) -> None:
-        """Have the first process look at the averaged model, while the others wait."""
-        if self.is_sharded or not any(looks):
-            return
-        if self.is_main:
-            self.model.eval()
-            self.model.set_attention("sdpa")
-            # Compiled layers would be compiled again for every length of a cache.
-            with self.averaged(), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-                for look in filter(None, looks):
-                    look(self.step, logbook)
-            self.model.set_attention(self._attention())
+    def _is_validated(self) -> bool:
+        scored = self.validate is not None and not self.is_sharded
+        return (scored or self.held_out is not None) and self.is_due(self.config.validate_every)
+
+    def _validate(self, logbook: Logbook) -> None:
+        """All processes find the losses on what is held out; the first scores the model, where it has the whole of it."""
+        with self._looking():
+            losses: dict[str, float] | None = {}
+            if self.held_out is not None:
+                told = (self.objective, self.config.weights, self.accelerator)
+                losses = self.held_out.losses(*told, lambda: self.ranks.any(self.stop.made))
+            scores = {} if self.validate is None or self.is_sharded else None
+            if scores is None and losses is not None and self.is_main and self.validate is not None:
+                scores = self.validate(self.step, losses)
+        # After everything: a run that is killed in between has not validated, and will.
+        if self.is_main and losses is not None and scores is not None:
+            logbook.numbers(self.step, {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()})
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """In this context the averaged model is asked, not taught; it ends when all processes are here."""
+        self.model.eval()
+        self.model.set_attention("sdpa")
+        # Compiled layers would be compiled again for every length of a cache.
+        with self.averaged(), torch.inference_mode(not self.is_sharded), torch.compiler.set_stance("force_eager"):
+            yield
+        self.model.set_attention(self._attention())
         self.ranks.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:
