@@ -292,7 +292,7 @@ def test_places_are_asked_for_and_named_where_they_are_wanted():
 
 
 def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
-    """The first: two things that differ in more than size, in English, named by colour and form. The second: anything."""
+    """The first: two things that differ in more than size, in English, named by colour and form. The second: up to four."""
     for record in ShapesWorld("train", 200, lesson="find_one_of_two"):
         first, second = record.facts.objects
         assert (first.colour, first.form) != (second.colour, second.form)
@@ -305,11 +305,16 @@ def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
         places = {PLACE_WORDS[language][find_place(item)] for item in record.facts.objects for language in ("en", "zh")}
         places |= {find_place(item) for item in record.facts.objects}
         assert all(question.answer.endswith(tuple(places)) for question in record.questions)
+        assert (
+            len({(item.colour, item.form) for item in record.facts.objects}) == len(record.facts.objects) and record.questions
+        )
         kinds.update((question.category, question.language, len(record.facts.objects)) for question in record.questions)
     assert {kind[:2] for kind in kinds} == {(kind, lang) for kind in ("find", "place") for lang in ("en", "zh")}
     assert {kind[2] for kind in kinds} == {1, 2, 3, 4}
     with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find"):
         ShapesWorld("train", 2, lesson="maths")
+    with pytest.raises(ValueError, match="a lesson shows no pairs that are held out"):
+        ShapesWorld("held_out", 2, lesson="find")
 
 
 def test_no_torch_is_needed():

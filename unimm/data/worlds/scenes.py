@@ -121,14 +121,14 @@ def shuffle(rng: np.random.Generator, items) -> list:
     return [items[i] for i in np.argsort(rng.random(len(items)), kind="stable")]
 
 
-def make_scene(seed: int, split: str, index: int, num_objects: int | None = None) -> Scene:
+def make_scene(seed: int, split: str, index: int, num_objects: tuple[int, ...] = ()) -> Scene:
     """The scene of one item. Splits are disjoint streams; `held_out` scenes show at least one held-out pair.
 
-    num_objects: so many, and no two of one colour and form; None: as it comes. Not for "held_out".
+    num_objects: so many, one of these, and no two of one colour and form; none: as it comes. Not for "held_out".
     """
     rng = make_generator(seed, split, index, "scene")
-    if num_objects is not None:
-        pairs = shuffle(rng, TRAINING_PAIRS)[:num_objects]
+    if num_objects:
+        pairs = shuffle(rng, TRAINING_PAIRS)[: choose(rng, num_objects)]
         looks = [(choose(rng, tuple(SIZES)), colour, form) for colour, form in pairs]
     else:
         drawn = choose_weighted(rng, NUM_OBJECTS_WEIGHTS)

@@ -38,6 +38,8 @@ class ShapesWorld:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         if lesson is not None and lesson not in LESSONS:
             raise ValueError(f"unknown lesson {lesson!r}: choose one of {', '.join(LESSONS)}")
+        if lesson is not None and split == "held_out":
+            raise ValueError("a lesson shows no pairs that are held out: choose another split")
         self.split = split
         self.num_records = num_records
         self.seed = seed

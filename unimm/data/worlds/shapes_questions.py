@@ -54,17 +54,17 @@ class Lesson:
     no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right after the
     name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
 
-    num_objects: in every scene; None: as it comes.
+    num_objects: of a scene, one of these, and no two of one colour and form; none: scenes are as they come.
     """
 
     categories: tuple[str, ...]
     languages: tuple[str, ...] = LANGUAGES
-    num_objects: int | None = None
+    num_objects: tuple[int, ...] = ()
 
 
 LESSONS = {
-    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=2),
-    "find": Lesson(("find",) * 6 + ("place",) * 4),
+    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
+    "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4)),
 }
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
