@@ -261,7 +261,7 @@ def test_a_typo_ends_in_one_sentence(root: str, word: str, tmp_path: Path, monke
         ("train", "trainer.budget.max_steps=0", "trainer", "max_steps must be positive, not 0"),
         ("train", "trainer.ema_decay=2", "trainer", "ema_decay lies between 0 and 1"),
         ("train", "trainer.validate_every=-1", "trainer", "validate_every is a number of steps"),
-        ("train", "validation.monitor=zebra", "validation", "validation.monitor is mean or one of shapes_answers"),
+        ("train", "validation.monitor=zebra", "validation", "validation.monitor is mean, loss or one of shapes_answers"),
         ("train", "trackers=[zebra]", "tracking", "There is no tracker 'zebra'"),
         ("train", "model.vision.patch_size=7", "model", "7 px"),
         ("train_tokenizer", "+tokenizer.zebra=1", "tokenizer", "tokenizer.zebra"),
