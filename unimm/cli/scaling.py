@@ -68,11 +68,16 @@ def read_counts(words: str) -> tuple[float, float]:
 
 
 def show_runs(runs: list[Run], laws: dict[str, Law]) -> None:
-    """A line a run: its size, its length, its losses with what the law says of them, and its scores."""
-    tasks = sorted({task for run in runs for task in run.scores})
-    table = Table("run", "trunk", "positions", *(f"{kind} (law)" for kind in laws), *tasks, box=None)
+    """A line a run: its size, its length, its losses and what the law says of them; below, a line a score."""
+    losses = Table("run", "trunk", "positions", *(f"{kind} (law)" for kind in laws), box=None)
     for one in runs:
-        losses = [f"{one.losses[kind]:.3f} ({law(one.parameters, one.positions):.3f})" for kind, law in laws.items()]
-        scores = [f"{one.scores[task]:.3f}" if task in one.scores else "" for task in tasks]
-        table.add_row(one.name, short(one.parameters), short(one.positions), *losses, *scores)
-    console.print(table)
+        told = [f"{one.losses[kind]:.3f} ({law(one.parameters, one.positions):.3f})" for kind, law in laws.items()]
+        losses.add_row(one.name, short(one.parameters), short(one.positions), *told)
+    console.print(losses)
+    scored = [one for one in runs if one.scores]
+    if not scored:
+        return
+    scores = Table("score", *(one.name for one in scored), box=None)
+    for task in sorted({task for one in scored for task in one.scores}):
+        scores.add_row(task, *(f"{one.scores[task]:.3f}" if task in one.scores else "" for one in scored))
+    console.print(scores)

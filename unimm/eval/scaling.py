@@ -28,6 +28,9 @@ LAST = 0.1
 HUBER = 1e-3
 """From which deviation of a log loss on it counts linearly: runs that went wrong bend the fit less."""
 
+MAX_TICKS = 6
+"""Lengths that are written below a plot."""
+
 LEAST_RUNS = 6
 """A law has five numbers."""
 
@@ -164,19 +167,22 @@ def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:
 
     figure = Figure(figsize=(4.6 * len(laws), 3.6), layout="constrained")
     sizes = sorted({run.parameters for run in runs})
-    spans = [run.positions for run in runs]
-    reach = np.geomspace(min(spans) / 1.3, max(spans) * 1.3, 50)
+    lengths = sorted({float(f"{run.positions:.2g}") for run in runs})
+    reach = np.geomspace(min(lengths) / 1.3, max(lengths) * 1.3, 50)
     for axes, (kind, law) in zip(np.atleast_1d(figure.subplots(1, len(laws))), laws.items(), strict=True):
         for size, colour in zip(sizes, itertools.cycle(PALETTE)):
             same = [run for run in runs if run.parameters == size and kind in run.losses]
             axes.plot(reach, [law(size, length) for length in reach], color=colour, linewidth=1.2, alpha=0.7)
             positions, losses = [run.positions for run in same], [run.losses[kind] for run in same]
             axes.plot(positions, losses, "o", color=colour, label=short(size))
-        axes.set(xscale="log", yscale="log", xlabel="positions learned from", ylabel=f"loss of {kind}, nats")
-        axes.grid(alpha=0.15, which="both")
+        axes.set(xscale="log", xlabel="positions learned from", ylabel=f"loss of {kind}, nats")
+        ticks = lengths[:: -(-len(lengths) // MAX_TICKS)]
+        axes.set_xticks(ticks, [short(length) for length in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(title="trunk", frameon=False, fontsize=8, title_fontsize=8)
-        axes.tick_params(colors=GREY, which="both")
+        axes.tick_params(colors=GREY)
     figure.savefig(path, dpi=150)
 
 
