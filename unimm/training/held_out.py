@@ -1,6 +1,5 @@
 """The loss on samples that nothing learns from, shared out among the processes of a run."""
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -60,8 +59,6 @@ class HeldOut:
     def _pack(self) -> list[list[Sample]]:
         """Which samples share a row."""
         active = [(number, source) for number, source in enumerate(self.mixture.sources) if source.weight > 0]
-        samples = list(
-            itertools.chain.from_iterable(((number, n) for n in range(len(source.dataset))) for number, source in active)
-        )
+        samples = [(number, n) for number, source in active for n in range(len(source.dataset))]
         lengths = [self.mixture.outline(sample).sequence.length for sample in samples]
         return [[samples[index] for index in row] for row in best_fit(lengths, self.num_positions)]

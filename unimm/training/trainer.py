@@ -282,8 +282,8 @@ class Trainer(Loop):
             if self.held_out is not None:
                 told = (self.objective, self.config.weights, self.accelerator)
                 losses = self.held_out.losses(*told, lambda: self.ranks.any(self.stop.made))
-            scores = {} if self.validate is None or self.is_sharded else None
-            if scores is None and losses is not None and self.is_main and self.validate is not None:
+            scores: dict[str, float] | None = {}
+            if self.validate is not None and self.is_main and not self.is_sharded and losses is not None:
                 scores = self.validate(self.step, losses)
         # After everything: a run that is killed in between has not validated, and will.
         if self.is_main and losses is not None and scores is not None:
