@@ -14,7 +14,7 @@ import numpy as np
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
-from unimm.data.worlds.shapes_questions import CATEGORIES, LESSONS, WITH_PLACES, Lesson, write_questions, write_text
+from unimm.data.worlds.shapes_questions import BENCHMARK, LESSONS, TEACHER, Lesson, write_questions, write_text
 
 
 class ShapesWorld:
@@ -52,15 +52,15 @@ class ShapesWorld:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
-        return ShapesRecord(self.seed, self.split, index, self.places, self.lesson)
+        usual = TEACHER if self.places else BENCHMARK
+        return ShapesRecord(self.seed, self.split, index, LESSONS[self.lesson] if self.lesson else usual)
 
 
 class ShapesRecord(Record):
     """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int, places: bool = False, lesson: str | None = None) -> None:
-        asked = Lesson(WITH_PLACES if places else CATEGORIES) if lesson is None else LESSONS[lesson]
-        own = {"_seed": seed, "_split": split, "_index": index, "_places": places, "_lesson": asked}
+    def __init__(self, seed: int, split: str, index: int, lesson: Lesson = BENCHMARK) -> None:
+        own = {"_seed": seed, "_split": split, "_index": index, "_lesson": lesson}
         vars(self).update(key=f"shapes/{split}/{index}", **own)
 
     def _generator(self, purpose: str) -> np.random.Generator:
@@ -82,7 +82,7 @@ class ShapesRecord(Record):
 
     @cached_property
     def prompts(self) -> tuple[Text, ...]:
-        return drawing_prompts(self.facts, self._generator("prompts"), vars(self)["_places"])
+        return drawing_prompts(self.facts, self._generator("prompts"), vars(self)["_lesson"].prompts)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:

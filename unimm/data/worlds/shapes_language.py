@@ -30,13 +30,40 @@ LANGUAGES = ("en", "zh")
 Look = tuple[str | None, str | None, str | None]
 """(size, colour, form); None where it is not said."""
 
-DETAILS = {"full": (True, True, True), "colour": (False, True, True), "size": (True, False, True)} | {
-    "form": (False, False, True)
+DETAILS = {
+    "full": (True, True, True),
+    "colour": (False, True, True),
+    "size": (True, False, True),
+    "form": (False, False, True),
+    "hue": (False, True, False),
 }
 """Which of (size, colour, form) a text names."""
 
-PROMPT_DETAILS = ("colour", "form", "size")
-PROMPT_WEIGHTS = (0.55, 0.30, 0.15)
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """What looser prompts say.
+
+    details: how often they name what of the objects; mixed: how often that is chosen for each object anew.
+    related: how often they say how two objects lie to each other, where there are two and that is clear.
+    placed: how often, of all others, in which part of the picture each object is.
+    """
+
+    details: dict[str, float]
+    related: float = 0.5
+    placed: float = 0.0
+    mixed: float = 0.0
+
+
+LOOSE = PromptStyle({"colour": 0.55, "form": 0.30, "size": 0.15})
+"""What benchmarks ask for."""
+
+# Who has heard every colour without a form can put it on a form that it was never seen on.
+TEACHING = PromptStyle({"colour": 0.45, "form": 0.20, "size": 0.10, "hue": 0.25}, related=0.6, placed=0.3, mixed=0.3)
+"""For training: places, and colours alone, too."""
+
+PLACING = PromptStyle(TEACHING.details, related=0.2, placed=1.0, mixed=0.3)
+"""A lesson in putting things where they are wanted."""
 
 # The first word is the usual one and the only one in questions and answers.
 WORDS = {
@@ -133,16 +160,21 @@ def fits(item: Shape, look: Look) -> bool:
     return all(word in (None, own) for word, own in zip(look, (item.size, item.colour, item.form), strict=True))
 
 
-def group(objects: tuple[Shape, ...], detail: str) -> list[Group]:
+def group(objects: tuple[Shape, ...], looks: list[Look]) -> list[Group]:
     """Objects of one look put together, from left to right by the first of each group."""
-    counts = Counter(describe(item, detail) for item in sorted(objects, key=lambda item: (item.x, item.y)))
+    counts = Counter(look for _, look in from_left(objects, looks))
     return [Group(count, look) for look, count in counts.items()]
 
 
-def find_pair(objects: tuple[Shape, ...], detail: str, rng: np.random.Generator) -> tuple[Shape, str, Shape] | None:
-    """Two objects that the detail tells apart from all others and the relation between them, where there are such."""
-    counts = Counter(describe(item, detail) for item in objects)
-    alone = [item for item in objects if counts[describe(item, detail)] == 1]
+def from_left(objects: tuple[Shape, ...], looks: list[Look]) -> list[tuple[Shape, Look]]:
+    """Objects and what is said of them, from left to right."""
+    return sorted(zip(objects, looks, strict=True), key=lambda told: (told[0].x, told[0].y))
+
+
+def find_pair(objects: tuple[Shape, ...], rng: np.random.Generator) -> tuple[Shape, str, Shape] | None:
+    """Two objects that look like no others and the relation between them, where there are such."""
+    counts = Counter(map(describe, objects))
+    alone = [item for item in objects if counts[describe(item)] == 1]
     pairs = [(a, find_relation(a, b), b) for a in alone for b in alone if a != b]
     clear = [(a, relation, b) for a, relation, b in pairs if relation]
     return choose(rng, clear) if clear else None
@@ -161,9 +193,11 @@ def name_group(named: Group, language: str, rng: np.random.Generator) -> str:
     if language == "en":
         plural = "" if named.count == 1 else "es" if form == "cross" else "s"
         adjectives = " ".join(word for word in (size, colour) if word)
+        form = form or "object"
         first = adjectives or form
         article = ("an" if first[0] in "aeiou" else "a") if named.count == 1 else number
         return " ".join(word for word in (article, adjectives, form + plural) if word)
+    form = form or "图形"
     if size and colour:
         return f"{number}{colour}的{size}{form}" if rng.random() < 0.5 else f"{number}{size}的{colour}{form}"
     return f"{number}{size}{colour}{form}"
@@ -187,19 +221,18 @@ def write_relation(a: Look, relation: str, b: Look, language: str, rng: np.rando
     return f"{second}的{words}有{first}" if verb else f"{first}在{second}的{words}"
 
 
-def write_pair(pair: tuple[Shape, str, Shape], detail: str, language: str, rng: np.random.Generator, verb: bool = False) -> str:
-    """The relation of a pair, from the side of either object."""
-    a, relation, b = pair
+def write_pair(a: Look, relation: str, b: Look, language: str, rng: np.random.Generator, verb: bool = False) -> str:
+    """How two objects lie to each other, from the side of either."""
     if rng.random() < 0.5:
         a, relation, b = b, OPPOSITE[relation], a
-    return write_relation(describe(a, detail), relation, describe(b, detail), language, rng, verb)
+    return write_relation(a, relation, b, language, rng, verb)
 
 
-def write_places(objects: tuple[Shape, ...], detail: str, language: str, rng: np.random.Generator) -> str:
+def write_places(objects: tuple[Shape, ...], looks: list[Look], language: str, rng: np.random.Generator) -> str:
     """Every object and where in the picture it is: "a red circle at the top left and a blue cross in the middle"."""
     placed = []
-    for item in sorted(objects, key=lambda item: (item.x, item.y)):
-        named, place = name_group(Group(1, describe(item, detail)), language, rng), PLACE_WORDS[language][find_place(item)]
+    for item, look in from_left(objects, looks):
+        named, place = name_group(Group(1, look), language, rng), PLACE_WORDS[language][find_place(item)]
         placed.append(f"{named} {place}" if language == "en" else f"{place}有{named}")
     return " and ".join(placed) if language == "en" else "，".join(placed)
 
@@ -211,17 +244,19 @@ def choose_be(groups: list[Group]) -> str:
 
 def write_related(scene: Scene, language: str, rng: np.random.Generator) -> str | None:
     """A full caption that states a relation, and a second one or a list of what is left; None where none is clear."""
-    pair = find_pair(scene.objects, "full", rng)
+    pair = find_pair(scene.objects, rng)
     if pair is None:
         return None
     verb = rng.random() < 0.5
-    parts = [write_pair(pair, "full", language, rng, verb)]
-    rest = tuple(item for item in scene.objects if item not in (pair[0], pair[2]))
-    other = find_pair(rest, "full", rng) if len(rest) == 2 and rng.random() < 0.5 else None
+    a, relation, b = pair
+    parts = [write_pair(describe(a), relation, describe(b), language, rng, verb)]
+    rest = tuple(item for item in scene.objects if item not in (a, b))
+    other = find_pair(rest, rng) if len(rest) == 2 and rng.random() < 0.5 else None
     if other:
-        parts.append(write_pair(other, "full", language, rng, verb))
+        a, relation, b = other
+        parts.append(write_pair(describe(a), relation, describe(b), language, rng, verb))
     elif rest:
-        groups = group(rest, "full")
+        groups = group(rest, [describe(item) for item in rest])
         listed = write_list(groups, language, rng)
         there = f"there {choose_be(groups)} " if verb else ""
         parts.append(there + listed if language == "en" else f"还有{listed}")
@@ -234,26 +269,37 @@ def write_caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
         return choose(rng, EMPTY[language])
     related = write_related(scene, language, rng) if rng.random() < 0.6 else None
     if related is None:
-        groups = group(scene.objects, "full")
+        groups = group(scene.objects, [describe(item) for item in scene.objects])
         frame = choose(rng, LIST_FRAMES[language])
         related = frame.format(write_list(groups, language, rng), be=choose_be(groups))
     return related[0].upper() + related[1:]
 
 
-def write_prompt(scene: Scene, language: str, rng: np.random.Generator, places: bool = False) -> str:
-    """One looser prompt, true of the whole scene: all objects are counted, but not everything about them is said.
-
-    places: some prompts name the places of one or two objects.
-    """
+def write_prompt(scene: Scene, language: str, rng: np.random.Generator, style: PromptStyle = LOOSE) -> str:
+    """One looser prompt, true of the whole scene: all objects are counted, but not everything about them is said."""
     if not scene.objects:
         return choose(rng, EMPTY[language])
-    detail = PROMPT_DETAILS[choose_weighted(rng, PROMPT_WEIGHTS)]
-    pair = find_pair(scene.objects, detail, rng) if len(scene.objects) == 2 else None
-    if pair and rng.random() < 0.5:
-        return frame_prompt(write_pair(pair, detail, language, rng), language, rng)
-    if places and len(scene.objects) <= 2 and rng.random() < 0.3:
-        return frame_prompt(write_places(scene.objects, detail, language, rng), language, rng)
-    return frame_prompt(write_list(group(scene.objects, detail), language, rng), language, rng)
+    looks = choose_looks(scene.objects, style, rng)
+    clear = len(looks) == 2 and looks[0] != looks[1] and find_relation(*scene.objects)
+    if clear and rng.random() < style.related:
+        words = write_pair(looks[0], clear, looks[1], language, rng)
+    elif rng.random() < style.placed:
+        words = write_places(scene.objects, looks, language, rng)
+    else:
+        words = write_list(group(scene.objects, looks), language, rng)
+    return frame_prompt(words, language, rng)
+
+
+def choose_looks(objects: tuple[Shape, ...], style: PromptStyle, rng: np.random.Generator) -> list[Look]:
+    """What a prompt says of each object: mostly the same attributes of all."""
+
+    def choose_detail() -> str:
+        return list(style.details)[choose_weighted(rng, tuple(style.details.values()))]
+
+    if style.mixed and rng.random() < style.mixed:
+        return [describe(item, choose_detail()) for item in objects]
+    detail = choose_detail()
+    return [describe(item, detail) for item in objects]
 
 
 def frame_prompt(words: str, language: str, rng: np.random.Generator) -> str:
@@ -266,9 +312,9 @@ def write_captions(scene: Scene, rng: np.random.Generator, num_each: int = 3) ->
     return tuple(Text(write_caption(scene, lang, rng), lang) for lang in LANGUAGES for _ in range(num_each))
 
 
-def drawing_prompts(scene: Scene, rng: np.random.Generator, places: bool = False, num_each: int = 2) -> tuple[Text, ...]:
+def drawing_prompts(scene: Scene, rng: np.random.Generator, style: PromptStyle = LOOSE, num_each: int = 2) -> tuple[Text, ...]:
     """`num_each` looser prompts in each language."""
-    return tuple(Text(write_prompt(scene, lang, rng, places), lang) for lang in LANGUAGES for _ in range(num_each))
+    return tuple(Text(write_prompt(scene, lang, rng, style), lang) for lang in LANGUAGES for _ in range(num_each))
 
 
 def compile_reader() -> tuple[re.Pattern, dict[str, tuple[str, str | int]]]:

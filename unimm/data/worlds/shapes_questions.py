@@ -24,12 +24,16 @@ from unimm.data.worlds.scenes import (
 )
 from unimm.data.worlds.shapes_language import (
     LANGUAGES,
+    LOOSE,
     NUMBERS,
     PLACE_WORDS,
+    PLACING,
     RELATION_WORDS,
+    TEACHING,
     WORDS,
     Group,
     Look,
+    PromptStyle,
     choose_word,
     describe,
     fits,
@@ -55,16 +59,26 @@ class Lesson:
     name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
 
     num_objects: of a scene, one of these, and no two of one colour and form; none: scenes are as they come.
+    prompts: what is asked of who draws.
     """
 
     categories: tuple[str, ...]
     languages: tuple[str, ...] = LANGUAGES
     num_objects: tuple[int, ...] = ()
+    prompts: PromptStyle = LOOSE
+
+
+BENCHMARK = Lesson(CATEGORIES)
+"""No lesson: what benchmarks ask for."""
+
+TEACHER = Lesson(WITH_PLACES, prompts=TEACHING)
+"""What training may ask for."""
 
 
 LESSONS = {
     "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
     "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4)),
+    "put": Lesson(WITH_PLACES, prompts=PLACING),
 }
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
