@@ -64,3 +64,15 @@ def test_mistakes_end_in_one_sentence(words: tuple[str, ...], told: str) -> None
     assert told in result.stderr
     assert result.stderr.startswith("unimm: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) -> None:
+    """Two sources may say different things of the same images; of other images they want a folder of their own."""
+    put = "data.sources.put.dataset.dataset"
+    words = ("data=worlds_mastery", *SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes", f"{put}.num_records=5")
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("codes").iterdir()) == ["digits", "shapes"]
+    result = call(*words, f"{put}.seed=1")
+    assert result.exit_code == 2, result.output
+    assert "Two data sets want the folder of codes 'shapes'" in result.stderr

@@ -10,6 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unimm.cli.build import CODED, build, check_given, open_image_tokenizer, run_with_hydra
+from unimm.data.image import image_hash
+from unimm.data.records import Dataset, Record
 from unimm.devices import choose_device, keep_memory
 from unimm.inference.encode import encode_dataset
 
@@ -43,7 +45,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
     """The nodes of all data sets with stored codes, by the name of their folder.
 
     Raises:
-        ValueError: there are none, or two different ones want the same folder.
+        ValueError: there are none, or two that show different images want the same folder.
     """
     check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
@@ -52,12 +54,25 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
         if node.get("_target_") != CODED:
             continue
         name = Path(node.folder).name
-        if name in found and found[name] != node:
+        if name not in found:
+            found[name] = node
+        elif found[name] != node and not _same_images(build(found[name].dataset), build(node.dataset)):
             raise ValueError(f"Two data sets want the folder of codes '{name}': give one another folder.")
-        found[name] = node
     if not found:
         raise ValueError(f"No source of this data configuration has stored codes: wrap its dataset in {CODED}.")
     return found
+
+
+def _same_images(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets show the same images, as far as the first and the last one tell: they may say other things of them."""
+    if len(one) != len(other):
+        return False
+    pairs = [(one[index], other[index]) for index in {0, len(one) - 1} if len(one)]
+    return all(a.key == b.key and _hash(a) == _hash(b) for a, b in pairs)
+
+
+def _hash(record: Record) -> str | None:
+    return None if record.image is None else image_hash(record.image)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -311,10 +311,31 @@ def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
         kinds.update((question.category, question.language, len(record.facts.objects)) for question in record.questions)
     assert {kind[:2] for kind in kinds} == {(kind, lang) for kind in ("find", "place") for lang in ("en", "zh")}
     assert {kind[2] for kind in kinds} == {1, 2, 3, 4}
-    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find"):
+    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find, put"):
         ShapesWorld("train", 2, lesson="maths")
     with pytest.raises(ValueError, match="a lesson shows no pairs that are held out"):
         ShapesWorld("held_out", 2, lesson="find")
+
+
+def test_a_lesson_in_putting_says_where_everything_is_of_the_same_images():
+    said = Counter()
+    for usual, lesson in zip(ShapesWorld("train", 200), ShapesWorld("train", 200, lesson="put"), strict=True):
+        assert lesson.facts == usual.facts  # so codes that are stored of one are those of the other
+        for prompt in lesson.prompts:
+            places = [PLACE_WORDS[prompt.language][find_place(item)] for item in lesson.facts.objects]
+            placed = all(prompt.text.count(place) >= places.count(place) for place in places)
+            said[placed, len(places) == 2] += 1
+            assert placed or len(places) == 2, prompt  # two may be said to lie left of each other instead
+    assert said[True, True] > said[False, True] > 0 and said[True, False] > 0
+
+
+def test_prompts_that_teach_name_colours_without_a_form_and_everything_in_its_own_way():
+    """So that a colour can be put on a form that it was never seen on; benchmarks and other trainings never ask so."""
+    for places in (False, True):
+        prompts = [prompt.text for record in ShapesWorld("train", 300, places=places) for prompt in record.prompts]
+        looks = [parse_caption(prompt) for prompt in prompts]
+        assert any(form is None for found in looks for _, _, form in found) == places
+        assert any(len({tuple(word is None for word in look) for look in found}) > 1 for found in looks) == places
 
 
 def test_no_torch_is_needed():
