@@ -64,7 +64,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
 
 
 def _same_images(one: Dataset, other: Dataset) -> bool:
-    """Whether two data sets show the same images, as far as the first and the last one tell: they may say other things of them."""
+    """Whether two data sets show the same images, as far as the first and the last tell, whatever they say of them."""
     if len(one) != len(other):
         return False
     pairs = [(one[index], other[index]) for index in {0, len(one) - 1} if len(one)]

@@ -32,7 +32,8 @@ from unimm.data.worlds.scenes import (
     make_generator,
     shuffle,
 )
-from unimm.data.worlds.shapes_language import LANGUAGES, Group, Look, fits, frame_prompt, write_list, write_relation
+from unimm.data.worlds.shapes_language import LANGUAGES, Group, Look, fits, write_list, write_relation
+from unimm.data.worlds.shapes_prompts import frame_prompt
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
 """What the mean drawing score is taken over."""

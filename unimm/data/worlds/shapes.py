@@ -13,8 +13,10 @@ import numpy as np
 
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
-from unimm.data.worlds.shapes_language import drawing_prompts, write_captions
-from unimm.data.worlds.shapes_questions import BENCHMARK, LESSONS, TEACHER, Lesson, write_questions, write_text
+from unimm.data.worlds.shapes_language import write_captions
+from unimm.data.worlds.shapes_lessons import BENCHMARK, LESSONS, TEACHER, Lesson
+from unimm.data.worlds.shapes_prompts import drawing_prompts
+from unimm.data.worlds.shapes_questions import write_questions, write_text
 
 
 class ShapesWorld:

@@ -20,8 +20,6 @@ from unimm.data.worlds.scenes import (
     Scene,
     Shape,
     choose,
-    choose_weighted,
-    find_place,
     find_relation,
 )
 
@@ -39,31 +37,6 @@ DETAILS = {
 }
 """Which of (size, colour, form) a text names."""
 
-
-@dataclass(frozen=True)
-class PromptStyle:
-    """What looser prompts say.
-
-    details: how often they name what of the objects; mixed: how often that is chosen for each object anew.
-    related: how often they say how two objects lie to each other, where there are two and that is clear.
-    placed: how often, of all others, in which part of the picture each object is.
-    """
-
-    details: dict[str, float]
-    related: float = 0.5
-    placed: float = 0.0
-    mixed: float = 0.0
-
-
-LOOSE = PromptStyle({"colour": 0.55, "form": 0.30, "size": 0.15})
-"""What benchmarks ask for."""
-
-# Who has heard every colour without a form can put it on a form that it was never seen on.
-TEACHING = PromptStyle({"colour": 0.45, "form": 0.20, "size": 0.10, "hue": 0.25}, related=0.6, placed=0.3, mixed=0.3)
-"""For training: places, and colours alone, too."""
-
-PLACING = PromptStyle(TEACHING.details, related=0.2, placed=1.0, mixed=0.3)
-"""A lesson in putting things where they are wanted."""
 
 # The first word is the usual one and the only one in questions and answers.
 WORDS = {
@@ -133,11 +106,6 @@ EMPTY = {
 LIST_FRAMES = {
     "en": ("{}.", "There {be} {}.", "The picture shows {}.", "I can see {}."),
     "zh": ("{}。", "图中有{}。", "画面上有{}。", "可以看到{}。"),
-}
-
-PROMPT_FRAMES = {
-    "en": ("{}", "{}", "a picture of {}", "draw {}"),
-    "zh": ("{}", "{}", "一幅画：{}", "画{}"),
 }
 
 
@@ -228,15 +196,6 @@ def write_pair(a: Look, relation: str, b: Look, language: str, rng: np.random.Ge
     return write_relation(a, relation, b, language, rng, verb)
 
 
-def write_places(objects: tuple[Shape, ...], looks: list[Look], language: str, rng: np.random.Generator) -> str:
-    """Every object and where in the picture it is: "a red circle at the top left and a blue cross in the middle"."""
-    placed = []
-    for item, look in from_left(objects, looks):
-        named, place = name_group(Group(1, look), language, rng), PLACE_WORDS[language][find_place(item)]
-        placed.append(f"{named} {place}" if language == "en" else f"{place}有{named}")
-    return " and ".join(placed) if language == "en" else "，".join(placed)
-
-
 def choose_be(groups: list[Group]) -> str:
     """The verb after "there": it agrees with the first group."""
     return "is" if groups[0].count == 1 else "are"
@@ -275,46 +234,9 @@ def write_caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
     return related[0].upper() + related[1:]
 
 
-def write_prompt(scene: Scene, language: str, rng: np.random.Generator, style: PromptStyle = LOOSE) -> str:
-    """One looser prompt, true of the whole scene: all objects are counted, but not everything about them is said."""
-    if not scene.objects:
-        return choose(rng, EMPTY[language])
-    looks = choose_looks(scene.objects, style, rng)
-    clear = len(looks) == 2 and looks[0] != looks[1] and find_relation(*scene.objects)
-    if clear and rng.random() < style.related:
-        words = write_pair(looks[0], clear, looks[1], language, rng)
-    elif rng.random() < style.placed:
-        words = write_places(scene.objects, looks, language, rng)
-    else:
-        words = write_list(group(scene.objects, looks), language, rng)
-    return frame_prompt(words, language, rng)
-
-
-def choose_looks(objects: tuple[Shape, ...], style: PromptStyle, rng: np.random.Generator) -> list[Look]:
-    """What a prompt says of each object: mostly the same attributes of all."""
-
-    def choose_detail() -> str:
-        return list(style.details)[choose_weighted(rng, tuple(style.details.values()))]
-
-    if style.mixed and rng.random() < style.mixed:
-        return [describe(item, choose_detail()) for item in objects]
-    detail = choose_detail()
-    return [describe(item, detail) for item in objects]
-
-
-def frame_prompt(words: str, language: str, rng: np.random.Generator) -> str:
-    """The words as someone would type them who wants a picture: bare, or "a picture of ..."."""
-    return choose(rng, PROMPT_FRAMES[language]).format(words)
-
-
 def write_captions(scene: Scene, rng: np.random.Generator, num_each: int = 3) -> tuple[Text, ...]:
     """`num_each` full captions in each language; two of them may turn out the same."""
     return tuple(Text(write_caption(scene, lang, rng), lang) for lang in LANGUAGES for _ in range(num_each))
-
-
-def drawing_prompts(scene: Scene, rng: np.random.Generator, style: PromptStyle = LOOSE, num_each: int = 2) -> tuple[Text, ...]:
-    """`num_each` looser prompts in each language."""
-    return tuple(Text(write_prompt(scene, lang, rng, style), lang) for lang in LANGUAGES for _ in range(num_each))
 
 
 def compile_reader() -> tuple[re.Pattern, dict[str, tuple[str, str | int]]]:

@@ -5,8 +5,6 @@ a relation only where it is clear. Whether the answer will be yes or no is decid
 what is not there is asked for as if it could be, so a guesser who does not look gains little (CLEVR's and GQA's concern).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from unimm.data.records import Question, Text
@@ -24,16 +22,12 @@ from unimm.data.worlds.scenes import (
 )
 from unimm.data.worlds.shapes_language import (
     LANGUAGES,
-    LOOSE,
     NUMBERS,
     PLACE_WORDS,
-    PLACING,
     RELATION_WORDS,
-    TEACHING,
     WORDS,
     Group,
     Look,
-    PromptStyle,
     choose_word,
     describe,
     fits,
@@ -49,37 +43,6 @@ WITH_PLACES = (*CATEGORIES, "relation", "relation", "place", "find")
 FULLY_NAMED = 0.6
 """How often an object that is asked for is named by colour and form where less would do."""
 
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is asked of a model that cannot look things up yet.
-
-    A Transformer that has never looked one thing up among several reads all their places and guesses: choosing by the name is
-    no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right after the
-    name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
-
-    num_objects: of a scene, one of these, and no two of one colour and form; none: scenes are as they come.
-    prompts: what is asked of who draws.
-    """
-
-    categories: tuple[str, ...]
-    languages: tuple[str, ...] = LANGUAGES
-    num_objects: tuple[int, ...] = ()
-    prompts: PromptStyle = LOOSE
-
-
-BENCHMARK = Lesson(CATEGORIES)
-"""No lesson: what benchmarks ask for."""
-
-TEACHER = Lesson(WITH_PLACES, prompts=TEACHING)
-"""What training may ask for."""
-
-
-LESSONS = {
-    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
-    "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4)),
-    "put": Lesson(WITH_PLACES, prompts=PLACING),
-}
 
 # {} is the object or the kind of object asked about; for relations {a}, {b} and the words between them.
 TEMPLATES = {
