@@ -19,6 +19,7 @@ from toys import make_config, make_steps, make_trainer
 
 from unimm import files
 from unimm.cli.errors import explain
+from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.interrupt import ECHO_SECONDS, StopRequest, held_back, step_back
@@ -206,7 +207,7 @@ def test_a_scheduler_is_told_by_the_exit_code(tmp_path: Path, number: signal.Sig
 def test_long_work_between_steps_can_leave_early(tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    def sample(step: int, logbook: Logbook) -> None:
+    def sample(model: UnifiedModel, step: int, logbook: Logbook) -> None:
         seen.append(trainer.stop.made)
         signal.raise_signal(signal.SIGUSR1)
         seen.append(trainer.stop.made)
