@@ -17,6 +17,7 @@ from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
+from unimm.data.order import check_order, order_of_rows
 from unimm.data.plan import Origin, Plan, Shape
 from unimm.data.steps import Step, Steps
 from unimm.data.stored_plan import StoredPlan
@@ -129,6 +130,7 @@ class Trainer(Loop):
         num_rows = max(1, config.num_rows // (config.num_micro_batches * self.accelerator.num_processes))
         self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
         self.origin = Origin()
+        self.order = order_of_rows(mixture, config.num_positions, config.num_rows)
         self.objective = objective
         self.model = model = objective.model
         freeze(objective.parts(), config.stage)
@@ -304,16 +306,15 @@ class Trainer(Loop):
         return tensors if self.ema is None else tensors | self.ema.tensors()
 
     def state(self) -> dict[str, Any]:
-        """The stage, so that another one does not take it up, where in the plan the run is, and how old the average."""
-        shape = {"num_positions": self.config.num_positions, "num_rows": self.config.num_rows}
+        """Stage and order of samples, so that no other takes it up, where in the plan the run is, and how old the average."""
         ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
-        return {"stage": self.config.stage.name, "plan": {**asdict(self.origin), **shape}, **ema}
+        return {"stage": self.config.stage.name, "order": self.order, "plan": asdict(self.origin), **ema}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors`.
 
         Raises:
-            ValueError: the checkpoint is one of another stage, or has an average that this run is not to keep.
+            ValueError: the checkpoint is one of another stage or of other data, or has an average that this run is not to keep.
         """
         own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
         if own != kept:
@@ -322,7 +323,9 @@ class Trainer(Loop):
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         self._restore_ema(checkpoint)
-        self.origin = self._origin_of(checkpoint)
+        plan = checkpoint.state["plan"]
+        check_order(self.folder, checkpoint.state.get("order", plan), self.order)  # a plan once told the shape of its rows
+        self.origin = Origin(plan["step"], plan["sample"])
 
     def _restore_ema(self, checkpoint: Checkpoint) -> None:
         kept = checkpoint.state.get("ema")
@@ -337,9 +340,3 @@ class Trainer(Loop):
                 f"{self.folder} holds a run with an EMA of its weights, which would be lost: add trainer.ema_decay=0.999, or "
                 f"what it was, to go on with it, or name another folder."
             )
-
-    def _origin_of(self, checkpoint: Checkpoint) -> Origin:
-        """Where the plan goes on. With rows of another number or length a new window begins, at the last one's first sample."""
-        plan = checkpoint.state["plan"]
-        same = (plan["num_positions"], plan["num_rows"]) == (self.config.num_positions, self.config.num_rows)
-        return Origin(plan["step"] if same else checkpoint.step, plan["sample"])
