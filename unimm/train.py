@@ -188,9 +188,10 @@ def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
 
 
 def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
-    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy."""
+    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy of it."""
     if adapted_layers(engine.model):
-        model = copy.deepcopy(engine.model)
+        learns = any(parameter.requires_grad for parameter in engine.model.parameters())
+        model = copy.deepcopy(engine.model) if learns else engine.model  # what was gathered from shards is a copy already
         merge(model)
         engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
     engine.save(folder, write_more=write_more)

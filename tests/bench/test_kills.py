@@ -50,8 +50,6 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     bench_kills.show([Verdict(ToyTraining("tokenizer", 126, 12, 16), 100, 48, 1234, 12345.6, ["the state"])])
     titles, numbers = told.export_text().splitlines()[1:]
     assert titles.split()[-4:] == ["steps", "twice", "seconds", "differ"]
-        *["training", "processes", "workers", "kills", "in", "a", "save", "steps", "twice", "seconds", "differ"]
-    ]
     assert numbers.split() == ["tokenizer", "16", "12", "100", "48", "126", "1234", "12346", "1"]
 
 

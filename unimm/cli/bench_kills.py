@@ -46,7 +46,7 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
 
 def show(verdicts: list[Verdict]) -> None:
     """A line a training, within 80 columns: kills, those inside a save, steps, those done twice, seconds, differences."""
-    console.print("Killed (in a save, too) and started again (some steps twice), against a run left alone:")
+    console.print("Killed and started again, against a run that was left alone:")
     titles = ("training", "processes", "workers", "kills", "in a save", "steps", "twice", "seconds", "differ")
     table = Table(*(Column(title, justify="left" if title == "training" else "right") for title in titles), box=None)
     for one in verdicts:
