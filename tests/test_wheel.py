@@ -53,7 +53,7 @@ def test_an_installed_wheel_trains_from_any_folder(site: Path, tmp_path: Path) -
     given = ["image_tokenizer=runs/tokenizer/model", *SMALL_DATA]
     launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     encoded = run(site, tmp_path, *launcher, "unimm.cli.encode", "out=runs/codes", *given)
-    assert sorted(encoded.split()) == ["runs/codes/digits", "runs/codes/shapes"]
+    assert sorted(word for word in encoded.split() if "/" in word) == ["runs/codes/digits", "runs/codes/shapes"]
     words = ["codes=runs/codes", *given, *SMALL_MODEL, "trainer.report_every=1", "trainer.sample_every=2"]
     run(site, tmp_path, *UNIMM, "train", "out=runs/unified", "trainer.budget.max_steps=2", *words)
     words += ["trainer.sharding.way=fsdp", "trainer.validate_every=2", "validation.num_items=1"]
