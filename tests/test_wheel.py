@@ -48,18 +48,21 @@ def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains_from_any_folder(site: Path, tmp_path: Path) -> None:
-    """A model's life as the README tells it, at toy size; the last line again by a launcher, with two processes."""
+    """A model's life as the README tells it, at toy size; the last line again by a launcher, in shards."""
     run(site, tmp_path, *UNIMM, "train-tokenizer", "out=runs/tokenizer", *SMALL_TOKENIZER, *SMALL_RUN)
     given = ["image_tokenizer=runs/tokenizer/model", *SMALL_DATA]
-    run(site, tmp_path, *UNIMM, "encode", "out=runs/codes", *given)
+    launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    encoded = run(site, tmp_path, *launcher, "unimm.cli.encode", "out=runs/codes", *given)
+    assert sorted(word for word in encoded.split() if "/" in word) == ["runs/codes/digits", "runs/codes/shapes"]
     words = ["codes=runs/codes", *given, *SMALL_MODEL, "trainer.report_every=1", "trainer.sample_every=2"]
     run(site, tmp_path, *UNIMM, "train", "out=runs/unified", "trainer.budget.max_steps=2", *words)
-    launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unimm.train"]
-    run(site, tmp_path, *launcher, "out=runs/together", "trainer.budget.max_steps=2", *words)
+    words += ["trainer.sharding.way=fsdp", "trainer.validate_every=2", "validation.num_items=1"]
+    run(site, tmp_path, *launcher, "unimm.train", "out=runs/together", "trainer.budget.max_steps=2", *words)
     alone, together = (
         [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("unified", "together")
     )
+    assert "validation/mean" in together.pop() and (tmp_path / "runs/together/best/validation.json").is_file()
     assert [line["step"] for line in alone] == [line["step"] for line in together] == [1, 2]
     for one, other in zip(alone, together, strict=True):
         assert other["loss/codes"] == pytest.approx(one["loss/codes"], abs=1e-4)

@@ -54,15 +54,15 @@ def replace_folder(temporary: Path, final: Path) -> None:
     for path in temporary.rglob("*"):
         if path.suffix == ".safetensors":
             path.chmod(_default_mode())
-        _flush(path)
-    _flush(temporary)
+        flush(path)
+    flush(temporary)
     # The old folder goes only when the new one is in its place: whatever happens, one of them is there, whole.
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     temporary.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -100,10 +100,11 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush(folder.parent)
+        flush(folder.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or a folder's list of files on the disk before anything else happens."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

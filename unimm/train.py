@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -89,18 +88,21 @@ def train(config: DictConfig) -> Path:
             f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
             f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
         )
-    engine = learner.engine(model)
     objective = build(config.objective, model=model)
 
     def is_stopped() -> bool:
         return trainer.stop.made
 
-    engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
-    validation = Validation(validation_config, engine, out / "best", partial(save_merged, engine), is_stopped)
-    sample_records = partial(sample, engine, mixture)
-    looks = (sample_records, validation, learner.held_out)
+    validation = Validation(validation_config, out / "best", save_merged, is_stopped)
+
+    def sample_records(model: UnifiedModel, step: int, logbook: Logbook) -> None:
+        sample(learner.engine(model, is_stopped), mixture, step, logbook)
+
+    def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+        return validation(learner.engine(model, is_stopped), step, losses)
+
+    looks = (sample_records, validate, learner.held_out)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
-    image_tokenizer.to(engine.device)
     if trainer.is_main:
         save_config(config, out)
         if trainer.step:  # else what lies there is of an earlier run
@@ -108,9 +110,7 @@ def train(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(config))
     trainer.fit()
     with trainer.averaged():
-        trained = trainer.whole_model(lambda: adapt(UnifiedModel(model.config), config))
-        if trained is not None:
-            finish(learner.engine(trained.eval()), config)
+        trainer.ask(lambda model: finish(learner.engine(model.eval()), config), torch.device("cpu"))
         trainer.ranks.wait()
     return out / "model"
 
@@ -126,10 +126,17 @@ class Learner:
     drawing: DrawingDefaults | None
     fresh: set[str]
 
-    def engine(self, model: UnifiedModel) -> Engine:
-        """The engine of a model of the same form."""
+    def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
+        """The engine of a model of the same form; the image tokenizer goes where the model is.
+
+        is_stopped: once it says so, decoding is left; see `StoppableDecoder`.
+        """
         template = self.mixture.template
-        return Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
+        engine = Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
+        self.image_tokenizer.to(engine.device)
+        if is_stopped is not None:
+            engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
+        return engine
 
 
 def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
@@ -181,9 +188,10 @@ def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
 
 
 def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
-    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy."""
+    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy of it."""
     if adapted_layers(engine.model):
-        model = copy.deepcopy(engine.model)
+        learns = any(parameter.requires_grad for parameter in engine.model.parameters())
+        model = copy.deepcopy(engine.model) if learns else engine.model  # what was gathered from shards is a copy already
         merge(model)
         engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
     engine.save(folder, write_more=write_more)

@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from unimm.bench.kills import find_differences, run_kills
+from unimm.bench.kills import Verdict, find_differences, run_kills
 from unimm.bench.toy_training import ToyTraining
+from unimm.cli import bench_kills
 from unimm.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -40,6 +42,15 @@ def test_every_kind_of_difference_is_seen(room: Path, tmp_path: Path) -> None:
     assert found == [f"tensor {name}", "the state", "the batches of process 0", "the logged numbers"]
     shutil.rmtree(other / "checkpoints")
     assert list(find_differences(alone, other, training)) == ["a last checkpoint is missing"]
+
+
+def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Console(record=True, width=80)
+    monkeypatch.setattr(bench_kills, "console", told)
+    bench_kills.show([Verdict(ToyTraining("tokenizer", 126, 12, 16), 100, 48, 1234, 12345.6, ["the state"])])
+    titles, numbers = told.export_text().splitlines()[1:]
+    assert titles.split()[-4:] == ["steps", "twice", "seconds", "differ"]
+    assert numbers.split() == ["tokenizer", "16", "12", "100", "48", "126", "1234", "12346", "1"]
 
 
 @pytest.mark.slow

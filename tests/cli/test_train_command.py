@@ -137,6 +137,30 @@ def test_a_setting_that_makes_no_sense_ends_in_one_sentence(
     assert not (place / "none" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("held_out=1", "began with held_out of draw 0, not 1"),
+        ("seed=1", "began with seed 0, not 1"),
+        ("data.sources.talk.weight=7", "began with weight of talk"),
+        ("trainer.num_rows=8", "began with num_rows 16, not 8"),
+        ("trainer.num_micro_batches=2", None),
+        ("validation.num_items=1", None),
+    ],
+)
+def test_a_run_goes_on_with_its_own_data_alone(
+    word: str, told: str | None, place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("UNIMM_DEBUG", raising=False)
+    result = CliRunner().invoke(app, ["train", *given, *RUNS["whole"], "out=whole", word])
+    if told is None:
+        assert result.exit_code == 0, result.output
+        return
+    assert result.exit_code == 2 and told in result.stderr, result.output
+    assert "begin another run (out=FOLDER)" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_a_training_by_a_stored_plan_is_the_same(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The words that plan are the words that train; also from a fresh model, whose weights a plan does not need."""
     monkeypatch.chdir(place)

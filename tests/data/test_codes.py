@@ -11,6 +11,7 @@ import torch
 from unimm.data.codes import CodedDataset, StoredCodes, save_codes
 from unimm.data.records import Record
 from unimm.inference.encode import encode_dataset
+from unimm.inference.in_parts import Work
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.tokenizer_folder import fingerprint
@@ -39,7 +40,7 @@ def tokenizer() -> ImageTokenizer:
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    encode_dataset(tokenizer, Noise(), tmp_path / "codes", batch_size=2, quiet=True)
+    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=Work(2, quiet=True))
     return tmp_path / "codes"
 
 
@@ -98,13 +99,13 @@ def test_refusals(folder, tmp_path):
 
 def test_only_codes_are_replaced(folder, tmp_path, tokenizer):
     """Codes make way for new ones; a folder with anything else in it stays as it is."""
-    encode_dataset(tokenizer, Noise(num_records=3), folder, batch_size=2, quiet=True)
+    encode_dataset(tokenizer, Noise(num_records=3), folder, work=Work(2, quiet=True))
     assert len(StoredCodes.open(folder)) == 3
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("a year of work")
     with pytest.raises(ValueError, match="not a folder of stored codes"):
-        encode_dataset(tokenizer, Noise(), notes, batch_size=2, quiet=True)
+        encode_dataset(tokenizer, Noise(), notes, work=Work(2, quiet=True))
     assert (notes / "mine.txt").read_text() == "a year of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "notes"]
 
@@ -115,10 +116,12 @@ def test_nothing_half_written(tmp_path, tokenizer):
             return Record("broken/0") if index == 3 else super().__getitem__(index)
 
     with pytest.raises(ValueError, match="no image"):
-        encode_dataset(tokenizer, Broken(), tmp_path / "codes", quiet=True)
+        encode_dataset(tokenizer, Broken(), tmp_path / "codes", work=Work(quiet=True))
     with pytest.raises(ValueError, match="nothing to encode"):
-        encode_dataset(tokenizer, Noise(0), tmp_path / "codes", quiet=True)
-    assert list(tmp_path.iterdir()) == []
+        encode_dataset(tokenizer, Noise(0), tmp_path / "codes", work=Work(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == [".codes.unfinished"]
+    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=Work(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["codes"]
 
 
 def test_other_images_under_the_same_keys_are_noticed(folder):

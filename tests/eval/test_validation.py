@@ -1,6 +1,5 @@
 """Validation during training: on other items than a suite's, kept whole or not at all, without a trace in the training."""
 
-import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from unimm.files import read_json
 from unimm.inference.engine import Engine
 from unimm.inference.stoppable import StoppableDecoder, Stopped
 from unimm.models.folder import load_model
+from unimm.models.unified import UnifiedModel
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.objectives import Likelihood
@@ -35,9 +35,13 @@ def script(patch: pytest.MonkeyPatch, **scores: list[float]) -> None:
         patch.setitem(TASKS, name, lambda num_items, task=task: task)
 
 
-def make(engine: Engine, folder: Path, **settings: Any) -> Validation:
+def save(engine: Engine, folder: Path, write_more: Callable[[Path], None]) -> None:
+    engine.save(folder, write_more=write_more)
+
+
+def make(folder: Path, **settings: Any) -> Validation:
     config = ValidationConfig(**{"tasks": ["shapes_answers", "digits_answers"], **settings})
-    return Validation(config, engine, folder, lambda to, more: engine.save(to, write_more=more), lambda: False)
+    return Validation(config, folder, save, lambda: False)
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -51,10 +55,10 @@ def test_the_best_is_kept_with_what_it_was_chosen_by(
 ) -> None:
     script(monkeypatch, shapes_answers=[0.2, 0.6, 0.4], digits_answers=[0.4, 0.5, 0.7])
     best = tmp_path / "best"
-    validation = make(tiny_engine, best)
+    validation = make(best)
     steps, told = [], []
     for step in (10, 20, 30):
-        told.append(validation(step, {"loss": 1.0}))
+        told.append(validation(tiny_engine, step, {"loss": 1.0}))
         steps.append(record(best)["step"])
     assert steps == [10, 20, 20], "0.55 again is no better"
     assert record(best) == {
@@ -71,9 +75,9 @@ def test_the_best_is_kept_with_what_it_was_chosen_by(
 
 def test_the_best_may_be_that_of_the_lowest_loss(tiny_engine: Engine, tmp_path: Path) -> None:
     """Without any task, too."""
-    validation = make(tiny_engine, tmp_path / "best", tasks=[], monitor="loss")
+    validation = make(tmp_path / "best", tasks=[], monitor="loss")
     for step, loss in ((10, 2.0), (20, 1.5), (30, 1.5), (40, 1.6)):
-        assert validation(step, {"loss": loss, "loss_text": loss}) == {}
+        assert validation(tiny_engine, step, {"loss": loss, "loss_text": loss}) == {}
     assert (record(tmp_path / "best")["step"], record(tmp_path / "best")["score"]) == (20, 1.5)
 
 
@@ -88,17 +92,17 @@ def test_a_run_that_goes_on_does_not_overwrite_a_better_one(
 ) -> None:
     best = tmp_path / "best"
     script(monkeypatch, shapes_answers=[0.9, 0.8, 0.1, 0.2], digits_answers=[0.1, 0.3, 0.0, 0.0])
-    make(tiny_engine, best, monitor="shapes_answers")(10, {})
-    again = make(tiny_engine, best, monitor="shapes_answers")
+    make(best, monitor="shapes_answers")(tiny_engine, 10, {})
+    again = make(best, monitor="shapes_answers")
     again.resume()
-    again(20, {})
+    again(tiny_engine, 20, {})
     assert record(best)["step"] == 10 and record(best)["score"] == 0.9
-    other = make(tiny_engine, best, monitor="mean")
+    other = make(best, monitor="mean")
     other.resume()
     assert "was chosen by other scores" in caplog.text
-    other(30, {})
+    other(tiny_engine, 30, {})
     assert record(best)["step"] == 30
-    make(tiny_engine, best)(40, {})  # a new run in the folder: it does not `resume`
+    make(best)(tiny_engine, 40, {})  # a new run in the folder: it does not `resume`
     assert record(best)["step"] == 40
 
 
@@ -107,15 +111,15 @@ def test_a_best_model_without_room_costs_a_warning(
 ) -> None:
     best = tmp_path / "best"
     script(monkeypatch, shapes_answers=[0.5, 0.7, 0.6], digits_answers=[0.5, 0.7, 0.6])
-    validation = make(tiny_engine, best)
-    validation(10, {})
+    validation = make(best)
+    validation(tiny_engine, 10, {})
     with monkeypatch.context() as patch:
         patch.setattr("unimm.files.os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        validation(20, {})
+        validation(tiny_engine, 20, {})
     assert "cannot be written" in caplog.text and "No space left" in caplog.text
     assert record(best)["step"] == 10 and load_model(best)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    validation(30, {})
+    validation(tiny_engine, 30, {})
     assert record(best)["step"] == 30
 
 
@@ -153,7 +157,7 @@ def test_another_folder_in_the_place_is_said_at_once(tiny_engine: Engine, tmp_pa
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "photo.png").touch()
     with pytest.raises(ValueError, match="is not a model folder"):
-        make(tiny_engine, tmp_path / "best")
+        make(tmp_path / "best")
 
 
 # -- in a training --------------------------------------------------------------------------------------------------------
@@ -162,8 +166,6 @@ def test_another_folder_in_the_place_is_said_at_once(tiny_engine: Engine, tmp_pa
 def make_trainer(folder: Path, max_steps: int, watch: Callable[[int], None] = lambda count: None, **changes: Any) -> Trainer:
     """A trainer of the toy mixture that validates on real tasks, every second step. watch: is told of every decoding step."""
     torch.manual_seed(0)
-    model = make_model()
-    engine = Engine(model, tiny_image_tokenizer(), make_template().tokenizer)
     count = 0
 
     def is_stopped() -> bool:
@@ -172,13 +174,14 @@ def make_trainer(folder: Path, max_steps: int, watch: Callable[[int], None] = la
         watch(count)
         return trainer.stop.made
 
-    engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
-    config = ValidationConfig(num_items=3)
-    validation = Validation(
-        config, engine, folder / "best", lambda to, more: engine.save(to, write_more=more), lambda: trainer.stop.made
-    )
+    def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+        engine = Engine(model, tiny_image_tokenizer(), make_template().tokenizer)
+        engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
+        return validation(engine, step, losses)
+
+    validation = Validation(ValidationConfig(num_items=3), folder / "best", save, lambda: trainer.stop.made)
     settings = make_config(max_steps, **{"validate_every": 2, "ema_decay": 0.5, **changes})
-    trainer = Trainer(Likelihood(model), make_mixture(), settings, folder, "cpu", validate=validation)
+    trainer = Trainer(Likelihood(make_model()), make_mixture(), settings, folder, "cpu", validate=validate)
     if trainer.step:
         validation.resume()
     return trainer
@@ -271,7 +274,7 @@ def test_a_signal_in_the_middle_of_it(whole: Path, tmp_path: Path, number: signa
 
 def test_a_finished_run_validates_no_more(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = timeless(whole)
-    monkeypatch.setattr(validations.Validation, "_score", lambda self: pytest.fail("once is enough"))
+    monkeypatch.setattr(validations.Validation, "_score", lambda *_: pytest.fail("once is enough"))
     make_trainer(whole, 6).fit()
     assert timeless(whole) == before
 
@@ -287,16 +290,3 @@ def test_a_stopped_decoder_is_as_new(tiny_engine: Engine, picture: Any) -> None:
     assert engine.answer(picture, "What is it?", max_new_tokens=5) == tiny_engine.answer(
         picture, "What is it?", max_new_tokens=5
     )
-
-
-def test_shards_are_not_validated_and_that_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = make_trainer(tmp_path, 2)
-    monkeypatch.setattr("unimm.training.trainer.shard", lambda *_: None)
-    trainer.is_sharded = True
-    with caplog.at_level(logging.WARNING):
-        trainer._distribute()
-    assert caplog.text.count("Nothing is sampled or scored") == 1
-    trainer.fit()
-    assert not [line for line in timeless(tmp_path) if "validation/mean" in line] and not (tmp_path / "best").exists()

@@ -21,6 +21,7 @@ from unimm.data.records import Record
 from unimm.data.steps import Steps
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.inference.encode_features import encode_features
+from unimm.inference.in_parts import Work
 from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind, Segment, Sequence
@@ -41,7 +42,7 @@ def model() -> UnifiedModel:
 
 @pytest.fixture
 def folder(model: UnifiedModel, tmp_path: Path) -> Path:
-    return encode_features(model.pixels.tower, Squares(), tmp_path / "features", batch_size=5, dtype="float32").folder
+    return encode_features(model.pixels.tower, Squares(), tmp_path / "features", work=Work(5), dtype="float32").folder
 
 
 class Unreadable(Squares):
@@ -125,7 +126,7 @@ def test_round_trip_in_shards(model: UnifiedModel, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(features_file, "OPEN_SHARDS", 2)
     monkeypatch.setattr("unimm.inference.encode_features.shard_rows", lambda *sizes: shard_rows(*sizes, 5 * 4 * 32 * 4))
     tower = model.pixels.tower
-    stored = encode_features(tower, Squares(), tmp_path / "store", source="squares", batch_size=7, dtype="float32")
+    stored = encode_features(tower, Squares(), tmp_path / "store", source="squares", work=Work(7), dtype="float32")
     names = sorted(path.name for path in (tmp_path / "store").glob("features*"))
     assert names == [f"features-0000{number}.safetensors" for number in range(3)]
     pixels = torch.from_numpy(np.stack([look(Squares()[index].image, 16) for index in range(12)]))
@@ -160,7 +161,7 @@ class Files:
 def test_a_file_is_stored_once_and_text_stays_text(model: UnifiedModel, tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.png")
     picture.rotate(180).save(tmp_path / "b.png")
-    stored = encode_features(model.pixels.tower, Files(tmp_path), tmp_path / "store", batch_size=3)
+    stored = encode_features(model.pixels.tower, Files(tmp_path), tmp_path / "store", work=Work(3))
     assert stored.rows.tolist() == [0, -1, 1, 0] and len(stored) == 2
     dataset = featured(model, tmp_path / "store", Files(tmp_path))
     assert dataset[1].image is None and len(dataset) == 4
@@ -219,7 +220,7 @@ def test_weights_that_moved_are_another_tower(model: UnifiedModel, folder: Path)
 
 
 def test_what_is_not_stored(model: UnifiedModel, tmp_path: Path) -> None:
-    """Augmented images, no images at all, over other files: told at once, and nothing is left behind."""
+    """Augmented images, no images at all, over other files: told at once, or where it is met; and mended, it goes on."""
     rng = np.random.default_rng(0)
 
     class Augmented(Squares):
@@ -240,10 +241,12 @@ def test_what_is_not_stored(model: UnifiedModel, tmp_path: Path) -> None:
         (Broken(), "image data"),
     ):
         with pytest.raises(ValueError, match=match):
-            encode_features(model.pixels.tower, dataset, tmp_path / "store", batch_size=2)
+            encode_features(model.pixels.tower, dataset, tmp_path / "store", work=Work(2))
     with pytest.raises(ValueError, match="bfloat16 or float32, not as 'int8'"):
         encode_features(model.pixels.tower, Squares(), tmp_path / "store", dtype="int8")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".store.unfinished"]
+    encode_features(model.pixels.tower, Squares(), tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("a year of work")
     with pytest.raises(ValueError, match="not a folder of stored features"):

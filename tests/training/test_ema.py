@@ -84,7 +84,7 @@ def test_k_steps_and_resume_are_2k_steps_to_the_bit(tmp_path: Path, optimizer: O
 def test_the_training_is_the_same_with_it_and_without(tmp_path: Path) -> None:
     plain, with_it = (
         make_trainer(tmp_path / "plain", make_config(6)),
-        make_trainer(tmp_path / "ema", make_config(6, ema_decay=0.9, sample_every=2), sample=lambda step, book: None),
+        make_trainer(tmp_path / "ema", make_config(6, ema_decay=0.9, sample_every=2), sample=lambda model, step, book: None),
     )
     plain.fit()
     with_it.fit()
@@ -114,8 +114,8 @@ def test_what_is_sampled_and_validated_has_the_averages(tmp_path: Path) -> None:
     trainer: Trainer = make_trainer(
         tmp_path,
         make_config(5, ema_decay=0.9, sample_every=5, validate_every=5),
-        sample=lambda step, book: seen.update(sampled=weights_of(trainer)),
-        validate=lambda step, losses: seen.update(validated=weights_of(trainer)),
+        sample=lambda model, step, book: seen.update(sampled=weights_of(trainer)),
+        validate=lambda model, step, losses: seen.update(validated=weights_of(trainer)),
     )
     trainer.fit()
     averages = kept(tmp_path)[0]

@@ -19,6 +19,7 @@ from toys import make_config, make_steps, make_trainer
 
 from unimm import files
 from unimm.cli.errors import explain
+from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.interrupt import ECHO_SECONDS, StopRequest, held_back, step_back
@@ -121,8 +122,8 @@ def test_what_a_kill_left_is_removed_after_the_next_one(tmp_path: Path) -> None:
 def test_files_and_folders_are_flushed_before_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and the temporary folder, then the rename, then the folder that holds it, then the pruning."""
     told: list[str] = []
-    flush, rename, remove = files._flush, Path.rename, shutil.rmtree
-    monkeypatch.setattr(files, "_flush", lambda path: (told.append(f"flush {path.name}"), flush(path)))
+    flush, rename, remove = files.flush, Path.rename, shutil.rmtree
+    monkeypatch.setattr(files, "flush", lambda path: (told.append(f"flush {path.name}"), flush(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (told.append(f"rename {self.name}"), rename(self, to))[1])
     monkeypatch.setattr(shutil, "rmtree", lambda path, **words: (told.append(f"remove {path.name}"), remove(path, **words)))
     folder = tmp_path / "run" / "checkpoints"
@@ -206,7 +207,7 @@ def test_a_scheduler_is_told_by_the_exit_code(tmp_path: Path, number: signal.Sig
 def test_long_work_between_steps_can_leave_early(tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    def sample(step: int, logbook: Logbook) -> None:
+    def sample(model: UnifiedModel, step: int, logbook: Logbook) -> None:
         seen.append(trainer.stop.made)
         signal.raise_signal(signal.SIGUSR1)
         seen.append(trainer.stop.made)
@@ -313,7 +314,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_what_was_learned_saved(tmp_
 def test_a_full_disk_costs_the_log_its_lines_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = make_trainer(tmp_path, make_config(6, sample_every=1), sample=lambda step, book: book.text(step, "a", "b"))
+    trainer = make_trainer(tmp_path, make_config(6, sample_every=1), sample=lambda model, step, book: book.text(step, "a", "b"))
     written = Path.open
 
     def open_if_room(self: Path, *words, **more):
@@ -340,7 +341,7 @@ def no_room_for(write, suffix: str):
 
 
 def test_a_folder_that_is_gone_is_made_again(tmp_path: Path) -> None:
-    def remove(step: int, logbook: Logbook) -> None:
+    def remove(model: UnifiedModel, step: int, logbook: Logbook) -> None:
         if step == 2:
             shutil.rmtree(tmp_path / "run")
         logbook.text(step, "captions", "a cat")

@@ -1,5 +1,6 @@
 """Sharded or not, apart or together: gradients are those of one process, and a run goes on with any number of them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_two_processes import torchrun
-from train_sharded import CASES, SEEING, STEPS, run
+from toys import EVERYTHING, make_model
+from train_sharded import CASES, NUM_ITEMS, STEPS, TASK, engine_of, form, look_at, run
 
+from unimm.eval.validation import TASKS
+from unimm.files import read_json
+from unimm.models.adapter_folder import TENSORS, merge_adapter
+from unimm.models.folder import load_model
+from unimm.models.lora import adapted_layers, merge
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 from unimm.training.sharding import Sharding
@@ -51,7 +58,9 @@ def test_gradients_and_losses_are_those_of_one_process(runs: Path, name: str) ->
     for ours, theirs in zip(losses(runs / "two" / name), losses(runs / "one" / name), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     held_out = [one.keys() for one in losses(runs / "two" / name) if "validation/loss" in one]
-    assert held_out == [{"validation/loss", "validation/loss_text", "validation/loss_codes"}] * -(-CASES[name].num_steps // 2)
+    logged = {"validation/loss", "validation/loss_text", "validation/loss_codes"}
+    logged |= {f"validation/{TASK}", "validation/mean"} if CASES[name].watch == "all" else set()
+    assert held_out == [logged] * (-(-CASES[name].num_steps // 2) * (CASES[name].watch != "nothing"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,6 +79,46 @@ def test_the_whole_model_is_the_checkpoint_s(runs: Path, name: str) -> None:
         assert not averages
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.watch == "all"])
+def test_what_is_sampled_and_scored_is_the_whole_averaged_model(runs: Path, name: str) -> None:
+    """As one process finds it by the same weights: captions, drawings, scores, and the best model."""
+    case, folder = CASES[name], runs / "two" / name
+    model = form(case).eval()
+    model.load_state_dict(load_file(folder / "whole.safetensors"))
+    looks = json.loads((folder / "looks.json").read_text())
+    assert looks[str(case.num_steps)] == look_at(model)
+    last = [line for line in read_numbers(folder / "metrics.jsonl") if "validation/loss" in line][-1]
+    assert last[f"validation/{TASK}"] == TASKS[TASK](NUM_ITEMS).run(engine_of(model), lambda example: None).score
+    record = read_json(folder / "best" / "validation.json")
+    assert record is not None and record["step"] == case.num_steps and record["score"] == last["validation/loss"]
+    merge(model)
+    best = load_model(folder / "best").model.state_dict()
+    assert best and all(torch.equal(best[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["fsdp, 2 passes", "fsdp, losses", "hsdp, one copy"])
+def test_watching_leaves_no_trace_in_shards(runs: Path, name: str) -> None:
+    """To the bit; with averages, and no checkpoint that would bring the shards back between a look and the next step."""
+    unwatched = "hsdp, unwatched" if "hsdp" in name else "fsdp, unwatched"
+    one, other = (load_checkpoint(runs / "two" / case / "checkpoints") for case in (name, unwatched))
+    assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
+
+
+@pytest.mark.parametrize("name", ["ddp, lora", "fsdp, lora"])
+def test_an_adapter_is_that_of_one_process(runs: Path, name: str) -> None:
+    """Also where it was half learned by then; and merged into its base it is the best model."""
+    one, two = (load_file(runs / processes / name / "adapter" / TENSORS) for processes in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) == 2 * len(adapted_layers(form(CASES[name])))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-5, atol=1e-5)
+    base = make_model()
+    merge_adapter(base, runs / "two" / name / "adapter")
+    best = load_model(runs / "two" / name / "best").model.state_dict()
+    for key, tensor in base.state_dict().items():
+        torch.testing.assert_close(best[key], tensor, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.ema_decay is not None])
 def test_averages_are_those_of_one_process(runs: Path, name: str) -> None:
     """As nearly as the weights: AdamW's first steps are as large where a gradient is next to none."""
@@ -77,7 +126,7 @@ def test_averages_are_those_of_one_process(runs: Path, name: str) -> None:
     assert one is not None and two is not None and one.state["ema"] == two.state["ema"] == {"num_updates": STEPS}
     names = [key.removeprefix("ema/") for key in one.tensors if key.startswith("ema/")]
     frozen = [key for key in one.tensors if key.startswith("weights/model.pixels.tower.")]
-    assert any("tower" in name for name in names) != (CASES[name].stage is SEEING) and frozen
+    assert any("tower" in name for name in names) == (CASES[name].stage is EVERYTHING) and frozen
     for key in names:
         far, far_weights = ((two.tensors[f"{k}/{key}"] - one.tensors[f"{k}/{key}"]).abs().max() for k in ("ema", "weights"))
         assert float(far) <= max(2 * float(far_weights), 1e-6), key

@@ -32,7 +32,7 @@ MUON = OptimizerConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.1)
 def interrupt_at(step: int, number: int = signal.SIGINT):
     """A sample callback that presses Ctrl-C."""
 
-    def sample(now: int, logbook: Logbook) -> None:
+    def sample(model: UnifiedModel, now: int, logbook: Logbook) -> None:
         if now == step:
             signal.raise_signal(number)
 
@@ -217,7 +217,7 @@ def test_weights_of_losses_scale_their_pull(tmp_path: Path) -> None:
 def test_samples_are_drawn_in_evaluation_mode_and_training_goes_on(tmp_path: Path) -> None:
     seen: list[tuple[int, bool, bool]] = []
     trainer = make_trainer(tmp_path, make_config(5, sample_every=2))
-    trainer.sample = lambda step, book: seen.append((step, trainer.model.training, torch.is_grad_enabled()))
+    trainer.sample = lambda model, step, book: seen.append((step, model.training, torch.is_grad_enabled()))
     trainer.fit()
     assert seen == [(2, False, False), (4, False, False), (5, False, False)]
     quiet = make_trainer(tmp_path / "quiet", make_config(5))

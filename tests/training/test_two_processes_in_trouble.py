@@ -25,7 +25,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every trouble, one after the other: two processes as a launcher starts them, without one that would end the other."""
     folder = tmp_path_factory.mktemp("troubles")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on", "apart"]
+    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on", "shards", "shards_go_on", "apart"]
     runs = []
     for rank in ("0", "1"):
         environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
@@ -47,16 +47,17 @@ def test_both_do_the_same(room: Path, trouble: str) -> None:
     assert not list((room / trouble / "checkpoints").glob(".step-*"))
 
 
-def test_the_first_validates_while_the_other_waits_and_makes_up_for_what_it_left(room: Path) -> None:
-    first, second = ((room / "leave" / f"outcome-{rank}").read_text() for rank in range(2))
+@pytest.mark.parametrize(("run", "again"), [("leave", "goes_on"), ("shards", "shards_go_on")])
+def test_the_first_validates_while_the_other_waits_and_makes_up_for_what_it_left(room: Path, run: str, again: str) -> None:
+    first, second = ((room / run / f"outcome-{rank}").read_text() for rank in range(2))
     assert first == second, "the same steps and the same weights"
     ends = [line.rpartition(",")[0] for line in first.splitlines()]
     assert ends == ["exit 138, step 3, skipped 0", "finished, step 6, skipped 0"]
-    assert (room / "leave" / "validated-0").read_text().splitlines() == ["3 leave", "3 goes_on", "6 goes_on"]
-    assert not (room / "leave" / "validated-1").exists()
-    lines = read_numbers(room / "leave" / "metrics.jsonl")
+    assert (room / run / "validated-0").read_text().splitlines() == [f"3 {run}", f"3 {again}", f"6 {again}"]
+    assert not (room / run / "validated-1").exists()
+    lines = read_numbers(room / run / "metrics.jsonl")
     assert [line["step"] for line in lines if "validation/mean" in line] == [3, 6]
-    checkpoint = load_checkpoint(room / "leave" / "checkpoints")
+    checkpoint = load_checkpoint(room / run / "checkpoints")
     assert checkpoint is not None and checkpoint.state["ema"] == {"num_updates": 6}
 
 

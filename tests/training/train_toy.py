@@ -15,7 +15,7 @@ folder, steps, micro_batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv
 config = make_config(steps, num_micro_batches=micro_batches, sample_every=3)
 
 
-def interrupt(step: int, logbook: object) -> None:
+def interrupt(model: object, step: int, logbook: object) -> None:
     """Ctrl-C on the first process alone, in the middle of the run."""
     if step == 3 and "interrupt" in sys.argv:
         os.kill(os.getpid(), signal.SIGINT)

@@ -5,6 +5,7 @@ disk        the first process finds no room for a checkpoint, ever
 skip, stop  the loss of the second process is not finite at step 3, which the run may or may not skip
 leave       SIGUSR1 comes to both while the first one validates averages at step 3, which it then leaves
 goes_on     the same run again
+shards, shards_go_on: these two where each process holds a shard
 apart       and once more, but the second process looks for it in a folder of its own
 """
 
@@ -21,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toys import make_config, make_mixture, make_trainer
 
 from unimm.cli.build import leave_group
+from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint
 from unimm.training.objectives import Likelihood
+from unimm.training.sharding import Sharding, whole
 from unimm.training.trainer import Trainer
 
 RANK = int(os.environ["RANK"])
@@ -49,23 +52,24 @@ def train(folder: Path, trouble: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"pid-{RANK}").write_text(str(os.getpid()))
 
-    def sample(step: int, logbook: object) -> None:
+    def sample(model: UnifiedModel, step: int, logbook: object) -> None:
         if trouble == "signal" and step == 3:
             os.kill(int((folder / "pid-1").read_text()), signal.SIGUSR1)
             time.sleep(1.0)
 
-    def validate(step: int, losses: dict[str, float]) -> dict[str, float] | None:
+    def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         with (folder / f"validated-{RANK}").open("a") as file:
             print(step, trouble, file=file)
-        if trouble == "leave":
+        if trouble in ("leave", "shards"):
             for rank in (0, 1):
                 os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGUSR1)
             time.sleep(1.0)
         return None if trainer.stop.made else {"mean": 0.5}
 
     config = make_config(6, sample_every=1, max_skipped_steps=int(trouble == "skip"), save_every=int(trouble == "disk"))
-    if trouble in ("leave", "goes_on"):
-        config = replace(config, validate_every=3, ema_decay=0.9)
+    if trouble in ("leave", "goes_on", "shards", "shards_go_on"):
+        sharding = Sharding("fsdp" if trouble.startswith("shards") else "ddp")
+        config = replace(config, validate_every=3, ema_decay=0.9, sharding=sharding)
     objective = Poisoned if trouble in ("skip", "stop") else Likelihood
     words = {"sample": sample, "validate": validate, "device": None}
     trainer: Trainer = make_trainer(folder, config, make_mixture(), objective, **words)
@@ -76,7 +80,7 @@ def train(folder: Path, trouble: str) -> None:
         outcome = f"exit {stopped.code}"
     except (OSError, FloatingPointError) as error:
         outcome = type(error).__name__
-    weights = sum(float(parameter.detach().double().abs().sum()) for parameter in trainer.model.parameters())
+    weights = sum(float(whole(parameter.detach()).double().abs().sum()) for parameter in trainer.model.parameters())
     told = f"{outcome}, step {trainer.step}, skipped {trainer.guard.num_skipped}, {weights!r}"
     with (folder / f"outcome-{RANK}").open("a") as file:
         print(told, file=file)
@@ -96,7 +100,7 @@ for trouble in sys.argv[2:]:
     if trouble == "apart":
         meet(Path(sys.argv[1]))
         continue
-    folder = Path(sys.argv[1]) / ("leave" if trouble == "goes_on" else trouble)
+    folder = Path(sys.argv[1]) / {"goes_on": "leave", "shards_go_on": "shards"}.get(trouble, trouble)
     with mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file):
         train(folder, trouble)
 leave_group()

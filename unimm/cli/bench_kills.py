@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from unimm.bench.kills import Verdict, run_kills
 from unimm.bench.provenance import provenance
@@ -45,20 +45,10 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
 
 
 def show(verdicts: list[Verdict]) -> None:
-    """The table."""
-    table = Table(title="Killed and started again, against a run that was left alone", title_justify="left")
-    for title in (
-        "training",
-        "processes",
-        "workers",
-        "kills",
-        "inside a save",
-        "steps",
-        "done twice",
-        "seconds",
-        "differences",
-    ):
-        table.add_column(title, justify="left" if title == "training" else "right")
+    """A line a training, within 80 columns: kills, those inside a save, steps, those done twice, seconds, differences."""
+    console.print("Killed and started again, against a run that was left alone:")
+    titles = ("training", "processes", "workers", "kills", "in a save", "steps", "twice", "seconds", "differ")
+    table = Table(*(Column(title, justify="left" if title == "training" else "right") for title in titles), box=None)
     for one in verdicts:
         numbers = (one.training.num_processes, one.training.num_workers, one.num_kills, one.num_half_written)
         rest = (one.training.num_steps, one.num_steps_repeated, round(one.seconds), len(one.differences))

@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 import torch
+from accelerate import PartialState
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -25,6 +26,7 @@ from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.data.views import UNDERSTANDING
+from unimm.devices import choose_device
 from unimm.files import read_json
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
@@ -34,6 +36,7 @@ from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapter_parameters
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.ranks import Ranks
 
 RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
@@ -71,6 +74,12 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
     with plain_errors():
         hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
     leave_group()
+
+
+def print_paths(paths: Iterable[Path]) -> None:
+    """What was written, a line each, once for all processes."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(*paths, sep="\n")
 
 
 def build(config: Any, **arguments: Any) -> Any:
@@ -232,6 +241,20 @@ def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedM
     prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
     vision = model.config.vision
     return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches)
+
+
+def join_group(device: str | None) -> tuple[torch.device, Ranks]:
+    """The device to work on, and the processes of the launcher that started this one; without one it is alone.
+
+    Raises:
+        ValueError: the device is not here.
+    """
+    chosen = choose_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return chosen, Ranks()
+    state = PartialState(cpu=chosen.type == "cpu")
+    own = chosen if chosen.type == "cpu" or state.device is None else state.device
+    return own, Ranks(state.process_index, state.num_processes)
 
 
 def leave_group() -> None:

@@ -1,7 +1,9 @@
 """`unimm encode`: the images of data sets as stored codes, so that training never runs the image tokenizer.
 
 Which images, and into which folder, is what the data configuration says of its `CodedDataset`s: what is encoded is then by
-itself what training will ask for.
+itself what training will ask for. Interrupted, it goes on where it stopped; a launcher's processes share the work:
+
+    torchrun --nproc_per_node 8 -m unimm.cli.encode image_tokenizer=FOLDER out=CODES
 """
 
 import sys
@@ -9,11 +11,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, check_given, open_image_tokenizer, run_with_hydra
+from unimm.cli.build import CODED, build, check_given, join_group, open_image_tokenizer, print_paths, run_with_hydra
 from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
-from unimm.devices import choose_device, keep_memory
+from unimm.devices import keep_memory
 from unimm.inference.encode import encode_dataset
+from unimm.inference.in_parts import Work
 
 
 def encode(config: DictConfig) -> list[Path]:
@@ -31,11 +34,11 @@ def encode(config: DictConfig) -> list[Path]:
         if unknown:
             raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(chosen)}.")
         chosen = {name: chosen[name] for name in config.names}
-    device = choose_device(config.device)
+    device, ranks = join_group(config.device)
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    words = {"batch_size": config.batch_size, "num_workers": config.num_workers, "precision": config.precision}
+    words = {"precision": config.precision, "work": Work(config.batch_size, config.num_workers, ranks)}
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
     ]
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [word for word in words if word.isidentifier()]
     chosen = [f"names=[{','.join(names)}]"] if names else []
     others = [word for word in words if word not in names]
-    run_with_hydra("encode", lambda config: print(*encode(config), sep="\n"), [*others, *chosen])
+    run_with_hydra("encode", lambda config: print_paths(encode(config)), [*others, *chosen])
 
 
 if __name__ == "__main__":

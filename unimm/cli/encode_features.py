@@ -2,15 +2,19 @@
 tower is frozen never run it.
 
 Which images is what the data configuration says of the sources that look at any; each has a folder of its own, by its name.
+Interrupted, it goes on where it stopped; a launcher's processes share the work:
+
+    torchrun --nproc_per_node 8 -m unimm.cli.encode_features init_from=FOLDER out=FEATURES
 """
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, check_given, check_looks, looking_sources, run_with_hydra
-from unimm.devices import choose_device, keep_memory
+from unimm.cli.build import CODED, build, check_given, check_looks, join_group, looking_sources, print_paths, run_with_hydra
+from unimm.devices import keep_memory
 from unimm.inference.encode_features import encode_features
+from unimm.inference.in_parts import Work
 from unimm.inference.load import load
 
 
@@ -25,12 +29,13 @@ def store_features(config: DictConfig) -> list[Path]:
     """
     check_given(config.data, "data")
     names = looking_sources(config)
-    device = choose_device(config.device)
+    device, ranks = join_group(config.device)
     if device.type == "cpu":
         keep_memory()
     engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
     check_looks(engine.prompt_format)
-    words = {key: config[key] for key in ("batch_size", "num_workers", "precision", "dtype")}
+    work = Work(config.batch_size, config.num_workers, ranks)
+    words = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:
         node = config.data.sources[name].dataset
@@ -43,7 +48,7 @@ def store_features(config: DictConfig) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command: Hydra's words in, folders out."""
-    run_with_hydra("encode_features", lambda config: print(*store_features(config), sep="\n"), argv)
+    run_with_hydra("encode_features", lambda config: print_paths(store_features(config)), argv)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
-from unimm.files import check_replaceable, whole_folder, write_json
+from unimm.files import read_json, whole_folder, write_json
+from unimm.unfinished import Unfinished, same_content
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
+WHAT = "a folder of stored codes"
+FREE = ("unimm_version",)
+"""What may differ between codes that are the same."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,26 @@ class CodesManifest:
     unimm_version: str
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError where codes cannot be written because something else is there."""
-    check_replaceable(folder, MANIFEST, "a folder of stored codes")
+def is_stored(folder: Path, manifest: CodesManifest) -> bool:
+    """Whether such codes lie there, whole."""
+    return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
+
+
+def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> Unfinished:
+    """Codes in the making, in parts of so many records.
+
+    Raises:
+        ValueError: something else lies there, or others were begun.
+    """
+    content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
+    return Unfinished(
+        folder, MANIFEST, WHAT, {**content, "part_records": part_records}, lambda number: f"{number:05}.safetensors"
+    )
+
+
+def load_part(unfinished: Unfinished, number: int) -> np.ndarray:
+    """Codes (n, num_codes) int32 of a part that is there."""
+    return load_file(unfinished.path(number))["codes"]
 
 
 def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> None:
@@ -61,7 +82,7 @@ def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> N
     if codes_NT.size and not 0 <= int(codes_NT.min()) <= int(codes_NT.max()) < manifest.codebook_size:
         raise ValueError(f"Codes lie in [0, {manifest.codebook_size}), not {codes_NT.min()} to {codes_NT.max()}.")
     dtype = np.uint16 if manifest.codebook_size <= 2**16 else np.int32
-    with whole_folder(folder, MANIFEST, "a folder of stored codes") as temporary:
+    with whole_folder(folder, MANIFEST, WHAT) as temporary:
         save_file({"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}, temporary / CODES)
         write_json(temporary / MANIFEST, asdict(manifest))
 

@@ -15,8 +15,8 @@ Shapes: P patches, C width of the tower.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unimm.data.image import look, pixels_to_array
+from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.records import Dataset, ImageLike, Record, SeenImage
-from unimm.files import check_replaceable, whole_folder, write_json
+from unimm.files import read_json, write_json
+from unimm.unfinished import Unfinished, same_content
 
 ROWS, MANIFEST = "rows.safetensors", "manifest.json"
 WHAT = "a folder of stored features"
+FREE = ("num_images", "unimm_version")
+"""What is known in the end, or may differ between features that are the same."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD_BYTES = 2**28
 OPEN_SHARDS = 64
@@ -42,7 +45,7 @@ class FeaturesManifest:
     """What stored features are of and how they were made.
 
     source: what the data configuration calls the data. first_key, last_key: of its records, to notice another one.
-    first_image: of the first image, as it is prepared, to notice changed files and images that are never the same twice.
+    first_image: a hash of the first image, to notice changed files and images that are never the same twice.
     tower_hash: the vision tower's fingerprint. preparation: that of how images are prepared for it.
     precision: the dtype that the tower ran in. dtype: the one that features are stored in.
     num_images: rows. shard_rows: of each file but the last.
@@ -68,12 +71,7 @@ class FeaturesManifest:
 def preparation_fingerprint(image_size: int) -> str:
     """sha256 over what becomes of a fixed picture on its way to the vision tower: another one where that way has changed."""
     picture = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (50, 83, 3), dtype=np.uint8)
-    return image_fingerprint(picture, image_size)
-
-
-def image_fingerprint(image: ImageLike, image_size: int) -> str:
-    """sha256 over an image as the vision tower would look at it."""
-    return hashlib.sha256(pixels_to_array(look(image, image_size)).tobytes()).hexdigest()
+    return hashlib.sha256(pixels_to_array(look(picture, image_size)).tobytes()).hexdigest()
 
 
 def shard_rows(num_patches: int, width: int, dtype: str, shard_bytes: int = SHARD_BYTES) -> int:
@@ -81,35 +79,36 @@ def shard_rows(num_patches: int, width: int, dtype: str, shard_bytes: int = SHAR
     return max(1, shard_bytes // (num_patches * width * DTYPES[dtype].itemsize))
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError where features cannot be written because something else is there."""
-    check_replaceable(folder, MANIFEST, WHAT)
+def is_stored(folder: Path, manifest: FeaturesManifest) -> bool:
+    """Whether such features lie there, whole."""
+    return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
 
 
-def save_features(folder: Path, shards: Iterable[torch.Tensor], rows: np.ndarray, manifest: FeaturesManifest) -> None:
-    """Write features shard by shard as they come, whole or not at all; features that were there are replaced.
-
-    Args:
-        shards: (n, P, C) each, n being the manifest's `shard_rows` in all but the last.
-        rows: (num_records,), known when all shards have come.
-        manifest: its `num_images` is counted here.
+def unfinished_features(folder: Path, manifest: FeaturesManifest) -> Unfinished:
+    """Features in the making, file by file: "features" (n, P, C), n being the manifest's `shard_rows` in all but the last.
 
     Raises:
-        ValueError: they do not agree with the manifest, or the folder holds something else.
+        ValueError: something else lies there, or others were begun.
     """
-    with whole_folder(folder, MANIFEST, WHAT) as temporary:
-        num_images = 0
-        for number, shard_nPC in enumerate(shards):
-            if shard_nPC.shape[1:] != (manifest.num_patches, manifest.width) or num_images != number * manifest.shard_rows:
-                raise ValueError(f"Features of shape {tuple(shard_nPC.shape)} do not follow {num_images} rows of {manifest}.")
-            save_file({"features": shard_nPC.to(DTYPES[manifest.dtype]).contiguous()}, temporary / _shard_name(number))
-            num_images += len(shard_nPC)
-        if (len(rows), int(rows.max(initial=-1)) + 1) != (manifest.num_records, num_images):
-            raise ValueError(
-                f"{len(rows)} records that name {rows.max(initial=-1) + 1} rows do not fit {num_images} of {manifest}."
-            )
-        save_file({"rows": torch.from_numpy(rows.astype(np.int64))}, temporary / ROWS)
-        write_json(temporary / MANIFEST, asdict(replace(manifest, num_images=num_images)))
+    content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
+    return Unfinished(folder, MANIFEST, WHAT, content, _shard_name)
+
+
+def begin_features(unfinished: Unfinished, find_rows: Callable[[], np.ndarray]) -> None:
+    """Make room for them, and find the rows (num_records,) of the records, unless they were found before."""
+    unfinished.begin()
+    unfinished.put(ROWS, lambda path: save_file({"rows": torch.from_numpy(find_rows().astype(np.int64))}, path))
+
+
+def load_rows(unfinished: Unfinished) -> np.ndarray:
+    """The rows (num_records,) that were found."""
+    return load_file(unfinished.whole / ROWS)["rows"].numpy()
+
+
+def finish_features(unfinished: Unfinished, manifest: FeaturesManifest) -> None:
+    """Give them their place; features that were there are replaced. manifest: with the number of images."""
+    unfinished.put(MANIFEST, lambda path: write_json(path, asdict(manifest)))
+    unfinished.finish()
 
 
 class StoredFeatures:
@@ -216,7 +215,7 @@ class FeaturedDataset:
                 f"not {ends[0]} to {ends[1]}: make them again with `unimm encode-features`."
             )
         first = dataset[int(np.argmax(self.features.rows >= 0))]
-        if first.image is None or image_fingerprint(first.image, image_size) != manifest.first_image:
+        if first.image is None or image_hash(first.image) != manifest.first_image:
             raise ValueError(
                 f"The features in {folder} are of another image than record {first.key} has now: make them again with "
                 f"`unimm encode-features`; images that change from reading to reading have to be looked at each time."

@@ -80,9 +80,8 @@ class Validation:
 
     Args:
         config: tasks, their size, and what the best is chosen by.
-        engine: asks the weights that are learned.
         folder: where the best model goes.
-        save: writes the present model as a folder; what its second argument writes into that folder goes with it.
+        save: writes an engine's model as a folder; what its last argument writes into that folder goes with it.
         is_stopped: whether to leave early; then nothing of the validation counts.
 
     Raises ValueError where the folder holds something else than a model.
@@ -91,13 +90,12 @@ class Validation:
     def __init__(
         self,
         config: ValidationConfig,
-        engine: Engine,
         folder: Path,
-        save: Callable[[Path, Callable[[Path], None]], object],
+        save: Callable[[Engine, Path, Callable[[Path], None]], object],
         is_stopped: Callable[[], bool],
     ) -> None:
         check_replaceable(folder.resolve(), CONFIG, "a model folder")
-        self.config, self.engine, self.folder = config, engine, folder
+        self.config, self.folder = config, folder
         self.best: float | None = None
         self._save, self._is_stopped = save, is_stopped
         self._tasks: dict[str, Task] | None = None
@@ -112,25 +110,26 @@ class Validation:
             return
         self.best = record["score"]
 
-    def __call__(self, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+    def __call__(self, engine: Engine, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         """Score the present weights, and keep them where they are the best so far.
 
+        engine: asks them; nothing of it is kept.
         losses: on held-out samples, their sum as "loss"; empty where there are none.
 
         Returns:
             The score of every task, and their mean; None where it was stopped.
         """
-        scores = self._score()
+        scores = self._score(engine)
         if scores is not None:
-            self._keep_if_best(step, {**losses, **scores})
+            self._keep_if_best(engine, step, {**losses, **scores})
         return scores
 
-    def _score(self) -> dict[str, float] | None:
+    def _score(self, engine: Engine) -> dict[str, float] | None:
         """The score of every task, and their mean; None where it was stopped."""
         if self._tasks is None:
             self._tasks = {name: TASKS[name](self.config.num_items) for name in self.config.tasks}
         try:
-            scores = {name: task.run(self.engine, self._leave_if_stopped).score for name, task in self._tasks.items()}
+            scores = {name: task.run(engine, self._leave_if_stopped).score for name, task in self._tasks.items()}
         except Stopped:
             return None
         return {**scores, MEAN: fmean(scores.values())} if scores else {}
@@ -139,13 +138,13 @@ class Validation:
         if self._is_stopped():
             raise Stopped
 
-    def _keep_if_best(self, step: int, scores: dict[str, float]) -> None:
+    def _keep_if_best(self, engine: Engine, step: int, scores: dict[str, float]) -> None:
         score = scores[self.config.monitor]
         if self.best is not None and (score >= self.best if self.config.monitor == LOSS else score <= self.best):
             return
         record = {"step": step, "score": score, "scores": scores, **self._settings()}
         try:
-            self._save(self.folder, lambda folder: write_json(folder / RECORD, record))
+            self._save(engine, self.folder, lambda folder: write_json(folder / RECORD, record))
         except (OSError, SafetensorError) as error:
             logger.warning(f"The best model so far cannot be written to {self.folder} ({error}); training goes on without.")
         else:

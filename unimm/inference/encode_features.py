@@ -2,29 +2,32 @@
 
 The tower runs as it does in training: in its own dtype, or under autocast to bfloat16 (`precision`). Features are stored in
 bfloat16 unless told otherwise: half the space, in the dtype that a bfloat16 training rounds them to before the projector.
+Processes may share the work, and what was interrupted goes on where it stopped (`unimm.inference.in_parts`).
 """
 
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.features import (
     DTYPES,
     FeaturesManifest,
     StoredFeatures,
-    check_folder,
-    image_fingerprint,
+    begin_features,
+    finish_features,
+    is_stored,
+    load_rows,
     preparation_fingerprint,
-    save_features,
     shard_rows,
+    unfinished_features,
 )
-from unimm.data.image import look
-from unimm.data.records import Dataset, Record
+from unimm.data.image import image_hash, look
+from unimm.data.records import Dataset, ImageLike, Record
+from unimm.inference.in_parts import Work, evaluating, say_kept, see_in_parts
 from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.vision import VisionTower
 
@@ -35,35 +38,64 @@ def encode_features(
     out: str | Path,
     *,
     source: str = "",
-    batch_size: int = 64,
-    num_workers: int = 0,
     precision: str = "no",
     dtype: str = "bfloat16",
+    work: Work | None = None,
 ) -> StoredFeatures:
     """Look at every image of a data set with the tower, on its device and in its dtype, and store what it sees in `out`.
 
+    What is there already of the same images by the same tower is kept, finished or not.
+
     Args:
         source: what the data is called, for the manifest; default: its class.
-        num_workers: processes that prepare images ahead.
         precision: "no", or "bf16" for autocast.
         dtype: "bfloat16" or "float32", of what is stored.
+        work: how it is gone about, and by how many processes.
 
     Returns:
         The features, opened.
 
     Raises:
-        ValueError: no record has an image, images are not the same when they are read again, the dtype is another, or `out`
-            holds something else than features.
+        ValueError: no record has an image, images are not the same when they are read again, the dtype is another, `out`
+            holds something else than features, or others were begun there.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
-    check_folder(Path(out))
+    work, out = work or Work(), Path(out)
+    ranks = work.ranks
+    manifest = _describe(tower, dataset, source, precision, dtype)
+    unfinished, is_there = unfinished_features(out, manifest), is_stored(out, manifest)
+    ranks.wait()  # nobody begins before all have looked
+    if is_there:
+        say_kept(unfinished, work)
+        return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
+    if ranks.number == 0:
+        begin_features(unfinished, lambda: _find_rows(dataset))
+    ranks.wait()
+    rows = load_rows(unfinished)
+    shown = np.flatnonzero(rows >= 0)
+    images = shown[np.unique(rows[shown], return_index=True)[1]]
+
+    def see(pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        return _look(tower, pixels_NCHW, precision).to(DTYPES[dtype]).cpu()
+
+    pixels = _Pixels(dataset, manifest.image_size)
+    with evaluating(tower):
+        see_in_parts(see, pixels, images, manifest.shard_rows, unfinished, "features", work)
+    ranks.wait()
+    if ranks.number == 0:
+        finish_features(unfinished, replace(manifest, num_images=len(images)))
+    ranks.wait()
+    return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
+
+
+def _describe(tower: VisionTower, dataset: Dataset, source: str, precision: str, dtype: str) -> FeaturesManifest:
+    """What is to be stored; the number of images is not known yet."""
     import unimm
 
     config, weight = tower.config, next(tower.parameters())
-    first_image = _first_image(dataset, config.image_size)
-    rows = np.full(len(dataset), -1, dtype=np.int64)
-    manifest = FeaturesManifest(
+    first_image = _first_image(dataset)
+    return FeaturesManifest(
         num_records=len(dataset),
         source=source or type(dataset).__name__,
         first_key=dataset[0].key,
@@ -80,43 +112,20 @@ def encode_features(
         shard_rows=shard_rows(config.num_patches, config.width, dtype),
         unimm_version=unimm.__version__,
     )
-    items = _Items(dataset, config.image_size)
-    loader = DataLoader(items, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    batches = track(loader, description=f"looking at the images of {len(dataset):,} records")
-
-    def features() -> Iterator[torch.Tensor]:
-        for pixels_NCHW in _new_images(batches, rows):
-            yield _look(tower, pixels_NCHW, precision).to(DTYPES[dtype]).cpu()
-
-    was_training = tower.training
-    tower.eval()
-    save_features(Path(out), _in_shards(features(), manifest.shard_rows), rows, manifest)
-    tower.train(was_training)
-    return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
 
 
-_Item = tuple[str | None, np.ndarray | None]
-"""The file that an image lies in, where it is one, and pixels (3, size, size), where there is an image."""
-
-
-class _Items(TorchDataset):
-    """An item a record."""
+class _Pixels(TorchDataset):
+    """Pixels (3, size, size) by index, of records that have an image."""
 
     def __init__(self, dataset: Dataset, size: int) -> None:
         self._dataset, self._size = dataset, size
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> _Item:
-        image = self._dataset[index].image
-        if image is None:
-            return None, None
-        return str(image) if isinstance(image, str | Path) else None, look(image, self._size)
+    def __getitem__(self, index: int) -> np.ndarray:
+        return look(_image(self._dataset[index]), self._size)
 
 
-def _first_image(dataset: Dataset, size: int) -> str:
-    """The fingerprint of the first image that there is.
+def _first_image(dataset: Dataset) -> str:
+    """The hash of the first image that there is.
 
     Raises:
         ValueError: there is none, or it is another when it is read again.
@@ -125,7 +134,7 @@ def _first_image(dataset: Dataset, size: int) -> str:
         record = dataset[index]
         if record.image is None:
             continue
-        found = {image_fingerprint(_image(again), size) for again in (record, dataset[index])}
+        found = {image_hash(_image(again)) for again in (record, dataset[index])}
         if len(found) > 1:
             raise ValueError(
                 f"Record {record.key} has another image each time it is read: augmented images have to be looked at each time, "
@@ -135,46 +144,28 @@ def _first_image(dataset: Dataset, size: int) -> str:
     raise ValueError("There is nothing to look at: no record has an image.")
 
 
-def _image(record: Record):
+def _image(record: Record) -> ImageLike:
     assert record.image is not None
     return record.image
 
 
-def _new_images(batches: Iterable[list[_Item]], rows: np.ndarray) -> Iterator[torch.Tensor]:
-    """Pixels (N, 3, H, W) of images that were not there before, batch by batch; `rows` (num_records,) are filled on the way."""
+def _find_rows(dataset: Dataset) -> np.ndarray:
+    """(num_records,) int64: the row of each record's image, in the order in which images first come; -1 where there is none."""
+    rows = np.full(len(dataset), -1, dtype=np.int64)
     known: dict[str, int] = {}
-    index = num_images = 0
-    for items in batches:
-        fresh = []
-        for file, pixels in items:
-            if pixels is not None:
-                rows[index] = known.get(file, num_images) if file else num_images
-                if rows[index] == num_images:
-                    fresh.append(pixels)
-                    num_images += 1
-                if file:
-                    known[file] = int(rows[index])
-            index += 1
-        if fresh:
-            yield torch.from_numpy(np.stack(fresh))
+    num_images = 0
+    for index in track(range(len(dataset)), description=f"finding the images of {len(dataset):,} records", transient=True):
+        image = dataset[index].image
+        if image is None:
+            continue
+        row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
+        rows[index] = row
+        num_images += row == num_images
+    return rows
 
 
-@torch.inference_mode()
 def _look(tower: VisionTower, pixels_NCHW: torch.Tensor, precision: str) -> torch.Tensor:
     """Features (N, P, C)."""
     weight = next(tower.parameters())
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return tower(pixels_NCHW.to(weight.device, weight.dtype))
-
-
-def _in_shards(parts: Iterator[torch.Tensor], num_rows: int) -> Iterator[torch.Tensor]:
-    """Tensors (n, ...) laid end to end and cut into such of `num_rows`; the last may be shorter."""
-    waiting: list[torch.Tensor] = []
-    for part in parts:
-        waiting.append(part)
-        while sum(map(len, waiting)) >= num_rows:
-            together = torch.cat(waiting)
-            yield together[:num_rows]
-            waiting = [together[num_rows:]]
-    if sum(map(len, waiting)):
-        yield torch.cat(waiting)

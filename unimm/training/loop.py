@@ -21,12 +21,12 @@ from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.devices import choose_device, keep_memory, why_not_compile
+from unimm.ranks import Ranks
 from unimm.training.chance import keyed_chance
 from unimm.training.checkpoint import Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import FiniteGuard, NotFiniteError
-from unimm.training.ranks import Ranks
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.sharding import gather
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
@@ -88,7 +88,7 @@ class Loop:
             keep_memory()
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=is_cpu, kwargs_handlers=[ddp])
         self.is_main = self.accelerator.is_main_process
-        self.ranks = Ranks(self.accelerator)
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.stop = StopRequest()
         self.guard = FiniteGuard(self.ranks, config.max_skipped_steps)
         self.step = 0

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from unimm.training.ranks import Ranks
+from unimm.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -88,16 +88,29 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Tensors in one piece, one after another, in the memory of the processes that `keep` them; the others get none. All
-    processes must ask for it.
+def gather(tensors: dict[str, torch.Tensor], keep: bool, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Tensors in one piece, one after another, on the device, for the processes that `keep` them; the others get none. What was
+    never cut stays where it is. All processes must ask for it.
     """
     gathered = {}
     for name, tensor in tensors.items():
         in_one_piece = whole(tensor)
+        if keep and in_one_piece is not tensor:
+            # Of rows that do not divide it is a part of something longer, which nobody can write into a file as it is.
+            is_part = in_one_piece.untyped_storage().nbytes() > in_one_piece.nbytes
+            in_one_piece = in_one_piece.to(device, copy=is_part)
         if keep:
-            gathered[name] = in_one_piece.cpu() if in_one_piece is not tensor else tensor
+            gathered[name] = in_one_piece
     return gathered
+
+
+def let_go(module: nn.Module) -> None:
+    """Back to shards what a forward without a backward pass has left in one piece: the outermost unit, which waits for its
+    backward pass, and would go on with these values even where its shards have other ones by then.
+    """
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
 
 
 def like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unimm.data.images import ImageBatches
+from unimm.data.order import check_order, order_of_images
 from unimm.models.image_tokenizer import ImageTokenizer, Reconstruction
 from unimm.models.quantizers import CosineQuantizer
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
@@ -86,6 +88,7 @@ class TokenizerTrainer(Loop):
         self.validation_NCHW = None if validation_NCHW is None else torch.from_numpy(validation_NCHW)
         world = self.accelerator.num_processes
         self.batches = batches.for_rank(self.accelerator.process_index, world)
+        self.order = order_of_images(batches)
         if world > 1 and isinstance(model.quantize, CosineQuantizer) and not model.quantize.sync:
             raise ValueError(f"{world} processes learn one codebook: build the tokenizer with sync_codebook=True.")
         self.model = model.to(self.accelerator.device)
@@ -209,8 +212,16 @@ class TokenizerTrainer(Loop):
             tensors |= {f"{part}/{name}": tensor for name, tensor in module.state_dict().items()}
         return tensors
 
+    def state(self) -> dict[str, Any]:
+        """The order of images, so that no other takes it up."""
+        return {"order": self.order}
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`.
+
+        Raises:
+            ValueError: the checkpoint is one of a run with other data.
+        """
         self.model.load_state_dict(weights_of(checkpoint, "model"))
         self.ema.load_state_dict(weights_of(checkpoint, "ema"))
         for prefix, optimizer in self.optimizers.items():
@@ -218,6 +229,7 @@ class TokenizerTrainer(Loop):
             _match_layout(optimizer)
         if self.adversary is not None:
             self.adversary.restore(checkpoint.tensors)
+        check_order(self.folder, checkpoint.state.get("order", {}), self.order)
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
+from unimm.data.order import check_order, order_of_rows
 from unimm.data.plan import Origin, Plan, Shape
 from unimm.data.steps import Step, Steps
 from unimm.data.stored_plan import StoredPlan
@@ -25,6 +25,7 @@ from unimm.models import attention
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.training import recompute
+from unimm.training.assembly import Assembly
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unimm.training.ema import Ema
 from unimm.training.flops import peak_flops
@@ -35,12 +36,13 @@ from unimm.training.meter import Meter, Read
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
 from unimm.training.recompute import checkpoint_activations
-from unimm.training.sharding import Sharding, gather, load_whole, no_exchange, shard, whole
+from unimm.training.sharding import Sharding, let_go, load_whole, no_exchange, shard, whole
 from unimm.training.stages import Stage, factors, freeze, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -102,10 +104,11 @@ class Trainer(Loop):
         config: how the run goes.
         folder: metrics, samples and checkpoints go below it; a checkpoint found there is resumed.
         device: where to train; default: the best that is here.
-        sample, validate: called as sample(step, logbook) every `sample_every` steps, and validate(step, losses) every
-            `validate_every`, on the first process, with the model in eval mode and its averaged weights where there are any;
-            they should return early once `stop.made` of this trainer is true. validate is told the losses on held-out samples
-            and gives scores to log, or None where it left early: it is called again when the run goes on.
+        sample, validate: called as sample(model, step, logbook) every `sample_every` steps, and validate(model, step, losses)
+            every `validate_every`, on the first process, with the model in one piece and in eval mode, and its averaged weights
+            where there are any; they should return early once `stop.made` of this trainer is true, and keep nothing of the
+            model. validate is told the losses on held-out samples and gives scores to log, or None where it left early: it is
+            called again when the run goes on.
         held_out: samples that nothing learns from, with the mean losses of which every validation begins.
     """
 
@@ -116,8 +119,8 @@ class Trainer(Loop):
         config: TrainerConfig,
         folder: Path,
         device: str | None = None,
-        sample: Callable[[int, Logbook], None] | None = None,
-        validate: Callable[[int, dict[str, float]], dict[str, float] | None] | None = None,
+        sample: Callable[[UnifiedModel, int, Logbook], None] | None = None,
+        validate: Callable[[UnifiedModel, int, dict[str, float]], dict[str, float] | None] | None = None,
         held_out: Mixture | None = None,
     ) -> None:
         super().__init__(config, folder, device)
@@ -127,18 +130,20 @@ class Trainer(Loop):
         num_rows = max(1, config.num_rows // (config.num_micro_batches * self.accelerator.num_processes))
         self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
         self.origin = Origin()
+        self.order = order_of_rows(mixture, config.num_positions, config.num_rows)
         self.objective = objective
         self.model = model = objective.model
         freeze(objective.parts(), config.stage)
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
         self.flop_count = objective.flop_count()
+        self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
+        self.assembly = Assembly(model) if self.is_sharded else None
         checkpoint_activations(model.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:
             # A GPU gains from knowing the sizes of rows, which do not change; for a CPU see recipes/LOG.md.
             model.compile_layers(dynamic=True if self.accelerator.device.type == "cpu" else None)
-        self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
         self.wrapped = self._distribute()
         self.optimizers = Optimizers(objective.parts(), factors(objective.parts(), config.stage), config.optimizer)
         self.names = {id(p): name for name, p in objective.named_parameters()}
@@ -149,26 +154,18 @@ class Trainer(Loop):
         """The objective as several processes hold it."""
         if not self.is_sharded:
             return self.accelerator.prepare(self.objective)
-        if self.is_main and ((self.sample and self.config.sample_every) or (self.validate and self.config.validate_every)):
-            logger.warning("Nothing is sampled or scored in this run, for no process has the whole model: look at its end.")
         device = self.accelerator.device
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
         return self.objective
 
-    def whole_model(self, make: Callable[[], UnifiedModel]) -> UnifiedModel | None:
-        """The model in one piece, on the first process; every process must ask for it, and the others get None.
+    def ask(self, question: Callable[[UnifiedModel], T], device: torch.device | None = None) -> T | None:
+        """What the first process finds by the model in one piece; every process must ask, and the others get None at once.
 
-        make: gives another model of the same form, on no device; where this one is in shards, its weights go there.
+        device: where a model in shards is put together, and then let go; default: where it trains.
         """
-        if not self.is_sharded:
-            return self.model if self.is_main else None
-        weights = gather(self.model.state_dict(), keep=self.is_main)
-        if not self.is_main:
-            return None
-        with init_empty_weights(include_buffers=False):
-            model = make()
-        model.load_state_dict(weights, assign=True)
-        return model
+        if self.assembly is not None:
+            return self.assembly.ask(self.model, question, self.is_main, device or self.accelerator.device)
+        return question(self.model) if self.is_main else None
 
     def averaged(self) -> AbstractContextManager[None]:
         """In this context the model has its averaged weights, and after it its own again; without an average it has its own."""
@@ -264,27 +261,27 @@ class Trainer(Loop):
 
     def after_step(self, logbook: Logbook) -> None:
         """Sample captions and drawings, and validate, when they are due."""
-        if self.sample is not None and self.is_due(self.config.sample_every) and not self.is_sharded:
+        sample = self.sample
+        if sample is not None and self.is_due(self.config.sample_every):
             with self._looking():
-                if self.is_main:
-                    self.sample(self.step, logbook)
+                self.ask(lambda model: sample(model, self.step, logbook))
         if self._is_validated():
             self._validate(logbook)
 
     def _is_validated(self) -> bool:
-        scored = self.validate is not None and not self.is_sharded
-        return (scored or self.held_out is not None) and self.is_due(self.config.validate_every)
+        return (self.validate is not None or self.held_out is not None) and self.is_due(self.config.validate_every)
 
     def _validate(self, logbook: Logbook) -> None:
-        """All processes find the losses on what is held out; the first scores the model, where it has the whole of it."""
+        """All processes find the losses on what is held out; then the first scores the model."""
         with self._looking():
             losses: dict[str, float] | None = {}
             if self.held_out is not None:
                 told = (self.objective, self.config.weights, self.accelerator)
                 losses = self.held_out.losses(*told, lambda: self.ranks.any(self.stop.made))
             scores: dict[str, float] | None = {}
-            if self.validate is not None and self.is_main and not self.is_sharded and losses is not None:
-                scores = self.validate(self.step, losses)
+            validate = self.validate
+            if validate is not None and losses is not None:
+                scores = self.ask(lambda model: validate(model, self.step, losses))
         # After everything: a run that is killed in between has not validated, and will.
         if self.is_main and losses is not None and scores is not None:
             logbook.numbers(self.step, {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()})
@@ -295,8 +292,9 @@ class Trainer(Loop):
         self.model.eval()
         self.model.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.
-        with self.averaged(), torch.inference_mode(not self.is_sharded), torch.compiler.set_stance("force_eager"):
+        with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
+            let_go(self.wrapped)
         self.model.set_attention(self._attention())
         self.ranks.wait()
 
@@ -308,16 +306,15 @@ class Trainer(Loop):
         return tensors if self.ema is None else tensors | self.ema.tensors()
 
     def state(self) -> dict[str, Any]:
-        """The stage, so that another one does not take it up, where in the plan the run is, and how old the average."""
-        shape = {"num_positions": self.config.num_positions, "num_rows": self.config.num_rows}
+        """Stage and order of samples, so that no other takes it up, where in the plan the run is, and how old the average."""
         ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
-        return {"stage": self.config.stage.name, "plan": {**asdict(self.origin), **shape}, **ema}
+        return {"stage": self.config.stage.name, "order": self.order, "plan": asdict(self.origin), **ema}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors`.
 
         Raises:
-            ValueError: the checkpoint is one of another stage, or has an average that this run is not to keep.
+            ValueError: the checkpoint is one of another stage or of other data, or has an average that this run is not to keep.
         """
         own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
         if own != kept:
@@ -326,7 +323,9 @@ class Trainer(Loop):
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         self._restore_ema(checkpoint)
-        self.origin = self._origin_of(checkpoint)
+        plan = checkpoint.state["plan"]
+        check_order(self.folder, checkpoint.state.get("order", plan), self.order)  # a plan once told the shape of its rows
+        self.origin = Origin(plan["step"], plan["sample"])
 
     def _restore_ema(self, checkpoint: Checkpoint) -> None:
         kept = checkpoint.state.get("ema")
@@ -341,9 +340,3 @@ class Trainer(Loop):
                 f"{self.folder} holds a run with an EMA of its weights, which would be lost: add trainer.ema_decay=0.999, or "
                 f"what it was, to go on with it, or name another folder."
             )
-
-    def _origin_of(self, checkpoint: Checkpoint) -> Origin:
-        """Where the plan goes on. With rows of another number or length a new window begins, at the last one's first sample."""
-        plan = checkpoint.state["plan"]
-        same = (plan["num_positions"], plan["num_rows"]) == (self.config.num_positions, self.config.num_rows)
-        return Origin(plan["step"] if same else checkpoint.step, plan["sample"])

@@ -1,14 +1,14 @@
 """What the processes of a run agree on, so that all of them do the same after the same step.
 
 They talk over a gloo group of their own, on CPUs and with much patience: the default group of GPUs gives up after ten minutes,
-but the first process may evaluate or write a large checkpoint for longer. A run of one process agrees with itself.
+but the first process may evaluate or write a large checkpoint for longer, or another have more to do. A run of one process
+agrees with itself.
 """
 
 import time
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
 from torch import distributed
 
 PATIENCE = timedelta(days=1)
@@ -16,10 +16,13 @@ PATIENCE = timedelta(days=1)
 
 
 class Ranks:
-    """All processes of a run. Every method is called by all of them at the same place."""
+    """All processes of a run. Every method is called by all of them at the same place.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.number, self.count = accelerator.process_index, accelerator.num_processes
+    number, count: which of how many this one is; several have met already in torch's default process group.
+    """
+
+    def __init__(self, number: int = 0, count: int = 1) -> None:
+        self.number, self.count = number, count
         self._group: distributed.ProcessGroup | None = None
         if self.count > 1:
             group = distributed.new_group(backend="gloo", timeout=PATIENCE)
