@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from unimm.models.norms import GroupNorm
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig, build_quantizer
+from unimm.models.upsample import Upsample
 
 NUM_GROUPS = 32  # of every GroupNorm: JanusVQVAE fixes it, so channels come in multiples of 32
 
@@ -196,17 +197,6 @@ class Downsample(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.conv(F.pad(x_NCHW, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Doubles the map by nearest neighbours, then convolves."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest"))
 
 
 class MidBlock(nn.Module):
