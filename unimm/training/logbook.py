@@ -144,6 +144,7 @@ class ProgressLine:
         self._console = Console(quiet=not active)
         self._between = seconds_between_lines
         self._started = self._last_line = time.monotonic()
+        self._first: tuple[float, float] | None = None  # time and progress of the first update: a run may go on in its middle
         self._bar: Progress | None = None
         if self._console.is_terminal and active:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -158,13 +159,14 @@ class ProgressLine:
             self._bar.update(self._task, completed=progress, note=note)
             return
         now = time.monotonic()
+        self._first = self._first or (now, progress)
         if now - self._last_line >= self._between or progress >= 1.0:
             self._last_line = now
-            elapsed = now - self._started
-            eta = elapsed * (1 - progress) / progress if progress > 0 else float("nan")
-            self._console.print(
-                f"{self.description}: {progress:4.0%}, {elapsed:.0f} s, eta {eta:.0f} s, {note}", highlight=False
-            )
+            since, began = self._first
+            known = progress > began
+            eta = f"eta {(now - since) * (1 - progress) / (progress - began):.0f} s, " if known else ""
+            line = f"{self.description}: {progress:4.0%}, {now - self._started:.0f} s, {eta}{note}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """End the live display."""
