@@ -311,10 +311,18 @@ def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
         kinds.update((question.category, question.language, len(record.facts.objects)) for question in record.questions)
     assert {kind[:2] for kind in kinds} == {(kind, lang) for kind in ("find", "place") for lang in ("en", "zh")}
     assert {kind[2] for kind in kinds} == {1, 2, 3, 4}
-    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find, put"):
+    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find, relate, put"):
         ShapesWorld("train", 2, lesson="maths")
     with pytest.raises(ValueError, match="a lesson shows no pairs that are held out"):
         ShapesWorld("held_out", 2, lesson="find")
+
+
+def test_a_lesson_in_relating_asks_how_two_things_lie_to_each_other():
+    asked = Counter()
+    for record in ShapesWorld("train", 200, lesson="relate"):
+        asked.update((question.category, question.answer) for question in record.questions)
+    assert {category for category, _ in asked} == {"relation"}
+    assert set(ANSWERS["en"].values()) | set(ANSWERS["zh"].values()) == {answer for _, answer in asked}
 
 
 def test_a_lesson_in_putting_says_where_everything_is_of_the_same_images():

@@ -35,5 +35,6 @@ TEACHER = Lesson(WITH_PLACES, prompts=TEACHING)
 LESSONS = {
     "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
     "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4)),
+    "relate": Lesson(("relation",) * 8, num_objects=(2, 2, 3, 4)),
     "put": Lesson(WITH_PLACES, prompts=PLACING),
 }
