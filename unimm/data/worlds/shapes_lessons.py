@@ -9,11 +9,11 @@ from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is asked of a model that cannot look things up yet.
+    """What is asked about scenes, and which scenes are shown.
 
-    A Transformer that has never looked one thing up among several reads all their places and guesses: choosing by the name is
-    no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right after the
-    name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
+    Why lessons: a Transformer that has never looked one thing up among several reads all their places and guesses: choosing by
+    the name is no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right
+    after the name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
 
     num_objects: of a scene, one of these, and no two of one colour and form; none: scenes are as they come.
     prompts: what is asked of who draws.
@@ -26,11 +26,10 @@ class Lesson:
 
 
 BENCHMARK = Lesson(CATEGORIES)
-"""No lesson: what benchmarks ask for."""
+"""What benchmarks ask for, and training where nothing else is said."""
 
 TEACHER = Lesson(WITH_PLACES, prompts=TEACHING)
-"""What training may ask for."""
-
+"""What training may ask for: places, too."""
 
 LESSONS = {
     "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
