@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from unimm.data.text import SPECIAL_NAMES
+from unimm.models.attention import cache_keyword
 from unimm.models.unified import UnifiedModel
 
 IMAGE_ID = 7
@@ -206,7 +207,7 @@ def write_checkpoint(folder: Path, seed: int) -> tuple[JanusForConditionalGenera
 def draw(theirs: JanusForConditionalGeneration, inputs: Any) -> Tensor:
     """The likeliest codes with guidance 5, by `transformers`: from a cache that grows; its static one often fails."""
     settings = {"generation_mode": "image", "do_sample": False, "guidance_scale": 5.0}
-    return theirs.generate(**inputs, **settings, past_key_values=DynamicCache())
+    return theirs.generate(**inputs, **settings, **{cache_keyword(theirs): DynamicCache()})
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from unimm.data.template import Turn
 from unimm.data.text import SPECIAL_NAMES, TextTokenizer
 from unimm.inference.engine import Engine
 from unimm.inference.sampling import Sampling, guide
+from unimm.models.attention import cache_keyword
 
 PROMPT = "<|User|>: a\n\n<|Assistant|>:"
 GREEDY = {"generation_mode": "image", "do_sample": False}
@@ -48,7 +49,7 @@ NOT_THERE = (AttributeError, RuntimeError, TypeError, ValueError)
 def test_transformers_draws_without_guidance(checkpoint: tuple) -> None:
     theirs, processor, _ = checkpoint
     inputs = processor(text=[PROMPT], generation_mode="image", return_tensors="pt")
-    theirs.generate(**inputs, **GREEDY, guidance_scale=1.0, past_key_values=DynamicCache())
+    theirs.generate(**inputs, **GREEDY, guidance_scale=1.0, **{cache_keyword(theirs): DynamicCache()})
 
 
 def test_without_guidance_there_is_one_row(engine: Engine) -> None:

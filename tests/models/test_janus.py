@@ -9,6 +9,7 @@ from janus_cases import Ids, assert_same, draw_config, make_janus, our_answers, 
 from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration
 
 from unimm.models import janus
+from unimm.models.attention import cache_keyword
 from unimm.models.folder import load_model, save_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
@@ -96,7 +97,7 @@ def test_transformers_draws_from_what_we_write(tmp_path):
     theirs.generation_config = reopened.generation_config
     ids = torch.tensor([[1, 20, 21, 8]])
     greedy = {"attention_mask": torch.ones_like(ids), "generation_mode": "image", "do_sample": False}
-    drawn = [model.generate(ids, **greedy, past_key_values=DynamicCache()) for model in (reopened, theirs)]
+    drawn = [model.generate(ids, **greedy, **{cache_keyword(model): DynamicCache()}) for model in (reopened, theirs)]
     assert drawn[0].shape == (1, loaded.image_tokenizer.num_codes)
     assert torch.equal(*drawn)
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from unimm.bench.trials import peak_bytes
+from unimm.models.attention import cache_keyword
 
 PROMPT = "There are three small green triangles left of a large blue square"
 QUESTION = "What is to be seen in this picture, and how many of it are there?"
@@ -162,7 +163,7 @@ def _open_theirs(trial: Trial) -> Work:
         try:
             return model.generate(**inputs, **drawing, **more)
         except (AttributeError, TypeError):  # its static cache, which is the faster one, does not work in every version
-            return model.generate(**inputs, **drawing, **more, past_key_values=DynamicCache())
+            return model.generate(**inputs, **drawing, **more, **{cache_keyword(model): DynamicCache()})
 
     def write(num_tokens: int, **more: Any) -> None:
         images, questions = zip(*_questions(trial), strict=True)

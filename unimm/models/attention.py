@@ -9,6 +9,7 @@ Padding is nobody's document. What the trunk makes of it depends on the way, and
 
 from collections.abc import Iterator
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def choose_way(trunk: Any, way: str) -> None:
 
     AttentionInterface.register("documents", attend_by_document)
     trunk.set_attn_implementation(way)
+
+
+def cache_keyword(model: Any) -> str:
+    """What a model of `transformers` calls the cache it is given: "past_key_values" up to 5.23, "cache" from 5.24 on."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def mask_of(way: str, batch: Batch) -> Mask:

@@ -149,6 +149,8 @@ Whoever trained this model says how it may be used: write that here."""
 
 _IN_TRANSFORMERS = """
 ```python
+from inspect import signature
+
 from PIL import Image
 from transformers import AutoProcessor, DynamicCache, JanusForConditionalGeneration
 
@@ -158,7 +160,8 @@ messages = [{"role": "user", "content": [{"type": "text", "text": "a red circle"
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = processor(text=[prompt], generation_mode="image", return_tensors="pt")
 # A cache that grows: the static one fails with trunks other than Llama, and in some versions with all.
-codes = model.generate(**inputs, generation_mode="image", past_key_values=DynamicCache())
+cache = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # its name up to 5.23
+codes = model.generate(**inputs, generation_mode="image", **{cache: DynamicCache()})
 pixels = model.decode_image_tokens(codes).detach()[0].float()
 Image.fromarray(((pixels + 1) * 127.5).clamp(0, 255).byte().numpy()).save("drawing.png")
 ```

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import Batch
-from unimm.models.attention import Mask, choose_way, mask_of
+from unimm.models.attention import Mask, cache_keyword, choose_way, mask_of
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
@@ -65,6 +65,7 @@ class UnifiedModel(nn.Module):
         trunk_config = config.trunk_config()
         self.width: int = trunk_config.hidden_size
         self.trunk = AutoModel.from_config(trunk_config, attn_implementation="sdpa")
+        self._cache_keyword = cache_keyword(self.trunk)
         self.trunk.set_input_embeddings(None)  # the text port owns the token embedding
         tower = VisionTower(config.vision)
         codes = config.codes
@@ -166,6 +167,6 @@ class UnifiedModel(nn.Module):
             inputs_embeds=embeddings_BTD,
             **({"attention_mask": None, "sizes": mask} if by_document else {"attention_mask": mask}),
             position_ids=positions_BT,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self._cache_keyword: cache},
         ).last_hidden_state
