@@ -26,6 +26,7 @@ from unimm.data.worlds.scenes import (
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.data.worlds.shapes_language import (
     MEANINGS,
+    NUMBERS,
     PLACE_WORDS,
     READER,
     RELATION_WORDS,
@@ -311,7 +312,7 @@ def test_a_lesson_asks_where_things_are_and_says_it_after_their_name():
         kinds.update((question.category, question.language, len(record.facts.objects)) for question in record.questions)
     assert {kind[:2] for kind in kinds} == {(kind, lang) for kind in ("find", "place") for lang in ("en", "zh")}
     assert {kind[2] for kind in kinds} == {1, 2, 3, 4}
-    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find, relate, put"):
+    with pytest.raises(ValueError, match="unknown lesson 'maths': choose one of find_one_of_two, find, relate"):
         ShapesWorld("train", 2, lesson="maths")
     with pytest.raises(ValueError, match="a lesson shows no pairs that are held out"):
         ShapesWorld("held_out", 2, lesson="find")
@@ -344,6 +345,40 @@ def test_prompts_that_teach_name_colours_without_a_form_and_everything_in_its_ow
         looks = [parse_caption(prompt) for prompt in prompts]
         assert any(form is None for found in looks for _, _, form in found) == places
         assert any(len({tuple(word is None for word in look) for look in found}) > 1 for found in looks) == places
+
+
+def test_a_lesson_in_naming_has_the_same_images_and_seldom_a_form_without_a_colour():
+    counts = Counter()
+    for usual, lesson in zip(ShapesWorld("train", 300, places=True), ShapesWorld("train", 300, lesson="name"), strict=True):
+        assert lesson.facts == usual.facts  # so codes that are stored of one are those of the other
+        for name, record in (("usual", usual), ("lesson", lesson)):
+            looks = [look for prompt in record.prompts for look in parse_caption(prompt.text)]
+            counts[name] += sum(colour is None and form is not None for _, colour, form in looks)
+    assert 0 < counts["lesson"] < 0.5 * counts["usual"]
+
+
+def test_a_lesson_in_arranging_says_how_two_things_lie_to_each_other_or_where_they_are():
+    for record in ShapesWorld("train", 200, lesson="arrange"):
+        a, b = record.facts.objects
+        assert (a.colour, a.form) != (b.colour, b.form)
+        for prompt in record.prompts:
+            words = {word for ways in RELATION_WORDS[prompt.language].values() for word in ways}
+            words |= set(PLACE_WORDS[prompt.language].values())
+            assert any(word in prompt.text for word in words), prompt
+
+
+def test_a_lesson_in_counting_shows_things_that_are_alike_and_says_how_many():
+    counted = Counter()
+    for record in ShapesWorld("train", 200, lesson="count"):
+        assert len({item.form for item in record.facts.objects}) == 1
+        for prompt in record.prompts:
+            number = NUMBERS[prompt.language][len(record.facts.objects)]
+            counted[number in prompt.text or "两" in prompt.text] += 1
+    assert counted[True] > 2 * counted[False] > 0  # of several colours, each is counted
+
+
+def test_a_lesson_in_listing_shows_many():
+    assert {len(record.facts.objects) for record in ShapesWorld("train", 50, lesson="list_many")} == {3, 4}
 
 
 def test_no_torch_is_needed():

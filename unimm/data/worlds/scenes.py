@@ -121,32 +121,37 @@ def shuffle(rng: np.random.Generator, items) -> list:
     return [items[i] for i in np.argsort(rng.random(len(items)), kind="stable")]
 
 
-def make_scene(seed: int, split: str, index: int, num_objects: tuple[int, ...] = ()) -> Scene:
+def make_scene(
+    seed: int, split: str, index: int, num_objects: tuple[int, ...] = (), alike: tuple[float, ...] = ALIKE_WEIGHTS
+) -> Scene:
     """The scene of one item. Splits are disjoint streams; `held_out` scenes show at least one held-out pair.
 
-    num_objects: so many, one of these, and no two of one colour and form; none: as it comes. Not for "held_out".
+    num_objects: so many, one of these; none: as it comes. Not for "held_out".
+    alike: weights as ALIKE_WEIGHTS; none: no two of one colour and form (with num_objects alone).
     """
     rng = make_generator(seed, split, index, "scene")
-    if num_objects:
+    if num_objects and not alike:
         pairs = shuffle(rng, TRAINING_PAIRS)[: choose(rng, num_objects)]
         looks = [(choose(rng, tuple(SIZES)), colour, form) for colour, form in pairs]
     else:
-        drawn = choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
-        looks = choose_looks(rng, max(drawn, 1) if split == "held_out" else drawn, held_out=split == "held_out")
+        drawn = choose(rng, num_objects) if num_objects else choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
+        looks = choose_looks(rng, max(drawn, 1) if split == "held_out" else drawn, split == "held_out", alike)
     objects = place(rng, looks)
     tone = 12 + 20 * rng.random()
     red, green, blue = (round(tone + 8 * rng.random()) for _ in range(3))
     return Scene(objects, (red, green, blue))
 
 
-def choose_looks(rng: np.random.Generator, num_objects: int, held_out: bool) -> list[tuple[str, str, str]]:
+def choose_looks(
+    rng: np.random.Generator, num_objects: int, held_out: bool, alike_weights: tuple[float, ...]
+) -> list[tuple[str, str, str]]:
     """(size, colour, form) of each object; with `held_out` one of them, or all that look alike, is a held-out pair."""
     pairs = [choose(rng, TRAINING_PAIRS) for _ in range(num_objects)]
     sizes = [choose(rng, tuple(SIZES)) for _ in range(num_objects)]
     if held_out:
         pairs[0] = choose(rng, HELD_OUT_PAIRS)
     if num_objects > 1:
-        alike = choose_weighted(rng, ALIKE_WEIGHTS)
+        alike = choose_weighted(rng, alike_weights)
         if alike == 1:
             pairs = [pairs[0]] * num_objects
             if rng.random() < 0.5:

@@ -72,7 +72,8 @@ class ShapesRecord(Record):
     @cached_property
     def facts(self) -> Scene:
         own = vars(self)
-        return make_scene(own["_seed"], own["_split"], own["_index"], own["_lesson"].num_objects)
+        lesson: Lesson = own["_lesson"]
+        return make_scene(own["_seed"], own["_split"], own["_index"], lesson.num_objects, lesson.alike)
 
     @cached_property
     def image(self) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from unimm.data.worlds.scenes import ALIKE_WEIGHTS
 from unimm.data.worlds.shapes_language import LANGUAGES
-from unimm.data.worlds.shapes_prompts import LOOSE, PLACING, TEACHING, PromptStyle
+from unimm.data.worlds.shapes_prompts import ARRANGING, COUNTING, LOOSE, NAMING, PLACING, TEACHING, PromptStyle
 from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES
 
 
@@ -15,13 +16,16 @@ class Lesson:
     the name is no use before the place is fetched, and fetching it none before it is chosen. Answers that say the place right
     after the name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
 
-    num_objects: of a scene, one of these, and no two of one colour and form; none: scenes are as they come.
+    languages: of questions, in turn.
+    num_objects: of a scene, one of these; none: as it comes.
+    alike: how often the objects of a scene are alike, as `scenes.ALIKE_WEIGHTS`; none: no two are.
     prompts: what is asked of who draws.
     """
 
     categories: tuple[str, ...]
     languages: tuple[str, ...] = LANGUAGES
     num_objects: tuple[int, ...] = ()
+    alike: tuple[float, ...] = ALIKE_WEIGHTS
     prompts: PromptStyle = LOOSE
 
 
@@ -32,8 +36,14 @@ TEACHER = Lesson(WITH_PLACES, prompts=TEACHING)
 """What training may ask for: places, too."""
 
 LESSONS = {
-    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,)),
-    "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4)),
-    "relate": Lesson(("relation",) * 8, num_objects=(2, 2, 3, 4)),
+    "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,), alike=()),
+    "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4), alike=()),
+    "relate": Lesson(("relation",) * 8, num_objects=(2, 2, 3, 4), alike=()),
+    # English word order is the harder one: the asked-for side stands between the two objects, not behind them.
+    "relate_in_english": Lesson(("relation",) * 8, ("en", "zh", "en"), num_objects=(2, 2, 3, 4), alike=()),
+    "list_many": Lesson(CATEGORIES, num_objects=(3, 4)),
     "put": Lesson(WITH_PLACES, prompts=PLACING),
+    "name": Lesson(WITH_PLACES, prompts=NAMING),
+    "arrange": Lesson(WITH_PLACES, num_objects=(2,), alike=(), prompts=ARRANGING),
+    "count": Lesson(WITH_PLACES, num_objects=(2, 3, 4), alike=(0.0, 0.5, 0.5), prompts=COUNTING),
 }

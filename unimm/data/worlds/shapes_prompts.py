@@ -54,6 +54,18 @@ TEACHING = PromptStyle({"colour": 0.45, "form": 0.20, "size": 0.10, "hue": 0.25}
 PLACING = PromptStyle(TEACHING.details, related=0.2, placed=1.0, mixed=0.3)
 """A lesson in putting things where they are wanted."""
 
+# A form without a colour teaches which colours it never had. Who hears that seldom may draw it in those, too.
+NAMING = PromptStyle(
+    {"full": 0.10, "colour": 0.52, "form": 0.04, "size": 0.04, "hue": 0.30}, related=0.5, placed=0.2, mixed=0.2
+)
+"""A lesson in colours and forms that go together in every way."""
+
+ARRANGING = PromptStyle({"full": 0.10, "colour": 0.75, "form": 0.05, "hue": 0.10}, related=0.8, placed=1.0)
+"""A lesson in two things that lie to each other as they are wanted."""
+
+COUNTING = PromptStyle({"colour": 0.6, "form": 0.4}, related=0.0)
+"""A lesson in how many."""
+
 
 def drawing_prompts(scene: Scene, rng: np.random.Generator, style: PromptStyle = LOOSE, num_each: int = 2) -> tuple[Text, ...]:
     """`num_each` looser prompts in each language."""
