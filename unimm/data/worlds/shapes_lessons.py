@@ -39,7 +39,7 @@ LESSONS = {
     "find_one_of_two": Lesson(("find_by_name",) * 6, ("en",), num_objects=(2,), alike=()),
     "find": Lesson(("find",) * 6 + ("place",) * 4, num_objects=(1, 2, 2, 3, 3, 4), alike=()),
     "relate": Lesson(("relation",) * 8, num_objects=(2, 2, 3, 4), alike=()),
-    # English answers about shapes were wrong five times as often as Chinese ones, nearly all about relations.
+    # English answers about shapes were wrong five times as often as Chinese ones, most of them about relations.
     "relate_in_english": Lesson(("relation",) * 8, ("en", "zh", "en"), num_objects=(2, 2, 3, 4), alike=()),
     "list_many": Lesson(CATEGORIES, num_objects=(3, 4)),
     "put": Lesson(WITH_PLACES, prompts=PLACING),

@@ -54,7 +54,7 @@ TEACHING = PromptStyle({"colour": 0.45, "form": 0.20, "size": 0.10, "hue": 0.25}
 PLACING = PromptStyle(TEACHING.details, related=0.2, placed=1.0, mixed=0.3)
 """A lesson in putting things where they are wanted."""
 
-# A form without a colour teaches which colours it never had. Who hears that seldom may draw it in those, too.
+# A form without a colour may teach which colours it never had; who hears that seldom may draw it in those, too.
 NAMING = PromptStyle(
     {"full": 0.10, "colour": 0.52, "form": 0.04, "size": 0.04, "hue": 0.30}, related=0.5, placed=0.2, mixed=0.2
 )
