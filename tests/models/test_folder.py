@@ -13,6 +13,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from unimm.models.folder import load_model, save_model
 from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
 
 SPECIAL = [
@@ -128,6 +129,15 @@ def test_half_precision_keeps_buffers_and_quantizer_whole(saved, tmp_path):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     again = load_model(tmp_path / "half")
     assert next(again.model.parameters()).dtype == torch.bfloat16
+
+
+def test_codes_stay_those_of_the_tokenizer_however_often_it_is_saved(saved, tmp_path):
+    loaded = load_model(saved)
+    first = fingerprint(loaded.image_tokenizer)
+    for time in range(5):
+        save_model(tmp_path / str(time), loaded.model, loaded.image_tokenizer, Ids())
+        loaded = load_model(tmp_path / str(time))
+        assert fingerprint(loaded.image_tokenizer) == first
 
 
 def test_a_head_in_the_file_overrules_a_config_that_says_tied(theirs, copy):

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from unimm.files import whole_folder, write_json
 from unimm.models import deepseek, janus, janus_files
 from unimm.models.adapter_folder import merge_adapter
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapted_layers
-from unimm.models.quantizers import CosineQuantizer, QuantizerConfig
+from unimm.models.quantizers import CosineQuantizer, QuantizerConfig, unit_rows
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision import ProjectorConfig, VisionConfig
 from unimm.models.weight_names import CODEBOOK, DEEPSEEK, OWN, TRANSFORMERS, Names, Shapes
@@ -229,7 +229,7 @@ def _tensors(model: UnifiedModel, image_tokenizer: ImageTokenizer, names: Names)
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in image_tokenizer.state_dict().items()}
     if names is not OWN:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(QUANTIZER)}
-        tensors[CODEBOOK] = nn.functional.normalize(image_tokenizer.quantize.codebook.detach().float(), dim=-1)
+        tensors[CODEBOOK] = unit_rows(image_tokenizer.quantize.codebook.detach())
     return tensors
 
 

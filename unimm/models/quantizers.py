@@ -27,6 +27,9 @@ from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 KINDS = ("cosine", "simvq", "fsq", "lfq")
 
 SPREAD_STEPS, SPREAD_SHARPNESS, SPREAD_STRIDE = 1500, 60.0, 0.02
+
+UNIT_TOLERANCE = 1e-6
+"""So far from 1 a length may be that division by it has given: a few times what float32 rounds."""
 """How `spread_points` moves: 512 points in 4 dimensions end 18 to 20 degrees from their nearest neighbour."""
 
 
@@ -163,7 +166,7 @@ class CosineQuantizer(Quantizer):
         if tuple(codebook_KD.shape) != expected:
             raise ValueError(f"The codebook is {tuple(codebook_KD.shape)}, this quantizer's is {expected}.")
         inner = self.vq._codebook
-        normalised_KD = F.normalize(codebook_KD.float(), dim=-1)
+        normalised_KD = unit_rows(codebook_KD)
         cast(Tensor, inner.embed).copy_(normalised_KD[None])
         cast(Tensor, inner.embed_avg).copy_(normalised_KD[None])
         cast(Tensor, inner.cluster_size).fill_(1.0)
@@ -258,6 +261,15 @@ class LookupFreeQuantizer(Quantizer):
 
 
 @torch.no_grad()
+def unit_rows(codebook_KD: Tensor) -> Tensor:
+    """A codebook's rows at length 1, float32 (K, D). Rows that have it stay as they are, to the bit: divided once more, they
+    would change their last digits at every save, and codes that are stored would be refused as another tokenizer's.
+    """
+    codebook_KD = codebook_KD.float()
+    lengths_K1 = codebook_KD.norm(dim=-1, keepdim=True)
+    return torch.where((lengths_K1 - 1).abs() < UNIT_TOLERANCE, codebook_KD, F.normalize(codebook_KD, dim=-1))
+
+
 def spread_points(num_points: int, dim: int, seed: int = 0) -> Tensor:
     """Points (num_points, dim) on the unit sphere, about evenly spread: each step moves every one away from the others.
 
