@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SPECIAL_NAMES = {
@@ -99,6 +99,28 @@ class TextTokenizer:
         plain = [piece for i in ids for piece in self._spelled.get(int(i), (int(i),))]
         return self._backend.decode(plain, skip_special_tokens=skip_special)
 
+    def spell(self, other: "TextTokenizer") -> list[list[int]]:
+        """How this tokenizer writes each id of another: for each, the ids here; none where they cannot be told.
+
+        A special token is the one that does the same, a piece that both have is itself, another is its text.
+        """
+        own, theirs = self.tokenizer.get_vocab(), {i: piece for piece, i in other.tokenizer.get_vocab().items()}
+        added = {*self._added, *other._added}
+        roles = {getattr(other.special, field.name): getattr(self.special, field.name) for field in fields(SpecialIds)}
+        spelled: list[list[int]] = []
+        for i in range(len(other)):
+            piece = theirs.get(i)
+            if i in roles:
+                spelled.append([] if roles[i] is None else [roles[i]])
+            elif piece is None or i in other.control_ids:
+                spelled.append([])
+            elif piece in own and piece not in added:  # an added "ü" is a letter, any other is the byte 0xFC
+                spelled.append([own[piece]])
+            else:
+                text = other.decode([i])
+                spelled.append([] if _BROKEN in text else self.encode(text))
+        return spelled
+
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json into a folder, for `load` and for `transformers`' JanusProcessor."""
         _for_janus_processor(self.tokenizer, self.special).save_pretrained(str(path))
@@ -150,11 +172,12 @@ class StreamDecoder:
         return self._tokenizer.decode(self._context + self._pending)[len(known) :]
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int, max_token_bytes: int = 9) -> TextTokenizer:
+def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     """Learn a byte-level BPE of at most vocab_size ids: Janus' special tokens first, then the 256 bytes, then merges.
 
-    Chinese has no spaces, so on a small corpus whole sentences would become single tokens that teach nothing about their
-    words; max_token_bytes (9 bytes: three characters, or a word like " triangle") keeps tokens to words.
+    Tokens end with words, and every Chinese character is one by itself. Chinese has no spaces: left to itself, a small BPE
+    joins the end of one word to the first byte of the next, so the same word is written now one way and now another, and
+    some ways so seldom that a model never learns them ("purple" before "square", in recipes/LOG.md).
 
     The same texts give the same tokenizer. ValueError if vocab_size cannot hold the special tokens and the bytes.
     """
@@ -163,14 +186,14 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, max_token_bytes: int =
     if vocab_size < smallest:
         raise ValueError(f"vocab_size is {vocab_size}: make it at least {smallest}, the bytes and the special tokens.")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([characters, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=alphabet,
         special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL_NAMES.values()],
         show_progress=False,
-        max_token_length=max_token_bytes,
     )
     backend.train_from_iterator(texts, trainer)
     names = {f"{noun}_token": SPECIAL_NAMES[noun] for noun in ("bos", "eos", "pad")}
