@@ -72,6 +72,8 @@ def train(config: DictConfig) -> Path:
         raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.init_parts is not None and config.init_from is None:
         raise ValueError("init_parts are those of a model that has learned already: add init_from=FOLDER, or leave them out.")
+    if config.lora is not None and config.text_tokenizer is not None:
+        raise ValueError("An adapter knows no text tokenizer but its model's: leave text_tokenizer out, or lora.")
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     trainer_config: TrainerConfig = build(config.trainer)
@@ -149,7 +151,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     """
     image_tokenizer = open_image_tokenizer(config)
     datasets = build_datasets(config, fingerprint(image_tokenizer))
-    start_from = None if config.init_from is None else open_start(config)
+    start_from = None if config.init_from is None else open_start(config, datasets.values())
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
     taken = [] if start_from is None else config.init_parts
     if start_from and taken is None:

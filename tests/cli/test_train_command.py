@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import JanusForConditionalGeneration
 from typer.testing import CliRunner
 from users_files import make_all
 
@@ -14,6 +15,7 @@ import unimm
 from unimm.cli.app import app
 from unimm.cli.build import compose_config
 from unimm.files import read_json
+from unimm.inference.load import load
 from unimm.models.folder import load_model
 from unimm.models.lora import delta
 from unimm.train import open_learner, train
@@ -201,9 +203,34 @@ def test_a_part_alone_is_taken_over(place: Path, given: list[str], tiny_folder: 
     assert all(torch.equal(a, b) for a, b in zip(trained.pixels.tower.parameters(), tower.parameters(), strict=True))
 
 
+def test_a_model_goes_on_with_another_text_tokenizer(
+    place: Path, given: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens begin as the mean of what wrote them; the model that is kept is whole, with the new tokenizer in it."""
+    monkeypatch.chdir(place)
+    before = load(tiny_folder)
+    words = [*given, "text_tokenizer=new", "text_vocabulary=300", f"out={tmp_path / 'new'}", "trainer.validate_every=0"]
+    learner = open_learner(compose_config("train", words))
+    tokenizer = learner.mixture.template.tokenizer
+    assert len(tokenizer) == learner.model.text.embedding.num_embeddings == learner.model.trunk.config.vocab_size
+    assert 264 < len(tokenizer) < len(before.tokenizer)
+    for i, ids in enumerate(before.tokenizer.spell(tokenizer)):
+        for part in ("embedding", "head"):
+            old, new = (getattr(model.text, part).weight for model in (before.model, learner.model))
+            torch.testing.assert_close(new[i], (old[ids] if ids else old).mean(0))
+    train(compose_config("train", words))
+    after = load(tmp_path / "new/model")
+    assert after.tokenizer.tokenizer.get_vocab() == tokenizer.tokenizer.get_vocab()
+    sizes_after = after.model.config.trunk
+    assert (sizes_after["vocab_size"], sizes_after["eos_token_id"]) == (len(tokenizer), tokenizer.special.eos)
+    theirs = JanusForConditionalGeneration.from_pretrained(tmp_path / "new/model")
+    assert theirs.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["lora=default", "text_tokenizer=new"], "An adapter knows no text tokenizer but its model's"),
         (["init_parts=[eyes]", *sizes(48)], "There is no part 'eyes' in a model: choose among vision, projector, trunk"),
         (
             ["init_parts=[vision,trunk]", *sizes(48)],

@@ -34,9 +34,13 @@ from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapter_parameters
+from unimm.models.parts import change_vocabulary
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.ranks import Ranks
+
+NEW = "new"
+"""What `text_tokenizer` says for one that is trained here, also where a model to start from has its own."""
 
 RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
@@ -163,9 +167,9 @@ def check_given(config: DictConfig, name: str) -> None:
 
 def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:
     """The text tokenizer that the configuration names, or one trained on the data's own text."""
-    if config.text_tokenizer is not None:
-        return TextTokenizer.load(config.text_tokenizer)
-    return train_byte_bpe(_texts(datasets), config.text_vocabulary)
+    if config.text_tokenizer in (None, NEW):
+        return train_byte_bpe(_texts(datasets), config.text_vocabulary)
+    return TextTokenizer.load(config.text_tokenizer)
 
 
 def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> UnifiedModel:
@@ -175,9 +179,13 @@ def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: I
         ValueError: the configuration gives a size that the tokenizers contradict.
     """
     sizes = fill_sizes(build(config.model), image_tokenizer.config, len(tokenizer))
+    return UnifiedModel(replace(sizes, trunk={**sizes.trunk, **trunk_ids(tokenizer)}))
+
+
+def trunk_ids(tokenizer: TextTokenizer) -> dict[str, int]:
+    """The special ids that a trunk's config names."""
     special = tokenizer.special
-    ids = {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    return UnifiedModel(replace(sizes, trunk={**sizes.trunk, **ids}))
+    return {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
 
 
 def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, vocabulary: int) -> UnifiedConfig:
@@ -199,13 +207,18 @@ def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, voca
     return replace(sizes, codes=codes, trunk={**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary})
 
 
-def open_start(config: DictConfig) -> Engine:
-    """The model that `init_from` names, to learn on in float32, with its text tokenizer and conventions.
+def open_start(config: DictConfig, datasets: Iterable[Dataset]) -> Engine:
+    """The model that `init_from` names, to learn on in float32, with its conventions, and its text tokenizer or the one that is
+    to take its place.
 
     Raises:
         ValueError: it cannot be read.
     """
     engine = open_engine(load_model(config.init_from, dtype=torch.float32))
+    if config.text_tokenizer is not None:
+        tokenizer = build_text_tokenizer(config, datasets)
+        change_vocabulary(engine.model, engine.tokenizer.spell(tokenizer), trunk_ids(tokenizer))
+        engine = Engine(engine.model, engine.image_tokenizer, tokenizer, engine.prompt_format, engine.drawing)
     for parameter in engine.model.train().parameters():
         parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
     return engine

@@ -1,5 +1,5 @@
 """Parts that have learned before: a language model of `transformers` as the trunk, a SigLIP as the vision tower, and parts of
-another model of ours.
+another model of ours, whose text vocabulary may change.
 
 What stage I of Janus and LLaVA's first stage begin with; projector, code embedding and image head are new. A vocabulary that
 grows by special tokens gets them as means of the others. The tower computes exact GELU, as Janus' does, whatever a SigLIP's
@@ -7,6 +7,7 @@ config names: most name its tanh approximation, which is close.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import SiglipVisionConfig
 
 from unimm.models.janus import clean_trunk
+from unimm.models.ports import TextPort
 from unimm.models.unified import UnifiedModel
 from unimm.models.vision import VisionConfig
 from unimm.models.weight_names import LANGUAGE_MODEL, SIGLIP, SIGLIP_TOWER, Names
@@ -104,6 +106,29 @@ def take_parts(model: UnifiedModel, source: UnifiedModel, names: Iterable[str]) 
                     f"{here.get(key, 'missing')} here; give `model` the same sizes, or start that part afresh."
                 )
         own[name].load_state_dict(others[name].state_dict())
+
+
+@torch.no_grad()
+def change_vocabulary(model: UnifiedModel, pieces: list[list[int]], special: dict[str, int]) -> None:
+    """Give a model another text vocabulary, in place.
+
+    Each new token begins as the mean of the old ones that wrote it (Gee et al. 2022, arXiv 2402.09977), where it is read and
+    where it is predicted, and as the mean of all where there are none.
+
+    pieces: for each new id, the old ids.
+    special: the trunk's ids of the new vocabulary, such as `bos_token_id`, by the name that `transformers` has for them.
+    """
+    old, is_tied = model.text, model.text.head.weight is model.text.embedding.weight
+    new = TextPort(len(pieces), model.width, is_tied).to(old.embedding.weight)
+    for before, after in ((old.embedding.weight, new.embedding.weight), (old.head.weight, new.head.weight)):
+        mean_D = before.mean(0)
+        for row, ids in enumerate(pieces):
+            after[row] = before[ids].mean(0) if ids else mean_D
+    model.text = new
+    sizes = {**special, "vocab_size": len(pieces)}
+    model.config = replace(model.config, trunk={**model.config.trunk, **sizes})
+    for name, value in sizes.items():
+        setattr(model.trunk.config, name, value)
 
 
 @torch.no_grad()
