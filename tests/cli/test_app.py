@@ -118,6 +118,9 @@ def test_generate_takes_every_control_of_sampling(tiny_engine, tiny_folder: Path
     (expected,) = tiny_engine.generate_images("a red circle", guidance_interval=(0.2, 0.7), **controls)
     assert Image.open(result.stdout.strip()).tobytes() == expected.tobytes()
     assert "ascending" in refuse("generate", "a red circle", "--model", tiny_folder, "--guidance-interval", 0.7, 0.2)
+    chosen = call("generate", "a red circle", "--model", tiny_folder, "--best-of", 3)
+    (expected,) = tiny_engine.generate_images("a red circle", best_of=3)
+    assert Image.open(chosen.stdout.strip()).tobytes() == expected.tobytes()
 
 
 def test_file_names_come_from_the_user_never_from_the_prompt(tiny_folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from unimm.data.worlds.scenes import SIDE, Scene, Shape, render
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.eval.answers import is_same_answer
 from unimm.eval.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.drawings import Drawings, DrawingSettings
 from unimm.eval.reconstruction import CodebookUsage, DigitsReconstruction, ShapesReconstruction
 from unimm.eval.runner import evaluate
 from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut, judge_caption
@@ -71,9 +72,9 @@ class KnowingEngine:
     def caption(self, images, language):
         return [self.captions[key_of(image), language] for image in images]
 
-    def generate_images(self, prompts, num_images, seed, guidance_scale, temperature):
-        assert num_images == 1
-        self.calls.append(("draw", len(prompts), seed, guidance_scale, temperature))
+    def generate_images(self, prompts, num_images, seed, guidance_scale, temperature, best_of):
+        assert num_images == 1 and len(seed) == len(prompts)
+        self.calls.append(("draw", seed[0], seed[-1], guidance_scale, temperature, best_of))
         drawn = [self.drawings[text] if text in self.drawings else self.digits[parse_caption(text)] for text in prompts]
         return [[Image.fromarray(image)] for image in drawn]
 
@@ -95,7 +96,7 @@ class BlindEngine(KnowingEngine):
     def caption(self, images, language):
         return ["A small red circle."] * len(images)
 
-    def generate_images(self, prompts, num_images, seed, guidance_scale, temperature):
+    def generate_images(self, prompts, num_images, seed, guidance_scale, temperature, best_of):
         rng = np.random.default_rng(seed)
         return [[Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))] for _ in prompts]
 
@@ -157,8 +158,10 @@ def test_one_who_does_not_look_scores_low():
 def test_every_item_is_asked_once_in_batches(knowing):
     knowing.calls.clear()
     ShapesAnswers(200).run(knowing, lambda example: None)
-    result = ShapesDrawings(20, seed=0, guidance_scale=2.0, temperature=0.5).run(knowing, lambda example: None)
-    assert knowing.calls == [("answer", 128), ("answer", 72), ("draw", 64, 0, 2.0, 0.5), ("draw", 56, 1, 2.0, 0.5)]
+    settings = DrawingSettings(guidance_scale=2.0, temperature=0.5, best_of=3)
+    result = ShapesDrawings(20, settings).run(knowing, lambda example: None)
+    drawn = [("draw", 0, 63, 2.0, 0.5, 3), ("draw", 64, 119, 2.0, 0.5, 3)]
+    assert knowing.calls == [("answer", 128), ("answer", 72), *drawn]
     assert len({example.key for example in result.examples}) == 120
     asked = DigitsAnswers(1000).run(knowing, lambda example: None).examples
     assert len({(example.key, example.prompt) for example in asked}) == 1000
@@ -239,11 +242,14 @@ def test_tasks_of_one_name_are_refused(knowing):
 
 
 def test_suites_have_the_promised_sizes():
-    sizes = {task.name: task.num_items for task in build_suite("quick", guidance_scale=3.0)}
+    sizes = {task.name: task.num_items for task in build_suite("quick")}
     assert list(sizes.values()) == [1000, 300, 240, 120, 300, 100, 500, 500]
     assert len(build_suite("full")) == len(sizes) and set(SUITES) == {"quick", "full"}
-    drawings = [task for task in build_suite("quick", seed=3, guidance_scale=3.0) if hasattr(task, "guidance_scale")]
-    assert [(task.guidance_scale, task.seed) for task in drawings] == [(3.0, 3)] * 3
+    settings = DrawingSettings(3, 3.0)
+    drawings = [task for task in build_suite("quick", settings) if isinstance(task, Drawings)]
+    assert [task.settings for task in drawings] == [settings] * 3
+    first, other = drawings[0].commissions, build_suite("quick")[2].commissions
+    assert [one.prompt for one in first] != [one.prompt for one in other]
     with pytest.raises(ValueError, match="choose one of quick, full"):
         build_suite("slow")
 

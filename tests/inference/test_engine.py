@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 import unimm
+from unimm.batch import collate
 from unimm.data.image import ImageError
+from unimm.data.records import SHOWS
 from unimm.data.template import PromptFormat, Turn
 from unimm.inference.engine import Engine
 from unimm.inference.sampling import Sampling
-from unimm.sequence import Kind
+from unimm.sequence import Kind, Segment, Sequence
 
 PROMPTS = ["a red circle", "two large blue squares left of a cross", "a"]
 
@@ -92,6 +94,48 @@ def test_image_i_depends_on_seed_and_i_alone(tiny_engine: Engine) -> None:
     assert not torch.equal(tiny_engine.generate_codes(PROMPTS, num_images=3, seed=8), codes)
     greedy = tiny_engine.generate_codes(PROMPTS[0], num_images=2, temperature=0.0)
     assert torch.equal(greedy[0], greedy[1])
+
+
+def test_every_prompt_can_have_a_seed_of_its_own(tiny_engine: Engine) -> None:
+    codes = tiny_engine.generate_codes(PROMPTS, num_images=2, seed=[3, 4, 3])
+    for own, prompt, seed in zip(codes, PROMPTS, (3, 4, 3), strict=True):
+        assert torch.equal(own, tiny_engine.generate_codes(prompt, num_images=2, seed=seed))
+    with pytest.raises(ValueError, match="one seed, or one for each of the 3 prompts, not 2"):
+        tiny_engine.generate_codes(PROMPTS, seed=[1, 2])
+
+
+def test_alignment_is_the_probability_of_yes_against_no(tiny_engine: Engine, images: list[Image.Image]) -> None:
+    """Of the two words, where they first differ: this vocabulary writes both with a space before them."""
+    words = {word: tiny_engine.tokenizer.encode(word) for word in (" yes", " Yes", " no", " No")}
+    assert len({ids[0] for ids in words.values()}) == 1
+    found = tiny_engine.alignment(images, PROMPTS)
+    for image, prompt, probability in zip(images, PROMPTS, found, strict=True):
+        turn = Turn("user", (tiny_engine.template.look(image), SHOWS.format(prompt)))
+        asked = tiny_engine.template.chat([turn], 1).given
+        batch = collate([[Sequence((*asked.segments, Segment.text(words[" yes"][:1])))]])
+        hidden = tiny_engine.model.hidden(tiny_engine.model.embed(batch), batch.attention_mask(), batch.positions)
+        log_probabilities = tiny_engine.model.text.logits(hidden[0, -1]).detach().log_softmax(-1)
+        yes, no = (sum(log_probabilities[words[word][1]].exp() for word in both) for both in ((" yes", " Yes"), (" no", " No")))
+        assert probability == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+    assert tiny_engine.alignment(images[0], PROMPTS[0]) == pytest.approx(found[0], abs=1e-5)
+    assert tiny_engine.alignment(images, PROMPTS[0])[1] != tiny_engine.alignment(images, PROMPTS[2])[1]
+    assert tiny_engine.alignment([], []) == []
+    with pytest.raises(ValueError, match="prompt is empty"):
+        tiny_engine.alignment(images[0], " ")
+
+
+def test_the_best_of_several_drawings_is_the_one_that_aligns_best(tiny_engine: Engine) -> None:
+    every = tiny_engine.generate_images(PROMPTS, num_images=6, seed=3)
+    best = tiny_engine.generate_images(PROMPTS, num_images=2, seed=3, best_of=3)
+    for prompt, all_six, both in zip(PROMPTS, every, best, strict=True):
+        scores = tiny_engine.alignment(all_six, prompt)
+        for image, three in zip(both, (range(3), range(3, 6)), strict=True):
+            assert image.tobytes() == all_six[max(three, key=lambda index: scores[index])].tobytes()
+    (alone,) = tiny_engine.generate_images(PROMPTS[1], seed=3, best_of=3)
+    assert alone.tobytes() == best[1][0].tobytes()
+    assert tiny_engine.generate_images([], best_of=2) == []
+    with pytest.raises(ValueError, match="best_of must be at least 1, not 0"):
+        tiny_engine.generate_images("a", best_of=0)
 
 
 def test_taking_turns_changes_nothing(tiny_engine: Engine) -> None:

@@ -60,6 +60,7 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [d
 Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
 OWN = " [default: the model's own]."
+BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
@@ -154,6 +155,7 @@ def generate(
         tuple[float, float],
         typer.Option(help="The part of a drawing that guidance is for, from 0 to 1; beyond it, it costs nothing."),
     ] = (0.0, 1.0),
+    best_of: BestOf = 1,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -180,6 +182,7 @@ def generate(
             told,
             min_p=min_p,
             guidance_interval=guidance_interval,
+            best_of=best_of,
         )
     for path, image in zip(paths, images, strict=True):
         image.save(path)
@@ -195,6 +198,7 @@ def evaluate_model(
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Of all drawings; 1 is off" + OWN)] = None,
     temperature: Annotated[float | None, typer.Option(help="Of all drawings; 0 takes the likeliest" + OWN)] = None,
+    best_of: BestOf = 1,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -205,10 +209,11 @@ def evaluate_model(
     Example:
       unimm eval --suite full --out runs/eval
     """
+    from unimm.eval.drawings import DrawingSettings
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite, choose_tasks
 
-    tasks = choose_tasks(build_suite(suite, seed, guidance_scale, temperature), task or [])
+    tasks = choose_tasks(build_suite(suite, DrawingSettings(seed, guidance_scale, temperature, best_of)), task or [])
     evaluate(open_model(model, device, dtype, weights), tasks, out)
 
 

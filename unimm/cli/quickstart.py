@@ -22,6 +22,7 @@ from unimm.cli.build import compose_config
 from unimm.cli.encode import encode
 from unimm.cli.train_tokenizer import train_tokenizer
 from unimm.devices import choose_device, cpu_has_bf16
+from unimm.eval.drawings import DrawingSettings
 from unimm.eval.pictures import picture_drawings
 from unimm.eval.report import write_report
 from unimm.eval.runner import evaluate
@@ -99,7 +100,7 @@ def _evaluate(out: Path, model: Path, seed: int) -> None:
     """Scores on unseen data, and the picture of drawings."""
     is_bf16_cpu = choose_device().type == "cpu" and cpu_has_bf16()
     engine = load(model, dtype=torch.bfloat16 if is_bf16_cpu else None)
-    report = evaluate(engine, build_suite("quick", seed), out / "scores")
+    report = evaluate(engine, build_suite("quick", DrawingSettings(seed)), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 

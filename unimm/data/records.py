@@ -59,6 +59,10 @@ class Question:
     language: str = "en"
 
 
+SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
+"""How it is asked whether an image shows what a prompt says, in any language: VQAScore's words (arXiv 2404.01291)."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One item of a data set. Everything but the key is optional; a view says what it needs.

@@ -11,7 +11,7 @@ from unimm.data.records import Record
 from unimm.data.worlds.digits import DigitJudge, DigitsWorld
 from unimm.data.worlds.digits_language import drawing_prompt
 from unimm.eval.answers import Answers
-from unimm.eval.drawings import Commission, Drawings
+from unimm.eval.drawings import USUAL, Commission, Drawings, DrawingSettings
 from unimm.eval.task import Judgement
 
 NUM_DIGITS = 10
@@ -28,11 +28,9 @@ class DigitsAnswers(Answers):
 class DigitsDrawings(Drawings):
     """Digits drawn from prompts, all ten in turn, and read by the machine. Details: by digit, and by language."""
 
-    def __init__(
-        self, num_items: int = 100, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
-    ):
+    def __init__(self, num_items: int = 100, settings: DrawingSettings = USUAL):
         commissions = tuple(commission(number) for number in range(num_items))
-        super().__init__("digits_drawings", commissions, guidance_scale, temperature, seed)
+        super().__init__("digits_drawings", commissions, settings)
 
     def measures(self) -> dict[str, float]:
         """The machine's own accuracy on the unseen half of the scans."""

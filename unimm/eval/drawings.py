@@ -1,8 +1,7 @@
 """Drawings: prompts with a requirement each, drawn by the engine and read by a judge.
 
-An engine draws image 0 of every prompt of a call from the same noise, so drawings of one batch are a little alike where
-their prompts leave something open. Every batch therefore has a seed of its own, and a score is the same whenever seed and
-batch size are.
+Every prompt has noise of its own: with the same, two drawings of "an orange circle" would be one, and their mistakes counted
+twice. A score is the same whenever the seed is.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +12,9 @@ import numpy as np
 from unimm.data.records import Text
 from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
 from unimm.inference.engine import Engine
+
+SEEDS = 1_000_003
+"""So far apart lie the seeds of noise of one evaluation and the next."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,30 @@ class Commission:
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """Draws every commission once. guidance_scale, temperature: as `Engine.generate_images` takes them.
+class DrawingSettings:
+    """How drawings are made.
 
-    seed: of the first batch; the following ones count on. batch_size: prompts the engine is given at once.
+    seed: of the prompts, and of the noise.
+    guidance_scale, temperature, best_of: as `Engine.generate_images` takes them.
     """
+
+    seed: int = 0
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    best_of: int = 1
+
+
+USUAL = DrawingSettings()
+"""The model's own settings, and seed 0."""
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Draws every commission once. batch_size: prompts the engine is given at once."""
 
     name: str
     commissions: tuple[Commission, ...]
-    guidance_scale: float | None = None
-    temperature: float | None = None
-    seed: int = 0
+    settings: DrawingSettings = USUAL
     mean_of_categories: bool = False
     batch_size: int = 64
 
@@ -56,14 +71,17 @@ class Drawings:
         return {}
 
     def _examples(self, engine: Engine) -> Iterator[Example]:
-        for number, batch in enumerate(split_batches(list(self.commissions), self.batch_size)):
+        first = self.settings.seed * SEEDS
+        for batch in split_batches(list(self.commissions), self.batch_size):
             images = engine.generate_images(
                 [commission.prompt.text for commission in batch],
                 num_images=1,
-                seed=self.seed + number,
-                guidance_scale=self.guidance_scale,
-                temperature=self.temperature,
+                seed=list(range(first, first + len(batch))),
+                guidance_scale=self.settings.guidance_scale,
+                temperature=self.settings.temperature,
+                best_of=self.settings.best_of,
             )
+            first += len(batch)
             for commission, (drawing,) in zip(batch, images, strict=True):
                 image = np.asarray(drawing)
                 verdict = commission.judge(image)

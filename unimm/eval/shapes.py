@@ -26,7 +26,7 @@ from unimm.data.worlds.shapes import ShapesWorld
 from unimm.data.worlds.shapes_language import RELATION_WORDS, Look, caption_is_exact, describe, parse_caption
 from unimm.data.worlds.shapes_questions import count_objects
 from unimm.eval.answers import Answers, Captions
-from unimm.eval.drawings import Commission, Drawings
+from unimm.eval.drawings import USUAL, Commission, Drawings, DrawingSettings
 from unimm.eval.task import Judgement
 
 
@@ -56,23 +56,19 @@ class ShapesCaptions(Captions):
 class ShapesDrawings(Drawings):
     """The six drawing categories, `num_each` prompts of each; the score is the mean of the six categories' scores."""
 
-    def __init__(
-        self, num_each: int = 40, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
-    ):
+    def __init__(self, num_each: int = 40, settings: DrawingSettings = USUAL):
         # Categories in turn: any part of the drawings shows all of them.
         tasks = [(category, index) for index in range(num_each) for category in CATEGORIES]
-        commissions = tuple(commission(category, index, seed) for category, index in tasks)
-        super().__init__("shapes_drawings", commissions, guidance_scale, temperature, seed, True)
+        commissions = tuple(commission(category, index, settings.seed) for category, index in tasks)
+        super().__init__("shapes_drawings", commissions, settings, mean_of_categories=True)
 
 
 class ShapesHeldOut(Drawings):
     """Drawings with a pair of colour and form that training never shows: whether the model composes."""
 
-    def __init__(
-        self, num_items: int = 120, seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
-    ):
-        commissions = tuple(commission(HELD_OUT, index, seed) for index in range(num_items))
-        super().__init__("shapes_held_out", commissions, guidance_scale, temperature, seed)
+    def __init__(self, num_items: int = 120, settings: DrawingSettings = USUAL):
+        commissions = tuple(commission(HELD_OUT, index, settings.seed) for index in range(num_items))
+        super().__init__("shapes_held_out", commissions, settings)
 
 
 def commission(category: str, index: int, seed: int) -> Commission:

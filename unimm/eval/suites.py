@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from unimm.eval.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.drawings import USUAL, DrawingSettings
 from unimm.eval.reconstruction import DigitsReconstruction, ShapesReconstruction
 from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
 from unimm.eval.task import Task
@@ -27,22 +28,19 @@ SUITES = {
 }
 
 
-def build_suite(
-    name: str = "quick", seed: int = 0, guidance_scale: float | None = None, temperature: float | None = None
-) -> list[Task]:
-    """The tasks of a suite; guidance_scale and temperature are those of drawings. ValueError: there is no such suite."""
+def build_suite(name: str = "quick", drawing: DrawingSettings = USUAL) -> list[Task]:
+    """The tasks of a suite; the seed of drawings is that of questions, too. ValueError: there is no such suite."""
     if name not in SUITES:
         raise ValueError(f"There is no suite '{name}': choose one of {', '.join(SUITES)}.")
     size = SUITES[name]
-    drawing = {"seed": seed, "guidance_scale": guidance_scale, "temperature": temperature}
     return [
-        ShapesAnswers(size.answers, seed),
-        ShapesCaptions(size.captions, seed),
-        ShapesDrawings(size.drawings_each, **drawing),
-        ShapesHeldOut(size.held_out, **drawing),
-        DigitsAnswers(size.digit_answers, seed),
-        DigitsDrawings(size.digit_drawings, **drawing),
-        ShapesReconstruction(size.reconstructions, seed),
+        ShapesAnswers(size.answers, drawing.seed),
+        ShapesCaptions(size.captions, drawing.seed),
+        ShapesDrawings(size.drawings_each, drawing),
+        ShapesHeldOut(size.held_out, drawing),
+        DigitsAnswers(size.digit_answers, drawing.seed),
+        DigitsDrawings(size.digit_drawings, drawing),
+        ShapesReconstruction(size.reconstructions, drawing.seed),
         DigitsReconstruction(size.reconstructions),
     ]
 

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from unimm.eval.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.drawings import DrawingSettings
 from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
 from unimm.eval.task import Example, Task
 from unimm.files import check_replaceable, read_json, write_json
@@ -37,9 +38,9 @@ CATEGORIES = 6
 TASKS: dict[str, Callable[[int], Task]] = {
     "shapes_answers": lambda num_items: ShapesAnswers(num_items, split="validation"),
     "shapes_captions": lambda num_items: ShapesCaptions(num_items, split="validation"),
-    "shapes_drawings": lambda num_items: ShapesDrawings(-(-num_items // CATEGORIES), SEED),
+    "shapes_drawings": lambda num_items: ShapesDrawings(-(-num_items // CATEGORIES), DrawingSettings(SEED)),
     "digits_answers": lambda num_items: DigitsAnswers(num_items, split="validation"),
-    "digits_drawings": lambda num_items: DigitsDrawings(num_items, SEED),
+    "digits_drawings": lambda num_items: DigitsDrawings(num_items, DrawingSettings(SEED)),
 }
 """What can be validated on, by the number of items. Not reconstruction, which is the image tokenizer's; and not held-out pairs,
 which say something only as long as nothing was chosen by them.

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unimm.data.records import ImageLike
+from unimm.data.records import SHOWS, ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.data.views import DESCRIBE
+from unimm.inference.alignment import probability_of_yes
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder, Limits
 from unimm.inference.drawing import DrawingProgress, draw
@@ -63,6 +64,7 @@ class Engine:
         vision = model.config.vision
         self.prompt_format = prompt_format or PromptFormat()
         self.drawing = drawing or DrawingDefaults()
+        self.deterministic = deterministic
         self.coder = ImageCoder(image_tokenizer, alone=deterministic)
         self.template = Template(
             tokenizer, self.prompt_format, vision.image_size, vision.num_patches, lambda image: self.encode_image(image).numpy()
@@ -181,6 +183,21 @@ class Engine:
         texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
         return texts if is_list else texts[0]
 
+    def alignment(self, image: ImageLike | list, prompt: str | list[str]) -> Any:
+        """How probable the model finds that an image shows what a prompt says, from 0 to 1: VQAScore (arXiv 2404.01291), the
+        probability of "yes" against "no"; lists are paired as in `answer`.
+
+        Returns:
+            A float, or a list of floats where image or prompt is a list.
+        """
+        images, prompts, is_list = pair(image, prompt)
+        sequences = []
+        for one, text in zip(images, prompts, strict=True):
+            check_text(text, "prompt")
+            sequences.append(self.template.chat([Turn("user", (self.template.look(one), SHOWS.format(text)))], 1))
+        found = probability_of_yes(self.model, self.tokenizer, sequences, self.deterministic)
+        return found if is_list else found[0]
+
     def chat(
         self,
         messages: list[Message],
@@ -237,7 +254,7 @@ class Engine:
         self,
         prompt: str | list[str],
         num_images: int = 1,
-        seed: int = 0,
+        seed: int | list[int] = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -249,23 +266,46 @@ class Engine:
 
         Args:
             num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
+            seed: of all prompts, whose images are a little alike then where the prompts leave something open; a list: one for
+                each prompt.
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
             callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
+            best_of: draw each image so many times, and give the one of which the model itself finds most probable that it shows
+                what the prompt says (`alignment`). It takes as many times as long.
             more: `min_p` of `Sampling`, `guidance_interval` of `Request`.
 
         Returns:
             A list of PIL images; a list of such lists for a list of prompts.
         """
+        best_of = more.pop("best_of", 1)
+        if best_of < 1:
+            raise ValueError(f"best_of must be at least 1, not {best_of}.")
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
-        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        requests = self._drawing_requests(prompt, num_images * best_of, seed, **settings)
         images = self._finish(draw(self.decoder, requests, self.coder), callback).images or []
+        if best_of > 1:
+            images = self._choose_best(images, [prompt] if isinstance(prompt, str) else prompt, best_of)
         starts = range(0, len(images), num_images)
         return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
 
+    def _choose_best(self, images: list[Image.Image], prompts: list[str], best_of: int) -> list[Image.Image]:
+        """The best aligned of every `best_of` images; as many of them to each prompt."""
+        if not images:
+            return []
+        each = len(images) // len(prompts)
+        scores = self.alignment(images, [prompt for prompt in prompts for _ in range(each)])
+        groups = [range(start, start + best_of) for start in range(0, len(images), best_of)]
+        return [images[max(group, key=lambda index: scores[index])] for group in groups]
+
     def stream_images(
-        self, prompt: str | list[str], num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
+        self,
+        prompt: str | list[str],
+        num_images: int = 1,
+        seed: int | list[int] = 0,
+        preview_every: int = 64,
+        **settings,
     ) -> Iterator[DrawingProgress]:
         """Draw images and tell how far they are after every code; the same images as `generate_images`.
 
@@ -283,7 +323,7 @@ class Engine:
         self,
         prompt: str | list[str],
         num_images: int = 1,
-        seed: int = 0,
+        seed: int | list[int] = 0,
         *,
         callback: Callable[[DrawingProgress], None] | None = None,
         **settings,
@@ -298,7 +338,9 @@ class Engine:
         codes = self._finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
-    def _drawing_requests(self, prompt: str | list[str], num_images: int, seed: int, **settings: Any) -> list[Request]:
+    def _drawing_requests(
+        self, prompt: str | list[str], num_images: int, seed: int | list[int], **settings: Any
+    ) -> list[Request]:
         """A request an image, prompt after prompt."""
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}.")
@@ -307,12 +349,16 @@ class Engine:
         min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
         if settings:
             raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+        if len(seeds) != len(prompts):
+            raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
         requests = []
-        for text in [prompt] if isinstance(prompt, str) else prompt:
+        for text, own_seed in zip(prompts, seeds, strict=True):
             check_text(text, "prompt")
             sequence = self.template.draw(text, num_codes=self.image_tokenizer.num_codes)
             for index in range(num_images):
-                sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, seed, index, min_p)
+                sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
                 requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
         return requests
 

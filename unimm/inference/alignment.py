@@ -1,0 +1,51 @@
+"""Alignment: how probable a model finds that an image shows what a prompt says, in one look and without writing a word.
+
+VQAScore (Lin et al. 2024, arXiv 2404.01291): the probability of "yes" to a question about the prompt, here against "no". A
+model that draws can thus choose among its own drawings.
+"""
+
+from itertools import takewhile
+
+import torch
+
+from unimm.batch import collate
+from unimm.data.text import TextTokenizer
+from unimm.models.attention import mask_of
+from unimm.models.unified import UnifiedModel
+from unimm.sequence import Segment, Sequence
+
+YES, NO = (" yes", " Yes"), (" no", " No")
+"""As answers begin."""
+
+SEQUENCES_A_PASS = 32
+
+
+@torch.inference_mode()
+def probability_of_yes(
+    model: UnifiedModel, tokenizer: TextTokenizer, sequences: list[Sequence], alone: bool = False
+) -> list[float]:
+    """What remains for "yes", from 0 to 1, where each open sequence has to go on with "yes" or "no".
+
+    alone: one at a time, so that nobody's numbers depend on company.
+
+    Raises:
+        ValueError: the tokenizer writes both words alike.
+    """
+    spelled = {word: tokenizer.encode(word) for word in (*YES, *NO)}
+    alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*spelled.values(), strict=False))
+    common = [ids[0] for ids in alike]  # in a small vocabulary, the space
+    yes, no = ([*dict.fromkeys(spelled[word][len(common)] for word in words)] for words in (YES, NO))
+    if set(yes) & set(no):
+        raise ValueError("This model's text tokenizer writes yes and no alike, so it cannot be asked what an image shows.")
+    sequences = [Sequence((*one.segments[:-1], Segment.text(common), one.segments[-1])) for one in sequences]
+    device = next(model.parameters()).device
+    found: list[float] = []
+    at_once = 1 if alone else SEQUENCES_A_PASS
+    for start in range(0, len(sequences), at_once):
+        batch = collate([[sequence] for sequence in sequences[start : start + at_once]]).to(device)
+        mask = mask_of(model.trunk.config._attn_implementation, batch)
+        hidden_BTD = model.hidden(model.embed(batch), mask, batch.positions)
+        last_B = (batch.documents > 0).sum(1) - 1
+        logits_BV = model.text.logits(hidden_BTD[torch.arange(len(last_B), device=device), last_B]).float()
+        found += (logits_BV[:, yes].logsumexp(1) - logits_BV[:, no].logsumexp(1)).sigmoid().tolist()
+    return found
