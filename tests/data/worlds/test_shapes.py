@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from unimm.data.records import Record
+from unimm.data.records import SHOWS, Record
 from unimm.data.worlds.checker import read_objects
 from unimm.data.worlds.scenes import (
     COLOURS,
@@ -20,6 +20,7 @@ from unimm.data.worlds.scenes import (
     Scene,
     Shape,
     find_place,
+    find_relation,
     make_scene,
     render,
 )
@@ -379,6 +380,31 @@ def test_a_lesson_in_counting_shows_things_that_are_alike_and_says_how_many():
 
 def test_a_lesson_in_listing_shows_many():
     assert {len(record.facts.objects) for record in ShapesWorld("train", 50, lesson="list_many")} == {3, 4}
+
+
+def test_a_lesson_in_matching_asks_whether_a_picture_shows_what_a_prompt_says():
+    """What is said is counted, and where there are two things how they lie to each other; one thing is wrong, or none."""
+    asked = Counter()
+    before, after = SHOWS.split("{}")
+    for record in ShapesWorld("train", 600, lesson="match"):
+        objects = record.facts.objects
+        for question in record.questions:
+            prompt = question.text.removeprefix(before).removesuffix(after)
+            looks = parse_caption(prompt)
+            details = {tuple(word is not None for word in look) for look in looks}
+            assert len(details) == 1  # all objects are named by the same attributes
+            shown = Counter(tuple(w if d else None for w, d in zip(describe(o), *details, strict=True)) for o in objects)
+            is_true = Counter(looks) == shown
+            told = [r for r, words in RELATION_WORDS[question.language].items() if any(word in prompt for word in words)]
+            if is_true and told:
+                first, second = (next(item for item in objects if fits(item, look)) for look in looks)
+                is_true = find_relation(first, second) == told[0]
+            assert question.answer == ("yes" if is_true else "no"), (question, objects)
+            assert all((colour, form) not in HELD_OUT_PAIRS for _, colour, form in looks)
+            asked[question.answer, question.language, bool(told), len(looks) == len(objects)] += 1
+    assert 0.45 < sum(n for (answer, *_), n in asked.items() if answer == "no") / asked.total() < 0.5
+    no = {key[1:] for key in asked if key[0] == "no"}
+    assert no >= {(lang, told, True) for lang in ("en", "zh") for told in (True, False)} | {("en", False, False)}
 
 
 def test_no_torch_is_needed():

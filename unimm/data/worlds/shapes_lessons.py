@@ -42,6 +42,7 @@ LESSONS = {
     # English answers about shapes were wrong five times as often as Chinese ones, most of them about relations.
     "relate_in_english": Lesson(("relation",) * 8, ("en", "zh", "en"), num_objects=(2, 2, 3, 4), alike=()),
     "list_many": Lesson(CATEGORIES, num_objects=(3, 4)),
+    "match": Lesson(("match",) * 8),
     "put": Lesson(WITH_PLACES, prompts=PLACING),
     "name": Lesson(WITH_PLACES, prompts=NAMING),
     "arrange": Lesson(WITH_PLACES, num_objects=(2,), alike=(), prompts=ARRANGING),
