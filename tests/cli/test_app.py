@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import ORDER, app, picture_paths
+from unimm.eval.drawings import DrawingSettings
 
 WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert", "join")
 
@@ -207,10 +208,10 @@ def test_a_language_and_a_suite_that_are_unknown(tiny_folder: Path, photo: Path)
 def test_eval_draws_as_it_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = {}
     monkeypatch.setattr("unimm.eval.runner.evaluate", lambda engine, tasks, out: scored.update({t.name: t for t in tasks}))
-    words = ("--seed", 3, "--guidance-scale", 2.5, "--temperature", 0.6)
+    words = ("--seed", 3, "--guidance-scale", 2.5, "--temperature", 0.6, "--best-of", 2)
     assert call("eval", "--model", tiny_folder, "--out", tmp_path, *words).exit_code == 0
     task = scored["shapes_drawings"]
-    assert (task.seed, task.guidance_scale, task.temperature) == (3, 2.5, 0.6)
+    assert task.settings == DrawingSettings(3, 2.5, 0.6, 2)
 
 
 def test_a_folder_that_cannot_be_written(tiny_folder: Path, photo: Path) -> None:

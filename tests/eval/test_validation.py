@@ -134,7 +134,7 @@ def test_items_are_not_those_of_the_suites() -> None:
                 if part == "dataset":
                     assert (mine.split, others.split) == ("validation", "test")
                 else:
-                    assert own.seed != theirs.seed
+                    assert own.settings.seed != theirs.settings.seed
     prompts = [
         [one.prompt.text for one in task.commissions] for task in (TASKS["shapes_drawings"](60), suite["shapes_drawings"])
     ]

@@ -5,11 +5,15 @@ model that draws can thus choose among its own drawings.
 """
 
 from itertools import takewhile
+from typing import TypeVar
 
 import torch
 
 from unimm.batch import collate
+from unimm.data.records import SHOWS, ImageLike
+from unimm.data.template import Template, Turn
 from unimm.data.text import TextTokenizer
+from unimm.inference.inputs import check_text
 from unimm.models.attention import mask_of
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
@@ -18,6 +22,18 @@ YES, NO = (" yes", " Yes"), (" no", " No")
 """As answers begin."""
 
 SEQUENCES_A_PASS = 32
+
+T = TypeVar("T")
+
+
+def ask_whether_shown(template: Template, image: ImageLike, prompt: str) -> Sequence:
+    """The question whether an image shows what a prompt says, open for one token of the answer.
+
+    Raises:
+        ValueError: the prompt is empty or no text.
+    """
+    check_text(prompt, "prompt")
+    return template.chat([Turn("user", (template.look(image), SHOWS.format(prompt)))], 1)
 
 
 @torch.inference_mode()
@@ -49,3 +65,9 @@ def probability_of_yes(
         logits_BV = model.text.logits(hidden_BTD[torch.arange(len(last_B), device=device), last_B]).float()
         found += (logits_BV[:, yes].logsumexp(1) - logits_BV[:, no].logsumexp(1)).sigmoid().tolist()
     return found
+
+
+def choose_best(images: list[T], scores: list[float], best_of: int) -> list[T]:
+    """Of every `best_of` images, in their order, the one with the highest score; the first of several."""
+    groups = [range(start, start + best_of) for start in range(0, len(images), best_of)]
+    return [images[max(group, key=lambda index: scores[index])] for group in groups]

@@ -4,16 +4,21 @@ Turning codes into pixels is another network's work. A second thread does it, on
 codes do not wait for it; previews that come too late are left out. What is drawn is the same with previews and without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
 
+from unimm.data.template import Template
+from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder
+from unimm.inference.inputs import check_text
 from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
+from unimm.inference.sampling import Sampling
 
 GREY = (128, 128, 128)
 """Where a preview has nothing yet."""
@@ -39,6 +44,46 @@ class DrawingProgress:
         return torch.tensor([codes + [-1] * (longest - len(codes)) for codes in self._filled])
 
 
+def drawing_requests(
+    template: Template,
+    num_codes: int,
+    prompt: str | list[str],
+    num_images: int,
+    seed: int | list[int],
+    defaults: DrawingDefaults,
+    settings: dict[str, Any],
+) -> list[Request]:
+    """A request an image, prompt after prompt.
+
+    seed: of all prompts, or one for each.
+    settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`.
+
+    Raises:
+        ValueError: a prompt is empty, there is nothing to draw, or seeds do not fit.
+        TypeError: there is no such setting.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, not {num_images}.")
+    settings = dict(settings)
+    own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
+    drawing = replace(defaults, **own)
+    min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
+    if settings:
+        raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    if len(seeds) != len(prompts):
+        raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
+    requests = []
+    for text, own_seed in zip(prompts, seeds, strict=True):
+        check_text(text, "prompt")
+        sequence = template.draw(text, num_codes=num_codes)
+        for index in range(num_images):
+            sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
+            requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
+    return requests
+
+
 def draw(
     decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
 ) -> Iterator[DrawingProgress]:
@@ -57,6 +102,15 @@ def draw(
     if preview_every < 0:
         raise ValueError(f"preview_every is a number of codes (0: no previews), not {preview_every}.")
     return _draw(requests, decoder.steps(requests), coder, preview_every)
+
+
+def finish(progress: Iterator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
+    """The end of a drawing; the callback is told every step of it."""
+    state = DrawingProgress(0, 0)
+    for state in progress:
+        if callback is not None and state.num_steps:
+            callback(state)
+    return state
 
 
 def _draw(

@@ -6,21 +6,21 @@ back into images. It knows no HTTP and no files but the model's own folder.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from unimm.data.records import SHOWS, ImageLike
+from unimm.data.records import ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.data.views import DESCRIBE
-from unimm.inference.alignment import probability_of_yes
+from unimm.inference.alignment import ask_whether_shown, choose_best, probability_of_yes
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder, Limits
-from unimm.inference.drawing import DrawingProgress, draw
+from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
 from unimm.inference.inputs import Message, check_text, pair, read_messages, read_stop
 from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
@@ -184,17 +184,12 @@ class Engine:
         return texts if is_list else texts[0]
 
     def alignment(self, image: ImageLike | list, prompt: str | list[str]) -> Any:
-        """How probable the model finds that an image shows what a prompt says, from 0 to 1: VQAScore (arXiv 2404.01291), the
-        probability of "yes" against "no"; lists are paired as in `answer`.
+        """How probable the model finds that an image shows what a prompt says, from 0 to 1 (VQAScore, arXiv 2404.01291).
 
-        Returns:
-            A float, or a list of floats where image or prompt is a list.
+        Lists are paired as in `answer`, and give a list.
         """
         images, prompts, is_list = pair(image, prompt)
-        sequences = []
-        for one, text in zip(images, prompts, strict=True):
-            check_text(text, "prompt")
-            sequences.append(self.template.chat([Turn("user", (self.template.look(one), SHOWS.format(text)))], 1))
+        sequences = [ask_whether_shown(self.template, one, text) for one, text in zip(images, prompts, strict=True)]
         found = probability_of_yes(self.model, self.tokenizer, sequences, self.deterministic)
         return found if is_list else found[0]
 
@@ -266,8 +261,7 @@ class Engine:
 
         Args:
             num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
-            seed: of all prompts, whose images are a little alike then where the prompts leave something open; a list: one for
-                each prompt.
+            seed: of all prompts (their images are a little alike then), or a list, one for each.
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
@@ -283,29 +277,16 @@ class Engine:
         if best_of < 1:
             raise ValueError(f"best_of must be at least 1, not {best_of}.")
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
-        requests = self._drawing_requests(prompt, num_images * best_of, seed, **settings)
-        images = self._finish(draw(self.decoder, requests, self.coder), callback).images or []
+        requests = self._requests(prompt, num_images * best_of, seed, settings)
+        images = finish(draw(self.decoder, requests, self.coder), callback).images or []
         if best_of > 1:
-            images = self._choose_best(images, [prompt] if isinstance(prompt, str) else prompt, best_of)
+            each = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images * best_of)]
+            images = choose_best(images, self.alignment(images, each), best_of)
         starts = range(0, len(images), num_images)
         return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
 
-    def _choose_best(self, images: list[Image.Image], prompts: list[str], best_of: int) -> list[Image.Image]:
-        """The best aligned of every `best_of` images; as many of them to each prompt."""
-        if not images:
-            return []
-        each = len(images) // len(prompts)
-        scores = self.alignment(images, [prompt for prompt in prompts for _ in range(each)])
-        groups = [range(start, start + best_of) for start in range(0, len(images), best_of)]
-        return [images[max(group, key=lambda index: scores[index])] for group in groups]
-
     def stream_images(
-        self,
-        prompt: str | list[str],
-        num_images: int = 1,
-        seed: int | list[int] = 0,
-        preview_every: int = 64,
-        **settings,
+        self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
     ) -> Iterator[DrawingProgress]:
         """Draw images and tell how far they are after every code; the same images as `generate_images`.
 
@@ -316,7 +297,7 @@ class Engine:
         Returns:
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
         """
-        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        requests = self._requests(prompt, num_images, seed, settings)
         return draw(self.decoder, requests, self.coder, preview_every)
 
     def generate_codes(
@@ -332,43 +313,15 @@ class Engine:
 
         A list of prompts gives (num_prompts, num_images, num_codes).
         """
-        requests = self._drawing_requests(prompt, num_images, seed, **settings)
+        requests = self._requests(prompt, num_images, seed, settings)
         if not requests:
             return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
-        codes = self._finish(draw(self.decoder, requests), callback).codes
+        codes = finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
-    def _drawing_requests(
-        self, prompt: str | list[str], num_images: int, seed: int | list[int], **settings: Any
-    ) -> list[Request]:
-        """A request an image, prompt after prompt."""
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, not {num_images}.")
-        own = {name: value for name in asdict(self.drawing) if (value := settings.pop(name, None)) is not None}
-        drawing = replace(self.drawing, **own)
-        min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
-        if settings:
-            raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
-        if len(seeds) != len(prompts):
-            raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
-        requests = []
-        for text, own_seed in zip(prompts, seeds, strict=True):
-            check_text(text, "prompt")
-            sequence = self.template.draw(text, num_codes=self.image_tokenizer.num_codes)
-            for index in range(num_images):
-                sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
-                requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
-        return requests
-
-    @staticmethod
-    def _finish(progress: Iterator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
-        state = DrawingProgress(0, 0)
-        for state in progress:
-            if callback is not None and state.num_steps:
-                callback(state)
-        return state
+    def _requests(self, prompt: str | list[str], num_images: int, seed: int | list[int], settings: dict) -> list[Request]:
+        num_codes = self.image_tokenizer.num_codes
+        return drawing_requests(self.template, num_codes, prompt, num_images, seed, self.drawing, settings)
 
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
         """codes (num_images, num_codes) or (num_codes,) -> PIL images.

@@ -5,12 +5,9 @@ a relation only where it is clear. Whether the answer will be yes or no is decid
 what is not there is asked for as if it could be, so a guesser who does not look gains little (CLEVR's and GQA's concern).
 """
 
-from collections import Counter
-from dataclasses import replace
-
 import numpy as np
 
-from unimm.data.records import SHOWS, Question, Text
+from unimm.data.records import Question, Text
 from unimm.data.worlds.scenes import (
     OPPOSITE,
     RELATIONS,
@@ -19,7 +16,6 @@ from unimm.data.worlds.scenes import (
     Scene,
     Shape,
     choose,
-    choose_weighted,
     find_place,
     find_relation,
     shuffle,
@@ -37,16 +33,13 @@ from unimm.data.worlds.shapes_language import (
     fits,
     name_group,
 )
-from unimm.data.worlds.shapes_prompts import PromptStyle, write_prompt
+from unimm.data.worlds.shapes_matches import ask_match
 
 CATEGORIES = ("colour", "shape", "size", "count", "existence", "relation")
 """What benchmarks ask about."""
 
 WITH_PLACES = (*CATEGORIES, "relation", "relation", "place", "find")
 """What training may ask about: who can say where one thing is learns sooner where it is from another."""
-
-MATCH_DETAILS = {"colour": 0.6, "form": 0.2, "full": 0.1, "hue": 0.1}
-"""What prompts say of which it is asked whether a picture shows it."""
 
 FULLY_NAMED = 0.6
 """How often an object that is asked for is named by colour and form where less would do."""
@@ -254,65 +247,6 @@ def ask_place(category: str, scene: Scene, language: str, rng: np.random.Generat
             answer = f"{name} {place}" if language == "en" else name + words
         return Question(text, answer, kind, language)
     return None
-
-
-def ask_match(scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
-    """Does the picture show what this prompt asks for? Where it does not, the prompt is of a scene that differs in one thing.
-
-    The question and its answer are in English, whatever the language of the prompt: who asks need not know that.
-    """
-    if not scene.objects:
-        return None
-    detail = tuple(MATCH_DETAILS)[choose_weighted(rng, tuple(MATCH_DETAILS.values()))]
-    answer = choose(rng, ("yes", "no"))
-    related = 0.5
-    told: Scene | None = scene
-    if answer == "no":
-        exchange_places = len(scene.objects) == 2 and rng.random() < 0.4
-        told = exchange(scene, detail) if exchange_places else change(scene, detail, rng)
-        related = float(exchange_places)
-    if told is None:
-        return None
-    prompt = write_prompt(told, language, rng, PromptStyle({detail: 1.0}, related))
-    return Question(SHOWS.format(prompt), ANSWERS["en"][answer], "match", language)
-
-
-def exchange(scene: Scene, detail: str) -> Scene | None:
-    """The scene with its two objects in each other's place; None where that says nothing else."""
-    a, b = scene.objects
-    if describe(a, detail) == describe(b, detail) or not find_relation(a, b):
-        return None
-    return replace(scene, objects=(replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)))
-
-
-def change(scene: Scene, detail: str, rng: np.random.Generator) -> Scene | None:
-    """A scene that differs in one thing that `detail` names: one object looks otherwise, is there twice or not at all, or two
-    exchange their colours. None where this try came to nothing.
-    """
-    objects = list(scene.objects)
-    index = int(rng.random() * len(objects))
-    item = objects[index]
-    kind = choose(rng, ("look", "look", "number", "colours" if len(objects) > 1 else "look"))
-    if kind == "look":
-        looks = [(size, *pair) for size in SIZES for pair in TRAINING_PAIRS]
-        others = [replace(item, size=size, colour=colour, form=form) for size, colour, form in looks]
-        objects[index] = choose(rng, [other for other in others if count_differences(item, other) == 1])
-    elif kind == "number":
-        more = len(objects) == 1 or (len(objects) < 4 and rng.random() < 0.5)
-        objects[index : index + 1] = [item, item] if more else []
-    else:
-        other = (index + 1) % len(objects)
-        exchanged = replace(item, colour=objects[other].colour), replace(objects[other], colour=item.colour)
-        if any((new.colour, new.form) not in TRAINING_PAIRS for new in exchanged):
-            return None
-        objects[index], objects[other] = exchanged
-    said, seen = (Counter(describe(one, detail) for one in all_objects) for all_objects in (objects, scene.objects))
-    return None if said == seen else replace(scene, objects=tuple(objects))
-
-
-def count_differences(a: Shape, b: Shape) -> int:
-    """In how many of size, colour and form two objects differ."""
-    return sum(one != other for one, other in zip(describe(a), describe(b), strict=True))
 
 
 def ask(category: str, scene: Scene, language: str, rng: np.random.Generator) -> Question | None:
