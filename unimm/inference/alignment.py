@@ -18,8 +18,8 @@ from unimm.models.attention import mask_of
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
 
-YES, NO = (" yes", " Yes"), (" no", " No")
-"""As answers begin."""
+ANSWERS = ((" yes", " no"), (" Yes", " No"))
+"""As answers begin; a pair that a tokenizer begins with one token is left to the other."""
 
 SEQUENCES_A_PASS = 32
 
@@ -43,16 +43,15 @@ def probability_of_yes(
     """What remains for "yes", from 0 to 1, where each open sequence has to go on with "yes" or "no".
 
     alone: one at a time, so that nobody's numbers depend on company.
-
-    Raises:
-        ValueError: the tokenizer writes both words alike.
     """
-    spelled = {word: tokenizer.encode(word) for word in (*YES, *NO)}
-    alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*spelled.values(), strict=False))
-    common = [ids[0] for ids in alike]  # in a small vocabulary, the space
-    yes, no = ([*dict.fromkeys(spelled[word][len(common)] for word in words)] for words in (YES, NO))
-    if set(yes) & set(no):
-        raise ValueError("This model's text tokenizer writes yes and no alike, so it cannot be asked what an image shows.")
+    pairs = [tuple(tokenizer.encode(word) for word in pair) for pair in ANSWERS]
+    apart = [pair for pair in pairs if pair[0][0] != pair[1][0]]
+    common: list[int] = []
+    if not apart:  # a vocabulary that writes letter by letter: a space comes before both
+        alike = takewhile(lambda ids: ids[0] == ids[1], zip(*pairs[0], strict=False))
+        common = [ids[0] for ids in alike]
+        apart = [tuple(word[len(common) :] for word in pairs[0])]
+    yes, no = ([*dict.fromkeys(word[0] for word in words)] for words in zip(*apart, strict=True))
     sequences = [Sequence((*one.segments[:-1], Segment.text(common), one.segments[-1])) for one in sequences]
     device = next(model.parameters()).device
     found: list[float] = []

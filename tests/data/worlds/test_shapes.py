@@ -368,6 +368,21 @@ def test_a_lesson_in_arranging_says_how_two_things_lie_to_each_other_or_where_th
             assert any(word in prompt.text for word in words), prompt
 
 
+def test_a_lesson_in_relating_in_chinese_has_the_images_of_arranging_and_says_how_they_lie():
+    related = Counter()
+    words = {word for ways in RELATION_WORDS["zh"].values() for word in ways}
+    for arranged, record in zip(
+        ShapesWorld("train", 200, lesson="arrange"), ShapesWorld("train", 200, lesson="relate_in_chinese"), strict=True
+    ):
+        assert record.facts == arranged.facts  # so codes that are stored of one are those of the other
+        assert {prompt.language for prompt in record.prompts} == {"zh"}
+        is_clear = find_relation(*record.facts.objects) is not None
+        for prompt in record.prompts:
+            related[is_clear, "在" in prompt.text and any(word in prompt.text for word in words)] += 1
+    assert related[True, True] > 200 and related[True, True] > 5 * related[True, False]
+    assert related[False, True] == 0
+
+
 def test_a_lesson_in_counting_shows_things_that_are_alike_and_says_how_many():
     counted = Counter()
     for record in ShapesWorld("train", 200, lesson="count"):

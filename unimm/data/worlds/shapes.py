@@ -85,7 +85,8 @@ class ShapesRecord(Record):
 
     @cached_property
     def prompts(self) -> tuple[Text, ...]:
-        return drawing_prompts(self.facts, self._generator("prompts"), vars(self)["_lesson"].prompts)
+        lesson: Lesson = vars(self)["_lesson"]
+        return drawing_prompts(self.facts, self._generator("prompts"), lesson.prompts, lesson.prompt_languages)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:

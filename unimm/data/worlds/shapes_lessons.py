@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from unimm.data.worlds.scenes import ALIKE_WEIGHTS
 from unimm.data.worlds.shapes_language import LANGUAGES
-from unimm.data.worlds.shapes_prompts import ARRANGING, COUNTING, LOOSE, NAMING, PLACING, TEACHING, PromptStyle
+from unimm.data.worlds.shapes_prompts import ARRANGING, COUNTING, LOOSE, NAMING, PLACING, RELATING, TEACHING, PromptStyle
 from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES
 
 
@@ -17,6 +17,7 @@ class Lesson:
     after the name teach both at once, soonest where everything is named in the same way (recipes/LOG.md).
 
     languages: of questions, in turn.
+    prompt_languages: of what is asked of who draws.
     num_objects: of a scene, one of these; none: as it comes.
     alike: how often the objects of a scene are alike, as `scenes.ALIKE_WEIGHTS`; none: no two are.
     prompts: what is asked of who draws.
@@ -27,6 +28,7 @@ class Lesson:
     num_objects: tuple[int, ...] = ()
     alike: tuple[float, ...] = ALIKE_WEIGHTS
     prompts: PromptStyle = LOOSE
+    prompt_languages: tuple[str, ...] = LANGUAGES
 
 
 BENCHMARK = Lesson(CATEGORIES)
@@ -46,5 +48,7 @@ LESSONS = {
     "put": Lesson(WITH_PLACES, prompts=PLACING),
     "name": Lesson(WITH_PLACES, prompts=NAMING),
     "arrange": Lesson(WITH_PLACES, num_objects=(2,), alike=(), prompts=ARRANGING),
+    # Chinese names both things before it says how they lie to each other, so neither can be placed while it is read.
+    "relate_in_chinese": Lesson(WITH_PLACES, num_objects=(2,), alike=(), prompts=RELATING, prompt_languages=("zh",)),
     "count": Lesson(WITH_PLACES, num_objects=(2, 3, 4), alike=(0.0, 0.5, 0.5), prompts=COUNTING),
 }

@@ -63,13 +63,22 @@ NAMING = PromptStyle(
 ARRANGING = PromptStyle({"full": 0.10, "colour": 0.75, "form": 0.05, "hue": 0.10}, related=0.8, placed=1.0)
 """A lesson in two things that lie to each other as they are wanted."""
 
+RELATING = PromptStyle({"full": 0.05, "colour": 0.80, "form": 0.10, "hue": 0.05}, related=1.0, placed=0.5)
+"""A lesson in how two things lie to each other, wherever that is clear."""
+
 COUNTING = PromptStyle({"colour": 0.6, "form": 0.4}, related=0.0)
 """A lesson in how many."""
 
 
-def drawing_prompts(scene: Scene, rng: np.random.Generator, style: PromptStyle = LOOSE, num_each: int = 2) -> tuple[Text, ...]:
+def drawing_prompts(
+    scene: Scene,
+    rng: np.random.Generator,
+    style: PromptStyle = LOOSE,
+    languages: tuple[str, ...] = LANGUAGES,
+    num_each: int = 2,
+) -> tuple[Text, ...]:
     """`num_each` looser prompts in each language."""
-    return tuple(Text(write_prompt(scene, lang, rng, style), lang) for lang in LANGUAGES for _ in range(num_each))
+    return tuple(Text(write_prompt(scene, lang, rng, style), lang) for lang in languages for _ in range(num_each))
 
 
 def write_prompt(scene: Scene, language: str, rng: np.random.Generator, style: PromptStyle = LOOSE) -> str:
