@@ -163,6 +163,7 @@ def test_every_item_is_asked_once_in_batches(knowing):
     drawn = [("draw", 0, 63, 2.0, 0.5, 3), ("draw", 64, 119, 2.0, 0.5, 3)]
     assert knowing.calls == [("answer", 128), ("answer", 72), *drawn]
     assert len({example.key for example in result.examples}) == 120
+    assert result.measures == {"best_of": 3}
     asked = DigitsAnswers(1000).run(knowing, lambda example: None).examples
     assert len({(example.key, example.prompt) for example in asked}) == 1000
 

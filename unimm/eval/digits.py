@@ -34,7 +34,7 @@ class DigitsDrawings(Drawings):
 
     def measures(self) -> dict[str, float]:
         """The machine's own accuracy on the unseen half of the scans."""
-        return {"judge_accuracy": find_judge().accuracy}
+        return {**super().measures(), "judge_accuracy": find_judge().accuracy}
 
 
 def commission(number: int) -> Commission:

@@ -67,8 +67,8 @@ class Drawings:
         return summarize(self.name, examples, self.measures(), self.mean_of_categories)
 
     def measures(self) -> dict[str, float]:
-        """Numbers to report beside the score, such as how well the judge reads."""
-        return {}
+        """Numbers to report beside the score, such as how well the judge reads: here, from how many each drawing was chosen."""
+        return {"best_of": self.settings.best_of} if self.settings.best_of > 1 else {}
 
     def _examples(self, engine: Engine) -> Iterator[Example]:
         first = self.settings.seed * SEEDS
