@@ -27,10 +27,10 @@ from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 KINDS = ("cosine", "simvq", "fsq", "lfq")
 
 SPREAD_STEPS, SPREAD_SHARPNESS, SPREAD_STRIDE = 1500, 60.0, 0.02
+"""How `spread_points` moves: 512 points in 4 dimensions end 18 to 20 degrees from their nearest neighbour."""
 
 UNIT_TOLERANCE = 1e-6
 """So far from 1 a length may be that division by it has given: a few times what float32 rounds."""
-"""How `spread_points` moves: 512 points in 4 dimensions end 18 to 20 degrees from their nearest neighbour."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ def unit_rows(codebook_KD: Tensor) -> Tensor:
     return torch.where((lengths_K1 - 1).abs() < UNIT_TOLERANCE, codebook_KD, F.normalize(codebook_KD, dim=-1))
 
 
+@torch.no_grad()
 def spread_points(num_points: int, dim: int, seed: int = 0) -> Tensor:
     """Points (num_points, dim) on the unit sphere, about evenly spread: each step moves every one away from the others.
 

@@ -1,6 +1,6 @@
 """What is asked of who draws shapes, in English and Chinese: looser texts than captions, true of the whole picture.
 
-Benchmarks ask in the style LOOSE. TEACHING and PLACING are for training alone: they name places, and colours without a form.
+Benchmarks ask in the style LOOSE. The others are for training alone: they name places, and colours without a form.
 """
 
 from dataclasses import dataclass
