@@ -266,8 +266,8 @@ class Engine:
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
             callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
-            more: `best_of`: draw each image so many times, and give the one that aligns best with the prompt (`alignment`), in a
-                little more than so many times the time. `min_p` of `Sampling`, `guidance_interval` of `Request`.
+            more: `best_of`: draw each image so many times, and give the one that aligns best with the prompt (`alignment`), in
+                a little more than so many times the time. `min_p` of `Sampling`, `guidance_interval` of `Request`.
 
         Returns:
             A list of PIL images; a list of such lists for a list of prompts.
