@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 QUICKSTART_MODEL = Path("runs/quickstart/model")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
 ORDER = (
     *("quickstart", "caption", "answer", "generate"),
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "report", "scaling", "convert", "bench"),
+    *("eval", "report", "compare", "scaling", "convert", "bench"),
 )
 """As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
 
@@ -231,6 +229,23 @@ def report(
     from unimm.eval.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+@app.command()
+def compare(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores: ARM-SEED, such as two-0, two-1.")],
+    task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
+) -> None:
+    """Put the scores of an ablation's arms beside each other, means over seeds: a table and a plot.
+
+    \b
+    Example:
+      unimm compare runs/encoders --task shapes_answers --task shapes_drawings
+    """
+    from unimm.cli.compare import run
+
+    run(runs, task or [], out)
 
 
 @app.command()

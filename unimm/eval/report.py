@@ -8,18 +8,17 @@ import base64
 import colorsys
 import io
 import json
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from unimm.eval.arms import group_arms
 from unimm.eval.curves import draw_curves, read_metrics
 
 SHOWN = 12
@@ -72,7 +71,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         trainings=trainings,
         evaluations=evaluations,
-        comparison=compare(evaluations),
+        comparison=group_arms((one.name, {task: told["score"] for task, told in one.scores.items()}) for one in evaluations),
         quickstart=_read_json(run / "quickstart.json"),
     )
     out = out or run / "report.html"
@@ -104,22 +103,6 @@ def read_evaluation(folder: Path, run: Path) -> Evaluation:
         for task, group in groupby(map(json.loads, lines), key=lambda one: one["task"])
     }
     return Evaluation(_name(folder, run), told["tasks"], {k: v for k, v in examples.items() if v}, told["finished"])
-
-
-def compare(evaluations: list[Evaluation]) -> dict[str, dict[str, tuple[float, float, int]]]:
-    """Scores of several evaluations beside each other: by arm and task the mean, its standard deviation, and of how many.
-
-    Folders that differ in a number at the end alone ("two-0/scores", "two-1/scores") are one arm with several seeds.
-    """
-    arms: dict[str, dict[str, list[float]]] = {}
-    for evaluation in evaluations:
-        arm = re.sub(r"-\d+(?=/|$)", "", evaluation.name)
-        for task, told in evaluation.scores.items():
-            arms.setdefault(arm, {}).setdefault(task, []).append(told["score"])
-    return {
-        arm: {task: (mean(values), stdev(values) if len(values) > 1 else 0.0, len(values)) for task, values in tasks.items()}
-        for arm, tasks in sorted(arms.items())
-    }
 
 
 def choose_examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class RowCacheLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         rows, slots_RT, used = self._cache.rows, self._cache.slots, self._cache.used
         keys, values = self.keys[rows], self.values[rows]
-        rows_R1 = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
+        rows_R1 = self._cache.row_numbers
         # Advanced indices around a slice put the indexed axes first: (R, T, H, d).
         keys[rows_R1, :, slots_RT] = key_states.transpose(1, 2).to(self.dtype)
         values[rows_R1, :, slots_RT] = value_states.transpose(1, 2).to(self.dtype)
@@ -104,7 +104,7 @@ def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
 class RowCache(Cache):
     """One `RowCacheLayer` a layer of the trunk, all told the same rows and slots.
 
-    rows: those of the next forward. slots: (R, T) where it writes. used: how many slots it reads.
+    rows: those of the next forward; row_numbers: (R, 1), 0 and up. slots: (R, T) where it writes. used: how many it reads.
     num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is asked for.
     """
 
@@ -112,12 +112,13 @@ class RowCache(Cache):
         self.most_rows = most_rows
         self.num_rows = self.num_slots = self.used = self.generation = 0
         self.rows = slice(0, 0)
-        self.slots = torch.zeros(1, 1, dtype=torch.long)
+        self.slots = self.row_numbers = torch.zeros(1, 1, dtype=torch.long)
         super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
 
     def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int) -> None:
         """Say which rows the next forward is for, where it writes and how much it reads."""
         self.rows, self.slots, self.used = rows, slots_RT, used
+        self.row_numbers = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
         self.reserve(rows.stop, used)
 
     def reserve(self, num_rows: int, num_slots: int) -> None:

@@ -113,10 +113,11 @@ class _Layer:
     ) -> torch.Tensor:
         rows = len(x_RD)
         heads_RHd = self.qkv(self.norm1(x_RD)).view(rows, -1, self.head_dim)
-        q, k, v = heads_RHd.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        q, k = _rotate(q, cos_R1d, sin_R1d), _rotate(k, cos_R1d, sin_R1d)
+        turned_RHd, v = heads_RHd.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = turned_RHd.split([self.num_heads, self.num_kv_heads], dim=1)
+            turned_RHd = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = _rotate(turned_RHd, cos_R1d, sin_R1d).split([self.num_heads, self.num_kv_heads], dim=1)
         keys_RGSd, values_RGSd = store.write(k[:, :, None], v[:, :, None])
         mixed_RHd = attend(q, keys_RGSd, values_RGSd, mask_R11S, self.scale).to(x_RD.dtype)
         x_RD = x_RD + self.out(mixed_RHd.reshape(rows, -1))

@@ -5,7 +5,9 @@ through the operators that torch.compile uses). Weights of 8 or 4 bits are read 
 products, on a GPU through torchao. Everything else is `torch.nn.Linear`.
 """
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 QUANTIZED = ("int8", "int4", "fp8")
 """Weights of fewer bits: 8 with a scale a row, 4 with a scale and a zero for every `GROUP` of a row, float8 (e4m3) with a scale
-a row. Products are in bfloat16."""
+a row. Products are in bfloat16; of int8 on a CPU that has them, in integers."""
 
 GROUP = 64
 """Weights that share a scale in int4."""
@@ -35,12 +37,37 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class Int8Linear:
-    """weight (O, I) as int8 with a scale a row; x (R, I) bfloat16 -> (R, O), on a CPU."""
+class IntegerLinear:
+    """weight (O, I) as int8 with a scale a row, and so is x (R, I) bfloat16, at every call; -> (R, O), on a CPU.
+
+    Integers are multiplied four at a time (VNNI), through FBGEMM. Each row of x has a scale of its own, its largest value: what
+    comes of a row does not depend on the others, as it would by PyTorch's "dynamic" product, which has one for all.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         weight = weight.detach().float()
-        scale_O = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        scale_O = _scales(weight)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*are deprecated")
+            whole = torch.quantize_per_channel(
+                weight, scale_O.double(), torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8
+            )
+        self.weight = torch.ops.quantized.linear_prepack(whole, None)
+        self.bias = None if bias is None else bias.detach()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        largest_R1 = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True, dtype=torch.float32).clamp_(min=1e-12)
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        out = multiply(x / largest_R1, 1 / 127, 128, self.weight).mul_(largest_R1).to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+
+class Int8Linear:
+    """weight (O, I) as int8 with a scale a row; x (R, I) bfloat16 -> (R, O), on a CPU without `IntegerLinear`."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        weight = weight.detach().float()
+        scale_O = _scales(weight)
         self.weight = (weight / scale_O[:, None]).round().to(torch.int8)
         self.scale = scale_O.to(torch.bfloat16)
         self.bias = None if bias is None else bias.detach()
@@ -103,7 +130,7 @@ def make_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
         # Int4 takes whole groups; a layer of another width keeps its bits.
         if weights == "int4" and weight.shape[1] % GROUP:
             return make_linear(layers)
-        on_cpu_by = {"int8": Int8Linear, "int4": Int4Linear}
+        on_cpu_by = {"int8": IntegerLinear if has_integer_products() else Int8Linear, "int4": Int4Linear}
         return on_cpu_by[weights](weight, bias) if on_cpu else quantize_by_torchao(weight, bias, weights)
     if on_cpu and can_pack(weight.dtype):
         return PackedLinear(weight, bias)
@@ -126,3 +153,16 @@ def can_pack(dtype: torch.dtype) -> bool:
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
+def has_integer_products() -> bool:
+    """Whether this PyTorch and this processor multiply integers of 8 bits exactly: without VNNI, sums of two overflow."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines or not torch.cpu._is_vnni_supported():
+        return False
+    return hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+
+
+def _scales(weight: torch.Tensor) -> torch.Tensor:
+    """(O,) what a step of int8 is worth in each row."""
+    return weight.abs().amax(dim=1).clamp(min=1e-12) / 127

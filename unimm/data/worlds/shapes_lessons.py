@@ -4,7 +4,18 @@ from dataclasses import dataclass
 
 from unimm.data.worlds.scenes import ALIKE_WEIGHTS
 from unimm.data.worlds.shapes_language import LANGUAGES
-from unimm.data.worlds.shapes_prompts import ARRANGING, COUNTING, LOOSE, NAMING, PLACING, RELATING, TEACHING, PromptStyle
+from unimm.data.worlds.shapes_prompts import (
+    ARRANGING,
+    COUNTING,
+    COUNTING_PAIRS,
+    LOOSE,
+    NAMING,
+    PAIRING,
+    PLACING,
+    RELATING,
+    TEACHING,
+    PromptStyle,
+)
 from unimm.data.worlds.shapes_questions import CATEGORIES, WITH_PLACES
 
 
@@ -51,4 +62,6 @@ LESSONS = {
     # Chinese names both things before it says how they lie to each other, so neither can be placed while it is read.
     "relate_in_chinese": Lesson(WITH_PLACES, num_objects=(2,), alike=(), prompts=RELATING, prompt_languages=("zh",)),
     "count": Lesson(WITH_PLACES, num_objects=(2, 3, 4), alike=(0.0, 0.5, 0.5), prompts=COUNTING),
+    "pair": Lesson(WITH_PLACES, prompts=PAIRING),
+    "count_pairs": Lesson(WITH_PLACES, num_objects=(2, 3, 4), alike=(0.0, 0.5, 0.5), prompts=COUNTING_PAIRS),
 }

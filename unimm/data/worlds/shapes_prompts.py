@@ -69,6 +69,13 @@ RELATING = PromptStyle({"full": 0.05, "colour": 0.80, "form": 0.10, "hue": 0.05}
 COUNTING = PromptStyle({"colour": 0.6, "form": 0.4}, related=0.0)
 """A lesson in how many."""
 
+# "a yellow object" teaches which forms are never yellow, as "a cross" teaches in which colours no cross comes.
+PAIRING = PromptStyle({"full": 0.15, "colour": 0.81, "form": 0.03, "size": 0.01}, related=0.5, placed=0.2)
+"""A lesson in colours that are always said with a form."""
+
+COUNTING_PAIRS = PromptStyle({"full": 0.05, "colour": 0.87, "form": 0.08}, related=0.0)
+"""A lesson in how many, with the colour."""
+
 
 def drawing_prompts(
     scene: Scene,
