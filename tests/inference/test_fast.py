@@ -166,7 +166,7 @@ def test_attention_is_softmax_attention() -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(
         q[:, :, None], keys.repeat_interleave(3, 1), values.repeat_interleave(3, 1), attn_mask=mask
     )[:, :, 0]
-    torch.testing.assert_close(attend(q, keys, values, mask, 8**-0.5), expected)
+    torch.testing.assert_close(attend(q, keys, values, mask.repeat(1, 2, 1, 1), 8**-0.5), expected)
 
 
 def test_kinds_have_a_head_each() -> None:

@@ -84,12 +84,13 @@ class FastModel:
         if self.layers is None:
             return self.model.hidden(embeddings_RD[:, None], seen_RS[:, None, None], positions_R[:, None], cache)[:, 0]
         cos_R1d, sin_R1d = self.model.trunk.rotary_emb(embeddings_RD[:, None], positions_R[:, None])
-        masked_R11S = torch.zeros(rows, 1, 1, used, device=positions_R.device).masked_fill(~seen_RS[:, None, None], -torch.inf)
+        mask_RS = torch.zeros(rows, used, device=positions_R.device).masked_fill(~seen_RS, -torch.inf)
+        mask_RG1S = mask_RS[:, None, None].repeat(1, self.layers[0].num_kv_heads, 1, 1)
         hidden_RD = embeddings_RD
         for layer, store in zip(self.layers, cache.layers, strict=True):
             assert isinstance(store, RowCacheLayer)
-            hidden_RD = layer(hidden_RD, cos_R1d, sin_R1d, masked_R11S, store)
-        return self.model.trunk.norm(hidden_RD)
+            hidden_RD = layer(hidden_RD, cos_R1d, sin_R1d, mask_RG1S, store)
+        return _norm(self.model.trunk.norm)(hidden_RD)
 
 
 class _Layer:
@@ -97,7 +98,7 @@ class _Layer:
 
     def __init__(self, layer: Any, weights: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm1, self.norm2 = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.qkv = make_linear([attention.q_proj, attention.k_proj, attention.v_proj], weights)
         self.out = make_linear([attention.o_proj], weights)
         self.gate_up = make_linear([mlp.gate_proj, mlp.up_proj], weights)
@@ -106,10 +107,11 @@ class _Layer:
         self.head_dim, self.scale = attention.head_dim, attention.scaling
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
-        self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        has_norms = hasattr(attention, "q_norm")
+        self.q_norm, self.k_norm = (_norm(attention.q_norm), _norm(attention.k_norm)) if has_norms else (None, None)
 
     def __call__(
-        self, x_RD: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor, mask_R11S: torch.Tensor, store: RowCacheLayer
+        self, x_RD: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor, mask_RG1S: torch.Tensor, store: RowCacheLayer
     ) -> torch.Tensor:
         rows = len(x_RD)
         heads_RHd = self.qkv(self.norm1(x_RD)).view(rows, -1, self.head_dim)
@@ -119,30 +121,37 @@ class _Layer:
             turned_RHd = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
         q, k = _rotate(turned_RHd, cos_R1d, sin_R1d).split([self.num_heads, self.num_kv_heads], dim=1)
         keys_RGSd, values_RGSd = store.write(k[:, :, None], v[:, :, None])
-        mixed_RHd = attend(q, keys_RGSd, values_RGSd, mask_R11S, self.scale).to(x_RD.dtype)
+        mixed_RHd = attend(q, keys_RGSd, values_RGSd, mask_RG1S, self.scale).to(x_RD.dtype)
         x_RD = x_RD + self.out(mixed_RHd.reshape(rows, -1))
         gate_RF, up_RF = self.gate_up(self.norm2(x_RD)).chunk(2, dim=-1)
         return x_RD + self.down(self.activation(gate_RF) * up_RF)
 
 
 def attend(
-    q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_R11S: torch.Tensor, scale: float
+    q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """One query a row and head against the cache, in the cache's dtype; heads share keys in groups. Gives (R, H, d).
+
+    mask_RG1S: 0 where a row may look and minus infinity elsewhere, the same for all heads.
 
     On a CPU by plain products: for single queries they are faster there than the fused kernel, which is made for many.
     """
     rows, num_heads, head_dim = q_RHd.shape
-    if q_RHd.is_cuda:
-        mask_R11S = mask_R11S.to(q_RHd.dtype)
-        return F.scaled_dot_product_attention(
-            q_RHd[:, :, None], keys_RGSd, values_RGSd, mask_R11S, scale=scale, enable_gqa=keys_RGSd.shape[1] != num_heads
-        )[:, :, 0]
     groups = keys_RGSd.shape[1]
-    q_RGnd = (q_RHd * scale).to(keys_RGSd.dtype).view(rows, groups, num_heads // groups, head_dim)
-    scores_RGnS = q_RGnd @ keys_RGSd.transpose(-1, -2)
-    weights_RGnS = (scores_RGnS.float() + mask_R11S).softmax(-1).to(values_RGSd.dtype)
-    return (weights_RGnS @ values_RGSd).view(rows, num_heads, head_dim)
+    if q_RHd.is_cuda:
+        mask_R11S = mask_RG1S[:, :1].to(q_RHd.dtype)
+        return F.scaled_dot_product_attention(
+            q_RHd[:, :, None], keys_RGSd, values_RGSd, mask_R11S, scale=scale, enable_gqa=groups != num_heads
+        )[:, :, 0]
+    q_Nnd = q_RHd.to(keys_RGSd.dtype).reshape(rows * groups, num_heads // groups, head_dim)
+    scores_NnS = torch.baddbmm(mask_RG1S.flatten(0, 1), q_Nnd, keys_RGSd.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return torch.bmm(scores_NnS.softmax(-1), values_RGSd.flatten(0, 1)).view(rows, num_heads, head_dim)
+
+
+def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """RMSNorm (arXiv 1910.07467) as one operation, of which a GPU makes one kernel; in bfloat16 rounded once, at the end."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def _rotate(x_RHd: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor) -> torch.Tensor:
