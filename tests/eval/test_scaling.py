@@ -1,6 +1,7 @@
 """Scaling laws: one that made the losses is found again; too few runs are refused; the verb reads what trainings leave."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,12 @@ def test_the_verb_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
         assert result.exit_code == 2 and told in " ".join(result.stderr.split()), result.output
 
 
-def test_the_verb_writes_a_table_a_plot_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("unimm.cli.scaling.find_runs", lambda folder: (make_runs(0.01), ["late"]))
+@pytest.mark.parametrize("num_scored", [0, 5, 12])
+def test_the_verb_writes_a_table_a_plot_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_scored: int) -> None:
+    """With scores of no runs, of some (of one size none), of all; of five tasks, so that panels go on in another row."""
+    scores = {f"task_{number}": 0.1 * number for number in range(5)}
+    runs = [replace(run, scores=scores if number < num_scored else {}) for number, run in enumerate(make_runs(0.01))]
+    monkeypatch.setattr("unimm.cli.scaling.find_runs", lambda folder: (runs, ["late"]))
     result = CliRunner().invoke(app, ["scaling", str(tmp_path), "--predict", "1e9:20e9", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "not finished: late" in result.stderr and "1B parameters and 20B positions" in result.stdout

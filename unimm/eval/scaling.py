@@ -31,6 +31,9 @@ HUBER = 1e-3
 MAX_TICKS = 6
 """Lengths that are written below a plot."""
 
+MAX_COLUMNS = 4
+"""Panels beside each other in a plot."""
+
 LEAST_RUNS = 6
 """A law has five numbers."""
 
@@ -162,28 +165,47 @@ def fit_without_each(runs: list[Run], kind: str) -> list[Law]:
 
 
 def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:
-    """Losses against positions, a colour a size, with the law's curves; one panel a kind. The suffix says which format."""
+    """Losses against positions, a colour a size, with the law's curves, a panel a kind; then scores, where there are any, a
+    panel a task. The suffix says which format."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(laws), 3.6), layout="constrained")
     sizes = sorted({run.parameters for run in runs})
     lengths = sorted({float(f"{run.positions:.2g}") for run in runs})
     reach = np.geomspace(min(lengths) / 1.3, max(lengths) * 1.3, 50)
-    for axes, (kind, law) in zip(np.atleast_1d(figure.subplots(1, len(laws))), laws.items(), strict=True):
+    tasks = sorted({task for run in runs for task in run.scores})
+    num_panels = len(laws) + len(tasks)
+    num_rows = -(-num_panels // MAX_COLUMNS)
+    num_columns = -(-num_panels // num_rows)
+    figure = Figure(figsize=(4.6 * num_columns, 3.6 * num_rows), layout="constrained")
+    panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    for axes, (kind, law) in zip(panels, laws.items(), strict=False):
         for size, colour in zip(sizes, itertools.cycle(PALETTE)):
             same = [run for run in runs if run.parameters == size and kind in run.losses]
             axes.plot(reach, [law(size, length) for length in reach], color=colour, linewidth=1.2, alpha=0.7)
             positions, losses = [run.positions for run in same], [run.losses[kind] for run in same]
             axes.plot(positions, losses, "o", color=colour, label=short(size))
-        axes.set(xscale="log", xlabel="positions learned from", ylabel=f"loss of {kind}, nats")
-        ticks = lengths[:: -(-len(lengths) // MAX_TICKS)]
-        axes.set_xticks(ticks, [short(length) for length in ticks])
-        axes.minorticks_off()
-        axes.grid(alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(title="trunk", frameon=False, fontsize=8, title_fontsize=8)
-        axes.tick_params(colors=GREY)
+        _finish(axes, lengths, f"loss of {kind}, nats")
+    for axes, task in zip(panels[len(laws) :], tasks, strict=False):
+        for size, colour in zip(sizes, itertools.cycle(PALETTE)):
+            same = sorted((run.positions, run.scores[task]) for run in runs if run.parameters == size and task in run.scores)
+            positions, scores = [position for position, _ in same], [score for _, score in same]
+            axes.plot(positions, scores, "o-", color=colour, label=short(size), linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        _finish(axes, lengths, f"share right, {task.replace('_', ' ')}")
+    for axes in panels[num_panels:]:
+        axes.set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _finish(axes: Any, lengths: list[float], title: str) -> None:
+    axes.set(xscale="log", xlabel="positions learned from", ylabel=title)
+    ticks = lengths[:: -(-len(lengths) // MAX_TICKS)]
+    axes.set_xticks(ticks, [short(length) for length in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="trunk", frameon=False, fontsize=8, title_fontsize=8)
+    axes.tick_params(colors=GREY)
 
 
 def short(count: float) -> str:
