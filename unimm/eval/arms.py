@@ -77,14 +77,16 @@ def columns_of(arms: Arms, tasks: list[str]) -> list[str]:
 
 
 def plot(arms: Arms, columns: list[str], path: Path) -> None:
-    """Scores as bars, an arm a group, and as a line an arm wherever they hang on a setting; the suffix says which format."""
+    """Scores as bars, an arm a group, or, where they were taken at several values of a setting, as a line an arm. The suffix
+    says which format."""
     from matplotlib.figure import Figure
 
-    plain = [column for column in columns if not _setting(column)]
     lines: dict[tuple[str, str], list[str]] = {}
     for column in columns:
         if told := _setting(column):
             lines.setdefault((told[0], column.split()[-1]), []).append(column)
+    as_lines = {task for _, task in lines}
+    plain = [column for column in columns if not _setting(column) and column not in as_lines]
     panels = [*([plain] if plain else []), *lines.items()]
     widths = [max(4.6, 0.9 * len(arms))] * bool(plain) + [4.6] * len(lines)
     figure = Figure(figsize=(sum(widths), 3.8), layout="constrained")
