@@ -149,7 +149,7 @@ def attend(
 
 
 def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """RMSNorm (arXiv 1910.07467) as one operation, of which a GPU makes one kernel; in bfloat16 rounded once, at the end."""
+    """RMSNorm (arXiv 1910.07467) as one operation, for which GPUs have one kernel; in bfloat16 rounded once, at the end."""
     weight, epsilon = norm.weight, norm.variance_epsilon
     return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
 
