@@ -13,7 +13,7 @@ import unimm
 from unimm.cli.app import app
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
-from unimm.inference.load import DEMO
+from unimm.models.weights import DEMO
 
 MAX_BYTES = 24e6
 

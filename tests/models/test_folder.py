@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from unimm.models.folder import load_model, save_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
+from unimm.models.weights import DEMO, find_folder
 
 SPECIAL = [
     "<unk>",
@@ -247,6 +249,14 @@ def test_a_broken_folder_is_refused_in_one_sentence(copy, damage, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_model(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_demo_is_a_name_wherever_a_model_is_named(tmp_path, monkeypatch):
+    """And a folder of one's own with that name is a path."""
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert find_folder("demo") == DEMO and (DEMO / "config.json").is_file()
+    assert find_folder("./demo") == find_folder(Path("demo")) == Path("demo")
 
 
 def test_names_that_are_no_model(saved, tmp_path):

@@ -14,8 +14,8 @@ from unimm.bench.trials import run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device
 from unimm.files import write_json
-from unimm.inference.load import DEMO
 from unimm.models.attention import WAYS
+from unimm.models.weights import DEMO
 
 console = Console(highlight=False)
 status = Console(stderr=True)

@@ -37,6 +37,7 @@ from unimm.models.lora import adapter_parameters
 from unimm.models.parts import change_vocabulary
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.models.weights import DEMO
 from unimm.ranks import Ranks
 
 NEW = "new"
@@ -242,11 +243,12 @@ def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    path = Path(config.image_tokenizer)
+    named = str(config.image_tokenizer)
+    path = DEMO if named == "demo" else Path(named)
     content = read_json(path / CONFIG)
     if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):
         return load_image_tokenizer(path)
-    return load_model(config.image_tokenizer, dtype=torch.float32).image_tokenizer
+    return load_model(named, dtype=torch.float32).image_tokenizer
 
 
 def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel, own: PromptFormat) -> Template:

@@ -11,9 +11,6 @@ from unimm.inference.conventions import check_image_preparation, read_drawing_de
 from unimm.inference.engine import Engine
 from unimm.models.folder import LoadedModel, load_model
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
-"""The model that comes with the package."""
-
 
 def load(
     path: str | Path,
@@ -36,8 +33,6 @@ def load(
         ValueError: there is no such model or adapter, it cannot be read, the adapter is another model's, or the device is not
             here: one sentence says what to do.
     """
-    if str(path) == "demo":
-        path = DEMO
     where = choose_device(device)
     if where.type == "cpu":
         keep_memory()

@@ -17,6 +17,9 @@ from torch import Tensor
 from unimm.files import read_json
 from unimm.models.hub import download_model
 
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+"""The model that comes with the package: what the name "demo" stands for, wherever a model is named."""
+
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,13 +31,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
-    """The folder of a model: a local one as it is, a hub id's in huggingface_hub's cache (downloaded if need be).
+    """The folder of a model: a local one as it is, "demo", a hub id's in huggingface_hub's cache (downloaded if need be).
 
     from_pickle: download pickled weights too.
 
     Raises:
         ValueError: neither is there.
     """
+    if path_or_hub_id == "demo":  # one's own of that name is "./demo"
+        return DEMO
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
