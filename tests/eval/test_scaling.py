@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.eval.scaling import Law, Run, fit, fit_without_each
+from unimm.eval.scaling import Law, Run, count_lengths, fit, fit_without_each
 from unimm.inference.engine import Engine
 
 TRUE = Law(floor=0.5, a=30.0, alpha=0.35, b=400.0, beta=0.4)
@@ -51,6 +51,30 @@ def test_too_few_runs_tell_no_law(kept: slice) -> None:
         fit(make_runs()[kept], "text")
 
 
+def test_lengths_that_differ_by_how_full_rows_were_are_one() -> None:
+    """Eight runs of four sizes, all of a million positions or nearly so, tell nothing of D."""
+    rng = np.random.default_rng(0)
+    runs = [replace(run, positions=1e6 * (1 + 0.01 * rng.standard_normal())) for run in make_runs()[:8]]
+    assert count_lengths(runs) == 1 and count_lengths(make_runs()) == 3
+    assert count_lengths([replace(run, positions=run.positions / 1e4) for run in make_runs()]) == 3
+    with pytest.raises(ValueError, match="of 3 sizes and 1 lengths"):
+        fit(runs, "text")
+
+
+def test_what_runs_do_not_tell_is_named() -> None:
+    assert not fit(make_runs(), "text").untold
+    flat = [replace(run, losses={"text": 30.0 / run.parameters**0.35}) for run in make_runs()]
+    assert "floor" in fit(flat, "text").untold
+
+
+def test_a_prediction_takes_a_run_to_spare() -> None:
+    """Six runs tell a law and, without one, none."""
+    six = [run for number, run in enumerate(make_runs()) if number in (0, 2, 4, 6, 8, 10)]
+    fit(six, "text")
+    with pytest.raises(ValueError, match=r"Without one of them, the 6 runs with a loss of text tell no law.*at least 7"):
+        fit_without_each(six, "text")
+
+
 @pytest.fixture(scope="module")
 def folder(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eight trainings left, of the tiny model, and one that was not finished."""
@@ -84,11 +108,24 @@ def test_what_trainings_left_is_read(folder: Path, tiny_engine: Engine) -> None:
 def test_the_verb_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
     for words, told in (
         ([str(folder)], "8 runs of 1 sizes and 8 lengths with a loss of text do not tell a law"),
+        ([str(folder), "--predict", "inf:1e9"], "'inf:1e9' is no run to predict"),
         ([str(folder), "--predict", "big"], "'big' is no run to predict: give PARAMETERS:POSITIONS, such as 1e9:20e9."),
         ([str(tmp_path)], "holds no finished trainings"),
     ):
         result = CliRunner().invoke(app, ["scaling", *words])
         assert result.exit_code == 2 and told in " ".join(result.stderr.split()), result.output
+
+
+def test_a_kind_that_few_runs_learned_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = [
+        replace(run, losses={**run.losses, "codes": 1.0} if number < 3 else run.losses)
+        for number, run in enumerate(make_runs())
+    ]
+    monkeypatch.setattr("unimm.cli.scaling.find_runs", lambda folder: (runs, []))
+    result = CliRunner().invoke(app, ["scaling", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "No law of codes, for it takes more than 3 runs of 1 sizes and 3 lengths." in " ".join(result.stderr.split())
+    assert list(json.loads((tmp_path / "out/scaling.json").read_text())["laws"]) == ["text"]
 
 
 @pytest.mark.parametrize("num_scored", [0, 5, 12])

@@ -134,8 +134,15 @@ def test_the_best_of_several_drawings_is_the_one_that_aligns_best(tiny_engine: E
     (alone,) = tiny_engine.generate_images(PROMPTS[1], seed=3, best_of=3)
     assert alone.tobytes() == best[1][0].tobytes()
     assert tiny_engine.generate_images([], best_of=2) == []
-    with pytest.raises(ValueError, match="best_of must be at least 1, not 0"):
-        tiny_engine.generate_images("a", best_of=0)
+    for wrong in (0, None, 2.5):
+        with pytest.raises(ValueError, match=f"best_of must be a whole number of at least 1, not {wrong}"):
+            tiny_engine.generate_images("a", best_of=wrong)
+    long = "xy " * (tiny_engine.model.config.max_positions // 2)
+    for ask in (lambda: tiny_engine.alignment(alone, long), lambda: tiny_engine.generate_images(long, best_of=2)):
+        with pytest.raises(
+            ValueError, match=r"To ask whether an image shows this prompt takes \d+ positions, and the model was made"
+        ):
+            ask()
 
 
 def test_taking_turns_changes_nothing(tiny_engine: Engine) -> None:

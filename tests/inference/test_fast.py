@@ -132,6 +132,23 @@ def test_a_layer_that_has_no_whole_groups_keeps_its_bits() -> None:
     assert isinstance(make_linear([layer], "int4"), PackedLinear)
 
 
+@pytest.mark.parametrize(("weights", "sizes", "integers"), [("int4", (64, 40), True), ("int8", (100, 64), False)])
+def test_a_layer_that_has_no_whole_blocks_keeps_its_bits(
+    weights: str, sizes: tuple[int, int], integers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's kernels raise, or end the process."""
+    monkeypatch.setattr("unimm.inference.linear.has_integer_products", lambda: integers)
+    layer = torch.nn.Linear(*sizes, dtype=torch.bfloat16)
+    assert isinstance(make_linear([layer], weights), PackedLinear)
+
+
+def test_int8_without_integer_products_takes_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimm.inference.linear.has_integer_products", lambda: False)
+    layer = torch.nn.Linear(64, 48, dtype=torch.bfloat16)
+    x_RI = torch.randn(64, 3, dtype=torch.bfloat16).T
+    torch.testing.assert_close(make_linear([layer], "int8")(x_RI), layer(x_RI), atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize(("weights", "error"), [("int8", 0.05), ("int4", 0.4)])
 @torch.inference_mode()
 def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:

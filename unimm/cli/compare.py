@@ -9,6 +9,7 @@ from unimm.eval.arms import Over, columns_of, find_arms, plot
 from unimm.files import write_json
 
 console = Console(highlight=False)
+status = Console(stderr=True, highlight=False)
 
 
 def run(folder: Path, tasks: list[str], out: Path | None) -> None:
@@ -21,12 +22,17 @@ def run(folder: Path, tasks: list[str], out: Path | None) -> None:
     Raises:
         ValueError: there are no scores, or none of a task that is asked for.
     """
-    arms = find_arms(folder)
+    arms, notes = find_arms(folder)
+    for note in notes:
+        status.print(note)
     columns = columns_of(arms, tasks)
-    # Scores are many and arms are few: a line a score.
-    table = Table("score", *arms, box=None)
+    # A line an arm below its score: as wide as a terminal, however many arms and scores there are.
+    table = Table("score", "arm", "share right", "seeds", box=None)
     for column in columns:
-        table.add_row(column.replace("_", " "), *(told(arm.get(column)) for arm in arms.values()))
+        table.add_section()
+        known = [(arm, told[column]) for arm, told in arms.items() if column in told]
+        for place, (arm, over) in enumerate(known):
+            table.add_row("" if place else column.replace("_", " "), arm, say(over), str(over.num_seeds))
     console.print(table)
     console.print("Means over seeds, ± their standard deviation.")
     out = out or folder
@@ -36,8 +42,6 @@ def run(folder: Path, tasks: list[str], out: Path | None) -> None:
     console.print(f"{out / 'compare.png'}, {out / 'compare.json'}")
 
 
-def told(over: Over | None) -> str:
+def say(over: Over) -> str:
     """A score over seeds, in words."""
-    if over is None:
-        return "-"
     return f"{over.mean:.3f}" + (f" ± {over.deviation:.3f}" if over.num_seeds > 1 else "")

@@ -1,12 +1,14 @@
 """`unimm scaling`: what runs of several sizes and lengths say about larger ones; a table, a plot, JSON."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
-from unimm.eval.scaling import Law, Run, find_runs, fit, fit_without_each, plot, short
+from unimm.eval.scaling import Law, Run, find_runs, fit, fit_without_each, plot, short, why_not_enough
 from unimm.files import write_json
 
 console = Console(highlight=False)
@@ -28,12 +30,22 @@ def run(folder: Path, predict: list[str], out: Path | None) -> None:
     if unfinished:
         status.print(f"Left out, for they are not finished: {', '.join(unfinished)}.")
     kinds = sorted({kind for run in runs for kind in run.losses}, reverse=True)  # text first
+    told_by = {kind: [run for run in runs if kind in run.losses] for kind in kinds}
+    if any(not why_not_enough(known) for known in told_by.values()):  # where none tells a law, the fit says so
+        for kind in kinds:
+            if why := why_not_enough(told_by[kind]):
+                status.print(f"No law of {kind}, for it takes more than {why}.")
+                del told_by[kind]
     with status.status(f"Fitting {len(runs)} runs"):
-        laws = {kind: fit(runs, kind) for kind in kinds}
-        others = {kind: fit_without_each(runs, kind) for kind in kinds if wanted}
+        laws = {kind: fit(known, kind) for kind, known in told_by.items()}
+        others = {kind: fit_without_each(known, kind) for kind, known in told_by.items() if wanted}
     show_runs(sorted(runs, key=lambda run: (run.parameters, run.positions)), laws)
     for kind, law in laws.items():
         console.print(f"{kind}: {law.floor:.3g} + {law.a:.3g} / N^{law.alpha:.2f} + {law.b:.3g} / D^{law.beta:.2f}")
+        if law.untold:
+            status.print(
+                f"These runs do not tell {' and '.join(law.untold)} of {kind}: it lies on the edge of what is searched."
+            )
     predictions = []
     for parameters, positions in wanted:
         for kind, law in laws.items():
@@ -62,22 +74,34 @@ def read_counts(words: str) -> tuple[float, float]:
         parameters, positions = (float(word) for word in words.split(":"))
     except ValueError:
         parameters = positions = 0.0
-    if parameters <= 0 or positions <= 0:
+    if not (0 < parameters < math.inf and 0 < positions < math.inf):
         raise ValueError(f"'{words}' is no run to predict: give PARAMETERS:POSITIONS, such as 1e9:20e9.")
     return parameters, positions
 
 
 def show_runs(runs: list[Run], laws: dict[str, Law]) -> None:
-    """A line a run: its size, its length, its losses and what the law says of them; below, a line a score."""
+    """A line a run: its size, its length, its losses and what the law says of them; below, scores by size and length."""
     losses = Table("run", "trunk", "positions", *(f"{kind} (law)" for kind in laws), box=None)
     for one in runs:
-        told = [f"{one.losses[kind]:.3f} ({law(one.parameters, one.positions):.3f})" for kind, law in laws.items()]
+        told = [
+            f"{one.losses[kind]:.3f} ({law(one.parameters, one.positions):.3f})" if kind in one.losses else "-"
+            for kind, law in laws.items()
+        ]
         losses.add_row(one.name, short(one.parameters), short(one.positions), *told)
     console.print(losses)
-    scored = [one for one in runs if one.scores]
-    if not scored:
+    tasks = sorted({task for one in runs for task in one.scores})
+    if not tasks:
         return
-    scores = Table("score", *(one.name for one in scored), box=None)
-    for task in sorted({task for one in scored for task in one.scores}):
-        scores.add_row(task, *(f"{one.scores[task]:.3f}" if task in one.scores else "" for one in scored))
+    # Sizes below each other and lengths beside each other: as wide as a terminal, however many runs there are.
+    cells: dict[tuple[str, int, str], list[float]] = {}
+    for one in runs:
+        for task, score in one.scores.items():
+            cells.setdefault((task, one.parameters, f"{one.positions:.2g}"), []).append(score)
+    lengths = sorted({length for _, _, length in cells}, key=float)
+    scores = Table("score", "trunk", *(short(float(length)) for length in lengths), box=None)
+    for task in tasks:
+        scores.add_section()
+        for place, size in enumerate(sorted({size for known, size, _ in cells if known == task})):
+            told = [f"{fmean(cells[task, size, length]):.3f}" if (task, size, length) in cells else "-" for length in lengths]
+            scores.add_row("" if place else task.replace("_", " "), short(size), *told)
     console.print(scores)

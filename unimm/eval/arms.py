@@ -19,6 +19,9 @@ from unimm.files import read_json
 USUAL = "scores"
 """The folder of the evaluation at a training's end."""
 
+LONG_NAME = 9
+"""Letters of an arm's name from which on names below bars would touch."""
+
 SEED = re.compile(r"-\d+$")
 SETTING = re.compile(r"(.+)-(\d+(?:\.\d+)?)$")
 
@@ -42,24 +45,60 @@ def group_arms(evaluations: Iterable[tuple[str, dict[str, float]]]) -> Arms:
         run, _, setting = name.partition("/")
         told = found.setdefault(SEED.sub("", run), {})
         for task, score in scores.items():
-            told.setdefault(task if setting in ("", USUAL) else f"{setting} {task}", []).append(score)
+            told.setdefault(f"{_column(setting)} {task}".strip(), []).append(score)
     return {
         arm: {column: Over(mean(them), stdev(them) if len(them) > 1 else 0.0, len(them)) for column, them in told.items()}
         for arm, told in sorted(found.items())
     }
 
 
-def find_arms(folder: Path) -> Arms:
-    """The arms in a folder of runs.
+def find_arms(folder: Path) -> tuple[Arms, list[str]]:
+    """The arms in a folder of runs, and notes on what was left out or does not match, a sentence each.
 
     Raises:
-        ValueError: none has scores.
+        ValueError: none has scores, a file holds something else, a run has two evaluations of one name, or the folder is a run.
     """
+    if (folder / "metrics.jsonl").is_file():
+        raise ValueError(f"{folder} is one run, and seeds are runs beside each other: name the folder that holds them.")
     paths = sorted(path for pattern in ("*/scores.json", "*/*/scores.json") for path in folder.glob(pattern))
-    if not paths:
+    read = {path: _read_scores(path) for path in paths}
+    unfinished = [str(path.parent) for path, (finished, _) in read.items() if not finished]
+    told = {path: tasks for path, (finished, tasks) in read.items() if finished and tasks}
+    if not told:
         raise ValueError(f"{folder} holds no runs with scores (ARM-SEED/scores/scores.json): name the folder of runs.")
-    told = ((str(path.parent.relative_to(folder)), (read_json(path) or {"tasks": {}})["tasks"]) for path in paths)
-    return group_arms((name, {task: one["score"] for task, one in tasks.items()}) for name, tasks in told)
+    notes = [f"Left out, for they are not finished: {', '.join(unfinished)}."] if unfinished else []
+    evaluations, counts, seen = [], {}, {}
+    for path, tasks in told.items():
+        name = str(path.parent.relative_to(folder))
+        run, _, setting = name.partition("/")
+        column = _column(setting)
+        if (run, column) in seen:
+            raise ValueError(f"{seen[run, column]} and {path} are both the scores of {run}: keep one of them.")
+        seen[run, column] = path
+        evaluations.append((name, {task: one["score"] for task, one in tasks.items()}))
+        for task, one in tasks.items():
+            counts.setdefault(f"{column} {task}".strip(), set()).add(one.get("count", 0))
+    notes += [
+        f"Scores of {column} are not all of as many items ({', '.join(map(str, sorted(them)))})."
+        for column, them in counts.items()
+        if len(them) > 1
+    ]
+    return group_arms(evaluations), notes
+
+
+def _read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
+    """Whether an evaluation has come to its end, and its tasks. ValueError: the file holds no such thing."""
+    content = read_json(path) or {}
+    tasks = content.get("tasks")
+    if not isinstance(tasks, dict) or not all(isinstance(one, dict) and "score" in one for one in tasks.values()):
+        raise ValueError(f"{path} holds no scores as `unimm eval` writes them: move it out of the folder of runs.")
+    return bool(content.get("finished", True)), tasks
+
+
+def _column(setting: str) -> str:
+    """What an evaluation's folder says of a setting: nothing, or "guidance-2.5" ("guidance-2.50" is the same)."""
+    found = SETTING.match(setting)
+    return f"{found[1]}-{float(found[2]):g}" if found else "" if setting == USUAL else setting
 
 
 def columns_of(arms: Arms, tasks: list[str]) -> list[str]:
@@ -85,8 +124,10 @@ def plot(arms: Arms, columns: list[str], path: Path) -> None:
     for column in columns:
         if told := _setting(column):
             lines.setdefault((told[0], column.split()[-1]), []).append(column)
-    as_lines = {task for _, task in lines}
-    plain = [column for column in columns if not _setting(column) and column not in as_lines]
+    at_settings = {
+        task: [column for column in columns if _setting(column) and column.endswith(f" {task}")] for _, task in lines
+    }
+    plain = [column for column in columns if not _setting(column) and not _told_by(arms, column, at_settings.get(column, []))]
     panels = [*([plain] if plain else []), *lines.items()]
     widths = [max(4.6, 0.9 * len(arms))] * bool(plain) + [4.6] * len(lines)
     figure = Figure(figsize=(sum(widths), 3.8), layout="constrained")
@@ -103,6 +144,11 @@ def plot(arms: Arms, columns: list[str], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _told_by(arms: Arms, column: str, others: list[str]) -> bool:
+    """Whether every arm that has a score has it at a value of a setting, too, where a picture shows it."""
+    return all(column not in told or any(other in told for other in others) for told in arms.values())
+
+
 def _bars(axes, arms: Arms, columns: list[str]) -> None:
     names = [arm for arm, told in arms.items() if any(column in told for column in columns)]
     width = 0.8 / len(columns)
@@ -112,7 +158,8 @@ def _bars(axes, arms: Arms, columns: list[str]) -> None:
         heights, errors = [over.mean for _, over in known], [over.deviation for _, over in known]
         axes.bar(at, heights, 0.9 * width, color=colour, label=column.replace("_", " "), alpha=0.85)
         axes.errorbar(at, heights, errors, fmt="none", ecolor="#333a45", elinewidth=1, capsize=2)
-    axes.set_xticks(range(len(names)), names)
+    crowded = max(map(len, names)) > LONG_NAME
+    axes.set_xticks(range(len(names)), names, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.set_ylabel("share right")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

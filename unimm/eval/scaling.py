@@ -37,10 +37,16 @@ MAX_COLUMNS = 4
 LEAST_RUNS = 6
 """A law has five numbers."""
 
+SAME_LENGTH = 0.1
+"""Runs whose positions differ by less than this part count as of one length: it moves a little with how full rows were."""
+
 STARTS = ((-6.0, -2.0, 0.0), (-2.0, 2.0), (0.2, 0.6), (-2.0, 2.0), (0.2, 0.6))
 """Where the search begins: log floor, log A, alpha, log B, beta; the best end counts, as the sum has several valleys."""
 
 BOUNDS = ((-12.0, -12.0, 0.01, -12.0, 0.01), (3.0, 12.0, 3.0, 12.0, 3.0))
+
+NEAR_EDGE = 1e-3
+"""So near a bound a number counts as lying on it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,16 @@ class Law:
         """The loss that the law expects."""
         return self.floor + self.a / parameters**self.alpha + self.b / positions**self.beta
 
+    @property
+    def untold(self) -> list[str]:
+        """Which of floor, alpha and beta lie on the edge of what is searched."""
+        edges = {"floor": (0, np.log(self.floor)), "alpha": (2, self.alpha), "beta": (4, self.beta)}
+        return [
+            name
+            for name, (place, value) in edges.items()
+            if min(abs(value - BOUNDS[0][place]), abs(value - BOUNDS[1][place])) < NEAR_EDGE
+        ]
+
     def point(self, log_n: float, log_d: float) -> np.ndarray:
         """What the search moves: log floor, log of the second term at that N, alpha, log of the third at that D, beta."""
         logs = np.log([self.floor, self.a, self.b])
@@ -83,7 +99,7 @@ class Law:
 
 
 def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
-    """The finished trainings in a folder or its folders, and the names of those that are not finished.
+    """The finished trainings of unified models in a folder or its folders, and the names of those that are not finished.
 
     Raises:
         ValueError: there is none, or what one left cannot be read.
@@ -102,7 +118,7 @@ def read_run(folder: Path) -> Run:
         ValueError: it is not one of a unified model.
     """
     series = read_metrics(folder / "metrics.jsonl")
-    trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("trainer", {})
+    trainer = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("trainer", {})
     losses = {name.removeprefix("loss/"): _end(points) for name, points in series.items() if name.startswith("loss/")}
     if not losses or "data/fill" not in series or "num_rows" not in trainer:
         raise ValueError(f"{folder} is no training of a unified model: its metrics.jsonl has no losses of filled rows.")
@@ -127,12 +143,8 @@ def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
         ValueError: the runs are too few, or too much alike, to tell its five numbers.
     """
     known = [run for run in runs if kind in run.losses]
-    sizes, lengths = {run.parameters for run in known}, {round(run.positions, -3) for run in known}
-    if len(known) < LEAST_RUNS or len(sizes) < 3 or len(lengths) < 3:
-        raise ValueError(
-            f"{len(known)} runs of {len(sizes)} sizes and {len(lengths)} lengths with a loss of {kind} do not tell a law: "
-            f"train at least {LEAST_RUNS}, of 3 sizes and 3 lengths."
-        )
+    if near is None:
+        _check_enough(known, kind)
     log_n, log_d, log_loss = (
         np.log([value(run) for run in known])
         for value in (lambda run: run.parameters, lambda run: run.positions, lambda run: run.losses[kind])
@@ -159,9 +171,45 @@ def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
 
 
 def fit_without_each(runs: list[Run], kind: str) -> list[Law]:
-    """The laws of all runs but one, for every one: how far a single run moves what the law says."""
-    whole = fit(runs, kind)
-    return [fit([*runs[:left], *runs[left + 1 :]], kind, whole) for left in range(len(runs))]
+    """The laws of all runs but one, for every one: how far a single run moves what the law says.
+
+    Raises:
+        ValueError: without one the runs are too few, or too much alike, to tell a law.
+    """
+    known = [run for run in runs if kind in run.losses]
+    whole = fit(known, kind)
+    others = [[*known[:left], *known[left + 1 :]] for left in range(len(known))]
+    if any(why_not_enough(rest) for rest in others):
+        raise ValueError(
+            f"Without one of them, the {len(known)} runs with a loss of {kind} tell no law, so how sure a prediction is cannot "
+            f"be said: train more, at least {LEAST_RUNS + 1}, two of each size."
+        )
+    return [fit(rest, kind, whole) for rest in others]
+
+
+def why_not_enough(runs: list[Run]) -> str | None:
+    """What these runs lack to tell a law's numbers; None: nothing."""
+    sizes, lengths = {run.parameters for run in runs}, count_lengths(runs)
+    if len(runs) >= LEAST_RUNS and len(sizes) >= 3 and lengths >= 3:
+        return None
+    return f"{len(runs)} runs of {len(sizes)} sizes and {lengths} lengths"
+
+
+def count_lengths(runs: list[Run]) -> int:
+    """How many lengths the runs have: from one to the next it is SAME_LENGTH or more."""
+    lengths = 0
+    last = 0.0
+    for positions in sorted(run.positions for run in runs):
+        if positions > last * (1 + SAME_LENGTH):
+            lengths, last = lengths + 1, positions
+    return lengths
+
+
+def _check_enough(runs: list[Run], kind: str) -> None:
+    if why := why_not_enough(runs):
+        raise ValueError(
+            f"{why} with a loss of {kind} do not tell a law: train at least {LEAST_RUNS}, of 3 sizes and 3 lengths."
+        )
 
 
 def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:

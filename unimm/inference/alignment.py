@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import TypeVar
 
 import torch
+from PIL import Image
 
 from unimm.batch import collate
 from unimm.data.records import SHOWS, ImageLike
@@ -36,6 +37,29 @@ def ask_whether_shown(template: Template, image: ImageLike, prompt: str) -> Sequ
     return template.chat([Turn("user", (template.look(image), SHOWS.format(prompt)))], 1)
 
 
+def check_lengths(model: UnifiedModel, sequences: list[Sequence]) -> None:
+    """ValueError: a question of these takes more positions than the model was made for."""
+    longest = max((sequence.length for sequence in sequences), default=0)
+    if longest > model.config.max_positions:
+        raise ValueError(
+            f"To ask whether an image shows this prompt takes {longest} positions, and the model was made for "
+            f"{model.config.max_positions}: shorten the prompt."
+        )
+
+
+def check_best_of(best_of: int, model: UnifiedModel, template: Template, prompts: list[str]) -> None:
+    """Before the work of drawing: can the best of so many be chosen?
+
+    Raises:
+        ValueError: it is no number from 1 on, or a prompt is empty, or too long to be asked about.
+    """
+    if not isinstance(best_of, int) or best_of < 1:
+        raise ValueError(f"best_of must be a whole number of at least 1, not {best_of}.")
+    if best_of > 1:
+        blank = Image.new("RGB", (1, 1))
+        check_lengths(model, [ask_whether_shown(template, blank, prompt) for prompt in prompts])
+
+
 @torch.inference_mode()
 def probability_of_yes(
     model: UnifiedModel, tokenizer: TextTokenizer, sequences: list[Sequence], alone: bool = False
@@ -43,7 +67,11 @@ def probability_of_yes(
     """What remains for "yes", from 0 to 1, where each open sequence has to go on with "yes" or "no".
 
     alone: one at a time, so that nobody's numbers depend on company.
+
+    Raises:
+        ValueError: a sequence is longer than the model was made for.
     """
+    check_lengths(model, sequences)
     pairs = [tuple(tokenizer.encode(word) for word in pair) for pair in ANSWERS]
     apart = [pair for pair in pairs if pair[0][0] != pair[1][0]]
     common: list[int] = []

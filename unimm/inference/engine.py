@@ -17,7 +17,7 @@ from unimm.data.records import ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.data.views import DESCRIBE
-from unimm.inference.alignment import ask_whether_shown, choose_best, probability_of_yes
+from unimm.inference.alignment import ask_whether_shown, check_best_of, choose_best, probability_of_yes
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder, Limits
 from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
@@ -265,7 +265,8 @@ class Engine:
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
-            callback: is told a `DrawingProgress` after every code; what it raises stops the drawing.
+            callback: is told a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
+                raises stops the drawing.
             more: `best_of`: draw each image so many times, and give the one that aligns best with the prompt (`alignment`), in
                 a little more than so many times the time. `min_p` of `Sampling`, `guidance_interval` of `Request`.
 
@@ -273,13 +274,13 @@ class Engine:
             A list of PIL images; a list of such lists for a list of prompts.
         """
         best_of = more.pop("best_of", 1)
-        if best_of < 1:
-            raise ValueError(f"best_of must be at least 1, not {best_of}.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        check_best_of(best_of, self.model, self.template, prompts)
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
         requests = self._requests(prompt, num_images * best_of, seed, settings)
         images = finish(draw(self.decoder, requests, self.coder), callback).images or []
         if best_of > 1:
-            each = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images * best_of)]
+            each = [text for text in prompts for _ in range(num_images * best_of)]
             images = choose_best(images, self.alignment(images, each), best_of)
         starts = range(0, len(images), num_images)
         return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
@@ -291,7 +292,7 @@ class Engine:
 
         Args:
             preview_every: codes an image between previews. They are made beside the drawing, and left out when they are late.
-            settings: as in `generate_images`.
+            settings: as in `generate_images`, but for `best_of`: nobody knows the best one before all are there.
 
         Returns:
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
@@ -308,9 +309,9 @@ class Engine:
         callback: Callable[[DrawingProgress], None] | None = None,
         **settings,
     ) -> torch.Tensor:
-        """The codes that `generate_images` decodes, with its settings: (num_images, num_codes) long on the CPU.
+        """The codes that `generate_images` decodes: (num_images, num_codes) long on the CPU.
 
-        A list of prompts gives (num_prompts, num_images, num_codes).
+        A list of prompts gives (num_prompts, num_images, num_codes). There is no `best_of`.
         """
         requests = self._requests(prompt, num_images, seed, settings)
         if not requests:

@@ -22,6 +22,9 @@ a row. Products are in bfloat16; of int8 on a CPU that has them, in integers."""
 GROUP = 64
 """Weights that share a scale in int4."""
 
+BLOCK = 16
+"""Of inputs (int8 without integer products) or outputs (int4), PyTorch's kernels for CPUs take so many at a time, or crash."""
+
 ROWS = 16
 """The number of rows that weights are packed for; others work too."""
 
@@ -73,7 +76,7 @@ class Int8Linear:
         self.bias = None if bias is None else bias.detach()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+        out = torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
         return out if self.bias is None else out + self.bias
 
 
@@ -127,11 +130,17 @@ def make_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
     assert len(biases) in (0, len(layers)), "either all of them have a bias or none"
     bias = torch.cat([one.detach() for one in biases]) if biases else None
     if weights is not None:
-        # Int4 takes whole groups; a layer of another width keeps its bits.
-        if weights == "int4" and weight.shape[1] % GROUP:
+        # Int4 takes whole groups, and PyTorch's kernels for CPUs whole blocks: a layer of another width keeps its bits.
+        num_outputs, num_inputs = weight.shape
+        if weights == "int4" and (num_inputs % GROUP or (on_cpu and num_outputs % BLOCK)):
             return make_linear(layers)
-        on_cpu_by = {"int8": IntegerLinear if has_integer_products() else Int8Linear, "int4": Int4Linear}
-        return on_cpu_by[weights](weight, bias) if on_cpu else quantize_by_torchao(weight, bias, weights)
+        if not on_cpu:
+            return quantize_by_torchao(weight, bias, weights)
+        if weights == "int4":
+            return Int4Linear(weight, bias)
+        if has_integer_products():
+            return IntegerLinear(weight, bias)
+        return make_linear(layers) if num_inputs % BLOCK else Int8Linear(weight, bias)
     if on_cpu and can_pack(weight.dtype):
         return PackedLinear(weight, bias)
     if not on_cpu:
@@ -158,7 +167,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 @cache
 def has_integer_products() -> bool:
     """Whether this PyTorch and this processor multiply integers of 8 bits exactly: without VNNI, sums of two overflow."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines or not torch.cpu._is_vnni_supported():
+    if torch.backends.quantized.engine not in ("fbgemm", "x86") or not torch.cpu._is_vnni_supported():
         return False
     return hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
 

@@ -23,16 +23,21 @@ def ask_match(scene: Scene, language: str, rng: np.random.Generator) -> Question
         return None
     detail = tuple(MATCH_DETAILS)[choose_weighted(rng, tuple(MATCH_DETAILS.values()))]
     answer = choose(rng, ("yes", "no"))
-    related = 0.5
-    told: Scene | None = scene
-    if answer == "no":
-        exchange_places = len(scene.objects) == 2 and rng.random() < 0.4
-        told = exchange(scene, detail) if exchange_places else change(scene, detail, rng)
-        related = float(exchange_places)
-    if told is None:
-        return None
+    told, related = (scene, 0.5) if answer == "yes" else differ(scene, detail, rng)
     prompt = write_prompt(told, language, rng, PromptStyle({detail: 1.0}, related))
     return Question(SHOWS.format(prompt), answer, "match", language)
+
+
+def differ(scene: Scene, detail: str, rng: np.random.Generator) -> tuple[Scene, float]:
+    """A scene that differs in one thing that `detail` names, and how often a prompt has to say how its two objects lie.
+
+    It tries until something differs: were such questions left out, "yes" would be the likelier answer to some prompts.
+    """
+    if len(scene.objects) == 2 and rng.random() < 0.4 and (exchanged := exchange(scene, detail)):
+        return exchanged, 1.0
+    while True:
+        if changed := change(scene, detail, rng):
+            return changed, 0.0
 
 
 def exchange(scene: Scene, detail: str) -> Scene | None:
