@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 from typer.testing import CliRunner
 
 import unimm
 from unimm.cli.app import app
+from unimm.cli.build import open_image_tokenizer
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
+from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.weights import DEMO
 
 MAX_BYTES = 24e6
@@ -29,6 +32,14 @@ def test_it_is_small_and_says_how_well_it_does() -> None:
     for word in ("unimm train", "Seed", "95 %", "drawings", "captions"):
         assert word in card, word
     assert json.loads((DEMO / "config.json").read_text())["model_type"] == "janus"
+
+
+def test_trainings_find_it_by_its_name(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As image_tokenizer=demo, also where a folder of one's own has that name; as init_from=demo it is what `load` opens."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = open_image_tokenizer(OmegaConf.create({"image_tokenizer": "demo"}))
+    assert fingerprint(found) == fingerprint(engine.image_tokenizer)
 
 
 def test_it_answers_and_draws_in_both_languages(engine: Engine) -> None:
