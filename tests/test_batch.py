@@ -30,6 +30,12 @@ def test_targets_are_the_next_elements() -> None:
     assert batch.num_elements == 15
 
 
+def test_decoys_are_read_and_not_learned() -> None:
+    plain, disguised = collate([[DRAWING]]), collate([[DRAWING.with_decoys(np.array([11, 12]))]])
+    assert disguised.tokens[0].tolist() == [1, 8, 11, 12]
+    assert plain.targets.tolist() == disguised.targets.tolist() == [[0, 9, 10, 0]]
+
+
 @settings(max_examples=50)
 @given(st.lists(st.lists(sequences(), max_size=3), min_size=1, max_size=3))
 def test_alignment(rows: list[list[Sequence]]) -> None:

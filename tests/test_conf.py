@@ -163,7 +163,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         dataset, view = bare_dataset(source.dataset), build(source.view)
         for index in range(min(30, len(dataset))):
             record = dataset[index]
-            record = record.with_codes(codes) if source.dataset["_target_"] == CODED else record
+            record = record.with_codes(codes).with_decoys(codes) if source.dataset["_target_"] == CODED else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 

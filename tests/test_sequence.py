@@ -109,11 +109,20 @@ def test_filling_refuses_what_does_not_fit() -> None:
         lambda: Segment.look(IMAGE, 0),
         lambda: Segment(Kind.PIXELS, pixels=IMAGE, num_positions=4, learn=True),
         lambda: Segment(Kind.TEXT, pixels=IMAGE),
+        lambda: Segment(Kind.CODES, (1, 2), decoys=(3, 4)),
+        lambda: Segment(Kind.CODES, (1, 2), learn=True, decoys=(3,)),
     ],
 )
 def test_what_makes_no_sense_is_refused(make) -> None:
     with pytest.raises(ValueError):
         make()
+
+
+def test_decoys_are_of_the_codes_that_are_learned() -> None:
+    text, given, learned = Segment.text([1, 2], learn=True), Segment.codes([3, 4]), Segment.codes([5, 6], learn=True)
+    disguised = Sequence((text, given, learned)).with_decoys(np.array([7, 8]))
+    assert [one.decoys for one in disguised.segments] == [(), (), (7, 8)]
+    assert [one.ids for one in disguised.segments] == [(1, 2), (3, 4), (5, 6)]
 
 
 def test_show_is_one_line_for_a_human() -> None:

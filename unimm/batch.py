@@ -159,6 +159,7 @@ def _document(sequence: Sequence, number: int) -> dict:
     """One closed sequence as arrays, with every target aligned to the position that predicts it."""
     length = sequence.length
     tokens = np.zeros(length, np.int64)
+    read = np.zeros(length, np.int64)  # tokens, but for decoys
     kinds = np.empty(length, np.int64)
     learned = np.zeros(length, bool)
     images = []
@@ -169,10 +170,11 @@ def _document(sequence: Sequence, number: int) -> dict:
             images.append(segment)
         else:
             tokens[start:stop] = segment.ids
+            read[start:stop] = segment.decoys or segment.ids
     # The first element has no predecessor: nothing can learn it.
     follows = np.append(learned[1:], False)
     return {
-        "tokens": tokens,
+        "tokens": read,
         "kinds": kinds,
         "targets": np.where(follows, np.append(tokens[1:], 0), 0),
         "target_kinds": np.where(follows, np.append(kinds[1:], PADDING), PADDING),

@@ -44,6 +44,7 @@ class Segment:
     condition: the name of the condition it belongs to ("text", "image"), which guidance drops; None for what always stays.
     limit: at most so many elements are to be filled in; None means closed.
     stop: ids that end an open TEXT segment early.
+    decoys: ids that are read in the place of `ids`, which are learned all the same: one learns to go on from what is wrong.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class Segment:
     condition: str | None = None
     limit: int | None = None
     stop: tuple[int, ...] = ()
+    decoys: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind == Kind.PIXELS:
@@ -66,6 +68,10 @@ class Segment:
                 )
         elif self.pixels is not None or self.features is not None or self.num_positions:
             raise ValueError(f"A {self.kind.name} segment takes ids, not pixels.")
+        if self.decoys and (not self.learn or len(self.decoys) != len(self.ids)):
+            raise ValueError(
+                f"Decoys stand in the place of ids that are learned: {len(self.decoys)} of them for {len(self.ids)}."
+            )
         if self.is_open:
             if self.limit is None or self.limit < 1:
                 raise ValueError(f"An open segment needs a limit of at least 1 element, not {self.limit}.")
@@ -179,6 +185,16 @@ class Sequence:
             return Segment.text((pad_id,) * segment.length, condition=segment.condition)
 
         return Sequence(tuple(dropped(segment) for segment in self.segments))
+
+    def with_decoys(self, codes: np.ndarray) -> "Sequence":
+        """The same sequence, in which the codes that are learned are read as these (num_codes,)."""
+
+        def disguised(segment: Segment) -> Segment:
+            if segment.kind != Kind.CODES or not segment.learn:
+                return segment
+            return replace(segment, decoys=tuple(int(code) for code in codes))
+
+        return Sequence(tuple(disguised(segment) for segment in self.segments))
 
     def fill(self, ids: list[int] | tuple[int, ...]) -> "Sequence":
         """The sequence with its open segment closed by `ids`, which must agree with what was known of it."""

@@ -76,3 +76,12 @@ def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) 
     result = call(*words, f"{put}.seed=1")
     assert result.exit_code == 2, result.output
     assert "Two data sets want the folder of codes 'shapes'" in result.stderr
+
+
+def test_decoys_are_encoded_beside_what_they_disguise(tokenizer_folder: Path) -> None:
+    small = [f"data.sources.{name}.dataset.dataset.num_records=5" for name in ("put", "arrange", "relate_draw", "count")]
+    small += [f"data.sources.{name}.dataset.decoys.dataset.num_records=5" for name in ("shapes_draw", "arrange", "count")]
+    result = call("data=worlds_decoys", *SMALL, *small, f"image_tokenizer={tokenizer_folder}", "out=codes")
+    assert result.exit_code == 0, result.output
+    names = ["arrange", "arrange_recoloured", "count", "count_recoloured", "digits", "shapes", "shapes_recoloured"]
+    assert sorted(path.name for path in Path("codes").iterdir()) == names

@@ -76,6 +76,22 @@ def test_coded_dataset(folder, tokenizer):
         CodedDataset(Noise(4), folder)
 
 
+def test_decoys_are_codes_of_the_same_records(folder, tmp_path, tokenizer):
+    class Negatives(Noise):
+        def __getitem__(self, index: int) -> Record:
+            record = super().__getitem__(index)
+            return record.with_image(255 - record.image)
+
+    encode_dataset(tokenizer, Negatives(), tmp_path / "negatives", work=Work(2, quiet=True))
+    negatives = CodedDataset(Negatives(), tmp_path / "negatives")
+    record = CodedDataset(Noise(), folder, decoys=negatives)[3]
+    assert np.array_equal(record.codes, StoredCodes.open(folder)[3]) and np.array_equal(record.decoys, negatives[3].codes)
+    assert not np.array_equal(record.codes, record.decoys) and CodedDataset(Noise(), folder)[3].decoys is None
+    encode_dataset(tokenizer, Noise(first=7), tmp_path / "others", work=Work(2, quiet=True))
+    with pytest.raises(ValueError, match="are of other records than the codes in"):
+        CodedDataset(Noise(), folder, decoys=CodedDataset(Noise(first=7), tmp_path / "others"))
+
+
 def test_refusals(folder, tmp_path):
     with pytest.raises(ValueError, match="tokenizer_hash"):
         StoredCodes.open(folder, expect_tokenizer_hash="0" * 64)

@@ -105,6 +105,21 @@ def test_the_prompt_is_dropped_as_often_as_asked() -> None:
     assert dropped != [pad in other.sequence((draw, n)).segments[1].ids for n in range(3000)]
 
 
+def test_decoys_are_shown_as_often_as_asked_and_never_without_a_prompt() -> None:
+    """A view without them draws the same as ever; one that wants them names the record that has none."""
+    codes = np.arange(len(RECORD.codes))
+    record = RECORD.with_decoys(codes)
+    drawn = [see(Drawing(0.3, decoys=0.5), seed, record) for seed in range(2000)]
+    pad = TEMPLATE.tokenizer.special.pad
+    disguised = [sequence.segments[-1].decoys == tuple(codes) for sequence in drawn]
+    assert not any(pad in sequence.segments[1].ids for sequence, one in zip(drawn, disguised, strict=True) if one)
+    assert abs(np.mean(disguised) - 0.35) < 0.04
+    assert all(sequence.segments[-1].ids == tuple(RECORD.codes) for sequence in drawn)
+    assert see(Drawing(0.3), 5, record) == see(Drawing(0.3), 5)
+    with pytest.raises(ValueError, match="has no decoys"):
+        see(Drawing(0.0, decoys=1.0))
+
+
 def test_prompts_are_captions_and_prompts() -> None:
     prompts = {text_of(see(Drawing(0.0), seed)).removeprefix(": ").removesuffix("\n\n:") for seed in range(60)}
     assert prompts == {text.text for text in RECORD.captions + RECORD.prompts}

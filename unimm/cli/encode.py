@@ -52,10 +52,8 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
     """
     check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
-    for source in config.data.sources.values():
-        node = source.dataset
-        if node.get("_target_") != CODED:
-            continue
+    nodes = [source.dataset for source in config.data.sources.values() if source.dataset.get("_target_") == CODED]
+    for node in [*nodes, *(node.decoys for node in nodes if node.get("decoys"))]:
         name = Path(node.folder).name
         if name not in found:
             found[name] = node

@@ -148,10 +148,18 @@ class StoredCodes:
 class CodedDataset:
     """A data set whose records carry the codes of their image.
 
+    decoys: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too.
+
     Raises ValueError where the folder holds the codes of another data set, or of another tokenizer than `tokenizer_hash`.
     """
 
-    def __init__(self, dataset: Dataset, folder: str | Path, tokenizer_hash: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        folder: str | Path,
+        tokenizer_hash: str | None = None,
+        decoys: "CodedDataset | None" = None,
+    ) -> None:
         self.dataset = dataset
         self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
         manifest = self.codes.manifest
@@ -168,12 +176,20 @@ class CodedDataset:
                 f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
                 f"`unimm encode`."
             )
+        self.decoys = None if decoys is None else decoys.codes
+        of_same = ("num_records", "first_key", "last_key", "tokenizer_hash")
+        if self.decoys and any(getattr(manifest, name) != getattr(self.decoys.manifest, name) for name in of_same):
+            raise ValueError(
+                f"The decoys in {self.decoys.folder} are of other records than the codes in {folder}, or of another image "
+                f"tokenizer: make them again with `unimm encode`."
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Record:
-        return self.dataset[index].with_codes(self.codes[index])
+        record = self.dataset[index].with_codes(self.codes[index])
+        return record.with_decoys(self.decoys[index]) if self.decoys else record
 
 
 def _read_manifest(folder: Path) -> CodesManifest:

@@ -73,6 +73,7 @@ class Record:
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
+    decoys: (num_codes,) codes of an image that is like this one and wrong, such as the same in other colours.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
     text: a piece of plain text, for the language task.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
@@ -83,6 +84,7 @@ class Record:
     captions: tuple[Text, ...] = ()
     prompts: tuple[Text, ...] = ()
     codes: np.ndarray | None = None
+    decoys: np.ndarray | None = None
     questions: tuple[Question, ...] = ()
     text: Text | None = None
     facts: Any = None
@@ -90,6 +92,10 @@ class Record:
     def with_codes(self, codes: np.ndarray) -> Self:
         """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""
         return self._with("codes", codes)
+
+    def with_decoys(self, codes: np.ndarray) -> Self:
+        """The same record with the codes (num_codes,) of a wrong image beside its own."""
+        return self._with("decoys", codes)
 
     def with_image(self, image: ImageLike) -> Self:
         """The same record with another image; what it had before stays unmade and unread."""

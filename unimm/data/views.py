@@ -121,17 +121,25 @@ class Drawing:
     drop: the probability that the prompt is the null prompt.
     prompt_share: the probability that it is one of the record's looser prompts and none of its captions, where it has both;
         None: each text is as likely as any other.
+    decoys: the probability that, where the prompt is not dropped, what was drawn so far reads as in the record's decoy, a wrong
+        image. Codes before agree with the prompt in all that is learned, so one may go on from them and never read the prompt
+        again; where they do not, colours (or in what else decoys differ) have to be taken from the prompt.
     """
 
     task: ClassVar[str] = DRAWING
     drop: float = 0.1
     prompt_share: float | None = None
+    decoys: float = 0.0
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")
         prompt: Text = _choose(self._texts(record, rng) or _lacks(record, "captions and no prompts"), rng)
         sequence = template.draw(prompt.text, codes)
-        return sequence.unconditioned(template.tokenizer.special.pad) if rng.random() < self.drop else sequence
+        if rng.random() < self.drop:
+            return sequence.unconditioned(template.tokenizer.special.pad)
+        if self.decoys and rng.random() < self.decoys:
+            return sequence.with_decoys(_need(record, "decoys"))
+        return sequence
 
     def _texts(self, record: Record, rng: np.random.Generator) -> tuple[Text, ...]:
         """What the prompt is chosen from."""

@@ -393,6 +393,17 @@ def test_a_lesson_in_counting_shows_things_that_are_alike_and_says_how_many():
     assert counted[True] > 2 * counted[False] > 0  # of several colours, each is counted
 
 
+def test_recoloured_scenes_are_the_same_in_other_colours():
+    """Half of the objects, now and then in the colour they had; nothing that is held out."""
+    changed = []
+    for usual, other in zip(ShapesWorld("train", 400), ShapesWorld("train", 400, recoloured=True), strict=True):
+        assert usual.key == other.key and usual.facts.background == other.facts.background
+        for a, b in zip(usual.facts.objects, other.facts.objects, strict=True):
+            assert (a.size, a.form, a.x, a.y) == (b.size, b.form, b.x, b.y) and (b.colour, b.form) in TRAINING_PAIRS
+            changed.append(a.colour != b.colour)
+    assert 0.38 < np.mean(changed) < 0.48
+
+
 def test_a_lesson_in_listing_shows_many():
     assert {len(record.facts.objects) for record in ShapesWorld("train", 50, lesson="list_many")} == {3, 4}
 

@@ -6,7 +6,7 @@ centre of a shape's box, x to the right and y downwards. The idea of a drawn wor
 CLEVR's (Johnson et al. 2017, CoGenT).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -64,7 +64,7 @@ BORDER = 1
 CLEAR_RATIO = 1.5
 """A relation is stated where its axis separates the centres at least this many times as far as the other axis."""
 
-PURPOSES = ("scene", "captions", "prompts", "questions", "text", "drawing")
+PURPOSES = ("scene", "captions", "prompts", "questions", "text", "drawing", "colours")
 
 
 @dataclass(frozen=True, order=True)
@@ -140,6 +140,15 @@ def make_scene(
     tone = 12 + 20 * rng.random()
     red, green, blue = (round(tone + 8 * rng.random()) for _ in range(3))
     return Scene(objects, (red, green, blue))
+
+
+def recolour(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with about half of its objects in colours chosen anew. No pair is shown that is held out."""
+
+    def other(item: Shape) -> Shape:
+        return replace(item, colour=choose(rng, [colour for colour, form in TRAINING_PAIRS if form == item.form]))
+
+    return replace(scene, objects=tuple(other(item) if rng.random() < 0.5 else item for item in scene.objects))
 
 
 def choose_looks(

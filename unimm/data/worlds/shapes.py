@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from unimm.data.records import Question, Record, Text
-from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, render
+from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, recolour, render
 from unimm.data.worlds.shapes_language import write_captions
 from unimm.data.worlds.shapes_lessons import BENCHMARK, LESSONS, TEACHER, Lesson
 from unimm.data.worlds.shapes_prompts import drawing_prompts
@@ -22,6 +22,7 @@ from unimm.data.worlds.shapes_questions import write_questions, write_text
 class ShapesWorld:
     """Scenes of 0-4 shapes, 64x64 px; splits "train", "validation", "test" and "held_out" (pairs never trained on).
 
+    `recoloured`: the same scenes with about half of the objects in other colours, as decoys (`unimm.data.codes.CodedDataset`).
     With `places`, questions and prompts are also about the part of the picture that something is in: for training, as
     benchmarks do not ask for it. With a `lesson` (one of LESSONS), these teach one skill, and scenes may be simple.
     Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for an unknown split or lesson
@@ -35,6 +36,7 @@ class ShapesWorld:
         seed: int = 0,
         places: bool = False,
         lesson: str | None = None,
+        recoloured: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -47,6 +49,7 @@ class ShapesWorld:
         self.seed = seed
         self.places = places
         self.lesson = lesson
+        self.recoloured = recoloured
 
     def __len__(self) -> int:
         return self.num_records
@@ -55,14 +58,15 @@ class ShapesWorld:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
         usual = TEACHER if self.places else BENCHMARK
-        return ShapesRecord(self.seed, self.split, index, LESSONS[self.lesson] if self.lesson else usual)
+        lesson = LESSONS[self.lesson] if self.lesson else usual
+        return ShapesRecord(self.seed, self.split, index, lesson, self.recoloured)
 
 
 class ShapesRecord(Record):
     """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int, lesson: Lesson = BENCHMARK) -> None:
-        own = {"_seed": seed, "_split": split, "_index": index, "_lesson": lesson}
+    def __init__(self, seed: int, split: str, index: int, lesson: Lesson = BENCHMARK, recoloured: bool = False) -> None:
+        own = {"_seed": seed, "_split": split, "_index": index, "_lesson": lesson, "_recoloured": recoloured}
         vars(self).update(key=f"shapes/{split}/{index}", **own)
 
     def _generator(self, purpose: str) -> np.random.Generator:
@@ -73,7 +77,8 @@ class ShapesRecord(Record):
     def facts(self) -> Scene:
         own = vars(self)
         lesson: Lesson = own["_lesson"]
-        return make_scene(own["_seed"], own["_split"], own["_index"], lesson.num_objects, lesson.alike)
+        scene = make_scene(own["_seed"], own["_split"], own["_index"], lesson.num_objects, lesson.alike)
+        return recolour(scene, self._generator("colours")) if own["_recoloured"] else scene
 
     @cached_property
     def image(self) -> np.ndarray:
