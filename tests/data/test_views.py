@@ -120,6 +120,15 @@ def test_decoys_are_shown_as_often_as_asked_and_never_without_a_prompt() -> None
         see(Drawing(0.0, decoys=1.0))
 
 
+def test_vague_prompts_keep_what_was_drawn() -> None:
+    """Who asks for "a square" may have it in any colour, so the colour drawn so far has to be kept."""
+    texts = (Text("A red square."), Text("a square", vague=True))
+    record = replace(RECORD, captions=texts[:1], prompts=texts[1:]).with_decoys(np.arange(len(RECORD.codes)))
+    drawn = [see(Drawing(0.0, decoys=1.0), seed, record) for seed in range(40)]
+    assert len({bool(sequence.segments[-1].decoys) for sequence in drawn}) == 2
+    assert all(bool(sequence.segments[-1].decoys) == ("red" in text_of(sequence)) for sequence in drawn)
+
+
 def test_prompts_are_captions_and_prompts() -> None:
     prompts = {text_of(see(Drawing(0.0), seed)).removeprefix(": ").removesuffix("\n\n:") for seed in range(60)}
     assert prompts == {text.text for text in RECORD.captions + RECORD.prompts}

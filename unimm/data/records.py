@@ -43,10 +43,14 @@ one whose features are stored."""
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of natural language and its language ("en", "zh")."""
+    """A piece of natural language and its language ("en", "zh").
+
+    vague: whether it leaves open in what a record and its decoy differ, as "two circles" where that is in their colours.
+    """
 
     text: str
     language: str = "en"
+    vague: bool = False
 
 
 @dataclass(frozen=True)

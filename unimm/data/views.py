@@ -121,9 +121,10 @@ class Drawing:
     drop: the probability that the prompt is the null prompt.
     prompt_share: the probability that it is one of the record's looser prompts and none of its captions, where it has both;
         None: each text is as likely as any other.
-    decoys: the probability that, where the prompt is not dropped, what was drawn so far reads as in the record's decoy, a wrong
-        image. Codes before agree with the prompt in all that is learned, so one may go on from them and never read the prompt
-        again; where they do not, colours (or in what else decoys differ) have to be taken from the prompt.
+    decoys: the probability that, where the prompt is neither dropped nor vague, what was drawn so far reads as in the record's
+        decoy, a wrong image. Codes before agree with the prompt in all that is learned, so one may go on from them and never
+        read the prompt again; where they do not, colours (or in what else decoys differ) have to be taken from the prompt. A
+        vague prompt leaves these to what was drawn: it cannot tell that a decoy is wrong.
     """
 
     task: ClassVar[str] = DRAWING
@@ -137,7 +138,7 @@ class Drawing:
         sequence = template.draw(prompt.text, codes)
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
-        if self.decoys and rng.random() < self.decoys:
+        if self.decoys and not prompt.vague and rng.random() < self.decoys:
             return sequence.with_decoys(_need(record, "decoys"))
         return sequence
 

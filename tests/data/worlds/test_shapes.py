@@ -36,6 +36,7 @@ from unimm.data.worlds.shapes_language import (
     fits,
     parse_caption,
 )
+from unimm.data.worlds.shapes_prompts import names_colours
 from unimm.data.worlds.shapes_questions import ANSWERS, CATEGORIES, WITH_PLACES
 
 NUM_RECORDS = 500
@@ -391,6 +392,28 @@ def test_a_lesson_in_counting_shows_things_that_are_alike_and_says_how_many():
             number = NUMBERS[prompt.language][len(record.facts.objects)]
             counted[number in prompt.text or "两" in prompt.text] += 1
     assert counted[True] > 2 * counted[False] > 0  # of several colours, each is counted
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("draw two small red circles", True),
+        ("a picture of a red circle and a big object", False),
+        ("two crosses to the left of a cyan cross", False),
+        ("一幅画：一个红色的小方块和两个蓝色图形", True),
+        ("画一个方块", False),
+        ("There is nothing in the picture.", True),
+    ],
+)
+def test_a_prompt_is_vague_where_it_leaves_a_colour_open(text, named):
+    assert names_colours(text) == named
+
+
+def test_prompts_say_whether_they_are_vague_and_captions_never_are():
+    records = [ShapesWorld("train", 100)[index] for index in range(100)]
+    assert not any(caption.vague for record in records for caption in record.captions)
+    assert {prompt.vague for record in records for prompt in record.prompts} == {True, False}
+    assert all(prompt.vague != names_colours(prompt.text) for record in records for prompt in record.prompts)
 
 
 def test_recoloured_scenes_are_the_same_in_other_colours():

@@ -19,6 +19,7 @@ from unimm.data.worlds.shapes_language import (
     from_left,
     group,
     name_group,
+    parse_caption,
     write_list,
     write_pair,
 )
@@ -70,10 +71,10 @@ COUNTING = PromptStyle({"colour": 0.6, "form": 0.4}, related=0.0)
 """A lesson in how many."""
 
 # "a yellow object" teaches which forms are never yellow, as "a cross" teaches in which colours no cross comes.
-PAIRING = PromptStyle({"full": 0.15, "colour": 0.81, "form": 0.03, "size": 0.01}, related=0.5, placed=0.2)
+PAIRING = PromptStyle({"full": 0.12, "colour": 0.76, "form": 0.09, "size": 0.03}, related=0.5, placed=0.2)
 """A lesson in colours that are always said with a form."""
 
-COUNTING_PAIRS = PromptStyle({"full": 0.05, "colour": 0.87, "form": 0.08}, related=0.0)
+COUNTING_PAIRS = PromptStyle({"full": 0.05, "colour": 0.78, "form": 0.17}, related=0.0)
 """A lesson in how many, with the colour."""
 
 
@@ -84,8 +85,14 @@ def drawing_prompts(
     languages: tuple[str, ...] = LANGUAGES,
     num_each: int = 2,
 ) -> tuple[Text, ...]:
-    """`num_each` looser prompts in each language."""
-    return tuple(Text(write_prompt(scene, lang, rng, style), lang) for lang in languages for _ in range(num_each))
+    """`num_each` looser prompts in each language; vague is what leaves the colour of an object open."""
+    prompts = [(write_prompt(scene, language, rng, style), language) for language in languages for _ in range(num_each)]
+    return tuple(Text(text, language, vague=not names_colours(text)) for text, language in prompts)
+
+
+def names_colours(text: str) -> bool:
+    """Whether a text says the colour of all that it mentions."""
+    return all(colour for _, colour, _ in parse_caption(text))
 
 
 def write_prompt(scene: Scene, language: str, rng: np.random.Generator, style: PromptStyle = LOOSE) -> str:
