@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from unimm.batch import collate
 from unimm.data.template import Turn
+from unimm.inference.cache import RowCacheLayer
 from unimm.inference.decode import Decoder, Limits, QueueFull
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.inference.rows import Job, Request
 from unimm.inference.sampling import Sampler, Sampling, guide
+from unimm.inference.step import Step
 from unimm.sequence import Kind, Sequence
 
 NUM_REQUESTS = 8
@@ -45,22 +47,39 @@ def alone(tiny_engine: Engine, requests: list[Request]) -> list[list[int]]:
 
 
 class Replay:
-    """A CUDA graph as a CPU can have it: what was recorded for a shape runs again, whatever is asked for later."""
+    """A CUDA graph as a CPU can have it: what was recorded for a shape runs again, whatever is asked for later.
 
-    def __init__(self) -> None:
+    buffers: what steps read beside what they change, keys and values that is, as they lie now.
+    """
+
+    def __init__(self, buffers: Callable[[], list[torch.Tensor]]) -> None:
+        self.buffers = buffers
         self.recorded: dict[Hashable, Callable[[], Any]] = {}
         self.places: dict[Hashable, list[int]] = {}
 
     def run(self, shape: Hashable, work: Callable[[], Any], changed: list[torch.Tensor]) -> Any:
-        places = [tensor.data_ptr() for tensor in changed]
+        result = self.recorded.setdefault(shape, work)()
+        places = [tensor.data_ptr() for tensor in changed + self.buffers()]
         assert self.places.setdefault(shape, places) == places, "a captured step would read what is no longer there"
-        return self.recorded.setdefault(shape, work)()
+        return result
 
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are captured, numbers of rows and slots rounded up, as on a GPU."""
-    monkeypatch.setattr("unimm.inference.step.make_graphs", lambda fast: Replay())
+    made: list[Step] = []
+    whole = Step.__init__
+
+    def remember(step: Step, *args: Any, **kwargs: Any) -> None:
+        made.append(step)
+        whole(step, *args, **kwargs)
+
+    def buffers(step: Step) -> list[torch.Tensor]:
+        layers = [layer for layer in step.cache.layers if isinstance(layer, RowCacheLayer)]
+        return [buffer for layer in layers for buffer in (layer.keys, layer.values) if buffer is not None]
+
+    monkeypatch.setattr(Step, "__init__", remember)
+    monkeypatch.setattr("unimm.inference.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 
 def make_decoder(engine: Engine, max_rows: int) -> Decoder:
@@ -199,6 +218,15 @@ def test_a_captured_step_serves_others_later(tiny_engine: Engine, requests: list
             running = decoder.submit(requests[3])
             decoder.step()
     decoder.abort(running)
+
+
+@pytest.mark.usefixtures("captured")
+def test_a_captured_step_is_recorded_again_where_a_prefill_moved_the_cache(tiny_engine: Engine) -> None:
+    prompt = tiny_engine.template.draw("a red circle", num_codes=7)
+    decoder = make_limited(tiny_engine, lags=True)
+    for count in (1, 4, 1):
+        images = [Request(prompt, Sampling(1.0, seed=1, index=index), 5.0) for index in range(count)]
+        assert decoder.fill(images) == make_limited(tiny_engine).fill(images)
 
 
 def test_two_streams_are_read_in_any_order(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> None:

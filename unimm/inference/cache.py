@@ -68,14 +68,13 @@ class RowCacheLayer(CacheLayerMixin):
         """Of both buffers."""
         return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
 
-    def grow(self) -> bool:
-        """Let the buffers hold what the cache has reserved; whether that took new ones."""
+    def grow(self) -> None:
+        """Let the buffers hold what the cache has reserved; where that takes new ones, the cache is of another generation."""
         assert self.keys is not None and self.values is not None
         rows, slots = self._cache.num_rows, self._cache.num_slots
-        if self.keys.shape[0] >= rows and self.keys.shape[2] >= slots:
-            return False
-        self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
-        return True
+        if self.keys.shape[0] < rows or self.keys.shape[2] < slots:
+            self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
+            self._cache.generation += 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._cache.used, 0
@@ -106,6 +105,7 @@ class RowCache(Cache):
 
     rows: those of the next forward; row_numbers: (R, 1), 0 and up. slots: (R, T) where it writes. used: how many it reads.
     num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is asked for.
+    generation: another number whenever buffers lie elsewhere, whoever let them grow; captured steps know them by their place.
     """
 
     def __init__(self, num_layers: int, most_rows: int = 2**31) -> None:
@@ -131,9 +131,10 @@ class RowCache(Cache):
         return rows, max(self.num_slots, -(-num_slots // BUCKET) * BUCKET)
 
     def settle(self) -> None:
-        """Let the buffers grow now rather than at their next use; `generation` tells whether they lie where they lay."""
-        grown = [layer.grow() for layer in self.layers if isinstance(layer, RowCacheLayer) and layer.is_initialized]
-        self.generation += any(grown)
+        """Let the buffers grow now rather than at their next use."""
+        for layer in self.layers:
+            if isinstance(layer, RowCacheLayer) and layer.is_initialized:
+                layer.grow()
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let a row begin with the first `length` positions of another."""

@@ -144,7 +144,8 @@ def attend(
             q_RHd[:, :, None], keys_RGSd, values_RGSd, mask_R11S, scale=scale, enable_gqa=groups != num_heads
         )[:, :, 0]
     q_Nnd = q_RHd.to(keys_RGSd.dtype).reshape(rows * groups, num_heads // groups, head_dim)
-    scores_NnS = torch.baddbmm(mask_RG1S.flatten(0, 1), q_Nnd, keys_RGSd.flatten(0, 1).transpose(1, 2), alpha=scale)
+    mask_N1S = mask_RG1S.flatten(0, 1).to(keys_RGSd.dtype)
+    scores_NnS = torch.baddbmm(mask_N1S, q_Nnd, keys_RGSd.flatten(0, 1).transpose(1, 2), alpha=scale)
     return torch.bmm(scores_NnS.softmax(-1), values_RGSd.flatten(0, 1)).view(rows, num_heads, head_dim)
 
 
