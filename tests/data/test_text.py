@@ -199,6 +199,17 @@ def test_stream_joins_to_decode(ids):
     assert "".join(pieces) + stream.finish() == TOKENIZER.decode(ids)
 
 
+def test_a_stream_holds_back_no_more_than_a_character():
+    """However many broken bytes and control tokens come, each id takes the same time."""
+    broken = TOKENIZER.tokenizer.convert_tokens_to_ids("ÿ")
+    stream, ids = StreamDecoder(TOKENIZER), [broken, TOKENIZER.special.begin_of_image] * 50
+    pieces = []
+    for token in ids:
+        pieces.append(stream.push(token))
+        assert len(stream._pending) < 8
+    assert "".join(pieces) + stream.finish() == TOKENIZER.decode(ids) == "\ufffd" * 50
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 def test_stream_of_valid_text_never_shows_a_broken_character(text):

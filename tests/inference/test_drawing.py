@@ -92,3 +92,8 @@ def test_settings_of_a_drawing(tiny_engine: Engine) -> None:
         tiny_engine.generate_images(PROMPTS[0], guidance_interval=(0.5, 0.1))
     certain = tiny_engine.generate_codes(PROMPTS[0], min_p=1.0, seed=9)
     assert torch.equal(certain, tiny_engine.generate_codes(PROMPTS[0], temperature=0.0))
+
+
+def test_what_was_told_of_a_drawing_stays_as_it_was(tiny_engine: Engine) -> None:
+    states = list(tiny_engine.stream_images(PROMPTS, num_images=2, seed=5, preview_every=0))
+    assert [state.codes.shape[1] for state in states] == [1, 2, 3, 4]

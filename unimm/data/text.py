@@ -27,6 +27,7 @@ SPECIAL_NAMES = {
 """Janus' special tokens (deepseek-ai/Janus), by the name that the code calls them."""
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_MOST_BYTES = 4  # of a character in UTF-8
 
 
 @dataclass(frozen=True)
@@ -154,22 +155,32 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character lacks bytes."""
-        self._pending.append(int(token_id))
-        text = self._pending_text()
-        if not text or text.endswith(_BROKEN):
+        if token_id in self._tokenizer.control_ids:
             return ""
-        self._context, self._pending = self._pending, []
+        self._pending.append(int(token_id))
+        text = self._text(self._pending)
+        if text and not text.endswith(_BROKEN):
+            return self._give(len(self._pending), text)
+        if len(self._pending) < 2 * _MOST_BYTES:
+            return ""
+        # A character that may still come has begun with the last few ids; what stands before them stays as it is.
+        size = len(self._pending) - _MOST_BYTES
+        return self._give(size, self._text(self._pending[:size]))
+
+    def _give(self, size: int, text: str) -> str:
+        self._context, self._pending = self._pending[:size], self._pending[size:]
         return text
 
     def finish(self) -> str:
         """What is still held back, bytes that never became a character as U+FFFD."""
-        text = self._pending_text()
+        text = self._text(self._pending)
         self._context, self._pending = [], []
         return text
 
-    def _pending_text(self) -> str:
+    def _text(self, ids: list[int]) -> str:
+        """What these ids add to those that were given out last."""
         known = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(known) :]
+        return self._tokenizer.decode(self._context + ids)[len(known) :]
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -121,13 +121,14 @@ class RowCache(Cache):
         self.row_numbers = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
         self.reserve(rows.stop, used)
 
-    def reserve(self, num_rows: int, num_slots: int) -> None:
-        """Let the buffers hold so many rows of so many slots, at their next use; more is kept for what follows."""
-        self.num_rows, self.num_slots = self.reserved(num_rows, num_slots)
+    def reserve(self, num_rows: int, num_slots: int, ahead: bool = True) -> None:
+        """Let the buffers hold so many rows of so many slots, at their next use. ahead: keep more rows for what follows."""
+        self.num_rows, self.num_slots = self.reserved(num_rows, num_slots, ahead)
 
-    def reserved(self, num_rows: int, num_slots: int) -> tuple[int, int]:
+    def reserved(self, num_rows: int, num_slots: int, ahead: bool = True) -> tuple[int, int]:
         """The rows and slots that it would hold then."""
-        rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, min(2 * self.num_rows, self.most_rows))
+        more = min(2 * self.num_rows, self.most_rows) if ahead and num_rows > self.num_rows else 0
+        rows = max(num_rows, self.num_rows, more)
         return rows, max(self.num_slots, -(-num_slots // BUCKET) * BUCKET)
 
     def settle(self) -> None:

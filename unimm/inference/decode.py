@@ -2,17 +2,21 @@
 
 Requests wait in a queue until there are rows for them (`queue`), their given part is prefilled (`prefill`), then a step moves
 every row by one position and chooses one id a request (`running`, `step`), until its segment is full or a stop id comes. The
-loop knows ids and tensors, no strings and no images.
+loop knows ids and tensors, no strings and no images. Any number of threads may ask it at once.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, fields
 
 import torch
 
+from unimm.inference.inputs import check_elements
 from unimm.inference.queue import Queue
 from unimm.inference.rows import Job, Request, Row
 from unimm.inference.running import Arithmetic, Running
+from unimm.inference.turns import Turns
 from unimm.models.unified import UnifiedModel
 
 PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
@@ -41,7 +45,7 @@ class Limits:
     """How much a decoder takes on.
 
     max_rows: rows that are decoded together; requests beyond wait their turn.
-    max_waiting: requests that wait; one more is refused with `QueueFull`. None: any number.
+    max_waiting: requests that wait while there is no room for them; one more is refused with `QueueFull`. None: any number.
     max_positions: of one request. None: as many as the model was made for.
     max_cache_bytes: of keys and values; requests wait until there is room. None: as much as the device has.
     prefill_positions: that one step prefills at most. None: what suits the device.
@@ -52,6 +56,12 @@ class Limits:
     max_positions: int | None = None
     max_cache_bytes: int | None = None
     prefill_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value, least = getattr(self, limit.name), 0 if limit.name == "max_waiting" else 1
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{limit.name} is a whole number of at least {least}, not {value!r}.")
 
 
 class Decoder:
@@ -64,6 +74,9 @@ class Decoder:
         weights: "int8", "int4" or "fp8" to decode with such copies of the weights; None: the model's own.
         deterministic: every step computes `max_rows` rows over `max_positions` slots, and newcomers are prefilled one by one: a
             request then gets the same ids in any company also in reduced precision, for the price of a full house.
+
+    Raises:
+        ValueError: such a full house takes more than `max_cache_bytes`.
     """
 
     def __init__(
@@ -79,8 +92,10 @@ class Decoder:
         self.max_positions = self.limits.max_positions or model.config.max_positions
         kind = next(model.parameters()).device.type
         self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
-        arithmetic = Arithmetic(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions)
+        most = self.limits.max_cache_bytes
+        arithmetic = Arithmetic(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most)
         self._running = Running(model, pad_id, arithmetic)
+        self._turns = Turns()
         self._queue = Queue()
         self._jobs: dict[int, Job] = {}
         self._next_ticket = 0
@@ -90,17 +105,18 @@ class Decoder:
     def fill(self, requests: list[Request]) -> list[list[int]]:
         """The ids that fill each request's open segment, in the requests' order; a stop id that ended one is included."""
         filled: list[list[int]] = [[] for _ in requests]
-        for new in self.steps(requests):
-            for index, token in new.items():
-                filled[index].append(token)
+        with closing(self.steps(requests)) as steps:
+            for new in steps:
+                for index, token in new.items():
+                    filled[index].append(token)
         return filled
 
     def steps(
         self, requests: list[Request], is_over: Callable[[int, int], bool] | None = None, jobs: list[Job] | None = None
-    ) -> Iterator[dict[int, int]]:
+    ) -> Generator[dict[int, int]]:
         """The same, step by step: each step gives {request: its next id} for all requests that are being filled.
 
-        An iterator that is dropped takes its requests with it.
+        An iterator that is closed or dropped takes its requests with it.
 
         Args:
             is_over: is asked of every request and its next id whether that ends it.
@@ -112,42 +128,61 @@ class Decoder:
 
     def _steps(
         self, requests: list[Request], is_over: Callable[[int, int], bool] | None, jobs: list[Job]
-    ) -> Iterator[dict[int, int]]:
-        left: dict[int, int] = {}
+    ) -> Generator[dict[int, int]]:
+        waiting, left = deque(enumerate(requests)), dict[int, int]()
         try:
-            for index, request in enumerate(requests):
-                ticket = self.submit(request)
-                left[ticket] = index
-                jobs.append(self._jobs[ticket])
-            while left:
-                if not left.keys() <= self._jobs.keys():
-                    raise RuntimeError("The requests were dropped because a step of the engine failed: ask again.")
-                if not any(self._jobs[ticket].has_news for ticket in left):
-                    self.step()
-                new = {}
-                for ticket in list(left):
-                    index, job = left[ticket], self._jobs[ticket]
-                    if (token := job.take_one()) is not None:
-                        new[index] = token
-                        if is_over is not None and is_over(index, token):
-                            self.abort(ticket)
-                            del left[ticket]
-                            continue
-                    if job.error is not None:
-                        raise job.error
-                    if job.done and not job.has_news:
-                        del self._jobs[ticket], left[ticket]
+            while waiting or left:
+                with self._turns:
+                    self._submit_some(waiting, left, jobs)
+                    new = self._turn(left, is_over)
                 if new:
                     yield new
         finally:
             for ticket in left:
                 self.abort(ticket)
 
+    def _submit_some(self, waiting: deque[tuple[int, Request]], left: dict[int, int], jobs: list[Job]) -> None:
+        """As many requests of one call as may wait; the others keep outside until there is room, while some are inside."""
+        while waiting:
+            index, request = waiting[0]
+            try:
+                ticket = self.submit(request)
+            except QueueFull:
+                if left:
+                    return
+                raise
+            waiting.popleft()
+            left[ticket] = index
+            jobs.append(self._jobs[ticket])
+
+    def _turn(self, left: dict[int, int], is_over: Callable[[int, int], bool] | None) -> dict[int, int]:
+        """The next id of each request of a call, where there is one; those that are filled are `left` no more."""
+        if not left.keys() <= self._jobs.keys():
+            raise RuntimeError("The requests were dropped because a step of the engine failed: ask again.")
+        if not any(self._jobs[ticket].has_news for ticket in left):
+            self.step()
+        new = {}
+        for ticket in list(left):
+            index, job = left[ticket], self._jobs[ticket]
+            if (token := job.take_one()) is not None:
+                new[index] = token
+                if is_over is not None and is_over(index, token):
+                    self.abort(ticket)
+                    del left[ticket]
+                    continue
+            if job.error is not None:
+                raise job.error
+            if job.done and not job.has_news:
+                del left[ticket]
+                self._forget(ticket)
+        return new
+
     # -- one at a time ------------------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
         """ValueError: this request can never be filled here, and why."""
         request.check()
+        check_elements(request.sequence, self.model)
         if request.num_rows > self.limits.max_rows:
             raise ValueError(
                 f"Guidance takes 2 rows, but the engine decodes {self.limits.max_rows} at once: give it limits with max_rows=2."
@@ -159,12 +194,7 @@ class Decoder:
                 f"The request takes {length} positions (prompt, images and what is to be filled), but {whose} "
                 f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
             )
-        most = self.limits.max_cache_bytes
-        if most is not None and (needed := self._running.cache_bytes(request.num_rows, length, alone=True)) > most:
-            raise ValueError(
-                f"The request takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}: "
-                f"shorten it, or give the engine more."
-            )
+        self._running.check_room(request.num_rows, length)
 
     def submit(self, request: Request) -> int:
         """Put a request in the queue; gives its ticket.
@@ -174,13 +204,14 @@ class Decoder:
             QueueFull: too many wait already.
         """
         self.check(request)
-        if self.limits.max_waiting is not None and len(self._queue) >= self.limits.max_waiting:
-            raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
-        job = Job(self._next_ticket, request)
-        self._next_ticket += 1
-        self._jobs[job.ticket] = job
-        self._queue.push(job)
-        return job.ticket
+        with self._turns:
+            job, most = Job(self._next_ticket, request), self.limits.max_waiting
+            if most is not None and len(self._queue) >= most and not self._has_room([*self._running.jobs, *self._queue, job]):
+                raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
+            self._next_ticket += 1
+            self._jobs[job.ticket] = job
+            self._queue.push(job)
+            return job.ticket
 
     def take(self, ticket: int) -> tuple[list[int], bool]:
         """The ids of a request that were filled since it was last asked, and whether it is done; then its ticket is spent.
@@ -189,63 +220,78 @@ class Decoder:
             KeyError: there is no such ticket.
             Exception: what kept this request from being filled; its ticket is spent, too.
         """
-        job = self._jobs[ticket]
-        new = job.take()
-        if job.done:
-            del self._jobs[ticket]
-        if job.error is not None:
-            raise job.error
-        return new, job.done
+        with self._turns:
+            job = self._jobs[ticket]
+            new = job.take()
+            if job.done:
+                self._forget(ticket)
+            if job.error is not None:
+                raise job.error
+            return new, job.done
 
     @torch.inference_mode()
     def abort(self, ticket: int) -> None:
         """Forget a request, wherever it is; nobody else notices. A ticket that is spent is none."""
-        job = self._jobs.pop(ticket, None)
-        if job is None or job.done:
-            return
-        job.done = True  # nothing more is taken from it, and its rows go with those of the finished
-        if job in self._queue:
-            self._queue.remove(job)
-        else:
+        with self._turns:
+            job = self._jobs.pop(ticket, None)
+            if job is None or job.done:
+                return
+            job.done = True  # nothing more is taken from it, and its rows go with those of the finished
+            if job in self._queue:
+                self._queue.remove(job)
+            else:
+                self._running.land()
+                self._running.settle()
+
+    @torch.inference_mode()
+    def _forget(self, ticket: int) -> None:
+        """A ticket is spent. With the last one the house is empty, also of what a step under way was launched for."""
+        del self._jobs[ticket]
+        if not self._jobs:
             self._running.land()
             self._running.settle()
 
     def stats(self) -> Stats:
         """What it does now, and has done since it was made."""
-        running = self._running
-        return Stats(
-            num_waiting=len(self._queue),
-            num_running=len(running.jobs),
-            num_rows=len(running.rows) + (len(running.entering.rows) if running.entering else 0),
-            cache_bytes=running.num_cache_bytes,
-            prefilled_positions=running.prefilled_positions,
-            decoded_rows=running.decoded_rows,
-            decoded_steps=running.decoded_steps,
-        )
+        with self._turns:
+            running = self._running
+            return Stats(
+                num_waiting=len(self._queue),
+                num_running=len(running.jobs),
+                num_rows=len(running.rows) + (len(running.entering.rows) if running.entering else 0),
+                cache_bytes=running.num_cache_bytes,
+                prefilled_positions=running.prefilled_positions,
+                decoded_rows=running.decoded_rows,
+                decoded_steps=running.decoded_steps,
+            )
 
     def release(self) -> None:
         """Give the memory of keys and values back, unless somebody is in it; the next request takes it again."""
-        self._running.release()
+        with self._turns:
+            self._running.release()
 
     def renew(self) -> None:
         """Read the model's weights again: they have changed. Requests on their way go on with the new ones."""
-        self._running.renew()
+        with self._turns:
+            self._running.renew()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Move every row by one position and choose one id for every request; let the finished leave and newcomers join.
 
-        A request whose prefill fails keeps the error for itself (`take`). When anything else raises (out of memory), every
-        request is gone and the decoder is as new.
+        Requests whose prefill fails enter again, each alone; one that fails alone keeps the error for itself (`take`). When
+        anything else raises (out of memory), every request is gone and the decoder is as new.
         """
-        try:
-            self._step()
-        except BaseException:
-            for job in self._jobs.values():
-                job.done = True
-            self._queue, self._jobs = Queue(), {}
-            self._running.reset()
-            raise
+        with self._turns:
+            try:
+                self._step()
+            except BaseException:
+                for job in self._jobs.values():
+                    job.done = True
+                self._queue, self._jobs = Queue(), {}
+                self._running.reset()
+                raise
+            self._queue.push_back(self._running.take_returned())
 
     def _step(self) -> None:
         running = self._running
@@ -262,11 +308,13 @@ class Decoder:
         running.settle()
 
     def _newcomers(self) -> list[Row]:
-        """Rows of requests from the queue, as many as there is room for."""
+        """Rows of requests from the queue, as many as there is room for; for all their rows, also later ones, room is kept."""
         new: list[Row] = []
         jobs, there = [], self._running.jobs
         while self._queue:
             job = self._queue.next(there + jobs)
+            if jobs and (job.enters_alone or jobs[0].enters_alone):
+                break
             if not self._has_room([*there, *jobs, job]):
                 if jobs or there:
                     break
@@ -279,12 +327,15 @@ class Decoder:
             new.append(Row(job, job.request.sequence.given, is_null=False))
             if 0 in job.request.guided:
                 new.append(Row(job, job.request.sequence.given.unconditioned(self.pad_id), is_null=True))
+        if jobs:
+            self._running.make_room(*_room([*there, *jobs]))
         return new
 
     def _has_room(self, jobs: list[Job]) -> bool:
-        rows = sum(job.request.num_rows for job in jobs)
-        if rows > self.limits.max_rows:
-            return False
-        most = self.limits.max_cache_bytes
-        length = max(job.request.sequence.length for job in jobs)
-        return most is None or self._running.cache_bytes(rows, length) <= most
+        rows, slots = _room(jobs)
+        return rows <= self.limits.max_rows and self._running.has_room(rows, slots)
+
+
+def _room(jobs: list[Job]) -> tuple[int, int]:
+    """Rows and slots that requests take at most."""
+    return sum(job.request.num_rows for job in jobs), max(job.request.sequence.length for job in jobs)

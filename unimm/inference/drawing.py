@@ -4,8 +4,9 @@ Turning codes into pixels is another network's work. A second thread does it, on
 codes do not wait for it; previews that come too late are left out. What is drawn is the same with previews and without.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -36,25 +37,28 @@ class DrawingProgress:
     images: list[Image.Image] | None = None
     is_final: bool = False
     _filled: list[list[int]] = field(default_factory=list, repr=False)
+    _lengths: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def codes(self) -> torch.Tensor:
         """The codes so far: (num_images of all prompts, most that any has) long; -1 where one has not come so far."""
-        longest = max(len(codes) for codes in self._filled)
-        return torch.tensor([codes + [-1] * (longest - len(codes)) for codes in self._filled])
+        sizes = list(zip(self._filled, self._lengths, strict=True))  # the lists go on growing
+        longest = max(self._lengths)
+        return torch.tensor([codes[:size] + [-1] * (longest - size) for codes, size in sizes])
 
 
 def drawing_requests(
     template: Template,
     num_codes: int,
     prompt: str | list[str],
-    num_images: int,
+    count: tuple[int, int],
     seed: int | list[int],
     defaults: DrawingDefaults,
     settings: dict[str, Any],
 ) -> list[Request]:
     """A request an image, prompt after prompt.
 
+    count: images of a prompt, and of how many drawings each is the best.
     seed: of all prompts, or one for each.
     settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`.
 
@@ -62,8 +66,9 @@ def drawing_requests(
         ValueError: a prompt is empty, there is nothing to draw, or seeds do not fit.
         TypeError: there is no such setting.
     """
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, not {num_images}.")
+    num_images, best_of = count
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ValueError(f"num_images is a whole number of at least 1, not {num_images}.")
     settings = dict(settings)
     own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
     drawing = replace(defaults, **own)
@@ -71,14 +76,14 @@ def drawing_requests(
     if settings:
         raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    seeds = seed if isinstance(seed, list) else [seed] * len(prompts)
     if len(seeds) != len(prompts):
         raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
     requests = []
     for text, own_seed in zip(prompts, seeds, strict=True):
         check_text(text, "prompt")
         sequence = template.draw(text, num_codes=num_codes)
-        for index in range(num_images):
+        for index in range(num_images * best_of):
             sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
             requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
     return requests
@@ -86,7 +91,7 @@ def drawing_requests(
 
 def draw(
     decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
-) -> Iterator[DrawingProgress]:
+) -> Generator[DrawingProgress]:
     """Fill the open codes of requests, all of the same number.
 
     Args:
@@ -104,21 +109,22 @@ def draw(
     return _draw(requests, decoder.steps(requests), coder, preview_every)
 
 
-def finish(progress: Iterator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
+def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
     """The end of a drawing; the callback is told every step of it."""
     state = DrawingProgress(0, 0)
-    for state in progress:
-        if callback is not None and state.num_steps:
-            callback(state)
+    with closing(progress):  # a callback that raises ends the drawing, however long somebody keeps what it raised
+        for state in progress:
+            if callback is not None and state.num_steps:
+                callback(state)
     return state
 
 
 def _draw(
-    requests: list[Request], steps: Iterator[dict[int, int]], coder: ImageCoder | None, preview_every: int
-) -> Iterator[DrawingProgress]:
+    requests: list[Request], steps: Generator[dict[int, int]], coder: ImageCoder | None, preview_every: int
+) -> Generator[DrawingProgress]:
     filled: list[list[int]] = [[] for _ in requests]
     num_steps = (requests[0].blank.limit or 0) if requests else 0
-    with ThreadPoolExecutor(1, "unimm-images") as room:
+    with ThreadPoolExecutor(1, "unimm-images") as room, closing(steps):
         finished: list[tuple[list[int], Future[list[Image.Image]]]] = []
         waiting: list[int] = []
         preview: Future[list[Image.Image]] | None = None
@@ -140,9 +146,9 @@ def _draw(
                 images, preview = preview.result(), None
             if coder is not None and preview_every and preview is None and step - shown >= preview_every:
                 preview, shown = room.submit(_preview, coder, [list(codes) for codes in filled], num_steps), step
-            yield DrawingProgress(step, num_steps, images, _filled=filled)
+            yield DrawingProgress(step, num_steps, images, False, filled, tuple(map(len, filled)))
         images = None if coder is None else _in_order(finished)
-    yield DrawingProgress(num_steps, num_steps, images, is_final=True, _filled=filled)
+    yield DrawingProgress(num_steps, num_steps, images, True, filled, tuple(map(len, filled)))
 
 
 def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> list[Image.Image]:

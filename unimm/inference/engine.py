@@ -240,7 +240,7 @@ class Engine:
     def _chat_request(
         self, messages: list[Message], max_new_tokens: int, sampling: Sampling, logprobs: bool = False
     ) -> Request:
-        turns, system_prompt = read_messages(messages, self.template)
+        turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
         return Request(self.template.chat(turns, max_new_tokens, system_prompt), sampling, logprobs=logprobs)
 
     # -- images out ---------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Engine:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         check_best_of(best_of, self.model, self.template, prompts)
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
-        requests = self._requests(prompt, num_images * best_of, seed, settings)
+        requests = self._requests(prompt, num_images, seed, settings, best_of)
         images = finish(draw(self.decoder, requests, self.coder), callback).images or []
         if best_of > 1:
             each = [text for text in prompts for _ in range(num_images * best_of)]
@@ -319,9 +319,9 @@ class Engine:
         codes = finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
-    def _requests(self, prompt: str | list[str], num_images: int, seed: int | list[int], settings: dict) -> list[Request]:
-        num_codes = self.image_tokenizer.num_codes
-        return drawing_requests(self.template, num_codes, prompt, num_images, seed, self.drawing, settings)
+    def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
+        num_codes, count = self.image_tokenizer.num_codes, (num_images, best_of)
+        return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
 
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
         """codes (num_images, num_codes) or (num_codes,) -> PIL images.

@@ -31,6 +31,11 @@ class Queue:
         """At the end of its line."""
         self._line(job).append(job)
 
+    def push_back(self, jobs: list[Job]) -> None:
+        """At the beginning of their lines, in this order: they were inside already."""
+        for job in reversed(jobs):
+            self._line(job).appendleft(job)
+
     def remove(self, job: Job) -> None:
         """Wherever it stands."""
         self._line(job).remove(job)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from unimm.inference.sampling import Sampling
-from unimm.sequence import Kind, Segment, Sequence
+from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Request:
         begin, end = self.guidance_interval
         if not 0.0 <= begin <= end <= 1.0:
             raise ValueError(f"guidance_interval is two ascending numbers from 0 to 1, not {begin} and {end}.")
+        if self.logprobs and any(element != BLANK for element in self.blank.ids):
+            raise ValueError("logprobs are of what is chosen: an open segment with known elements has none.")
         if self.sampling.repetition_penalty != 1.0 and self.blank.kind != Kind.TEXT:
             raise ValueError("repetition_penalty is for text: an image repeats its codes all the time.")
 
@@ -66,7 +68,7 @@ class Job:
     """A request on its way.
 
     filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them somebody has.
-    error: why it cannot go on.
+    error: why it cannot go on. enters_alone: its prefill failed beside others'.
     """
 
     ticket: int
@@ -76,6 +78,7 @@ class Job:
     num_taken: int = 0
     done: bool = False
     error: Exception | None = None
+    enters_alone: bool = False
 
     def accept(self, token: int, logprob: float) -> int:
         """Take the next id, or the one that is known of that place; gives which."""

@@ -20,13 +20,17 @@ from unimm.models.unified import UnifiedModel
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a model is computed, as `Decoder` has it; rows and positions are what a deterministic step always computes."""
+    """How a model is computed, as `Decoder` has it; rows and positions are what a deterministic step always computes.
+
+    max_cache_bytes: of keys and values; None: as much as the device has.
+    """
 
     weights: str | None
     is_deterministic: bool
     max_rows: int
     max_positions: int
     prefill_positions: int
+    max_cache_bytes: int | None = None
 
 
 class Running:
@@ -42,6 +46,8 @@ class Running:
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self._fast: FastModel | None = None
         self.reset()
+        if arithmetic.is_deterministic:
+            self.check_room(arithmetic.max_rows, arithmetic.max_positions)
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -49,6 +55,7 @@ class Running:
         self.entering: Prefill | None = None
         self._in_flight: Chosen | None = None
         self._step: Step | None = None
+        self.returned: list[Job] = []
         self._cache = self._new_cache()
         self._is_arranged = False
 
@@ -90,7 +97,10 @@ class Running:
         self._is_arranged = False  # padding keeps out of their way
 
     def enter(self) -> None:
-        """The next share of a prefill; when it is done its rows join, with their first ids."""
+        """The next share of a prefill; when it is done its rows join, with their first ids.
+
+        Where it fails, who is to blame is not known: requests that came together are `returned`, to come again one by one.
+        """
         entering = self.entering
         assert entering is not None
         try:
@@ -99,12 +109,21 @@ class Running:
                 return
             chosen = self._stepper().begin(entering.rows, hidden_RD)
         except Exception as error:
-            for row in entering.rows:
-                row.job.done, row.job.error = True, row.job.error or error
             self.entering = None
+            jobs = list({row.job.ticket: row.job for row in entering.rows}.values())
+            for job in jobs:
+                job.enters_alone = True
+                if len(jobs) == 1:
+                    job.done, job.error = True, error
+            self.returned += jobs if len(jobs) > 1 else []
             return
         self._join(entering)
         self._accept(chosen)
+
+    def take_returned(self) -> list[Job]:
+        """Requests that have to come again, the oldest first."""
+        jobs, self.returned = self.returned, []
+        return sorted((job for job in jobs if not job.done), key=lambda job: job.ticket)
 
     def settle(self) -> None:
         """Rows of the finished leave, and null rows whose guidance is over; null rows whose guidance begins join."""
@@ -163,10 +182,13 @@ class Running:
                 rows[place] = rows.pop()
         self._is_arranged = False
 
+    @torch.inference_mode()
     def release(self) -> None:
         """Let the cache's memory go, where nobody is in it. Else it stays: captured steps know it by its place, and on a CPU
         new pages take longer than what is done with them."""
-        if not self.rows and self.entering is None:
+        if all(job.done for job in self.jobs):
+            self.land()
+            self.settle()  # a step may be under way still that nobody waits for
             self._cache, self._step = self._new_cache(), None
 
     def _join(self, entered: Prefill) -> None:
@@ -211,13 +233,40 @@ class Running:
     def _new_cache(self) -> RowCache:
         return RowCache(len(self.model.trunk.layers), self.arithmetic.max_rows)
 
-    def cache_bytes(self, rows: int, slots: int, alone: bool = False) -> int:
-        """Of keys and values, if so many rows of so many slots were held together with what the cache holds, or alone."""
-        rows, slots = (self._new_cache() if alone else self._cache).reserved(rows, slots)
+    def check_room(self, rows: int, slots: int) -> None:
+        """ValueError: so many rows of so many slots would be too large for an empty cache."""
+        most = self.arithmetic.max_cache_bytes
+        if most is not None and (needed := self._num_bytes(*self._new_cache().reserved(*self._room(rows, slots)))) > most:
+            takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
+            if self.arithmetic.is_deterministic:
+                raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")
+            raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
+
+    def has_room(self, rows: int, slots: int) -> bool:
+        """Whether the cache may hold so many rows of so many slots, and what it holds."""
+        most = self.arithmetic.max_cache_bytes
+        return most is None or self._num_bytes(*self._cache.reserved(*self._room(rows, slots), ahead=False)) <= most
+
+    def make_room(self, rows: int, slots: int) -> None:
+        """Reserve so many rows of so many slots, and more for those who follow where there is room for that, too."""
+        rows, slots = self._room(rows, slots)
+        most = self.arithmetic.max_cache_bytes
+        ahead = most is None or self._num_bytes(*self._cache.reserved(rows, slots)) <= most
+        self._cache.reserve(rows, slots, ahead)
+
+    def _room(self, rows: int, slots: int) -> tuple[int, int]:
+        """Rows and slots of a step over so many: steps round up, or are always of one size."""
+        if self.arithmetic.is_deterministic:
+            return self.arithmetic.max_rows, self.arithmetic.max_positions
+        return self._stepper().room(rows, slots)
+
+    def _num_bytes(self, rows: int, slots: int) -> int:
+        """Of keys and values."""
         config: Any = self.model.trunk.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = 4 if next(self.model.parameters()).device.type == "cpu" else next(self.model.parameters()).element_size()
-        return 2 * rows * slots * config.num_hidden_layers * config.num_key_value_heads * head_dim * size
+        return 2 * rows * slots * config.num_hidden_layers * heads * head_dim * size
 
     @property
     def num_cache_bytes(self) -> int:

@@ -7,6 +7,7 @@ Shapes: R rows, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -33,10 +34,13 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("seed", "index", "top_k"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} is a whole number, not {getattr(self, name)!r}.")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or positive, not {self.top_k}.")
+        if not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k must be 0 (all) or positive, and below 2^31, not {self.top_k}.")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p is a probability in (0, 1], not {self.top_p}.")
         if not 0.0 <= self.min_p <= 1.0:
@@ -123,7 +127,9 @@ def keep_likely(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.T
     likely_RV = ordered_RV.masked_fill(beyond_k, float("-inf")).softmax(-1)
     before_RV = likely_RV.cumsum(-1) - likely_RV
     # A rounded sum may reach 1 before the end: a row that keeps all must not lose its tail because of its neighbours.
-    beyond_p = (before_RV >= top_p_R[:, None]) & (top_p_R[:, None] < 1.0)
+    beyond_p = (
+        (before_RV >= top_p_R[:, None]) & (top_p_R[:, None] < 1.0) & (rank_V > 0)
+    )  # the likeliest stays, also for p near 0
     beyond = beyond_k | beyond_p
     return logits_RV.masked_fill(beyond.scatter(-1, order_RV, beyond), float("-inf"))
 

@@ -208,6 +208,10 @@ class Step:
         self._kept: dict[Hashable, Arrangement] = {}
         self._now: Arrangement | None = None
 
+    def room(self, rows: int, slots: int) -> tuple[int, int]:
+        """Rows and slots that it computes for so many."""
+        return self.size.of_rows(rows), self._slots(slots)
+
     def arrange(self, rows: list[Row]) -> None:
         """Say which rows there are, in the order of the cache's."""
         if rows:

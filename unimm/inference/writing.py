@@ -1,6 +1,7 @@
 """Texts as they are written: ids in, pieces of text out, ended by an id or by a stop string."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from unimm.data.text import StreamDecoder, TextTokenizer
@@ -81,8 +82,9 @@ def write(decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], s
         writers[index].push(token)
         return writers[index].is_over
 
-    for _ in decoder.steps(requests, is_over, jobs):
-        pass
+    with closing(decoder.steps(requests, is_over, jobs)) as steps:
+        for _ in steps:
+            pass
     return [_complete(job, writer) for job, writer in zip(jobs, writers, strict=True)]
 
 
@@ -93,12 +95,13 @@ def stream(decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: t
     return _pieces(writer, steps)
 
 
-def _pieces(writer: Writer, steps: Iterator[dict[int, int]]) -> Iterator[str]:
-    for new in steps:
-        if piece := writer.push(new[0]):
-            yield piece
-        if writer.is_over:
-            return
+def _pieces(writer: Writer, steps: Generator[dict[int, int]]) -> Iterator[str]:
+    with closing(steps):
+        for new in steps:
+            if piece := writer.push(new[0]):
+                yield piece
+            if writer.is_over:
+                return
     if rest := writer.finish():
         yield rest
 
