@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from unimm.cli.bench import bench
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_verbs import verbs
+from unimm.cli.model_verbs import models
+from unimm.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -22,7 +24,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
     *("quickstart", "caption", "answer", "generate"),
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "report", "compare", "scaling", "convert", "bench"),
+    *("eval", "report", "compare", "scaling", "convert", "average", "bench"),
 )
 """As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
 
@@ -47,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(verbs)
+app.add_typer(models)
 app.add_typer(bench, name="bench")
 
 Model = Annotated[
@@ -269,62 +272,6 @@ def scaling(
     run(runs, predict or [], out)
 
 
-@app.command()
-def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model that is there is replaced.")],
-    from_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--from-pickle", help="Read PyTorch's .bin files, as DeepSeek's repositories have; only tensors are read."
-        ),
-    ] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: as stored].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
-    temperature: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
-    notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of SOURCE, folder or hub id, to merge into it.")] = None,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
-    ] = None,
-    private: Annotated[bool | None, typer.Option(help="Whether a new hub repository is private.")] = None,
-) -> None:
-    """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read.
-
-    \b
-    Examples:
-      unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
-      unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
-      unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
-    """
-    quiet_libraries()
-    from unimm.cli.convert import convert as run
-
-    given = {"guidance_scale": guidance_scale, "temperature": temperature}
-    drawing = {name: value for name, value in given.items() if value is not None}
-    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
-
-
-@app.command()
-def join(
-    trunk: Annotated[str, typer.Option(help="Language model of transformers: folder or hub id.")],
-    vision: Annotated[str, typer.Option(help="SigLIP of transformers: folder or hub id.")],
-    image_tokenizer: Annotated[str, typer.Option(help="Image tokenizer's folder, or a model with one, as a Janus.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
-    seed: Annotated[int, typer.Option(help="Of what is new.")] = 0,
-) -> None:
-    """Put a model together from parts that have learned; projector and image head are new. What stage I starts from.
-
-    \b
-    Example:
-      unimm join --trunk LLM --vision SIGLIP --image-tokenizer runs/tokenizer/model --out runs/start
-    """
-    quiet_libraries()
-    from unimm.cli.join import join as run
-
-    run(trunk, vision, image_tokenizer, out, seed)
-
-
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
     """The engine of the model that the words name; else of the quickstart's where it is, else of the demo."""
     named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
@@ -332,11 +279,6 @@ def open_model(model: str | None, device: str | None, dtype: str | None, weights
     from unimm.inference.load import load
 
     return load(named, device, dtype, weights=weights)
-
-
-def quiet_libraries() -> None:
-    """Keep `transformers` from printing notes for developers; before it is imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def picture_paths(out: Path, count: int) -> list[Path]:

@@ -1,0 +1,87 @@
+"""The verbs that make models out of models: written anew, put together from parts, averaged."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unimm.cli.quiet import quiet_libraries
+
+OWN = " [default: the model's own]."
+
+models = typer.Typer(rich_markup_mode=None)
+
+
+@models.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model that is there is replaced.")],
+    from_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--from-pickle", help="Read PyTorch's .bin files, as DeepSeek's repositories have; only tensors are read."
+        ),
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: as stored].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
+    temperature: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
+    notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of SOURCE, folder or hub id, to merge into it.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool | None, typer.Option(help="Whether a new hub repository is private.")] = None,
+) -> None:
+    """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read.
+
+    \b
+    Examples:
+      unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
+      unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
+      unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
+    """
+    quiet_libraries()
+    from unimm.cli.convert import convert as run
+
+    given = {"guidance_scale": guidance_scale, "temperature": temperature}
+    drawing = {name: value for name, value in given.items() if value is not None}
+    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
+
+
+@models.command()
+def join(
+    trunk: Annotated[str, typer.Option(help="Language model of transformers: folder or hub id.")],
+    vision: Annotated[str, typer.Option(help="SigLIP of transformers: folder or hub id.")],
+    image_tokenizer: Annotated[str, typer.Option(help="Image tokenizer's folder, or a model with one, as a Janus.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
+    seed: Annotated[int, typer.Option(help="Of what is new.")] = 0,
+) -> None:
+    """Put a model together from parts that have learned; projector and image head are new. What stage I starts from.
+
+    \b
+    Example:
+      unimm join --trunk LLM --vision SIGLIP --image-tokenizer runs/tokenizer/model --out runs/start
+    """
+    quiet_libraries()
+    from unimm.cli.join import join as run
+
+    run(trunk, vision, image_tokenizer, out, seed)
+
+
+@models.command()
+def average(
+    sources: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders or hub ids, two or more.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
+    weight: Annotated[list[float] | None, typer.Option(help="Of each model in turn; repeat it [default: all alike].")] = None,
+) -> None:
+    """Average the weights of models that were trained on from one and the same: often better than each, at no cost.
+
+    \b
+    Examples:
+      unimm average runs/a/model runs/b/model --out runs/both
+      unimm average runs/a/model runs/b/model --weight 0.7 --weight 0.3 --out runs/both
+    """
+    quiet_libraries()
+    from unimm.cli.average import average as run
+
+    run(sources, out, weight or None)
