@@ -19,6 +19,7 @@ from torch import nn
 
 from unimm.inference.cache import RowCache, RowCacheLayer
 from unimm.inference.linear import QUANTIZED, Linear, make_linear
+from unimm.models.decoder_layer import LLAMA_SHAPED, is_llama_shaped, rotate
 from unimm.models.lora import adapted_layers
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
@@ -26,8 +27,6 @@ from unimm.sequence import Kind
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
 
 class FastModel:
@@ -43,10 +42,11 @@ class FastModel:
         self.model = model
         self.layers: list[_Layer] | None = None
         self.heads: dict[Kind, Linear] = {}
-        is_llama_shaped = _is_llama_shaped(model.trunk)
+        # What adapters add is in no weight yet.
+        is_known = is_llama_shaped(model.trunk) and not adapted_layers(model.trunk)
         on_cpu = next(model.parameters()).device.type == "cpu"
         if weights is not None:
-            _check_weights(weights, model, is_llama_shaped)
+            _check_weights(weights, model, is_known)
         # On a CPU arranged weights lie beside the model's, which there are mostly pages of its file that may go.
         if on_cpu and weights is None and not _has_room_for_copies(model):
             logger.warning("Too little memory is free for arranged copies of the weights: decoding goes on without, slower.")
@@ -55,7 +55,7 @@ class FastModel:
             if on_cpu or of_heads:
                 self.heads[Kind.TEXT] = make_linear([model.text.head], of_heads)
                 self.heads[Kind.CODES] = _chain(model.codes.head, of_heads)
-            if is_llama_shaped:
+            if is_known:
                 self.layers = [_Layer(layer, weights) for layer in model.trunk.layers]
         self._versions = _versions(model)
 
@@ -119,7 +119,7 @@ class _Layer:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = turned_RHd.split([self.num_heads, self.num_kv_heads], dim=1)
             turned_RHd = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
-        q, k = _rotate(turned_RHd, cos_R1d, sin_R1d).split([self.num_heads, self.num_kv_heads], dim=1)
+        q, k = rotate(turned_RHd, cos_R1d, sin_R1d).split([self.num_heads, self.num_kv_heads], dim=1)
         keys_RGSd, values_RGSd = store.write(k[:, :, None], v[:, :, None])
         mixed_RHd = attend(q, keys_RGSd, values_RGSd, mask_RG1S, self.scale).to(x_RD.dtype)
         x_RD = x_RD + self.out(mixed_RHd.reshape(rows, -1))
@@ -155,12 +155,6 @@ def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-def _rotate(x_RHd: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), halves paired as in Llama."""
-    first, second = x_RHd.chunk(2, dim=-1)
-    return x_RHd * cos_R1d + torch.cat([-second, first], dim=-1) * sin_R1d
-
-
 def _chain(head: nn.Sequential, weights: str | None) -> Linear:
     steps = [make_linear([part], weights) if isinstance(part, nn.Linear) else part for part in head]
 
@@ -172,17 +166,11 @@ def _chain(head: nn.Sequential, weights: str | None) -> Linear:
     return run
 
 
-def _is_llama_shaped(trunk: Any) -> bool:
-    """Whether a trunk is what `_Layer` knows. One with adapters is not: what they add is in no weight yet."""
-    layers = getattr(trunk.config, "layer_types", None) or ["full_attention"]
-    return trunk.config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"} and not adapted_layers(trunk)
-
-
-def _check_weights(weights: str, model: UnifiedModel, is_llama_shaped: bool) -> None:
+def _check_weights(weights: str, model: UnifiedModel, is_known: bool) -> None:
     first = next(model.parameters())
     if weights not in QUANTIZED:
         raise ValueError(f"There are no weights '{weights}': choose one of {', '.join(QUANTIZED)}.")
-    if first.dtype != torch.bfloat16 or not is_llama_shaped:
+    if first.dtype != torch.bfloat16 or not is_known:
         raise ValueError(
             f"Weights of fewer bits are for bfloat16 models with a trunk of {', '.join(LLAMA_SHAPED)}, not for "
             f"{str(first.dtype).removeprefix('torch.')} with {model.trunk.config.model_type}: load it with dtype='bfloat16'."

@@ -7,10 +7,9 @@
 Padding is nobody's document. What the trunk makes of it depends on the way, and nothing looks at it.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -65,7 +64,6 @@ def block_mask(documents_BT: torch.Tensor) -> BlockMask:
     return create_block_mask(sees, num_rows, None, num_positions, num_positions, device=str(documents_BT.device))
 
 
-@torch.compiler.disable
 def attend_by_document(
     module: torch.nn.Module,
     query_BHTE: torch.Tensor,
@@ -80,74 +78,120 @@ def attend_by_document(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each document to itself, as `transformers` calls it: B rows, H heads, G heads of keys, E wide.
 
-    The scores of one document stay in the cache of a core between product, softmax and product, which rows do not; that is
-    worth more than any kernel that was tried (recipes/LOG.md).
-
     Returns:
         (B, T, H, E), zero where there is padding, and no weights.
     """
-    num_rows, num_heads, num_positions, width = query_BHTE.shape
     # Rotated queries and keys are wider than the values under autocast; it would widen the softmax, too. All is done in the
     # values' dtype, and the queries are scaled before they are rounded.
-    query, key, value = (_rows_joined(x, num_heads, value_BGTE.dtype) for x in (query_BHTE * scaling, key_BGTE, value_BGTE))
-    with torch.autocast(value.device.type, enabled=False):
-        seen_HNE = _ByDocument.apply(query, key, value, sizes.tolist(), dropout if module.training else 0.0)
-    return seen_HNE.transpose(0, 1).reshape(num_rows, num_positions, num_heads, width), None
+    dtype = value_BGTE.dtype
+    q_NHE, k_NGE, v_NGE = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (query_BHTE * scaling, key_BGTE, value_BGTE))
+    seen_NHE = attend_within_documents(q_NHE, k_NGE, v_NGE, sizes, None, dropout if module.training else 0.0)
+    return seen_NHE.unflatten(0, (query_BHTE.shape[0], query_BHTE.shape[2])), None
 
 
-def _rows_joined(x_BGTE: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
-    """(H, N, E) with N = B * T, keys and values repeated for every head that reads them."""
-    x_GNE = x_BGTE.to(dtype).transpose(0, 1).flatten(1, 2)
-    return x_GNE.repeat_interleave(num_heads // len(x_GNE), 0) if len(x_GNE) != num_heads else x_GNE.contiguous()
+@torch.compiler.disable()
+def attend_within_documents(
+    q_MHE: torch.Tensor,
+    k_NGE: torch.Tensor,
+    v_NGE: torch.Tensor,
+    sizes: torch.Tensor,
+    wanted: torch.Tensor | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Causal attention of each document to itself: N positions, rows one after another, G heads of keys that H heads share.
+
+    The scores of one document stay in the cache of a core between product, softmax and product, which rows do not; that is
+    worth more than any kernel that was tried (recipes/LOG.md).
+
+    Args:
+        q_MHE: scaled queries, in the dtype of keys and values: of every position (M = N), or of those that are wanted.
+        sizes: of the documents, as `document_sizes` gives them.
+        wanted: (M,) long, rising: the positions that ask. None: all.
+
+    Returns:
+        (M, H, E), zero where there is padding.
+    """
+    groups = q_MHE.shape[1] // k_NGE.shape[1]
+    k_NHE, v_NHE = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (k_NGE, v_NGE))
+    with torch.autocast(v_NHE.device.type, enabled=False):
+        return _ByDocument.apply(q_MHE, k_NHE, v_NHE, _documents(sizes, wanted), dropout)  # pyright: ignore[reportReturnType]
+
+
+class _Document(NamedTuple):
+    """Where a document lies: its keys among all positions, its queries among those that ask, and which of its own these are."""
+
+    here: slice
+    asking: slice
+    rows: torch.Tensor | None
 
 
 class _ByDocument(torch.autograd.Function):
-    """softmax(q @ k.T) @ v of each document, (H, N, E); by hand, for autograd would copy every piece of every document."""
+    """softmax(q @ k.T) @ v of each document, (M, H, E); by hand, for autograd would copy every piece of every document."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_HNE: torch.Tensor, k_HNE: torch.Tensor, v_HNE: torch.Tensor, sizes: list[int], dropout: float
+        ctx: Any,
+        q_MHE: torch.Tensor,
+        k_NHE: torch.Tensor,
+        v_NHE: torch.Tensor,
+        documents: list[_Document],
+        dropout: float,
     ) -> torch.Tensor:
-        seen_HNE, kept = torch.zeros_like(v_HNE), []
-        for here in _spans(sizes):
-            causal_LL = _causal(here.stop - here.start, q_HNE.dtype)
-            weights_HLL = torch.baddbmm(causal_LL, q_HNE[:, here], k_HNE[:, here].transpose(1, 2)).softmax(-1)
-            kept.append(weights_HLL)
+        seen_MHE, kept = torch.zeros_like(q_MHE), []
+        for one in documents:
+            # Whole pieces of memory: PyTorch's products would make them at every call.
+            q, k, v = (x.transpose(0, 1).contiguous() for x in (q_MHE[one.asking], k_NHE[one.here], v_NHE[one.here]))
+            causal_LL = _causal(k.shape[1], q.dtype)
+            causal_lL = causal_LL if one.rows is None else causal_LL[one.rows]
+            weights_HlL = torch.baddbmm(causal_lL, q, k.transpose(1, 2)).softmax(-1)
+            kept += [q, k, v, weights_HlL]
             if dropout:
-                kept.append(torch.empty_like(weights_HLL).bernoulli_(1 - dropout).div_(1 - dropout))
-                weights_HLL = weights_HLL * kept[-1]
-            seen_HNE[:, here] = weights_HLL @ v_HNE[:, here]
-        ctx.save_for_backward(q_HNE, k_HNE, v_HNE, *kept)
-        ctx.sizes, ctx.has_dropout = sizes, dropout > 0
-        return seen_HNE
+                kept.append(torch.empty_like(weights_HlL).bernoulli_(1 - dropout).div_(1 - dropout))
+                weights_HlL = weights_HlL * kept[-1]
+            seen_MHE[one.asking] = torch.bmm(weights_HlL, v).transpose(0, 1)
+        ctx.save_for_backward(*kept)
+        ctx.documents, ctx.has_dropout, ctx.num_keys = documents, dropout > 0, len(k_NHE)
+        return seen_MHE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q_HNE, k_HNE, v_HNE, *kept = ctx.saved_tensors
-        slope_HNE = grad_outputs[0].contiguous()
-        q_slope, k_slope, v_slope = (torch.zeros_like(x) for x in (q_HNE, k_HNE, v_HNE))
-        step = 1 + ctx.has_dropout
-        for number, here in enumerate(_spans(ctx.sizes)):
-            weights_HLL, *dropped = kept[step * number : step * (number + 1)]
-            inner_HLL = slope_HNE[:, here] @ v_HNE[:, here].transpose(1, 2)
-            used_HLL = weights_HLL
-            for factor_HLL in dropped:
-                used_HLL, inner_HLL = weights_HLL * factor_HLL, inner_HLL * factor_HLL
-            v_slope[:, here] = used_HLL.transpose(1, 2) @ slope_HNE[:, here]
-            scores_HLL = torch.ops.aten._softmax_backward_data(inner_HLL, weights_HLL, -1, weights_HLL.dtype)
-            q_slope[:, here] = scores_HLL @ k_HNE[:, here]
-            k_slope[:, here] = scores_HLL.transpose(1, 2) @ q_HNE[:, here]
+        slope_MHE = grad_outputs[0]
+        q_slope = torch.zeros_like(slope_MHE, memory_format=torch.contiguous_format)
+        k_slope, v_slope = (slope_MHE.new_zeros(ctx.num_keys, *slope_MHE.shape[1:]) for _ in range(2))
+        step, kept = 4 + ctx.has_dropout, ctx.saved_tensors
+        for number, one in enumerate(ctx.documents):
+            q, k, v, weights_HlL, *dropped = kept[step * number : step * (number + 1)]
+            slope = slope_MHE[one.asking].transpose(0, 1).contiguous()
+            inner_HlL = torch.bmm(slope, v.transpose(1, 2))
+            used_HlL = weights_HlL
+            for factor_HlL in dropped:
+                used_HlL, inner_HlL = weights_HlL * factor_HlL, inner_HlL * factor_HlL
+            v_slope[one.here] = torch.bmm(used_HlL.transpose(1, 2), slope).transpose(0, 1)
+            scores_HlL = torch.ops.aten._softmax_backward_data(inner_HlL, weights_HlL, -1, weights_HlL.dtype)
+            q_slope[one.asking] = torch.bmm(scores_HlL, k).transpose(0, 1)
+            k_slope[one.here] = torch.bmm(scores_HlL.transpose(1, 2), q).transpose(0, 1)
         return q_slope, k_slope, v_slope, None, None
 
 
-def _spans(sizes: list[int]) -> Iterator[slice]:
-    """Where the documents lie; padding is passed over."""
-    start = 0
-    for size in sizes:
-        if size > 0:
-            yield slice(start, start + size)
-        start += abs(size)
+def _documents(sizes: torch.Tensor, wanted: torch.Tensor | None) -> list[_Document]:
+    """The documents in which something asks; padding is passed over."""
+    ends = sizes.abs().cumsum(0)
+    starts = ends - sizes.abs()
+    if wanted is None:
+        return [
+            _Document(slice(start, end), slice(start, end), None)
+            for start, end, size in zip(starts.tolist(), ends.tolist(), sizes.tolist(), strict=True)
+            if size > 0
+        ]
+    wanted = wanted.to(sizes.device)
+    firsts, lasts = torch.searchsorted(wanted, starts).tolist(), torch.searchsorted(wanted, ends).tolist()
+    found = zip(starts.tolist(), ends.tolist(), firsts, lasts, sizes.tolist(), strict=True)
+    return [
+        _Document(slice(start, end), slice(first, last), wanted[first:last] - start)
+        for start, end, first, last, size in found
+        if size > 0 and first < last
+    ]
 
 
 def _causal(length: int, dtype: torch.dtype) -> torch.Tensor:

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from unimm.batch import Batch
+from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, choose_way, mask_of
+from unimm.models.decoder_layer import arrange_layers, is_llama_shaped
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
@@ -67,6 +68,9 @@ class UnifiedModel(nn.Module):
         self.trunk = AutoModel.from_config(trunk_config, attn_implementation="sdpa")
         self._cache_keyword = cache_keyword(self.trunk)
         self.trunk.set_input_embeddings(None)  # the text port owns the token embedding
+        self.spares_last_layer = is_llama_shaped(self.trunk)  # where nothing is wanted of it
+        if self.spares_last_layer:
+            arrange_layers(self.trunk)
         tower = VisionTower(config.vision)
         codes = config.codes
         self.text = TextPort(trunk_config.vocab_size, self.width, tied=bool(trunk_config.tie_word_embeddings))
@@ -120,11 +124,15 @@ class UnifiedModel(nn.Module):
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)
-        hidden_BTD = self.hidden(self.embed(batch), mask, batch.positions)
+        # Positions that nothing is learned at are not wanted of the last layer, nor of anything behind it.
+        kinds_N, targets_N, weights_N = (x.flatten() for x in (batch.target_kinds, batch.targets, batch.weights))
+        wanted_M = (kinds_N != PADDING).nonzero().squeeze(1)
+        hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, wanted_M=wanted_M)
         tallies = {}
         for kind, port in self.vocabulary_ports.items():
-            chosen_BT = batch.target_kinds == kind
-            tallies[kind] = port.loss(hidden_BTD[chosen_BT], batch.targets[chosen_BT], batch.weights[chosen_BT])
+            is_kind_M = kinds_N[wanted_M] == kind
+            chosen_m = wanted_M[is_kind_M]
+            tallies[kind] = port.loss(hidden_MD[is_kind_M], targets_N[chosen_m], weights_N[chosen_m])
         return tallies
 
     def embed(self, batch: Batch) -> torch.Tensor:
@@ -156,17 +164,26 @@ class UnifiedModel(nn.Module):
         mask: Mask,
         positions_BT: torch.Tensor,
         cache: Cache | None = None,
+        wanted_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The trunk: (B, T, D) -> (B, T, D).
+        """The trunk: (B, T, D) -> (B, T, D), or (M, D) of the positions that are wanted of all rows one after another.
 
         mask: as the way to attend wants it (`unimm.models.attention`): for "sdpa" (B, 1, T, S) bool, true where a position may
             look; S counts what the cache holds too.
+        wanted_M: (M,) long, rising; not with a cache.
         """
         by_document = self.trunk.config._attn_implementation == "documents"
-        return self.trunk(
+        is_told = self.spares_last_layer and wanted_M is not None
+        if is_told:
+            embeddings_BTD = embeddings_BTD.clone()  # the first layer would be compiled once more for a view
+        hidden = self.trunk(
             inputs_embeds=embeddings_BTD,
             **({"attention_mask": None, "sizes": mask} if by_document else {"attention_mask": mask}),
             position_ids=positions_BT,
             use_cache=cache is not None,
             **{self._cache_keyword: cache},
+            **({"wanted": wanted_M} if is_told else {}),
         ).last_hidden_state
+        if wanted_M is None:
+            return hidden
+        return hidden[0] if is_told else hidden.flatten(0, 1)[wanted_M]

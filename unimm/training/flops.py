@@ -1,9 +1,10 @@
 """How much a step computes, by formula: what MFU, the share of a device's peak that a training uses, is made of.
 
-Counted is what the model asks for: products of weights at real positions (heads where something is learned), attention of each
-document to its own past, the vision tower; each once forward, once more for the gradient of what goes in where something before
-it learns, once more for gradients of weights that learn. Not counted: padding, pairs that a mask hides, activations computed
-again, everything that is no product of matrices. A multiplication with its addition is two.
+Counted is what the model asks for: products of weights at real positions (of heads, and of the last layer behind its keys and
+values, where something is learned), attention of each document to its own past, the vision tower; each once forward, once more
+for the gradient of what goes in where something before it learns, once more for gradients of weights that learn. Not counted:
+padding, pairs that a mask hides, activations computed again, everything that is no product of matrices. A multiplication with
+its addition is two.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from unimm.batch import Batch
+from unimm.batch import PADDING, Batch
 from unimm.models.attention import document_sizes
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
@@ -73,8 +74,12 @@ class FlopCount:
         self.num_patches = model.config.vision.num_patches
         vision, trunk = model.config.vision, model.config.trunk_config()
         width = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
-        # Scores and their sums, each 2 operations a pair and dimension.
-        self.a_pair = 4 * trunk.num_hidden_layers * trunk.num_attention_heads * width * self.trunk.times
+        # Scores and their sums, each 2 operations a pair and dimension, of one layer.
+        self.a_pair = 4 * trunk.num_attention_heads * width * self.trunk.times
+        self.num_layers = trunk.num_hidden_layers
+        last = model.trunk.layers[-1]
+        behind = [last.self_attn.o_proj, last.mlp] if model.spares_last_layer else []
+        self.wanted = _part(nn.ModuleList(behind), self.trunk.is_followed)
         self.an_image = 4 * vision.num_layers * vision.width * self.num_patches**2 * self.vision.times
 
     def of(self, batch: Batch) -> int:
@@ -83,7 +88,11 @@ class FlopCount:
         sizes = sizes[sizes > 0]
         # Images whose features are stored do not go through the tower.
         num_seen, num_images = len(batch.pixels), batch.num_images
-        count = int(sizes.sum()) * self.trunk.flops + int((sizes * (sizes + 1) // 2).sum()) * self.a_pair
+        is_wanted_BT = batch.target_kinds != PADDING
+        pairs = int((sizes * (sizes + 1) // 2).sum())
+        last_pairs = int((batch.positions + 1)[is_wanted_BT].sum()) if self.wanted.flops else pairs
+        count = int(sizes.sum()) * (self.trunk.flops - self.wanted.flops) + int(is_wanted_BT.sum()) * self.wanted.flops
+        count += ((self.num_layers - 1) * pairs + last_pairs) * self.a_pair
         count += num_seen * (self.num_patches * self.vision.flops + self.an_image)
         count += num_images * self.num_patches * self.projector.flops
         count += int((batch.kinds == Kind.CODES).sum()) * self.aligner.flops
