@@ -65,7 +65,7 @@ class Engine:
         self.prompt_format = prompt_format or PromptFormat()
         self.drawing = drawing or DrawingDefaults()
         self.deterministic = deterministic
-        self.coder = ImageCoder(image_tokenizer, alone=deterministic)
+        self.coder = ImageCoder(image_tokenizer, alone=deterministic, weights=weights)
         self.template = Template(
             tokenizer, self.prompt_format, vision.image_size, vision.num_patches, lambda image: self.encode_image(image).numpy()
         )

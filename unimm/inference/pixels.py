@@ -6,6 +6,7 @@ from PIL import Image
 
 from unimm.data.image import crop, to_pil
 from unimm.data.records import ImageLike
+from unimm.inference.convolution import gains_from_integers, with_integer_decoder
 from unimm.models.image_tokenizer import ImageTokenizer
 
 AT_ONCE = 64
@@ -16,10 +17,17 @@ PIXELS_ON_CPU = 2 * 384 * 384
 
 
 class ImageCoder:
-    """An image tokenizer in use. alone: one image at a time, so that nobody's numbers depend on company."""
+    """An image tokenizer in use.
 
-    def __init__(self, tokenizer: ImageTokenizer, alone: bool = False) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        alone: one image at a time, so that nobody's numbers depend on company.
+        weights: "int8": decode in integers where a CPU gains from it (`unimm.inference.convolution`); all else changes nothing.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, alone: bool = False, weights: str | None = None) -> None:
+        self.tokenizer = self._drawer = tokenizer
+        if weights == "int8" and gains_from_integers(tokenizer):
+            self._drawer, alone = with_integer_decoder(tokenizer), True
         fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if self._device.type == "cpu" else AT_ONCE
         self._at_once = 1 if alone else min(fitting, AT_ONCE)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
@@ -43,7 +51,7 @@ class ImageCoder:
         images = []
         with torch.cuda.stream(self._stream):  # does nothing where there is none
             for part in codes.split(self._at_once):
-                pixels = self.tokenizer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
+                pixels = self._drawer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
                 images += [to_pil(image) for image in pixels]
         return images
 

@@ -164,8 +164,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        h_NCHW = self.conv1(F.silu(self.norm1(x_NCHW)))
-        h_NCHW = self.conv2(self.dropout(F.silu(self.norm2(h_NCHW))))
+        h_NCHW = self.conv1(_swish(self.norm1(x_NCHW)))
+        h_NCHW = self.conv2(self.dropout(_swish(self.norm2(h_NCHW))))
         shortcut_NCHW = self.nin_shortcut(x_NCHW) if hasattr(self, "nin_shortcut") else x_NCHW
         return shortcut_NCHW + h_NCHW
 
@@ -255,7 +255,7 @@ class Encoder(nn.Module):
         x_NCHW = self.conv_in(pixels_NCHW)
         for level in self.down:
             x_NCHW = level(x_NCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x_NCHW))))
+        return self.conv_out(_swish(self.norm_out(self.mid(x_NCHW))))
 
 
 class Decoder(nn.Module):
@@ -278,8 +278,13 @@ class Decoder(nn.Module):
         x_NCHW = self.mid(self.conv_in(x_NCHW))
         for level in self.up:
             x_NCHW = level(x_NCHW)
-        return self.conv_out(F.silu(self.norm_out(x_NCHW)))
+        return self.conv_out(_swish(self.norm_out(x_NCHW)))
 
 
 def _norm(channels: int) -> GroupNorm:
     return GroupNorm(NUM_GROUPS, channels, eps=1e-6)
+
+
+def _swish(normed_NCHW: Tensor) -> Tensor:
+    """x sigmoid(x); where nothing learns in place, for a new map of 128 x 384 x 384 takes a CPU twice the time."""
+    return F.silu(normed_NCHW, inplace=not torch.is_grad_enabled())

@@ -33,15 +33,18 @@ class Upsample(nn.Module):
 def convolve_doubled(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None) -> Tensor:
     """What `F.conv2d(doubled x, weight, bias, padding=1)` gives, (N, K, 2H, 2W) channels-last, from the small map.
 
-    All parities are one convolution with 4K outputs over the map and a border of zeros, (H+1) x (W+1) windows; parity (p, q)
-    takes those that begin at (p, q).
+    All parities are one convolution with 4K outputs over the map and a border of zeros, (H+1) x (W+1) windows.
     """
-    batch, _, height, width = x_NCHW.shape
-    channels = weight_KC33.shape[0]
     bias = None if bias_K is None else bias_K.repeat(4)
-    windows_NFHW = F.conv2d(x_NCHW, parity_weights(weight_KC33), bias, padding=1)
+    return join_parities(F.conv2d(x_NCHW, parity_weights(weight_KC33), bias, padding=1))
+
+
+def join_parities(windows_NFHW: Tensor) -> Tensor:
+    """(N, K, 2H, 2W) channels-last of all windows (N, 4K, H+1, W+1); parity (p, q) takes those that begin at (p, q)."""
+    batch, features, height, width = windows_NFHW.shape
+    height, width, channels = height - 1, width - 1, features // 4
     windows_NHWF = rearrange(windows_NFHW, "n f h w -> n h w f")
-    out_NHWK = x_NCHW.new_empty(batch, 2 * height, 2 * width, channels)
+    out_NHWK = windows_NFHW.new_empty(batch, 2 * height, 2 * width, channels)
     by_parity = rearrange(out_NHWK, "n (h p) (w q) k -> p q n h w k", p=2, q=2)  # a view
     for parity in range(4):
         p, q = divmod(parity, 2)
