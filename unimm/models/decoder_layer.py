@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from unimm.models.attention import attend_within_documents
+from unimm.models.document_attention import attend_within_documents
 
 LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
