@@ -44,7 +44,7 @@ class Engine:
         prompt_format: how its prompts are written.
         drawing: how it draws where a call does not say.
         limits: how much it decodes at once, and how much may wait.
-        weights, deterministic: as `Decoder` has them.
+        weights, deterministic: as `Decoder` and `ImageCoder` have them.
     """
 
     def __init__(

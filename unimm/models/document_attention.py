@@ -149,7 +149,7 @@ def group_asking(sizes_m: torch.Tensor, wanted_M: torch.Tensor) -> list[Group]:
     """The same where only the wanted positions ask; documents in which nothing does are passed over."""
     wanted_M = wanted_M.to(sizes_m.device)
     ends_m = sizes_m.abs().cumsum(0)
-    starts_m, num_positions = ends_m - sizes_m.abs(), int(ends_m[-1])
+    starts_m, num_positions = ends_m - sizes_m.abs(), int(sizes_m.abs().sum())
     firsts_m, lasts_m = torch.searchsorted(wanted_M, starts_m), torch.searchsorted(wanted_M, ends_m)
     groups = []
     for chosen_n in _alike(sizes_m, ((sizes_m > 0) & (firsts_m < lasts_m)).nonzero().squeeze(1)):
