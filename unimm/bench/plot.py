@@ -17,10 +17,10 @@ def plot_bars(path: Path, groups: dict[str, dict[str, float]], title: str, axis:
         places = [place + width * (index - (len(names) - 1) / 2) for place in range(len(groups))]
         heights = [group.get(name, 0.0) for group in groups.values()]
         bars = axes.bar(places, heights, width, label=name)
-        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        axes.bar_label(bars, fmt=lambda number: f"{number:,.0f}" if number >= 100 else f"{number:.3g}", padding=2, fontsize=8)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(axis)
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")  # beside the bars, not on them
     figure.savefig(path, dpi=150)
