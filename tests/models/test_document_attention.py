@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimm.models import document_attention
-from unimm.models.document_attention import ALIKE, ROUNDED, TOGETHER, attend_within_documents, group_all, group_asking
+from unimm.models.document_attention import ALIKE, ROUNDED, TOGETHER, arrange_all, arrange_asking, attend_within_documents
 
 SIZES = st.lists(st.integers(-4, 40).filter(bool), min_size=1, max_size=7).filter(lambda sizes: max(sizes) > 0)
 
@@ -48,28 +48,33 @@ def test_is_plain_attention(sizes: list[int], data: st.DataObject) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10)
 
 
-@given(st.lists(st.integers(-300, 1500).filter(bool), min_size=1, max_size=40))
-def test_every_position_has_one_place(sizes: list[int]) -> None:
+@given(st.lists(st.integers(-300, 1500).filter(bool), min_size=1, max_size=40), st.sampled_from([1, 2]))
+def test_every_position_has_one_place(sizes: list[int], num_shared: int) -> None:
     """Lengths are rounded; no group is large but of one document; no document stands beside a much longer one."""
-    num_positions = sum(map(abs, sizes))
-    groups = group_all(tuple(sizes))
-    written = torch.cat([torch.empty(0, dtype=torch.long), *(one.keys.write for one in groups)])
+    groups, queries, keys, *_ = arrange_all(tuple(sizes), 2, 2 // num_shared)
     owners = torch.repeat_interleave(torch.tensor(sizes) > 0, torch.tensor(sizes).abs())
-    assert written[written < num_positions].sort().values.tolist() == owners.nonzero().squeeze(1).tolist()
+    num_rows = len(queries.read)
+    assert ((queries.back < num_rows).view(-1, 2) == owners[:, None]).all()
+    placed = queries.back[queries.back < num_rows]
+    assert torch.cat([placed, queries.nobodys]).sort().values.tolist() == list(range(num_rows))
+    assert (queries.read[placed] == (queries.back < num_rows).nonzero().squeeze(1)).all()
+    assert (keys.read[placed] == queries.read[placed] // num_shared).all()
+    assert [one.keys.start for one in groups] == [0, *(one.keys.stop for one in groups)][: len(groups)]
+    position = queries.read // 2
     for one in groups:
-        total, number = len(one.keys.read), one.keys.num_documents
-        assert total % (number * ROUNDED) == 0 and (number == 1 or total <= TOGETHER)
-        somebodys = (one.keys.write < num_positions).view(number, -1).sum(1)
-        rounded = -(-somebodys // ROUNDED) * ROUNDED
+        total = (one.keys.stop - one.keys.start) // 2
+        assert total % (one.num_documents * ROUNDED) == 0 and (one.num_documents == 1 or total <= TOGETHER)
+        places_nHL = position[one.keys].view(one.num_documents, 2, -1)
+        assert (places_nHL[:, 0] == places_nHL[:, 1]).all()
+        rounded = -(-(places_nHL[:, 0] - places_nHL[:, 0, :1] + 1).amax(1) // ROUNDED) * ROUNDED
         assert rounded.max() <= ALIKE * rounded.min()
-        assert (one.keys.nobodys is None) == bool((one.keys.write < num_positions).all())
 
 
 def test_documents_in_which_nothing_asks_are_passed_over() -> None:
     sizes, wanted = torch.tensor([5, -2, 3, 40]), torch.tensor([1, 4, 12, 30])
-    groups = group_asking(sizes, wanted)
-    asking = [one.queries.write[one.queries.write < len(wanted)].tolist() for one in groups]
-    assert asking == [[0, 1], [2, 3]]
+    groups, queries, keys, *_ = arrange_asking(sizes, wanted, 1, 1)
+    assert [queries.read[one.queries][:2].tolist() for one in groups] == [[0, 1], [2, 3]]
+    assert [keys.read[one.keys][:3].tolist() for one in groups] == [[0, 1, 2], [10, 11, 12]]
     assert [one.asking.tolist()[0][:2] for one in groups if one.asking is not None] == [[1, 4], [2, 20]]
 
 
@@ -78,7 +83,8 @@ def test_shapes_repeat() -> None:
     shapes = set()
     for seed in range(20):
         lengths = torch.randint(130, 240, (32,), generator=torch.Generator().manual_seed(seed))
-        shapes |= {(one.keys.num_documents, len(one.keys.read)) for one in group_all(tuple(lengths.tolist()))}
+        groups = arrange_all(tuple(lengths.tolist()), 1, 1).groups
+        shapes |= {(one.num_documents, one.keys.stop - one.keys.start) for one in groups}
     assert len(shapes) < 40
 
 

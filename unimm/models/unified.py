@@ -21,6 +21,10 @@ from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, Vocabular
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
 
+WANTED_ROUNDED = 128
+"""What the number of wanted positions is a multiple of: every other is a new shape to the last layer's products, which oneDNN
+compiles anew."""
+
 
 @dataclass(frozen=True)
 class CodesConfig:
@@ -126,7 +130,7 @@ class UnifiedModel(nn.Module):
         mask = mask_of(self.trunk.config._attn_implementation, batch)
         # Positions that nothing is learned at are not wanted of the last layer, nor of anything behind it.
         kinds_N, targets_N, weights_N = (x.flatten() for x in (batch.target_kinds, batch.targets, batch.weights))
-        wanted_M = (kinds_N != PADDING).nonzero().squeeze(1)
+        wanted_M = _rounded_up(kinds_N != PADDING).nonzero().squeeze(1)
         hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, wanted_M=wanted_M)
         tallies = {}
         for kind, port in self.vocabulary_ports.items():
@@ -187,3 +191,9 @@ class UnifiedModel(nn.Module):
         if wanted_M is None:
             return hidden
         return hidden[0] if is_told else hidden.flatten(0, 1)[wanted_M]
+
+
+def _rounded_up(is_wanted_N: torch.Tensor) -> torch.Tensor:
+    """The wanted positions, (N,) bool, and the first others, up to a multiple of `WANTED_ROUNDED` if there are so many."""
+    missing = -is_wanted_N.sum() % WANTED_ROUNDED
+    return is_wanted_N | (~is_wanted_N & ((~is_wanted_N).cumsum(0) <= missing))
