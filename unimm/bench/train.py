@@ -57,7 +57,7 @@ class Trial:
     device: str
     precision: str
     num_samples: int = 32
-    num_positions: int = 1024
+    num_positions: int = 3072
     num_steps: int = 30
     num_warm_up: int = 10
     compile: bool = True

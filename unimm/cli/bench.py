@@ -90,7 +90,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
     samples: Annotated[int, typer.Option(min=1, help="Conversations a step.")] = 32,
-    positions: Annotated[int, typer.Option(min=1, help="Row length that unimm packs them into.")] = 1024,
+    positions: Annotated[int, typer.Option(min=1, help="Row length that unimm packs them into.")] = 3072,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 30,
     warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 10,
     compiled: Annotated[
