@@ -10,6 +10,7 @@ from toys import Squares, make_config, make_mixture, make_model, make_steps, mak
 from unimm.batch import collate
 from unimm.data.mixture import Mixture, Source
 from unimm.data.views import Description
+from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives import Likelihood, Look, Objective, image_documents, patch_labels, word_labels
@@ -120,3 +121,18 @@ def test_words_patches_and_places_are_learned(tmp_path: Path) -> None:
         assert lines[-1][f"loss/{name}"] < 0.1 * lines[0][f"loss/{name}"]
         assert lines[-1][f"accuracy/{name}"] > 0.9
     assert all(name not in lines[-1] for name in ("loss/text", "loss/codes"))
+
+
+def test_what_the_model_was_not_made_for_is_refused(tmp_path: Path) -> None:
+    """Longer sequences than its own conversations may be, which an engine would refuse."""
+
+    def limited(model: UnifiedModel) -> Likelihood:
+        objective = Likelihood(model)
+        objective.max_positions = 12
+        return objective
+
+    trainer = make_trainer(tmp_path, make_config(2), objective=limited)
+    with pytest.raises(ValueError, match="and the model was made for 12: give the data's views max_positions=12"):
+        trainer.fit()
+    looking = make_trainer(tmp_path / "look", make_config(1), objective=Look).objective
+    looking.check(make_steps(make_mixture())[0].batches[0])  # nothing of it goes through the Transformer

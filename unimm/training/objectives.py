@@ -30,6 +30,13 @@ class Objective(nn.Module):
         """What the sums will be divided by, known before the forward pass: float scalars by the same names."""
         raise NotImplementedError
 
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch in main memory that the model was not made for, before any of it is computed. Nothing, if not said.
+
+        Raises:
+            ValueError: it is such a batch.
+        """
+
     def parts(self) -> dict[str, nn.Module]:
         """Everything with parameters that a stage can name: the model's parts and the objective's own."""
         return self.model.parts()
@@ -45,6 +52,16 @@ class Likelihood(Objective):
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()
         self.model = model
+        self.max_positions = model.config.max_positions
+
+    def check(self, batch: Batch) -> None:
+        longest = int(batch.positions.max()) + 1
+        if longest > self.max_positions:
+            raise ValueError(
+                f"A sequence of {longest} positions is to be learned, and the model was made for {self.max_positions}: give "
+                f"the data's views max_positions={self.max_positions}, cut its documents (data.max_characters), or make a "
+                f"model for more (model.trunk.max_position_embeddings)."
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
         return {kind.name.lower(): tally for kind, tally in self.model(batch).items()}

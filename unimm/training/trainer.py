@@ -207,6 +207,7 @@ class Trainer(Loop):
         tallied, losses = [], []
         last = len(batch.batches) - 1
         for number, micro_batch in enumerate(batch.batches):
+            self.objective.check(micro_batch)
             read = Read.of(micro_batch, self.flop_count)
             micro_batch = micro_batch.to(self.accelerator.device)
             with no_exchange(self.wrapped, self.accelerator) if number < last else nullcontext():
