@@ -9,6 +9,7 @@ small byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; on bytes as in GPT
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -44,6 +45,10 @@ class SpecialIds:
     assistant: int | None = None
 
 
+SHORT, REMEMBERED = 200, 10_000
+"""Characters of texts whose ids are remembered, and how many of them: prompts and roles come again and again in training."""
+
+
 class TextTokenizer:
     """A `transformers` tokenizer, seen as the two functions that we need of it and its special ids.
 
@@ -70,6 +75,7 @@ class TextTokenizer:
         self._spelled = _spell_misread(self._backend, letters)
         # a vocabulary without bytes answers a strange character with its unknown token, which is no harm
         self._never = frozenset(i for i in self.control_ids if added[i].content != tokenizer.unk_token)
+        self._remember = lru_cache(REMEMBERED)(self._encode)
 
     def __len__(self) -> int:
         """One more than the largest id: the rows that an embedding needs."""
@@ -85,6 +91,9 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of user text, nothing added before or after. ValueError for text that is not valid Unicode."""
+        return list(self._remember(text)) if isinstance(text, str) and len(text) <= SHORT else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         try:
             ids = self._backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
