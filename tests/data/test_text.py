@@ -185,6 +185,16 @@ def test_another_tokenizer_is_spelled_by_what_its_tokens_say(mixed):
     assert theirs[mixed.added_id("<plain added>") or 0] == []
 
 
+@pytest.mark.parametrize("text", ["a red circle", "a red circle " * 50], ids=["remembered", "too long"])
+def test_ids_belong_to_who_asked(text):
+    """What is done to them changes nothing for the next, also of a text that is remembered."""
+    first = TOKENIZER.encode(text)
+    kept = list(first)
+    first.append(7)
+    assert TOKENIZER.encode(text) == kept
+    assert pickle.loads(pickle.dumps(TOKENIZER)).encode(text) == kept
+
+
 def test_text_that_is_not_unicode_is_refused():
     with pytest.raises(ValueError, match="surrogate"):
         TOKENIZER.encode("a\ud800")
