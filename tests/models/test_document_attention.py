@@ -59,6 +59,15 @@ def test_is_plain_attention(sizes: list[int], data: st.DataObject) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10)
 
 
+def test_values_of_another_width() -> None:
+    """As DeepSeek-V3's trunk has them."""
+    q, k, v = (torch.randn(60, 2, width, dtype=torch.float64).requires_grad_() for width in (3, 3, 5))
+    made, expected = attend_within_documents(q, k, v, torch.tensor([20, -4, 36]), None), plain(q, k, v, [20, -4, 36], None)
+    torch.testing.assert_close(made, expected)
+    for mine, theirs in zip(gradients(made, [q, k, v]), gradients(expected, [q, k, v]), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_dropped_weights_are_those_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_layout, "TOGETHER", 32)
     sizes = torch.tensor([3, -1, 4, 2])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unimm.models.image_tokenizer import WIDE_HEAD, ImageTokenizer, ImageTokenizerConfig, _attend
+from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.norms import GroupNorm
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.tokenizer_folder import fingerprint, load_image_tokenizer, save_image_tokenizer
@@ -166,15 +166,3 @@ def test_vq16_is_llamagens_size():
     num_parameters = sum(p.numel() for p in tokenizer.parameters()) + 16384 * 8
     assert num_parameters == 71_883_403
     assert (tokenizer.grid_size, tokenizer.num_codes, tokenizer.codebook_size) == (16, 256, 16384)
-
-
-@pytest.mark.parametrize("channels", [64, WIDE_HEAD])
-def test_attention_by_plain_products(channels):
-    """Where nothing learns on a CPU, in 16 bits, of wide heads: the numbers of the fused kernel, to rounding."""
-    q, k, v = torch.randn(3, 2, 1, 36, channels, generator=torch.Generator().manual_seed(0)).bfloat16()
-    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
-    with torch.inference_mode():
-        made, fused = _attend(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    assert torch.equal(made, fused) == (channels < WIDE_HEAD)
-    assert (made - exact).abs().max() < 3e-2
-    assert torch.equal(_attend(q, k, v), fused), "what learns keeps the fused kernel"

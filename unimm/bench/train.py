@@ -155,13 +155,15 @@ class _Timed(Trainer):
 def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> dict[str, float]:
     lengths = [mixture.outline(sample).sequence.length for sample in mixture.samples(0, 500)]
     num_steps = trial.num_warm_up + trial.num_steps
+    num_tokens = round(trial.num_samples * sum(lengths) / len(lengths))
+    num_positions = min(trial.num_positions, max(num_tokens, *lengths))  # a step of few conversations is a shorter row
     config = TrainerConfig(
         budget=Budget(max_steps=num_steps),
         stage=Stage("bench", dict.fromkeys(STAGE, 1.0)),
         schedule=Schedule("constant"),
         optimizer=OptimizerConfig(lr=1e-4),
-        num_positions=trial.num_positions,
-        num_rows=max(1, round(trial.num_samples * sum(lengths) / len(lengths) / trial.num_positions)),
+        num_positions=num_positions,
+        num_rows=max(1, round(num_tokens / num_positions)),
         precision=trial.precision,
         compile=trial.compile,
         attention=way if (way := trial.who.removeprefix("unimm, ")) in WAYS else "auto",

@@ -1,8 +1,8 @@
 """The layers of a trunk of Llama's shape while it learns: what `transformers`' compute, less what nobody looks at.
 
 Of the last layer only positions are wanted that something is predicted from, which in answers about pictures are one in ten:
-once queries, keys and values are made, it works for these alone. What is cached goes through `transformers`' own layers, or
-the engine's (`unimm.inference.fast`).
+once queries, keys and values are made, it works for these alone, and for a few others that make their number a round one. What
+is cached goes through `transformers`' own layers, or the engine's (`unimm.inference.fast`).
 
 Shapes: B rows, T positions, M wanted positions, D trunk width, H query heads, E head width.
 """

@@ -2,8 +2,7 @@
 
 The scores of a few documents stay in the caches of the cores between product, softmax and product, which those of whole rows
 do not; that is worth more than any kernel that was tried (recipes/LOG.md). All documents are gathered at once, into one piece
-of memory of which a group is a slice, and what they see is gathered back out of one: a call for each group would take several
-times as long.
+of memory of which a group is a slice, and gathered back out of one: a call for each group would take several times as long.
 
 Shapes: as in `unimm.models.document_layout`; M positions that ask, of N.
 """
@@ -50,7 +49,7 @@ class _ByDocument(torch.autograd.Function):
     ) -> torch.Tensor:
         groups, queries, keys, num_heads, _ = layout
         rows = q_RE, k_RE, v_RE = queries.gather(q_MHE), keys.gather(k_NGE), keys.gather(v_NGE)
-        seen_SE, kept = queries.empty(q_MHE), []
+        seen_SE, kept = queries.empty(v_RE), []
         for one in groups:
             q, seen = one.of(num_heads, one.queries, q_RE, seen_SE)
             k, v = one.of(num_heads, one.keys, k_RE, v_RE)

@@ -1,6 +1,7 @@
 """Where the documents of packed rows lie while each attends to itself: side by side in groups, in a few shapes.
 
-A document longer than a stretch asks stretch by stretch, each of what comes before its end and no further. Stretches that begin
+Where all of a document asks, it does so in stretches, each of what comes before its end and no further; where only wanted
+positions ask, in one. Stretches that begin
 alike and see about as much stand side by side. Lengths are rounded up, for oneDNN compiles every product anew for every shape,
 half a millisecond each, and forgets the oldest of a thousand (recipes/LOG.md).
 

@@ -23,9 +23,6 @@ from unimm.models.upsample import Upsample
 
 NUM_GROUPS = 32  # of every GroupNorm: JanusVQVAE fixes it, so channels come in multiples of 32
 
-WIDE_HEAD, PLAIN_POSITIONS = 256, 4096
-"""Channels from which plain products are faster than a fused kernel, and positions up to which all scores at once are small."""
-
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
@@ -187,7 +184,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         h_NCHW = self.norm(x_NCHW)
         q, k, v = (rearrange(project(h_NCHW), "n c h w -> n 1 (h w) c") for project in (self.q, self.k, self.v))
-        out_N1TC = _attend(q, k, v)
+        out_N1TC = F.scaled_dot_product_attention(q, k, v)
         return x_NCHW + self.proj_out(rearrange(out_N1TC, "n 1 (h w) c -> n c h w", h=x_NCHW.shape[2]))
 
 
@@ -282,15 +279,6 @@ class Decoder(nn.Module):
         for level in self.up:
             x_NCHW = level(x_NCHW)
         return self.conv_out(_swish(self.norm_out(x_NCHW)))
-
-
-def _attend(q_N1TC: Tensor, k_N1TC: Tensor, v_N1TC: Tensor) -> Tensor:
-    """Attention of one head; a CPU takes twice the time for it in 16 bits by the fused kernel where it is this wide."""
-    num_positions, channels = q_N1TC.shape[2:]
-    is_plain = q_N1TC.device.type == "cpu" and q_N1TC.element_size() == 2 and not torch.is_grad_enabled()
-    if not is_plain or channels < WIDE_HEAD or num_positions > PLAIN_POSITIONS:
-        return F.scaled_dot_product_attention(q_N1TC, k_N1TC, v_N1TC)
-    return (q_N1TC * channels**-0.5 @ k_N1TC.mT).softmax(-1) @ v_N1TC
 
 
 def _norm(channels: int) -> GroupNorm:

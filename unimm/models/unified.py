@@ -128,7 +128,7 @@ class UnifiedModel(nn.Module):
     def forward(self, batch: Batch) -> dict[Kind, Tally]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)
-        # Positions that nothing is learned at are not wanted of the last layer, nor of anything behind it.
+        # Positions that nothing is learned at are not wanted of the last layer (but some, for a round number), nor behind it.
         kinds_N, targets_N, weights_N = (x.flatten() for x in (batch.target_kinds, batch.targets, batch.weights))
         wanted_M = _rounded_up(kinds_N != PADDING).nonzero().squeeze(1)
         hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, wanted_M=wanted_M)

@@ -35,6 +35,7 @@ class HeldOut:
         for batch in self._batches(accelerator.process_index, accelerator.num_processes):
             if is_stopped():
                 return None
+            objective.check(batch)
             with torch.no_grad(), accelerator.autocast():
                 tallies = objective(batch.to(accelerator.device))
             for name, tally in tallies.items():

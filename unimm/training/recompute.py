@@ -1,7 +1,8 @@
 """Activation checkpointing: less is kept for the backward pass, and computed again there.
 
 none        everything is kept
-selective   of each layer of the trunk the products of matrices are kept; what lies between them is computed again
+selective   of each layer of the trunk the products of matrices are kept; what lies between them is computed again, and so is
+            the last product of attention by document
 full        of each layer of the trunk what goes in is kept, and all of it is computed again: a third more work
 """
 
