@@ -3,8 +3,8 @@
 What is compared is understanding alone, for `transformers` cannot train drawing. Each trial is a process of its own, in turns.
 Conversations about the built-in worlds come from one stream: the Trainer gets them ready-made in memory, as token ids and
 pixels, and pads them in its own best way, batches of about the same length; here texts are made where rows are planned, many
-steps at once and most of them during the warm-up, and pictures while training goes on, as always. Only real tokens count, those
-that are no padding, over the steps after the warm-up, with everything that a step takes.
+steps at once, mostly before the first one and then not measured, and pictures while training goes on, as always. Only real
+tokens count, those that are no padding, over the steps after the warm-up, with everything else that a step takes.
 """
 
 import json

@@ -1,9 +1,8 @@
 """Where the documents of packed rows lie while each attends to itself: side by side in groups, in a few shapes.
 
 Where all of a document asks, it does so in stretches, each of what comes before its end and no further; where only wanted
-positions ask, in one. Stretches that begin
-alike and see about as much stand side by side. Lengths are rounded up, for oneDNN compiles every product anew for every shape,
-half a millisecond each, and forgets the oldest of a thousand (recipes/LOG.md).
+positions ask, in one. Stretches that begin alike and see about as much stand side by side. Lengths are rounded up, for oneDNN
+compiles every product anew for every shape, half a millisecond each, and forgets the oldest of a thousand (recipes/LOG.md).
 
 Shapes: N positions, M of them ask, H heads, G heads of keys that H heads share, E head width; n stretches of l queries that see
 L keys side by side, K = n * H; R rows of E numbers, those of all groups one after another. Of a layout's own making: m
@@ -58,7 +57,7 @@ class Places(NamedTuple):
     """Where what lies by position and head, (N, H, E), lies by group, (R, E): stretch, head, position within.
 
     read: (R,) long: which row of (N * H, E) each is, or of (N * G, E) where heads share it; some row of the same document
-        where the document is shorter than its group: such a row is nobody's.
+        where the stretch is shorter than its group's: such a row is nobody's.
     nobodys: long: which of R they are.
     back: (N * H,) long each: where each lies among R, as often as some do; R itself where it does not, or not so often.
     """
@@ -157,10 +156,10 @@ def _alike(firsts_u: list[int], queries_u: list[int], keys_u: list[int]) -> list
 
 
 class _SideBySide(NamedTuple):
-    """Positions by group and document, P in all with nobody's.
+    """Positions by group and stretch, P in all with nobody's.
 
-    positions: (P,) long, of nobody's the first of the document. is_nobodys: (P,) bool.
-    firsts, lengths: (P,) long: where in P the document begins, and how many it takes there.
+    positions: (P,) long, of nobody's the first of the stretch. is_nobodys: (P,) bool.
+    firsts, lengths: (P,) long: where in P the stretch begins, and how many it takes there.
     groups: the groups' slices of P.
     """
 
@@ -171,17 +170,17 @@ class _SideBySide(NamedTuple):
     groups: list[slice]
 
 
-def _side_by_side(groups: list[torch.Tensor], starts_m: torch.Tensor, sizes_m: torch.Tensor) -> _SideBySide:
-    """Documents that begin at these positions and take so many each, group after group, all of a group equally long."""
-    numbers_d = torch.cat([torch.empty(0, dtype=torch.long), *groups])
-    lengths = [_rounded(int(sizes_m[group].max())) for group in groups]
+def _side_by_side(groups: list[torch.Tensor], starts_u: torch.Tensor, sizes_u: torch.Tensor) -> _SideBySide:
+    """Stretches that begin at these positions and take so many each, group after group, all of a group equally long."""
+    numbers_u = torch.cat([torch.empty(0, dtype=torch.long), *groups])
+    lengths = [_rounded(int(sizes_u[group].max())) for group in groups]
     slices, end = [], 0
     for group, length in zip(groups, lengths, strict=True):
         slices.append(slice(end, end := end + len(group) * length))
-    lengths_d = torch.tensor(lengths, dtype=torch.long).repeat_interleave(torch.tensor([len(group) for group in groups]).long())
-    firsts_d = lengths_d.cumsum(0) - lengths_d
+    lengths_u = torch.tensor(lengths, dtype=torch.long).repeat_interleave(torch.tensor([len(group) for group in groups]).long())
+    firsts_u = lengths_u.cumsum(0) - lengths_u
     firsts_P, lengths_P, starts_P, sizes_P = (
-        each.repeat_interleave(lengths_d) for each in (firsts_d, lengths_d, starts_m[numbers_d], sizes_m[numbers_d])
+        each.repeat_interleave(lengths_u) for each in (firsts_u, lengths_u, starts_u[numbers_u], sizes_u[numbers_u])
     )
     offsets_P = torch.arange(end) - firsts_P
     is_nobodys_P = offsets_P >= sizes_P
@@ -196,13 +195,13 @@ def _by_head(laid: _SideBySide, num_heads: int) -> list[slice]:
 def _places(laid: _SideBySide, num_positions: int, num_heads: int, num_key_heads: int) -> Places:
     """Where every head of `num_positions` positions lies by group."""
     heads_H = torch.arange(num_heads)
-    # A document's heads lie one after another, its positions within them.
+    # A stretch's heads lie one after another, its positions within them.
     offsets_P = torch.arange(len(laid.positions)) - laid.firsts
     rows_PH = (laid.firsts * num_heads + offsets_P)[:, None] + laid.lengths[:, None] * heads_H
     read_R = torch.empty(rows_PH.numel(), dtype=torch.long)
     read_R[rows_PH] = laid.positions[:, None] * num_key_heads + heads_H // (num_heads // num_key_heads)
     positions_P, rows_PH, nobodys = laid.positions[~laid.is_nobodys], rows_PH[~laid.is_nobodys], rows_PH[laid.is_nobodys]
-    # How often a position came before, for what stands later in a group of longer stretches.
+    # How often a position came before: keys that several stretches of their document see lie in several places.
     order_P = positions_P.argsort(stable=True)
     sorted_P = positions_P[order_P]
     times_P = torch.empty_like(positions_P)

@@ -22,8 +22,8 @@ from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, buil
 from unimm.sequence import Kind
 
 WANTED_ROUNDED = 128
-"""What the number of wanted positions is a multiple of: every other is a new shape to the last layer's products, which oneDNN
-compiles anew."""
+"""What the number of wanted positions is a multiple of: every new number is a new shape to the last layer's products, which
+oneDNN compiles anew."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Counted is what the model asks for: products of weights at real positions (of heads, and of the last layer behind its keys and
 values, where something is learned), attention of each document to its own past, the vision tower; each once forward, once more
 for the gradient of what goes in where something before it learns, once more for gradients of weights that learn. Not counted:
-padding, pairs that a mask hides, activations computed again, everything that is no product of matrices. A multiplication with
-its addition is two.
+padding, what rounds up the number of learned positions, pairs that a mask hides, activations computed again, everything that
+is no product of matrices. A multiplication with its addition is two.
 """
 
 from typing import NamedTuple

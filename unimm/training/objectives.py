@@ -31,7 +31,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def check(self, batch: Batch) -> None:
-        """Refuse a batch in main memory that the model was not made for, before any of it is computed. Nothing, if not said.
+        """Refuse a batch in main memory that the model was not made for, before any of it is computed; by default none.
 
         Raises:
             ValueError: it is such a batch.
