@@ -1,7 +1,7 @@
 """How the trunk attends within the documents of packed rows, and never across them: three ways with the same result.
 
     sdpa             torch's fused kernels over whole rows, with a mask: anywhere, and the only way that takes a cache
-    documents        document by document, plain products: training on a CPU (rows of any length cost the same there)
+    documents        document by document, by a kernel of our own: training on a CPU (rows of any length cost the same there)
     flex_attention   FlexAttention over those blocks of a row that hold something: training on a GPU
 
 Padding is nobody's document. What the trunk makes of it depends on the way, and nothing looks at it.

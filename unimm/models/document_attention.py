@@ -1,18 +1,24 @@
-"""Causal attention document by document, for training on a CPU: a few documents of about the same length at a time.
+"""Causal attention document by document, for training on a CPU: by our own kernel (document_attention.cpp), or plainly.
 
-The scores of a few documents stay in the caches of the cores between product, softmax and product, which those of whole rows
-do not; that is worth more than any kernel that was tried (recipes/LOG.md). All documents are gathered at once, into one piece
-of memory of which a group is a slice, and gathered back out of one: a call for each group would take several times as long.
+The kernel takes bfloat16 and float32. It is compiled when it is first needed; where there is no compiler, or where its inputs
+are of another kind, documents attend one by one through PyTorch's own.
 
-Shapes: as in `unimm.models.document_layout`; M positions that ask, of N.
+Shapes: N positions, M of them ask, H heads, G heads of keys that H heads share, E head width, m documents.
 """
 
+import ctypes
+import logging
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from unimm.models.document_layout import Layout, arrange_all, arrange_asking
+from unimm.native import load_library
+
+logger = logging.getLogger(__name__)
 
 
 @torch.compiler.disable()
@@ -20,7 +26,7 @@ def attend_within_documents(
     q_MHE: torch.Tensor,
     k_NGE: torch.Tensor,
     v_NGE: torch.Tensor,
-    sizes: torch.Tensor,
+    sizes_m: torch.Tensor,
     wanted_M: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -28,63 +34,97 @@ def attend_within_documents(
 
     Args:
         q_MHE: scaled queries, in the dtype of keys and values: of every position (M = N), or of those that are wanted.
-        sizes: of the documents, as `unimm.models.attention.document_sizes` gives them.
+        sizes_m: of the documents, as `unimm.models.attention.document_sizes` gives them.
         wanted_M: long, rising: the positions that ask. None: all.
 
     Returns:
         (M, H, E), zero where there is padding.
     """
-    heads = q_MHE.shape[1], k_NGE.shape[1]
-    layout = arrange_all(tuple(sizes.tolist()), *heads) if wanted_M is None else arrange_asking(sizes, wanted_M, *heads)
+    starts = F.pad(sizes_m.abs().cumsum(0), (1, 0))
+    wanted_M = None if wanted_M is None else wanted_M.to(starts.device)
+    firsts = starts if wanted_M is None else torch.searchsorted(wanted_M, starts)
     with torch.autocast(v_NGE.device.type, enabled=False):
-        return _ByDocument.apply(q_MHE, k_NGE, v_NGE, layout, dropout)  # pyright: ignore[reportReturnType]
+        if not dropout and _is_the_kernels(q_MHE, k_NGE, v_NGE) and _kernel() is not None:
+            where = (starts, firsts, wanted_M, sizes_m < 0)
+            return _ByKernel.apply(q_MHE.contiguous(), k_NGE.contiguous(), v_NGE.contiguous(), where)  # pyright: ignore[reportReturnType]
+        return _one_by_one((q_MHE, k_NGE, v_NGE), (sizes_m, starts, firsts), wanted_M, dropout)
 
 
-class _ByDocument(torch.autograd.Function):
-    """softmax(q @ k.T) @ v of each document, (M, H, E); by hand, for autograd would copy every piece of every document."""
+def _one_by_one(
+    qkv: tuple[torch.Tensor, ...], sizes: tuple[torch.Tensor, ...], wanted_M: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
+    """The same on any device, of any dtype, with values of another width, with weights dropped."""
+    sizes_m, starts, firsts = sizes
+    q_MHE, k_NHE, v_NHE = (x.repeat_interleave(qkv[0].shape[1] // x.shape[1], 1) for x in qkv)
+    positions_M = torch.arange(len(q_MHE)) if wanted_M is None else wanted_M
+    # Split, not cut out piece by piece: so their slopes are put together once.
+    queries_m, positions_m = q_MHE.transpose(0, 1).split(firsts.diff().tolist(), 1), positions_M.split(firsts.diff().tolist())
+    keys_m, values_m = (x.transpose(0, 1).split(sizes_m.abs().tolist(), 1) for x in (k_NHE, v_NHE))
+    seen = []
+    for number, size in enumerate(sizes_m.tolist()):
+        q_HlE, positions_l, k_HLE, v_HLE = (each[number] for each in (queries_m, positions_m, keys_m, values_m))
+        if size < 0:
+            seen.append(v_HLE.new_zeros(len(q_HlE), len(positions_l), v_HLE.shape[-1]))
+            continue
+        is_future_lL = (torch.arange(size) + starts[number] > positions_l[:, None]).to(q_HlE.device)
+        scores_HlL = (q_HlE @ k_HLE.transpose(1, 2)).masked_fill(is_future_lL, float("-inf"))
+        seen.append(F.dropout(scores_HlL.softmax(-1), dropout) @ v_HLE)
+    return torch.cat(seen, 1).transpose(0, 1).contiguous()
+
+
+class _Documents(ctypes.Structure):
+    """What the kernel is told of them, as it declares it."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("num_documents", "num_heads", "num_key_heads", "width")),
+        *((name, ctypes.c_void_p) for name in ("starts", "first_queries", "positions", "is_padding")),
+    )
+
+
+class _ByKernel(torch.autograd.Function):
+    """softmax(q @ k.T) @ v of each document, (M, H, E)."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_MHE: torch.Tensor, k_NGE: torch.Tensor, v_NGE: torch.Tensor, layout: Layout, dropout: float
+        ctx: Any, q_MHE: torch.Tensor, k_NGE: torch.Tensor, v_NGE: torch.Tensor, where: tuple[Any, ...]
     ) -> torch.Tensor:
-        groups, queries, keys, num_heads, _ = layout
-        rows = q_RE, k_RE, v_RE = queries.gather(q_MHE), keys.gather(k_NGE), keys.gather(v_NGE)
-        seen_SE, kept = queries.empty(v_RE), []
-        for one in groups:
-            q, seen = one.of(num_heads, one.queries, q_RE, seen_SE)
-            k, v = one.of(num_heads, one.keys, k_RE, v_RE)
-            weights_KlL = torch.baddbmm(one.mask(num_heads, q.dtype), q, k.transpose(1, 2)).softmax(-1)
-            kept.append(weights_KlL)
-            if dropout:
-                kept.append(torch.empty_like(weights_KlL).bernoulli_(1 - dropout).div_(1 - dropout))
-                weights_KlL = weights_KlL * kept[-1]
-            torch.bmm(weights_KlL, v, out=seen)
-        ctx.save_for_backward(*rows, *kept)
-        ctx.layout, ctx.has_dropout = layout, dropout > 0
-        return queries.scatter(seen_SE, num_heads)
+        ctx.where = where
+        seen_MHE, denominators_MH = torch.empty_like(q_MHE), q_MHE.new_empty(q_MHE.shape[:2], dtype=torch.float32)
+        _call("attend", where, q_MHE, k_NGE, v_NGE, seen_MHE, denominators_MH)
+        ctx.save_for_backward(q_MHE, k_NGE, v_NGE, seen_MHE, denominators_MH)
+        return seen_MHE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        groups, queries, keys, num_heads, num_key_heads = ctx.layout
-        q_RE, k_RE, v_RE, *kept = ctx.saved_tensors
-        slope_RE = queries.gather_or_zero(grad_outputs[0])
-        q_slope_SE, k_slope_SE, v_slope_SE = queries.empty(q_RE), keys.empty(k_RE), keys.empty(v_RE)
-        for one in groups:
-            weights_KlL, *dropped = (kept.pop(0) for _ in range(1 + ctx.has_dropout))
-            q, slope, q_slope = one.of(num_heads, one.queries, q_RE, slope_RE, q_slope_SE)
-            k, v, k_slope, v_slope = one.of(num_heads, one.keys, k_RE, v_RE, k_slope_SE, v_slope_SE)
-            inner_KlL = torch.bmm(slope, v.transpose(1, 2))
-            used_KlL = weights_KlL
-            for factor_KlL in dropped:
-                used_KlL, inner_KlL = weights_KlL * factor_KlL, inner_KlL * factor_KlL
-            torch.bmm(used_KlL.transpose(1, 2), slope, out=v_slope)
-            scores_KlL = torch.ops.aten._softmax_backward_data(inner_KlL, weights_KlL, -1, weights_KlL.dtype)
-            torch.bmm(scores_KlL, k, out=q_slope)
-            torch.bmm(scores_KlL.transpose(1, 2), q, out=k_slope)
-        slopes = [queries.scatter(q_slope_SE, num_heads)]
-        for slope_SE in (k_slope_SE, v_slope_SE):
-            slope_NHE = keys.scatter(slope_SE, num_heads)
-            is_shared = num_key_heads != num_heads
-            slopes.append(slope_NHE.unflatten(1, (num_key_heads, -1)).sum(2) if is_shared else slope_NHE)
-        return *slopes, None, None
+        saved = ctx.saved_tensors
+        slopes = [torch.empty_like(x) for x in saved[:3]]
+        _call("attend_backward", ctx.where, *saved, grad_outputs[0].contiguous(), *slopes)
+        return *slopes, None
+
+
+def _call(
+    name: str, where: tuple[torch.Tensor | None, ...], q_MHE: torch.Tensor, k_NGE: torch.Tensor, *rest: torch.Tensor
+) -> None:
+    """One of the kernel's two functions, its tensors in the order it declares them."""
+    (num_heads, width), num_key_heads = q_MHE.shape[1:], k_NGE.shape[1]
+    pointers = (None if x is None else x.data_ptr() for x in where)
+    documents = _Documents(len(where[-1]), num_heads, num_key_heads, width, *pointers)  # pyright: ignore[reportArgumentType]
+    tensors = (ctypes.c_void_p(x.data_ptr()) for x in (q_MHE, k_NGE, *rest))
+    getattr(_kernel(), name)(ctypes.byref(documents), ctypes.c_bool(q_MHE.dtype == torch.bfloat16), *tensors)
+
+
+def _is_the_kernels(*qkv: torch.Tensor) -> bool:
+    """Whether it is made for such: on a CPU, all of one width, rows in whole words of 32 bits."""
+    width = qkv[0].shape[-1]
+    is_cpu = all(x.device.type == "cpu" and x.shape[-1] == width for x in qkv)
+    return is_cpu and qkv[0].dtype in (torch.bfloat16, torch.float32) and width % 2 == 0
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> ctypes.CDLL | None:
+    try:
+        return load_library(Path(__file__).with_suffix(".cpp"))
+    except OSError as error:
+        logger.warning(f"Attention takes several times as long as it could: {error}")
+        return None

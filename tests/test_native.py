@@ -1,0 +1,59 @@
+"""Our own C++ is compiled once, kept for this processor, and never half read."""
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from unimm import native
+from unimm.native import load_library
+
+SOURCE = 'extern "C" int twice(int x) { return 2 * x; }'
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "twice.cpp"
+    path.write_text(SOURCE)
+    return path
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "unimm" / "native").iterdir())
+
+
+def test_compiled_once_and_anew_when_something_changes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_library(source).twice(21) == 42
+    (first,) = kept(tmp_path)
+    changed = first.stat().st_mtime_ns
+    assert load_library(source).twice(4) == 8
+    assert kept(tmp_path) == [first] and first.stat().st_mtime_ns == changed
+    source.write_text(SOURCE.replace("2 *", "3 *"))
+    assert load_library(source).twice(21) == 63
+    monkeypatch.setattr(native, "_processor", lambda: b"another")
+    assert load_library(source).twice(21) == 63
+    assert len(kept(tmp_path)) == 3
+
+
+def test_several_at_once(source: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert [library.twice(1) for library in pool.map(load_library, [source] * 4)] == [2] * 4
+    assert len(kept(tmp_path)) == 1
+
+
+def test_without_a_place_to_keep_it(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    library = load_library(source)
+    assert isinstance(library, ctypes.CDLL) and library.twice(21) == 42
+
+
+def test_what_cannot_be_compiled(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.write_text("int twice(int x) { return y; }")
+    with pytest.raises(OSError, match=r"g\+\+ does not compile twice\.cpp: .*‘?y"):
+        load_library(source)
+    assert kept(tmp_path) == []
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(OSError, match=r"no C\+\+ compiler no-such-compiler: install g\+\+"):
+        load_library(source)

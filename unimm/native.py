@@ -1,0 +1,61 @@
+"""C++ of our own, compiled for the processor at hand when it is first needed, and kept in the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+def load_library(source: Path) -> ctypes.CDLL:
+    """The library that a C++ file makes, compiled if this processor's is not kept yet.
+
+    Raises:
+        OSError: there is no compiler, or it does not get through; a sentence that says what to do.
+    """
+    if not sys.platform.startswith("linux"):
+        raise OSError("Only on Linux is our C++ compiled.")
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise OSError(f"There is no C++ compiler {compiler}: install g++, or name yours by CXX=...")
+    text = source.read_bytes()
+    name = (
+        f"{source.stem}-{hashlib.sha256(b'|'.join((text, repr((compiler, FLAGS)).encode(), _processor()))).hexdigest()[:24]}.so"
+    )
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unimm" / "native"
+    with suppress(OSError):  # a cache that cannot be written to, or a library that cannot be loaded from there
+        if not (home / name).is_file():
+            home.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, source, home / name)
+        return ctypes.CDLL(str(home / name))
+    with tempfile.TemporaryDirectory() as folder:  # once loaded, it needs its file no longer
+        _compile(compiler, source, Path(folder) / name)
+        return ctypes.CDLL(str(Path(folder) / name))
+
+
+def _compile(compiler: str, source: Path, library: Path) -> None:
+    """Compile under another name, then rename: of processes that do so at once, each finds a whole file."""
+    descriptor, temporary = tempfile.mkstemp(".so", dir=library.parent)
+    os.close(descriptor)
+    try:
+        done = subprocess.run([compiler, *FLAGS, str(source), "-o", temporary], capture_output=True, text=True)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
+            raise OSError(f"{compiler} does not compile {source.name}: {said[0].strip()}")
+        Path(temporary).replace(library)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _processor() -> bytes:
+    """What tells processors apart that need other instructions."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_bytes().split(b"\n\n")[0].splitlines()
+        return b"|".join(line for line in lines if line.startswith((b"model name", b"flags", b"CPU", b"Features")))
+    return b""
