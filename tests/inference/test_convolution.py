@@ -1,5 +1,7 @@
 """Integer convolutions give what the weights and maps give that they round to, and pictures hardly tell."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,15 @@ from unimm.inference.convolution import (
     gains_from_integers,
     has_integer_convolutions,
     quantize,
+    quantize_swish,
     with_integer_decoder,
 )
 from unimm.inference.pixels import ImageCoder
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.norms import GroupNorm
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.upsample import Upsample
+from unimm.native import library_beside
 
 pytestmark = pytest.mark.skipif(not has_integer_convolutions(), reason="this processor has no integer convolutions")
 
@@ -59,6 +64,45 @@ def test_levels_stay_in_their_byte_and_mean_the_numbers(dtype, scale, shift):
     assert (meant - x.double()).abs().max() <= off * step
     least, largest = min(0.0, x.min().item()), max(0.0, x.max().item())
     assert step == pytest.approx(max(largest - least, 1e-12) / 252)
+
+
+@pytest.fixture(params=[True, False], ids=["own kernel", "no compiler"])
+def has_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Whether our own kernel can be had."""
+    library_beside.cache_clear()
+    if not request.param:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    yield request.param
+    library_beside.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shift", [0.0, 30.0, -3.0, None], ids=["around 0", "large", "small", "constant"])
+@pytest.mark.parametrize("size", [(3, 5), (40, 41)])
+def test_levels_of_norm_and_swish_mean_their_numbers(has_compiler, dtype, shift, size):
+    """To half a step, and what bfloat16 rounds where PyTorch works; the range is used up to where the numbers are."""
+    norm = GroupNorm(4, 48, eps=1e-6).to(dtype)
+    norm.weight.data, bias = (torch.randn(2, 48, generator=torch.Generator().manual_seed(1))).to(dtype)
+    norm.bias.data = bias + (shift or 0.0)
+    x = torch.full((1, 48, *size), 3.0, dtype=dtype) if shift is None else make_map(1, 48, *size, dtype=dtype) * 5 + 2
+    x = x.contiguous(memory_format=torch.channels_last)
+    kept = x.clone()
+    with torch.inference_mode():
+        levels, step, zero = quantize_swish(norm, x)
+        exact = F.silu(F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps))
+    assert levels.dtype == torch.uint8 and torch.equal(x, kept)
+    least, largest = min(0.0, exact.min().item()), max(0.0, exact.max().item())
+    off = 0.55 if has_compiler or dtype == torch.float32 else 3.0
+    assert step == pytest.approx((largest - least) / 252, rel=1e-3 if has_compiler or dtype == torch.float32 else 2e-2)
+    assert (((levels.double() - zero) * step - exact).abs().max() <= off * step).item()
+
+
+def test_order_of_channels_in_memory_and_odd_numbers_of_them_are_seen():
+    """What the kernel does not take goes another way, to the same levels."""
+    norm, x = GroupNorm(4, 40, eps=1e-6), make_map(1, 40, 9, 9)
+    assert torch.equal(quantize_swish(norm, x)[0], quantize(F.silu(norm(x)))[0])
+    norm, x = GroupNorm(4, 32, eps=1e-6), torch.randn(1, 32, 9, 9)
+    assert torch.equal(quantize_swish(norm, x)[0], quantize(F.silu(norm(x)))[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

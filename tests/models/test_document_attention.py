@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from unimm.models import document_attention
 from unimm.models.document_attention import attend_within_documents
+from unimm.native import library_beside
 
 SIZES = st.lists(st.integers(-9, 150).filter(bool), min_size=1, max_size=7).filter(lambda sizes: max(sizes) > 0)
 
@@ -116,12 +117,12 @@ def test_without_a_compiler_documents_attend_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    document_attention._kernel.cache_clear()
+    library_beside.cache_clear()
     try:
         for _ in range(2):
             check([torch.randn(60, 2, 4) for _ in range(3)], [20, -4, 36])
     finally:
-        document_attention._kernel.cache_clear()
+        library_beside.cache_clear()
     (record,) = caplog.records
     assert "no-such-compiler: install g++, or name yours by CXX=" in record.getMessage()
 

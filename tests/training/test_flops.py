@@ -7,7 +7,7 @@ from toys import EVERYTHING, make_config, make_mixture, make_model, make_trainer
 
 from unimm.batch import PADDING, Batch, collate
 from unimm.models import unified
-from unimm.models.document_attention import _kernel
+from unimm.native import library_beside
 from unimm.training.flops import PEAKS, FlopCount
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives import Likelihood
@@ -34,7 +34,7 @@ def test_it_is_what_torch_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     gradient depends on the order of layers: a twelfth of the backward pass here, nothing in a model of many layers.
     """
     monkeypatch.setenv("CXX", "no-such-compiler")  # what its own kernel does, torch cannot count
-    _kernel.cache_clear()
+    library_beside.cache_clear()
     monkeypatch.setattr(unified, "WANTED_ROUNDED", 1)
     model = make_model()
     objective = Likelihood(model)
@@ -52,7 +52,7 @@ def test_it_is_what_torch_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     hidden = ((count.num_layers - 1) * hidden_pairs + hidden_of_wanted) * count.a_pair
     padding = (batch.documents.numel() - batch.num_elements) * (count.trunk.flops - count.wanted.flops)
     assert count.of(batch) + hidden + padding == pytest.approx(counter.get_total_flops(), rel=0.025)
-    _kernel.cache_clear()
+    library_beside.cache_clear()
 
 
 def test_padding_and_packing_count_nothing() -> None:

@@ -16,79 +16,22 @@
 #include <memory>
 #include <vector>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64;
-#elif defined(__AVX__)
-constexpr int BYTES = 32;
-#else
-constexpr int BYTES = 16;
-#endif
-constexpr int LANES = BYTES / 4;
 // Sums that stay in registers: a tile of ROWS x COLUMNS vectors.
 constexpr int ROWS = 4;
 constexpr int COLUMNS = 2;
 // Queries that are looked at together; a row's width is rounded up to as many elements.
 constexpr int BLOCK = COLUMNS * LANES;
-constexpr float LOG2_E = 1.44269504f;
 constexpr float HIDDEN = -1e30f;
 
-using Floats = float __attribute__((vector_size(BYTES)));
-using Ints = int32_t __attribute__((vector_size(BYTES)));
-using Words = uint32_t __attribute__((vector_size(BYTES)));
-using Halves = uint16_t __attribute__((vector_size(BYTES / 2)));
-using Word = uint32_t;
 using Tile = Floats[ROWS][COLUMNS];
-
-template <class To, class From>
-inline To as(const From& from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-template <class Vector>
-inline Vector load(const void* from) {
-    Vector to;
-    std::memcpy(&to, from, sizeof to);
-    return to;
-}
-
-template <class Vector>
-inline void store(void* to, const Vector& from) {
-    std::memcpy(to, &from, sizeof from);
-}
-
-inline Floats all(float x) { return x - Floats{}; }
-
-// 2 ** x for x <= 0, by the polynomial of its fraction that has the least relative error; 0 for very small x, NaN for NaN.
-template <class T>
-inline Floats exp2(Floats x) {
-#ifdef __AVX512F__
-    const Floats whole = as<Floats>(_mm512_roundscale_ps(as<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-    const Floats shifted = x + 12582912.0f;  // 1.5 * 2 ** 23, which leaves no place for a fraction
-    const Floats whole = shifted - 12582912.0f;
-#endif
-    const Floats fraction = x - whole;
-    Floats power = all(T::EXP2[0]);
-    for (size_t i = 1; i < std::size(T::EXP2); ++i) power = power * fraction + T::EXP2[i];
-#ifdef __AVX512F__
-    return as<Floats>(_mm512_scalef_ps(as<__m512>(power), as<__m512>(whole)));
-#else
-    return x < -126.0f ? Floats{} : as<Floats>(as<Ints>(power) + (as<Ints>(shifted) << 23));
-#endif
-}
 
 struct Float32 {
     static constexpr int PER_WORD = 1;
-    static constexpr float EXP2[] = {1.3276471e-3f, 9.675541e-3f, 5.550713e-2f, 2.4022120e-1f, 6.9314694e-1f, 1.0000001f};  // 7e-8
+    static Floats exp2(Floats x) { return power_of_two(x, EXP2_QUINTIC); }
 
     static Floats add_product(Floats sum, Words a, Words b) { return sum + as<Floats>(a) * as<Floats>(b); }
     // Columns of a tile's row, side by side.
@@ -107,23 +50,18 @@ struct Float32 {
 
 struct BFloat16 {
     static constexpr int PER_WORD = 2;
-    static constexpr float EXP2[] = {5.5171665e-2f, 2.4261113e-1f, 6.9326097e-1f, 9.9992806e-1f};  // 7e-5, and a bfloat16 2e-3
+    static Floats exp2(Floats x) { return power_of_two(x, EXP2_CUBIC); }  // a bfloat16 is to 2e-3
 
 #ifdef __AVX512BF16__
     static Floats add_product(Floats sum, Words a, Words b) {
         return as<Floats>(_mm512_dpbf16_ps(as<__m512>(sum), as<__m512bh>(a), as<__m512bh>(b)));
     }
-    static Words rounded(Floats x) { return as<Words>(_mm512_cvtepu16_epi32(as<__m256i>(_mm512_cvtneps_pbh(as<__m512>(x))))); }
 #else
     static Floats add_product(Floats sum, Words a, Words b) {
         return sum + as<Floats>(a << 16) * as<Floats>(b << 16) + as<Floats>(a & 0xffff0000u) * as<Floats>(b & 0xffff0000u);
     }
-    static Words rounded(Floats x) {
-        const Words word = as<Words>(x);
-        return (x == x ? word + 0x7fffu + (word >> 16 & 1u) : word | 0x400000u) >> 16;
-    }
 #endif
-    static Words pair(Floats low, Floats high) { return rounded(low) | rounded(high) << 16; }
+    static Words pair(Floats low, Floats high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
 
     static void put_row(Word* to, const Floats (&row)[COLUMNS]) { store(to, pair(row[0], row[1])); }
     static void put_down(Word* to, const Tile& x) {
@@ -280,7 +218,7 @@ class Head {
                 Tile tile;
                 for (int r = 0; r < ROWS; ++r)
                     for (int c = 0; c < COLUMNS; ++c) {
-                        tile[r][c] = exp2<T>((load<Floats>(scores + (j + r) * BLOCK + c * LANES) - most[c]) * LOG2_E);
+                        tile[r][c] = T::exp2((load<Floats>(scores + (j + r) * BLOCK + c * LANES) - most[c]) * LOG2_E);
                         total[c] += tile[r][c];
                     }
                 T::put_down(weights_down_ + j / T::PER_WORD * BLOCK, tile);
@@ -329,7 +267,7 @@ class Head {
                 add_products<T>(weight, keys_ + j * row_words_, row_words_, 1, turned_, BLOCK, words_);
                 block.hide(weight, j);
                 for (int r = 0; r < ROWS; ++r) {
-                    for (int c = 0; c < COLUMNS; ++c) weight[r][c] = exp2<T>(weight[r][c] * LOG2_E - denominator[c]);
+                    for (int c = 0; c < COLUMNS; ++c) weight[r][c] = T::exp2(weight[r][c] * LOG2_E - denominator[c]);
                     T::put_row(weights + (j + r) * (BLOCK / T::PER_WORD), weight[r]);
                 }
                 add_products<T>(slope, values_ + j * row_words_, row_words_, 1, turned_slopes_, BLOCK, words_);

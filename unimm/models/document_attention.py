@@ -7,18 +7,13 @@ Shapes: N positions, M of them ask, H heads, G heads of keys that H heads share,
 """
 
 import ctypes
-import logging
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from unimm.native import load_library
-
-logger = logging.getLogger(__name__)
+from unimm.native import library_beside
 
 
 @torch.compiler.disable()
@@ -121,10 +116,5 @@ def _is_the_kernels(*qkv: torch.Tensor) -> bool:
     return is_cpu and qkv[0].dtype in (torch.bfloat16, torch.float32) and width % 2 == 0
 
 
-@lru_cache(maxsize=1)
 def _kernel() -> ctypes.CDLL | None:
-    try:
-        return load_library(Path(__file__).with_suffix(".cpp"))
-    except OSError as error:
-        logger.warning(f"Attention takes several times as long as it could: {error}")
-        return None
+    return library_beside(__file__, "Attention takes several times as long as it could")

@@ -2,15 +2,34 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+HEADERS = Path(__file__).parent
+
+
+@cache
+def library_beside(module: str, otherwise: str) -> ctypes.CDLL | None:
+    """The library of the C++ file beside a Python file of the same name, for the whole process.
+
+    otherwise: what the user is warned of, once, with the reason, where there is none.
+    """
+    try:
+        return load_library(Path(module).with_suffix(".cpp"))
+    except OSError as error:
+        logger.warning(f"{otherwise}: {error}")
+        return None
 
 
 def load_library(source: Path) -> ctypes.CDLL:
@@ -24,7 +43,7 @@ def load_library(source: Path) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         raise OSError(f"There is no C++ compiler {compiler}: install g++, or name yours by CXX=...")
-    text = source.read_bytes()
+    text = b"".join(path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h"))))
     name = (
         f"{source.stem}-{hashlib.sha256(b'|'.join((text, repr((compiler, FLAGS)).encode(), _processor()))).hexdigest()[:24]}.so"
     )
@@ -44,7 +63,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(".so", dir=library.parent)
     os.close(descriptor)
     try:
-        done = subprocess.run([compiler, *FLAGS, str(source), "-o", temporary], capture_output=True, text=True)
+        done = subprocess.run([compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", temporary], capture_output=True, text=True)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
             raise OSError(f"{compiler} does not compile {source.name}: {said[0].strip()}")
