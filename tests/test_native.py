@@ -1,6 +1,7 @@
 """Our own C++ is compiled once, kept for this processor, and never half read."""
 
 import ctypes
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from unimm import native
 from unimm.native import load_library
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 
 SOURCE = 'extern "C" int twice(int x) { return 2 * x; }'
 

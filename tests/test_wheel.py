@@ -40,6 +40,9 @@ def run(site: Path, folder: Path, *words: str) -> str:
 @pytest.mark.slow
 def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path) -> None:
     assert (site / "unimm/conf/train.yaml").is_file()
+    for kind in ("*.cpp", "*.h"):  # compiled where they are needed
+        own = {path.relative_to(ROOT) for path in (ROOT / "unimm").rglob(kind)}
+        assert own and own == {path.relative_to(site) for path in site.rglob(kind) if path.is_relative_to(site / "unimm")}
     assert {path.name for path in site.rglob("LICENSE")} | {path.name for path in site.rglob("NOTICE")} == {"LICENSE", "NOTICE"}
     code = "import unimm.cli.build as build; print(build.conf_folder())"
     assert Path(run(site, tmp_path, sys.executable, "-c", code).strip()) == site / "unimm/conf"

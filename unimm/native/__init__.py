@@ -4,11 +4,12 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
@@ -40,33 +41,36 @@ def load_library(source: Path) -> ctypes.CDLL:
     """
     if not sys.platform.startswith("linux"):
         raise OSError("Only on Linux is our C++ compiled.")
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler) is None:
-        raise OSError(f"There is no C++ compiler {compiler}: install g++, or name yours by CXX=...")
-    text = b"".join(path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h"))))
-    name = (
-        f"{source.stem}-{hashlib.sha256(b'|'.join((text, repr((compiler, FLAGS)).encode(), _processor()))).hexdigest()[:24]}.so"
-    )
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"There is no C++ compiler {compiler[0]}: install g++, or name yours by CXX=...")
+    texts = [path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))]
+    whole = hashlib.sha256(b"|".join([*texts, repr((compiler, FLAGS)).encode(), _processor()])).hexdigest()
+    home = _home()
+    with nullcontext(home) if home else tempfile.TemporaryDirectory() as folder:  # once loaded, it needs its file no longer
+        library = Path(folder) / f"{source.stem}-{whole[:24]}.so"
+        if not library.is_file():
+            _compile(compiler, source, library)
+        return ctypes.CDLL(str(library))
+
+
+def _home() -> Path | None:
+    """Where libraries are kept; None where nothing can be."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unimm" / "native"
-    with suppress(OSError):  # a cache that cannot be written to, or a library that cannot be loaded from there
-        if not (home / name).is_file():
-            home.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, source, home / name)
-        return ctypes.CDLL(str(home / name))
-    with tempfile.TemporaryDirectory() as folder:  # once loaded, it needs its file no longer
-        _compile(compiler, source, Path(folder) / name)
-        return ctypes.CDLL(str(Path(folder) / name))
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    return home if os.access(home, os.W_OK) else None
 
 
-def _compile(compiler: str, source: Path, library: Path) -> None:
+def _compile(compiler: list[str], source: Path, library: Path) -> None:
     """Compile under another name, then rename: of processes that do so at once, each finds a whole file."""
     descriptor, temporary = tempfile.mkstemp(".so", dir=library.parent)
     os.close(descriptor)
     try:
-        done = subprocess.run([compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", temporary], capture_output=True, text=True)
+        done = subprocess.run([*compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", temporary], capture_output=True, text=True)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
-            raise OSError(f"{compiler} does not compile {source.name}: {said[0].strip()}")
+            raise OSError(f"{compiler[0]} does not compile {source.name}: {said[0].strip()}")
         Path(temporary).replace(library)
     finally:
         Path(temporary).unlink(missing_ok=True)
