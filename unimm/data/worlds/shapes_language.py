@@ -125,7 +125,8 @@ def describe(item: Shape, detail: str = "full") -> Look:
 
 def fits(item: Shape, look: Look) -> bool:
     """Whether an object has every attribute that a look names."""
-    return all(word in (None, own) for word, own in zip(look, (item.size, item.colour, item.form), strict=True))
+    size, colour, form = look  # asked for so often that a generator would be a sixth of a plan's time
+    return size in (None, item.size) and colour in (None, item.colour) and form in (None, item.form)
 
 
 def group(objects: tuple[Shape, ...], looks: list[Look]) -> list[Group]:
