@@ -2,6 +2,8 @@
 
 import ctypes
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,11 +54,37 @@ def test_without_a_place_to_keep_it(source: Path, tmp_path: Path) -> None:
     assert isinstance(library, ctypes.CDLL) and library.twice(21) == 42
 
 
+def test_what_is_kept_and_damaged_is_made_again(source: Path, tmp_path: Path) -> None:
+    """As after a crash. Another process makes the first one: one that has loaded a file would not read it again."""
+    code = f"from pathlib import Path; from unimm.native import load_library; load_library(Path({str(source)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (only,) = kept(tmp_path)
+    size = only.stat().st_size
+    only.write_bytes(b"")
+    assert load_library(source).twice(21) == 42
+    assert kept(tmp_path) == [only] and only.stat().st_size == size
+
+
+def test_nobodys_home(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert load_library(source).twice(21) == 42
+
+
 def test_what_cannot_be_compiled(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text("int twice(int x) { return y; }")
-    with pytest.raises(OSError, match=r"g\+\+ does not compile twice\.cpp: .*‘?y"):
+    with pytest.raises(OSError, match=r"\+\+ does not compile twice\.cpp: .*‘?y"):
         load_library(source)
-    assert kept(tmp_path) == []
+    assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(OSError, match=r"no C\+\+ compiler no-such-compiler: install g\+\+"):
         load_library(source)
+    monkeypatch.setenv("CXX", "g++ 'x")
+    with pytest.raises(OSError, match="names no compiler"):
+        load_library(source)
+    monkeypatch.setenv("CXX", " ")  # as if it were not there
+    source.write_text(SOURCE)
+    assert load_library(source).twice(21) == 42

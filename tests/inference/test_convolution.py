@@ -97,6 +97,16 @@ def test_levels_of_norm_and_swish_mean_their_numbers(has_compiler, dtype, shift,
     assert (((levels.double() - zero) * step - exact).abs().max() <= off * step).item()
 
 
+def test_what_is_not_finite_is_refused(has_compiler):
+    """Else it would become a picture like any other."""
+    norm, x = GroupNorm(4, 48, eps=1e-6), make_map(1, 48, 9, 9)
+    x[0, 3, 2, 2] = float("nan")
+    with torch.inference_mode(), pytest.raises(ValueError, match="not finite"):
+        quantize_swish(norm, x)
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(make_map(1, 16, 9, 9) + float("inf"))
+
+
 def test_order_of_channels_in_memory_and_odd_numbers_of_them_are_seen():
     """What the kernel does not take goes another way, to the same levels."""
     norm, x = GroupNorm(4, 40, eps=1e-6), make_map(1, 40, 9, 9)

@@ -109,6 +109,27 @@ def test_number_of_threads_changes_no_bit() -> None:
         assert torch.equal(one, other)
 
 
+def test_what_does_not_fit_together_is_refused() -> None:
+    """Nothing of it may reach the kernel, which trusts what it is told."""
+    q, k, v = (torch.randn(60, 4, 8) for _ in range(3))
+    sizes = torch.tensor([20, -4, 36])
+    with pytest.raises(ValueError, match="Documents of 60 positions, of which 60 ask, have 60 keys and 40 queries"):
+        attend_within_documents(q[:40], k, v, sizes, None)
+    with pytest.raises(ValueError, match="Documents of 59 positions"):
+        attend_within_documents(q, k, v, torch.tensor([59]), None)
+    for others in ((k.bfloat16(), v), (k, v.bfloat16()), (k[:, :3], v[:, :3])):
+        with pytest.raises((RuntimeError, ValueError)):
+            attend_within_documents(q, *others, sizes, None)
+
+
+def test_wanted_positions_in_any_layout() -> None:
+    q, k, v = (torch.randn(60, 2, 8) for _ in range(3))
+    sizes, wanted = torch.tensor([20, -4, 36]), torch.arange(0, 60, 2)
+    expected = attend_within_documents(q[wanted], k, v, sizes, wanted)
+    for same in (wanted.int(), torch.arange(60)[::2]):
+        assert torch.equal(attend_within_documents(q[wanted], k, v, sizes, same), expected)
+
+
 def test_values_of_another_width() -> None:
     """As DeepSeek-V3's trunk has them."""
     q, k, v = (torch.randn(60, 2, width) for width in (4, 4, 6))

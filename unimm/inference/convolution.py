@@ -7,6 +7,7 @@ of swish is never below -0.28, and hardly a level is lost to negative numbers th
 
 import copy
 import ctypes
+import math
 from functools import cache
 
 import torch
@@ -92,7 +93,8 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
 def quantize_swish(norm: GroupNorm, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, float, int]:
     """What `quantize` gives of swish(norm(x)), by our own kernel (convolution.cpp), which rounds nothing before."""
     num_channels, count = x_NCHW.shape[1], x_NCHW.numel()
-    is_its_own = num_channels % WIDEST_VECTOR == 0 and x_NCHW.is_contiguous(memory_format=torch.channels_last)
+    is_its_own = num_channels % WIDEST_VECTOR == 0 and x_NCHW.device.type == "cpu" and type(x_NCHW) is torch.Tensor
+    is_its_own = is_its_own and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     library = library_beside(__file__, "Codes to pixels take longer than they could") if is_its_own else None
     if library is None or len(x_NCHW) != 1 or x_NCHW.dtype not in (torch.bfloat16, torch.float32):
         return quantize(F.silu(norm(x_NCHW)))
@@ -117,7 +119,13 @@ def quantize_swish(norm: GroupNorm, x_NCHW: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _scale(least: float, largest: float) -> tuple[float, int]:
-    """Scale and zero of a map with such values: `STEPS` steps, and 0 is a whole one."""
+    """Scale and zero of a map with such values: `STEPS` steps, and 0 is a whole one.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    if not math.isfinite(least + largest):
+        raise ValueError("The image tokenizer's maps hold numbers that are not finite: its weights are damaged, or too large.")
     low, high = min(0.0, least), max(0.0, largest)
     scale = max(high - low, 1e-12) / STEPS
     return scale, 1 + round(-low / scale)

@@ -1,8 +1,8 @@
 // Causal attention of documents that lie one after another, each to itself, forward and backward, on a CPU.
 //
 // A thread takes a document and a head of keys. Scores are made turned, keys down and a block of queries across the lanes of
-// vectors, so a softmax goes down and no lane needs another; a document's scores stay in the caches. Kept for the backward pass
-// is one number a query, the logarithm of its softmax's denominator, from which its weights are made again (arXiv 2205.14135).
+// vectors, so a softmax goes down and no lane needs another; the scores of a block stay in the caches. Of a softmax one number a
+// query is kept for the backward pass, the logarithm of its denominator, from which weights are made again (arXiv 2205.14135).
 //
 // What is multiplied lies in words of 32 bits: a float32, or two bfloat16 that are summed over together, which AVX512-BF16
 // multiplies and adds in one instruction. Vectors are the compiler's own; what its processor has in one instruction is named.
@@ -227,7 +227,7 @@ class Head {
             for (int c = 0; c < COLUMNS; ++c) store(factors + c * LANES, 1.0f / total[c]);
             for (int i = 0; i < block.num_queries; ++i) {
                 const int c = i / LANES, lane = i % LANES;
-                denominator_MH[(block.first + i) * all_.num_heads + head] = most[c][lane] * LOG2_E + std::log2(total[c][lane]);
+                denominator_MH[(block.first + i) * all_.num_heads + head] = most[c][lane] + std::log(total[c][lane]);
             }
             write_sums(seen_MHE, factors, block, head);
         });
@@ -267,7 +267,7 @@ class Head {
                 add_products<T>(weight, keys_ + j * row_words_, row_words_, 1, turned_, BLOCK, words_);
                 block.hide(weight, j);
                 for (int r = 0; r < ROWS; ++r) {
-                    for (int c = 0; c < COLUMNS; ++c) weight[r][c] = T::exp2(weight[r][c] * LOG2_E - denominator[c]);
+                    for (int c = 0; c < COLUMNS; ++c) weight[r][c] = T::exp2((weight[r][c] - denominator[c]) * LOG2_E);
                     T::put_row(weights + (j + r) * (BLOCK / T::PER_WORD), weight[r]);
                 }
                 add_products<T>(slope, values_ + j * row_words_, row_words_, 1, turned_slopes_, BLOCK, words_);

@@ -33,10 +33,18 @@ def attend_within_documents(
         wanted_M: long, rising: the positions that ask. None: all.
 
     Returns:
-        (M, H, E), zero where there is padding.
+        (M, H, E), zero where there is padding. Differentiable once.
+
+    Raises:
+        ValueError: documents, positions that ask, queries and keys are not as many.
     """
     starts = F.pad(sizes_m.abs().cumsum(0), (1, 0))
-    wanted_M = None if wanted_M is None else wanted_M.to(starts.device)
+    wanted_M = None if wanted_M is None else wanted_M.to(starts.device, torch.long).contiguous()
+    numbers = int(starts[-1]), len(k_NGE if wanted_M is None else wanted_M)
+    if numbers != (len(k_NGE), len(q_MHE)):
+        raise ValueError(
+            f"Documents of {numbers[0]} positions, of which {numbers[1]} ask, have {len(k_NGE)} keys and {len(q_MHE)} queries."
+        )
     firsts = starts if wanted_M is None else torch.searchsorted(wanted_M, starts)
     with torch.autocast(v_NGE.device.type, enabled=False):
         if not dropout and _is_the_kernels(q_MHE, k_NGE, v_NGE) and _kernel() is not None:
@@ -109,11 +117,12 @@ def _call(
     getattr(_kernel(), name)(ctypes.byref(documents), ctypes.c_bool(q_MHE.dtype == torch.bfloat16), *tensors)
 
 
-def _is_the_kernels(*qkv: torch.Tensor) -> bool:
-    """Whether it is made for such: on a CPU, all of one width, rows in whole words of 32 bits."""
-    width = qkv[0].shape[-1]
-    is_cpu = all(x.device.type == "cpu" and x.shape[-1] == width for x in qkv)
-    return is_cpu and qkv[0].dtype in (torch.bfloat16, torch.float32) and width % 2 == 0
+def _is_the_kernels(q_MHE: torch.Tensor, k_NGE: torch.Tensor, v_NGE: torch.Tensor) -> bool:
+    """Whether it is made for such: plain tensors on a CPU, all alike, rows in whole words of 32 bits."""
+    qkv = (q_MHE, k_NGE, v_NGE)
+    are_alike = all(type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype == q_MHE.dtype for x in qkv)
+    fits = k_NGE.shape == v_NGE.shape and q_MHE.shape[1] % k_NGE.shape[1] == 0 and q_MHE.shape[2] == k_NGE.shape[2]
+    return are_alike and fits and q_MHE.dtype in (torch.bfloat16, torch.float32) and q_MHE.shape[2] % 2 == 0
 
 
 def _kernel() -> ctypes.CDLL | None:

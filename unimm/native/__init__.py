@@ -4,12 +4,13 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -34,44 +35,69 @@ def library_beside(module: str, otherwise: str) -> ctypes.CDLL | None:
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The library that a C++ file makes, compiled if this processor's is not kept yet.
+    """The library that a C++ file makes, compiled if this processor's is not kept yet, or does not load.
 
     Raises:
         OSError: there is no compiler, or it does not get through; a sentence that says what to do.
     """
     if not sys.platform.startswith("linux"):
         raise OSError("Only on Linux is our C++ compiled.")
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if shutil.which(compiler[0]) is None:
-        raise OSError(f"There is no C++ compiler {compiler[0]}: install g++, or name yours by CXX=...")
+    compiler = _compiler()
     texts = [path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))]
-    whole = hashlib.sha256(b"|".join([*texts, repr((compiler, FLAGS)).encode(), _processor()])).hexdigest()
-    home = _home()
-    with nullcontext(home) if home else tempfile.TemporaryDirectory() as folder:  # once loaded, it needs its file no longer
-        library = Path(folder) / f"{source.stem}-{whole[:24]}.so"
-        if not library.is_file():
-            _compile(compiler, source, library)
-        return ctypes.CDLL(str(library))
-
-
-def _home() -> Path | None:
-    """Where libraries are kept; None where nothing can be."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unimm" / "native"
+    made_by = repr((compiler, str(Path(compiler[0]).resolve()), FLAGS, platform.libc_ver())).encode()
+    name = f"{source.stem}-{hashlib.sha256(b'|'.join([*texts, made_by, _processor()])).hexdigest()[:24]}.so"
+    kept = _home() / name
     with suppress(OSError):
-        home.mkdir(parents=True, exist_ok=True)
-    return home if os.access(home, os.W_OK) else None
+        if kept.is_file():
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:  # once loaded, a library needs its file no longer
+        made = Path(folder) / name
+        _compile(compiler, source, made)
+        with suppress(OSError):  # nothing can be kept there, or nothing be loaded from there
+            _keep(made, kept)
+            return ctypes.CDLL(str(kept))
+        return ctypes.CDLL(str(made))
+
+
+def _compiler() -> list[str]:
+    """The words that call it, the first as a whole path."""
+    asked = os.environ.get("CXX", "").strip() or "g++"
+    try:
+        name, *words = shlex.split(asked)
+    except ValueError as error:
+        raise OSError(f"CXX={asked} names no compiler ({error}): give the name of one.") from None
+    if (path := shutil.which(name)) is None:
+        raise OSError(f"There is no C++ compiler {name}: install g++, or name yours by CXX=...")
+    return [path, *words]
+
+
+def _home() -> Path:
+    """Where libraries are kept, if anything can be."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # nobody's home
+        cache = Path(os.devnull)
+    return cache / "unimm" / "native"
 
 
 def _compile(compiler: list[str], source: Path, library: Path) -> None:
-    """Compile under another name, then rename: of processes that do so at once, each finds a whole file."""
-    descriptor, temporary = tempfile.mkstemp(".so", dir=library.parent)
-    os.close(descriptor)
+    words = [*compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", str(library)]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
+        raise OSError(f"{Path(compiler[0]).name} does not compile {source.name}: {said[0].strip()}")
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copy under another name, flush, then rename: of processes that do so at once, each finds a whole file."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(".so", dir=kept.parent)
     try:
-        done = subprocess.run([*compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", temporary], capture_output=True, text=True)
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
-            raise OSError(f"{compiler[0]} does not compile {source.name}: {said[0].strip()}")
-        Path(temporary).replace(library)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(made.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(kept)
     finally:
         Path(temporary).unlink(missing_ok=True)
 

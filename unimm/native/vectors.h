@@ -67,7 +67,8 @@ inline Floats power_of_two(Floats x, const float (&factors)[N]) {
 #ifdef __AVX512F__
     return as<Floats>(_mm512_scalef_ps(as<__m512>(power), as<__m512>(whole)));
 #else
-    return x < -126.0f ? Floats{} : as<Floats>(as<Ints>(power) + (as<Ints>(shifted) << 23));
+    const Floats scaled = as<Floats>(as<Words>(power) + (as<Words>(shifted) << 23));
+    return x < -126.0f ? Floats{} : x == x ? scaled : x;
 #endif
 }
 
