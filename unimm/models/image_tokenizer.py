@@ -8,6 +8,7 @@ weights travel either way by name, the codebook apart (`quantize.embedding.weigh
 L levels halve the image L-1 times: H = W = image_size, grid h = w = image_size / 2**(L-1), T = h*w codes an image, row by row.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -150,12 +151,12 @@ class ImageTokenizer(nn.Module):
         return self.eval().requires_grad_(False)
 
 
-class ConvolvesSwish(nn.Module):
+class ConvolvesSwish(nn.Module, ABC):
     """A convolution that takes over the norm and swish before it."""
 
+    @abstractmethod
     def convolve_swish(self, norm: GroupNorm, x_NCHW: Tensor) -> Tensor:
         """What the convolution makes of swish(norm(x))."""
-        raise NotImplementedError
 
 
 class ResnetBlock(nn.Module):

@@ -108,7 +108,7 @@ class UnifiedModel(nn.Module):
     def set_attention(self, way: str) -> None:
         """How the trunk attends from now on, one of `unimm.models.attention.WAYS`; what is cached wants "sdpa".
 
-        With "documents", for training on a CPU, the vision tower takes plain products too: the backward pass of the fused
+        With "documents", for training on a CPU, the vision tower takes plain products: the backward pass of PyTorch's fused
         kernel takes several times as long as theirs there (recipes/LOG.md).
         """
         choose_way(self.trunk, way)
