@@ -58,3 +58,15 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_processes_with_workers_that_die_three_times(model: str, tmp_path: Path) -> None:
     (verdict,) = run_kills([model], [2], [2], num_kills=3, room=tmp_path)
     assert verdict.differences == []
+
+
+def test_a_folder_called_like_the_figures_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own room is removed, before and after; nothing else is."""
+    photos = tmp_path / "kills"
+    photos.mkdir()
+    (photos / "mine.png").write_bytes(b"mine")
+    verdict = Verdict(ToyTraining("tokenizer", 126), 1, 0, 0, 1.0, [])
+    monkeypatch.setattr(bench_kills, "run_kills", lambda *args: (args[-1].mkdir(), iter([verdict]))[1])
+    bench_kills.run(["tokenizer"], [0], [1], 1, tmp_path / "kills.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kills", "kills.json"]
+    assert (photos / "mine.png").read_bytes() == b"mine"

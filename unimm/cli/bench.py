@@ -22,7 +22,9 @@ def load(
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 3,
-    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON.")] = Path("runs/bench/load.json"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/load.json"
+    ),
 ) -> None:
     """How fast a checkpoint opens and how much memory it takes, against transformers.
 
@@ -52,7 +54,7 @@ def generate(
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
     ),
     deepseek: Annotated[
@@ -101,7 +103,7 @@ def train(
         typer.Option(help="Time unimm with another way to attend too: sdpa, documents, flex_attention; repeat it."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
-    out: Annotated[Path, typer.Option(help="Where to write the figures as JSON; a plot lies beside it.")] = (
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/train.json")
     ),
 ) -> None:
@@ -122,7 +124,9 @@ def kills(
     training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,
     workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
     processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
-    out: Annotated[Path, typer.Option(help="Where to write what came of it, as JSON.")] = Path("runs/bench/kills.json"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it, as JSON.")] = Path(
+        "runs/bench/kills.json"
+    ),
 ) -> None:
     """Whether a training that is killed again and again ends, to the bit, as one that was left alone.
 

@@ -24,7 +24,7 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
     """
     if unknown := set(models) - {"unified", "tokenizer"}:
         raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
-    room = out.with_suffix("")
+    room = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
     shutil.rmtree(room, ignore_errors=True)
     verdicts = []
     for verdict in run_kills(models, workers, processes, kills, room):
