@@ -31,7 +31,8 @@ inline Floats lesser(Floats a, Floats b) { return a < b ? a : b; }
 
 // least, largest (C,); sum, squares (C,) in double precision.
 template <class T>
-void measure(const typename T::Element* x, long num_positions, long num_channels, float* least, float* largest, double* sum, double* squares) {
+void measure(const typename T::Element* x, long num_positions, long num_channels, float* least, float* largest, double* sum,
+             double* squares) {
     std::fill_n(least, num_channels, INFINITY);
     std::fill_n(largest, num_channels, -INFINITY);
     std::fill_n(sum, num_channels, 0.0);
@@ -68,13 +69,15 @@ void measure(const typename T::Element* x, long num_positions, long num_channels
 
 // levels (P, C): swish(x * factor + offset) / step + zero, rounded; in [0, 255].
 template <class T>
-void level(const typename T::Element* x, long num_positions, long num_channels, const float* factor, const float* offset, float step, float zero, uint8_t* levels) {
+void level(const typename T::Element* x, long num_positions, long num_channels, const float* factor, const float* offset,
+           float step, float zero, uint8_t* levels) {
     using Bytes = uint8_t __attribute__((vector_size(LANES)));
     const float per_step = 1.0f / step;
 #pragma omp parallel for schedule(static)
     for (long i = 0; i < num_positions; ++i)
         for (long channel = 0; channel < num_channels; channel += LANES) {
-            const Floats normed = T::read(x + i * num_channels + channel) * load<Floats>(factor + channel) + load<Floats>(offset + channel);
+            const Floats value = T::read(x + i * num_channels + channel);
+            const Floats normed = value * load<Floats>(factor + channel) + load<Floats>(offset + channel);
             const Floats others = power_of_two(lesser(normed * -LOG2_E, all(126.0f)), EXP2_CUBIC);
             const Floats place = normed * per_step / (1.0f + others) + zero;
             const Floats bounded = lesser(-lesser(-place, Floats{}), all(255.0f));
@@ -87,13 +90,17 @@ void level(const typename T::Element* x, long num_positions, long num_channels, 
 
 extern "C" {
 
-void measure_channels(const void* x, bool is_bfloat16, long num_positions, long num_channels, float* least, float* largest, double* sum, double* squares) {
-    if (is_bfloat16) return measure<BFloat16>(static_cast<const uint16_t*>(x), num_positions, num_channels, least, largest, sum, squares);
+void measure_channels(const void* x, bool is_bfloat16, long num_positions, long num_channels, float* least, float* largest,
+                      double* sum, double* squares) {
+    const auto halves = static_cast<const uint16_t*>(x);
+    if (is_bfloat16) return measure<BFloat16>(halves, num_positions, num_channels, least, largest, sum, squares);
     measure<Float32>(static_cast<const float*>(x), num_positions, num_channels, least, largest, sum, squares);
 }
 
-void swish_to_levels(const void* x, bool is_bfloat16, long num_positions, long num_channels, const float* factor, const float* offset, float step, float zero, uint8_t* levels) {
-    if (is_bfloat16) return level<BFloat16>(static_cast<const uint16_t*>(x), num_positions, num_channels, factor, offset, step, zero, levels);
+void swish_to_levels(const void* x, bool is_bfloat16, long num_positions, long num_channels, const float* factor,
+                     const float* offset, float step, float zero, uint8_t* levels) {
+    const auto halves = static_cast<const uint16_t*>(x);
+    if (is_bfloat16) return level<BFloat16>(halves, num_positions, num_channels, factor, offset, step, zero, levels);
     level<Float32>(static_cast<const float*>(x), num_positions, num_channels, factor, offset, step, zero, levels);
 }
 }

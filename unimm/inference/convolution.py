@@ -97,7 +97,7 @@ def quantize_swish(norm: GroupNorm, x_NCHW: torch.Tensor) -> tuple[torch.Tensor,
     is_its_own = is_its_own and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     library = library_beside(__file__, "Codes to pixels take longer than they could") if is_its_own else None
     if library is None or len(x_NCHW) != 1 or x_NCHW.dtype not in (torch.bfloat16, torch.float32):
-        return quantize(F.silu(norm(x_NCHW)))
+        return quantize(F.silu(norm(x_NCHW), inplace=not torch.is_grad_enabled()))
     is_bfloat16 = ctypes.c_bool(x_NCHW.dtype == torch.bfloat16)
     sizes = ctypes.c_long(count // num_channels), ctypes.c_long(num_channels)
     ends_2C, sums_2C = torch.empty(2, num_channels), torch.empty(2, num_channels, dtype=torch.float64)

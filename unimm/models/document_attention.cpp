@@ -367,7 +367,7 @@ class Head {
     Word *queries_, *slopes_, *turned_, *turned_slopes_, *turned_seen_, *keys_, *values_, *down_, *weights_down_;
 };
 
-// Zero for what belongs to no document: rows of one head.
+// Zero for what belongs to no document: rows of all heads.
 void write_nothing(const int64_t* firsts, long document, long row_words, Word* to) {
     std::fill(to + firsts[document] * row_words, to + firsts[document + 1] * row_words, 0);
 }
