@@ -145,7 +145,7 @@ def test_a_setting_that_makes_no_sense_ends_in_one_sentence(
         ("held_out=1", "began with held_out of draw 0, not 1"),
         ("seed=1", "began with seed 0, not 1"),
         ("data.sources.talk.weight=7", "began with weight of talk"),
-        ("trainer.num_rows=8", "began with num_rows 16, not 8"),
+        ("trainer.num_rows=16", "began with num_rows 8, not 16"),
         ("trainer.num_micro_batches=2", None),
         ("validation.num_items=1", None),
     ],
@@ -167,7 +167,7 @@ def test_a_training_by_a_stored_plan_is_the_same(place: Path, given: list[str], 
     """The words that plan are the words that train; also from a fresh model, whose weights a plan does not need."""
     monkeypatch.chdir(place)
     planned = CliRunner().invoke(app, ["plan", *given, *RUNS["whole"], "trainer.plan=plan"])
-    assert planned.exit_code == 0 and "4 steps of 16 rows" in planned.stdout, planned.output
+    assert planned.exit_code == 0 and "4 steps of 8 rows" in planned.stdout, planned.output
     train(compose_config("train", [*given, *RUNS["whole"], "trainer.plan=plan", "out=by_plan"]))
     expected = read_numbers(place / "whole" / "metrics.jsonl")[-1]
     told = read_numbers(place / "by_plan" / "metrics.jsonl")[-1]

@@ -119,6 +119,53 @@ def train(
 
 
 @bench.command()
+def pretrain(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name; its weights are random.")] = "janus_pro_1b",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
+    positions: Annotated[int, typer.Option(min=1, help="Of a row.")] = 4096,
+    rows: Annotated[int, typer.Option(min=1, help="Of a step.")] = 64,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Forward passes that a step is cut into.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 8,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 4,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
+    attention: Annotated[str, typer.Option(help="auto, sdpa, documents or flex_attention.")] = "auto",
+    activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 4,
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="Of the device, for MFU [default: of known GPUs, by their names].")
+    ] = None,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/pretrain.json"
+    ),
+) -> None:
+    """How much of a device a joint pretraining uses (MFU), and how long it waits for data: Janus' stage II, random weights.
+
+    \b
+    Examples:
+      unimm bench pretrain --model janus_pro_1b
+      unimm bench pretrain --model tiny --device cpu --positions 1024 --rows 6 --micro-batches 1 --workers 0
+    """
+    from unimm.bench.pretrain import Setting
+    from unimm.cli.bench_pretrain import run
+
+    setting = Setting(
+        num_positions=positions,
+        num_rows=rows,
+        num_micro_batches=micro_batches,
+        num_steps=steps,
+        num_warm_up=warm_up,
+        precision=precision,
+        compile=compiled,
+        attention=attention,
+        activation_checkpointing=activation_checkpointing,
+        num_workers=workers,
+        peak_tflops=peak_tflops,
+    )
+    run(model, device, setting, out)
+
+
+@bench.command()
 def kills(
     count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
     training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,

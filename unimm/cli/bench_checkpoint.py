@@ -10,6 +10,8 @@ import torch
 
 from unimm.bench.random_checkpoint import write_random_checkpoint
 from unimm.cli.build import build, compose_config, conf_folder, fill_sizes
+from unimm.models.image_tokenizer import ImageTokenizerConfig
+from unimm.models.unified import UnifiedConfig
 
 VOCABULARY = 1024
 """Of a random model whose configuration leaves it to the text tokenizer."""
@@ -27,12 +29,16 @@ def checkpoint(model: str, dtype: torch.dtype, tell: Callable[[str], None]) -> I
         return
     with tempfile.TemporaryDirectory() as room:
         tell(f"Writing random weights of {model}")
-        _write(Path(room) / "model", model, dtype)
+        write_random_checkpoint(Path(room) / "model", *sizes_of(model), dtype)
         yield Path(room) / "model"
 
 
-def _write(folder: Path, name: str, dtype: torch.dtype) -> None:
-    """With the image tokenizer that goes with the size."""
+def sizes_of(name: str) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
+    """The sizes of a file of conf/model, and of the image tokenizer that goes with it.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     known = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
     if name not in known:
         raise ValueError(f"There is no model '{name}': name a folder, or one of {', '.join(known)}.")
@@ -40,4 +46,4 @@ def _write(folder: Path, name: str, dtype: torch.dtype) -> None:
     grid = config.vision.image_size // config.vision.patch_size
     words = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]
     tokenizer = build(compose_config("train_tokenizer", words).tokenizer)
-    write_random_checkpoint(folder, fill_sizes(config, tokenizer, VOCABULARY), tokenizer, dtype)
+    return fill_sizes(config, tokenizer, VOCABULARY), tokenizer

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 2**25
-"""Logits of a chunk, at most: 128 MiB in float32."""
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+"""Logits of a chunk, at most: 128 MiB in float32; a GPU, where every chunk reads and writes the whole gradient in little more
+time than it multiplies, takes 512."""
 
 
 class Sums(NamedTuple):
@@ -30,12 +31,15 @@ def linear_cross_entropy(
     bias_V: torch.Tensor | None,
     targets_n: torch.Tensor,
     weights_n: torch.Tensor,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int | None = None,
 ) -> Sums:
     """Cross-entropy of the logits hidden @ weight.T + bias; products in autocast's dtype, the rest in float32.
 
     The loss can be differentiated once, with respect to hidden, weight and bias. No positions give zeros, and zero gradients.
+
+    chunk_logits: of a chunk at most; None: `CHUNK_LOGITS` of the device.
     """
+    chunk_logits = chunk_logits or CHUNK_LOGITS.get(hidden_nD.device.type, CHUNK_LOGITS["cpu"])
     is_cast = torch.is_autocast_enabled(hidden_nD.device.type)
     dtype = torch.get_autocast_dtype(hidden_nD.device.type) if is_cast else hidden_nD.dtype
     with torch.autocast(hidden_nD.device.type, enabled=False):

@@ -78,7 +78,8 @@ def _within_rows(attention: Any, heads: tuple[torch.Tensor, ...], mask: Any, dro
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-    heads = tuple(x.transpose(1, 2) for x in heads)
+    # Queries and keys that a norm has widened under autocast are as the values again: FlexAttention takes one dtype.
+    heads = tuple(x.to(heads[2].dtype).transpose(1, 2) for x in heads)
     return attend(attention, *heads, mask, scaling=attention.scaling, dropout=dropout)[0].flatten(2)
 
 

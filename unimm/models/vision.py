@@ -4,12 +4,14 @@ Shapes: N images, P patches, C vision width, D trunk width. The tower gives one 
 norm; a projector turns them into what the trunk reads, (N, P', D). Source: SigLIP (arXiv 2303.15343), Janus (arXiv 2410.13848).
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        return self.transformer.forward_features(pixels_NCHW)
+        # A GPU's fused attention gives None for no images at all (PyTorch 2.11); plain products give nothing, as asked.
+        with nullcontext() if len(pixels_NCHW) else sdpa_kernel(SDPBackend.MATH):
+            return self.transformer.forward_features(pixels_NCHW)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ row does, and so does the last one: computing what will be lost is worth nothing
 """
 
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
@@ -81,12 +82,7 @@ class Loop:
         self.folder = folder
         # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-        # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
-        is_cpu = choose_device(device).type == "cpu"
-        if is_cpu:
-            keep_memory()
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=is_cpu, kwargs_handlers=[ddp])
+        self.accelerator = _accelerate(choose_device(device), config.precision, ddp)
         self.is_main = self.accelerator.is_main_process
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.stop = StopRequest()
@@ -326,6 +322,19 @@ class Loop:
             raise ValueError(f"{self.folder} holds a run of another model or stage: name another folder.") from error
         self.step = self._saved_step = checkpoint.step
         self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
+
+
+def _accelerate(device: torch.device, precision: str, ddp: DistributedDataParallelKwargs) -> Accelerator:
+    """What launches and casts, on this device: of several processes each has its own of that type."""
+    is_alone = not PartialState._shared_state or PartialState().num_processes == 1
+    # An earlier run of this process may have had another precision, and another device.
+    AcceleratorState._reset_state(reset_partial_state=is_alone)
+    if device.type == "cpu":
+        keep_memory()
+    numbered = {} if device.index is None or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": str(device)}
+    with patch_environment(**numbered):
+        # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
+        return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[ddp])
 
 
 def weights_of(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

@@ -94,6 +94,8 @@ class TokenizerTrainer(Loop):
         self.model = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         if self.compiles():
+            # How much the adversary counts is found by walking the graph once more, so its buffers may not be given away.
+            torch._functorch.config.donated_buffer = config.adversary is None
             model.encoder.compile()
             model.decoder.compile()
         self.wrapped = self.accelerator.prepare(self.model)

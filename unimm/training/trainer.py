@@ -290,7 +290,7 @@ class Trainer(Loop):
     @contextmanager
     def _looking(self) -> Iterator[None]:
         """In this context the averaged model is asked, not taught; it ends when all processes are here."""
-        self.model.eval()
+        self.objective.eval()
         self.model.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.
         with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):

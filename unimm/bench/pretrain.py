@@ -1,0 +1,166 @@
+"""How much of a device a joint pretraining uses: a model of true size with random weights, its stage II, and nothing else.
+
+The mixture is Janus', 2 : 3 : 5 samples of conversations about pictures, of plain text and of drawings, made of the built-in
+shapes: pictures are drawn by the loader while training goes on and looked at by the frozen vision tower, codes of drawings are
+random, texts are captions of many scenes one after another. What is counted, and what MFU is, says `unimm.training.flops`.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unimm.bench.trials import peak_bytes
+from unimm.data.mixture import Mixture, Source, in_ratio
+from unimm.data.records import Record, Text
+from unimm.data.template import PromptFormat, Template
+from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.data.views import Conversation, Drawing, PlainText
+from unimm.data.worlds.shapes import ShapesWorld
+from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.training.logbook import read_numbers
+from unimm.training.objectives import Likelihood
+from unimm.training.optim import OptimizerConfig
+from unimm.training.schedule import Budget, Schedule
+from unimm.training.stages import Stage
+from unimm.training.trainer import Trainer, TrainerConfig
+
+LEARNS = ("projector", "trunk", "text_embedding", "text_head", "code_embedding", "code_head")
+"""All but the vision tower, as in Janus' stage II."""
+
+RATIO = {"understanding": 2.0, "text": 3.0, "drawing": 5.0}
+
+NUM_RECORDS = 20_000
+CAPTIONS_A_PAGE = 24
+VOCABULARY = 2048
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step goes; see `TrainerConfig` for what has its name. num_steps, num_warm_up: measured, and passed over before."""
+
+    num_positions: int = 4096
+    num_rows: int = 64
+    num_micro_batches: int = 8
+    num_steps: int = 8
+    num_warm_up: int = 4
+    precision: str = "bf16"
+    compile: bool = True
+    attention: str = "auto"
+    activation_checkpointing: str = "none"
+    num_workers: int = 4
+    peak_tflops: float | None = None
+    seed: int = 0
+
+
+def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.device) -> dict[str, float]:
+    """Train for some steps, in this process.
+
+    Args:
+        config: sizes of the model; one that leaves its vocabulary to the text tokenizer takes a small one.
+        setting: how.
+        device: where.
+
+    Returns:
+        What a training logs as `speed/...`, `loss/...` and `data/fill`, over the steps after the warm-up, `ms_a_step`, and
+        `peak_gib` of the device, on a CPU of the process.
+    """
+    world = ShapesWorld(num_records=NUM_RECORDS, seed=setting.seed)
+    tokenizer = train_byte_bpe(_texts(world), min(VOCABULARY, config.trunk["vocab_size"]))
+    with device:  # a thousand times as fast as on a CPU, where that is a GPU
+        model = UnifiedModel(config)
+    trainer_config = TrainerConfig(
+        budget=Budget(max_steps=setting.num_warm_up + setting.num_steps),
+        stage=Stage("bench", dict.fromkeys(LEARNS, 1.0)),
+        schedule=Schedule("constant"),
+        optimizer=OptimizerConfig(lr=1e-4),
+        num_positions=setting.num_positions,
+        num_rows=setting.num_rows,
+        num_micro_batches=setting.num_micro_batches,
+        precision=setting.precision,
+        compile=setting.compile,
+        attention=setting.attention,
+        activation_checkpointing=setting.activation_checkpointing,
+        report_every=setting.num_warm_up + setting.num_steps,
+        save_minutes=60.0,
+        num_workers=setting.num_workers,
+        peak_tflops=setting.peak_tflops,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        mixture = _mixture(world, config, tokenizer, setting.seed)
+        trainer = _Measured(Likelihood(model), mixture, trainer_config, Path(folder), str(device))
+        trainer.num_warm_up = setting.num_warm_up
+        trainer.fit()
+        numbers = read_numbers(Path(folder) / "metrics.jsonl")[-1]
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
+    names = ("speed/", "loss/", "data/")
+    told = {name: value for name, value in numbers.items() if name.startswith(names)}
+    seconds = trainer.seconds - trainer.seconds_before
+    return {**told, "ms_a_step": 1e3 * seconds / setting.num_steps, "peak_gib": peak / 2**30}
+
+
+class _Measured(Trainer):
+    """A trainer that counts anew after its warm-up, and keeps nothing."""
+
+    num_warm_up: int
+    seconds_before: float
+
+    def update(self, batch: Any, meter: Any) -> None:
+        if self.step == self.num_warm_up:
+            meter.report(self.rate(), self.accelerator)
+            self.seconds_before = self.seconds
+        super().update(batch, meter)
+
+    def save(self) -> None:
+        """Nobody wants these weights."""
+
+
+def _texts(world: ShapesWorld) -> Iterator[str]:
+    for index in range(300):
+        record = world[index]
+        yield from (text.text for text in record.captions)
+        yield from (words for asked in record.questions for words in (asked.text, asked.answer))
+
+
+def _mixture(world: ShapesWorld, config: UnifiedConfig, tokenizer: TextTokenizer, seed: int) -> Mixture:
+    sources = [
+        Source("look", world, Conversation(10, 0.15)),
+        Source("text", _Pages(world), PlainText()),
+        Source("draw", _Coded(world, config.codes.num_codes, config.codes.codebook_size), Drawing(0.1)),
+    ]
+    template = Template(tokenizer, PromptFormat(), config.vision.image_size, config.vision.num_patches)
+    return Mixture(in_ratio(sources, RATIO), template, seed)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Captions of neighbours in a world as one text."""
+
+    world: ShapesWorld
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def __getitem__(self, index: int) -> Record:
+        captions = (self.world[(index + step) % len(self.world)].captions for step in range(CAPTIONS_A_PAGE))
+        return Record(f"page/{index}", text=Text(" ".join(texts[0].text for texts in captions)))
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A world with codes that stand for drawings."""
+
+    world: ShapesWorld
+    num_codes: int
+    codebook_size: int
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def __getitem__(self, index: int) -> Record:
+        chance = np.random.Generator(np.random.Philox(key=index))
+        return self.world[index].with_codes(chance.integers(0, self.codebook_size, self.num_codes))
