@@ -10,7 +10,7 @@ from janus_cases import write_checkpoint
 
 import unimm
 from unimm.inference.cache import RowCache
-from unimm.inference.fast import FastModel, attend
+from unimm.inference.fast import FastModel, attend, attend_fused
 from unimm.inference.linear import (
     Int4Linear,
     Int8Linear,
@@ -183,7 +183,8 @@ def test_attention_is_softmax_attention() -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(
         q[:, :, None], keys.repeat_interleave(3, 1), values.repeat_interleave(3, 1), attn_mask=mask
     )[:, :, 0]
-    torch.testing.assert_close(attend(q, keys, values, mask.repeat(1, 2, 1, 1), 8**-0.5), expected)
+    for way in (attend, attend_fused):
+        torch.testing.assert_close(way(q, keys, values, mask.repeat(1, 2, 1, 1), 8**-0.5), expected)
     halves = (one.half() for one in (q, keys, values))  # as Apple's GPUs have it
     torch.testing.assert_close(attend(*halves, mask.repeat(1, 2, 1, 1), 8**-0.5).float(), expected, atol=1e-2, rtol=1e-2)
 

@@ -27,10 +27,17 @@ def checkpoint(model: str, dtype: torch.dtype, tell: Callable[[str], None]) -> I
     if Path(model).is_dir():
         yield Path(model)
         return
+    if model not in (known := known_sizes()):
+        raise ValueError(f"There is no model '{model}': name a folder, or one of {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as room:
         tell(f"Writing random weights of {model}")
         write_random_checkpoint(Path(room) / "model", *sizes_of(model), dtype)
         yield Path(room) / "model"
+
+
+def known_sizes() -> list[str]:
+    """The names of the files of conf/model."""
+    return sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
 
 
 def sizes_of(name: str) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
@@ -39,9 +46,8 @@ def sizes_of(name: str) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
     Raises:
         ValueError: there is no such file.
     """
-    known = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"There is no model '{name}': name a folder, or one of {', '.join(known)}.")
+    if name not in (known := known_sizes()):
+        raise ValueError(f"There is no model '{name}': choose one of {', '.join(known)}.")
     config: Any = build(compose_config("train", [f"model={name}", "image_tokenizer=x", "codes=x"]).model)
     grid = config.vision.image_size // config.vision.patch_size
     words = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]

@@ -7,8 +7,9 @@ loop knows ids and tensors, no strings and no images. Any number of threads may 
 
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -282,7 +283,7 @@ class Decoder:
         Requests whose prefill fails enter again, each alone; one that fails alone keeps the error for itself (`take`). When
         anything else raises (out of memory), every request is gone and the decoder is as new.
         """
-        with self._turns:
+        with self._turns, self._device_as_current():
             try:
                 self._step()
             except BaseException:
@@ -292,6 +293,11 @@ class Decoder:
                 self._running.reset()
                 raise
             self._queue.push_back(self._running.take_returned())
+
+    def _device_as_current(self) -> AbstractContextManager[Any]:
+        """Streams, events and graphs of a GPU are the current one's."""
+        device = next(self.model.parameters()).device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _step(self) -> None:
         running = self._running

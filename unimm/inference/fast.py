@@ -139,14 +139,20 @@ def attend(
     rows, num_heads, head_dim = q_RHd.shape
     groups = keys_RGSd.shape[1]
     if q_RHd.is_cuda:
-        mask_R11S = mask_RG1S[:, :1].to(q_RHd.dtype)
-        return F.scaled_dot_product_attention(
-            q_RHd[:, :, None], keys_RGSd, values_RGSd, mask_R11S, scale=scale, enable_gqa=groups != num_heads
-        )[:, :, 0]
+        return attend_fused(q_RHd, keys_RGSd, values_RGSd, mask_RG1S, scale)
     q_Nnd = q_RHd.to(keys_RGSd.dtype).reshape(rows * groups, num_heads // groups, head_dim)
     mask_N1S = mask_RG1S.flatten(0, 1).to(keys_RGSd.dtype)
     scores_NnS = torch.baddbmm(mask_N1S, q_Nnd, keys_RGSd.flatten(0, 1).transpose(1, 2), alpha=scale)
     return torch.bmm(scores_NnS.softmax(-1), values_RGSd.flatten(0, 1)).view(rows, num_heads, head_dim)
+
+
+def attend_fused(
+    q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The same by a fused kernel. Heads that share keys are so many queries of one head: not every such kernel knows groups."""
+    q_RGnd = q_RHd.unflatten(1, (keys_RGSd.shape[1], -1))
+    mask_R11S = mask_RG1S[:, :1].to(q_RHd.dtype)
+    return F.scaled_dot_product_attention(q_RGnd, keys_RGSd, values_RGSd, mask_R11S, scale=scale).flatten(1, 2)
 
 
 def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -260,8 +260,10 @@ class Step:
 
 
 def make_graphs(fast: FastModel) -> Graphs | None:
-    """Where steps can be captured: on a GPU, by a forward that never looks at the host."""
-    return Graphs() if next(fast.model.parameters()).is_cuda and fast.layers is not None else None
+    """Where steps can be captured: on a GPU, where nothing looks at the host. Rotations that change with length do."""
+    looks = getattr(fast.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if fast.layers else True
+    device = next(fast.model.parameters()).device
+    return Graphs(device) if device.type == "cuda" and not looks else None
 
 
 def _seen(job: Job) -> list[int]:

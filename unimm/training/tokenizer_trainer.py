@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from unimm.data.images import ImageBatches
 from unimm.data.order import check_order, order_of_images
@@ -95,7 +96,7 @@ class TokenizerTrainer(Loop):
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         if self.compiles():
             # How much the adversary counts is found by walking the graph once more, so its buffers may not be given away.
-            torch._functorch.config.donated_buffer = config.adversary is None
+            functorch.donated_buffer = config.adversary is None
             model.encoder.compile()
             model.decoder.compile()
         self.wrapped = self.accelerator.prepare(self.model)

@@ -1,0 +1,36 @@
+"""`unimm bench pretrain`: a joint pretraining for some steps, counted after its warm-up."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unimm.cli.app import app
+
+WORDS = ["--model", "tiny", "--device", "cpu", "--precision", "no", "--no-compile", "--positions", "512", "--rows", "4"]
+WORDS += ["--micro-batches", "2", "--steps", "2", "--warm-up", "1", "--workers", "0", "--peak-tflops", "1"]
+
+
+def test_it_says_what_it_used(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", "pretrain", *WORDS, "--out", str(tmp_path / "pretrain.json")])
+    assert result.exit_code == 0, result.output
+    assert "MFU" in result.output and "waiting for data" in result.output
+    told = json.loads((tmp_path / "pretrain.json").read_text())
+    measured = told["measured"]
+    assert {"loss/text", "loss/codes", "speed/data_wait", "ms_a_step", "peak_gib"} <= set(measured)
+    assert 0 < measured["speed/mfu"] == pytest.approx(measured["speed/tflops_per_second"])
+    # Of the two steps alone: 4 rows of 512 positions each.
+    seconds = 2 * measured["ms_a_step"] / 1e3
+    assert measured["speed/tokens_per_second"] * seconds == pytest.approx(2 * 4 * 512 * measured["data/fill"], rel=0.02)
+    assert 0.85 < measured["data/fill"] <= 1
+    assert {"command", "commit", "device", "torch"} <= set(told["provenance"]) and told["setting"]["num_rows"] == 4
+
+
+def test_a_size_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNIMM_DEBUG", raising=False)
+    result = CliRunner().invoke(app, ["bench", "pretrain", "--model", "nobody", "--out", str(tmp_path / "pretrain.json")])
+    assert result.exit_code == 2 and "There is no model 'nobody': choose one of demo, janus_1.3b" in result.stderr, (
+        result.output
+    )
+    assert not (tmp_path / "pretrain.json").exists()
