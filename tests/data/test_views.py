@@ -1,6 +1,7 @@
 """Views: one record as a task, chosen by the generator alone."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,10 @@ def test_a_long_dialogue_loses_its_end() -> None:
     assert text_of(see(Dialogue(), record=record)).startswith(text_of(cut))
     with pytest.raises(ValueError, match="squares/6 asks in"):
         see(Dialogue(12), record=record)
+    small = copy(TEMPLATE)
+    small.max_positions = shortest + 3  # so much the model takes
+    for view in (Dialogue(), Dialogue(whole)):
+        assert view(record, small, np.random.default_rng(0)) == see(Dialogue(shortest + 3), record=record)
 
 
 def test_the_prompt_is_dropped_as_often_as_asked() -> None:

@@ -132,7 +132,7 @@ def test_what_the_model_was_not_made_for_is_refused(tmp_path: Path) -> None:
         return objective
 
     trainer = make_trainer(tmp_path, make_config(2), objective=limited)
-    with pytest.raises(ValueError, match="positions, and the model was made for 12: cut conversations"):
+    with pytest.raises(ValueError, match="positions, and the model was made for 12: cut texts"):
         trainer.fit()
     looking = make_trainer(tmp_path / "look", make_config(1), objective=Look).objective
     looking.check(make_steps(make_mixture())[0].batches[0])  # nothing of it goes through the Transformer

@@ -255,7 +255,8 @@ def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedM
     """How prompts for this model are written: as the configuration says, else its own way."""
     prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
     vision = model.config.vision
-    return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches)
+    longest = model.config.max_positions
+    return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches, max_positions=longest)
 
 
 def join_group(device: str | None) -> tuple[torch.device, Ranks]:

@@ -76,6 +76,7 @@ class Template:
         image_size: height and width of the pixels that the vision tower looks at.
         num_positions: positions that one such image takes.
         encode: gives the codes of an image that comes without them, where the format sees codes.
+        max_positions: the longest sequence that the model was made for; views that may cut do, where it is known.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class Template:
         image_size: int,
         num_positions: int,
         encode: Callable[[ImageLike], np.ndarray] | None = None,
+        max_positions: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self.image_size = image_size
         self.num_positions = num_positions
         self.encode = encode
+        self.max_positions = max_positions
         self._unopened: list[ImageLike] | None = None
 
     def outline(self, write: Callable[["Template"], Sequence]) -> "Outline":

@@ -67,8 +67,8 @@ class Dialogue:
 
     Later turns lean on earlier ones, so nothing is shuffled; without an image it is a chat in text, learned all the same.
 
-    max_positions: of the sequence. A longer one loses its last turns, and a single one that is left the end of its answer;
-        ValueError where even the question is too long.
+    max_positions: of the sequence, which the model limits, too. A longer one loses its last turns, and a single one that is
+        left the end of its answer; ValueError where even the question is too long.
     """
 
     task: ClassVar[str] = UNDERSTANDING
@@ -79,23 +79,13 @@ class Dialogue:
         pairs = [(question.text, question.answer) for question in questions]
         image = None if record.image is None else template.look(record.image, record.codes)
         sequence = template.chat(_turns(image, pairs))
-        while self.max_positions is not None and sequence.length > self.max_positions:
+        most = min((limit for limit in (self.max_positions, template.max_positions) if limit is not None), default=None)
+        while most is not None and sequence.length > most:
             if len(pairs) == 1:
-                return self._shorten(sequence, record)
+                return _shorten(sequence, record, most)
             pairs = pairs[:-1]
             sequence = template.chat(_turns(image, pairs))
         return sequence
-
-    def _shorten(self, sequence: Sequence, record: Record) -> Sequence:
-        assert self.max_positions is not None
-        *asked, answer = sequence.segments
-        room = len(answer.ids) - (sequence.length - self.max_positions)
-        if room < 1:
-            raise ValueError(
-                f"Record {record.key} asks in {sequence.length - len(answer.ids)} positions, and its view has max_positions "
-                f"{self.max_positions}: raise it and the row length, or take the record out."
-            )
-        return Sequence((*asked, Segment.text(answer.ids[:room], learn=True)))
 
 
 @dataclass(frozen=True)
@@ -158,6 +148,18 @@ class PlainText:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         text = record.text or _choose(record.captions or _lacks(record, "text and no captions"), rng)
         return template.plain(text.text)
+
+
+def _shorten(sequence: Sequence, record: Record, most: int) -> Sequence:
+    """A question and what there is room for of its answer."""
+    *asked, answer = sequence.segments
+    room = len(answer.ids) - (sequence.length - most)
+    if room < 1:
+        raise ValueError(
+            f"Record {record.key} asks in {sequence.length - len(answer.ids)} positions, and there are {most} at most: raise "
+            f"max_positions of its view and the row length, make a model for more, or take the record out."
+        )
+    return Sequence((*asked, Segment.text(answer.ids[:room], learn=True)))
 
 
 def _turns(image: Look | None, pairs: list[tuple[str, str]]) -> list[Turn]:

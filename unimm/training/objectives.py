@@ -58,9 +58,9 @@ class Likelihood(Objective):
         longest = int(batch.positions.max()) + 1
         if longest > self.max_positions:
             raise ValueError(
-                f"A sequence takes {longest} positions, and the model was made for {self.max_positions}: cut conversations to "
-                f"that (max_positions of their view, such as data.sources.talk.view.max_positions={self.max_positions}) and "
-                f"texts (data.max_characters), or make a model for more (model.trunk.max_position_embeddings)."
+                f"A sequence takes {longest} positions, and the model was made for {self.max_positions}: cut texts "
+                f"(data.max_characters), ask less in a conversation (num_turns of its view), or make a model for more "
+                f"(model.trunk.max_position_embeddings)."
             )
 
     def forward(self, batch: Batch) -> dict[str, Tally]:
