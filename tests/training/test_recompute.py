@@ -1,13 +1,16 @@
 """Activations that are computed again change nothing but the memory they take."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import make_config, make_mixture, make_model, make_trainer
 
 from unimm.batch import Batch, collate
 from unimm.models.unified import UnifiedModel
+from unimm.sequence import Kind
 from unimm.training.recompute import checkpoint_activations
 
 
@@ -54,6 +57,26 @@ def test_a_run_with_it_is_the_same_run(tmp_path: Path) -> None:
         weights.append(trainer.model.state_dict())
     for other in weights[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("way", ["none", "selective", "full"])
+def test_no_images_are_learned_from_where_fused_attention_knows_none(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where it gives None for a batch of nothing; also where it would be computed again."""
+    attend = F.scaled_dot_product_attention
+
+    def as_on_a_gpu(query: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor | None:
+        is_fused = torch.backends.cuda.flash_sdp_enabled()
+        return None if is_fused and query.numel() == 0 else attend(query, *others, **more)
+
+    mixture, model = make_mixture(), make_model().train()
+    checkpoint_activations(model.layers(), way)
+    sequences = [mixture.sequence(sample) for sample in mixture.samples(0, 9)]
+    batch = collate([[one for one in sequences if all(segment.pixels is None for segment in one.segments)]])
+    assert batch.num_images == 0 and batch.num_targets(Kind.CODES) > 0
+    monkeypatch.setattr(F, "scaled_dot_product_attention", as_on_a_gpu)
+    torch.stack([tally.loss for tally in model(batch).values()]).sum().backward()
+    of_tower = [p.grad for p in model.pixels.parameters()]
+    assert all(grad is not None and not grad.any() for grad in of_tower)
 
 
 @pytest.mark.parametrize("name", ["attention", "activation_checkpointing"])

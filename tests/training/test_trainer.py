@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from toys import EVERYTHING, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.batch import Batch
@@ -243,3 +244,10 @@ def test_a_budget_of_minutes_ends(tmp_path: Path) -> None:
     assert trainer.seconds >= 1.2 and trainer.step > 1
     kept = load_checkpoint(tmp_path / "checkpoints")
     assert kept is not None and kept.step == trainer.step
+
+
+def test_a_run_trains_where_it_is_told_wherever_the_one_before_did(tmp_path: Path) -> None:
+    PartialState._reset_state()
+    PartialState(cpu=True)
+    PartialState._shared_state["device"] = torch.device("meta")
+    assert make_trainer(tmp_path, make_config(1), device="cpu").accelerator.device.type == "cpu"

@@ -46,7 +46,8 @@ def checkpoint_activations(layers: Iterable[nn.Module], way: str) -> None:
 
 
 def _forward(layer: nn.Module, forward: Any, way: str, *inputs: Any, **keywords: Any) -> Any:
-    if not (layer.training and torch.is_grad_enabled()):
+    is_empty = bool(inputs) and inputs[0].numel() == 0  # no images: nothing to keep, and `VisionTower` has its own way
+    if is_empty or not (layer.training and torch.is_grad_enabled()):
         return forward(*inputs, **keywords)
     context = {} if way == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
     return checkpoint(forward, *inputs, use_reentrant=False, **context, **keywords)
