@@ -22,6 +22,13 @@ from unimm.models.vision import VisionConfig
 # Where tests run in the background, a shell has told them to ignore Ctrl-C, and their children would too: some send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`pytest -m slow` chooses slow tests for GPUs, too."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 SENTENCES = (
     "A small red circle and a large blue square.",
     "There are three green triangles; one is left of the cross.",

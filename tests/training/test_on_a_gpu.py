@@ -41,7 +41,10 @@ from unimm.training.sharding import Sharding, shard, whole
 from unimm.training.stages import Stage
 from unimm.training.tokenizer_trainer import TokenizerTrainer
 
-ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", GPU])
+COMPILED_ON_EVERY_DEVICE = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
+COMPILED = pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow)
 WAYS = {"cpu": "documents", "cuda": "flex_attention"}
 """How a run attends where its layers are compiled."""
 
@@ -187,7 +190,7 @@ def even_mixture() -> Mixture:
     return Mixture([replace(source, weight=1.0) for source in make_mixture().sources], make_template())
 
 
-@ON_EVERY_DEVICE
+@COMPILED_ON_EVERY_DEVICE
 def test_a_compiled_run_in_bf16_learns_reports_and_goes_on(tmp_path: Path, device: str) -> None:
     config = make_config(
         12,
@@ -242,7 +245,7 @@ class Watched(Likelihood):
         return super().forward(batch)
 
 
-@ON_EVERY_DEVICE
+@COMPILED_ON_EVERY_DEVICE
 def test_looking_at_a_compiled_run_does_not_change_how_it_goes_on(tmp_path: Path, device: str) -> None:
     """Captions and drawings by the engine, and losses on what is held out, between steps."""
     learned, held_out = halves()
@@ -279,7 +282,7 @@ def with_adapters(model: UnifiedModel) -> Likelihood:
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("changes", [{}, {"compile": True, "precision": "bf16"}], ids=["plain", "compiled bf16"])
+@pytest.mark.parametrize("changes", [{}, COMPILED], ids=["plain", "compiled bf16"])
 def test_adapters_move_alone(tmp_path: Path, changes: dict[str, Any], device: str) -> None:
     config = make_config(6, stage=Stage("adapters", {}), optimizer=replace(ADAMW, lr=1e-2), **changes)
     trainer = make_trainer(tmp_path, config, objective=with_adapters, device=device)
@@ -289,9 +292,6 @@ def test_adapters_move_alone(tmp_path: Path, changes: dict[str, Any], device: st
     assert moved == {name for name in before if is_adapter(name)}
     lines = read_numbers(tmp_path / "metrics.jsonl")
     assert lines[-1]["loss/text"] < lines[0]["loss/text"]
-
-
-COMPILED = pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow)
 
 
 @ON_EVERY_DEVICE
