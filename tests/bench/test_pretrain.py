@@ -27,10 +27,19 @@ def test_it_says_what_it_used(tmp_path: Path) -> None:
     assert {"command", "commit", "device", "torch"} <= set(told["provenance"]) and told["setting"]["num_rows"] == 4
 
 
-def test_a_size_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "nobody"], "There is no model 'nobody': choose one of demo, janus_1.3b"),
+        (["--rows", "1"], "1 rows cannot be cut into 2 micro-batches: raise --rows."),
+        (["--attention", "flex_attention"], "FlexAttention learns on GPUs only"),
+        (["--out", "/dev/null/pretrain.json"], "/dev/null"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_done(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("UNIMM_DEBUG", raising=False)
-    result = CliRunner().invoke(app, ["bench", "pretrain", "--model", "nobody", "--out", str(tmp_path / "pretrain.json")])
-    assert result.exit_code == 2 and "There is no model 'nobody': choose one of demo, janus_1.3b" in result.stderr, (
-        result.output
-    )
+    result = CliRunner().invoke(app, ["bench", "pretrain", *WORDS, "--out", str(tmp_path / "pretrain.json"), *words])
+    assert result.exit_code == 2 and told in result.stderr and result.stderr.startswith("unimm: "), result.output
     assert not (tmp_path / "pretrain.json").exists()

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model, tiny_text_tokenizer
 from transformers import JanusForConditionalGeneration
 from typer.testing import CliRunner
 from users_files import make_all
 
 import unimm
 from unimm.cli.app import app
-from unimm.cli.build import compose_config
+from unimm.cli.build import build_template, compose_config
+from unimm.data.template import PromptFormat
 from unimm.files import read_json
 from unimm.inference.load import load
 from unimm.models.folder import load_model
@@ -278,3 +280,9 @@ def test_nothing_is_held_out_in_vain(place: Path, given: list[str], words: list[
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
         patch.chdir(place)
         train(compose_config("train", [*given, *RUNS["whole"], "out=vain", *words]))
+
+
+def test_conversations_are_cut_to_what_the_model_takes() -> None:
+    config = compose_config("train", ["image_tokenizer=x", "codes=x"])
+    model = tiny_model(400, max_positions=77)
+    assert build_template(config, tiny_text_tokenizer(), model, PromptFormat()).max_positions == 77

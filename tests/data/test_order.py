@@ -48,7 +48,17 @@ HELD = hold_out({"talk": Squares()}, 3)[0]["talk"]
 def test_other_data_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     began, now = (order_of_rows(one, 64, 9) for one in (make_mixture(), mixture(**changes)))
     check_order(tmp_path, began, began)
-    with pytest.raises(ValueError, match=f"began with {told}, and .*: give what it began with, or begin another run"):
+    with pytest.raises(ValueError, match=f"began with {told}( and .*)?, and what .*: give what it began with, or begin another run"):
+        check_order(tmp_path, began, now)
+
+
+def test_all_that_differs_is_told_at_once(tmp_path: Path) -> None:
+    small = make_mixture()
+    small.template.max_positions = 48
+    began, now = order_of_rows(make_mixture(), 320, 20), order_of_rows(small, 1024, 6)
+    with pytest.raises(ValueError, match="began with num_positions 320, not 1024 and num_rows 20, not 6, and what"):
+        check_order(tmp_path, {key: value for key, value in began.items() if key != "max_positions"}, now)
+    with pytest.raises(ValueError, match="not 6 and max_positions None, not 48, and what"):
         check_order(tmp_path, began, now)
 
 

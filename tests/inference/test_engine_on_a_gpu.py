@@ -223,6 +223,7 @@ def test_pixels_are_those_of_a_cpu(device: str, tiny_engine: Engine) -> None:
     codes = torch.randint(32, (70, 4), generator=torch.Generator().manual_seed(0))
     for got, expected in zip(engine.decode_codes(codes), tiny_engine.decode_codes(codes), strict=True):
         assert np.abs(np.asarray(got, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
+    assert engine.decode_codes(codes[:0]) == []
 
 
 @ON_EVERY_DEVICE

@@ -71,6 +71,7 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
     """
     world = ShapesWorld(num_records=NUM_RECORDS, seed=setting.seed)
     tokenizer = train_byte_bpe(_texts(world), min(VOCABULARY, config.trunk["vocab_size"]))
+    torch.manual_seed(setting.seed)
     with device:  # a thousand times as fast as on a CPU, where that is a GPU
         model = UnifiedModel(config)
     trainer_config = TrainerConfig(
@@ -104,8 +105,9 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
 
 
 class _Measured(Trainer):
-    """A trainer that counts anew after its warm-up, and keeps nothing."""
+    """A trainer that counts anew after its warm-up, and keeps nothing. What was loaded ahead meanwhile is soon gone."""
 
+    num_ahead = 1
     num_warm_up: int
     seconds_before: float
 

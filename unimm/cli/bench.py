@@ -133,7 +133,7 @@ def pretrain(
     activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 4,
     peak_tflops: Annotated[
-        float | None, typer.Option(help="Of the device, for MFU [default: of known GPUs, by their names].")
+        float | None, typer.Option(min=1e-3, help="Of the device, for MFU [default: of known GPUs, by their names].")
     ] = None,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
         "runs/bench/pretrain.json"

@@ -15,7 +15,7 @@ from unimm.bench.provenance import provenance
 from unimm.bench.trials import PEERS, run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device, choose_dtype
-from unimm.files import write_json
+from unimm.files import check_writable, write_json
 from unimm.inference.linear import QUANTIZED
 
 console = Console(highlight=False)
@@ -57,6 +57,7 @@ def run(
     if unknown := set(weights) - set(QUANTIZED):
         raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
     # Without guidance transformers cannot draw.
+    check_writable(out)
     peers = [(who, "as dtype") for who in PEERS if who == "unimm" or guidance_scale > 1]
     peers += [("unimm", few) for few in weights]
     with status.status("") as shown, checkpoint(model, dtype, shown.update) as folder:
@@ -74,7 +75,6 @@ def run(
     for one in measured:
         one["folder"] = model
     show(model, name, measured)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"bench": "generate", "repeats": repeats, "provenance": provenance(where), "measured": measured})
     picture = out.with_suffix(".png")
     groups = {label(one): {name_of(other): other["ms_a_step"] for other in alike(one, measured)} for one in measured}

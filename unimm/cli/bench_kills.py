@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from unimm.bench.kills import Verdict, run_kills
 from unimm.bench.provenance import provenance
-from unimm.files import write_json
+from unimm.files import check_writable, write_json
 
 console = Console(highlight=False)
 
@@ -24,6 +24,7 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
     """
     if unknown := set(models) - {"unified", "tokenizer"}:
         raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
+    check_writable(out)
     room = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
     shutil.rmtree(room, ignore_errors=True)
     verdicts = []
@@ -34,7 +35,6 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
         console.print(
             f"{one.model}, {one.num_processes} processes, {one.num_workers} workers: {outcome} ({verdict.seconds:.0f} s)"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     told = [asdict(verdict) for verdict in verdicts]
     write_json(out, {"bench": "kills", "provenance": provenance(torch.device("cpu")), "measured": told})
     show(verdicts)

@@ -12,7 +12,7 @@ from unimm.bench.provenance import provenance
 from unimm.bench.trials import PEERS, run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device, choose_dtype
-from unimm.files import write_json
+from unimm.files import check_writable, write_json
 
 console = Console(highlight=False)
 status = Console(stderr=True)
@@ -28,6 +28,7 @@ def run(model: str, device: str | None, dtype: str, repeats: int, out: Path) -> 
     Raises:
         ValueError: there is no such size or folder.
     """
+    check_writable(out)
     where = choose_device(device)
     name = str(choose_dtype(dtype, where)).removeprefix("torch.")
     with status.status("") as shown, checkpoint(model, getattr(torch, name), shown.update) as folder:
@@ -36,7 +37,6 @@ def run(model: str, device: str | None, dtype: str, repeats: int, out: Path) -> 
     for one in measured:
         one["folder"] = model
     show(model, name, measured)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"bench": "load", "repeats": repeats, "provenance": provenance(where), "measured": measured})
     console.print(out)
 

@@ -9,8 +9,7 @@ from unimm.bench.pretrain import Setting, run_pretraining
 from unimm.bench.provenance import provenance
 from unimm.cli.bench_checkpoint import sizes_of
 from unimm.devices import choose_device
-from unimm.files import write_json
-from unimm.training.flops import peak_flops
+from unimm.files import check_writable, write_json
 
 console = Console(highlight=False)
 
@@ -26,22 +25,24 @@ def run(model: str, device: str | None, setting: Setting, out: Path) -> None:
         ValueError: there is no such size, or the setting makes no sense.
     """
     config, _ = sizes_of(model)
+    if setting.num_rows < setting.num_micro_batches:
+        raise ValueError(f"{setting.num_rows} rows cannot be cut into {setting.num_micro_batches} micro-batches: raise --rows.")
+    check_writable(out)
     where = choose_device(device)
     measured = run_pretraining(config, setting, where)
-    show(model, setting, measured, peak_flops(where) or setting.peak_tflops)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    show(model, setting, measured)
     told = {"model": model, "setting": vars(setting), "measured": measured}
     write_json(out, {"bench": "pretrain", "provenance": provenance(where), **told})
     console.print(str(out))
 
 
-def show(model: str, setting: Setting, measured: dict[str, float], peak: float | None) -> None:
+def show(model: str, setting: Setting, measured: dict[str, float]) -> None:
     """The table: what was measured, a row each."""
     table = Table(title=f"{model}, rows of {setting.num_positions:,}, {setting.precision}", title_justify="left")
     table.add_column("measured")
     table.add_column("", justify="right")
     rows = {
-        "MFU": f"{measured['speed/mfu']:.1%}" if peak else "unknown peak: --peak-tflops",
+        "MFU": f"{measured['speed/mfu']:.1%}" if "speed/mfu" in measured else "unknown peak: --peak-tflops",
         "TFLOP/s": f"{measured['speed/tflops_per_second']:.1f}",
         "tokens/s": f"{measured['speed/tokens_per_second']:,.0f}",
         "images looked at/s": f"{measured['speed/images_per_second']:.1f}",

@@ -13,7 +13,7 @@ from unimm.bench.train import Trial
 from unimm.bench.trials import run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device
-from unimm.files import write_json
+from unimm.files import check_writable, write_json
 from unimm.models.attention import WAYS
 from unimm.models.weights import DEMO
 
@@ -50,6 +50,7 @@ def run(
     """
     if unknown := [way for way in attention if way not in WAYS]:
         raise ValueError(f"Unknown attention '{unknown[0]}': use {', '.join(WAYS)}.")
+    check_writable(out)
     where = choose_device(device)
     with status.status("") as shown, checkpoint(str(DEMO) if model == "demo" else model, torch.float32, shown.update) as at:
         peers = (*WHO, *(f"unimm, {way}" for way in attention), *([COMPILED] if compiled else []))
@@ -58,7 +59,6 @@ def run(
     for one in measured:
         one["folder"] = model
     show(model, precision, measured)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"bench": "train", "repeats": repeats, "provenance": provenance(where), "measured": measured})
     picture = out.with_suffix(".png")
     plot_bars(

@@ -6,6 +6,7 @@ looking at samples. Processes, workers and passes are no part of it, for the ord
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from unimm.data.held_out import Part
 from unimm.data.images import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
+
+MOST_TOLD = 3
+"""Differences that a message names."""
 
 Order = dict[str, Any]
 """JSON-able; of sources by name."""
@@ -27,7 +31,12 @@ def order_of_rows(mixture: Mixture, num_positions: int, num_rows: int) -> Order:
         if one.weight > 0
     }
     told = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "num_positions": num_positions, "num_rows": num_rows}
-    template = {"prompt_format": asdict(mixture.template.prompt_format), "vocabulary": len(mixture.template.tokenizer)}
+    own = mixture.template
+    template = {
+        "prompt_format": asdict(own.prompt_format),
+        "vocabulary": len(own.tokenizer),
+        "max_positions": own.max_positions,
+    }
     return _as_read({**told, **template, "sources": sources})
 
 
@@ -41,28 +50,25 @@ def check_order(folder: Path, began: Order, now: Order) -> None:
     """Raises ValueError where a run in a folder began with another order of samples. What only one of them tells is not
     compared, but for sources.
     """
-    found = _first_difference(began, now)
-    if found is not None:
-        what, before, after = found
+    found = list(_differences(began, now))
+    if found:
+        told = " and ".join(f"{what} {before}, not {after}" for what, before, after in found[:MOST_TOLD])
         raise ValueError(
-            f"{folder} holds a run that began with {what} {before}, not {after}, and what it has learned from depends on that: "
-            f"give what it began with, or begin another run (out=FOLDER), from its model if you like (init_from=FOLDER)."
+            f"{folder} holds a run that began with {told}, and what it has learned from depends on that: give what it began "
+            f"with, or begin another run (out=FOLDER), from its model if you like (init_from=FOLDER)."
         )
 
 
-def _first_difference(began: Order, now: Order, of: str = "") -> tuple[str, Any, Any] | None:
-    """The name of what differs, and both values."""
+def _differences(began: Order, now: Order, of: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The names of what differs, and both values."""
     for key in [key for key in now if key in began]:
         before, after = began[key], now[key]
         if key == "sources" and list(before) != list(after):
-            return key, ", ".join(before), ", ".join(after)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found = _first_difference(before, after, of if key == "sources" else f" of {key}{of}")
-        else:
-            found = None if before == after else (f"{key}{of}", before, after)
-        if found is not None:
-            return found
-    return None
+            yield key, ", ".join(before), ", ".join(after)
+        elif isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, of if key == "sources" else f" of {key}{of}")
+        elif before != after:
+            yield f"{key}{of}", before, after
 
 
 def _of_dataset(dataset: Dataset) -> dict[str, Any]:

@@ -98,7 +98,8 @@ class _StoredWindow:
 def describe(mixture: Mixture, shape: Shape) -> dict[str, Any]:
     """What a plan depends on, as far as it can be told without looking at samples; JSON-able."""
     sources = [[source.name, len(source.dataset), source.weight] for source in mixture.sources]
-    return {"version": VERSION, **asdict(shape), "seed": mixture.seed, "weigh_by": mixture.weigh_by, "sources": sources}
+    told = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "max_positions": mixture.template.max_positions}
+    return {"version": VERSION, **asdict(shape), **told, "sources": sources}
 
 
 def store_plan(

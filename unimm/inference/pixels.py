@@ -48,7 +48,9 @@ class ImageCoder:
         codes = codes[None] if codes.dim() == 1 else codes
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.tokenizer.codebook_size:
             raise ValueError(f"Codes lie in [0, {self.tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}.")
-        images = []
+        images: list[Image.Image] = []
+        if not len(codes):
+            return images
         with torch.cuda.stream(self._stream):  # does nothing where there is none
             for part in codes.split(self._at_once):
                 pixels = self._drawer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()

@@ -75,7 +75,12 @@ class Meter(Protocol):
 
 
 class Loop:
-    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
+    """One run in one folder. A subclass calls `resume` at the end of its constructor.
+
+    num_ahead: batches that each worker makes ahead.
+    """
+
+    num_ahead = 4
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
@@ -261,7 +266,7 @@ class Loop:
             batch_size=None,
             sampler=SequentialSampler(ahead),
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=self.num_ahead if workers else None,
             worker_init_fn=step_back,
             pin_memory=self.accelerator.device.type == "cuda",
         )
@@ -332,6 +337,8 @@ def _accelerate(device: torch.device, precision: str, ddp: DistributedDataParall
     if device.type == "cpu":
         keep_memory()
     numbered = {} if device.index is None or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": str(device)}
+    if numbered and device.type == "cuda":
+        torch.cuda.set_device(device)
     with patch_environment(**numbered):
         # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
         return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[ddp])

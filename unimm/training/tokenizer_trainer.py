@@ -95,8 +95,9 @@ class TokenizerTrainer(Loop):
         self.model = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         if self.compiles():
-            # How much the adversary counts is found by walking the graph once more, so its buffers may not be given away.
-            functorch.donated_buffer = config.adversary is None
+            if config.adversary is not None:
+                # How much it counts is found by walking the graph once more: buffers may not be given away.
+                functorch.donated_buffer = False
             model.encoder.compile()
             model.decoder.compile()
         self.wrapped = self.accelerator.prepare(self.model)

@@ -70,8 +70,8 @@ class TrainerConfig(LoopConfig):
 
     stage: Stage
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    num_positions: int = 512
-    num_rows: int = 16
+    num_positions: int = 1024
+    num_rows: int = 8
     num_micro_batches: int = 1
     weights: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
@@ -90,6 +90,8 @@ class TrainerConfig(LoopConfig):
                 raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1, such as 0.999 (null: no average), and is not {self.ema_decay}.")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is what a device can do, and positive, not {self.peak_tflops}.")
         for name in ("sample_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of steps (0: never), and not {getattr(self, name)}.")
@@ -129,6 +131,8 @@ class Trainer(Loop):
         self.sample, self.validate = sample, validate
         num_rows = max(1, config.num_rows // (config.num_micro_batches * self.accelerator.num_processes))
         self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
+        if config.attention == "flex_attention" and self.accelerator.device.type == "cpu":
+            raise ValueError("FlexAttention learns on GPUs only: leave trainer.attention at auto, or take documents or sdpa.")
         self.origin = Origin()
         self.order = order_of_rows(mixture, config.num_positions, config.num_rows)
         self.objective = objective
