@@ -33,7 +33,7 @@ def test_it_says_what_it_used(tmp_path: Path) -> None:
         (["--model", "nobody"], "There is no model 'nobody': choose one of demo, janus_1.3b"),
         (["--rows", "1"], "1 rows cannot be cut into 2 micro-batches: raise --rows."),
         (["--attention", "flex_attention"], "FlexAttention learns on GPUs only"),
-        (["--out", "/dev/null/pretrain.json"], "/dev/null"),
+        (["--out", f"{__file__}/pretrain.json"], "test_pretrain.py"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_done(

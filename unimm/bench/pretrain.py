@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from unimm.bench.random_codes import CodedAtRandom
 from unimm.bench.trials import peak_bytes
 from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Record, Text
@@ -41,13 +41,17 @@ VOCABULARY = 2048
 
 @dataclass(frozen=True)
 class Setting:
-    """How a step goes; see `TrainerConfig` for what has its name. num_steps, num_warm_up: measured, and passed over before."""
+    """How a step goes; see `TrainerConfig` for what has its name.
+
+    num_steps, num_warm_up: measured, and passed over before. Each worker makes four batches ahead: with a shorter warm-up,
+        waiting for data is not seen.
+    """
 
     num_positions: int = 4096
-    num_rows: int = 64
-    num_micro_batches: int = 8
-    num_steps: int = 8
-    num_warm_up: int = 4
+    num_rows: int = 32
+    num_micro_batches: int = 4
+    num_steps: int = 20
+    num_warm_up: int = 20
     precision: str = "bf16"
     compile: bool = True
     attention: str = "auto"
@@ -105,9 +109,8 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
 
 
 class _Measured(Trainer):
-    """A trainer that counts anew after its warm-up, and keeps nothing. What was loaded ahead meanwhile is soon gone."""
+    """A trainer that counts anew after its warm-up, and keeps nothing."""
 
-    num_ahead = 1
     num_warm_up: int
     seconds_before: float
 
@@ -132,7 +135,7 @@ def _mixture(world: ShapesWorld, config: UnifiedConfig, tokenizer: TextTokenizer
     sources = [
         Source("look", world, Conversation(10, 0.15)),
         Source("text", _Pages(world), PlainText()),
-        Source("draw", _Coded(world, config.codes.num_codes, config.codes.codebook_size), Drawing(0.1)),
+        Source("draw", CodedAtRandom(world, config.codes.num_codes, config.codes.codebook_size), Drawing(0.1)),
     ]
     template = Template(tokenizer, PromptFormat(), config.vision.image_size, config.vision.num_patches)
     return Mixture(in_ratio(sources, RATIO), template, seed)
@@ -150,19 +153,3 @@ class _Pages:
     def __getitem__(self, index: int) -> Record:
         captions = (self.world[(index + step) % len(self.world)].captions for step in range(CAPTIONS_A_PAGE))
         return Record(f"page/{index}", text=Text(" ".join(texts[0].text for texts in captions)))
-
-
-@dataclass(frozen=True)
-class _Coded:
-    """A world with codes that stand for drawings."""
-
-    world: ShapesWorld
-    num_codes: int
-    codebook_size: int
-
-    def __len__(self) -> int:
-        return len(self.world)
-
-    def __getitem__(self, index: int) -> Record:
-        chance = np.random.Generator(np.random.Philox(key=index))
-        return self.world[index].with_codes(chance.integers(0, self.codebook_size, self.num_codes))

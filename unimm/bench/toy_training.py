@@ -11,14 +11,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  loaded once for all lives, which are forks of one process
 from accelerate import PartialState
 
+from unimm.bench.random_codes import CodedAtRandom
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture, Source
-from unimm.data.records import Record
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import train_byte_bpe
 from unimm.data.views import Conversation, Drawing
@@ -68,7 +67,7 @@ def live(training: ToyTraining, folder: Path, rank: int, port: int) -> None:
 
 
 def _make_unified(training: ToyTraining, folder: Path) -> Trainer:
-    world = _CodedShapes()
+    world = CodedAtRandom(ShapesWorld(num_records=64), num_codes=4, codebook_size=32)
     texts = (caption.text for index in range(20) for caption in world[index].captions)
     text_tokenizer = train_byte_bpe(texts, 300)
     trunk = {
@@ -121,20 +120,6 @@ def _make_tokenizer(training: ToyTraining, folder: Path) -> TokenizerTrainer:
     tokenizer = ImageTokenizer(sizes, sync_codebook=training.num_processes > 1)
     batches = ImageBatches([ImageSource(ShapesWorld(num_records=64))], 4, sizes.image_size, SEED)
     return TokenizerTrainer(tokenizer, batches, config, folder, "cpu")
-
-
-class _CodedShapes:
-    """64 scenes of the shapes world with codes that stand for drawings."""
-
-    def __init__(self) -> None:
-        self._world = ShapesWorld(num_records=64)
-
-    def __len__(self) -> int:
-        return len(self._world)
-
-    def __getitem__(self, index: int) -> Record:
-        codes = np.random.Generator(np.random.Philox(key=index)).integers(0, 32, 4)
-        return self._world[index].with_codes(codes)
 
 
 def _witness(trainer: Any, path: Path) -> None:

@@ -10,7 +10,8 @@ bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Time unimm beside a peer: one run, the same weights, every figure with where it was measured. Or kill trainings.",
+    help="Time unimm, where there is one beside a peer: one run, the same weights, every figure with where it was measured. Or "
+    "kill trainings.",
 )
 
 
@@ -124,10 +125,10 @@ def pretrain(
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
     positions: Annotated[int, typer.Option(min=1, help="Of a row.")] = 4096,
-    rows: Annotated[int, typer.Option(min=1, help="Of a step.")] = 64,
-    micro_batches: Annotated[int, typer.Option(min=1, help="Forward passes that a step is cut into.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 8,
-    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="Of a step.")] = 32,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Forward passes that a step is cut into.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them; workers make four batches ahead.")] = 20,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
     attention: Annotated[str, typer.Option(help="auto, sdpa, documents or flex_attention.")] = "auto",
     activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",

@@ -56,8 +56,8 @@ def run(
     sizes = [read_batch(batch) for batch in batches]
     if unknown := set(weights) - set(QUANTIZED):
         raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
-    # Without guidance transformers cannot draw.
     check_writable(out)
+    # Without guidance transformers cannot draw.
     peers = [(who, "as dtype") for who in PEERS if who == "unimm" or guidance_scale > 1]
     peers += [("unimm", few) for few in weights]
     with status.status("") as shown, checkpoint(model, dtype, shown.update) as folder:

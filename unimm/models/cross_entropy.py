@@ -14,8 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of a chunk, at most: 128 MiB in float32; a GPU, where every chunk reads and writes the whole gradient in little more
-time than it multiplies, takes 512."""
+"""Logits of a chunk, at most: 128 MiB in float32. 512 on a GPU: every chunk reads and writes the whole gradient, which there,
+by count of bytes and operations, would take as long as its products."""
 
 
 class Sums(NamedTuple):

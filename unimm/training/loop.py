@@ -75,12 +75,7 @@ class Meter(Protocol):
 
 
 class Loop:
-    """One run in one folder. A subclass calls `resume` at the end of its constructor.
-
-    num_ahead: batches that each worker makes ahead.
-    """
-
-    num_ahead = 4
+    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
@@ -266,7 +261,7 @@ class Loop:
             batch_size=None,
             sampler=SequentialSampler(ahead),
             num_workers=workers,
-            prefetch_factor=self.num_ahead if workers else None,
+            prefetch_factor=4 if workers else None,
             worker_init_fn=step_back,
             pin_memory=self.accelerator.device.type == "cuda",
         )
