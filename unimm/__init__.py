@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unimm.inference.decode import Limits
     from unimm.inference.engine import Engine
+    from unimm.inference.limits import Limits
     from unimm.inference.load import load
     from unimm.sequence import Kind, Segment, Sequence
 
@@ -20,7 +20,7 @@ __all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "lo
 _HOMES = {
     "load": "unimm.inference.load",
     "Engine": "unimm.inference.engine",
-    "Limits": "unimm.inference.decode",
+    "Limits": "unimm.inference.limits",
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Squares, make_mixture, make_template
 
-from unimm.data.mixture import Mixture, Source, in_ratio
+from unimm.data.mixture import Mixture, Source, _orders, _shuffled, in_ratio
 from unimm.data.records import Record
 from unimm.data.template import Template
 from unimm.data.views import Conversation, Drawing, PlainText
@@ -148,3 +148,25 @@ def test_tasks_come_in_a_ratio() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             Mixture(in_ratio([source for source in sources if source.name != "text"], ratio), make_template())
+
+
+class OwnTask(Drawing):
+    """A view from outside, with a task of its own."""
+
+    task = "editing"
+
+
+def test_a_task_from_outside_has_a_share_in_a_ratio() -> None:
+    sources = [Source("text", Squares(), PlainText(), 1.0), Source("edit", Squares(), OwnTask(), 4.0)]
+    ratio = {"understanding": 0, "text": 1, "drawing": 0, "editing": 3}
+    assert [source.weight for source in in_ratio(sources, ratio)] == [1.0, 3.0]
+    with pytest.raises(ValueError, match="understanding, text, drawing, editing"):
+        in_ratio(sources, {"understanding": 0, "text": 1, "drawing": 0})
+
+
+def test_orders_of_old_epochs_are_let_go() -> None:
+    first = [_shuffled(1000, 7, 0).tolist(), _shuffled(1000, 7, 1).tolist()]
+    for epoch in range(20):
+        assert sorted(_shuffled(1000, 7, epoch)) == list(range(1000))
+    assert len(_orders[1000, 7]) == 2
+    assert [_shuffled(1000, 7, 0).tolist(), _shuffled(1000, 7, 1).tolist()] == first and first[0] != first[1]

@@ -1,11 +1,15 @@
 """The decode loop: batched = single = teacher forcing, token for token in float32, for text and codes side by side."""
 
+import gc
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from unimm.batch import collate
 from unimm.data.template import Turn
+from unimm.inference import fast
 from unimm.inference.decode import Decoder
 from unimm.inference.engine import Engine
 from unimm.inference.rows import Request
@@ -136,3 +140,39 @@ def test_requests_that_cannot_be_filled_are_refused(tiny_engine: Engine, decoder
 
 def test_nothing_asked_is_nothing_given(decoder: Decoder) -> None:
     assert decoder.fill([]) == []
+
+
+class _Holder:
+    """Something in a reference cycle: only the garbage collector finds it."""
+
+
+def test_a_stream_that_the_collector_drops_in_a_step_disturbs_nobody(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows must not move between two layers of somebody else's step."""
+    decoder = Decoder(tiny_engine.model, tiny_engine.tokenizer.special.pad)
+    dropped = Request(tiny_engine.template.draw("two large blue squares", num_codes=4), Sampling(1.0, seed=1))
+    other = Request(tiny_engine.template.draw("a", num_codes=4), Sampling(1.0, seed=2))
+    (alone,) = decoder.fill([other])
+    plain, calls = fast._Layer.__call__, itertools.count()
+
+    def layer(self, *words):
+        if next(calls) == 1:
+            gc.collect()
+        return plain(self, *words)
+
+    gc.disable()
+    try:
+        holder = _Holder()
+        holder.me = holder  # pyright: ignore[reportAttributeAccessIssue]
+        holder.stream = decoder.steps([dropped])  # pyright: ignore[reportAttributeAccessIssue]
+        next(holder.stream)  # pyright: ignore[reportAttributeAccessIssue]
+        stream = decoder.steps([other])
+        ids = [next(stream)[0]]
+        del holder
+        monkeypatch.setattr(fast._Layer, "__call__", layer)
+        ids += [new[0] for new in stream]
+    finally:
+        gc.enable()
+    assert next(calls) > 2 and ids == alone
+    assert decoder.stats().num_rows == 0

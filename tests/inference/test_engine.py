@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_image_tokenizer, tiny_model, tiny_text_tokenizer
 from PIL import Image
 
 import unimm
@@ -13,6 +14,7 @@ from unimm.data.image import ImageError
 from unimm.data.records import SHOWS
 from unimm.data.template import PromptFormat, Turn
 from unimm.inference.engine import Engine
+from unimm.inference.linear import share
 from unimm.inference.sampling import Sampling
 from unimm.sequence import Kind, Segment, Sequence
 
@@ -247,3 +249,18 @@ def test_an_engine_that_sees_codes(sees: str, tiny_engine: Engine, images: list[
     assert answers != tiny_engine.answer(images, "What?", max_new_tokens=8)
     assert engine.save(tmp_path / "model") == [f"it sees {sees}, a Janus sees pixels"]
     assert unimm.load(tmp_path / "model", device="cpu").answer(images, "What?", max_new_tokens=8) == answers
+
+
+def test_what_a_gpu_makes_of_weights_can_be_saved(tmp_path: Path) -> None:
+    """Decoding on any device but a CPU makes q/k/v and gate/up views of joint tensors; a model of such views is written."""
+    tokenizer = tiny_text_tokenizer()
+    model = tiny_model(len(tokenizer))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in model.trunk.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for group in ([attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]):
+            share(group, torch.cat([linear.weight.detach() for linear in group]))
+    saved = Engine(model, tiny_image_tokenizer(), tokenizer).save(tmp_path / "model")
+    after = unimm.load(saved or tmp_path / "model", device="cpu", dtype="float32").model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -33,7 +33,8 @@ class Verbs(TyperGroup):
     """A group whose verbs are listed in that order, and end in one sentence when something goes wrong."""
 
     def list_commands(self, ctx):
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        place = {verb: number for number, verb in enumerate(ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda verb: place.get(verb, len(ORDER)))
 
     def invoke(self, ctx):
         with plain_errors():

@@ -10,7 +10,7 @@ import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -46,9 +46,10 @@ def in_ratio(sources: list[Source], ratio: dict[str, float]) -> list[Source]:
     Raises:
         ValueError: it is of other tasks, or of one that no source has a share in.
     """
-    if set(ratio) != set(TASKS):
-        raise ValueError(f"A ratio is of {', '.join(TASKS)}, each with its share (0: none), not of {', '.join(ratio)}.")
-    totals = {task: sum(source.weight for source in sources if source.view.task == task) for task in TASKS}
+    tasks = list(dict.fromkeys([*TASKS, *(source.view.task for source in sources)]))  # a view may have a task of its own
+    if set(ratio) != set(tasks):
+        raise ValueError(f"A ratio is of {', '.join(tasks)}, each with its share (0: none), not of {', '.join(ratio)}.")
+    totals = {task: sum(source.weight for source in sources if source.view.task == task) for task in tasks}
     for task, share in ratio.items():
         if share and not totals[task]:
             raise ValueError(
@@ -158,7 +159,15 @@ def _key(*parts: int | str) -> int:
     return (zlib.crc32(text) << 32) | zlib.crc32(text[::-1])
 
 
-@lru_cache(maxsize=64)
+_orders: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+
+
 def _shuffled(length: int, key: int, epoch: int) -> np.ndarray:
-    """The order of a source's records in one epoch."""
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, epoch, 0, 0])).permutation(length)
+    """The order of a source's records in one epoch. Two are kept: plans look ahead of what is opened."""
+    kept = _orders.setdefault((length, key), {})
+    if epoch not in kept:
+        order = np.random.Generator(np.random.Philox(key=key, counter=[0, epoch, 0, 0])).permutation(length)
+        while len(kept) > 1:
+            kept.pop(min(kept, key=lambda other: -abs(other - epoch)))
+        kept[epoch] = order.astype(np.uint32 if length < 2**32 else np.uint64)
+    return kept[epoch]

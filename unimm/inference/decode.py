@@ -6,14 +6,14 @@ loop knows ids and tensors, no strings and no images. Any number of threads may 
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from unimm.inference.inputs import check_elements
+from unimm.inference.limits import Limits, QueueFull, Stats
 from unimm.inference.queue import Queue
 from unimm.inference.rows import Job, Request, Row
 from unimm.inference.running import Arithmetic, Running
@@ -22,47 +22,6 @@ from unimm.models.unified import UnifiedModel
 
 PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
 """Positions that one step prefills at most where nobody says, so that newcomers do not hold up the others for long."""
-
-
-class QueueFull(RuntimeError):
-    """So many requests wait already that another is refused: ask again later."""
-
-
-@dataclass
-class Stats:
-    """What a decoder has done, and what it is doing."""
-
-    num_waiting: int = 0
-    num_running: int = 0
-    num_rows: int = 0
-    cache_bytes: int = 0
-    prefilled_positions: int = 0
-    decoded_rows: int = 0
-    decoded_steps: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a decoder takes on.
-
-    max_rows: rows that are decoded together; requests beyond wait their turn.
-    max_waiting: requests that wait while there is no room for them; one more is refused with `QueueFull`. None: any number.
-    max_positions: of one request. None: as many as the model was made for.
-    max_cache_bytes: of keys and values; requests wait until there is room. None: as much as the device has.
-    prefill_positions: that one step prefills at most. None: what suits the device.
-    """
-
-    max_rows: int = 128
-    max_waiting: int | None = None
-    max_positions: int | None = None
-    max_cache_bytes: int | None = None
-    prefill_positions: int | None = None
-
-    def __post_init__(self) -> None:
-        for limit in fields(self):
-            value, least = getattr(self, limit.name), 0 if limit.name == "max_waiting" else 1
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{limit.name} is a whole number of at least {least}, not {value!r}.")
 
 
 class Decoder:
@@ -99,6 +58,7 @@ class Decoder:
         self._turns = Turns()
         self._queue = Queue()
         self._jobs: dict[int, Job] = {}
+        self._aborted: list[int] = []
         self._next_ticket = 0
 
     # -- all at once --------------------------------------------------------------------------------------------------
@@ -195,7 +155,8 @@ class Decoder:
                 f"The request takes {length} positions (prompt, images and what is to be filled), but {whose} "
                 f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
             )
-        self._running.check_room(request.num_rows, length)
+        with self._turns:  # it may arrange the model for decoding: once, and by one thread
+            self._running.check_room(request.num_rows, length)
 
     def submit(self, request: Request) -> int:
         """Put a request in the queue; gives its ticket.
@@ -206,6 +167,7 @@ class Decoder:
         """
         self.check(request)
         with self._turns:
+            self._drop_aborted()
             job, most = Job(self._next_ticket, request), self.limits.max_waiting
             if most is not None and len(self._queue) >= most and not self._has_room([*self._running.jobs, *self._queue, job]):
                 raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
@@ -222,6 +184,7 @@ class Decoder:
             Exception: what kept this request from being filled; its ticket is spent, too.
         """
         with self._turns:
+            self._drop_aborted()
             job = self._jobs[ticket]
             new = job.take()
             if job.done:
@@ -230,31 +193,47 @@ class Decoder:
                 raise job.error
             return new, job.done
 
-    @torch.inference_mode()
     def abort(self, ticket: int) -> None:
-        """Forget a request, wherever it is; nobody else notices. A ticket that is spent is none."""
-        with self._turns:
-            job = self._jobs.pop(ticket, None)
+        """Forget a request, wherever it is; nobody else notices. A ticket that is spent is none.
+
+        The garbage collector may call this (a stream that was dropped in a reference cycle) in the middle of a step of the same
+        thread. It is then only marked: no row may move before that step has ended.
+        """
+        self._aborted.append(ticket)
+        if not self._turns.is_mine:
+            with self._turns:
+                self._drop_aborted()
+
+    @torch.inference_mode()
+    def _drop_aborted(self) -> None:
+        """Drop what was aborted, between two steps; the lock is held."""
+        while self._aborted:
+            job = self._jobs.pop(self._aborted.pop(), None)
             if job is None or job.done:
-                return
+                continue
             job.done = True  # nothing more is taken from it, and its rows go with those of the finished
             if job in self._queue:
                 self._queue.remove(job)
             else:
-                self._running.land()
-                self._running.settle()
+                self._settle()
 
     @torch.inference_mode()
     def _forget(self, ticket: int) -> None:
         """A ticket is spent. With the last one the house is empty, also of what a step under way was launched for."""
         del self._jobs[ticket]
         if not self._jobs:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read the step under way, and let the finished leave."""
+        with self._device_as_current():
             self._running.land()
             self._running.settle()
 
     def stats(self) -> Stats:
         """What it does now, and has done since it was made."""
         with self._turns:
+            self._drop_aborted()
             running = self._running
             return Stats(
                 num_waiting=len(self._queue),
@@ -269,11 +248,22 @@ class Decoder:
     def release(self) -> None:
         """Give the memory of keys and values back, unless somebody is in it; the next request takes it again."""
         with self._turns:
+            self._drop_aborted()
             self._running.release()
 
     def renew(self) -> None:
         """Read the model's weights again: they have changed. Requests on their way go on with the new ones."""
         with self._turns:
+            self._running.renew()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Nobody decodes while the model's weights are being changed; then they are read again."""
+        with self._turns:
+            self._drop_aborted()
+            with torch.inference_mode():
+                self._settle()
+            yield
             self._running.renew()
 
     @torch.inference_mode()
@@ -284,6 +274,7 @@ class Decoder:
         anything else raises (out of memory), every request is gone and the decoder is as new.
         """
         with self._turns, self._device_as_current():
+            self._drop_aborted()
             try:
                 self._step()
             except BaseException:
@@ -325,7 +316,7 @@ class Decoder:
                 if jobs or there:
                     break
                 self._running.release()  # it has room in a cache of another shape
-            positions = sum(one.request.sequence.given.length for one in [*jobs, job])
+            positions = sum(one.num_prefilled for one in [*jobs, job])
             if jobs and positions > self._prefill_positions:
                 break
             self._queue.remove(job)

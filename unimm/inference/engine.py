@@ -135,9 +135,9 @@ class Engine:
             if name not in own or own[name].shape != tensor.shape:
                 expected = f"{tuple(own[name].shape)}" if name in own else "no such parameter"
                 raise ValueError(f"The weights of {name!r} are {tuple(tensor.shape)}, but the model has {expected}.")
-        for name, tensor in new.items():
-            own[name].copy_(tensor)
-        self.decoder.renew()
+        with self.decoder.updating():
+            for name, tensor in new.items():
+                own[name].copy_(tensor)
 
     # -- text out -----------------------------------------------------------------------------------------------------
 

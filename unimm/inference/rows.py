@@ -80,6 +80,11 @@ class Job:
     error: Exception | None = None
     enters_alone: bool = False
 
+    @property
+    def num_prefilled(self) -> int:
+        """Positions that are computed before its first id, those of the null prompt too."""
+        return self.request.sequence.given.length * (2 if 0 in self.request.guided else 1)
+
     def accept(self, token: int, logprob: float) -> int:
         """Take the next id, or the one that is known of that place; gives which."""
         blank = self.request.blank

@@ -16,8 +16,13 @@ class Turns:
         self._owner: int | None = None
         self._depth = 0
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is in it."""
+        return self._owner == threading.get_ident()
+
     def __enter__(self) -> None:
-        if self._owner != threading.get_ident():
+        if not self.is_mine:
             with self._gate:
                 self._room.acquire()
             self._owner = threading.get_ident()

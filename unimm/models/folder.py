@@ -162,9 +162,15 @@ def _write_weights(
 ) -> None:
     files: dict[str, Tensor] = {}
     for name, tensor in _tensors(model, image_tokenizer, names).items():
-        files |= _split(tensor, names.entries(name, tuple(tensor.shape)))
+        files |= _split(_whole(tensor), names.entries(name, tuple(tensor.shape)))
     # Makes them contiguous (convolutions lie channels-last in memory); shards and an index above the limit.
     save_torch_state_dict(files, folder, max_shard_size=max_shard_size)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that has its storage for itself: decoding on a GPU makes q/k/v, and gate/up, views of one joint tensor, and
+    safetensors refuses a view that covers only a part of its storage."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _write_configs(
