@@ -4,6 +4,7 @@ The public names are fetched when they are first asked for, so that `import unim
 torch nor the engine.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ _HOMES = {
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",
 }
+
+
+if os.environ.get("UNIMM_CPU") == "avx2":  # what libraries take this processor for; they read it when torch is imported
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,12 @@
 import ctypes
 import os
 import sys
+import time
+from functools import cache
 
 import torch
+
+PRECISIONS = ("auto", "no", "bf16")
 
 LARGE = 200_000_000
 """Parameters from which a CPU gains more from reading half the bytes than it loses by the conversions around it."""
@@ -56,9 +60,66 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_para
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX-512 BF16)."""
+    """Whether this processor has instructions that multiply bfloat16 matrices (AMX or AVX-512 BF16).
+
+    Without them oneDNN emulates bfloat16, 20 to 50 times slower than float32. UNIMM_CPU=avx2 makes a larger processor say no.
+    """
+    if small_cpu():
+        return False
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))
+
+
+def small_cpu() -> bool:
+    """Whether UNIMM_CPU=avx2 asks that this processor be taken for one with AVX2 and nothing newer, for tests and benches.
+
+    Raises:
+        ValueError: the variable has another value.
+    """
+    asked = os.environ.get("UNIMM_CPU", "")
+    if asked not in ("", "avx2"):
+        raise ValueError(f"UNIMM_CPU={asked} is unknown: use avx2, or leave it out.")
+    return asked == "avx2"
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """What a training or a pass over data computes in: "no" (float32) or "bf16" (autocast to bfloat16).
+
+    asked: one of these, or "auto": bf16 on a GPU with instructions for it, and on a CPU where a short trial finds it faster.
+
+    Raises:
+        ValueError: it is none of PRECISIONS.
+    """
+    if asked not in PRECISIONS:
+        raise ValueError(f"Unknown precision '{asked}': use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if device.type == "cpu" and bf16_is_faster() else "no"
+
+
+@cache
+def bf16_is_faster() -> bool:
+    """Whether this CPU computes a product and a convolution faster in bfloat16 than in float32: tried once a process, about
+    a tenth of a second; not tried where there are no instructions for it."""
+    if not cpu_has_bf16():
+        return False
+    return _seconds_of_products(torch.bfloat16) < _seconds_of_products(torch.float32)
+
+
+@torch.inference_mode()
+def _seconds_of_products(dtype: torch.dtype) -> float:
+    """The shortest of three times of a matrix product and a convolution, after one that prepares them."""
+    matrix = torch.ones(512, 512, dtype=dtype)
+    image = torch.ones(4, 64, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.ones(64, 64, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        _ = matrix @ matrix, torch.nn.functional.conv2d(image, kernel, padding=1)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 def why_not_compile() -> str | None:

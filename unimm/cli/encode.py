@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from unimm.cli.build import CODED, build, check_given, join_group, open_image_tokenizer, print_paths, run_with_hydra
 from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
-from unimm.devices import keep_memory
+from unimm.devices import choose_precision, keep_memory
 from unimm.inference.encode import encode_dataset
 from unimm.inference.in_parts import Work
 
@@ -38,7 +38,10 @@ def encode(config: DictConfig) -> list[Path]:
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    words = {"precision": config.precision, "work": Work(config.batch_size, config.num_workers, ranks)}
+    words = {
+        "precision": choose_precision(config.precision, device),
+        "work": Work(config.batch_size, config.num_workers, ranks),
+    }
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
     ]

@@ -21,7 +21,7 @@ from rich.console import Console
 from unimm.cli.build import compose_config
 from unimm.cli.encode import encode
 from unimm.cli.train_tokenizer import train_tokenizer
-from unimm.devices import choose_device, cpu_has_bf16
+from unimm.devices import bf16_is_faster, choose_device
 from unimm.eval.drawings import DrawingSettings
 from unimm.eval.pictures import picture_drawings
 from unimm.eval.report import write_report
@@ -42,8 +42,6 @@ COMPILE_FROM = 5.0
 
 NUM_DRAWINGS = 16
 DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
-
-ENCODING = ["precision=bf16"]
 
 console = Console(highlight=False)
 
@@ -69,7 +67,7 @@ def quickstart(out: Path, seed: int, minutes: float) -> None:
             train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, common))
     with clock.part("codes") as todo:
         if todo:
-            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common, *ENCODING]))
+            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common]))
     with clock.part("vision tower") as todo:
         if todo:
             budget = clock.budget("vision tower", LOOK_SHARE * minutes)
@@ -98,7 +96,7 @@ def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[
 
 def _evaluate(out: Path, model: Path, seed: int) -> None:
     """Scores on unseen data, and the picture of drawings."""
-    is_bf16_cpu = choose_device().type == "cpu" and cpu_has_bf16()
+    is_bf16_cpu = choose_device().type == "cpu" and bf16_is_faster()
     engine = load(model, dtype=torch.bfloat16 if is_bf16_cpu else None)
     report = evaluate(engine, build_suite("quick", DrawingSettings(seed)), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 HEADERS = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise OSError("Only on Linux is our C++ compiled.")
     compiler = _compiler()
     texts = [path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))]
-    made_by = repr((compiler, str(Path(compiler[0]).resolve()), FLAGS, platform.libc_ver())).encode()
+    made_by = repr((compiler, str(Path(compiler[0]).resolve()), FLAGS, _march(), platform.libc_ver())).encode()
     name = f"{source.stem}-{hashlib.sha256(b'|'.join([*texts, made_by, _processor()])).hexdigest()[:24]}.so"
     kept = _home() / name
     with suppress(OSError):
@@ -81,7 +81,7 @@ def _home() -> Path:
 
 
 def _compile(compiler: list[str], source: Path, library: Path) -> None:
-    words = [*compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", str(library)]
+    words = [*compiler, *FLAGS, f"-march={_march()}", f"-I{HEADERS}", str(source), "-o", str(library)]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
@@ -100,6 +100,11 @@ def _keep(made: Path, kept: Path) -> None:
         Path(temporary).replace(kept)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _march() -> str:
+    """The instructions that may be used: this processor's, or AVX2 and nothing newer where UNIMM_CPU=avx2 asks for that."""
+    return "x86-64-v3" if os.environ.get("UNIMM_CPU") == "avx2" else "native"
 
 
 def _processor() -> bytes:

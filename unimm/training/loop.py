@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.devices import choose_device, keep_memory, why_not_compile
+from unimm.devices import PRECISIONS, bf16_is_faster, choose_device, choose_precision, keep_memory, why_not_compile
 from unimm.ranks import Ranks
 from unimm.training.chance import keyed_chance
 from unimm.training.checkpoint import Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class LoopConfig:
     """How long, how fast, and what is written when.
 
-    precision: "no" (fp32) or "bf16" (autocast; master weights stay fp32).
+    precision: "no" (fp32), "bf16" (autocast; master weights stay fp32), or "auto": which of them is faster on the device.
     compile: compile the heavy parts with torch.compile, where that works (on a CPU it needs a C++ compiler).
     report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
     save_minutes: a checkpoint also after so many minutes since the last one.
@@ -62,8 +62,8 @@ class LoopConfig:
     max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"Unknown precision '{self.precision}': use no or bf16.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Unknown precision '{self.precision}': use {', '.join(PRECISIONS)}.")
 
 
 class Meter(Protocol):
@@ -82,7 +82,8 @@ class Loop:
         self.folder = folder
         # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        self.accelerator = _accelerate(choose_device(device), config.precision, ddp)
+        self.precision = choose_precision(config.precision, choose_device(device))
+        self.accelerator = _accelerate(choose_device(device), self.precision, ddp)
         self.is_main = self.accelerator.is_main_process
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.stop = StopRequest()
@@ -91,6 +92,11 @@ class Loop:
         self.seconds = 0.0
         self._saved_step, self._failed_saves = -1, 0
         self._trackers: list[Tracker] = []
+
+    @property
+    def muon_dtype(self) -> torch.dtype:
+        """Of Muon's products: bfloat16 as its authors have it, but where a CPU would only emulate it."""
+        return torch.bfloat16 if self.accelerator.device.type != "cpu" or bf16_is_faster() else torch.float32
 
     def track(self, config: TrackingConfig, settings: dict[str, Any]) -> None:
         """Tell trackers of this run, from now on; all processes ask for it.

@@ -35,12 +35,19 @@ class OptimizerConfig:
 class Optimizers:
     """AdamW and, where asked for, Muon, moved together. Groups keep their own base rate in `base_lr`."""
 
-    def __init__(self, parts: dict[str, nn.Module], factors: dict[str, float], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        factors: dict[str, float],
+        config: OptimizerConfig,
+        muon_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         """
         Args:
             parts: the model's parts by name.
             factors: learning-rate factor a part; parts that are not named do not learn, nor what is frozen in others.
             config: rates and settings.
+            muon_dtype: of Muon's products.
 
         Raises:
             ValueError: nothing learns.
@@ -59,7 +66,7 @@ class Optimizers:
             self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         if groups["muon"]:
             assert config.muon_lr is not None
-            self.all["muon"] = Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum)
+            self.all["muon"] = Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum, dtype=muon_dtype)
 
     def scale(self, factor: float) -> None:
         """Set every group's rate to its base rate times `factor`."""

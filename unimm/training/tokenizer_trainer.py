@@ -102,8 +102,7 @@ class TokenizerTrainer(Loop):
             model.decoder.compile()
         self.wrapped = self.accelerator.prepare(self.model)
         self.loss = ReconstructionLoss(config.loss)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.optimizers = tokenizer_optimizers(self.model, config.lr, config.muon_lr, config.betas, dtype)
+        self.optimizers = tokenizer_optimizers(self.model, config.lr, config.muon_lr, config.betas, self.muon_dtype)
         adversary = config.adversary
         self.adversary = Adversary(adversary, self.accelerator, config.betas) if adversary is not None else None
         self._kept: list[Tensor] = []

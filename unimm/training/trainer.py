@@ -149,7 +149,8 @@ class Trainer(Loop):
             # A GPU gains from knowing the sizes of rows, which do not change; for a CPU see recipes/LOG.md.
             model.compile_layers(dynamic=True if self.accelerator.device.type == "cpu" else None)
         self.wrapped = self._distribute()
-        self.optimizers = Optimizers(objective.parts(), factors(objective.parts(), config.stage), config.optimizer)
+        learning = factors(objective.parts(), config.stage)
+        self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, self.muon_dtype)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
         self.resume()
@@ -159,7 +160,7 @@ class Trainer(Loop):
         if not self.is_sharded:
             return self.accelerator.prepare(self.objective)
         device = self.accelerator.device
-        shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.config.precision == "bf16")
+        shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.precision == "bf16")
         return self.objective
 
     def ask(self, question: Callable[[UnifiedModel], T], device: torch.device | None = None) -> T | None:
