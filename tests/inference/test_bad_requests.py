@@ -183,7 +183,7 @@ def test_a_callback_that_raises_ends_the_drawing(tiny_engine: Engine) -> None:
         ({"role": "user"}, "Messages are a list"),
         ([{"role": "user", "content": 5}], "A message is"),
         ([{"role": "user", "content": []}], "is empty"),
-        ([{"role": "user", "content": ["hi"]}], "type text or image"),
+        ([{"role": "user", "content": ["hi"]}], "text, image or image_url, not 'hi'"),
         ([{"role": "system", "content": 5}, {"role": "user", "content": "a"}], "A message is"),
         ([{"role": "system", "content": [{"type": "text"}]}, {"role": "user", "content": "a"}], "needs its text"),
         ([{"role": "system", "content": "word " * 11_000}, {"role": "user", "content": "a"}], "more than 50,000 characters"),

@@ -14,6 +14,7 @@ from typing import IO, TypeGuard
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unimm.data.image_forms import ImageError, from_data_uri
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -29,16 +30,12 @@ _MIN_SIDE = 14  # the shortest side that Janus shrinks to
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageError(ValueError):
-    """An image that cannot be used; the message is one sentence that says why and what to do."""
-
-
 def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
     """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
 
     Args:
-        image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a PIL image, or an array uint8 of shape
-            (H, W, 3), (H, W, 4) or (H, W).
+        image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a data: URI of these, a PIL image, or an array uint8
+            of shape (H, W, 3), (H, W, 4) or (H, W).
         max_pixels: larger images are refused before they are unpacked.
 
     Raises ImageError (a ValueError) for everything that is no such image.
@@ -53,6 +50,8 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
         return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):
         return _decode_file(io.BytesIO(image), "the image data", max_pixels)
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        return _decode_file(io.BytesIO(from_data_uri(image)), "the data: URI", max_pixels)
     if isinstance(image, str | Path):
         return _decode_path(image, max_pixels)
     raise ImageError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")

@@ -135,7 +135,8 @@ class Template:
         return Segment.look(np.full((1, 1, 1), len(self._unopened) - 1), self.num_positions, condition="image")
 
     def chat(self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None) -> Sequence:
-        """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn.
+        """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn; of the rest of
+        its last turn where the conversation ends with one.
 
         system_prompt: said instead of the format's own.
         """
@@ -145,17 +146,18 @@ class Template:
         system_prompt = self.prompt_format.system_prompt if system_prompt is None else system_prompt
         if system_prompt:
             writer.text(system_prompt + "\n\n")
-        for turn in turns:
+        for index, turn in enumerate(turns):
             if turn.role == "user":
                 self._user(writer, turn)
             elif turn.role == "assistant":
-                self._assistant(writer, turn)
+                self._assistant(writer, turn, is_open=limit is not None and index == len(turns) - 1)
             else:
                 raise ValueError(f"A turn is the user's or the assistant's, not '{turn.role}'s.")
         if limit is None:
             return writer.sequence()
-        writer.text(self.prompt_format.assistant, role=True)
-        writer.text(":")
+        if not turns or turns[-1].role != "assistant":
+            writer.text(self.prompt_format.assistant, role=True)
+            writer.text(":")
         return writer.sequence(Segment.blank(Kind.TEXT, limit, stop=(special.eos,)))
 
     def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
@@ -197,14 +199,15 @@ class Template:
             writer.text("\n" if index < len(parts) - 1 else "")
         writer.text("\n\n")
 
-    def _assistant(self, writer: "_Writer", turn: Turn) -> None:
+    def _assistant(self, writer: "_Writer", turn: Turn, is_open: bool) -> None:
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
         for part in _trim(turn.content):
             if not isinstance(part, str):
                 raise ValueError("An assistant's turn in a chat is text; drawings are sequences of their own.")
             writer.text(f" {part}", learn=turn.learn)
-        writer.id(self.tokenizer.special.eos, learn=turn.learn)
+        if not is_open:
+            writer.id(self.tokenizer.special.eos, learn=turn.learn)
 
 
 def _trim(content: tuple[str | Look, ...]) -> list[str | Look]:

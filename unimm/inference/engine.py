@@ -21,7 +21,8 @@ from unimm.inference.alignment import ask_whether_shown, check_best_of, choose_b
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.decode import Decoder, Limits
 from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
-from unimm.inference.inputs import Message, check_text, pair, read_messages, read_stop
+from unimm.inference.inputs import check_text, pair, read_stop
+from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampling
@@ -175,11 +176,10 @@ class Engine:
         """
         images, questions, is_list = pair(image, question)
         settings = Sampling(temperature=temperature, **sampling)
-        sequences = []
-        for one, text in zip(images, questions, strict=True):
+        for text in questions:
             check_text(text, "question")
-            sequences.append(self.template.chat([Turn("user", (self.template.look(one), text))], max_new_tokens))
-        requests = [Request(sequence, settings) for sequence in sequences]
+        asked = [Turn("user", (self.template.look(one), text)) for one, text in zip(images, questions, strict=True)]
+        requests = [Request(self.template.chat([turn], max_new_tokens), settings) for turn in asked]
         texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
         return texts if is_list else texts[0]
 
@@ -205,8 +205,9 @@ class Engine:
         """The assistant's next turn of a conversation with any number of images.
 
         Args:
-            messages: `transformers`-style messages; images as {"type": "image", "image" | "path" | "url": ...}. A first one of
-                role "system" replaces the model's own system prompt.
+            messages: as `transformers`, OpenAI or DeepSeek write them (`unimm.inference.messages`). A first one of role
+                "system" replaces the model's own system prompt; a last one of the assistant's is what its answer begins with,
+                and the text goes on where that ends.
             stream: give the text piece by piece as it comes.
             stop: as in `complete`.
 
@@ -216,7 +217,7 @@ class Engine:
         if not stream:
             return self.complete(messages, max_new_tokens, temperature, stop, **sampling).text
         request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling))
-        return write_stream(self.decoder, self.tokenizer, request, read_stop(stop))
+        return write_stream(self.decoder, self.tokenizer, request, read_stop(stop), continues_answer(messages))
 
     def complete(
         self,
@@ -235,7 +236,7 @@ class Engine:
             sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
         """
         request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling), logprobs)
-        return write(self.decoder, self.tokenizer, [request], read_stop(stop))[0]
+        return write(self.decoder, self.tokenizer, [request], read_stop(stop), continues_answer(messages))[0]
 
     def _chat_request(
         self, messages: list[Message], max_new_tokens: int, sampling: Sampling, logprobs: bool = False

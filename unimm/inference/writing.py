@@ -27,10 +27,13 @@ class Completion:
 
 
 class Writer:
-    """One text: `push` its ids, one after the other. Pieces never hold a part of what may become a stop string."""
+    """One text: `push` its ids, one after the other. Pieces never hold a part of what may become a stop string.
 
-    def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...] = ()) -> None:
-        self.stop = stop
+    continues: it goes on with a text that is there already, so white space at its beginning counts.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...] = (), continues: bool = False) -> None:
+        self.stop, self.continues = stop, continues
         self.is_over = False
         self.pieces: list[str] = []
         self._decoder = StreamDecoder(tokenizer)
@@ -46,12 +49,13 @@ class Writer:
 
     @property
     def text(self) -> str:
-        """All pieces together, without white space around."""
-        return "".join(self.pieces).strip()
+        """All pieces together, without white space around (behind, where it continues another)."""
+        text = "".join(self.pieces)
+        return text.rstrip() if self.continues else text.strip()
 
     def _show(self, new: str, is_last: bool = False) -> str:
         self._held += new
-        if not self.pieces:
+        if not self.pieces and not self.continues:
             self._held = self._held.lstrip()
         found = min((place for stop in self.stop if (place := self._held.find(stop)) >= 0), default=None)
         if found is not None:
@@ -73,9 +77,11 @@ class Writer:
         return 0
 
 
-def write(decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = ()) -> list[Completion]:
-    """Fill the open texts of requests."""
-    writers = [Writer(tokenizer, stop) for _ in requests]
+def write(
+    decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
+) -> list[Completion]:
+    """Fill the open texts of requests; `continues` as in `Writer`."""
+    writers = [Writer(tokenizer, stop, continues) for _ in requests]
     jobs: list[Job] = []
 
     def is_over(index: int, token: int) -> bool:
@@ -88,9 +94,11 @@ def write(decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], s
     return [_complete(job, writer) for job, writer in zip(jobs, writers, strict=True)]
 
 
-def stream(decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = ()) -> Iterator[str]:
+def stream(
+    decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
+) -> Iterator[str]:
     """The pieces of one text. A request that cannot be filled is refused before the first is asked for."""
-    writer = Writer(tokenizer, stop)
+    writer = Writer(tokenizer, stop, continues)
     steps = decoder.steps([request], lambda _, token: writer.is_over)
     return _pieces(writer, steps)
 

@@ -1,0 +1,170 @@
+"""Chat messages as `transformers`, OpenAI and DeepSeek write them, read into the turns of a conversation.
+
+    transformers  {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]}
+    OpenAI        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}, ...]}
+    DeepSeek      {"role": "<|User|>", "content": "<image_placeholder>\\nWhat is this?", "images": [picture]}
+
+A last message of the assistant's is what its answer begins with; an empty one, as DeepSeek ends its conversations, is the place
+to answer. Whatever a message says that is not followed is refused: an image that nobody looked at would still get an answer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from unimm.data.image_forms import from_base64
+from unimm.data.records import ImageLike
+from unimm.data.template import Template, Turn
+from unimm.data.text import SPECIAL_NAMES
+from unimm.inference.inputs import MAX_PROMPT_CHARACTERS, check_text
+
+Message = dict[str, Any]
+"""A chat message: {"role": ..., "content": text or a list of parts}, and with DeepSeek "images"."""
+
+ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
+ROLES |= {name: role for role in ("user", "assistant") for name in (SPECIAL_NAMES[role], role.capitalize())}
+"""Whose message it is, by what it may be called: DeepSeek writes "<|User|>" or "User"."""
+
+PLACEHOLDER = SPECIAL_NAMES["image_placeholder"]
+"""Where an image of "images" belongs in the content."""
+
+_SHAPE = '{"role": "user" or "assistant", "content": text or a list of parts}; "system" comes first'
+_HELD = ("image", "path", "url", "base64")
+_KEYS = {"text": ("text",), "image": _HELD, "image_url": ("image_url",)}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An image of a message, unread."""
+
+    image: ImageLike
+
+
+def read_messages(messages: list[Message], template: Template, max_positions: int) -> tuple[list[Turn], str | None]:
+    """Messages as turns, their images prepared, and what a first message of the role "system" says.
+
+    The last turn is the assistant's where the last message is, and says something: it is to be continued.
+
+    Raises:
+        ValueError: a role, key, part or image that is none, nobody to answer, or more than `max_positions` could hold; before
+            any image is read.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"Messages are a list of {_SHAPE}.")
+    told = [(_role(message), _read_content(message)) for message in messages]
+    if sum(len(text) for _, parts in told for text in parts if isinstance(text, str)) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(f"The messages have more than {MAX_PROMPT_CHARACTERS:,} characters: no more are read.")
+    num_images = sum(not isinstance(part, str) for _, parts in told for part in parts)
+    each = 0 if template.prompt_format.sees == "codes" else template.num_positions
+    if num_images * each > max_positions:
+        raise ValueError(f"{num_images} images take {num_images * each} positions, and there are {max_positions}: show fewer.")
+    system_prompt = None
+    if told and told[0][0] == "system":
+        if any(not isinstance(part, str) for part in told[0][1]):
+            raise ValueError("A system message is text: show images in a user's message.")
+        system_prompt = " ".join(str(part) for part in told[0][1])
+        told = told[1:]
+    if told and told[-1][0] == "assistant" and not _says_something(told[-1][1]):
+        told = told[:-1]
+    if not any(role == "user" for role, _ in told):
+        raise ValueError('There is no message to answer: give at least one of role "user".')
+    return [_read_turn(role, parts, template) for role, parts in told], system_prompt
+
+
+def continues_answer(messages: list[Message]) -> bool:
+    """Whether messages that were read end with what the assistant has begun to say."""
+    return _role(messages[-1]) == "assistant" and _says_something(_read_content(messages[-1]))
+
+
+def _says_something(parts: list[str | _Shown]) -> bool:
+    return any(not isinstance(part, str) or part.strip() for part in parts)
+
+
+def _role(message: Message) -> str:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"A message is {_SHAPE}.")
+    return ROLES[role]
+
+
+def _read_content(message: Message) -> list[str | _Shown]:
+    _check_keys("message", message, ("role", "content", "images"))
+    content, images = message.get("content"), message.get("images")
+    if content is None and ROLES[message["role"]] == "assistant":
+        content = ""
+    if not isinstance(content, str | list):
+        raise ValueError(f"A message is {_SHAPE}.")
+    if images is not None:
+        return _with_images(content, images)
+    return [content] if isinstance(content, str) else [_read_part(part) for part in content]
+
+
+def _with_images(content: str | list, images: Any) -> list[str | _Shown]:
+    """DeepSeek's form: each placeholder is an image. One line end beside it is the one that the template writes anyhow."""
+    if not isinstance(images, list | tuple) or not isinstance(content, str):
+        raise ValueError(f'A message with "images" holds a list of them and {PLACEHOLDER} in its text for each, or use parts.')
+    pieces = content.split(PLACEHOLDER)
+    if len(pieces) - 1 != len(images):
+        raise ValueError(
+            f'A message has {len(images)} "images", but {len(pieces) - 1} {PLACEHOLDER} in its text: write one for each image.'
+        )
+    parts: list[str | _Shown] = []
+    for index, piece in enumerate(pieces):
+        piece = piece.removeprefix("\n") if index else piece
+        piece = piece.removesuffix("\n") if index < len(images) else piece
+        parts += [piece] if piece.strip() else []
+        parts += [_Shown(images[index])] if index < len(images) else []
+    return parts or [content]
+
+
+def _read_part(part: Any) -> str | _Shown:
+    kind = part.get("type") if isinstance(part, dict) else part
+    if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _KEYS:
+        raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {_short(kind)}.")
+    _check_keys(f"part of type {kind}", part, ("type", *_KEYS[kind]))
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"A text part needs its text as a string, not {type(part.get('text')).__name__}.")
+        return part["text"]
+    if kind == "image_url":
+        return _Shown(_read_url(part.get("image_url")))
+    held = {key: part[key] for key in _HELD if part.get(key) is not None}
+    if len(held) != 1:
+        raise ValueError(f'An image part needs an "image", "path", "url" or "base64", and one of them, not {len(held)}.')
+    key, image = held.popitem()
+    return _Shown(from_base64(image, "base64 of an image part") if key == "base64" else image)
+
+
+def _read_url(image_url: Any) -> str:
+    """OpenAI's {"url": ..., "detail": ...}, or the address by itself as some clients send it."""
+    if isinstance(image_url, dict):
+        _check_keys("image_url", image_url, ("url", "detail"))
+        if image_url.get("detail") not in (None, "auto"):
+            raise ValueError('An image is looked at in the one size that the model has: leave "detail" out, or "auto".')
+        image_url = image_url.get("url")
+    if not isinstance(image_url, str):
+        raise ValueError(
+            'A part of type image_url is {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}.'
+        )
+    return image_url
+
+
+def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn:
+    if role == "system":
+        raise ValueError(f"A message is {_SHAPE}.")
+    if role == "user":  # an assistant may have said nothing, where a stop string came first
+        for part in parts or [""]:
+            if isinstance(part, str):
+                check_text(part, "message")
+    return Turn(role, tuple(part if isinstance(part, str) else template.look(part.image) for part in parts), learn=False)
+
+
+def _check_keys(name: str, given: dict, known: tuple[str, ...]) -> None:
+    """ValueError: it has a key that would be ignored. One that holds None says nothing (SDKs write all that they know)."""
+    unknown = [key for key, value in given.items() if key not in known and value is not None]
+    if unknown:
+        raise ValueError(f"A {name} has {', '.join(known)}, not {_short(unknown[0])}: nothing would follow it.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
