@@ -1,11 +1,12 @@
 """The plan: every sample once, in rows that are nearly full; and steps of ranks that are the plan, however it is cut."""
 
 import pickle
+import re
 from collections import Counter
 
 import pytest
 import torch
-from toys import make_mixture, make_steps
+from toys import Squares, make_mixture, make_steps, make_template
 
 from unimm.batch import Batch
 from unimm.cli.build import build, compose_config
@@ -13,6 +14,7 @@ from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Origin, Plan, Planned
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import train_byte_bpe
+from unimm.data.views import Conversation
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.sequence import Sequence
@@ -55,11 +57,41 @@ def test_it_can_be_planned_on_from_any_window() -> None:
         Plan(make_mixture(), 64, 9, Origin(29, 100)).rows(28)
 
 
+class Uncut:
+    """A conversation by a view from outside, which cuts nothing."""
+
+    task = "understanding"
+
+    def __call__(self, record, template, rng) -> Sequence:
+        template.max_positions = None
+        return Conversation(2, 0.0)(record, template, rng)
+
+
 def test_too_long_or_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\b40\b.*raise the row length"):
-        Plan(make_mixture(), 40, 9).rows(0)
+    mixture = Mixture([Source("talk", Squares(), Uncut())], make_template())
+    told = r"The sample talk 0 \(squares/\d+\) takes \d+ positions.*a row of 40: raise the row length \(trainer.num_positions\)"
+    with pytest.raises(ValueError, match=told):
+        Plan(mixture, 40, 9).rows(0)
     with pytest.raises(ValueError, match="at least one row, not 0"):
         Plan(make_mixture(), 64, 0)
+
+
+def test_what_is_too_long_is_cut_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A row of 40 has room for a question or two, as its view would cut; who has the room hears nothing."""
+    plan = Plan(make_mixture(), 40, 9)
+    rows = [plan.rows(step) for step in range(2 * plan.shape.num_steps)]
+    planned = [one for step in rows for row in step for one in row]
+    cut = [one for one in planned if one.outline.full_length is not None]
+    assert cut and all(one.outline.sequence.length <= 40 < one.outline.full_length for one in cut)
+    assert {make_mixture().sources[one.sample[0]].name for one in cut} == {"talk"}
+    (record,) = caplog.records
+    told = re.search(
+        r"([\d,]+) of [\d,]+ samples are longer .* talk \d+ \(squares/\d+\) with (\d+) positions", record.getMessage()
+    )
+    assert told and 0 < int(told[1].replace(",", "")) <= len(cut)
+    assert int(told[2]) == max(one.outline.full_length for one in cut)
+    whole = Plan(make_mixture(), 64, 9)
+    assert {one.outline.full_length for row in whole.rows(0) for one in row} == {None} and len(caplog.records) == 1
 
 
 def test_the_built_in_mixture_fills_its_rows() -> None:

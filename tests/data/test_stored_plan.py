@@ -50,7 +50,7 @@ def test_only_rows_that_are_asked_for_are_made(folder: Path, monkeypatch: pytest
     plan = Plan(mixture, 64, 9, stored=StoredPlan(folder, mixture, SHAPE))
     outlined = []
     outline = mixture.outline
-    monkeypatch.setattr(mixture, "outline", lambda sample: outlined.append(sample) or outline(sample))
+    monkeypatch.setattr(mixture, "outline", lambda sample, most: outlined.append(sample) or outline(sample, most))
     rows = plan.rows(40, slice(2, None, 3))
     assert outlined == [one.sample for row in rows for one in row] and len(rows) == 3
 
@@ -107,6 +107,15 @@ def test_what_is_cut_short_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_too_long_a_sample_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not fit into a row of 40"):
-        store_plan(tmp_path / "plan", Mixture([Source("talk", Squares(), Conversation(2))], make_template()), Shape(40, 9), 1)
+    with pytest.raises(ValueError, match=r"Record squares/\d+ takes \d+ positions and the text .* there are 20 at most"):
+        store_plan(tmp_path / "plan", Mixture([Source("talk", Squares(), Conversation(2))], make_template()), Shape(20, 9), 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_cuts_as_a_training_would_and_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mixture = Mixture([Source("talk", Squares(), Conversation(2))], make_template())
+    store_plan(tmp_path / "plan", mixture, Shape(40, 9), 1, num_workers=1)
+    assert len(caplog.records) == 1 and "samples are longer than there is room for" in caplog.text
+    stored = Plan(mixture, 40, 9, stored=StoredPlan(tmp_path / "plan", mixture, Shape(40, 9)))
+    made, planned = ([[one.outline.sequence for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
+    assert made == planned

@@ -88,12 +88,55 @@ def test_a_long_dialogue_loses_its_end() -> None:
     cut = see(Dialogue(shortest - 3), record=record)
     assert cut.length == shortest - 3 and cut.segments[-1].learn
     assert text_of(see(Dialogue(), record=record)).startswith(text_of(cut))
-    with pytest.raises(ValueError, match="squares/6 asks in"):
+    with pytest.raises(
+        ValueError, match=r"Record squares/6 takes \d+ positions .* there are 12 at most: raise trainer\.num_pos"
+    ):
         see(Dialogue(12), record=record)
     small = copy(TEMPLATE)
     small.max_positions = shortest + 3  # so much the model takes
     for view in (Dialogue(), Dialogue(whole)):
         assert view(record, small, np.random.default_rng(0)) == see(Dialogue(shortest + 3), record=record)
+
+
+@pytest.mark.parametrize("image", [RECORD.image, None])
+def test_a_dialogue_stays_one_where_questions_would_be_drawn_by_chance(image: np.ndarray | None) -> None:
+    """Conversations of users' own, by any reader: no turn is moved or left out, but at the end for want of room."""
+    record = replace(RECORD, image=image, questions=QUESTIONS, is_dialogue=True)
+    whole = see(Dialogue(), record=record)
+    assert all(see(Conversation(1, 0.0), seed, record) == whole for seed in range(5))
+    drawn = [see(Conversation(4, 0.0), seed, replace(RECORD, questions=QUESTIONS)) for seed in range(5)]
+    assert len({text_of(sequence) for sequence in drawn}) > 1, "questions that stand by themselves are chosen by chance"
+    outline = TEMPLATE.outline(lambda template: Conversation(1, 0.0)(record, template, np.random.default_rng(0)), 60)
+    assert outline.sequence == see(Dialogue(60), record=record) and outline.full_length == whole.length
+
+
+LONG = "红色的正方形 and a very long story about it. " * 20
+
+
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        (Conversation(), {"captions": (Text(LONG),), "questions": ()}),
+        (Conversation(caption_share=0.0), {"questions": (Question("What?", LONG), Question("Why?", LONG))}),
+        (Drawing(0.0), {"captions": (Text(LONG),), "prompts": ()}),
+        (PlainText(), {"text": Text(LONG)}),
+        (Description(), {"captions": (Text(LONG),)}),
+    ],
+)
+def test_a_text_that_is_too_long_loses_its_end(view: View, words: dict) -> None:
+    record = replace(RECORD, **words)
+    whole = see(view, record=record)
+    for most in (50, 51, 52, 53, whole.length - 1):
+        outline = TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), most)
+        cut = outline.sequence
+        assert most - 3 <= cut.length <= most and outline.full_length == whole.length
+        ends = [s.ids for s in cut.segments if s.kind == Kind.CODES]
+        assert ends == [s.ids for s in whole.segments if s.kind == Kind.CODES], "an image is never cut"
+        told = text_of(cut).removesuffix("\n\n:") if isinstance(view, Drawing) else text_of(cut).rstrip("\ufffd")
+        assert text_of(whole).startswith(told) and len(told) > 5
+    assert TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), whole.length).full_length is None
+    with pytest.raises(ValueError, match="Record squares/6 takes"):
+        TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), 1)
 
 
 def test_the_prompt_is_dropped_as_often_as_asked() -> None:

@@ -98,14 +98,14 @@ class Mixture:
         """A sample, ready to be learned."""
         return self.template.open(self.outline(sample))
 
-    def outline(self, sample: Sample) -> Outline:
-        """A sample whose images are not opened yet."""
+    def outline(self, sample: Sample, max_positions: int | None = None) -> Outline:
+        """A sample whose images are not opened yet. max_positions: what is longer is cut, where its view can."""
         source, number = sample
         chosen = self.sources[source]
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
         record = chosen.dataset[self._index(sample)]
-        return self.template.outline(lambda template: chosen.view(record, template, rng))
+        return self.template.outline(lambda template: chosen.view(record, template, rng), max_positions)
 
     def name(self, sample: Sample) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""

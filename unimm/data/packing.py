@@ -19,7 +19,7 @@ def best_fit(lengths: Iterable[int], num_positions: int) -> list[list[int]]:
     """
     order = sorted(enumerate(lengths), key=lambda item: (-item[1], item[0]))
     if order:
-        check_length(order[0][1], num_positions)
+        check_length(order[0][1], num_positions, "A sequence")
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (positions left, row), ascending: the first that suffices fits best
     for index, length in order:
@@ -57,7 +57,10 @@ def fill_rows(lengths: list[int], num_positions: int, num_rows: int) -> list[lis
     return rows + [[] for _ in range(num_rows - len(rows))]
 
 
-def check_length(length: int, num_positions: int) -> None:
+def check_length(length: int, num_positions: int, name: str) -> None:
     """ValueError: a sequence of this length is longer than a row."""
     if length > num_positions:
-        raise ValueError(f"A sequence of {length} positions does not fit into a row of {num_positions}: raise the row length.")
+        raise ValueError(
+            f"{name} takes {length} positions, which do not fit into a row of {num_positions}: raise the row length "
+            f"(trainer.num_positions), or say less in it."
+        )

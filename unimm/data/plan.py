@@ -9,10 +9,13 @@ To fill a window, all of its samples are measured, by whoever wants a row of it.
 to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
 """
 
+import logging
+import os
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import check_length, fill_rows
@@ -23,6 +26,8 @@ WINDOW_ROWS = 256
 
 CHUNK = 256
 """Samples that are measured at a time."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,51 @@ class Planned(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What the plan asks of a sample: its positions, and how many of them are codes that are learned."""
+    """What the plan asks of a sample: its positions, how many of them are codes that are learned, and how many it would have
+    if nothing had been cut (None: nothing was)."""
 
     length: int
     num_learned_codes: int
+    full_length: int | None = None
 
     @classmethod
     def of(cls, outline: Outline) -> "Size":
         """Of a sample's outline."""
-        return cls(outline.sequence.length, outline.sequence.num_learned_codes)
+        return cls(outline.sequence.length, outline.sequence.num_learned_codes, outline.full_length)
+
+
+def measured(mixture: Mixture, sample: Sample, num_positions: int) -> Outline:
+    """The outline of a sample, cut to a row of so many positions where its view can cut.
+
+    Raises:
+        ValueError: it does not fit; says which one.
+    """
+    outline = mixture.outline(sample, num_positions)
+    length = outline.sequence.length
+    if length > num_positions:
+        check_length(length, num_positions, f"The sample {mixture.name(sample)}")
+    return outline
+
+
+def cut_lengths(sizes: list[Size], first: int) -> dict[int, int]:
+    """Which of the samples from number `first` of the stream on were cut, and their lengths before."""
+    return {first + place: size.full_length for place, size in enumerate(sizes) if size.full_length is not None}
+
+
+def tell_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[int, int]) -> None:
+    """Say how many of some samples lost their end, if any did: by the log of one process of a run.
+
+    cut: the lengths that they had, by their numbers in the stream.
+    """
+    worker = get_worker_info()
+    if not cut or (worker is not None and worker.id > 0) or os.environ.get("RANK", "0") != "0":
+        return
+    longest, made_for = max(cut, key=lambda number: cut[number]), mixture.template.max_positions
+    logger.warning(
+        f"{len(cut):,} of {num_samples:,} samples are longer than there is room for, and lose the end of their text; the "
+        f"longest is {mixture.name(mixture.samples(longest, 1)[0])} with {cut[longest]:,} positions. A row has "
+        f"{num_positions:,} (trainer.num_positions){f', and the model was made for {made_for:,}' if made_for else ''}."
+    )
 
 
 @dataclass(frozen=True)
@@ -133,6 +174,7 @@ class Plan:
         self._stored = stored
         self._first = self._origin = origin or Origin()
         self._window: Window | None = None
+        self._has_told_cuts = False
 
     def rows(self, step: int, part: slice = slice(None)) -> list[list[Planned]]:
         """What each row of a step holds, or each of a part of them.
@@ -163,23 +205,29 @@ class Plan:
 
     def _open(self) -> Window:
         stored = None if self._stored is None else self._stored.window(self._origin)
-        return stored or _Measured(self.mixture, self.shape, self._origin.sample)
+        if stored is not None:
+            return stored
+        window = _Measured(self.mixture, self.shape, self._origin.sample)
+        if window.cut and not self._has_told_cuts:
+            tell_cuts(self.mixture, self.shape.num_positions, len(window.planned), window.cut)
+            self._has_told_cuts = True
+        return window
 
 
 class _Measured:
     """A window whose samples were all outlined to fill it."""
 
     def __init__(self, mixture: Mixture, shape: Shape, first: int) -> None:
-        self._planned: list[Planned] = []
+        self.planned: list[Planned] = []
         room = shape.room
         while room >= 0:
-            for sample in mixture.samples(first + len(self._planned), CHUNK):
-                self._planned.append(Planned(sample, mixture.outline(sample)))
-                length = self._planned[-1].outline.sequence.length
-                check_length(length, shape.num_positions)
-                room -= length
-        self._steps = shape.deal([Size.of(one.outline) for one in self._planned], mixture.seed, first)
+            for sample in mixture.samples(first + len(self.planned), CHUNK):
+                self.planned.append(Planned(sample, measured(mixture, sample, shape.num_positions)))
+                room -= self.planned[-1].outline.sequence.length
+        sizes = [Size.of(one.outline) for one in self.planned]
+        self.cut = cut_lengths(sizes, first)
+        self._steps = shape.deal(sizes, mixture.seed, first)
         self.end = first + sum(len(row) for step in self._steps for row in step)
 
     def rows(self, step: int, part: slice) -> list[list[Planned]]:
-        return [[self._planned[index] for index in row] for row in self._steps[step][part]]
+        return [[self.planned[index] for index in row] for row in self._steps[step][part]]

@@ -78,6 +78,8 @@ class Record:
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
     decoys: (num_codes,) codes of an image that is like this one and wrong, such as the same in other colours.
+    questions: about the image, each by itself; or, where `is_dialogue`, the turns of one conversation, of which later ones lean
+        on earlier ones.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
     text: a piece of plain text, for the language task.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
@@ -92,6 +94,7 @@ class Record:
     questions: tuple[Question, ...] = ()
     text: Text | None = None
     facts: Any = None
+    is_dialogue: bool = False
 
     def with_codes(self, codes: np.ndarray) -> Self:
         """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.mixture import Mixture
-from unimm.data.packing import check_length
-from unimm.data.plan import CHUNK, Origin, Planned, Shape, Size
+from unimm.data.plan import CHUNK, Origin, Planned, Shape, Size, cut_lengths, measured, tell_cuts
 from unimm.files import read_json, whole_folder, write_json
 
 MARK = "plan.json"
@@ -76,7 +75,7 @@ class StoredPlan:
         planned = []
         for (source, index), length in zip(self._samples[start:stop], self._lengths[start:stop], strict=True):
             sample = int(source), int(index)
-            planned.append(Planned(sample, self.mixture.outline(sample)))
+            planned.append(Planned(sample, measured(self.mixture, sample, self.shape.num_positions)))
             if planned[-1].outline.sequence.length != length:
                 raise ValueError(
                     f"{self.folder} was planned for other data: {self.mixture.name(sample)} takes "
@@ -124,6 +123,7 @@ def store_plan(
     with whole_folder(Path(folder).resolve(), MARK, "a plan") as place:
         order: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
+        cut: dict[int, int] = {}
         ends, windows, filled = [0], [0], 0
         sizes = _Ahead(_measured(mixture, shape, num_workers))
         for window in range(num_windows):
@@ -132,11 +132,13 @@ def store_plan(
             order.append(windows[-1] + np.array([index for row in dealt for index in row], dtype=np.int64))
             lengths.append(np.array([ahead[index].length for row in dealt for index in row], dtype=np.int32))
             ends += (ends[-1] + np.cumsum([len(row) for row in dealt])).tolist()
+            cut |= cut_lengths(ahead[: len(order[-1])], windows[-1])
             windows.append(windows[-1] + len(order[-1]))
             filled += int(lengths[-1].sum())
             sizes.forget(len(order[-1]))
             if progress is not None:
                 progress(min(num_steps, (window + 1) * shape.num_steps))
+        tell_cuts(mixture, shape.num_positions, windows[-1], cut)
         stream = np.array(mixture.samples(0, windows[-1]), dtype=np.int64).reshape(-1, 2)
         arrays = {
             "samples": stream[np.concatenate(order)],
@@ -160,10 +162,8 @@ class _Chunks(TorchDataset):
         return 1 << 40
 
     def __getitem__(self, number: int) -> list[Size]:
-        sizes = [Size.of(self.mixture.outline(sample)) for sample in self.mixture.samples(number * CHUNK, CHUNK)]
-        for size in sizes:
-            check_length(size.length, self.num_positions)
-        return sizes
+        samples = self.mixture.samples(number * CHUNK, CHUNK)
+        return [Size.of(measured(self.mixture, sample, self.num_positions)) for sample in samples]
 
 
 def _measured(mixture: Mixture, shape: Shape, num_workers: int) -> Iterator[Size]:

@@ -61,10 +61,14 @@ class Turn:
 
 
 class Outline(NamedTuple):
-    """A sequence whose PIXELS hold no image, but the number of one in `images`."""
+    """A sequence whose PIXELS hold no image, but the number of one in `images`.
+
+    full_length: its positions before its view cut its end off; None where nothing was cut.
+    """
 
     sequence: Sequence
     images: tuple[ImageLike, ...]
+    full_length: int | None = None
 
 
 class Template:
@@ -95,12 +99,23 @@ class Template:
         self.encode = encode
         self.max_positions = max_positions
         self._unopened: list[ImageLike] | None = None
+        self._full_length: int | None = None
 
-    def outline(self, write: Callable[["Template"], Sequence]) -> "Outline":
-        """What `write` makes with this template, with its images left unopened: to measure it, and to open it later."""
+    def outline(self, write: Callable[["Template"], Sequence], max_positions: int | None = None) -> "Outline":
+        """What `write` makes with this template, with its images left unopened: to measure it, and to open it later.
+
+        max_positions: that there is room for, beside those that the model was made for; views cut what is longer.
+        """
         unopened = copy.copy(self)
-        unopened._unopened = []
-        return Outline(write(unopened), tuple(unopened._unopened))
+        unopened._unopened, unopened._full_length = [], None
+        unopened.max_positions = smallest(max_positions, self.max_positions)
+        sequence = write(unopened)
+        return Outline(sequence, tuple(unopened._unopened), unopened._full_length)
+
+    def note_cut(self, full_length: int) -> None:
+        """A view says that it has cut a sequence of so many positions: its outline will tell."""
+        if self._unopened is not None:
+            self._full_length = full_length
 
     def open(self, outline: "Outline") -> Sequence:
         """The sequence that an outline is of, its images prepared for the vision tower."""
@@ -208,6 +223,11 @@ class Template:
             writer.text(f" {part}", learn=turn.learn)
         if not is_open:
             writer.id(self.tokenizer.special.eos, learn=turn.learn)
+
+
+def smallest(*limits: int | None) -> int | None:
+    """The smallest of the limits that there are; None where there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _trim(content: tuple[str | Look, ...]) -> list[str | Look]:

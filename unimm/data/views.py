@@ -2,15 +2,20 @@
 
 The random choices of a view (which wording, which questions, whether the prompt is dropped) come from the generator it is
 given, which is keyed by (seed, sample): the same sample is the same sequence on any rank, in any worker, in any order.
+
+What is longer than there is room for (`Template.max_positions`: of the model, and of a row) loses its end: a conversation its
+last turns, then its last answer the rest of its words; a prompt its last words, a text what comes last. The plan counts and
+says it. Where not even a piece has room, the record is named.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
 
 from unimm.data.records import Question, Record, Text
-from unimm.data.template import Look, Template, Turn
+from unimm.data.template import Look, Template, Turn, smallest
 from unimm.sequence import Segment, Sequence
 
 DESCRIBE = {
@@ -39,7 +44,8 @@ class Conversation:
 
     Never both: answers could be read off the caption, and a caption put together from the answers, without looking.
 
-    num_turns: at most so many questions. caption_share: the probability that the conversation is a caption.
+    num_turns: at most so many questions of those that stand by themselves, in any order; a record that is a dialogue keeps all
+        its turns as they are, as in `Dialogue`. caption_share: the probability that the conversation is a caption.
     """
 
     task: ClassVar[str] = UNDERSTANDING
@@ -47,18 +53,20 @@ class Conversation:
     caption_share: float = 0.5
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
-        image = _need(record, "image")
         pairs: list[tuple[str, str]] = []
         is_caption = rng.random() < self.caption_share
         if (is_caption and record.captions) or not record.questions:
             caption = _choose(record.captions or _lacks(record, "captions and no questions"), rng)
             # A language without requests of its own is asked for in English.
             pairs.append((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng), caption.text))
+        elif record.is_dialogue:
+            return _talk(record, template, _pairs(record.questions))
         else:
             questions: tuple[Question, ...] = record.questions
             for index in rng.permutation(len(questions))[: self.num_turns]:
                 pairs.append((questions[index].text, questions[index].answer))
-        return template.chat(_turns(template.look(image, record.codes), pairs))
+        _need(record, "image")
+        return _talk(record, template, pairs)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,7 @@ class Dialogue:
 
     Later turns lean on earlier ones, so nothing is shuffled; without an image it is a chat in text, learned all the same.
 
-    max_positions: of the sequence, which the model limits, too. A longer one loses its last turns, and a single one that is
-        left the end of its answer; ValueError where even the question is too long.
+    max_positions: of the sequence, which the model and the row limit, too.
     """
 
     task: ClassVar[str] = UNDERSTANDING
@@ -76,16 +83,7 @@ class Dialogue:
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         questions: tuple[Question, ...] = record.questions or _lacks(record, "questions")
-        pairs = [(question.text, question.answer) for question in questions]
-        image = None if record.image is None else template.look(record.image, record.codes)
-        sequence = template.chat(_turns(image, pairs))
-        most = min((limit for limit in (self.max_positions, template.max_positions) if limit is not None), default=None)
-        while most is not None and sequence.length > most:
-            if len(pairs) == 1:
-                return _shorten(sequence, record, most)
-            pairs = pairs[:-1]
-            sequence = template.chat(_turns(image, pairs))
-        return sequence
+        return _talk(record, template, _pairs(questions), self.max_positions)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Description:
         image = template.pixels(_need(record, "image"))
         ids = template.tokenizer.encode(" ".join(caption.text for caption in record.captions))
         codes = () if record.codes is None else (Segment.codes(record.codes, learn=True),)
-        return Sequence((image, Segment.text(ids, learn=True), *codes))
+        return _shortened(Sequence((image, Segment.text(ids, learn=True), *codes)), 1, record, template, template.max_positions)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Drawing:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")
         prompt: Text = _choose(self._texts(record, rng) or _lacks(record, "captions and no prompts"), rng)
-        sequence = template.draw(prompt.text, codes)
+        sequence = _prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
         if self.decoys and not prompt.vague and rng.random() < self.decoys:
@@ -147,19 +145,64 @@ class PlainText:
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         text = record.text or _choose(record.captions or _lacks(record, "text and no captions"), rng)
-        return template.plain(text.text)
+        return _shortened(template.plain(text.text), -1, record, template, template.max_positions)
 
 
-def _shorten(sequence: Sequence, record: Record, most: int) -> Sequence:
-    """A question and what there is room for of its answer."""
-    *asked, answer = sequence.segments
-    room = len(answer.ids) - (sequence.length - most)
+def _talk(record: Record, template: Template, pairs: list[tuple[str, str]], max_positions: int | None = None) -> Sequence:
+    """Questions and answers in this order, about the record's image where it has one, as many as there is room for."""
+    image = None if record.image is None else template.look(record.image, record.codes)
+    most = smallest(max_positions, template.max_positions)
+    sequence = whole = template.chat(_turns(image, pairs))
+    while most is not None and sequence.length > most and len(pairs) > 1:
+        pairs = pairs[:-1]
+        sequence = template.chat(_turns(image, pairs))
+    sequence = _shortened(sequence, -1, record, template, most)
+    if sequence.length < whole.length:
+        template.note_cut(whole.length)
+    return sequence
+
+
+def _shortened(sequence: Sequence, place: int, record: Record, template: Template, most: int | None) -> Sequence:
+    """A sequence of which the text at a place keeps as much as there is room for."""
+    if most is None or sequence.length <= most:
+        return sequence
+    segments = list(sequence.segments)
+    text = segments[place]
+    room = len(text.ids) - (sequence.length - most)
     if room < 1:
-        raise ValueError(
-            f"Record {record.key} asks in {sequence.length - len(answer.ids)} positions, and there are {most} at most: raise "
-            f"max_positions of its view and the row length, make a model for more, or take the record out."
-        )
-    return Sequence((*asked, Segment.text(answer.ids[:room], learn=True)))
+        raise _too_long(record, sequence.length - len(text.ids), most)
+    template.note_cut(sequence.length)
+    segments[place] = Segment.text(text.ids[:room], learn=text.learn)
+    return Sequence(tuple(segments))
+
+
+def _prompted(prompt: str, write: Callable[[str], Sequence], record: Record, template: Template) -> Sequence:
+    """What `write` makes of as much of a prompt as there is room for."""
+    sequence, most = write(prompt), template.max_positions
+    if most is None or sequence.length <= most:
+        return sequence
+    template.note_cut(sequence.length)
+    ids = template.tokenizer.encode(prompt)
+    around = sequence.length - len(ids)
+    while sequence.length > most:
+        ids = ids[: len(ids) - (sequence.length - most)]
+        cut = template.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER} ")  # half a character
+        if not cut:
+            raise _too_long(record, around, most)
+        sequence = write(cut)
+    return sequence
+
+
+def _too_long(record: Record, length: int, most: int) -> ValueError:
+    return ValueError(
+        f"Record {record.key} takes {length} positions and the text that can be cut, and there are {most} at most: raise "
+        f"trainer.num_positions (and max_positions of its view, where that is less), make a model for more "
+        f"(model.trunk.max_position_embeddings), or take the record out."
+    )
+
+
+def _pairs(questions: tuple[Question, ...]) -> list[tuple[str, str]]:
+    return [(question.text, question.answer) for question in questions]
 
 
 def _turns(image: Look | None, pairs: list[tuple[str, str]]) -> list[Turn]:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from unimm.batch import Batch, collate
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import best_fit
+from unimm.data.plan import measured
 from unimm.training.objectives import Objective
 
 
@@ -54,12 +55,12 @@ class HeldOut:
         template = self.mixture.template
         for start in range(0, len(self._rows), self.num_rows * num_ranks):
             rows = self._rows[start : start + self.num_rows * num_ranks][rank::num_ranks]
-            sequences = [[template.open(self.mixture.outline(sample)) for sample in row] for row in rows]
+            sequences = [[template.open(self.mixture.outline(sample, self.num_positions)) for sample in row] for row in rows]
             yield collate(sequences, self.num_positions, self.num_rows)
 
     def _pack(self) -> list[list[Sample]]:
         """Which samples share a row."""
         active = [(number, source) for number, source in enumerate(self.mixture.sources) if source.weight > 0]
         samples = [(number, n) for number, source in active for n in range(len(source.dataset))]
-        lengths = [self.mixture.outline(sample).sequence.length for sample in samples]
+        lengths = [measured(self.mixture, sample, self.num_positions).sequence.length for sample in samples]
         return [[samples[index] for index in row] for row in best_fit(lengths, self.num_positions)]

@@ -1,5 +1,6 @@
 """Every reader: a record is a function of its index, in any process; images are not decoded; views make sequences of all."""
 
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -7,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from toys import make_template
-from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all, read_all, send_all
+from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all, make_shard, picture_bytes, read_all, send_all, write_lines
 
+from unimm.cli.build import build, compose_config
 from unimm.data.image import decode_image, look
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.image_folder import ImageFolder
@@ -143,3 +147,27 @@ def test_a_conversation_keeps_its_order(files: Path) -> None:
 def test_documents_are_read_whole(files: Path) -> None:
     texts = [record.text for record in read_all(PlainTextFiles(files / "texts"))]
     assert [text.text for text in texts if text is not None] == 2 * list(DOCUMENTS)
+
+
+def test_turns_keep_their_order_whoever_reads_them(tmp_path: Path) -> None:
+    """By `data=jsonl`, `parquet` and `webdataset` a conversation is what it is by `data=llava`: whole, and in its order."""
+    turns = [
+        {"from": who, "value": f"{word} {n}{end}"}
+        for n in range(6)
+        for who, word, end in (("human", "Question", "?"), ("gpt", "Answer", "."))
+    ]
+    (tmp_path / "0.png").write_bytes(picture_bytes(0))
+    write_lines(tmp_path / "a.jsonl", [{"image": "0.png", "conversations": turns}])
+    rows = pyarrow.table({"image": [picture_bytes(0)], "conversations": [turns]})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    talk = json.dumps({"conversations": turns}).encode()
+    make_shard(tmp_path / "a.tar", {"0.png": picture_bytes(0), "0.json": talk})
+    template = make_template()
+    for data, suffix in (("jsonl", "jsonl"), ("parquet", "parquet"), ("webdataset", "tar")):
+        named = ["data.fields.caption=null", "data.fields.conversation=conversations", "~data.sources.draw"]
+        words = [f"data={data}", f"data.paths={tmp_path}/a.{suffix}", *named, "image_tokenizer=x"]
+        source = compose_config("train", words).data.sources.talk
+        record, view = build(source.dataset)[0], build(source.view)
+        for seed in range(3):
+            learned = [s.ids for s in view(record, template, np.random.default_rng(seed)).segments if s.learn]
+            assert [template.tokenizer.decode(ids).strip() for ids in learned] == [f"Answer {n}." for n in range(6)]

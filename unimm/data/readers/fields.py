@@ -18,8 +18,8 @@ class Fields:
 
     image: how the image is held, is the reader's matter.
     caption: a text, or a list of texts for the same image.
-    question, answer: two texts, or two lists of one length.
-    conversation: turns as LLaVA writes them, see `questions_of`; instead of question and answer.
+    question, answer: two texts, or two lists of one length: questions that do not lean on each other.
+    conversation: turns as LLaVA writes them, see `questions_of`; they keep their order. Instead of question and answer.
     text: plain text, for the language task.
     language: "en", "zh"; for entries of several languages. default_language: for all others.
     optional: names of fields that may be missing, or null.
@@ -75,6 +75,7 @@ class Fields:
             captions=tuple(Text(text, language) for text in _texts(get(self.caption), self.caption, where)),
             questions=self._questions(get, image is not None, where, language),
             text=None if plain is None else Text(_one_text(plain, self.text, where), language),
+            is_dialogue=self.conversation is not None,
         )
 
     def _questions(self, get: Callable[[str | None], Any], has_image: bool, where: str, language: str) -> tuple[Question, ...]:
