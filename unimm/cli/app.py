@@ -36,6 +36,9 @@ class Verbs(TyperGroup):
         place = {verb: number for number, verb in enumerate(ORDER)}
         return sorted(super().list_commands(ctx), key=lambda verb: place.get(verb, len(ORDER)))
 
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, [expand_home(word) for word in args])
+
     def invoke(self, ctx):
         with plain_errors():
             return super().invoke(ctx)
@@ -271,6 +274,12 @@ def scaling(
     from unimm.cli.scaling import run
 
     run(runs, predict or [], out)
+
+
+def expand_home(word: str) -> str:
+    """An option's value with the home folder for a leading ~, which shells put only at the beginning of a word."""
+    option, _, value = word.partition("=")
+    return f"{option}={Path(value).expanduser()}" if option.startswith("--") and value.startswith("~") else word
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import unimm
 from unimm.cli.errors import plain_errors
+from unimm.cli.overrides import as_typed, split_words
 from unimm.data.features import FeaturedDataset
 from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Dataset
@@ -60,7 +61,7 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     """A root configuration (`train`, `train_tokenizer`, `encode`) with overrides, as the shell verbs compose it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
-        return compose(root, overrides=overrides)
+        return compose(root, overrides=as_typed(overrides))
 
 
 def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None) -> None:
@@ -68,8 +69,6 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
 
     argv: the words; default: those that the process was called with.
     """
-    if argv is not None:
-        sys.argv = [sys.argv[0], *argv]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
 
     def plain_job(config: DictConfig) -> None:
@@ -77,6 +76,7 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
             job(config)
 
     with plain_errors():
+        sys.argv[1:] = split_words(sys.argv[1:] if argv is None else argv).for_hydra()
         hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
     leave_group()
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unimm.cli.build import CODED, build, check_given, join_group, open_image_tokenizer, print_paths, run_with_hydra
+from unimm.cli.errors import plain_errors
+from unimm.cli.overrides import quote, split_words
 from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
 from unimm.devices import choose_precision, keep_memory
@@ -81,11 +83,10 @@ def _hash(record: Record) -> str | None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command: names of data sets, and Hydra's words."""
-    words = sys.argv[1:] if argv is None else argv
-    names = [word for word in words if word.isidentifier()]
-    chosen = [f"names=[{','.join(names)}]"] if names else []
-    others = [word for word in words if word not in names]
-    run_with_hydra("encode", lambda config: print_paths(encode(config)), [*others, *chosen])
+    with plain_errors():
+        words = split_words(sys.argv[1:] if argv is None else argv)
+    chosen = [f"names=[{','.join(map(quote, words.names))}]"] if words.names else []
+    run_with_hydra("encode", lambda config: print_paths(encode(config)), [*words.options, *words.overrides, *chosen])
 
 
 if __name__ == "__main__":
