@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import SPECIAL_NAMES, StreamDecoder, TextTokenizer, train_byte_bpe
 
 TEXTS = [
@@ -29,7 +30,7 @@ def mixed():
     backend.train_from_iterator(TEXTS, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
     for i, name in enumerate(SPECIAL_NAMES.values()):
         backend.add_special_tokens([AddedToken(name, normalized=bool(i % 2))])
-    names = ["<plain added>", "<plain normalized>", "ü", "ø", "\n\n"]
+    names = ["<plain added>", "<plain normalized>", "ü", "ø", "\n\n", "<｜fim▁hole｜>"]  # as DeepSeek: not declared special
     backend.add_tokens([AddedToken(name, normalized="added" not in name, special=False) for name in names])
     return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
 
@@ -65,6 +66,51 @@ def test_added_letters_are_text_and_read_back(mixed):
     ids = mixed.encode("für øre\n\n")
     assert ids == mixed.tokenizer.encode("für øre\n\n", add_special_tokens=False)  # as the checkpoint was trained
     assert mixed.decode(ids) == "für øre\n\n"
+
+
+WORDS = ["<loc_1>", "<loc_10>", "[SEP]", "für", "北京", AddedToken("<pad me>", lstrip=True, rstrip=True, special=False)]
+
+
+def test_added_words_are_text_as_in_transformers(tmp_path):
+    """`tokenizer.add_tokens([...])`: encoded to their ids, shown, kept by save and load; a stream shows them, too."""
+    theirs = AutoTokenizer.from_pretrained(save(TOKENIZER, tmp_path / "before"))
+    theirs.add_tokens(WORDS)
+    tokenizer = TextTokenizer(theirs)
+    for text in ("a <loc_1> b", "<loc_10><loc_1>", "x <pad me> y", "[SEP]", "red<loc_1>red", "für 北京", "<|User|> <loc_1>"):
+        ids = tokenizer.encode(text)
+        if "<|" not in text:
+            assert ids == theirs.encode(text, add_special_tokens=False)
+        assert not tokenizer.control_ids.intersection(ids)
+        if "<pad" not in text:
+            assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special=False) == text
+        stream = StreamDecoder(tokenizer)
+        assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids)
+        for copy in (pickle.loads(pickle.dumps(tokenizer)), TextTokenizer.load(save(tokenizer, tmp_path / "after"))):
+            assert copy.encode(text) == ids and copy.decode(ids) == tokenizer.decode(ids)
+    assert tokenizer.encode("<loc_1>") == [len(TOKENIZER)] and tokenizer.control_ids == TOKENIZER.control_ids
+
+
+def save(tokenizer, folder):
+    tokenizer.save(folder)
+    return folder
+
+
+def test_added_words_that_steer_are_no_text():
+    """An end or a role that is not declared special: declared by its use, by its wide bars, or by a prompt format."""
+    backend = Tokenizer.from_str(TOKENIZER.tokenizer.backend_tokenizer.to_str())
+    names = ["<end>", "<me>", "<it>", "<｜tool▁call｜>", "<word>"]
+    backend.add_tokens([AddedToken(name, special=False) for name in names])
+    noun = SPECIAL_NAMES["bos"]
+    tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=noun, eos_token="<end>"))
+    template = Template(tokenizer, PromptFormat("<me>", "<it>"), 16, 4)
+    assert template.tokenizer is not tokenizer and tokenizer.with_control(["User", noun]) is tokenizer
+    for held in (template.tokenizer, pickle.loads(pickle.dumps(template.tokenizer))):
+        for name in names[:4]:
+            assert held.added_id(name) in held.control_ids and held.decode(held.encode(name)) == name
+            assert held.decode([held.added_id(name)]) == ""
+        assert held.encode("<word>") == [held.added_id("<word>")]
+    ids = [i for segment in template.chat([Turn("user", ("<it>: <word>",))], 3).given.segments for i in segment.ids]
+    assert [ids.count(tokenizer.added_id(name)) for name in ("<me>", "<it>", "<word>")] == [1, 1, 1]
 
 
 def test_pickled_tokenizer_keeps_the_rule():
@@ -179,10 +225,11 @@ def test_another_tokenizer_is_spelled_by_what_its_tokens_say(mixed):
     assert spelled[other.special.eos] == [TOKENIZER.special.eos]
     assert spelled[other.encode("a")[0]] == TOKENIZER.encode("a")
     assert TOKENIZER.spell(TOKENIZER) == [[i] for i in range(len(TOKENIZER))]
-    # an added letter is text, an added token that does nothing here is nothing
+    # an added letter or word is text, a control token that does nothing here is nothing
     theirs = TOKENIZER.spell(mixed)
-    assert TOKENIZER.decode(theirs[mixed.added_id("ü") or 0]) == "ü"
-    assert theirs[mixed.added_id("<plain added>") or 0] == []
+    for text in ("ü", "<plain added>"):
+        assert TOKENIZER.decode(theirs[mixed.added_id(text) or 0]) == text
+    assert theirs[mixed.added_id("<｜fim▁hole｜>") or 0] == []
 
 
 @pytest.mark.parametrize("text", ["a red circle", "a red circle " * 50], ids=["remembered", "too long"])

@@ -210,3 +210,25 @@ def test_sampled_drawings_are_keyed_by_image_not_by_place(engine: Engine) -> Non
     assert torch.equal(many[1, :2], engine.generate_codes("three green triangles", num_images=2, seed=5))
     filled = engine.fill([engine.template.draw("a", num_codes=engine.image_tokenizer.num_codes)], Sampling(1.0, seed=5), 5.0)
     assert torch.equal(torch.tensor(filled[0].segments[-1].ids), many[0, 0])
+
+
+def test_words_that_were_added_in_transformers_are_written_and_shown(tmp_path: Path) -> None:
+    """Grounding tokens as people add them: not special, thus shown. The answer is transformers', token for token."""
+    torch.manual_seed(0)  # of the new rows
+    theirs, processor = write_checkpoint(tmp_path / "before", 1)
+    processor.tokenizer.add_tokens(["<loc_1>", "<loc_2>"])
+    theirs.resize_token_embeddings(len(processor.tokenizer))
+    with torch.no_grad():
+        theirs.lm_head.weight[-2:] *= 50
+    theirs.save_pretrained(tmp_path / "after")
+    processor.save_pretrained(tmp_path / "after")
+    engine = unimm.load(tmp_path / "after", device="cpu", dtype="float32")
+    prompt = PROMPT.replace(": a", ": is <loc_2> red?")
+    inputs = processor(text=[prompt], return_tensors="pt")
+    messages = [{"role": "user", "content": "is <loc_2> red?"}]
+    given = engine._chat_request(messages, 6, Sampling()).sequence.given
+    assert [i for segment in given.segments for i in segment.ids] == inputs["input_ids"][0].tolist()
+    ids = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    found = engine.complete(messages, max_new_tokens=6)
+    assert list(found.ids) == ids.tolist() and "<loc_" in found.text
+    assert found.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()

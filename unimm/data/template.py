@@ -75,7 +75,7 @@ class Template:
     """Writes conversations, drawing prompts and plain texts as sequences.
 
     Args:
-        tokenizer: the text tokenizer with its special ids.
+        tokenizer: the text tokenizer with its special ids; added tokens that are roles become control tokens of it.
         prompt_format: roles and system prompt.
         image_size: height and width of the pixels that the vision tower looks at.
         num_positions: positions that one such image takes.
@@ -92,7 +92,7 @@ class Template:
         encode: Callable[[ImageLike], np.ndarray] | None = None,
         max_positions: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer.with_control((prompt_format.user, prompt_format.assistant))
         self.prompt_format = prompt_format
         self.image_size = image_size
         self.num_positions = num_positions

@@ -53,11 +53,14 @@ class TextTokenizer:
     """A `transformers` tokenizer, seen as the two functions that we need of it and its special ids.
 
     special: the ids of Janus' special tokens (`SpecialIds`).
-    control_ids: ids that `encode` never gives, and `decode` leaves out.
+    control_ids: ids that `encode` never gives, and `decode` leaves out. Added tokens that are not special, as
+        `tokenizer.add_tokens` makes them, are text: encoded to their ids and shown.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, add_missing: bool = False):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, add_missing: bool = False, control: Iterable[str] = ()):
         """Wrap a fast tokenizer; add_missing adds the Janus tokens that it lacks (the embedding must then grow).
+
+        control: added tokens that steer a model though they are not declared special, such as a prompt format's roles.
 
         ValueError if the tokenizer has no fast backend, or lacks a special token.
         """
@@ -69,10 +72,12 @@ class TextTokenizer:
         self.special = _resolve_special_ids(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = {token.content: i for i, token in added.items()}
-        letters = {i: token.content for i, token in added.items() if _is_text(token)}
-        self.control_ids = frozenset(set(added) - set(letters))
+        self._control = frozenset(control)
+        steering = {*tokenizer.all_special_ids, *(getattr(self.special, field.name) for field in fields(SpecialIds))}
+        is_text = {i: _is_text(token) and i not in steering and token.content not in control for i, token in added.items()}
+        self.control_ids = frozenset(i for i in added if not is_text[i])
         self._backend = _without_control_tokens(tokenizer.backend_tokenizer, self.control_ids)
-        self._spelled = _spell_misread(self._backend, letters)
+        self._spelled = _spell_misread(self._backend, {i: token.content for i, token in added.items() if is_text[i]})
         # a vocabulary without bytes answers a strange character with its unknown token, which is no harm
         self._never = frozenset(i for i in self.control_ids if added[i].content != tokenizer.unk_token)
         self._remember = lru_cache(REMEMBERED)(self._encode)
@@ -83,7 +88,12 @@ class TextTokenizer:
 
     def __reduce__(self):
         # The backend forgets `encode_special_tokens` when pickled: a data worker must build its own copy.
-        return TextTokenizer, (self.tokenizer,)
+        return TextTokenizer, (self.tokenizer, False, tuple(sorted(self._control)))
+
+    def with_control(self, names: Iterable[str]) -> "TextTokenizer":
+        """The same tokenizer, for which added tokens of these names steer the model: no text becomes one of them."""
+        ids = {self._added.get(name) for name in names} - {None}
+        return self if ids <= self.control_ids else TextTokenizer(self.tokenizer, control={*self._control, *names})
 
     def added_id(self, name: str) -> int | None:
         """The id of an added token by its exact name, for templates; None if the tokenizer has no such token."""
@@ -250,8 +260,11 @@ def _for_janus_processor(tokenizer: PreTrainedTokenizerFast, special: SpecialIds
 
 
 def _is_text(token: AddedToken) -> bool:
-    """Is this added token ordinary text? Some vocabularies add letters and white space (DeepSeek-LLM adds "ü")."""
-    return not token.special and (len(token.content) == 1 or token.content.isspace())
+    """Is this added token ordinary text? Some vocabularies add letters and white space (DeepSeek-LLM adds "ü"), people words of
+    their own (<loc_1>). DeepSeek does not declare all of its control tokens: they are known by their wide bars.
+    """
+    steers = token.content in SPECIAL_NAMES.values() or (token.content.startswith("<｜") and token.content.endswith("｜>"))
+    return not token.special and not steers
 
 
 def _add_missing(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -289,11 +302,13 @@ def _without_control_tokens(backend: Tokenizer, control_ids: frozenset[int]) -> 
     return copy
 
 
-def _spell_misread(backend: Tokenizer, letters: dict[int, str]) -> dict[int, list[int]]:
-    """Ordinary ids for added letters that the byte-level decoder misreads as a byte ("ü" as 0xFC)."""
+def _spell_misread(backend: Tokenizer, added: dict[int, str]) -> dict[int, list[int]]:
+    """Ordinary ids for added text that the byte-level decoder misreads as bytes ("ü" as 0xFC)."""
     spelled = {}
-    for i, letter in letters.items():
-        if backend.decode([i]) != letter and backend.pre_tokenizer is not None:
-            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(letter)]
-            spelled[i] = [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+    for i, text in added.items():
+        if backend.pre_tokenizer is not None and backend.decode([i]) != text:
+            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+            ids = [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+            if backend.decode(ids) == text:
+                spelled[i] = ids
     return spelled

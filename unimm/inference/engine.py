@@ -61,7 +61,6 @@ class Engine:
     ) -> None:
         self.model = model
         self.image_tokenizer = image_tokenizer
-        self.tokenizer = tokenizer
         vision = model.config.vision
         self.prompt_format = prompt_format or PromptFormat()
         self.drawing = drawing or DrawingDefaults()
@@ -70,6 +69,7 @@ class Engine:
         self.template = Template(
             tokenizer, self.prompt_format, vision.image_size, vision.num_patches, lambda image: self.encode_image(image).numpy()
         )
+        self.tokenizer = self.template.tokenizer  # it shows no roles
         self.decoder = Decoder(model, tokenizer.special.pad, limits, weights, deterministic)
 
     @property
