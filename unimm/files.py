@@ -81,6 +81,13 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, content: Any) -> None:
+    """`write_json` under another name, then renamed: whoever reads, at whatever moment, finds the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_json(temporary, content)
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object of a file, None if there is no file.
 

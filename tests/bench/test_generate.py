@@ -1,6 +1,8 @@
 """`unimm bench generate`: both peers draw with the same weights, and the table has every column."""
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from unimm.bench.generate import Trial, read_bandwidth
 from unimm.bench.trials import run_in_turns
 from unimm.cli.app import app
-from unimm.cli.bench_generate import read_batch
+from unimm.cli.bench_generate import choose_peers, read_batch
 
 
 def test_both_draw_and_write_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:
@@ -51,3 +53,34 @@ def test_a_peer_that_cannot_draw_is_named(tmp_path: Path) -> None:
 
 def test_memory_is_read_at_some_speed() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu")) < 1e13
+
+
+@dataclass(frozen=True)
+class Said:
+    """A trial that prints its own figures, or says why not."""
+
+    who: str
+    say: str
+
+
+TALK = [sys.executable, "-S", "-c", "import json, sys; exec(json.loads(sys.argv[1])['say'])"]
+
+
+def test_what_was_measured_before_a_failure_is_kept() -> None:
+    kept: list[list[dict]] = []
+    trials = [Said("good", "print(json.dumps({'ms': 2.0}))"), Said("bad", "sys.exit('no room')"), Said("never", "")]
+    with pytest.raises(ValueError, match="The trial of bad failed: no room"):
+        run_in_turns("", trials, 2, lambda trial: None, {trial.who: TALK for trial in trials}, kept.append)
+    assert [[(one["who"], one["ms"]) for one in each] for each in kept] == [[("good", 2.0)]]
+    silent = Said("silent", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(ValueError, match="The trial of silent failed: it ended with -9 and said nothing"):
+        run_in_turns("", [silent], 1, lambda trial: None, {"silent": TALK})
+
+
+def test_only_weights_of_fewer_bits_are_timed_where_that_is_asked() -> None:
+    assert choose_peers(["int8"], False, 5.0) == [("unimm", "as dtype"), ("transformers", "as dtype"), ("unimm", "int8")]
+    assert choose_peers(["int8", "fp8"], True, 5.0) == [("unimm", "int8"), ("unimm", "fp8")]
+    assert choose_peers([], False, 1.0) == [("unimm", "as dtype")]
+    for weights, told in (([], "add --weights"), (["int3"], "There are no weights 'int3'")):
+        with pytest.raises(ValueError, match=told):
+            choose_peers(weights, True, 5.0)

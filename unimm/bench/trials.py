@@ -4,6 +4,7 @@ A benchmark's module is run with one trial as JSON (`python -m MODULE {...}`) an
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -21,14 +22,15 @@ def run_in_turns(
     repeats: int,
     progress: Callable[[Any], None],
     others: dict[str, list[str]] | None = None,
+    keep: Callable[[list[dict[str, Any]]], Any] = lambda measured: None,
 ) -> list[dict[str, Any]]:
     """The medians of what each trial measured, beside its own fields.
 
     trials: frozen dataclasses with a field `who`. `progress` is told which one is next. others: the command of a peer that the
-        module does not know; the trial is its last word.
+        module does not know; the trial is its last word. keep: called after each trial with what is measured until then.
 
     Raises:
-        ValueError: a trial failed; the last line that it said.
+        ValueError: a trial failed; the last line that it said. UNIMM_DEBUG=1 shows all of it.
     """
     measured: list[list[dict[str, float]]] = [[] for _ in trials]
     for _ in range(repeats):
@@ -37,10 +39,22 @@ def run_in_turns(
             command = (others or {}).get(trial.who, [sys.executable, "-m", module])
             done = subprocess.run([*command, json.dumps(asdict(trial))], capture_output=True, text=True)
             if done.returncode:
-                raise ValueError(f"The trial of {trial.who} failed: {done.stderr.strip().splitlines()[-1]}")
+                if os.environ.get("UNIMM_DEBUG") == "1":
+                    print(done.stderr, file=sys.stderr)
+                said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode} and said nothing"]
+                raise ValueError(f"The trial of {trial.who} failed: {said[-1]}")
             runs.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = [{key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in measured]
-    return [{**asdict(trial), **values} for trial, values in zip(trials, medians, strict=True)]
+            keep(_medians(trials, measured))
+    return _medians(trials, measured)
+
+
+def _medians(trials: list[Any], measured: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Of the trials that have run."""
+    return [
+        {**asdict(trial), **{key: statistics.median(one[key] for one in runs) for key in runs[0]}}
+        for trial, runs in zip(trials, measured, strict=True)
+        if runs
+    ]
 
 
 def peak_bytes() -> int:

@@ -54,6 +54,7 @@ def generate(
     weights: Annotated[
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
     ] = None,
+    only_weights: Annotated[bool, typer.Option("--only-weights", help="Time nothing but unimm with --weights.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
@@ -78,7 +79,7 @@ def generate(
         (device, dtype),
         batch or ["1", "8", "8+8"],
         guidance_scale,
-        weights or [],
+        (weights or [], only_weights),
         repeats,
         out,
         (deepseek, deepseek_python),
@@ -164,6 +165,31 @@ def pretrain(
         peak_tflops=peak_tflops,
     )
     run(model, device, setting, out)
+
+
+@bench.command()
+def device(
+    minutes: Annotated[float, typer.Option(min=0.1, help="For all of it, on the machine at hand.")] = 9.0,
+    device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu with --toy.")] = "cuda",
+    toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes: to see that everything runs.")] = False,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write all of it as JSON, after each part.")] = Path(
+        "runs/bench/device.json"
+    ),
+) -> None:
+    """All that a GPU should be asked, in a few minutes: its tests, drawing beside transformers, few bits, MFU, the quickstart.
+
+    In order of worth, each a process of its own that ends when its share of the time is over; what does not fit is skipped. The
+    file is whole after each part: Ctrl-C or SIGTERM costs the part that runs. What a part has printed lies in OUT.parts. The
+    exit code is 1 if a part failed or was not finished in its time.
+
+    \b
+    Examples:
+      unimm bench device --minutes 9 --out runs/bench/h200.json
+      unimm bench device --minutes 5 --device cpu --toy
+    """
+    from unimm.cli.bench_device import run
+
+    run(minutes, device, toy, out)
 
 
 @bench.command()

@@ -1,5 +1,9 @@
-"""What a benchmark measures: a folder that is named, or random weights in a size that conf/model names."""
+"""What a benchmark measures: a folder that is named, or random weights in a size that conf/model names.
 
+As a command it writes such a folder for several benchmarks: `python -m unimm.cli.bench_checkpoint MODEL DTYPE DEVICE FOLDER`.
+"""
+
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +14,7 @@ import torch
 
 from unimm.bench.random_checkpoint import write_random_checkpoint
 from unimm.cli.build import build, compose_config, conf_folder, fill_sizes
+from unimm.devices import choose_device, choose_dtype
 from unimm.models.image_tokenizer import ImageTokenizerConfig
 from unimm.models.unified import UnifiedConfig
 
@@ -53,3 +58,14 @@ def sizes_of(name: str) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
     words = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]
     tokenizer = build(compose_config("train_tokenizer", words).tokenizer)
     return fill_sizes(config, tokenizer, VOCABULARY), tokenizer
+
+
+def main() -> None:
+    """Random weights of a size, drawn on a device and written to a folder."""
+    model, dtype, device, folder = sys.argv[1:]
+    where = choose_device(device)
+    write_random_checkpoint(Path(folder), *sizes_of(model), choose_dtype(dtype, where), device=where)
+
+
+if __name__ == "__main__":
+    main()

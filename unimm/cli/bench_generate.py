@@ -15,7 +15,7 @@ from unimm.bench.provenance import provenance
 from unimm.bench.trials import PEERS, run_in_turns
 from unimm.cli.bench_checkpoint import checkpoint
 from unimm.devices import choose_device, choose_dtype
-from unimm.files import check_writable, write_json
+from unimm.files import check_writable, replace_json
 from unimm.inference.linear import QUANTIZED
 
 console = Console(highlight=False)
@@ -29,7 +29,7 @@ def run(
     place: tuple[str | None, str | None],
     batches: list[str],
     guidance_scale: float,
-    weights: list[str],
+    weights: tuple[list[str], bool],
     repeats: int,
     out: Path,
     deepseek: tuple[Path | None, str] = (None, sys.executable),
@@ -40,7 +40,7 @@ def run(
         model: a size by name (a file of conf/model, then with random weights), or a Janus' folder.
         place: device and dtype.
         batches: "IMAGES" or "IMAGES+TEXTS" at once.
-        weights: of fewer bits, to time unimm with too.
+        weights: of fewer bits, to time unimm with too; and whether to time nothing else.
         out: JSON file for the figures; the plot lies beside it.
         deepseek: DeepSeek's repository, to time its loop too, and the Python that its code works in.
 
@@ -54,12 +54,9 @@ def run(
     dtype = choose_dtype(place[1], where)
     name = str(dtype).removeprefix("torch.")
     sizes = [read_batch(batch) for batch in batches]
-    if unknown := set(weights) - set(QUANTIZED):
-        raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
+    peers = choose_peers(*weights, guidance_scale)
     check_writable(out)
-    # Without guidance transformers cannot draw.
-    peers = [(who, "as dtype") for who in PEERS if who == "unimm" or guidance_scale > 1]
-    peers += [("unimm", few) for few in weights]
+    origin = provenance(where)
     with status.status("") as shown, checkpoint(model, dtype, shown.update) as folder:
         trials = [
             Trial(who, str(folder), str(where), name, *size, guidance_scale=guidance_scale, weights=few)
@@ -68,18 +65,32 @@ def run(
         ]
         others = {"deepseek": [python, deepseek_script.__file__, str(repository)]}
 
+        def keep(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            """After each trial: one that fails, or that nobody waits for, costs no figure of those before it."""
+            named = [{**one, "folder": model} for one in measured]
+            replace_json(out, {"bench": "generate", "repeats": repeats, "provenance": origin, "measured": named})
+            return named
+
         def tell(trial: Trial) -> None:
             shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {trial.who}, {trial.weights}")
 
-        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell, others)
-    for one in measured:
-        one["folder"] = model
-    show(model, name, measured)
-    write_json(out, {"bench": "generate", "repeats": repeats, "provenance": provenance(where), "measured": measured})
+        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell, others, keep)
+    show(model, name, keep(measured))
     picture = out.with_suffix(".png")
     groups = {label(one): {name_of(other): other["ms_a_step"] for other in alike(one, measured)} for one in measured}
     plot_bars(picture, groups, title=f"{model}, {name}: milliseconds a step", axis="ms a step")
     console.print(f"{out}\n{picture}")
+
+
+def choose_peers(weights: list[str], only_weights: bool, guidance_scale: float) -> list[tuple[str, str]]:
+    """Who is timed, with which weights. ValueError: there are no such weights, or none at all."""
+    if unknown := set(weights) - set(QUANTIZED):
+        raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
+    if only_weights and not weights:
+        raise ValueError("--only-weights times the weights that are named: add --weights int8, int4 or fp8.")
+    # Without guidance transformers cannot draw.
+    peers = [(who, "as dtype") for who in PEERS if not only_weights and (who == "unimm" or guidance_scale > 1)]
+    return peers + [("unimm", few) for few in weights]
 
 
 def read_batch(text: str) -> tuple[int, int]:
