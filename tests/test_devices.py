@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unimm import devices
-from unimm.devices import bf16_is_faster, choose_precision, cpu_has_bf16
+from unimm.devices import bf16_is_faster, choose_device, choose_dtype, choose_precision, cpu_has_bf16
 
 CPU = torch.device("cpu")
 
@@ -58,3 +58,39 @@ def test_another_small_processor_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("UNIMM_CPU", "sse2")
     with pytest.raises(ValueError, match="UNIMM_CPU=sse2 is unknown"):
         cpu_has_bf16()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
+def test_there_is_one_cpu(device: str | torch.device) -> None:
+    assert choose_device(device) == CPU
+
+
+@pytest.mark.parametrize(
+    "device", ["meta", "xpu", "xpu:0", "npu", "hpu", "cpu:1", "mps:1", "cuda:x", "vulkan", "cuda:", 0, "", "x" * 10_000]
+)
+def test_devices_that_are_none_are_one_sentence(device: str) -> None:
+    with pytest.raises(ValueError, match=r"^Unknown device '.*': use cuda, cuda:N, mps or cpu\.$") as refused:
+        choose_device(device)
+    assert len(str(refused.value)) < 150
+
+
+def test_a_device_that_is_not_here_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: 2 * there)
+        if not there:
+            for device in ("cuda", "cuda:0", "mps"):
+                with pytest.raises(ValueError, match=r"^No (CUDA|MPS) device is here"):
+                    choose_device(device)
+    assert [str(choose_device(device)) for device in (None, "cuda", "cuda:1", "mps:0")] == ["cuda", "cuda", "cuda:1", "mps"]
+    with pytest.raises(ValueError, match="There is no cuda:2: 2 CUDA devices are here"):
+        choose_device("cuda:2")
+
+
+def test_dtypes_are_those_that_a_model_computes_in() -> None:
+    for dtype in ("fp32", "float32", "torch.float32", torch.float32):
+        assert choose_dtype(dtype, CPU) == torch.float32
+    for dtype in (torch.int8, torch.complex64, torch.float64, torch.float8_e4m3fn, "int4", 16, torch.bool):
+        with pytest.raises(ValueError, match=r"^Unknown dtype '"):
+            choose_dtype(dtype, CPU)  # pyright: ignore[reportArgumentType]

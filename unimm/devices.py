@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 import time
 from functools import cache
@@ -15,24 +16,26 @@ LARGE = 200_000_000
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The given device, or the best that is here: cuda, mps, cpu.
+    """The given device, or the best that is here: cuda, mps, cpu. There is one cpu and one mps, which "cpu:0" names, too.
 
     Raises:
-        ValueError: the device that was asked for is not here.
+        ValueError: the device that was asked for is not here, or none that unimm knows.
     """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"Unknown device '{device}': use cuda, cuda:N, mps or cpu.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    named = re.fullmatch(r"(cuda):([0-9]{1,3})|(cuda|mps|cpu)|(mps|cpu):0", str(device))
+    if named is None:
+        raise ValueError(f"Unknown device '{str(device)[:60]}': use cuda, cuda:N, mps or cpu.")
+    kind, number = named[1] or named[3] or named[4], None if named[2] is None else int(named[2])
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("No CUDA device is here: leave the device out, or use cpu.")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
+    if kind == "cuda" and number is not None and number >= torch.cuda.device_count():
+        raise ValueError(f"There is no {device}: {torch.cuda.device_count()} CUDA devices are here, from cuda:0 on.")
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("No MPS device is here: leave the device out, or use cpu.")
-    return chosen
+    return torch.device(kind) if number is None else torch.device(kind, number)
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_parameters: int | None = None) -> torch.dtype:
@@ -42,16 +45,16 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_para
     instructions for it, else float32.
 
     Raises:
-        ValueError: the name is not a floating-point dtype.
+        ValueError: it is another dtype than float32, bfloat16 or float16.
     """
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype is not None:
         names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
         names |= {"float16": torch.float16, "fp16": torch.float16}
-        if dtype not in names:
-            raise ValueError(f"Unknown dtype '{dtype}': use one of {', '.join(names)}.")
-        return names[dtype]
+        name = str(dtype).removeprefix("torch.")
+        if name not in names:
+            few_bits = " (for fewer bits see `weights` of unimm.load)" if "8" in name else ""
+            raise ValueError(f"Unknown dtype '{name[:60]}': use one of {', '.join(names)}{few_bits}.")
+        return names[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "mps":

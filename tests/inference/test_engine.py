@@ -137,7 +137,7 @@ def test_the_best_of_several_drawings_is_the_one_that_aligns_best(tiny_engine: E
     assert alone.tobytes() == best[1][0].tobytes()
     assert tiny_engine.generate_images([], best_of=2) == []
     for wrong in (0, None, 2.5):
-        with pytest.raises(ValueError, match=f"best_of must be a whole number of at least 1, not {wrong}"):
+        with pytest.raises(ValueError, match=f"best_of is a whole number of at least 1, not {wrong}"):
             tiny_engine.generate_images("a", best_of=wrong)
     long = "xy " * (tiny_engine.model.config.max_positions // 2)
     for ask in (lambda: tiny_engine.alignment(alone, long), lambda: tiny_engine.generate_images(long, best_of=2)):

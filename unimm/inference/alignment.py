@@ -5,7 +5,7 @@ model that draws can thus choose among its own drawings.
 """
 
 from itertools import takewhile
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from unimm.data.records import SHOWS, ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.inference.inputs import check_text
+from unimm.inference.scalars import whole_number
 from unimm.models.attention import mask_of
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
@@ -47,17 +48,17 @@ def check_lengths(model: UnifiedModel, sequences: list[Sequence]) -> None:
         )
 
 
-def check_best_of(best_of: int, model: UnifiedModel, template: Template, prompts: list[str]) -> None:
-    """Before the work of drawing: can the best of so many be chosen?
+def check_best_of(best_of: Any, model: UnifiedModel, template: Template, prompts: list[str]) -> int:
+    """Before the work of drawing: can the best of so many be chosen? Gives how many.
 
     Raises:
         ValueError: it is no number from 1 on, or a prompt is empty, or too long to be asked about.
     """
-    if not isinstance(best_of, int) or best_of < 1:
-        raise ValueError(f"best_of must be a whole number of at least 1, not {best_of}.")
+    best_of = whole_number("best_of", best_of, 1)
     if best_of > 1:
         blank = Image.new("RGB", (1, 1))
         check_lengths(model, [ask_whether_shown(template, blank, prompt) for prompt in prompts])
+    return best_of
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from unimm.inference.inputs import check_text
 from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampling
+from unimm.inference.scalars import whole_number, whole_numbers
 
 GREY = (128, 128, 128)
 """Where a preview has nothing yet."""
@@ -52,14 +53,14 @@ def drawing_requests(
     num_codes: int,
     prompt: str | list[str],
     count: tuple[int, int],
-    seed: int | list[int],
+    seed: Any,
     defaults: DrawingDefaults,
     settings: dict[str, Any],
 ) -> list[Request]:
     """A request an image, prompt after prompt.
 
     count: images of a prompt, and of how many drawings each is the best.
-    seed: of all prompts, or one for each.
+    seed: of all prompts, or one for each; of Python's, NumPy's or PyTorch's integers.
     settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`.
 
     Raises:
@@ -67,8 +68,6 @@ def drawing_requests(
         TypeError: there is no such setting.
     """
     num_images, best_of = count
-    if not isinstance(num_images, int) or num_images < 1:
-        raise ValueError(f"num_images is a whole number of at least 1, not {num_images}.")
     settings = dict(settings)
     own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
     drawing = replace(defaults, **own)
@@ -76,7 +75,7 @@ def drawing_requests(
     if settings:
         raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    seeds = seed if isinstance(seed, list) else [seed] * len(prompts)
+    seeds = whole_numbers("seed", seed, len(prompts))
     if len(seeds) != len(prompts):
         raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
     requests = []
@@ -104,8 +103,7 @@ def draw(
     Raises:
         ValueError: a request can never be filled; before the first step.
     """
-    if preview_every < 0:
-        raise ValueError(f"preview_every is a number of codes (0: no previews), not {preview_every}.")
+    preview_every = whole_number("preview_every", preview_every, 0)
     return _draw(requests, decoder.steps(requests), coder, preview_every)
 
 

@@ -26,6 +26,7 @@ from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.pixels import ImageCoder
 from unimm.inference.rows import Request
 from unimm.inference.sampling import Sampling
+from unimm.inference.scalars import whole_number
 from unimm.inference.writing import Completion, write
 from unimm.inference.writing import stream as write_stream
 from unimm.models.folder import save_model
@@ -175,11 +176,11 @@ class Engine:
             A string, or a list of strings where image or question is a list.
         """
         images, questions, is_list = pair(image, question)
-        settings = Sampling(temperature=temperature, **sampling)
+        settings, limit = Sampling(temperature, **sampling), whole_number("max_new_tokens", max_new_tokens, 1)
         for text in questions:
             check_text(text, "question")
         asked = [Turn("user", (self.template.look(one), text)) for one, text in zip(images, questions, strict=True)]
-        requests = [Request(self.template.chat([turn], max_new_tokens), settings) for turn in asked]
+        requests = [Request(self.template.chat([turn], limit), settings) for turn in asked]
         texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
         return texts if is_list else texts[0]
 
@@ -241,8 +242,9 @@ class Engine:
     def _chat_request(
         self, messages: list[Message], max_new_tokens: int, sampling: Sampling, logprobs: bool = False
     ) -> Request:
+        limit = whole_number("max_new_tokens", max_new_tokens, 1)
         turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
-        return Request(self.template.chat(turns, max_new_tokens, system_prompt), sampling, logprobs=logprobs)
+        return Request(self.template.chat(turns, limit, system_prompt), sampling, logprobs=logprobs)
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +264,7 @@ class Engine:
 
         Args:
             num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
-            seed: of all prompts (their images are a little alike then), or a list, one for each.
+            seed: of all prompts (their images are a little alike then), or a list or array, one for each.
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
@@ -274,12 +276,12 @@ class Engine:
         Returns:
             A list of PIL images; a list of such lists for a list of prompts.
         """
-        best_of = more.pop("best_of", 1)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        check_best_of(best_of, self.model, self.template, prompts)
+        num_images = whole_number("num_images", num_images, 1)
+        best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
-        requests = self._requests(prompt, num_images, seed, settings, best_of)
-        images = finish(draw(self.decoder, requests, self.coder), callback).images or []
+        drawing = draw(self.decoder, self._requests(prompt, num_images, seed, settings, best_of), self.coder)
+        images = finish(drawing, callback).images or []
         if best_of > 1:
             each = [text for text in prompts for _ in range(num_images * best_of)]
             images = choose_best(images, self.alignment(images, each), best_of)
@@ -298,8 +300,7 @@ class Engine:
         Returns:
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
         """
-        requests = self._requests(prompt, num_images, seed, settings)
-        return draw(self.decoder, requests, self.coder, preview_every)
+        return draw(self.decoder, self._requests(prompt, num_images, seed, settings), self.coder, preview_every)
 
     def generate_codes(
         self,
@@ -314,6 +315,7 @@ class Engine:
 
         A list of prompts gives (num_prompts, num_images, num_codes). There is no `best_of`.
         """
+        num_images = whole_number("num_images", num_images, 1)
         requests = self._requests(prompt, num_images, seed, settings)
         if not requests:
             return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
@@ -321,7 +323,7 @@ class Engine:
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
-        num_codes, count = self.image_tokenizer.num_codes, (num_images, best_of)
+        num_codes, count = self.image_tokenizer.num_codes, (whole_number("num_images", num_images, 1), best_of)
         return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
 
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
@@ -333,10 +335,7 @@ class Engine:
         return self.coder.decode(codes)
 
     def encode_image(self, image: ImageLike | list) -> torch.Tensor:
-        """An image -> its codes (num_codes,) long on the CPU; short side to size, centre crop.
-
-        A list of n images gives (n, num_codes).
-        """
+        """An image -> its codes (num_codes,) long on the CPU, n images -> (n, num_codes); short side to size, centre crop."""
         return self.coder.encode(image) if isinstance(image, list) else self.coder.encode([image])[0]
 
     # -- the general call ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from typing import Any
 
 from unimm.data.records import ImageLike
+from unimm.inference.scalars import shorten
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import BLANK, Kind, Sequence
 
@@ -25,7 +26,7 @@ def read_stop(stop: str | list[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for one in strings:
         if not isinstance(one, str) or not one:
-            raise ValueError(f"stop is a string or a list of strings, none of them empty, not {stop!r}.")
+            raise ValueError(f"stop is a string or a list of strings, none of them empty, not {shorten(stop)}.")
     return strings
 
 

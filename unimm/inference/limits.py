@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from unimm.inference.scalars import whole_number
+
 
 class QueueFull(RuntimeError):
     """So many requests wait already that another is refused: ask again later."""
@@ -40,5 +42,5 @@ class Limits:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value, least = getattr(self, limit.name), 0 if limit.name == "max_waiting" else 1
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{limit.name} is a whole number of at least {least}, not {value!r}.")
+            if value is not None or limit.name == "max_rows":
+                object.__setattr__(self, limit.name, whole_number(limit.name, value, least))

@@ -16,6 +16,7 @@ from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
 from unimm.inference.inputs import MAX_PROMPT_CHARACTERS, check_text
+from unimm.inference.scalars import shorten
 
 Message = dict[str, Any]
 """A chat message: {"role": ..., "content": text or a list of parts}, and with DeepSeek "images"."""
@@ -119,7 +120,7 @@ def _with_images(content: str | list, images: Any) -> list[str | _Shown]:
 def _read_part(part: Any) -> str | _Shown:
     kind = part.get("type") if isinstance(part, dict) else part
     if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _KEYS:
-        raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {_short(kind)}.")
+        raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {shorten(kind)}.")
     _check_keys(f"part of type {kind}", part, ("type", *_KEYS[kind]))
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -162,9 +163,4 @@ def _check_keys(name: str, given: dict, known: tuple[str, ...]) -> None:
     """ValueError: it has a key that would be ignored. One that holds None says nothing (SDKs write all that they know)."""
     unknown = [key for key, value in given.items() if key not in known and value is not None]
     if unknown:
-        raise ValueError(f"A {name} has {', '.join(known)}, not {_short(unknown[0])}: nothing would follow it.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+        raise ValueError(f"A {name} has {', '.join(known)}, not {shorten(unknown[0])}: nothing would follow it.")

@@ -44,7 +44,10 @@ class ImageCoder:
         Raises:
             ValueError: a code is outside the codebook, or their number is not that of an image.
         """
-        codes = torch.as_tensor(codes, dtype=torch.long)
+        codes = torch.as_tensor(codes)
+        if len(codes) and (codes.is_floating_point() or codes.dtype == torch.bool):
+            raise ValueError(f"Codes are whole numbers, not {codes.dtype}.".replace("torch.", ""))
+        codes = codes.long()
         codes = codes[None] if codes.dim() == 1 else codes
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.tokenizer.codebook_size:
             raise ValueError(f"Codes lie in [0, {self.tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}.")

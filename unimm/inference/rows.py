@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from unimm.inference.sampling import Sampling
+from unimm.inference.scalars import real_number, shorten
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 
@@ -27,6 +28,15 @@ class Request:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            begin, end = self.guidance_interval
+        except (TypeError, ValueError):
+            raise ValueError(f"guidance_interval is two numbers, not {shorten(self.guidance_interval)}.") from None
+        interval = real_number("guidance_interval", begin), real_number("guidance_interval", end)
+        object.__setattr__(self, "guidance_interval", interval)
+        object.__setattr__(self, "guidance_scale", real_number("guidance_scale", self.guidance_scale))
 
     @property
     def blank(self) -> Segment:

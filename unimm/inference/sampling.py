@@ -6,12 +6,12 @@ Shapes: R rows, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, fields
 
 import torch
 
 from unimm.inference.noise import gumbel, stream_key
+from unimm.inference.scalars import real_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("seed", "index", "top_k"):
-            if not isinstance(getattr(self, name), Integral):
-                raise ValueError(f"{name} is a whole number, not {getattr(self, name)!r}.")
+        for field in fields(self):  # of NumPy's or PyTorch's numbers plain ones
+            convert = whole_number if field.name in ("seed", "index", "top_k") else real_number
+            object.__setattr__(self, field.name, convert(field.name, getattr(self, field.name)))
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
         if not 0 <= self.top_k < 2**31:
