@@ -25,11 +25,11 @@ from unimm.cli.build import (
     open_image_tokenizer,
     open_start,
     run_with_hydra,
-    save_config,
     seed_everything,
     settings_of,
     with_features,
 )
+from unimm.cli.resuming import Resuming
 from unimm.data.held_out import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.template import PromptFormat
@@ -41,6 +41,7 @@ from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.inference.stoppable import StoppableDecoder, Stopped
 from unimm.models.adapter_folder import save_adapter
+from unimm.models.fingerprint import model_fingerprint, vocabulary_fingerprint
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.lora import adapted_layers, attach, merge
 from unimm.models.parts import take_parts
@@ -81,8 +82,11 @@ def train(config: DictConfig) -> Path:
     check_held_out(config, trainer_config, validation_config)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
+    own_sizes = config.init_from is None or config.init_parts is not None
+    run = Resuming(config, "trainer", ("lora", "objective", *(("model",) if own_sizes else ())))
     seed_everything(config.seed)
     learner = open_learner(config)
+    run.check(learner.fingerprints)
     model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
     start(model, image_tokenizer, mixture, config.whitened_images, learner.fresh)
     if "vision" in learner.fresh and "vision" not in config.stage.learns:
@@ -105,10 +109,9 @@ def train(config: DictConfig) -> Path:
 
     looks = (sample_records, validate, learner.held_out)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
-    if trainer.is_main:
-        save_config(config, out)
-        if trainer.step:  # else what lies there is of an earlier run
-            validation.resume()
+    run.follow(trainer)
+    if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
+        validation.resume()
     trainer.track(tracking, settings_of(config))
     trainer.fit()
     with trainer.averaged():
@@ -119,7 +122,11 @@ def train(config: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Learner:
-    """Who is to learn, from what, and what is held out of it. fresh: the names of the model's parts that know nothing yet."""
+    """Who is to learn, from what, and what is held out of it.
+
+    fresh: the names of the model's parts that know nothing yet.
+    fingerprints: of what all of it was made from, as `unimm.cli.resuming` compares them.
+    """
 
     model: UnifiedModel
     image_tokenizer: ImageTokenizer
@@ -127,6 +134,7 @@ class Learner:
     held_out: Mixture | None
     drawing: DrawingDefaults | None
     fresh: set[str]
+    fingerprints: dict[str, str]
 
     def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
         """The engine of a model of the same form; the image tokenizer goes where the model is.
@@ -150,9 +158,13 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
         ValueError: the configuration names something that is not there.
     """
     image_tokenizer = open_image_tokenizer(config)
-    datasets = build_datasets(config, fingerprint(image_tokenizer))
+    fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
+    datasets = build_datasets(config, fingerprints["image_tokenizer"])
     start_from = None if config.init_from is None else open_start(config, datasets.values())
     tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
+    fingerprints["text_tokenizer"] = vocabulary_fingerprint(tokenizer.tokenizer.get_vocab())
+    if start_from:
+        fingerprints["init_from"] = model_fingerprint(start_from.model.named_parameters())
     taken = [] if start_from is None else config.init_parts
     if start_from and taken is None:
         model, fresh = start_from.model, set[str]()
@@ -169,7 +181,8 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     learned, held = hold_out(datasets, config.held_out) if config.held_out else (datasets, None)
     mixture = build_mixture(config, learned, template)
     held_out = None if held is None else build_mixture(config, held, template)
-    return Learner(model, image_tokenizer, mixture, held_out, start_from.drawing if start_from else None, fresh)
+    drawing = start_from.drawing if start_from else None
+    return Learner(model, image_tokenizer, mixture, held_out, drawing, fresh, fingerprints)
 
 
 def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:

@@ -287,10 +287,12 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-def save_config(config: DictConfig, folder: Path) -> None:
-    """The composed configuration beside the run, so that it can be read and repeated."""
+def save_config(config: DictConfig, folder: Path, changes: Iterable[str] = ()) -> None:
+    """The composed configuration beside the run, so that it can be read and repeated; changes: what stands above it, a line
+    each, of settings that were others before."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    history = "".join(f"# {change}\n" for change in changes)
+    (folder / "config.yaml").write_text(history + OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
 
 
 def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:

@@ -6,7 +6,8 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.cli.build import build, check_given, run_with_hydra, save_config, seed_everything, settings_of
+from unimm.cli.build import build, check_given, run_with_hydra, seed_everything, settings_of
+from unimm.cli.resuming import Resuming
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.devices import choose_device
@@ -26,6 +27,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     out = Path(config.out)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
+    run = Resuming(config, "tokenizer_trainer", ("tokenizer",))
     # The process group must be there before the quantizer is built; unless told that it is a CPU, accelerate makes none there.
     state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
@@ -40,8 +42,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     trainer = TokenizerTrainer(
         tokenizer, batches, build(config.tokenizer_trainer), out, config.device, validation_NCHW=pixels_NCHW
     )
-    if trainer.is_main:
-        save_config(config, out)
+    run.follow(trainer)
     trainer.track(tracking, settings_of(config))
     averaged = trainer.fit()
     if trainer.is_main:

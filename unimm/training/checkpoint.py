@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from unimm.files import replace_folder, temporary_folder, write_json
+from unimm.files import read_json, replace_folder, temporary_folder, write_json
 from unimm.training.sharding import like
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -125,6 +125,24 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint | None:
         return None
     state = json.loads((path / STATE).read_text())
     return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)
+
+
+def peek(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint below `folder`, unproved and without its tensors, for what has to be known before a
+    model is built; None where there is none."""
+    for candidate in reversed(_folders(folder)):
+        try:
+            state = read_json(candidate / STATE)
+        except ValueError:
+            continue  # damaged: what opens the checkpoint says so
+        if state is not None:
+            return state
+    return None
+
+
+def weights_of(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint under `prefix/`, without it."""
+    return {n.removeprefix(f"{prefix}/"): t for n, t in checkpoint.tensors.items() if n.startswith(f"{prefix}/")}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str], prefix: str) -> dict[str, torch.Tensor]:

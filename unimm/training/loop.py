@@ -8,21 +8,18 @@ row does, and so does the last one: computing what will be lost is worth nothing
 """
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.devices import PRECISIONS, bf16_is_faster, choose_device, choose_precision, keep_memory, why_not_compile
+from unimm.devices import PRECISIONS, bf16_is_faster, choose_device, choose_precision, why_not_compile
 from unimm.ranks import Ranks
+from unimm.training.acceleration import make_accelerator
 from unimm.training.chance import keyed_chance
 from unimm.training.checkpoint import Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, held_back, step_back
@@ -75,21 +72,23 @@ class Meter(Protocol):
 
 
 class Loop:
-    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
+    """One run in one folder. A subclass calls `resume` at the end of its constructor.
+
+    `record` is what the caller wants kept in every checkpoint of the run, JSON-able; `unimm.cli.resuming` reads it.
+    """
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
         self.folder = folder
-        # Frozen parts make parameters without gradients, and a rank's step may hold no image: neither may stop DDP.
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         self.precision = choose_precision(config.precision, choose_device(device))
-        self.accelerator = _accelerate(choose_device(device), self.precision, ddp)
+        self.accelerator = make_accelerator(choose_device(device), self.precision)
         self.is_main = self.accelerator.is_main_process
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.stop = StopRequest()
         self.guard = FiniteGuard(self.ranks, config.max_skipped_steps)
         self.step = 0
         self.seconds = 0.0
+        self.record: dict[str, Any] = {}
         self._saved_step, self._failed_saves = -1, 0
         self._trackers: list[Tracker] = []
 
@@ -285,7 +284,7 @@ class Loop:
         failure: SaveError | None = None
         tensors = gather(self.tensors(), keep=self.is_main)
         if self.is_main:
-            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, **self.state()}
+            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "record": self.record, **self.state()}
             try:
                 save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state))
             except SaveError as error:
@@ -325,26 +324,8 @@ class Loop:
         try:
             self.restore(checkpoint)
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{self.folder} holds a run of another model or stage: name another folder.") from error
+            raise ValueError(
+                f"{self.folder} holds a run of another model or stage, or of other optimizers: name another folder."
+            ) from error
         self.step = self._saved_step = checkpoint.step
         self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
-
-
-def _accelerate(device: torch.device, precision: str, ddp: DistributedDataParallelKwargs) -> Accelerator:
-    """What launches and casts, on this device: of several processes each has its own of that type."""
-    is_alone = not PartialState._shared_state or PartialState().num_processes == 1
-    # An earlier run of this process may have had another precision, and another device.
-    AcceleratorState._reset_state(reset_partial_state=is_alone)
-    if device.type == "cpu":
-        keep_memory()
-    numbered = {} if device.index is None or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": str(device)}
-    if numbered and device.type == "cuda":
-        torch.cuda.set_device(device)
-    with patch_environment(**numbered):
-        # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
-        return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[ddp])
-
-
-def weights_of(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint under `prefix/`, without it."""
-    return {n.removeprefix(f"{prefix}/"): t for n, t in checkpoint.tensors.items() if n.startswith(f"{prefix}/")}

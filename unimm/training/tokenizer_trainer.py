@@ -21,11 +21,11 @@ from unimm.data.images import ImageBatches
 from unimm.data.order import check_order, order_of_images
 from unimm.models.image_tokenizer import ImageTokenizer, Reconstruction
 from unimm.models.quantizers import CosineQuantizer
-from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.discriminator import Adversary, AdversaryConfig
 from unimm.training.ema import ramp
 from unimm.training.logbook import Logbook
-from unimm.training.loop import Loop, LoopConfig, weights_of
+from unimm.training.loop import Loop, LoopConfig
 from unimm.training.optim import tokenizer_optimizers
 from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.tokenizer_report import (

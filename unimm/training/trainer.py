@@ -26,12 +26,12 @@ from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.training import recompute
 from unimm.training.assembly import Assembly
-from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema
 from unimm.training.flops import peak_flops
 from unimm.training.held_out import HeldOut
 from unimm.training.logbook import Logbook
-from unimm.training.loop import Loop, LoopConfig, weights_of
+from unimm.training.loop import Loop, LoopConfig
 from unimm.training.meter import Meter, Read
 from unimm.training.objectives import Objective
 from unimm.training.optim import OptimizerConfig, Optimizers
