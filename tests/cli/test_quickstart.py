@@ -14,6 +14,9 @@ from janus_cases import draw
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
 import unimm
+from unimm.models.folder import load_model
+from unimm.models.tokenizer_folder import fingerprint
+from unimm.models.weights import DEMO
 
 pytestmark = pytest.mark.slow
 
@@ -31,22 +34,36 @@ def assert_transformers_draws_the_same(model: Path) -> None:
     assert torch.equal(draw(theirs, inputs), engine.generate_codes("a red circle", temperature=0.0, guidance_scale=5.0))
 
 
+def assert_only_these_were_taken(model: Path) -> None:
+    """Vision tower and image tokenizer are the demo's, nothing else is."""
+    ours, demo = load_model(model), load_model(DEMO)
+    for part, module in ours.model.parts().items():
+        pairs = zip(module.parameters(), demo.model.parts()[part].parameters(), strict=False)
+        assert all(torch.equal(one, other) for one, other in pairs) == (part == "vision"), part
+    assert fingerprint(ours.image_tokenizer) == fingerprint(demo.image_tokenizer)
+
+
 def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "quick"
     first = subprocess.Popen([*LINE, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = out / "tokenizer" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline and first.poll() is None:
+    metrics = out / "unified" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.is_file() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
+    time.sleep(1)
     first.send_signal(signal.SIGINT)
     _, complaints = first.communicate(timeout=120)
     assert first.returncode == 130, complaints
     assert "Traceback" not in complaints
-    assert list((out / "tokenizer" / "checkpoints").glob("step-*")), "an interrupted training leaves a checkpoint"
+    assert list((out / "unified" / "checkpoints").glob("step-*")), "an interrupted training leaves a checkpoint"
 
     second = subprocess.run([*LINE, str(out)], capture_output=True, text=True, timeout=900, env=dict(os.environ))
     assert second.returncode == 0, second.stderr
     assert "Try next" in second.stdout
+    state = json.loads((out / "quickstart.json").read_text())
+    assert state["machine"]["device"] and state["plan"]["num_shapes"] and "demo" in state["started_from"]
+    assert state["started_from"] in (out / "report.html").read_text(), "the page says what was taken"
+    assert_only_these_were_taken(out / "model")
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == sorted(steps), "the second run goes on where the first one stopped"
     scores = json.loads((out / "scores" / "scores.json").read_text())
@@ -62,3 +79,15 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     third = subprocess.run([*LINE, str(out), "--seed", "1"], capture_output=True, text=True, timeout=120)
     assert third.returncode == 2
     assert "choose another --out" in third.stderr
+
+
+def test_from_nothing(tmp_path: Path) -> None:
+    """Image tokenizer and vision tower are trained too; the same folder is not gone on with in the other way."""
+    out = tmp_path / "quick"
+    done = subprocess.run([*LINE, str(out), "--from-nothing"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert all((out / part / "metrics.jsonl").is_file() for part in ("tokenizer", "look", "unified"))
+    demo = load_model(DEMO)
+    assert fingerprint(load_model(out / "model").image_tokenizer) != fingerprint(demo.image_tokenizer)
+    other = subprocess.run([*LINE, str(out)], capture_output=True, text=True, timeout=120)
+    assert other.returncode == 2 and "--from-nothing" in other.stderr

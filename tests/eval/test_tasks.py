@@ -245,7 +245,7 @@ def test_tasks_of_one_name_are_refused(knowing):
 def test_suites_have_the_promised_sizes():
     sizes = {task.name: task.num_items for task in build_suite("quick")}
     assert list(sizes.values()) == [1000, 300, 240, 120, 300, 100, 500, 500]
-    assert len(build_suite("full")) == len(sizes) and set(SUITES) == {"quick", "full"}
+    assert len(build_suite("full")) == len(sizes) and set(SUITES) == {"brief", "quick", "full"}
     settings = DrawingSettings(3, 3.0)
     drawings = [task for task in build_suite("quick", settings) if isinstance(task, Drawings)]
     assert [task.settings for task in drawings] == [settings] * 3

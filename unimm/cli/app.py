@@ -86,10 +86,15 @@ def about(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all of it on a computer with 2 cores.")] = 15.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all of it, on the machine at hand.")] = 15.0,
+    from_nothing: Annotated[
+        bool, typer.Option("--from-nothing", help="Train the image tokenizer and the vision tower, too, instead of the demo's.")
+    ] = False,
+    device: Device = None,
 ) -> None:
-    """From nothing to a model: train, evaluate and draw, without a GPU or a download.
+    """Train, evaluate and draw with a small model, without a download: on a CPU in minutes, on a GPU where there is one.
 
+    It measures the machine, says what to expect, and begins with the demo's vision tower and image tokenizer.
     Interrupt it at any time; the same command goes on where it stopped.
 
     \b
@@ -98,7 +103,7 @@ def quickstart(
     """
     from unimm.cli.quickstart import quickstart as run
 
-    run(out, seed, minutes)
+    run(out, seed, minutes, from_nothing, device)
 
 
 @app.command()
@@ -197,7 +202,7 @@ def generate(
 @app.command("eval")
 def evaluate_model(
     model: Model = None,
-    suite: Annotated[str, typer.Option(help="quick (minutes) or full.")] = "quick",
+    suite: Annotated[str, typer.Option(help="brief, quick (minutes) or full.")] = "quick",
     task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeat it [default: all].")] = None,
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,

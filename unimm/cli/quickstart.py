@@ -1,10 +1,13 @@
-"""`unimm quickstart`: from nothing to a model that captions, answers and draws, in one command.
+"""`unimm quickstart`: a model that captions, answers and draws, in one command, in about the minutes that are given.
 
-    out/tokenizer/   the image tokenizer's run          out/codes/      the data sets as codes
-    out/look/        the vision tower learns to see     out/unified/    the unified model's run
-    out/model/       the finished model                 out/scores/     scores, answers, pictures
-    out/drawings.png 16 drawings with their prompts     out/report.html all of it on one page
-    out/quickstart.json  what is done, and how long it took
+    out/codes/      the data sets as codes              out/scores/     scores, answers, pictures
+    out/unified/    the unified model's run             out/drawings.png 16 drawings with their prompts
+    out/model/      the finished model                  out/report.html all of it on one page
+    out/quickstart.json  what was measured, planned and done, and how long it took
+    out/tokenizer/, out/look/  image tokenizer and vision tower, where they are trained too (from nothing)
+
+By default it begins as Janus does, with a vision tower and an image tokenizer that have learned: those two of the demo model.
+Projector, trunk, embeddings and heads are trained. It measures the machine first and chooses its sizes by that.
 
 Every part leaves whole folders behind or nothing, and a part that is done is not done again; the trainings go on from their
 own checkpoints. So it can be interrupted at any moment and goes on with the same command.
@@ -13,6 +16,7 @@ own checkpoints. So it can be interrupted at any moment and goes on with the sam
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -20,8 +24,9 @@ from rich.console import Console
 
 from unimm.cli.build import compose_config
 from unimm.cli.encode import encode
+from unimm.cli.quickstart_plan import Machine, Plan, make_plan, measure_machine, plain, plan_from, shortfall
 from unimm.cli.train_tokenizer import train_tokenizer
-from unimm.devices import bf16_is_faster, choose_device
+from unimm.devices import bf16_is_faster
 from unimm.eval.drawings import DrawingSettings
 from unimm.eval.pictures import picture_drawings
 from unimm.eval.report import write_report
@@ -31,61 +36,97 @@ from unimm.files import write_json
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.load import load
 from unimm.train import train
+from unimm.training.logbook import read_numbers
 
-TOKENIZER_SHARE = 0.18
-LOOK_SHARE = 0.08
-EVALUATION_SHARE = 0.05
-"""Of the whole time; the unified model gets what the others leave."""
+TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08
+"""Of the whole time, where these are trained too; the unified model gets what the others leave."""
 
-COMPILE_FROM = 5.0
-"""Minutes of the whole from which compiling, half a minute, comes back."""
+TRAINING_SHARE = {False: 0.75, True: 0.55}
+"""What that is about, by whether everything begins from nothing."""
+
+MIN_TRAINING_SHARE = 0.2
 
 NUM_DRAWINGS = 16
 DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
 
-console = Console(highlight=False)
+STARTED_FROM = {
+    False: "vision tower and image tokenizer of the demo model (not its projector, trunk, embeddings or heads)",
+    True: "random weights",
+}
+
+console = Console(highlight=False, soft_wrap=True)
 
 
-def quickstart(out: Path, seed: int, minutes: float) -> None:
+def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False, device: str | None = None) -> None:
     """Make, score and show a small model of the built-in worlds.
 
     Args:
         out: folder for everything.
         seed: of data order and weights.
         minutes: for all of it, on the machine at hand.
+        from_nothing: train the image tokenizer and the vision tower too, instead of taking the demo's.
+        device: cuda, cuda:N, mps or cpu; None: the best that is here.
 
     Raises:
         ValueError: `out` holds a quickstart with other settings.
     """
-    clock = _Clock(out, seed, minutes)
-    tokenizer, look, model = out / "tokenizer" / "model", out / "look" / "model", out / "model"
-    common = [f"seed={seed}"]
+    clock = _Clock(out, {"seed": seed, "minutes": minutes, "from_nothing": from_nothing})
+    clock.keep("started_from", STARTED_FROM[from_nothing])
+    with clock.part("machine") as todo:
+        if todo:
+            measured = measure_machine(device)
+            clock.keep_all(plain(measured, make_plan(measured, minutes, TRAINING_SHARE[from_nothing], from_nothing)))
+    machine, plan = plan_from(clock.state)
+    console.print(f"{machine.describe()}\n{plan.describe()}")
+    common = [f"seed={seed}", f"device={machine.device}"]
+    tokenizer = _image_tokenizer(clock, out, minutes, common) if from_nothing else "demo"
+    with clock.part("codes") as todo:
+        if todo:
+            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common, *plan.words]))
     words = [*common, f"image_tokenizer={tokenizer}", f"codes={out / 'codes'}"]
+    start = ["init_from=demo", "init_parts=[vision]", "text_tokenizer=new"]
+    if from_nothing:
+        start = [f"init_from={_vision_tower(clock, out, minutes, words, plan)}"]
+    _unified_model(clock, out, minutes, [*words, *start, *plan.words], plan)
+    with clock.part("evaluation") as todo:
+        if todo:
+            _evaluate(out, out / "model", seed, plan.suite, machine.device)
+    _tell(out, clock, machine, plan)
+
+
+def _image_tokenizer(clock: "_Clock", out: Path, minutes: float, words: list[str]) -> Path:
+    """The folder of an image tokenizer that has learned from random weights."""
+    tokenizer = out / "tokenizer" / "model"
     with clock.part("image tokenizer") as todo:
         if todo:
             budget = clock.budget("image tokenizer", TOKENIZER_SHARE * minutes)
-            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, common))
-    with clock.part("codes") as todo:
-        if todo:
-            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common]))
+            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, words))
+    return tokenizer
+
+
+def _vision_tower(clock: "_Clock", out: Path, minutes: float, words: list[str], plan: Plan) -> Path:
+    """The folder of a model whose vision tower has learned to see."""
+    look = out / "look" / "model"
     with clock.part("vision tower") as todo:
         if todo:
             budget = clock.budget("vision tower", LOOK_SHARE * minutes)
-            train(_compose("train", "quickstart_look", look.parent, budget, words))
+            sources = (("shapes", plan.num_shapes), ("digits", plan.num_digits))
+            records = [f"data.sources.{name}.dataset.dataset.num_records={count}" for name, count in sources]
+            train(_compose("train", "quickstart_look", look.parent, budget, [*words, *records]))
+    return look
+
+
+def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str], plan: Plan) -> None:
+    """Trained for what is left of the time, and written with its drawing defaults."""
     with clock.part("unified model") as todo:
         if todo:
-            left = (1 - EVALUATION_SHARE) * minutes - clock.minutes
-            budget = clock.budget("unified model", max(left, 0.2 * minutes))
-            own = [f"init_from={look}", f"trainer.compile={minutes >= COMPILE_FROM}"]
+            left = minutes - plan.evaluation_minutes - clock.minutes
+            budget = clock.budget("unified model", max(left, MIN_TRAINING_SHARE * minutes))
+            own = [f"trainer.compile={plan.compile}", f"trainer.num_rows={plan.num_rows}"]
             made = train(_compose("train", "quickstart", out / "unified", budget, [*words, *own]))
             engine = load(made)
             engine.drawing = DRAWING
-            engine.save(model)
-    with clock.part("evaluation") as todo:
-        if todo:
-            _evaluate(out, model, seed)
-    page = write_report(out)
-    _tell(out, model, page, clock)
+            engine.save(out / "model")
 
 
 def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]) -> DictConfig:
@@ -94,21 +135,30 @@ def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[
     return compose_config(root, [f"+experiment={experiment}", f"out={out}", length, *words])
 
 
-def _evaluate(out: Path, model: Path, seed: int) -> None:
+def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> None:
     """Scores on unseen data, and the picture of drawings."""
-    is_bf16_cpu = choose_device().type == "cpu" and bf16_is_faster()
-    engine = load(model, dtype=torch.bfloat16 if is_bf16_cpu else None)
-    report = evaluate(engine, build_suite("quick", DrawingSettings(seed)), out / "scores")
+    is_bf16_cpu = device == "cpu" and bf16_is_faster()
+    engine = load(model, device, torch.bfloat16 if is_bf16_cpu else None)
+    report = evaluate(engine, build_suite(suite, DrawingSettings(seed)), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 
-def _tell(out: Path, model: Path, page: Path, clock: "_Clock") -> None:
-    """What was made, and what to try next."""
-    scores = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))
-    console.print(f"\nDone, {clock.minutes:.1f} minutes of work.")
+def _tell(out: Path, clock: "_Clock", machine: Machine, plan: Plan) -> None:
+    """What was made, whether it is as good as was announced, and what to try next."""
+    scores: dict[str, Any] = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))["tasks"]
+    lines = read_numbers(out / "unified" / "metrics.jsonl")
+    positions = sum(line.get("speed/tokens_per_second", 0.0) for line in lines) / max(1, len(lines))
+    learned = positions * 60 * clock.state["budgets"]["unified model"]
+    clock.keep("positions_learned", round(learned))
+    clock.keep("shortfall", shortfall(plan, scores, learned))
+    page, model = write_report(out), out / "model"
+    console.print(f"\nDone, {clock.minutes:.1f} minutes of work on {machine.name}.")
+    console.print(f"  began with {clock.state['started_from']}")
     console.print(f"  model     {model}\n  drawings  {out / 'drawings.png'}\n  scores    {out / 'scores'}")
     console.print(f"  report    {page} (open it in a browser)")
-    console.print("  " + ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items()))
+    console.print("  " + ", ".join(f"{name} {task['score']:.2f}" for name, task in scores.items()))
+    if clock.state["shortfall"]:
+        console.print(f"  {clock.state['shortfall']}")
     console.print("\nTry next:")
     console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')
     console.print(f"  unimm caption drawings/drawing-0000.png --model {model}")
@@ -116,30 +166,40 @@ def _tell(out: Path, model: Path, page: Path, clock: "_Clock") -> None:
 
 
 class _Clock:
-    """What is done and how long it took, kept in out/quickstart.json over interruptions."""
+    """What is done, how long it took, and what else is known, kept in out/quickstart.json over interruptions."""
 
-    def __init__(self, out: Path, seed: int, minutes: float) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self._path = out / "quickstart.json"
-        self._state = {"seed": seed, "minutes": minutes, "done": {}, "budgets": {}, "seconds": 0.0}
+        self.state: dict[str, Any] = {**settings, "done": {}, "budgets": {}, "seconds": 0.0}
         if self._path.is_file():
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if (kept["seed"], kept["minutes"]) != (seed, minutes):
+            kept = {"from_nothing": True, **json.loads(self._path.read_text(encoding="utf-8"))}
+            if any(kept[name] != value for name, value in settings.items()):
+                nothing = " --from-nothing" * kept["from_nothing"]
                 raise ValueError(
-                    f"{out} holds a quickstart with --seed {kept['seed']} --minutes {kept['minutes']:g}: "
+                    f"{out} holds a quickstart with --seed {kept['seed']} --minutes {kept['minutes']:g}{nothing}: "
                     f"repeat these to go on with it, or choose another --out."
                 )
-            self._state = kept
+            self.state = kept
         out.mkdir(parents=True, exist_ok=True)
         self._write()
 
     @property
     def minutes(self) -> float:
         """Minutes of work so far, over all interruptions."""
-        return self._state["seconds"] / 60
+        return self.state["seconds"] / 60
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write down something that is known from now on."""
+        self.keep_all({name: value})
+
+    def keep_all(self, values: dict[str, Any]) -> None:
+        """Several of these at once."""
+        self.state |= values
+        self._write()
 
     def budget(self, name: str, minutes: float) -> float:
         """Minutes for a training: fixed when it first starts, so that an interrupted one keeps its schedule."""
-        budget = self._state["budgets"].setdefault(name, round(minutes, 3))
+        budget = self.state["budgets"].setdefault(name, round(minutes, 3))
         self._write()
         return budget
 
@@ -149,18 +209,18 @@ class _Clock:
 
     def is_done(self, name: str) -> bool:
         """Whether a part was finished before."""
-        return name in self._state["done"]
+        return name in self.state["done"]
 
     def add(self, name: str, seconds: float, is_done: bool) -> None:
         """Count the time of a part."""
-        self._state["seconds"] += seconds
+        self.state["seconds"] += seconds
         if is_done:
-            self._state["done"][name] = round(seconds, 1)
+            self.state["done"][name] = round(seconds, 1)
         self._write()
 
     def _write(self) -> None:
         temporary = self._path.with_suffix(".tmp")
-        write_json(temporary, self._state)
+        write_json(temporary, self.state)
         temporary.replace(self._path)
 
 

@@ -27,6 +27,9 @@ from unimm.eval.task import Album, Example, Result, Task
 from unimm.files import write_json
 from unimm.inference.engine import Engine
 
+SECONDS_BETWEEN_LINES = 10.0
+"""Where output is no terminal."""
+
 
 @dataclass
 class Report:
@@ -78,7 +81,7 @@ def evaluate(
 
     Args:
         out_folder: where answers, scores and pictures go, in place of an earlier evaluation's. None writes nothing.
-        progress: show a live bar (a line a task where output is no terminal) and, at the end, the table.
+        progress: show a live bar (where output is no terminal, a line every 10 seconds and a task) and, at the end, the table.
         console: where progress goes; standard output by default.
 
     Raises:
@@ -192,11 +195,15 @@ class _Display:
     def start(self, task: Task) -> Callable[[Example], None]:
         """A bar for the task; moved by the examples it is told."""
         bar, right, seen = self._bars.add_task(task.name, total=task.num_items, note=""), 0, 0
+        last_line = time.monotonic()
 
         def advance(example: Example) -> None:
-            nonlocal right, seen
+            nonlocal right, seen, last_line
             right, seen = right + example.correct, seen + 1
             self._bars.update(bar, advance=1, note=f"{right / seen:.3f}")
+            if not self._is_live and time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                self._console.print(f"{task.name}: {seen:,} of {task.num_items:,}, {right / seen:.3f} so far", highlight=False)
 
         return advance
 

@@ -23,6 +23,7 @@ class SuiteSize:
 
 
 SUITES = {
+    "brief": SuiteSize(400, 150, 20, 60, 150, 50, 200),  # for slow machines: the intervals are wider
     "quick": SuiteSize(1000, 300, 40, 120, 300, 100, 500),
     "full": SuiteSize(2000, 2000, 334, 2000, 2000, 2000, 2000),  # 6 x 334 = 2,004; the digits have 901 test scans
 }

@@ -139,7 +139,7 @@ def read_numbers(path: Path) -> list[dict[str, Any]]:
 class ProgressLine:
     """A live bar in a terminal; a line now and then where output is not a terminal (a log file, a notebook cell)."""
 
-    def __init__(self, description: str, active: bool = True, seconds_between_lines: float = 15.0) -> None:
+    def __init__(self, description: str, active: bool = True, seconds_between_lines: float = 10.0) -> None:
         self.description = description
         self._console = Console(quiet=not active)
         self._between = seconds_between_lines
