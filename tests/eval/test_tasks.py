@@ -251,7 +251,7 @@ def test_suites_have_the_promised_sizes():
     assert [task.settings for task in drawings] == [settings] * 3
     first, other = drawings[0].commissions, build_suite("quick")[2].commissions
     assert [one.prompt for one in first] != [one.prompt for one in other]
-    with pytest.raises(ValueError, match="choose one of quick, full"):
+    with pytest.raises(ValueError, match="choose one of brief, quick, full"):
         build_suite("slow")
 
 
