@@ -4,9 +4,10 @@ The public names are fetched when they are first asked for, so that `import unim
 torch nor the engine.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from unimm.environment import prepare_libraries
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -28,8 +29,7 @@ _HOMES = {
 }
 
 
-if os.environ.get("UNIMM_CPU") == "avx2":  # what libraries take this processor for; they read it when torch is imported
-    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+prepare_libraries()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,12 @@
 
 from unimm.cli.errors import plain_errors
 from unimm.cli.quiet import quiet_loggers
+from unimm.environment import prepare_threads
 
 
 def main() -> None:
     """The console script `unimm`."""
+    prepare_threads()
     quiet_loggers()
     with plain_errors():
         from unimm.cli.app import app

@@ -1,0 +1,64 @@
+"""What libraries are told before they are loaded: passive waiting, threads within the quota, what the user says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unimm import environment
+from unimm.environment import WAIT_PASSIVELY, allowed_cores, cgroup_quota, is_command, prepare_threads, usable_cores
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise() -> None:
+    told: dict[str, str] = {"KMP_BLOCKTIME": "200"}
+    prepare_threads(told)
+    assert told["OMP_WAIT_POLICY"] == WAIT_PASSIVELY["OMP_WAIT_POLICY"] and told["KMP_BLOCKTIME"] == "200"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path: Path, files: dict[str, str], cores: float | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroup_quota(tmp_path) == cores
+
+
+def test_no_more_threads_than_the_quota_lets_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "allowed_cores", lambda: 8)
+    for quota, cores, threads in ((None, 8, None), (2.5, 3, "3"), (0.2, 1, "1"), (64.0, 8, None)):
+        monkeypatch.setattr(environment, "cgroup_quota", lambda quota=quota: quota)
+        told: dict[str, str] = {}
+        prepare_threads(told)
+        assert usable_cores() == cores and told.get("OMP_NUM_THREADS") == threads
+    told = {"OMP_NUM_THREADS": "7"}
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: 2.0)
+    prepare_threads(told)
+    assert told["OMP_NUM_THREADS"] == "7"
+
+
+def test_cores_are_those_of_the_affinity_mask() -> None:
+    assert 1 <= usable_cores() <= allowed_cores() <= (os.cpu_count() or 1)
+
+
+def test_launchers_start_commands_too() -> None:
+    assert is_command(["python", "-u", "-m", "unimm.train", "out=x"]) and is_command(["python", "-m", "unimm.cli.encode"])
+    assert not is_command(["python", "-m", "pytest", "unimm"]) and not is_command(["python", "script.py"])
+
+
+def test_a_command_is_prepared_before_torch_is_there() -> None:
+    code = "import os, sys, atexit; sys.argv = ['unimm', '--version']; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    plain = {name: value for name, value in os.environ.items() if name not in WAIT_PASSIVELY}
+    line = [sys.executable, "-c", f"{code}\nfrom unimm.cli import main\nassert 'torch' not in sys.modules\nmain()"]
+    said = subprocess.run(line, env=plain, capture_output=True, text=True)
+    assert said.stdout.split()[-1] == "PASSIVE", said.stderr

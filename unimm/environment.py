@@ -1,0 +1,66 @@
+"""What libraries read from the environment when they are loaded: instruction set, number of threads, how idle threads wait.
+
+All of it must be set before torch is imported. The command line does so; in Python, set the variables, or call
+`unimm.environment.prepare_threads()`, before the first import of torch. What the user has set is left alone.
+"""
+
+import math
+import os
+import sys
+from collections.abc import MutableMapping
+from itertools import pairwise
+from pathlib import Path
+
+SMALL_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""What UNIMM_CPU=avx2 stands for: libraries then take a larger processor for one with AVX2 and nothing newer."""
+
+WAIT_PASSIVELY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""For GNU's and for Intel's OpenMP: threads that wait for each other sleep. By default they spin, and use up their share of
+a core that another process wants: a training beside one busy process then takes 3 to 4 times as long (recipes/LOG.md)."""
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def prepare_libraries() -> None:
+    """Of every process that imports unimm: the processor that is asked for; of a command, also how its threads behave."""
+    if os.environ.get("UNIMM_CPU") == "avx2":
+        os.environ |= SMALL_CPU
+    if is_command(sys.orig_argv):
+        prepare_threads()
+
+
+def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Waiting threads sleep, and there are no more of them than a cgroup's quota of processor time lets run."""
+    for name, value in WAIT_PASSIVELY.items():
+        environment.setdefault(name, value)
+    cores = usable_cores()
+    if cores < allowed_cores():
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def is_command(argv: list[str]) -> bool:
+    """Whether a process was started as `python -m unimm...`, as launchers do; argv: all its words, Python's own too."""
+    return any(flag == "-m" and name.split(".")[0] == "unimm" for flag, name in pairwise(argv))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by its affinity, and by the quota of its cgroup (of a container, say)."""
+    quota = cgroup_quota()
+    return allowed_cores() if quota is None else max(1, min(allowed_cores(), math.ceil(quota)))
+
+
+def allowed_cores() -> int:
+    """Cores in this process' affinity mask; all of the machine's where the system has none."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cgroup_quota(root: Path = CGROUP) -> float | None:
+    """Processor time that the cgroup may use, in cores; None where it is not limited. Versions 2 and 1."""
+    new, quota, period = root / "cpu.max", root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"
+    if new.is_file():
+        words = new.read_text(encoding="ascii").split()
+    elif quota.is_file() and period.is_file():
+        words = [quota.read_text(encoding="ascii").strip(), period.read_text(encoding="ascii").strip()]
+    else:
+        return None
+    return None if words[0] in ("max", "-1") else int(words[0]) / int(words[1])
