@@ -57,7 +57,7 @@ def test_launchers_start_commands_too() -> None:
 
 
 def test_a_command_is_prepared_before_torch_is_there() -> None:
-    code = "import os, sys, atexit; sys.argv = ['unimm', '--version']; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    code = "import os, sys, atexit; sys.argv[1:] = ['--version']; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
     plain = {name: value for name, value in os.environ.items() if name not in WAIT_PASSIVELY}
     line = [sys.executable, "-c", f"{code}\nfrom unimm.cli import main\nassert 'torch' not in sys.modules\nmain()"]
     said = subprocess.run(line, env=plain, capture_output=True, text=True)
