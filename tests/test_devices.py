@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unimm import devices
-from unimm.devices import bf16_is_faster, choose_device, choose_dtype, choose_precision, cpu_has_bf16
+from unimm.devices import bf16_is_faster, choose_device, choose_dtype, choose_precision, cpu_has_bf16, why_not_compile
+from unimm.training.loop import Loop
 
 CPU = torch.device("cpu")
 
@@ -94,3 +96,28 @@ def test_dtypes_are_those_that_a_model_computes_in() -> None:
     for dtype in (torch.int8, torch.complex64, torch.float64, torch.float8_e4m3fn, "int4", 16, torch.bool):
         with pytest.raises(ValueError, match=r"^Unknown dtype '"):
             choose_dtype(dtype, CPU)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_gpu_without_bf16_never_emulates_it(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in an engine, not in a training, not in Muon's products."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16)
+    cuda = torch.device("cuda")
+    assert choose_dtype(None, cuda) == (torch.bfloat16 if has_bf16 else torch.float16)
+    assert choose_precision("auto", cuda) == ("bf16" if has_bf16 else "no")
+    loop = SimpleNamespace(accelerator=SimpleNamespace(device=cuda))
+    assert Loop.muon_dtype.__get__(loop) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_compiling_is_tried_where_the_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may have a compiler for its CPU and a GPU that is too old, or the other way round."""
+
+    def run(x: torch.Tensor) -> None:
+        if x.device.type == "meta":
+            raise RuntimeError("This device is too old.\nMuch more.")
+
+    monkeypatch.setattr(torch, "compile", lambda work: run)
+    assert why_not_compile() is None and why_not_compile("meta") == "This device is too old."
+    for device, works in (("cpu", True), ("meta", False)):
+        config, accelerator = SimpleNamespace(compile=True), SimpleNamespace(device=torch.device(device))
+        assert Loop.compiles(SimpleNamespace(loop_config=config, accelerator=accelerator, is_main=False)) == works  # pyright: ignore

@@ -56,7 +56,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_para
             raise ValueError(f"Unknown dtype '{name[:60]}': use one of {', '.join(names)}{few_bits}.")
         return names[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.float16
     return torch.bfloat16 if (num_parameters or 0) >= LARGE and cpu_has_bf16() else torch.float32
@@ -125,10 +125,12 @@ def _seconds_of_products(dtype: torch.dtype) -> float:
     return min(times[1:])
 
 
-def why_not_compile() -> str | None:
-    """Why torch.compile does not work here, or None where it does: on a CPU it needs a C++ compiler and Python's headers."""
+def why_not_compile(device: torch.device | str = "cpu") -> str | None:
+    """Why torch.compile does not work for a device, or None where it does: for a CPU it needs a C++ compiler and Python's
+    headers; for a GPU Triton, which needs a C compiler and no card that is too old.
+    """
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(16))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(16, device=device))
     except RuntimeError as error:  # what dynamo and inductor raise
         return str(error).strip().splitlines()[0]
     return None

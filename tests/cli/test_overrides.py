@@ -216,8 +216,15 @@ def test_runs_of_a_sweep_have_their_paths(place: Path) -> None:
 
 def test_an_option_of_other_verbs_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ü")
-    words = ["--out=~/x y", "--out=a~", "out=~/x", "--notes=~", "-n=~/x"]
-    assert [expand_home(word) for word in words] == ["--out=/home/ü/x y", "--out=a~", "out=~/x", "--notes=/home/ü", "-n=~/x"]
+    words = ["--out=~/x y", "--out=a~", "out=~/x", "--notes=~", "-n=~/x", "--out=~/x/", "--model=~there is nobody/x"]
+    assert [expand_home(word) for word in words] == [
+        "--out=/home/ü/x y",
+        *words[1:3],
+        "--notes=/home/ü",
+        "-n=~/x",
+        "--out=/home/ü/x/",
+        words[-1],
+    ]
 
 
 def test_composed_from_python_they_are_as_typed() -> None:

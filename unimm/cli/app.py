@@ -284,7 +284,8 @@ def scaling(
 def expand_home(word: str) -> str:
     """An option's value with the home folder for a leading ~, which shells put only at the beginning of a word."""
     option, _, value = word.partition("=")
-    return f"{option}={Path(value).expanduser()}" if option.startswith("--") and value.startswith("~") else word
+    # Not Path's, which raises where there is no such user, and drops a slash at the end.
+    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else word  # noqa: PTH111
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":

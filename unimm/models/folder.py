@@ -169,8 +169,8 @@ def _write_weights(
 
 def _whole(tensor: Tensor) -> Tensor:
     """A tensor that has its storage for itself: decoding on a GPU makes q/k/v, and gate/up, views of one joint tensor, and
-    safetensors refuses a view that covers only a part of its storage."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    safetensors refuses a view that covers only a part of its storage. Copied to the host: most of a model is such views."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.detach().to("cpu", copy=True)
 
 
 def _write_configs(

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.devices import PRECISIONS, bf16_is_faster, choose_device, choose_precision, why_not_compile
+from unimm.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
 from unimm.ranks import Ranks
 from unimm.training.acceleration import make_accelerator
 from unimm.training.chance import keyed_chance
@@ -94,8 +94,8 @@ class Loop:
 
     @property
     def muon_dtype(self) -> torch.dtype:
-        """Of Muon's products: bfloat16 as its authors have it, but where a CPU would only emulate it."""
-        return torch.bfloat16 if self.accelerator.device.type != "cpu" or bf16_is_faster() else torch.float32
+        """Of Muon's products: bfloat16 as its authors have it, but where a device would only emulate it."""
+        return torch.bfloat16 if choose_precision("auto", self.accelerator.device) == "bf16" else torch.float32
 
     def track(self, config: TrackingConfig, settings: dict[str, Any]) -> None:
         """Tell trackers of this run, from now on; all processes ask for it.
@@ -117,7 +117,7 @@ class Loop:
         """Whether to compile: where it is asked for and works; where it does not, the run says so and goes on."""
         if not self.loop_config.compile:
             return False
-        reason = why_not_compile()
+        reason = why_not_compile(self.accelerator.device)
         if reason is not None and self.is_main:
             Console().print(f"Training goes on without torch.compile, which does not work here: {reason}")
         return reason is None
