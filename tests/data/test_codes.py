@@ -7,14 +7,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from toys import make_template
 
 from unimm.data.codes import CodedDataset, StoredCodes, save_codes
+from unimm.data.held_out import Part
+from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record
 from unimm.inference.encode import encode_dataset
 from unimm.inference.in_parts import Work
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.tokenizer_folder import fingerprint
+from unimm.sequence import Segment, Sequence
 
 
 class Noise:
@@ -63,7 +67,7 @@ def test_stored_small_where_codes_are_few(folder, tmp_path):
     codes = np.array([[0, 65_536, 99_999], [1, 2, 3]])
     save_codes(tmp_path / "large", codes, large)
     assert np.array_equal(StoredCodes.open(tmp_path / "large")[0], codes[0])
-    assert (folder / "codes.safetensors").stat().st_size < 5 * 64 * 2 + 200
+    assert (folder / "codes.safetensors").stat().st_size < 5 * (64 * 2 + 32) + 300
 
 
 def test_coded_dataset(folder, tokenizer):
@@ -148,3 +152,65 @@ def test_other_images_under_the_same_keys_are_noticed(folder):
     assert len(CodedDataset(Noise(), folder)) == 5
     with pytest.raises(ValueError, match="of another image than record noise/0 has now: make them again with `unimm encode`"):
         CodedDataset(Exchanged(), folder)
+
+
+class Exchanged(Noise):
+    """One picture is another one now, under the same key."""
+
+    def __init__(self, place: int, num_records: int = 5) -> None:
+        super().__init__(num_records)
+        self.place = place
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        return record.with_image(255 - record.image) if index == self.place else record
+
+
+def test_codes_of_another_picture_are_noticed_where_they_would_be_learned(tmp_path, tokenizer):
+    """A few records from all over are looked at at once, each other one when it is read, or opened to be learned."""
+    encode_dataset(tokenizer, Noise(60), tmp_path / "codes", work=Work(20, quiet=True))
+    told = "of another image than record noise/1 has now: run `unimm encode` again, which makes only those that have changed"
+    coded = CodedDataset(Exchanged(1, 60), tmp_path / "codes")
+    assert coded[2].codes is not None
+    for _ in range(2):
+        with pytest.raises(ValueError, match=told):
+            coded[1]
+    assert coded.unchecked(1).key == "noise/1", "who plans may read it"
+    mixture = Mixture([Source("draw", Part(coded, np.array([1])), Drawn(), 1.0)], make_template())
+    outline = mixture.outline((0, 0))
+    with pytest.raises(ValueError, match=told):
+        mixture.open((0, 0), outline)
+    with pytest.raises(ValueError, match="record noise/59 has now"):
+        CodedDataset(Exchanged(59, 60), tmp_path / "codes")
+    negatives = CodedDataset(Exchanged(1, 60), tmp_path / "codes")
+    with pytest.raises(ValueError, match=told):
+        CodedDataset(Noise(60), tmp_path / "codes", decoys=negatives)[1]
+
+
+class Drawn:
+    """The codes of a record, learned."""
+
+    task = "drawing"
+
+    def __call__(self, record, template, rng):
+        return Sequence((Segment.codes(record.codes, learn=True),))
+
+
+def test_an_image_is_compared_once_a_process(folder, monkeypatch):
+    coded, read = CodedDataset(Noise(), folder), []
+    monkeypatch.setattr("unimm.data.codes.is_same", lambda *_: read.append(1) or True)
+    assert [coded[2].key for _ in range(5)] == 5 * ["noise/2"] and not read, "five records were all looked at when it was made"
+    copy = pickle.loads(pickle.dumps(CodedDataset(Noise(), folder)))
+    assert copy[3].key == "noise/3" and len(read) == 5
+
+
+def test_codes_of_an_older_unimm_are_read_with_a_warning_and_made_again(folder, tokenizer, caplog, capsys):
+    """They do not tell of which images they are."""
+    stored = StoredCodes.open(folder)
+    expected = np.stack([stored[index] for index in range(5)])
+    save_codes(folder, 1 - np.minimum(expected, 1), stored.manifest)
+    assert CodedDataset(Exchanged(2), folder)[2].codes is not None
+    assert "made by an older unimm" in caplog.text and "run `unimm encode` again" in caplog.text
+    encode_dataset(tokenizer, Noise(), folder, work=Work(2))
+    assert "is of an older unimm" in capsys.readouterr().err
+    assert np.array_equal(np.stack([StoredCodes.open(folder)[index] for index in range(5)]), expected)

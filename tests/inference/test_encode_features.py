@@ -1,7 +1,9 @@
 """Stored features stand for images: training on them is training on the images, and they refuse to be taken for others."""
 
+import io
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +47,23 @@ def folder(model: UnifiedModel, tmp_path: Path) -> Path:
     return encode_features(model.pixels.tower, Squares(), tmp_path / "features", work=Work(5), dtype="float32").folder
 
 
-class Unreadable(Squares):
-    """Squares whose images, but the first, nobody may see."""
+class Encoded(Squares):
+    """Squares as files hold them: to be looked at, they have to be decoded."""
 
     def __getitem__(self, index: int) -> Record:
-        record = super().__getitem__(index)
-        return record if index == 0 else record.with_image(b"nothing")
+        record, file = super().__getitem__(index), io.BytesIO()
+        Image.fromarray(record.image).save(file, "PNG")
+        return record.with_image(file.getvalue())
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on no image is decoded any more."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an image was decoded")
+
+    return lambda: monkeypatch.setattr("unimm.data.image.decode_image", refuse)
 
 
 def featured(model: UnifiedModel, folder: Path, dataset=None) -> FeaturedDataset:
@@ -73,24 +86,30 @@ def losses(model: UnifiedModel, batch: Batch) -> list[float]:
         return [float(tally.loss / tally.count) for tally in model(batch).values()]
 
 
-def test_losses_are_those_of_the_images(model: UnifiedModel, folder: Path, tmp_path: Path) -> None:
-    encode_features(model.pixels.tower, Squares(), tmp_path / "bf16")
+def test_losses_are_those_of_the_images(model: UnifiedModel, tmp_path: Path, blind: Callable[[], None]) -> None:
+    bounds = {"float32": 1e-6, "bfloat16": BF16_BOUND}
+    for dtype in bounds:
+        encode_features(model.pixels.tower, Encoded(), tmp_path / dtype, dtype=dtype, work=Work(5))
     of_images = batches(make_mixture())
-    for name, bound in (("features", 1e-6), ("bf16", BF16_BOUND)):
-        of_features = batches(mixture_of(featured(model, tmp_path / name, Unreadable())))
+    mixtures = {dtype: mixture_of(featured(model, tmp_path / dtype, Encoded())) for dtype in bounds}
+    blind()
+    for dtype, bound in bounds.items():
+        of_features = batches(mixtures[dtype])
         for ours, theirs in zip(of_features, of_images, strict=True):
             assert len(ours.pixels) == 0 and len(ours.features) == ours.num_images == len(theirs.pixels) > 0
             assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.kinds, theirs.kinds)
             assert losses(model, ours) == pytest.approx(losses(model, theirs), abs=bound, rel=0)
 
 
-def test_a_training_is_the_same(folder: Path, tmp_path: Path) -> None:
-    """Losses of every step and the weights at the end; the tower is never run on an image."""
+def test_a_training_is_the_same(model: UnifiedModel, tmp_path: Path, blind: Callable[[], None]) -> None:
+    """Losses of every step and the weights at the end; no image is decoded, and the tower is never run on one."""
+    encode_features(model.pixels.tower, Encoded(), tmp_path / "store", work=Work(5), dtype="float32")
+    stored = featured(model, tmp_path / "store", Encoded())
     runs = {}
-    for name, talk in (("images", Squares()), ("features", None)):
+    for name, talk in (("images", Squares()), ("features", stored)):
         torch.manual_seed(0)
-        trained = make_model()
-        talk = talk or featured(trained, folder, Unreadable())
+        if talk is stored:
+            blind()
         trainer = make_trainer(tmp_path / name, make_config(4, stage=FROZEN), mixture_of(talk))
         seen: list[int] = []
         trainer.model.pixels.tower.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
@@ -238,7 +257,7 @@ def test_what_is_not_stored(model: UnifiedModel, tmp_path: Path) -> None:
     for dataset, match in (
         (Augmented(), "another image each time"),
         (Blind(), "no record has an image"),
-        (Broken(), "image data"),
+        (Broken(), r"3 of 12 images cannot be used \(squares/9, squares/10, squares/11: it is not a JPEG"),
     ):
         with pytest.raises(ValueError, match=match):
             encode_features(model.pixels.tower, dataset, tmp_path / "store", work=Work(2))

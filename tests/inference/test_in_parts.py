@@ -1,7 +1,9 @@
 """Codes and features are made part by part: killed or not, by one process or several, they end as the same bytes."""
 
 import os
+import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,20 @@ import torch
 from conftest import tiny_image_tokenizer
 from toys import Squares, make_model
 
+from unimm.data.codes import StoredCodes
 from unimm.data.features import StoredFeatures, shard_rows
-from unimm.inference import encode
+from unimm.data.records import Record
+from unimm.inference import bad_images, encode, progress
 from unimm.inference.encode import encode_dataset
 from unimm.inference.encode_features import encode_features
-from unimm.inference.in_parts import Work
+from unimm.inference.in_parts import Work, _Part
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.vision import VisionTower
 from unimm.ranks import Ranks
 from unimm.unfinished import Unfinished
 
-Make = Callable[[Path, Work], Any]
+Make = Callable[..., Any]
+"""Of a folder, how to go about it, and a data set."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +50,8 @@ def tokenizer() -> ImageTokenizer:
 @pytest.fixture(params=["features", "codes"])
 def make(request: pytest.FixtureRequest, tower: VisionTower, tokenizer: ImageTokenizer) -> Make:
     if request.param == "features":
-        return lambda folder, work: encode_features(tower, Squares(), folder, work=work)
-    return lambda folder, work: encode_dataset(tokenizer, Squares(), folder, work=work)
+        return lambda folder, work, dataset=None: encode_features(tower, dataset or Squares(), folder, work=work)
+    return lambda folder, work, dataset=None: encode_dataset(tokenizer, dataset or Squares(), folder, work=work)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -150,9 +155,7 @@ def test_what_is_damaged_or_other_is_not_taken(tower: VisionTower, tmp_path: Pat
         with pytest.raises(RuntimeError):
             make()
     room = tmp_path / ".store.unfinished"
-    with pytest.raises(
-        ValueError, match=r"another dtype, shard_rows \(bfloat16, now float32\): give the same words .* or remove"
-    ):
+    with pytest.raises(ValueError, match=r"another dtype \(bfloat16, now float32\): give the same words .* or remove"):
         make(dtype="float32")
     with pytest.raises(ValueError, match="begun with another precision"):
         make(precision="bf16")
@@ -174,3 +177,129 @@ def test_a_network_is_left_in_the_mode_that_it_was_in(
         encode_features(tower, Squares(), tmp_path / "store", work=Work(quiet=True))
     assert tower.training
     tower.eval()
+
+
+class Places(Squares):
+    """Squares at these places of Squares; None: an image that cannot be read."""
+
+    def __init__(self, *places: int | None) -> None:
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Record:
+        place = self.places[index]
+        return Record(f"places/{index}", b"nothing" if place is None else super().__getitem__(place).image)
+
+
+def rows(folder: Path) -> list[np.ndarray]:
+    """What is stored of each record."""
+    if (folder / "codes.safetensors").is_file():
+        stored = StoredCodes.open(folder)
+        return [stored[index] for index in range(len(stored))]
+    features = StoredFeatures.open(folder)
+    return [features[int(row)] for row in features.rows]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each batch had that went through the network."""
+    batches: list[int] = []
+    see = _Part.see
+
+    def watch(self: _Part, batch: np.ndarray, loaded: Any, job: Any) -> None:
+        batches.append(len(loaded.identities))
+        see(self, batch, loaded, job)
+
+    monkeypatch.setattr(_Part, "see", watch)
+    return batches
+
+
+def test_only_what_has_changed_is_made_again(make: Make, tmp_path: Path, seen: list[int], capsys: Any) -> None:
+    """Exchanged, moved, added and taken out; what is the same is kept to the bit, and a file of which all is the same is not
+    even written."""
+    expected = rows_of_all(make, tmp_path)
+    store, began = tmp_path / "store", list(range(7))
+    for places, num_new in (
+        (began, 7),
+        (began, 0),
+        ([0, 1, 2, 8, 4, 5, 6], 1),
+        ([6, 8, 0, 1, 2, 4, 5], 0),
+        ([6, 9, 0, 1, 2, 4, 5, 8, 10, 10], 3),
+        ([9, 10], 0),
+    ):
+        del seen[:]
+        make(store, Work(3), Places(*places))
+        assert sum(seen) == num_new, places
+        for ours, place in zip(rows(store), places, strict=True):
+            np.testing.assert_allclose(ours, expected[place], atol=2e-2)
+    told = capsys.readouterr().err
+    assert "it is kept. To make it again, remove it." in told and "6 of 7 images were stored before and are kept" in told
+    first = (store / "codes.safetensors").stat().st_ino if (store / "codes.safetensors").exists() else None
+    make(store, Work(3, quiet=True), Places(9, 10))
+    assert first is None or (store / "codes.safetensors").stat().st_ino == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "store"]
+
+
+def rows_of_all(make: Make, tmp_path: Path) -> list[np.ndarray]:
+    make(tmp_path / "all", Work(3, quiet=True), Squares())
+    return rows(tmp_path / "all")
+
+
+def test_all_bad_images_are_named_at_once_and_the_others_are_kept(make: Make, tmp_path: Path, seen: list[int]) -> None:
+    """Also where one is the first, and where they are taken out afterwards; nothing is made twice."""
+    told = r"3 of 12 images cannot be used \(places/0, places/3, places/11: it is not a JPEG.*\): mend them or take"
+    with pytest.raises(ValueError, match=told):
+        make(tmp_path / "store", Work(2, quiet=True), Places(None, 1, 2, None, 4, 5, 6, 7, 8, 9, 10, None))
+    assert sum(seen) == 9 and not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match=r"1 of 11 images cannot be used \(places/2"):
+        make(tmp_path / "store", Work(2, quiet=True), Places(1, 2, None, 4, 5, 6, 7, 8, 9, 10, 11))
+    assert sum(seen) == 10, "only the one that was mended"
+    make(tmp_path / "store", Work(2, quiet=True), Places(1, 2, 4, 5, 6, 7, 8, 9, 10, 11))
+    assert sum(seen) == 10 and len(rows(tmp_path / "store")) == 10
+    expected = rows_of_all(make, tmp_path)
+    for ours, place in zip(rows(tmp_path / "store"), (1, 2, 4, 5, 6, 7, 8, 9, 10, 11), strict=True):
+        np.testing.assert_allclose(ours, expected[place], atol=2e-2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "store"]
+
+
+def test_many_bad_images_are_counted_and_listed(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where nearly all are bad, nobody waits for the end."""
+    with pytest.raises(ValueError, match=r"30 of 31 images .* and 10 others, see (\S+bad_images.txt)\): mend") as caught:
+        make(tmp_path / "store", Work(2, quiet=True), Places(0, *(30 * [None])))
+    assert len(str(caught.value)) < 900
+    assert len((tmp_path / ".store.unfinished/bad_images.txt").read_text().splitlines()) == 30
+    monkeypatch.setattr(bad_images, "HOPELESS", 5)
+    with pytest.raises(ValueError, match="5 of 31 images cannot be used"):
+        make(tmp_path / "store", Work(2, quiet=True), Places(*(31 * [None])))
+
+
+def test_processes_name_the_bad_images_of_all(make: Make, tmp_path: Path) -> None:
+    dataset = Places(0, None, 2, 3, 4, 5, 6, None, 8, 9, 10, 11)
+
+    def told(number: int) -> None:
+        with pytest.raises(ValueError, match=r"2 of 12 images cannot be used \(places/1, places/7"):
+            share(
+                lambda *words: make(*words, dataset),
+                tmp_path / "store",
+                tmp_path / "m",
+                number,
+                2,
+            )
+
+    assert ends([fork(lambda n=n: told(n)) for n in range(2)]) == [0, 0]
+
+
+def test_where_output_is_no_terminal_progress_is_told_now_and_then(
+    make: Make, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a batch takes long; with rate and time left."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
+    see = _Part.see
+    monkeypatch.setattr(_Part, "see", lambda self, *words: (time.sleep(0.12), see(self, *words)))
+    make(tmp_path / "store", Work(6, quiet=False), Squares())
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.search(r"of Squares: 0 of 12 images \(0%\), none yet after 0 s", line) for line in lines)
+    assert any(re.search(r"of Squares: \d+ of 12 images \(\d+%\), [\d.e+]+ images/s, \d+ s left", line) for line in lines)
+    assert re.search(r"of Squares: 12 images in \d+ s", lines[-1])

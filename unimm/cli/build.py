@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 import unimm
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import as_typed, split_words
+from unimm.data.digests import unchecked
 from unimm.data.features import FeaturedDataset
 from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Dataset
@@ -299,7 +300,7 @@ def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
     """Everything that is written in the first records of the data sets."""
     for dataset in datasets:
         for index in range(min(len(dataset), RECORDS_FOR_TEXT)):
-            record = dataset[index]
+            record = unchecked(dataset, index)
             yield from (text.text for text in (*record.captions, *record.prompts))
             for question in record.questions:
                 yield f" {question.answer}"

@@ -1,12 +1,15 @@
 """A data set's images as codes on disk: what `unimm encode` writes and training reads instead of the image tokenizer.
 
     folder/codes.safetensors    "codes": (num_records, num_codes) uint16 or int32, row i of record i
+                                "identities": (num_records, 32) uint8, which image that was (`unimm.data.digests`)
     folder/manifest.json        of what, with which tokenizer, how many, in which dtype they were made
 
-Codes mean nothing without their tokenizer, so the manifest names it by its fingerprint, and reading refuses another.
+Codes mean nothing without their tokenizer, so the manifest names it by its fingerprint, and reading refuses another. Nor
+without their image: who reads a record gets its codes, or is told that they are those of another picture.
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from unimm.data.digests import ComparedDataset, is_same, unchecked
 from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
 from unimm.files import read_json, whole_folder, write_json
@@ -24,6 +28,10 @@ CODES, MANIFEST = "codes.safetensors", "manifest.json"
 WHAT = "a folder of stored codes"
 FREE = ("unimm_version",)
 """What may differ between codes that are the same."""
+OF = ("num_records", "dataset", "first_key", "last_key", "first_image", "part_records")
+"""What tells which images they are of; all else is how they were made."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,25 +61,33 @@ def is_stored(folder: Path, manifest: CodesManifest) -> bool:
     return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
 
 
+def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
+    """The file of codes that lies there, if they were made in the same way, of whatever images."""
+    is_alike = same_content(read_json(folder / MANIFEST), asdict(manifest), (*FREE, *OF))
+    return [folder / CODES] if is_alike and (folder / CODES).is_file() else []
+
+
 def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> Unfinished:
     """Codes in the making, in parts of so many records.
 
     Raises:
-        ValueError: something else lies there, or others were begun.
+        ValueError: something else lies there, or others were begun, to be made in another way.
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
-    return Unfinished(
-        folder, MANIFEST, WHAT, {**content, "part_records": part_records}, lambda number: f"{number:05}.safetensors"
-    )
+    content["part_records"] = part_records
+    return Unfinished(folder, MANIFEST, WHAT, content, lambda number: f"{number:05}.safetensors", OF)
 
 
-def load_part(unfinished: Unfinished, number: int) -> np.ndarray:
-    """Codes (n, num_codes) int32 of a part that is there."""
-    return load_file(unfinished.path(number))["codes"]
+def load_part(unfinished: Unfinished, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, num_codes) int32 of a part that is there, and the identities (n, 32) of their images."""
+    part = load_file(unfinished.path(number))
+    return part["codes"], part["identities"]
 
 
-def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> None:
+def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest, identities: np.ndarray | None = None) -> None:
     """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
+
+    identities: (num_records, 32), of their images; None: those of other images will not be told from them.
 
     Raises:
         ValueError: the codes do not agree with the manifest, or the folder holds something else.
@@ -82,8 +98,9 @@ def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest) -> N
     if codes_NT.size and not 0 <= int(codes_NT.min()) <= int(codes_NT.max()) < manifest.codebook_size:
         raise ValueError(f"Codes lie in [0, {manifest.codebook_size}), not {codes_NT.min()} to {codes_NT.max()}.")
     dtype = np.uint16 if manifest.codebook_size <= 2**16 else np.int32
+    tensors = {"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}
     with whole_folder(folder, MANIFEST, WHAT) as temporary:
-        save_file({"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}, temporary / CODES)
+        save_file(tensors if identities is None else {**tensors, "identities": identities}, temporary / CODES)
         write_json(temporary / MANIFEST, asdict(manifest))
 
 
@@ -93,7 +110,7 @@ class StoredCodes:
     def __init__(self, folder: Path, manifest: CodesManifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._rows: Any = None
+        self._slices: dict[str, Any] = {}
 
     @classmethod
     def open(
@@ -122,7 +139,7 @@ class StoredCodes:
                     f"The codes in {folder} were made with {name} {found}, not {expected}: make them again with `unimm encode`."
                 )
         stored = cls(folder, manifest)
-        shape = tuple(stored._slice().get_shape())
+        shape = tuple(stored._slice("codes").get_shape())
         if shape != (manifest.num_records, manifest.num_codes):
             raise ValueError(f"The codes in {folder} are damaged: {shape} on disk, {manifest} in the manifest.")
         return stored
@@ -133,24 +150,35 @@ class StoredCodes:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
-        return self._slice()[index].astype(np.int64)
+        return self._slice("codes")[index].astype(np.int64)
+
+    @property
+    def has_identities(self) -> bool:
+        """Whether it is known which images they are of; codes of an older unimm do not tell."""
+        return self._slice("identities") is not None
+
+    def identity(self, index: int) -> np.ndarray:
+        """(32,) uint8, of the image that a record's codes are of."""
+        return self._slice("identities")[index]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the file for themselves.
-        return {"folder": self.folder, "manifest": self.manifest, "_rows": None}
+        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}}
 
-    def _slice(self) -> Any:
-        if self._rows is None:
-            self._rows = safe_open(self.folder / CODES, framework="numpy").get_slice("codes")
-        return self._rows
+    def _slice(self, name: str) -> Any:
+        if not self._slices:
+            file = safe_open(self.folder / CODES, framework="numpy")
+            self._slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        return self._slices.get(name)
 
 
-class CodedDataset:
+class CodedDataset(ComparedDataset):
     """A data set whose records carry the codes of their image.
 
     decoys: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too.
 
-    Raises ValueError where the folder holds the codes of another data set, or of another tokenizer than `tokenizer_hash`.
+    Raises ValueError where the folder holds the codes of another data set, or of another tokenizer than `tokenizer_hash`; and
+    when a record is read whose image is another than the one that was encoded.
     """
 
     def __init__(
@@ -160,7 +188,7 @@ class CodedDataset:
         tokenizer_hash: str | None = None,
         decoys: "CodedDataset | None" = None,
     ) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
         manifest = self.codes.manifest
         ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
@@ -176,20 +204,35 @@ class CodedDataset:
                 f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
                 f"`unimm encode`."
             )
-        self.decoys = None if decoys is None else decoys.codes
+        if not self.codes.has_identities:
+            logger.warning(
+                f"The codes in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
+                f"pictures are not noticed: run `unimm encode` again, which makes them anew, to be sure."
+            )
+        self.decoys = decoys
         of_same = ("num_records", "first_key", "last_key", "tokenizer_hash")
-        if self.decoys and any(getattr(manifest, name) != getattr(self.decoys.manifest, name) for name in of_same):
+        if decoys and any(getattr(manifest, name) != getattr(decoys.codes.manifest, name) for name in of_same):
             raise ValueError(
-                f"The decoys in {self.decoys.folder} are of other records than the codes in {folder}, or of another image "
+                f"The decoys in {decoys.codes.folder} are of other records than the codes in {folder}, or of another image "
                 f"tokenizer: make them again with `unimm encode`."
             )
+        self.check_some()
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def unchecked(self, index: int) -> Record:
+        """A record, whose image was not compared with the one that its codes are of."""
+        record = unchecked(self.dataset, index).with_codes(self.codes[index])
+        return record.with_decoys(self.decoys.codes[index]) if self.decoys else record
 
-    def __getitem__(self, index: int) -> Record:
-        record = self.dataset[index].with_codes(self.codes[index])
-        return record.with_decoys(self.decoys[index]) if self.decoys else record
+    def compare(self, index: int) -> None:
+        """Raises ValueError where a record's codes, or those of its decoy, are of another image than it has now."""
+        record = unchecked(self.dataset, index)
+        if self.codes.has_identities and (record.image is None or not is_same(record.image, self.codes.identity(index))):
+            raise ValueError(
+                f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
+                f"again, which makes only those that have changed."
+            )
+        if self.decoys:
+            self.decoys.check(index)
 
 
 def _read_manifest(folder: Path) -> CodesManifest:

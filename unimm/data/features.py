@@ -2,6 +2,7 @@
 with `features=FOLDER` reads instead of running the tower.
 
     features-00000.safetensors, ...   "features": (n, P, C) bfloat16 or float32, a row an image, n the same in all but the last
+                                      "identities": (n, 32) uint8, which image that was (`unimm.data.digests`)
     rows.safetensors                  "rows": (num_records,) int64, the row of each record's image, -1 where it has none
     manifest.json                     of what, by which tower, from images prepared how, in which dtype
 
@@ -14,8 +15,8 @@ Shapes: P patches, C width of the tower.
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from unimm.data.digests import ComparedDataset, is_same, unchecked
 from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.records import Dataset, ImageLike, Record, SeenImage
 from unimm.files import read_json, write_json
@@ -34,10 +36,14 @@ ROWS, MANIFEST = "rows.safetensors", "manifest.json"
 WHAT = "a folder of stored features"
 FREE = ("num_images", "unimm_version")
 """What is known in the end, or may differ between features that are the same."""
+OF = ("num_records", "source", "first_key", "last_key", "first_image", "shard_rows")
+"""What tells which images they are of; all else is how they were made."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD_BYTES = 2**28
 OPEN_SHARDS = 64
 """Files that a process keeps open at a time."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,28 @@ def unfinished_features(folder: Path, manifest: FeaturesManifest) -> Unfinished:
     """Features in the making, file by file: "features" (n, P, C), n being the manifest's `shard_rows` in all but the last.
 
     Raises:
-        ValueError: something else lies there, or others were begun.
+        ValueError: something else lies there, or others were begun, to be made in another way.
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
-    return Unfinished(folder, MANIFEST, WHAT, content, _shard_name)
+    return Unfinished(folder, MANIFEST, WHAT, content, _shard_name, OF)
 
 
-def begin_features(unfinished: Unfinished, find_rows: Callable[[], np.ndarray]) -> None:
-    """Make room for them, and find the rows (num_records,) of the records, unless they were found before."""
-    unfinished.begin()
-    unfinished.put(ROWS, lambda path: save_file({"rows": torch.from_numpy(find_rows().astype(np.int64))}, path))
+def stored_files(folder: Path, manifest: FeaturesManifest) -> list[Path]:
+    """The files of features that lie there, if they were made in the same way, of whatever images."""
+    found = read_json(folder / MANIFEST)
+    if found is None or not same_content(found, asdict(manifest), (*FREE, *OF)):
+        return []
+    return [folder / _shard_name(number) for number in range(-(-found["num_images"] // found["shard_rows"]))]
+
+
+def has_rows(unfinished: Unfinished) -> bool:
+    """Whether the rows of the records were found."""
+    return (unfinished.whole / ROWS).is_file()
+
+
+def put_rows(unfinished: Unfinished, rows: np.ndarray) -> None:
+    """Store the rows (num_records,) int64 that were found."""
+    unfinished.put(ROWS, lambda path: save_file({"rows": torch.from_numpy(rows)}, path))
 
 
 def load_rows(unfinished: Unfinished) -> np.ndarray:
@@ -118,7 +136,7 @@ class StoredFeatures:
         self.folder = folder
         self.manifest = manifest
         self.rows = rows
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._open: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | Path, **expected: str | int) -> "StoredFeatures":
@@ -141,7 +159,7 @@ class StoredFeatures:
                 )
         stored = cls(folder, manifest, load_file(folder / ROWS)["rows"].numpy())
         num_shards = -(-manifest.num_images // manifest.shard_rows)
-        lengths = [tuple(stored._shard(number).get_shape()) for number in range(num_shards)]
+        lengths = [tuple(stored._shard(number)["features"].get_shape()) for number in range(num_shards)]
         whole = (sum(shape[0] for shape in lengths), {shape[1:] for shape in lengths})
         if whole != (manifest.num_images, {(manifest.num_patches, manifest.width)}) or len(stored.rows) != manifest.num_records:
             raise ValueError(f"The features in {folder} are damaged: {whole} on disk, {manifest} in the manifest.")
@@ -151,21 +169,36 @@ class StoredFeatures:
         return self.manifest.num_images
 
     def __getitem__(self, row: int) -> np.ndarray:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
-        number, place = divmod(row, self.manifest.shard_rows)
-        return self._shard(number)[place].float().numpy()
+        shard, place = self._find(row)
+        return shard["features"][place].float().numpy()
+
+    @property
+    def has_identities(self) -> bool:
+        """Whether it is known which images they are of; features of an older unimm do not tell."""
+        return "identities" in self._shard(0)
+
+    def identity(self, row: int) -> np.ndarray:
+        """(32,) uint8, of the image of a row."""
+        shard, place = self._find(row)
+        return shard["identities"][place].numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the files for themselves.
         return {**vars(self), "_open": OrderedDict()}
 
-    def _shard(self, number: int) -> Any:
+    def _find(self, row: int) -> tuple[dict[str, Any], int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
+        number, place = divmod(row, self.manifest.shard_rows)
+        return self._shard(number), place
+
+    def _shard(self, number: int) -> dict[str, Any]:
         path = self.folder / _shard_name(number)
         if number not in self._open:
             if not path.is_file():
                 raise ValueError(f"The features in {self.folder} are damaged: {path.name} is missing.")
-            self._open[number] = safe_open(path, framework="pt").get_slice("features")
+            file = safe_open(path, framework="pt")
+            self._open[number] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         self._open.move_to_end(number)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -185,21 +218,23 @@ class StoredImage(SeenImage):
         return self.stored[self.row]
 
     def original(self) -> ImageLike:
-        image = self.dataset[self.index].image
+        image = unchecked(self.dataset, self.index).image
         assert image is not None, "it had an image when its features were stored"
         return image
 
 
-class FeaturedDataset:
-    """A data set whose records carry the features of their image; no image is read, but the first one once.
+class FeaturedDataset(ComparedDataset):
+    """A data set whose records carry the features of their image. Images are not decoded, but the first one once; they are only
+    compared with those that were looked at.
 
     tower_hash: of the vision tower that is to read on from them.
 
-    Raises ValueError where the folder holds the features of other images, of another tower, or of images prepared otherwise.
+    Raises ValueError where the folder holds the features of other images, of another tower, or of images prepared otherwise;
+    and when a record is read whose image is another than the one that was looked at.
     """
 
     def __init__(self, dataset: Dataset, folder: str | Path, tower_hash: str, image_size: int) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.features = StoredFeatures.open(
             folder,
             tower_hash=tower_hash,
@@ -221,12 +256,28 @@ class FeaturedDataset:
                 f"`unimm encode-features`; images that change from reading to reading have to be looked at each time."
             )
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+        if not self.features.has_identities:
+            logger.warning(
+                f"The features in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
+                f"pictures are not noticed: run `unimm encode-features` again, which makes them anew, to be sure."
+            )
+        self.check_some()
 
-    def __getitem__(self, index: int) -> Record:
-        record, row = self.dataset[index], int(self.features.rows[index])
+    def unchecked(self, index: int) -> Record:
+        """A record, whose image was not compared with the one that its features are of."""
+        record, row = unchecked(self.dataset, index), int(self.features.rows[index])
         return record if row < 0 else record.with_image(StoredImage(self.features, row, self.dataset, index))
+
+    def compare(self, index: int) -> None:
+        """Raises ValueError where a record's features are of another image than it has now."""
+        record, row = unchecked(self.dataset, index), int(self.features.rows[index])
+        if not self.features.has_identities or (row < 0 and record.image is None):
+            return
+        if row < 0 or record.image is None or not is_same(record.image, self.features.identity(row)):
+            raise ValueError(
+                f"The features in {self.features.folder} are of another image than record {record.key} has now: run "
+                f"`unimm encode-features` again, which makes only those that have changed."
+            )
 
 
 def _shard_name(number: int) -> str:

@@ -5,6 +5,7 @@ Which ones depends on the number of records alone, so sources that show the same
 
 import numpy as np
 
+from unimm.data.digests import check, unchecked
 from unimm.data.records import Dataset, Record
 
 KEY = 7
@@ -23,6 +24,14 @@ class Part:
 
     def __getitem__(self, index: int) -> Record:
         return self.dataset[int(self.places[index])]
+
+    def unchecked(self, index: int) -> Record:
+        """A record whose image was not compared (`unimm.data.digests`)."""
+        return unchecked(self.dataset, int(self.places[index]))
+
+    def check(self, index: int) -> None:
+        """Compare a record's image."""
+        check(self.dataset, int(self.places[index]))
 
 
 def hold_out(datasets: dict[str, Dataset], num_records: int) -> tuple[dict[str, Dataset], dict[str, Dataset]]:

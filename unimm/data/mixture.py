@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from unimm.data.digests import check, unchecked
 from unimm.data.records import Dataset
 from unimm.data.template import Outline, Template
 from unimm.data.views import TASKS, View
@@ -96,7 +97,16 @@ class Mixture:
 
     def sequence(self, sample: Sample) -> Sequence:
         """A sample, ready to be learned."""
-        return self.template.open(self.outline(sample))
+        return self.open(sample, self.outline(sample))
+
+    def open(self, sample: Sample, outline: Outline) -> Sequence:
+        """A sample that was outlined, ready to be learned: what is stored of its image is compared with it first.
+
+        Raises:
+            ValueError: codes or features are of another image.
+        """
+        check(self.sources[sample[0]].dataset, self._index(sample))
+        return self.template.open(outline)
 
     def outline(self, sample: Sample, max_positions: int | None = None) -> Outline:
         """A sample whose images are not opened yet. max_positions: what is longer is cut, where its view can."""
@@ -104,13 +114,13 @@ class Mixture:
         chosen = self.sources[source]
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
-        record = chosen.dataset[self._index(sample)]
+        record = unchecked(chosen.dataset, self._index(sample))
         return self.template.outline(lambda template: chosen.view(record, template, rng), max_positions)
 
     def name(self, sample: Sample) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""
         source = self.sources[sample[0]]
-        return f"{source.name} {sample[1]} ({source.dataset[self._index(sample)].key})"
+        return f"{source.name} {sample[1]} ({unchecked(source.dataset, self._index(sample)).key})"
 
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""

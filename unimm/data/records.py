@@ -23,6 +23,14 @@ class UnreadImage(ABC):
     def read(self) -> bytes:
         """The encoded image. Raises ValueError where it cannot be read."""
 
+    def home(self) -> tuple[Path, str] | None:
+        """The file that it lies in, and where in there, told without reading; None: it cannot be told."""
+        return None
+
+    def is_at_home(self) -> bool:
+        """Whether all of it lies in that file; may read it."""
+        return True
+
 
 class SeenImage(ABC):
     """An image that a frozen vision tower has looked at before: its features are stored, and training reads them instead."""

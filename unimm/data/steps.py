@@ -58,6 +58,5 @@ class Steps(TorchDataset):
         return Step([self._collate(part) for part in parts], samples, self.plan.origin(step))
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
-        template = self.plan.mixture.template
-        sequences = [[template.open(one.outline) for one in row] for row in rows]
+        sequences = [[self.plan.mixture.open(*one) for one in row] for row in rows]
         return collate(sequences, self.plan.shape.num_positions)

@@ -4,16 +4,19 @@ One dtype throughout, recorded beside the codes: an encoder in bf16 gives other 
 work, and what was interrupted goes on where it stopped (`unimm.inference.in_parts`).
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from unimm.data.codes import CodesManifest, StoredCodes, is_stored, load_part, save_codes, unfinished_codes
-from unimm.data.image import crop, image_hash
-from unimm.data.records import Dataset as Records
-from unimm.inference.in_parts import Work, evaluating, say_kept, see_in_parts
+from unimm.data.codes import CodesManifest, StoredCodes, is_stored, load_part, save_codes, stored_files, unfinished_codes
+from unimm.data.digests import first_image_hash, key_at
+from unimm.data.image import crop
+from unimm.data.records import Dataset
+from unimm.inference.bad_images import forget_bad
+from unimm.inference.in_parts import Job, Work, evaluating, make_parts
+from unimm.inference.known_images import KnownImages
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import fingerprint
 
@@ -23,7 +26,7 @@ PART_RECORDS = 4096
 
 def encode_dataset(
     tokenizer: ImageTokenizer,
-    dataset: Records,
+    dataset: Dataset,
     out: str | Path,
     *,
     name: str = "",
@@ -32,7 +35,8 @@ def encode_dataset(
 ) -> StoredCodes:
     """Encode every image of a data set with the tokenizer, on its device and in its dtype, into the folder `out`.
 
-    What is there already of the same images by the same tokenizer is kept, finished or not.
+    What is there already of the same images by the same tokenizer is kept, finished or not, and wherever they stood: only
+    images that are new, or were exchanged, are encoded.
 
     Args:
         name: of the data set, for the manifest; default: its class.
@@ -43,50 +47,59 @@ def encode_dataset(
         The codes, opened.
 
     Raises:
-        ValueError: the data set is empty, a record has no image, `out` holds something else than codes, or others were begun
-            there.
+        ValueError: the data set is empty, images cannot be used (all of them are named), `out` holds something else than codes,
+            or was begun in another way.
     """
     work, out = work or Work(), Path(out)
     ranks = work.ranks
     manifest = _describe(tokenizer, dataset, name, precision)
-    unfinished, is_there = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
+    unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
     ranks.wait()  # nobody begins before all have looked
-    if is_there:
-        say_kept(unfinished, work)
-        return StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
     if ranks.number == 0:
         unfinished.begin()
+        forget_bad(unfinished)
     ranks.wait()
-
-    def see(pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        return _encode(tokenizer, pixels_NCHW, precision).to(torch.int32).cpu()
-
-    pixels = _Pixels(dataset, tokenizer.image_size)
+    job = Job(
+        see=lambda pixels: _encode(tokenizer, pixels, precision).to(torch.int32).cpu(),
+        prepare=partial(crop, size=tokenizer.image_size),
+        dataset=dataset,
+        images=np.arange(len(dataset)),
+        part_rows=PART_RECORDS,
+        key="codes",
+        dtype=torch.int32,
+        title=f"codes of {manifest.dataset}",
+    )
+    known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "codes")
+    if is_same and not len(known):
+        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
     with evaluating(tokenizer):
-        num_parts = see_in_parts(see, pixels, np.arange(len(dataset)), PART_RECORDS, unfinished, "codes", work)
+        is_new = make_parts(job, unfinished, known, work, is_same)
+    if is_new and ranks.number == 0:
+        parts = [load_part(unfinished, number) for number in range(job.num_parts)]
+        codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        save_codes(out, codes, manifest, identities)
+    if not is_new:
+        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
     ranks.wait()
     if ranks.number == 0:
-        save_codes(out, np.concatenate([load_part(unfinished, number) for number in range(num_parts)]), manifest)
         unfinished.drop()
     ranks.wait()
     return StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
 
 
-def _describe(tokenizer: ImageTokenizer, dataset: Records, name: str, precision: str) -> CodesManifest:
+def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str, precision: str) -> CodesManifest:
     """What is to be stored."""
     import unimm
 
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
-    first, weight = dataset[0].image, next(tokenizer.parameters())
-    if first is None:
-        raise ValueError(f"Record {dataset[0].key} has no image to encode.")
+    weight = next(tokenizer.parameters())
     return CodesManifest(
         num_records=len(dataset),
         dataset=name or type(dataset).__name__,
-        first_key=dataset[0].key,
-        last_key=dataset[len(dataset) - 1].key,
-        first_image=image_hash(first),
+        first_key=key_at(dataset, 0),
+        last_key=key_at(dataset, len(dataset) - 1),
+        first_image=first_image_hash(dataset),
         tokenizer_hash=fingerprint(tokenizer),
         precision=precision if precision != "no" else str(weight.dtype).removeprefix("torch."),
         image_size=tokenizer.image_size,
@@ -101,16 +114,3 @@ def _encode(tokenizer: ImageTokenizer, pixels_NCHW: torch.Tensor, precision: str
     weight = next(tokenizer.parameters())
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return tokenizer.encode(pixels_NCHW.to(weight.device, weight.dtype))
-
-
-class _Pixels(Dataset):
-    """Pixels (3, size, size) by index."""
-
-    def __init__(self, dataset: Records, size: int) -> None:
-        self._dataset, self._size = dataset, size
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        record = self._dataset[index]
-        if record.image is None:
-            raise ValueError(f"Record {record.key} has no image to encode.")
-        return crop(record.image, self._size)

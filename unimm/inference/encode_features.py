@@ -6,30 +6,36 @@ Processes may share the work, and what was interrupted goes on where it stopped 
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
-from torch.utils.data import Dataset as TorchDataset
 
+from unimm.data.digests import key_at, unchecked
 from unimm.data.features import (
     DTYPES,
     FeaturesManifest,
     StoredFeatures,
-    begin_features,
     finish_features,
+    has_rows,
     is_stored,
     load_rows,
     preparation_fingerprint,
+    put_rows,
     shard_rows,
+    stored_files,
     unfinished_features,
 )
 from unimm.data.image import image_hash, look
-from unimm.data.records import Dataset, ImageLike, Record
-from unimm.inference.in_parts import Work, evaluating, say_kept, see_in_parts
+from unimm.data.records import Dataset
+from unimm.inference.bad_images import BadImage, forget_bad, note_bad, raise_bad, short_reason
+from unimm.inference.in_parts import Job, Work, evaluating, make_parts
+from unimm.inference.known_images import KnownImages
+from unimm.inference.progress import images_progress
 from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.vision import VisionTower
+from unimm.unfinished import Unfinished
 
 
 def encode_features(
@@ -44,7 +50,8 @@ def encode_features(
 ) -> StoredFeatures:
     """Look at every image of a data set with the tower, on its device and in its dtype, and store what it sees in `out`.
 
-    What is there already of the same images by the same tower is kept, finished or not.
+    What is there already of the same images by the same tower is kept, finished or not, and wherever they stood: only images
+    that are new, or were exchanged, are looked at.
 
     Args:
         source: what the data is called, for the manifest; default: its class.
@@ -56,35 +63,46 @@ def encode_features(
         The features, opened.
 
     Raises:
-        ValueError: no record has an image, images are not the same when they are read again, the dtype is another, `out`
-            holds something else than features, or others were begun there.
+        ValueError: no record has an image, images are not the same when they are read again or cannot be used (all of them are
+            named), the dtype is another, `out` holds something else than features, or was begun in another way.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
     work, out = work or Work(), Path(out)
     ranks = work.ranks
     manifest = _describe(tower, dataset, source, precision, dtype)
-    unfinished, is_there = unfinished_features(out, manifest), is_stored(out, manifest)
+    unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
     ranks.wait()  # nobody begins before all have looked
-    if is_there:
-        say_kept(unfinished, work)
-        return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
     if ranks.number == 0:
-        begin_features(unfinished, lambda: _find_rows(dataset))
+        unfinished.begin()
+        forget_bad(unfinished)
+        _put_rows(unfinished, dataset, work)
     ranks.wait()
+    raise_bad(unfinished, len(dataset))
     rows = load_rows(unfinished)
     shown = np.flatnonzero(rows >= 0)
-    images = shown[np.unique(rows[shown], return_index=True)[1]]
-
-    def see(pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        return _look(tower, pixels_NCHW, precision).to(DTYPES[dtype]).cpu()
-
-    pixels = _Pixels(dataset, manifest.image_size)
+    job = Job(
+        see=lambda pixels: _look(tower, pixels, precision).to(DTYPES[dtype]).cpu(),
+        prepare=partial(look, size=manifest.image_size),
+        dataset=dataset,
+        images=shown[np.unique(rows[shown], return_index=True)[1]],
+        part_rows=manifest.shard_rows,
+        key="features",
+        dtype=DTYPES[dtype],
+        title=f"features of {manifest.source}",
+    )
+    known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "features")
+    if is_same and not len(known):
+        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
+    is_same = is_same and np.array_equal(StoredFeatures.open(out).rows, rows)
     with evaluating(tower):
-        see_in_parts(see, pixels, images, manifest.shard_rows, unfinished, "features", work)
-    ranks.wait()
+        is_new = make_parts(job, unfinished, known, work, is_same)
     if ranks.number == 0:
-        finish_features(unfinished, replace(manifest, num_images=len(images)))
+        if is_new:
+            finish_features(unfinished, replace(manifest, num_images=len(job.images)))
+        unfinished.drop()
+    if not is_new:
+        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
     ranks.wait()
     return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
 
@@ -98,8 +116,8 @@ def _describe(tower: VisionTower, dataset: Dataset, source: str, precision: str,
     return FeaturesManifest(
         num_records=len(dataset),
         source=source or type(dataset).__name__,
-        first_key=dataset[0].key,
-        last_key=dataset[len(dataset) - 1].key,
+        first_key=key_at(dataset, 0),
+        last_key=key_at(dataset, len(dataset) - 1),
         first_image=first_image,
         tower_hash=tower_fingerprint(tower),
         preparation=preparation_fingerprint(config.image_size),
@@ -114,16 +132,6 @@ def _describe(tower: VisionTower, dataset: Dataset, source: str, precision: str,
     )
 
 
-class _Pixels(TorchDataset):
-    """Pixels (3, size, size) by index, of records that have an image."""
-
-    def __init__(self, dataset: Dataset, size: int) -> None:
-        self._dataset, self._size = dataset, size
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return look(_image(self._dataset[index]), self._size)
-
-
 def _first_image(dataset: Dataset) -> str:
     """The hash of the first image that there is.
 
@@ -131,10 +139,16 @@ def _first_image(dataset: Dataset) -> str:
         ValueError: there is none, or it is another when it is read again.
     """
     for index in range(len(dataset)):
-        record = dataset[index]
+        try:
+            record = unchecked(dataset, index)
+        except ValueError:
+            return ""
         if record.image is None:
             continue
-        found = {image_hash(_image(again)) for again in (record, dataset[index])}
+        try:
+            found = {image_hash(image) for image in (record.image, unchecked(dataset, index).image) if image is not None}
+        except ValueError:  # told with all others of the kind
+            return ""
         if len(found) > 1:
             raise ValueError(
                 f"Record {record.key} has another image each time it is read: augmented images have to be looked at each time, "
@@ -144,24 +158,30 @@ def _first_image(dataset: Dataset) -> str:
     raise ValueError("There is nothing to look at: no record has an image.")
 
 
-def _image(record: Record) -> ImageLike:
-    assert record.image is not None
-    return record.image
-
-
-def _find_rows(dataset: Dataset) -> np.ndarray:
-    """(num_records,) int64: the row of each record's image, in the order in which images first come; -1 where there is none."""
+def _put_rows(unfinished: Unfinished, dataset: Dataset, work: Work) -> None:
+    """Find the row of each record's image, unless they were found before: images are numbered as they first come, and records
+    that name the same file share one. Records that cannot be read are noted."""
+    if has_rows(unfinished):
+        return
     rows = np.full(len(dataset), -1, dtype=np.int64)
     known: dict[str, int] = {}
+    bad: list[BadImage] = []
     num_images = 0
-    for index in track(range(len(dataset)), description=f"finding the images of {len(dataset):,} records", transient=True):
-        image = dataset[index].image
-        if image is None:
-            continue
-        row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
-        rows[index] = row
-        num_images += row == num_images
-    return rows
+    with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
+        for index in range(len(dataset)):
+            try:
+                image = unchecked(dataset, index).image
+            except (ValueError, OSError) as error:
+                bad.append(BadImage(f"record {index}", short_reason(error)))
+                continue
+            if image is not None:
+                row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
+                rows[index] = row
+                num_images += row == num_images
+            advance(1)
+    note_bad(unfinished, work.ranks.number, bad)
+    if not bad:
+        put_rows(unfinished, rows)
 
 
 def _look(tower: VisionTower, pixels_NCHW: torch.Tensor, precision: str) -> torch.Tensor:

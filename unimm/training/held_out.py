@@ -9,6 +9,7 @@ from unimm.batch import Batch, collate
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import best_fit
 from unimm.data.plan import measured
+from unimm.sequence import Sequence
 from unimm.training.objectives import Objective
 
 
@@ -52,11 +53,13 @@ class HeldOut:
         """A rank's share, as many batches as the others': shards are gathered for each of them. Missing rows are padding."""
         if self._rows is None:
             self._rows = self._pack()
-        template = self.mixture.template
         for start in range(0, len(self._rows), self.num_rows * num_ranks):
             rows = self._rows[start : start + self.num_rows * num_ranks][rank::num_ranks]
-            sequences = [[template.open(self.mixture.outline(sample, self.num_positions)) for sample in row] for row in rows]
+            sequences = [[self._open(sample) for sample in row] for row in rows]
             yield collate(sequences, self.num_positions, self.num_rows)
+
+    def _open(self, sample: Sample) -> Sequence:
+        return self.mixture.open(sample, self.mixture.outline(sample, self.num_positions))
 
     def _pack(self) -> list[list[Sample]]:
         """Which samples share a row."""

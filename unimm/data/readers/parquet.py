@@ -72,8 +72,8 @@ class Parquet:
         root = file.parent if self.root is None else self.root
         return self.fields.record(item, key, where, lambda value: self._image(value, root, where))
 
-    def open_image(self, number: int, group: int, row: int, where: str) -> bytes:
-        """The encoded image of a row, out of the column that was left unread.
+    def open_image(self, number: int, group: int, row: int, where: str) -> bytes | Path:
+        """The encoded image of a row, or its path, out of the column that was left unread.
 
         Raises:
             ValueError: there is none, or the file is damaged.
@@ -84,8 +84,7 @@ class Parquet:
         value = table.column(name)[row].as_py()
         if value is None:
             raise ValueError(f"{where}: the field '{name}' is null: fill it, or list it in fields.optional.")
-        image = self._image(value, file.parent if self.root is None else self.root, where)
-        return image if isinstance(image, bytes) else image.read_bytes()
+        return self._image(value, file.parent if self.root is None else self.root, where)
 
     def _is_later(self, file: Path) -> bool:
         """Whether images are read when they are looked at: where they are bytes, and are known to be there."""
@@ -140,8 +139,20 @@ class ParquetImage(UnreadImage):
     def __str__(self) -> str:
         return self.where
 
+    def home(self) -> tuple[Path, str]:
+        """The table, and the place in it."""
+        return self.table.files[self.number], f"{self.table.fields.image} {self.group} {self.row}"
+
+    def is_at_home(self) -> bool:
+        """Whether the table holds its bytes, not a path."""
+        return isinstance(self._open(), bytes)
+
     def read(self) -> bytes:
         """Its bytes. Raises ValueError where there are none, or the file is damaged."""
+        image = self._open()
+        return image if isinstance(image, bytes) else image.read_bytes()
+
+    def _open(self) -> bytes | Path:
         return self.table.open_image(self.number, self.group, self.row, self.where)
 
 

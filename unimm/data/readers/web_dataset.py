@@ -95,6 +95,10 @@ class TarImage(UnreadImage):
     def __str__(self) -> str:
         return self.where
 
+    def home(self) -> tuple[Path, str]:
+        """The shard, and the place in it."""
+        return self.shard, f"{self.start} {self.size}"
+
     def read(self) -> bytes:
         """Its bytes. Raises ValueError where the shard has changed."""
         with self.shard.open("rb") as file:
