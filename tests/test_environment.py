@@ -62,3 +62,37 @@ def test_a_command_is_prepared_before_torch_is_there() -> None:
     line = [sys.executable, "-c", f"{code}\nfrom unimm.cli import main\nassert 'torch' not in sys.modules\nmain()"]
     said = subprocess.run(line, env=plain, capture_output=True, text=True)
     assert said.stdout.split()[-1] == "PASSIVE", said.stderr
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        (
+            "0::/user.slice/app.scope\n",
+            {"user.slice/cpu.max": "300000 100000", "user.slice/app.scope/cpu.max": "max 100000"},
+            3.0,
+        ),
+        (
+            "0::/user.slice/app.scope\n",
+            {"user.slice/cpu.max": "300000 100000", "user.slice/app.scope/cpu.max": "50000 100000"},
+            0.5,
+        ),
+        ("0::/docker/of the host\n", {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/../outside\n", {"cpu.max": "200000 100000"}, 2.0),
+        (
+            "5:memory:/job\n2:cpu,cpuacct:/job\n",
+            {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "100000"},
+            1.5,
+        ),
+        ("5:memory:/job\n", {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_a_quota_is_that_of_the_own_cgroup_and_of_those_above(
+    own: str, files: dict[str, str], cores: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert cgroup_quota(tmp_path / "root", tmp_path / "own") == cores

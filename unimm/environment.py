@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import MutableMapping
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 SMALL_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """What UNIMM_CPU=avx2 stands for: libraries then take a larger processor for one with AVX2 and nothing newer."""
@@ -54,9 +54,29 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cgroup_quota(root: Path = CGROUP) -> float | None:
-    """Processor time that the cgroup may use, in cores; None where it is not limited. Versions 2 and 1."""
-    new, quota, period = root / "cpu.max", root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"
+def cgroup_quota(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Processor time that the cgroup of this process may use, in cores; None where it is not limited. Versions 2 and 1.
+
+    What a cgroup above it may use binds it, too; inside of a container its path may be the host's, and only the root is there.
+    """
+    quotas = [quota for place in _cgroups(root, own) if (quota := _quota(place)) is not None]
+    return min(quotas, default=None)
+
+
+def _cgroups(root: Path, own: Path) -> list[Path]:
+    """Folders of the cgroup that `own` names and of those above it."""
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    places = {root, root / "cpu"}
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers or "cpu" in controllers.split(","):
+            top = root / "cpu" if controllers else root
+            inside = PurePosixPath(path.lstrip("/"))
+            places |= {top / part for part in (inside, *inside.parents) if ".." not in part.parts}
+    return sorted(places)
+
+
+def _quota(place: Path) -> float | None:
+    new, quota, period = place / "cpu.max", place / "cpu.cfs_quota_us", place / "cpu.cfs_period_us"
     if new.is_file():
         words = new.read_text(encoding="ascii").split()
     elif quota.is_file() and period.is_file():

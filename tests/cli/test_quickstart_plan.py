@@ -72,9 +72,9 @@ def test_a_machine_is_measured_in_its_own_precision(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quickstart_plan, "MIN_PROBE_SECONDS", 0.0)
     monkeypatch.setattr(quickstart_plan, "PROBED_POSITIONS", 32)
     monkeypatch.setattr(quickstart_plan, "PROBED_IMAGES", 2)
-    monkeypatch.setattr(quickstart_plan, "why_not_compile", lambda: "there is no compiler")
+    monkeypatch.setattr(quickstart_plan, "why_not_compile", lambda device: f"there is no compiler for a {device}")
     monkeypatch.setattr(quickstart_plan, "choose_precision", lambda asked, device: "no")
     machine = measure_machine("cpu")
     assert machine.precision == "no" and machine.device == str(torch.device("cpu"))
     assert machine.positions_per_second > 0 and machine.images_per_second > 0
-    assert "float32" in machine.describe() and "no compiler" in machine.describe()
+    assert "float32" in machine.describe() and "no compiler for a cpu" in machine.describe()

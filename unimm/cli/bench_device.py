@@ -153,7 +153,7 @@ def device_parts(where: torch.device, toy: bool, logs: Path, weights: Path) -> l
         bench("pretrain", "pretrain", step, 2.6, 75.0),
         unimm_part(
             "quickstart",
-            ["quickstart", "--minutes", MINUTES, "--out", str(quick)],
+            ["quickstart", "--minutes", MINUTES, "--device", kind, "--out", str(quick)],
             3.0,
             75.0,
             quick / "scores" / "scores.json",
