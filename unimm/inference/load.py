@@ -9,7 +9,7 @@ from unimm.data.text import TextTokenizer
 from unimm.devices import choose_device, choose_dtype, keep_memory
 from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
-from unimm.models.folder import LoadedModel, load_model
+from unimm.models.folder import LoadedModel, change_dtype, load_model
 
 
 def load(
@@ -61,10 +61,7 @@ def _load_model(
 ) -> LoadedModel:
     if dtype is not None or device.type != "cpu":
         return load_model(path, device, choose_dtype(dtype, device), adapter=adapter)
-    # On a CPU the size decides; weights are mapped, not read, so that a second look costs next to nothing.
     loaded = load_model(path, device, adapter=adapter)
-    parameters = list(loaded.model.parameters())
-    chosen = choose_dtype(None, device, sum(parameter.numel() for parameter in parameters))
-    if all(parameter.dtype == chosen for parameter in parameters):
-        return loaded
-    return load_model(path, device, chosen, adapter=adapter)
+    size = sum(parameter.numel() for parameter in loaded.model.parameters())  # on a CPU it decides
+    change_dtype(loaded.model, loaded.image_tokenizer, choose_dtype(None, device, size))
+    return loaded

@@ -8,27 +8,28 @@ Padding is nobody's document. What the trunk makes of it depends on the way, and
 """
 
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from unimm.batch import Batch
 from unimm.models.document_attention import attend_within_documents
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 WAYS = ("sdpa", "documents", "flex_attention")
 
-Mask = torch.Tensor | BlockMask
+Mask: TypeAlias = "torch.Tensor | BlockMask"
 """(B, 1, T, S) bool, true where a position may look, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""
 
 
-def choose_way(trunk: Any, way: str) -> None:
-    """Have a trunk of `transformers` attend in one of `WAYS` from now on."""
+def register_documents() -> None:
+    """Have trunks of `transformers` know the way "documents"."""
     # Here, for it loads every library for quantized weights that is installed, and they talk.
     from transformers import AttentionInterface
 
-    AttentionInterface.register("documents", attend_by_document)
-    trunk.set_attn_implementation(way)
+    AttentionInterface.register("documents", torch.compiler.disable(attend_by_document))
 
 
 def cache_keyword(model: Any) -> str:
@@ -53,8 +54,9 @@ def document_sizes(documents_BT: torch.Tensor) -> torch.Tensor:
     return torch.where(numbers_M % (num_positions + 1) == 0, -sizes_M, sizes_M).cpu()
 
 
-def block_mask(documents_BT: torch.Tensor) -> BlockMask:
+def block_mask(documents_BT: torch.Tensor) -> "BlockMask":
     """What FlexAttention may skip and what it must look at, for the documents of every row."""
+    from torch.nn.attention.flex_attention import create_block_mask  # loads sympy, half a second
 
     def sees(row: torch.Tensor, head: torch.Tensor, position: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (documents_BT[row, position] == documents_BT[row, other]) & (other <= position)

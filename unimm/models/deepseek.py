@@ -8,8 +8,6 @@ are in `weight_names`.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import LlamaConfig
-
 MODEL_TYPE = "multi_modality"
 
 TOWERS = {
@@ -52,6 +50,8 @@ def as_janus_config(config: Mapping[str, Any]) -> dict[str, Any]:
     trunk = {"model_type": "llama", **trunk}
     if trunk["model_type"] != "llama":
         raise ValueError(f"config.json, language_config: DeepSeek's Janus has a llama trunk, not '{trunk['model_type']}'.")
+    from transformers import LlamaConfig  # its module loads torchvision, where that is installed
+
     # Written out: JanusConfig ties head and embedding by default, LlamaConfig does not.
     full = LlamaConfig(**trunk)
     tied = bool(full.tie_word_embeddings)

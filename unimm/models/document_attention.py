@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from unimm.native import library_beside
 
 
-@torch.compiler.disable()
 def attend_within_documents(
     q_MHE: torch.Tensor,
     k_NGE: torch.Tensor,

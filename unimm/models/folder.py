@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from unimm.files import whole_folder, write_json
 from unimm.models import deepseek, janus, janus_files
 from unimm.models.adapter_folder import merge_adapter
+from unimm.models.empty import empty_parameters
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapted_layers
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig, unit_rows
@@ -125,23 +125,22 @@ def load_model(
     config, tokenizer_config, names = _read_layout(raw, folder)
     files = open_weights(folder, torch.device(device), from_pickle)
     config = _settle_tie(config, files, names)
-    # Parameters without memory, buffers for real: what no file holds (rotary frequencies, masks) is then right by itself.
-    with init_empty_weights(include_buffers=False):
-        model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config)
+    with empty_parameters():
+        model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config, learns=False)
     if config.trunk_config().tie_word_embeddings:
         model.text.head.weight = model.text.embedding.weight  # taken apart by the way to parameters without memory
     _assign(model, image_tokenizer, files, None if adapter else dtype, names)
     if adapter is not None:
         merge_adapter(model, adapter)
-        _round(model, image_tokenizer, dtype)
+        change_dtype(model, image_tokenizer, dtype)
     model.to(device).eval()
     image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     own.pop("quantizer", None)
     return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder)
 
 
-def _round(model: UnifiedModel, image_tokenizer: ImageTokenizer, dtype: torch.dtype | None) -> None:
-    """What `_assign` does to weights that it is told the dtype of."""
+def change_dtype(model: UnifiedModel, image_tokenizer: ImageTokenizer, dtype: torch.dtype | None) -> None:
+    """Have the weights in a dtype as if `load_model` had been told it, one after another. None: as they are."""
     for part, prefix in ((model, ""), (image_tokenizer, PREFIX)):
         for name, parameter in part.named_parameters():
             if not f"{prefix}{name}".startswith(QUANTIZER):

@@ -81,14 +81,17 @@ class Reconstruction(NamedTuple):
 
 
 class ImageTokenizer(nn.Module):
-    """An image as codes. Give pixels in [-1, 1], finite, of exactly the configured size."""
+    """An image as codes. Give pixels in [-1, 1], finite, of exactly the configured size.
 
-    def __init__(self, config: ImageTokenizerConfig, sync_codebook: bool = False):
+    sync_codebook, learns: of the quantizer (`build_quantizer`).
+    """
+
+    def __init__(self, config: ImageTokenizerConfig, sync_codebook: bool = False, learns: bool = True):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.code_dim, 1)
-        self.quantize = build_quantizer(config.quantizer, sync=sync_codebook)
+        self.quantize = build_quantizer(config.quantizer, sync_codebook, learns)
         self.post_quant_conv = nn.Conv2d(config.quantizer.code_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

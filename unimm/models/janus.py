@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel, JanusConfig
+from transformers import CONFIG_MAPPING, JanusConfig, PreTrainedConfig
 
+from unimm.models.decoder_layer import is_llama_shaped
 from unimm.models.image_tokenizer import ImageTokenizerConfig
 from unimm.models.quantizers import QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig
@@ -51,11 +52,17 @@ def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) 
     looks, draws = config.vision.image_size // config.vision.patch_size, image_tokenizer.grid_size
     if looks != draws:
         reasons.append(f"it looks at {looks}x{looks} patches and draws {draws}x{draws} codes, a Janus has one grid for both")
-    with torch.device("meta"):
-        trunk = AutoModel.from_config(config.trunk_config())
-    if getattr(trunk, "embed_tokens", None) is None:
-        reasons.append(f"a '{trunk.config.model_type}' trunk does not call its token embedding `embed_tokens`")
+    trunk_config = config.trunk_config()
+    if not (is_llama_shaped(trunk_config) or _has_embed_tokens(trunk_config)):
+        reasons.append(f"a '{trunk_config.model_type}' trunk does not call its token embedding `embed_tokens`")
     return reasons
+
+
+def _has_embed_tokens(trunk_config: PreTrainedConfig) -> bool:
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return getattr(AutoModel.from_config(trunk_config), "embed_tokens", None) is not None
 
 
 def to_janus_config(
@@ -93,7 +100,7 @@ def from_janus_config(janus: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTok
     if text_type not in CONFIG_MAPPING:
         raise ValueError(f"text_config.model_type '{text_type}' is unknown to transformers: update it, or correct config.json.")
     try:
-        full = JanusConfig.from_dict({key: value for key, value in janus.items() if key != "unimm"}).to_dict()
+        full = JanusConfig(**{key: value for key, value in janus.items() if key != "unimm"}).to_dict()
         vision, vq, text = full["vision_config"], full["vq_config"], full["text_config"]
         grid_size = vision["image_size"] // vision["patch_size"]
     except Exception as error:  # transformers' own checks raise half a dozen kinds

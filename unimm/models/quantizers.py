@@ -10,19 +10,19 @@ The idea: an image tokenizer needs three things of a quantizer, whichever it is:
 - `fsq`: each of D dimensions rounded to a few levels (FSQ, arXiv 2309.15505).
 - `lfq`: each of D dimensions rounded to its sign, with an entropy loss (MAGVIT-v2, arXiv 2310.05737).
 
-All of it runs in fp32 with autocast off: half precision merges neighbouring codes.
+All of it runs in fp32 with autocast off: half precision merges neighbouring codes. The library is imported where a quantizer is
+made that uses it; codes alone (`learns=False`) do without.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 KINDS = ("cosine", "simvq", "fsq", "lfq")
 
@@ -135,10 +135,16 @@ class Quantizer(nn.Module, ABC):
 class CosineQuantizer(Quantizer):
     """Codes are points on the unit sphere; a latent belongs to the one at the smallest angle."""
 
-    def __init__(self, config: QuantizerConfig, sync: bool = False):
+    def __init__(self, config: QuantizerConfig, sync: bool = False, learns: bool = True):
         super().__init__(config)
         self.sync = sync
-        self.vq = VectorQuantize(
+        self.vq: Any = self._learner() if learns else _Codes(config)
+
+    def _learner(self) -> nn.Module:
+        from vector_quantize_pytorch import VectorQuantize
+
+        config = self.config
+        return VectorQuantize(
             dim=config.code_dim,
             codebook_size=config.codebook_size,
             use_cosine_sim=True,
@@ -149,8 +155,16 @@ class CosineQuantizer(Quantizer):
             # decay unless it is used.
             threshold_ema_dead_code=config.dead_code_threshold,  # pyright: ignore[reportArgumentType]
             kmeans_init=config.kmeans_init,
-            sync_codebook=sync,
+            sync_codebook=self.sync,
         )
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and isinstance(self.vq, _Codes):
+            codes = self.vq
+            self.vq = self._learner().to(codes.codebook.device)
+            self.vq.load_state_dict(codes.state_dict())
+            self.vq.freeze_codebook = codes.freeze_codebook
+        return super().train(mode)
 
     @property
     def codebook(self) -> Tensor:
@@ -193,10 +207,34 @@ class CosineQuantizer(Quantizer):
         return (F.normalize(latents_NTD, dim=-1) @ self.codebook.T).argmax(dim=-1)
 
 
+class _Codes(nn.Module):
+    """What the library's VectorQuantize keeps, under its names: all that codes need while nothing is learned through them."""
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        shape = (1, config.codebook_size, config.code_dim)
+        self.freeze_codebook = False
+        self._codebook = nn.Module()
+        points = F.normalize(nn.init.kaiming_uniform_(torch.empty(shape)), dim=-1)  # as there
+        for name, value in {
+            "initted": torch.tensor(not config.kmeans_init),
+            "cluster_size": torch.zeros(shape[:2]),
+            "embed_avg": points.clone(),
+            "embed": points,
+        }.items():
+            self._codebook.register_buffer(name, value)
+
+    @property
+    def codebook(self) -> Tensor:
+        return cast(Tensor, self._codebook.embed)[0]
+
+
 class SimVectorQuantizer(Quantizer):
     """Codes are a linear image of fixed random points: all of them move together, so none dies."""
 
     def __init__(self, config: QuantizerConfig):
+        from vector_quantize_pytorch import SimVQ
+
         super().__init__(config)
         self.vq = SimVQ(
             dim=config.code_dim,
@@ -220,6 +258,8 @@ class FiniteScalarQuantizer(Quantizer):
     """Codes are a grid: each dimension is bounded and rounded to its levels. Nothing to learn, nothing to lose."""
 
     def __init__(self, config: QuantizerConfig):
+        from vector_quantize_pytorch import FSQ
+
         super().__init__(config)
         self.vq = FSQ(levels=list(config.levels))
 
@@ -239,6 +279,8 @@ class LookupFreeQuantizer(Quantizer):
     """Codes are the corners of a cube: one bit a dimension; an entropy loss spreads latents over them."""
 
     def __init__(self, config: QuantizerConfig):
+        from vector_quantize_pytorch import LFQ
+
         super().__init__(config)
         self.vq = LFQ(
             codebook_size=config.codebook_size,
@@ -290,8 +332,12 @@ def spread_points(num_points: int, dim: int, seed: int = 0) -> Tensor:
     return points_KD
 
 
-def build_quantizer(config: QuantizerConfig, sync: bool = False) -> Quantizer:
-    """The quantizer that `config` names. `sync`: its moving averages span all ranks (build it after the process group)."""
+def build_quantizer(config: QuantizerConfig, sync: bool = False, learns: bool = True) -> Quantizer:
+    """The quantizer that `config` names.
+
+    sync: its moving averages span all ranks (build it after the process group).
+    learns: False where only its codes are wanted at first; it learns from `train()` on.
+    """
     if config.kind == "cosine":
-        return CosineQuantizer(config, sync)
+        return CosineQuantizer(config, sync, learns)
     return {"simvq": SimVectorQuantizer, "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer}[config.kind](config)

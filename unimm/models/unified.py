@@ -3,7 +3,8 @@
     tokens, pixels, codes --ports embed--> embeddings (B, T, D) --trunk--> hidden (B, T, D) --port of the next element--> ids
 
 Shapes: B rows, T positions, D trunk width. The trunk is any causal language model of `transformers`, without its own token
-embedding and head: those belong to the text port. Source: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811).
+embedding and head: those belong to the text port. One of Llama's shape is computed by layers of our own.
+Source: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811).
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import PADDING, Batch
-from unimm.models.attention import Mask, cache_keyword, choose_way, mask_of
-from unimm.models.decoder_layer import arrange_layers, is_llama_shaped
+from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
+from unimm.models.decoder_layer import is_llama_shaped
+from unimm.models.llama import LlamaTrunk
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
@@ -69,12 +71,9 @@ class UnifiedModel(nn.Module):
         self.config = config
         trunk_config = config.trunk_config()
         self.width: int = trunk_config.hidden_size
-        self.trunk = AutoModel.from_config(trunk_config, attn_implementation="sdpa")
+        self.spares_last_layer = is_llama_shaped(trunk_config)  # where nothing is wanted of it
+        self.trunk: Any = LlamaTrunk(trunk_config) if self.spares_last_layer else _transformers_trunk(trunk_config)
         self._cache_keyword = cache_keyword(self.trunk)
-        self.trunk.set_input_embeddings(None)  # the text port owns the token embedding
-        self.spares_last_layer = is_llama_shaped(self.trunk)  # where nothing is wanted of it
-        if self.spares_last_layer:
-            arrange_layers(self.trunk)
         tower = VisionTower(config.vision)
         codes = config.codes
         self.text = TextPort(trunk_config.vocab_size, self.width, tied=bool(trunk_config.tie_word_embeddings))
@@ -111,7 +110,9 @@ class UnifiedModel(nn.Module):
         With "documents", for training on a CPU, the vision tower takes plain products: the backward pass of PyTorch's fused
         kernel takes several times as long as theirs there (recipes/LOG.md).
         """
-        choose_way(self.trunk, way)
+        if not self.spares_last_layer:
+            register_documents()
+        self.trunk.set_attn_implementation(way)
         for module in self.pixels.tower.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", way != "documents")  # noqa: B010 - a plain attribute, whatever the types say
@@ -176,21 +177,30 @@ class UnifiedModel(nn.Module):
             look; S counts what the cache holds too.
         wanted_M: (M,) long, rising; not with a cache.
         """
+        if self.spares_last_layer:
+            if wanted_M is not None:
+                embeddings_BTD = embeddings_BTD.clone()  # the first layer would be compiled once more for a view
+            words = {"attention_mask": mask, "position_ids": positions_BT, "cache": cache, "wanted": wanted_M}
+            hidden = self.trunk(inputs_embeds=embeddings_BTD, **words)
+            return hidden if wanted_M is None else hidden[0]
         by_document = self.trunk.config._attn_implementation == "documents"
-        is_told = self.spares_last_layer and wanted_M is not None
-        if is_told:
-            embeddings_BTD = embeddings_BTD.clone()  # the first layer would be compiled once more for a view
         hidden = self.trunk(
             inputs_embeds=embeddings_BTD,
             **({"attention_mask": None, "sizes": mask} if by_document else {"attention_mask": mask}),
             position_ids=positions_BT,
             use_cache=cache is not None,
             **{self._cache_keyword: cache},
-            **({"wanted": wanted_M} if is_told else {}),
         ).last_hidden_state
-        if wanted_M is None:
-            return hidden
-        return hidden[0] if is_told else hidden.flatten(0, 1)[wanted_M]
+        return hidden if wanted_M is None else hidden.flatten(0, 1)[wanted_M]
+
+
+def _transformers_trunk(config: PreTrainedConfig) -> nn.Module:
+    """A trunk of `transformers` without its token embedding, which the text port owns."""
+    from transformers import AutoModel
+
+    trunk = AutoModel.from_config(config, attn_implementation="sdpa")
+    trunk.set_input_embeddings(None)
+    return trunk
 
 
 def _rounded_up(is_wanted_N: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The eye that looks: a SigLIP vision tower from timm, and the projectors that carry its features into the trunk.
+"""The eye that looks: a SigLIP vision tower, and the projectors that carry its features into the trunk.
 
 Shapes: N images, P patches, C vision width, D trunk width. The tower gives one feature a patch, (N, P, C), after its final
 norm; a projector turns them into what the trunk reads, (N, P', D). Source: SigLIP (arXiv 2303.15343), Janus (arXiv 2410.13848).
@@ -6,12 +6,12 @@ norm; a projector turns them into what the trunk reads, (N, P', D). Source: SigL
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from unimm.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,13 @@ class VisionTower(nn.Module):
         self.config = config
         # Without pool and classifier: SigLIP's attention pool would be parameters that no gradient reaches.
         self.transformer = VisionTransformer(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.width,
-            depth=config.num_layers,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            class_token=False,
-            global_pool="",
-            num_classes=0,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            act_layer=nn.GELU,
+            config.image_size, config.patch_size, config.width, config.num_layers, config.num_heads, config.mlp_ratio
         )
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         # A GPU's fused attention gives None for no images at all (PyTorch 2.11); plain products give nothing, as asked.
         with nullcontext() if len(pixels_NCHW) else sdpa_kernel(SDPBackend.MATH):
-            return self.transformer.forward_features(pixels_NCHW)
+            return self.transformer(pixels_NCHW)
 
 
 @dataclass(frozen=True)
