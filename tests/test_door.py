@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import unimm
 
@@ -25,6 +27,25 @@ def test_the_door_and_the_sequence_pull_in_neither_torch_nor_the_engine(statemen
 def test_the_shell_asks_for_torch_only_when_a_verb_runs() -> None:
     loaded = modules_after("import unimm.cli.app")
     assert not loaded & {"torch", "transformers", "hydra", "PIL"}
+
+
+HEAVY = {
+    *("torchvision", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "accelerate", "torchao", "peft"),
+    *("timm", "vector_quantize_pytorch", "transformers.modeling_utils", "torchmetrics"),
+    *("sklearn", "scipy", "matplotlib", "pandas", "hydra", "tensorboard"),
+}
+"""What takes longer to import than the demo to answer, of which captioning and drawing use nothing."""
+
+
+@pytest.mark.parametrize(
+    "words", [["caption", "unimm-demo.png"], ["generate", "a red circle", "--out", "drawing.png"]], ids=["caption", "generate"]
+)
+def test_the_shell_loads_what_it_uses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "unimm-demo.png")
+    monkeypatch.chdir(tmp_path)
+    loaded = modules_after(f"from unimm.cli.app import app\napp({[*words, '--model', 'demo']}, standalone_mode=False)")
+    assert {"torch", "transformers", "unimm.models.llama"} <= loaded
+    assert not loaded & HEAVY
 
 
 def test_every_public_name_is_there() -> None:

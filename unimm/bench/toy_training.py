@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401  loaded once for all lives, which are forks of one process
+import transformers.models.llama.configuration_llama  # noqa: F401  loaded once for all lives, which are forks of one process
+import vector_quantize_pytorch  # noqa: F401  so is this
 from accelerate import PartialState
 
 from unimm.bench.random_codes import CodedAtRandom
