@@ -1,5 +1,6 @@
 """Codes and features are made part by part: killed or not, by one process or several, they end as the same bytes."""
 
+import json
 import os
 import re
 import signal
@@ -50,8 +51,12 @@ def tokenizer() -> ImageTokenizer:
 @pytest.fixture(params=["features", "codes"])
 def make(request: pytest.FixtureRequest, tower: VisionTower, tokenizer: ImageTokenizer) -> Make:
     if request.param == "features":
-        return lambda folder, work, dataset=None: encode_features(tower, dataset or Squares(), folder, work=work)
-    return lambda folder, work, dataset=None: encode_dataset(tokenizer, dataset or Squares(), folder, work=work)
+        return lambda folder, work, dataset=None, **words: encode_features(
+            tower, dataset or Squares(), folder, work=work, **words
+        )
+    return lambda folder, work, dataset=None, **words: encode_dataset(
+        tokenizer, dataset or Squares(), folder, work=work, **words
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -303,3 +308,40 @@ def test_where_output_is_no_terminal_progress_is_told_now_and_then(
     assert any(re.search(r"of Squares: 0 of 12 images \(0%\), none yet after 0 s", line) for line in lines)
     assert any(re.search(r"of Squares: \d+ of 12 images \(\d+%\), [\d.e+]+ images/s, \d+ s left", line) for line in lines)
     assert re.search(r"of Squares: 12 images in \d+ s", lines[-1])
+
+
+def test_a_folder_is_made_to_its_end_in_the_precision_that_it_was_begun_in(
+    tower: VisionTower, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """`auto` would choose otherwise on another kind of CPU; whoever names a precision gets it, or is refused."""
+    fast = {"bf16": True}
+    monkeypatch.setattr("unimm.devices.bf16_is_faster", lambda: fast["bf16"])
+    makes: dict[str, Callable[..., Any]] = {
+        "codes": lambda **words: encode_dataset(tokenizer, Squares(), tmp_path / "codes", **words),
+        "features": lambda **words: encode_features(tower, Squares(), tmp_path / "features", **words),
+    }
+    for name, encode_again in makes.items():
+        fast["bf16"] = True
+        with monkeypatch.context() as patch:
+            patch.setattr(Unfinished, "save", dying_at(1))
+            assert ends([fork(lambda encode_again=encode_again: encode_again(precision="auto"))]) == [-signal.SIGKILL]
+        with pytest.raises(ValueError, match="begun with another precision"):
+            encode_again(precision="no")
+        fast["bf16"] = False
+        for _ in range(2):
+            capsys.readouterr()
+            assert encode_again(precision="auto").manifest.precision == "bf16"
+            told = f"{name} was begun in bf16 and goes on so, though precision=auto would take float32 here"
+            assert capsys.readouterr().err.count(told) == 1
+        assert encode_again(precision="no").manifest.precision == "float32"
+        fast["bf16"] = True
+        assert encode_again(precision="auto").manifest.precision == "float32"
+
+
+def test_the_first_process_chooses_the_precision_of_all(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(number: int) -> None:
+        monkeypatch.setattr("unimm.devices.bf16_is_faster", lambda: number == 0)
+        share(lambda *words: make(*words, precision="auto"), tmp_path / "store", tmp_path / "meeting", number, 2)
+
+    assert ends([fork(lambda n=n: one(n)) for n in range(2)]) == [0, 0]
+    assert json.loads((tmp_path / "store/manifest.json").read_text())["precision"] == "bf16"

@@ -9,16 +9,20 @@ itself what training will ask for. Interrupted, it goes on where it stopped; a l
 import sys
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 
 from unimm.cli.build import CODED, build, check_given, join_group, open_image_tokenizer, print_paths, run_with_hydra
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import quote, split_words
-from unimm.data.image import image_hash
+from unimm.data.digests import image_digest
 from unimm.data.records import Dataset, Record
-from unimm.devices import choose_precision, keep_memory
+from unimm.devices import keep_memory
 from unimm.inference.encode import encode_dataset
 from unimm.inference.in_parts import Work
+
+NUM_COMPARED = 64
+"""Records of two data sets that want the same folder."""
 
 
 def encode(config: DictConfig) -> list[Path]:
@@ -40,10 +44,7 @@ def encode(config: DictConfig) -> list[Path]:
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    words = {
-        "precision": choose_precision(config.precision, device),
-        "work": Work(config.batch_size, config.num_workers, ranks),
-    }
+    words = {"precision": config.precision, "work": Work(config.batch_size, config.num_workers, ranks)}
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
     ]
@@ -70,15 +71,18 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
 
 
 def _same_images(one: Dataset, other: Dataset) -> bool:
-    """Whether two data sets show the same images, as far as the first and the last tell, whatever they say of them."""
+    """Whether two data sets show the same images, as far as some from all over tell, whatever they say of them.
+
+    Training compares each of them."""
     if len(one) != len(other):
         return False
-    pairs = [(one[index], other[index]) for index in {0, len(one) - 1} if len(one)]
-    return all(a.key == b.key and _hash(a) == _hash(b) for a, b in pairs)
+    places = np.unique(np.linspace(0, max(0, len(one) - 1), NUM_COMPARED).astype(int))[: len(one)]
+    pairs = ((one[int(place)], other[int(place)]) for place in places)
+    return all(a.key == b.key and _digest(a) == _digest(b) for a, b in pairs)
 
 
-def _hash(record: Record) -> str | None:
-    return None if record.image is None else image_hash(record.image)
+def _digest(record: Record) -> bytes | None:
+    return None if record.image is None else image_digest(record.image)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unimm.cli.build import CODED, build, check_given, check_looks, join_group, looking_sources, print_paths, run_with_hydra
-from unimm.devices import choose_precision, keep_memory
+from unimm.devices import keep_memory
 from unimm.inference.encode_features import encode_features
 from unimm.inference.in_parts import Work
 from unimm.inference.load import load
@@ -35,7 +35,7 @@ def store_features(config: DictConfig) -> list[Path]:
     engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
     check_looks(engine.prompt_format)
     work = Work(config.batch_size, config.num_workers, ranks)
-    words = {"precision": choose_precision(config.precision, device), "dtype": config.dtype, "work": work}
+    words = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:
         node = config.data.sources[name].dataset

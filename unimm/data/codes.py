@@ -3,6 +3,7 @@
     folder/codes.safetensors    "codes": (num_records, num_codes) uint16 or int32, row i of record i
                                 "identities": (num_records, 32) uint8, which image that was (`unimm.data.digests`)
     folder/manifest.json        of what, with which tokenizer, how many, in which dtype they were made
+    folder/reconstructions.png  some of the images, above what their codes show
 
 Codes mean nothing without their tokenizer, so the manifest names it by its fingerprint, and reading refuses another. Nor
 without their image: who reads a record gets its codes, or is told that they are those of another picture.
@@ -10,6 +11,8 @@ without their image: who reads a record gets its codes, or is told that they are
 
 import json
 import logging
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from unimm.unfinished import Unfinished, same_content
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
 WHAT = "a folder of stored codes"
-FREE = ("unimm_version",)
+FREE = ("unimm_version", "psnr", "psnr_worst", "psnr_images")
 """What may differ between codes that are the same."""
 OF = ("num_records", "dataset", "first_key", "last_key", "first_image", "part_records")
 """What tells which images they are of; all else is how they were made."""
@@ -41,6 +44,7 @@ class CodesManifest:
     dataset: what describes the data set, in words. first_key, last_key: of its records, first_image: a hash of the first one's
         image, to notice another one.
     tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
+    psnr, psnr_worst: in dB, how well it gives such images back: the mean, and the least, of a sample of `psnr_images`.
     """
 
     num_records: int
@@ -54,6 +58,9 @@ class CodesManifest:
     num_codes: int
     codebook_size: int
     unimm_version: str
+    psnr: float | None = None
+    psnr_worst: float | None = None
+    psnr_images: int = 0
 
 
 def is_stored(folder: Path, manifest: CodesManifest) -> bool:
@@ -84,10 +91,17 @@ def load_part(unfinished: Unfinished, number: int) -> tuple[np.ndarray, np.ndarr
     return part["codes"], part["identities"]
 
 
-def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest, identities: np.ndarray | None = None) -> None:
+def save_codes(
+    folder: Path,
+    codes_NT: np.ndarray,
+    manifest: CodesManifest,
+    identities: np.ndarray | None = None,
+    pictures: Iterable[Path] = (),
+) -> None:
     """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
 
     identities: (num_records, 32), of their images; None: those of other images will not be told from them.
+    pictures: files that are put beside the codes.
 
     Raises:
         ValueError: the codes do not agree with the manifest, or the folder holds something else.
@@ -101,6 +115,8 @@ def save_codes(folder: Path, codes_NT: np.ndarray, manifest: CodesManifest, iden
     tensors = {"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}
     with whole_folder(folder, MANIFEST, WHAT) as temporary:
         save_file(tensors if identities is None else {**tensors, "identities": identities}, temporary / CODES)
+        for picture in pictures:
+            shutil.copyfile(picture, temporary / picture.name)
         write_json(temporary / MANIFEST, asdict(manifest))
 
 
@@ -241,6 +257,7 @@ def _read_manifest(folder: Path) -> CodesManifest:
         raise ValueError(f"{folder} holds no stored codes ({CODES}, {MANIFEST}): make them with `unimm encode`.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return CodesManifest(**{field.name: content[field.name] for field in fields(CodesManifest)})
+        known = {field.name for field in fields(CodesManifest)}
+        return CodesManifest(**{name: value for name, value in content.items() if name in known})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"The manifest of the codes in {folder} cannot be read: {error}.") from error

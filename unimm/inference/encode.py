@@ -4,19 +4,31 @@ One dtype throughout, recorded beside the codes: an encoder in bf16 gives other 
 work, and what was interrupted goes on where it stopped (`unimm.inference.in_parts`).
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unimm.data.codes import CodesManifest, StoredCodes, is_stored, load_part, save_codes, stored_files, unfinished_codes
+from unimm.data.codes import (
+    MANIFEST,
+    CodesManifest,
+    StoredCodes,
+    is_stored,
+    load_part,
+    save_codes,
+    stored_files,
+    unfinished_codes,
+)
 from unimm.data.digests import first_image_hash, key_at
 from unimm.data.image import crop
 from unimm.data.records import Dataset
 from unimm.inference.bad_images import forget_bad
 from unimm.inference.in_parts import Job, Work, evaluating, make_parts
 from unimm.inference.known_images import KnownImages
+from unimm.inference.precision import precision_name, settle_precision
+from unimm.inference.reconstructions import PICTURE, reconstruct_some
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import fingerprint
 
@@ -40,7 +52,8 @@ def encode_dataset(
 
     Args:
         name: of the data set, for the manifest; default: its class.
-        precision: "no", or "bf16" for autocast of the convolutions (the quantizer stays fp32): faster, a few codes differ.
+        precision: "no", or "bf16" for autocast of the convolutions (the quantizer stays fp32): a few codes differ; or "auto":
+            what the device is faster in, or what is there already was made in.
         work: how it is gone about, and by how many processes.
 
     Returns:
@@ -52,7 +65,10 @@ def encode_dataset(
     """
     work, out = work or Work(), Path(out)
     ranks = work.ranks
-    manifest = _describe(tokenizer, dataset, name, precision)
+    manifest = _describe(tokenizer, dataset, name)
+    weight = next(tokenizer.parameters())
+    precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
+    manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
     ranks.wait()  # nobody begins before all have looked
     if ranks.number == 0:
@@ -72,12 +88,22 @@ def encode_dataset(
     known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "codes")
     if is_same and not len(known):
         work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
+
+    def look_back() -> None:
+        nonlocal manifest
+        some = reconstruct_some(tokenizer, dataset, precision, f"{job.title}, a sample and back", work.is_silent)
+        if some is not None:
+            some.picture.save(unfinished.room / PICTURE)
+            work.say(some.tell(job.title, f"{PICTURE} in {unfinished.room}, in the end in {out}"))
+            mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
+            manifest = replace(manifest, psnr=mean, psnr_worst=worst, psnr_images=len(some.psnr))
+
     with evaluating(tokenizer):
-        is_new = make_parts(job, unfinished, known, work, is_same)
+        is_new = make_parts(job, unfinished, known, work, is_same, look_back)
     if is_new and ranks.number == 0:
         parts = [load_part(unfinished, number) for number in range(job.num_parts)]
         codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        save_codes(out, codes, manifest, identities)
+        save_codes(out, codes, manifest, identities, unfinished.room.glob(PICTURE))
     if not is_new:
         work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
     ranks.wait()
@@ -87,13 +113,12 @@ def encode_dataset(
     return StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
 
 
-def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str, precision: str) -> CodesManifest:
-    """What is to be stored."""
+def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str) -> CodesManifest:
+    """What is to be stored; the precision is not settled yet."""
     import unimm
 
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
-    weight = next(tokenizer.parameters())
     return CodesManifest(
         num_records=len(dataset),
         dataset=name or type(dataset).__name__,
@@ -101,7 +126,7 @@ def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str, precision:
         last_key=key_at(dataset, len(dataset) - 1),
         first_image=first_image_hash(dataset),
         tokenizer_hash=fingerprint(tokenizer),
-        precision=precision if precision != "no" else str(weight.dtype).removeprefix("torch."),
+        precision="",
         image_size=tokenizer.image_size,
         num_codes=tokenizer.num_codes,
         codebook_size=tokenizer.codebook_size,

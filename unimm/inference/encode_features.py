@@ -15,6 +15,7 @@ import torch
 from unimm.data.digests import key_at, unchecked
 from unimm.data.features import (
     DTYPES,
+    MANIFEST,
     FeaturesManifest,
     StoredFeatures,
     finish_features,
@@ -32,6 +33,7 @@ from unimm.data.records import Dataset
 from unimm.inference.bad_images import BadImage, forget_bad, note_bad, raise_bad, short_reason
 from unimm.inference.in_parts import Job, Work, evaluating, make_parts
 from unimm.inference.known_images import KnownImages
+from unimm.inference.precision import precision_name, settle_precision
 from unimm.inference.progress import images_progress
 from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.vision import VisionTower
@@ -55,7 +57,7 @@ def encode_features(
 
     Args:
         source: what the data is called, for the manifest; default: its class.
-        precision: "no", or "bf16" for autocast.
+        precision: "no", or "bf16" for autocast; or "auto": what the device is faster in, or what is there already was made in.
         dtype: "bfloat16" or "float32", of what is stored.
         work: how it is gone about, and by how many processes.
 
@@ -70,7 +72,9 @@ def encode_features(
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
     work, out = work or Work(), Path(out)
     ranks = work.ranks
-    manifest = _describe(tower, dataset, source, precision, dtype)
+    manifest, weight = _describe(tower, dataset, source, dtype), next(tower.parameters())
+    precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
+    manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
     ranks.wait()  # nobody begins before all have looked
     if ranks.number == 0:
@@ -107,11 +111,11 @@ def encode_features(
     return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
 
 
-def _describe(tower: VisionTower, dataset: Dataset, source: str, precision: str, dtype: str) -> FeaturesManifest:
-    """What is to be stored; the number of images is not known yet."""
+def _describe(tower: VisionTower, dataset: Dataset, source: str, dtype: str) -> FeaturesManifest:
+    """What is to be stored; the precision is not settled, and the number of images not known yet."""
     import unimm
 
-    config, weight = tower.config, next(tower.parameters())
+    config = tower.config
     first_image = _first_image(dataset)
     return FeaturesManifest(
         num_records=len(dataset),
@@ -121,7 +125,7 @@ def _describe(tower: VisionTower, dataset: Dataset, source: str, precision: str,
         first_image=first_image,
         tower_hash=tower_fingerprint(tower),
         preparation=preparation_fingerprint(config.image_size),
-        precision=precision if precision != "no" else str(weight.dtype).removeprefix("torch."),
+        precision="",
         dtype=dtype,
         image_size=config.image_size,
         num_patches=config.num_patches,

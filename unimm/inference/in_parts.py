@@ -102,10 +102,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def make_parts(job: Job, unfinished: Unfinished, known: KnownImages, work: Work, is_same: bool) -> bool:
+def make_parts(
+    job: Job,
+    unfinished: Unfinished,
+    known: KnownImages,
+    work: Work,
+    is_same: bool,
+    before: Callable[[], None] | None = None,
+) -> bool:
     """Make what is missing of this process' parts, each a safetensors file; every process calls it.
 
-    known: what was stored before. is_same: whether that is a whole store that says the same of itself.
+    known: what was stored before. is_same: whether that is a whole store that says the same of itself. before: what the first
+    process does before anything is made, if there is anything new.
 
     Returns:
         Whether there is anything new: False where what was stored before is what would be made.
@@ -122,6 +130,8 @@ def make_parts(job: Job, unfinished: Unfinished, known: KnownImages, work: Work,
     is_kept = is_same and len(missing) == len(own) and len(known) == len(job.images) and np.array_equal(found.places, rows)
     if not work.ranks.any(not is_kept):
         return False
+    if before is not None and work.ranks.number == 0:
+        before()
     bad = _make(job, _parts(job, missing, found), known, unfinished, work)
     note_bad(unfinished, work.ranks.number, bad)
     work.ranks.wait()

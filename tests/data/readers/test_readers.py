@@ -13,7 +13,18 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 from toys import make_template
-from users_files import CAPTIONS, DOCUMENTS, TURNS, make_all, make_shard, picture_bytes, read_all, send_all, write_lines
+from users_files import (
+    CAPTIONS,
+    DOCUMENTS,
+    TURNS,
+    make_all,
+    make_image_folder,
+    make_shard,
+    picture_bytes,
+    read_all,
+    send_all,
+    write_lines,
+)
 
 from unimm.cli.build import build, compose_config
 from unimm.data.image import decode_image, look
@@ -135,6 +146,21 @@ def test_a_folder_is_sorted_by_name(files: Path) -> None:
     assert [record.key for record in records] == ["a.png", "b.png", "lines/0.png", "table/x/1.png"]
     assert [r.captions[0].text for r in records] == [CAPTIONS[1], CAPTIONS[0], CAPTIONS[2], CAPTIONS[3]]
     assert [text.text for text in records[2].captions] == [CAPTIONS[2], "Blue."]
+
+
+def test_stored_codes_among_the_files_are_no_data(tmp_path: Path) -> None:
+    """Codes hold a picture and a manifest; the folder that a user names is read, whatever is in it."""
+    make_image_folder(tmp_path / "photos")
+    before = read_all(ImageFolder(tmp_path / "photos"))
+    table = read_all(JsonLines(tmp_path / "photos", Fields(caption="text")))
+    codes = tmp_path / "photos/codes/x"
+    codes.mkdir(parents=True)
+    for name in ("codes.safetensors", "manifest.json"):
+        (codes / name).write_text("{}")
+    (codes / "reconstructions.png").write_bytes(picture_bytes(0))
+    assert read_all(ImageFolder(tmp_path / "photos")) == before
+    assert read_all(JsonLines(tmp_path / "photos", Fields(caption="text"))) == table
+    assert len(ImageFolder(codes, captions=False)) == 1
 
 
 def test_a_conversation_keeps_its_order(files: Path) -> None:

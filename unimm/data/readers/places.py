@@ -1,7 +1,8 @@
 """Where users' files are: files, folders and patterns -> sorted lists of files, and the image that an entry names.
 
 The order of everything is that of the names, not of the file system, so that record 7 is the same on every machine. Names that
-begin with a dot are the system's, not the user's, and are passed over. Nothing stays open: a reader opens a file when a record
+begin with a dot are the system's, not the user's, and are passed over; so are stored codes and features that lie among the
+images, since what they hold (a picture, a manifest) is no data. Nothing stays open: a reader opens a file when a record
 is asked for and closes it again, so that it can be pickled, forked and used from threads.
 """
 
@@ -49,9 +50,10 @@ def short_names(files: Iterable[Path]) -> list[str]:
 def walk(folder: Path, _above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Every file below a folder; links are followed, unless they lead back up."""
     real = folder.resolve()
-    if real in _above:
+    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    if real in _above or (_above and _is_stored([path.name for path in paths])):
         return
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    for path in paths:
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -102,6 +104,11 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
         matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
         yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _is_stored(names: list[str]) -> bool:
+    """Whether these are the files of stored codes or features."""
+    return "manifest.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
 def _is_pattern(part: str) -> bool:
