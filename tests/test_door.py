@@ -38,12 +38,18 @@ HEAVY = {
 
 
 @pytest.mark.parametrize(
-    "words", [["caption", "unimm-demo.png"], ["generate", "a red circle", "--out", "drawing.png"]], ids=["caption", "generate"]
+    "words",
+    [
+        ["caption", "unimm-demo.png", "--model", "demo"],
+        ["generate", "a red circle", "--out", "drawing.png", "--model", "demo"],
+        ["demo", "--no-show"],
+    ],
+    ids=lambda words: words[0],
 )
 def test_the_shell_loads_what_it_uses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "unimm-demo.png")
     monkeypatch.chdir(tmp_path)
-    loaded = modules_after(f"from unimm.cli.app import app\napp({[*words, '--model', 'demo']}, standalone_mode=False)")
+    loaded = modules_after(f"from unimm.cli.app import app\napp({words}, standalone_mode=False)")
     assert {"torch", "transformers", "unimm.models.llama"} <= loaded
     assert not loaded & HEAVY
 

@@ -49,7 +49,8 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     Path("runs/life/finetune/model").symlink_to(tiny_folder)
     Path("models").mkdir()
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
-    picture.save("photo.png")
+    Path("runs/demo").mkdir()
+    picture.save("runs/demo/photo.png")
     return tmp_path
 
 

@@ -40,6 +40,7 @@ def run(site: Path, folder: Path, *words: str) -> str:
 @pytest.mark.slow
 def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path) -> None:
     assert (site / "unimm/conf/train.yaml").is_file()
+    assert (site / "unimm/demo/digit.png").is_file() and (site / "unimm/demo/model.safetensors").is_file()
     for kind in ("*.cpp", "*.h"):  # compiled where they are needed
         own = {path.relative_to(ROOT) for path in (ROOT / "unimm").rglob(kind)}
         assert own and own == {path.relative_to(site) for path in site.rglob(kind) if path.is_relative_to(site / "unimm")}

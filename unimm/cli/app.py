@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 QUICKSTART_MODEL = Path("runs/quickstart/model")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
-    *("quickstart", "caption", "answer", "generate"),
+    *("demo", "quickstart", "caption", "answer", "generate"),
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench"),
 )
@@ -73,13 +73,36 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 def about(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     """Train, run and measure models that understand and generate images.
 
-    Begin with `unimm quickstart`: it makes a small model on any computer, which all other verbs then use.
+    Begin with `unimm demo`, to see what a small model does, and `unimm quickstart`, which makes one on any computer.
     """
     if version:
         import unimm
 
         typer.echo(unimm.__version__)
         raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures that it looks at and draws, and the sheet of them all.")
+    ] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Another seed, other drawings.")] = 7,
+    device: Device = None,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Open the sheet, where there is a screen.")] = True,
+) -> None:
+    """See at once what the model that comes with unimm can do: captions, answers and drawings, on one sheet.
+
+    It takes seconds and downloads nothing. The pictures that it writes are there to try the other verbs on.
+
+    \b
+    Example:
+      unimm demo --out runs/demo
+    """
+    quiet_libraries()
+    from unimm.cli.demo import run
+
+    run(out, seed, device, show)
 
 
 @app.command()

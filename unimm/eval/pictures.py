@@ -104,8 +104,8 @@ def write_prompt(example: Example) -> str:
     return f"[{example.language}] {example.expected}"
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """At most NUM_LINES lines that fit into `width` pixels, broken at spaces, or anywhere where there are none."""
+def wrap(text: str, width: int, most: int = NUM_LINES) -> list[str]:
+    """At most `most` lines that fit into `width` pixels, broken at spaces, or anywhere where there are none."""
     lines, line = [], ""
     for piece in _pieces(text):
         if line and find_font().getlength((line + piece).rstrip()) > width:
@@ -114,8 +114,8 @@ def wrap(text: str, width: int) -> list[str]:
         else:
             line += piece
     lines.append(line.rstrip())
-    if len(lines) > NUM_LINES:
-        lines = [*lines[: NUM_LINES - 1], lines[NUM_LINES - 1][:-1] + "..."]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][:-1] + "..."]
     return [line for line in lines if line]
 
 

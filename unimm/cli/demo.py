@@ -1,0 +1,169 @@
+"""`unimm demo`: what the model that comes with the package makes of a few pictures and prompts, on one sheet.
+
+    out/photo.png, photo-2.png, photo-3.png, digit.png  pictures that it looks at, to try other verbs on
+    out/drawing-1.png ...                               what it draws
+    out/demo.png                                        all of it on one sheet
+
+Nothing is downloaded. Captions and answers are always the same, and drawings for a seed.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from PIL import Image, ImageDraw
+
+from unimm.data.worlds.scenes import Scene, Shape, render
+from unimm.eval.pictures import find_font, has_chinese_font, wrap
+from unimm.inference.engine import Engine
+from unimm.inference.load import load
+from unimm.models.weights import DEMO
+
+SCENES = {
+    "photo.png": Scene(
+        (
+            Shape("large", "red", "circle", 18, 22),
+            Shape("small", "cyan", "circle", 46, 16),
+            Shape("large", "blue", "square", 42, 46),
+        )
+    ),
+    "photo-2.png": Scene((Shape("large", "yellow", "triangle", 20, 40), Shape("small", "purple", "cross", 48, 18))),
+    "photo-3.png": Scene(
+        (
+            Shape("small", "white", "square", 14, 14),
+            Shape("small", "orange", "square", 40, 24),
+            Shape("small", "green", "square", 20, 48),
+        )
+    ),
+}
+DIGIT = "digit.png"
+"""A real scan, of the test half of scikit-learn's digits."""
+
+QUESTIONS = {
+    "photo.png": "How many circles are there?",
+    "photo-2.png": "What shape is the yellow object?",
+    "photo-3.png": "Is there a red square?",
+    DIGIT: "Is it more than 4?",
+}
+IN_CHINESE = "photo-2.png"
+PROMPTS = (
+    "a large red circle to the left of a small blue square",
+    "three green crosses",
+    "a small white triangle above a large purple circle",
+    "the digit five",
+)
+SEED = 7
+
+LIMITS = (
+    "It knows flat shapes (circle, square, triangle, cross; eight colours, two sizes) and handwritten digits, on dark "
+    "backgrounds, at 64 px, in English and Chinese, and nothing else: what it says of other pictures means nothing."
+)
+
+SIDE, GAP, LINE, SPACE = 192, 28, 20, 8
+PAPER, INK, FAINT, GREEN = (252, 252, 250), (30, 30, 34), (125, 125, 132), (24, 128, 76)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture of the sheet, and the paragraphs below it: texts with their colours, a space between paragraphs."""
+
+    image: Image.Image
+    paragraphs: tuple[tuple[tuple[str, tuple[int, int, int]], ...], ...]
+
+
+def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = True) -> None:
+    """Write the pictures and the sheet into a folder, and say what they are.
+
+    seed: of the drawings. device: as of `unimm.load`. show: open the sheet, where somebody sits before a screen.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {name: Image.fromarray(render(scene)) for name, scene in SCENES.items()}
+    pictures[DIGIT] = Image.open(DEMO / DIGIT).convert("RGB")
+    for name, picture in pictures.items():
+        picture.save(out / name)
+    engine = load("demo", device)
+    looked = _look(engine, out, pictures)
+    drawn = _draw(engine, out, seed)
+    sheet = draw_sheet({"The demo model looks, and says what it sees": looked, "It draws what it is asked for": drawn})
+    sheet.save(out / "demo.png")
+    typer.echo(f'\n{LIMITS}\n\nTry it: unimm answer {out / "photo.png"} "What colour is the square?"')
+    typer.echo(out / "demo.png")
+    if show and has_screen():
+        typer.launch(str(out / "demo.png"))
+
+
+def _look(engine: Engine, out: Path, pictures: dict[str, Image.Image]) -> list[Card]:
+    images = list(pictures.values())
+    captions = engine.caption(images)
+    chinese = engine.caption(pictures[IN_CHINESE], language="zh")
+    answers = engine.answer(images, [QUESTIONS[name] for name in pictures])
+    cards = []
+    for (name, picture), caption, answer in zip(pictures.items(), captions, answers, strict=True):
+        question = QUESTIONS[name]
+        more = [chinese] if name == IN_CHINESE else []
+        typer.echo("\n".join([f"{out / name}: {caption}", *(f"  {line}" for line in more), f"  {question} {answer}"]))
+        seen = tuple((text, INK) for text in (caption, *(more if has_chinese_font() else [])))
+        cards.append(Card(picture, (seen, ((question, FAINT), (answer, GREEN)))))
+    return cards
+
+
+def _draw(engine: Engine, out: Path, seed: int) -> list[Card]:
+    from unimm.cli.progress import drawing_bar
+
+    cards = []
+    with drawing_bar() as told:
+        drawings = engine.generate_images(list(PROMPTS), seed=seed, callback=told)
+    for number, (prompt, (image,)) in enumerate(zip(PROMPTS, drawings, strict=True), start=1):
+        path = out / f"drawing-{number}.png"
+        image.save(path)
+        typer.echo(f"{path}: {prompt}")
+        cards.append(Card(image, (((prompt, INK),),)))
+    return cards
+
+
+def draw_sheet(rows: dict[str, list[Card]]) -> Image.Image:
+    """Rows of pictures under their titles, with what belongs to each below it, and the model's limits at the foot."""
+    below = {title: [_set_lines(card) for card in cards] for title, cards in rows.items()}
+    heights = {title: max(lines[-1][0] + LINE for lines in row) for title, row in below.items()}
+    width = GAP + max(len(cards) for cards in rows.values()) * (SIDE + GAP)
+    foot = wrap(LIMITS, width - 2 * GAP, most=4)
+    height = sum(GAP + 32 + SIDE + 10 + needed for needed in heights.values()) + GAP + len(foot) * LINE + GAP
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen, top = ImageDraw.Draw(sheet), GAP
+    for title, cards in rows.items():
+        pen.text((GAP, top), title, INK, find_font())
+        top += 32
+        for column, (card, lines) in enumerate(zip(cards, below[title], strict=True)):
+            left = GAP + column * (SIDE + GAP)
+            sheet.paste(card.image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, top))
+            for offset, line, colour in lines:
+                pen.text((left, top + SIDE + 10 + offset), line, colour, find_font())
+        top += SIDE + 10 + heights[title] + GAP
+    for number, line in enumerate(foot):
+        pen.text((GAP, top + number * LINE), line, FAINT, find_font())
+    return sheet
+
+
+def _set_lines(card: Card) -> list[tuple[int, str, tuple[int, int, int]]]:
+    """The lines below a picture: how far down, text, colour."""
+    lines, down = [], 0
+    for paragraph in card.paragraphs:
+        down += SPACE if lines else 0
+        for text, colour in paragraph:
+            for line in wrap(text, SIDE, most=6):
+                lines.append((down, line, colour))
+                down += LINE
+    return lines
+
+
+def has_screen() -> bool:
+    """Whether somebody sits before a screen of this machine: not in a pipe, not behind ssh, not in a container."""
+    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
+        return False
+    if sys.platform.startswith("linux"):
+        has_display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+        return has_display and shutil.which("xdg-open") is not None
+    return sys.platform in ("darwin", "win32")
