@@ -1,5 +1,6 @@
 """What is wrong with a user's files is told in one sentence that names the place, at once where it can be known at once."""
 
+import base64
 import gzip
 import json
 import sys
@@ -22,6 +23,7 @@ from unimm.data.readers.web_dataset import WebDataset
 from unimm.data.records import UnreadImage
 
 CAPTIONED = Fields(image="image", caption="caption")
+ENCODED = base64.b64encode(picture_bytes(0)).decode()
 
 
 def told(make: Callable[[], Any]) -> str:
@@ -109,6 +111,14 @@ def test_links_may_lead_elsewhere_but_not_in_circles(tmp_path: Path) -> None:
         ('{"image": "9.png", "caption": "x"}', ["line 4", "data.jsonl/2", "9.png is not there", "root=..."]),
         ('{"image": "https://a/b.png", "caption": "x"}', ["line 4", "web address"]),
         ('{"image": {}, "caption": "x"}', ["line 4", "named by its path"]),
+        ('{"image": ["0.png", "1.png"], "caption": "x"}', ["line 4", "a list of 2 where one image is expected"]),
+        (json.dumps({"image": {"bytes": "x" * 10**6}, "caption": "x"}), ["line 4", "named by its path"]),
+        (json.dumps({"image": ENCODED, "caption": "x"}), ["line 4", "base64", "decode it into a file"]),
+        (json.dumps({"image": ENCODED * 1000, "caption": "x"}), ["line 4", "base64", "decode it into a file"]),
+        (json.dumps({"image": f"data:image/png;base64,{ENCODED}", "caption": "x"}), ["line 4", "base64"]),
+        (json.dumps({"image": "cat" * 500 + ".png", "caption": "x"}), ["line 4", "catcat", "too long"]),
+        (json.dumps({"image": "https://" + "x" * 10**6, "caption": "x"}), ["line 4", "web address"]),
+        (json.dumps({"image": "0.png", "caption": {"x": "x" * 10**6}}), ["line 4", "which is no text"]),
     ],
 )
 def test_a_bad_line_is_named(line: str, words: list[str], tmp_path: Path) -> None:
@@ -176,6 +186,9 @@ def turns(*roles: str, **said: str) -> list[dict[str, str]]:
         (turns("human", "gpt", "human", "gpt"), "stands once"),
         (turns("human", "gpt", "human", "gpt", human0="Hi."), "stands once"),
         (["hello"], "a turn is"),
+        (["hello" * 10**5], "a turn is"),
+        ([{"from": ["human"], "value": "Hi."}], "human's or gpt's, not ['human']"),
+        ([{"from": "human", "value": [{"type": "text", "text": "Hi." * 10**5}]}], "what human says is text"),
     ],
 )
 def test_a_bad_conversation_is_named(conversation: list, words: str, tmp_path: Path) -> None:
@@ -254,6 +267,10 @@ def test_columns_of_any_form(tmp_path: Path) -> None:
     three = write_table(tmp_path / "c.parquet", image=[picture_bytes(0), None], caption=["One.", "Two."])
     dataset = Parquet(three, CAPTIONED)
     assert "c.parquet/1: the field 'image' is null" in told(lambda: decode_image(dataset[1].image))
+    four = write_table(tmp_path / "d.parquet", image=[[{"bytes": picture_bytes(0), "path": None}]], caption=["One."])
+    assert "d.parquet: the column 'image' holds lists" in told(lambda: Parquet(four, CAPTIONED))
+    five = write_table(tmp_path / "e.parquet", image=[ENCODED], caption=["One."])
+    assert "e.parquet/0: the image itself is written there as base64" in told(lambda: Parquet(five, CAPTIONED))
     optional = Parquet(three, Fields(image="image", caption="caption", optional=("image",)))
     assert optional[0].image == picture_bytes(0) and optional[1].image is None
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unimm.data.readers.places import short
 from unimm.data.readers.turns import questions_of
 from unimm.data.records import ImageLike, Question, Record, Text
 
@@ -67,7 +68,7 @@ class Fields:
 
         language = get(self.language) or self.default_language
         if not isinstance(language, str):
-            raise ValueError(f"{where}: the field '{self.language}' holds {_short(language)}, not a language such as 'en'.")
+            raise ValueError(f"{where}: the field '{self.language}' holds {short(language)}, not a language such as 'en'.")
         image, plain = get(self.image), get(self.text)
         return Record(
             key,
@@ -111,12 +112,7 @@ def _texts(value: Any, name: str | None, where: str) -> list[str]:
 
 def _one_text(value: Any, name: str | None, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where}: the field '{name}' holds {_short(value)}, which is no text.")
+        raise ValueError(f"{where}: the field '{name}' holds {short(value)}, which is no text.")
     if not value.strip():
         raise ValueError(f"{where}: the field '{name}' is empty: write something, or take the entry out.")
     return value.strip()
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."

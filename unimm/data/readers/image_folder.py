@@ -11,7 +11,7 @@ from typing import Any
 
 from unimm.data.readers.fields import Fields, missing
 from unimm.data.readers.json_items import JsonItems
-from unimm.data.readers.places import IMAGE_SUFFIXES, check_index, walk
+from unimm.data.readers.places import IMAGE_SUFFIXES, check_index, short, walk
 from unimm.data.records import ImageLike, Record, Text
 
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -61,7 +61,9 @@ class ImageFolder:
         for table in (file for file in files if file.name in TABLES):
             for name, captions, where in self._rows(table, column):
                 if name not in known:
-                    raise ValueError(f"{where} names the image {self.folder / name}, which is not there: mend the table.")
+                    raise ValueError(
+                        f"{where} names the image {short(self.folder / name)}, which is not there: mend the table."
+                    )
                 if name in found:
                     raise ValueError(f"{where} gives {name} a second caption: write a list of captions in metadata.jsonl.")
                 found[name] = captions
@@ -97,7 +99,7 @@ class ImageFolder:
 def _as_name(where: str) -> Any:
     def check(name: Any) -> ImageLike:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where}: '{_FILE_NAME}' is a path below the table's folder, not {name!r}.")
+            raise ValueError(f"{where}: '{_FILE_NAME}' is a path below the table's folder, not {short(name)}.")
         return name.removeprefix("./")
 
     return check

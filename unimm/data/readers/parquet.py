@@ -97,8 +97,15 @@ class Parquet:
         for name in sorted(self.fields.names - set(self.fields.optional)):
             if name not in columns:
                 raise missing(name, columns, str(file))
-        if self.fields.image in columns and not _is_text(metadata.schema.to_arrow_schema().field(self.fields.image).type):
-            self._with_bytes.add(file)
+        if self.fields.image in columns:
+            kind = metadata.schema.to_arrow_schema().field(self.fields.image).type
+            if _is_list(kind):
+                raise ValueError(
+                    f"{file}: the column '{self.fields.image}' holds lists, and a record has one image: "
+                    f"write a row for each image."
+                )
+            if not _is_text(kind):
+                self._with_bytes.add(file)
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > MAX_GROUP_BYTES:
@@ -160,6 +167,12 @@ def _is_text(column: Any) -> bool:
     from pyarrow import types
 
     return types.is_string(column) or types.is_large_string(column)
+
+
+def _is_list(column: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column)
 
 
 def _parquet() -> Any:

@@ -7,6 +7,7 @@ is asked for and closes it again, so that it can be pickled, forked and used fro
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,32 @@ def image_at(root: Path, name: Any, where: str) -> Path:
     Raises:
         ValueError: it is not there; says which entry names it.
     """
+    if isinstance(name, list | tuple):
+        raise ValueError(f"{where}: there is a list of {len(name)} where one image is expected: write an entry for each image.")
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: an image is named by its path, not by {name!r}.")
+        raise ValueError(f"{where}: an image is named by its path, not by {short(name)}.")
     if name.startswith(("http://", "https://")):
-        raise ValueError(f"{where}: the image {name} is a web address: download it and name the file.")
+        raise ValueError(f"{where}: the image {short(name)} is a web address: download it and name the file.")
     path = root / name
-    if not path.is_file():
-        raise ValueError(f"{where}: the image {path} is not there: put it there, or name the folder of images with root=...")
-    return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        if not _is_encoded(name):
+            problem = f"cannot be read ({error.strerror})"
+            raise ValueError(f"{where}: the image {short(path)} {problem}: mend its path or its permissions.") from None
+    if _is_encoded(name):
+        raise ValueError(
+            f"{where}: the image itself is written there as base64 ({short(name)}), which is not read: decode it into a file, "
+            f"and name that."
+        )
+    raise ValueError(f"{where}: the image {short(path)} is not there: put it there, or name the folder of images with root=...")
+
+
+def short(value: Any) -> str:
+    """A user's value for a message: paths up to 300 characters, and of others the first 80."""
+    shown, most = (str(value), 300) if isinstance(value, Path) else (repr(value), 80)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
 
 
 def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
@@ -104,6 +123,11 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
         matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
         yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _is_encoded(name: str) -> bool:
+    """Whether this is rather an image in base64, or a data: URI, than the path of one that is not there."""
+    return name[:5].lower() == "data:" or re.fullmatch(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*", name) is not None
 
 
 def _is_stored(names: list[str]) -> bool:

@@ -10,6 +10,7 @@ docs/Finetune_Custom_Data.md and llava/train/train.py.
 
 from typing import Any
 
+from unimm.data.readers.places import short
 from unimm.data.records import Question
 
 IMAGE = "<image>"
@@ -42,12 +43,12 @@ def questions_of(turns: Any, has_image: bool, where: str, language: str = "en") 
 
 def _turn(turn: Any, where: str) -> tuple[str, str]:
     if not isinstance(turn, dict):
-        raise ValueError(f'{where}: a turn is {{"from": ..., "value": ...}}, not {str(turn)[:80]}.')
+        raise ValueError(f'{where}: a turn is {{"from": ..., "value": ...}}, not {short(turn)}.')
     role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if role not in _ROLES:
-        raise ValueError(f"{where}: a turn is human's or gpt's, not {role!r}'s.")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f"{where}: a turn is human's or gpt's, not {short(role)}'s.")
     if not isinstance(text, str):
-        raise ValueError(f"{where}: what {role} says is text, not {str(text)[:80]}.")
+        raise ValueError(f"{where}: what {role} says is text, not {short(text)}.")
     return _ROLES[role], text
 
 
