@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unimm.cli.build import compose_config
@@ -146,10 +146,8 @@ def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> Non
 def _tell(out: Path, clock: "_Clock", machine: Machine, plan: Plan) -> None:
     """What was made, whether it is as good as was announced, and what to try next."""
     scores: dict[str, Any] = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))["tasks"]
-    lines = read_numbers(out / "unified" / "metrics.jsonl")
-    positions = sum(line.get("speed/tokens_per_second", 0.0) for line in lines) / max(1, len(lines))
-    learned = positions * 60 * clock.state["budgets"]["unified model"]
-    clock.keep("positions_learned", round(learned))
+    learned = _positions_learned(out / "unified")
+    clock.keep("positions_learned", learned)
     clock.keep("shortfall", shortfall(plan, scores, learned))
     page, model = write_report(out), out / "model"
     console.print(f"\nDone, {clock.minutes:.1f} minutes of work on {machine.name}.")
@@ -163,6 +161,13 @@ def _tell(out: Path, clock: "_Clock", machine: Machine, plan: Plan) -> None:
     console.print(f'  unimm generate "a large red circle and a small blue cross" -n 4 --model {model}')
     console.print(f"  unimm caption drawings/drawing-0000.png --model {model}")
     console.print(f'  unimm answer drawings/drawing-0000.png "What colour is the circle?" --model {model}')
+
+
+def _positions_learned(run: Path) -> int:
+    """Positions of all steps that a training has made."""
+    steps = [line["step"] for line in read_numbers(run / "metrics.jsonl")]
+    trainer = OmegaConf.load(run / "config.yaml").trainer
+    return max(steps, default=0) * trainer.num_rows * trainer.num_positions
 
 
 class _Clock:

@@ -23,7 +23,7 @@ from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.weights import DEMO
 
-PROBED_ROWS, PROBED_POSITIONS, PROBED_IMAGES = 3, 1024, 32
+PROBED_ROWS, PROBED_POSITIONS, PROBED_IMAGES = 24, 128, 32
 MIN_PROBE_SECONDS, MAX_PROBES = 1.0, 20
 
 POSITIONS_PER_PROBED = {True: 1.5, False: 1.1}
@@ -210,7 +210,7 @@ def plain(machine: Machine, plan: Plan) -> dict[str, Any]:
 
 
 def _positions_per_second(trunk: PreTrainedModel, device: torch.device, precision: str) -> float:
-    """Forward and backward passes of a trunk, not compiled, over rows as long as the training's."""
+    """Forward and backward passes of a trunk, not compiled, over rows as long as a sample."""
     embedded_RTD = torch.randn(PROBED_ROWS, PROBED_POSITIONS, trunk.config.hidden_size, device=device)
 
     def run() -> None:
