@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from unimm.data.image import crop
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.devices import choose_device, choose_precision, why_not_compile
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.unified import UnifiedModel
 from unimm.models.weights import DEMO
 
 PROBED_ROWS, PROBED_POSITIONS, PROBED_IMAGES = 24, 128, 32
@@ -135,7 +135,7 @@ def measure_machine(device: str | None = None) -> Machine:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor_name()
     reason = why_not_compile(where)
     demo = load_model(DEMO, where, torch.float32)
-    speed = _positions_per_second(demo.model.trunk, where, precision) * POSITIONS_PER_PROBED[reason is None]
+    speed = _positions_per_second(demo.model, where, precision) * POSITIONS_PER_PROBED[reason is None]
     coded = _images_per_second(demo.image_tokenizer, where, precision)
     return Machine(str(where), name, torch.get_num_threads(), precision, round(speed, 1), round(coded, 1), reason)
 
@@ -209,15 +209,17 @@ def plain(machine: Machine, plan: Plan) -> dict[str, Any]:
     return {"machine": asdict(machine), "plan": asdict(plan)}
 
 
-def _positions_per_second(trunk: PreTrainedModel, device: torch.device, precision: str) -> float:
+def _positions_per_second(model: UnifiedModel, device: torch.device, precision: str) -> float:
     """Forward and backward passes of a trunk, not compiled, over rows as long as a sample."""
-    embedded_RTD = torch.randn(PROBED_ROWS, PROBED_POSITIONS, trunk.config.hidden_size, device=device)
+    embedded_RTD = torch.randn(PROBED_ROWS, PROBED_POSITIONS, model.trunk.config.hidden_size, device=device)
+    positions_RT = torch.arange(PROBED_POSITIONS, device=device).expand(PROBED_ROWS, -1)
+    sees = torch.ones(PROBED_POSITIONS, PROBED_POSITIONS, dtype=torch.bool, device=device).tril()[None, None]
 
     def run() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            hidden_RTD = trunk(inputs_embeds=embedded_RTD, use_cache=False).last_hidden_state
+            hidden_RTD = model.hidden(embedded_RTD, sees, positions_RT)
         hidden_RTD.float().square().mean().backward()
-        trunk.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
 
     return PROBED_ROWS * PROBED_POSITIONS / _seconds(run, device)
 
