@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from unimm.cli.build import (
+    NEW,
+    TEXT_TOKENIZER,
     build,
     build_datasets,
     build_mixture,
@@ -36,6 +38,7 @@ from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import LOSS, Validation, ValidationConfig
+from unimm.files import whole_folder
 from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
@@ -112,6 +115,9 @@ def train(config: DictConfig) -> Path:
     run.follow(trainer)
     if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
         validation.resume()
+    elif trainer.is_main and (config.text_tokenizer == NEW or (config.text_tokenizer or config.init_from) is None):
+        with whole_folder(out / TEXT_TOKENIZER, "tokenizer.json", "a text tokenizer's folder") as folder:
+            mixture.template.tokenizer.save(folder)
     trainer.track(tracking, settings_of(config))
     trainer.fit()
     with trainer.averaged():

@@ -96,7 +96,7 @@ def test_what_is_followed_is_said_and_kept(place: Path, given: list[str]) -> Non
 def test_a_change_that_no_checkpoint_has_seen_never_was(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*given, "trainer.budget.max_steps=3"]
     with monkeypatch.context() as patch:
-        patch.setattr("unimm.training.loop.save_checkpoint", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr("unimm.training.resumable.save_checkpoint", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         assert isinstance(CliRunner().invoke(app, ["train", *words, "trainer.optimizer.lr=7"]).exception, RuntimeError)
     told = call("train", *words)
     assert "goes on from step 2 with trainer.budget.max_steps=3 (was 2)." in told and rate(place) == 0.001

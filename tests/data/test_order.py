@@ -97,3 +97,33 @@ def test_images_have_an_order_too(tmp_path: Path) -> None:
             del began["sources"]["0"]["first_key"]  # what was not told then is not compared
         with pytest.raises(ValueError, match=f"began with {told}"):
             check_order(tmp_path, began, order_of_images(other))
+
+
+class Some(Squares):
+    """The records that are left when some were taken out."""
+
+    def __init__(self, *removed: int) -> None:
+        self.left = [index for index in range(12) if index not in removed]
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, index: int) -> Record:
+        return super().__getitem__(self.left[index])
+
+
+def test_a_run_goes_on_without_records_that_were_taken_out(tmp_path: Path) -> None:
+    """Of the middle, or those that it could not use; others at the ends are other data, and so are more than before."""
+    began = order_of_rows(mixture(), 64, 9)
+
+    def notes(*removed: int) -> list[str]:
+        return check_order(tmp_path, began, order_of_rows(mixture(dataset=Some(*removed)), 64, 9))
+
+    (note,) = notes(4, 7)
+    assert note.startswith("The source talk has 10 records now, and had 12: ") and "order is drawn anew" in note
+    with pytest.raises(ValueError, match="last_key of talk squares/11, not squares/10"):
+        notes(4, 11)
+    (tmp_path / "bad_records.txt").write_text("squares/11\tits data is damaged\nsquares/0\tits data is damaged\n")
+    assert len(notes(4, 11)) == len(notes(0, 11)) == 1 and notes() == []
+    with pytest.raises(ValueError, match="num_records of talk 10, not 12"):
+        check_order(tmp_path, order_of_rows(mixture(dataset=Some(4, 7)), 64, 9), began)

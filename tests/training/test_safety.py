@@ -24,8 +24,8 @@ from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.interrupt import ECHO_SECONDS, StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.loop import MAX_FAILED_SAVES
 from unimm.training.nonfinite import NotFiniteError
+from unimm.training.resumable import MAX_FAILED_SAVES
 from unimm.training.schedule import Budget
 from unimm.training.trainer import Trainer
 

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).with_name("train_toy_troubled.py")
 OUTCOMES = {
     "signal": ("exit 138, step 3, skipped 0", 3),
     "disk": ("SaveError, step 3, skipped 0", None),
+    "data": ("DataError, step 2, skipped 0", 2),
     "stop": ("NotFiniteError, step 2, skipped 0", 2),
     "skip": ("finished, step 6, skipped 1", 6),
 }

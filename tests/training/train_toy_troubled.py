@@ -2,6 +2,7 @@
 
 signal      SIGUSR1 comes to the second process alone, while the first one samples
 disk        the first process finds no room for a checkpoint, ever
+data        the second process cannot read what its third step would learn from
 skip, stop  the loss of the second process is not finite at step 3, which the run may or may not skip
 leave       SIGUSR1 comes to both while the first one validates averages at step 3, which it then leaves
 goes_on     the same run again
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toys import make_config, make_mixture, make_trainer
 
 from unimm.cli.build import leave_group
+from unimm.data.steps import Step, Steps
 from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint
 from unimm.training.objectives import Likelihood
@@ -29,6 +31,7 @@ from unimm.training.sharding import Sharding, whole
 from unimm.training.trainer import Trainer
 
 RANK = int(os.environ["RANK"])
+STEP = Steps.__getitem__
 
 
 class Poisoned(Likelihood):
@@ -40,6 +43,13 @@ class Poisoned(Likelihood):
         self.calls += 1
         factor = float("nan") if (self.calls, RANK) == (3, 1) else 1.0
         return {name: tally._replace(loss=tally.loss * factor) for name, tally in super().forward(batch).items()}
+
+
+def make_step(steps: Steps, number: int) -> Step:
+    """In place of the one of all processes."""
+    if (number, RANK) == (2, 1):
+        raise ValueError("Cannot read it.")
+    return STEP(steps, number)
 
 
 def save_file(*words: object) -> None:
@@ -78,7 +88,7 @@ def train(folder: Path, trouble: str) -> None:
         outcome = "finished"
     except SystemExit as stopped:
         outcome = f"exit {stopped.code}"
-    except (OSError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         outcome = type(error).__name__
     weights = sum(float(whole(parameter.detach()).double().abs().sum()) for parameter in trainer.model.parameters())
     told = f"{outcome}, step {trainer.step}, skipped {trainer.guard.num_skipped}, {weights!r}"
@@ -101,6 +111,7 @@ for trouble in sys.argv[2:]:
         meet(Path(sys.argv[1]))
         continue
     folder = Path(sys.argv[1]) / {"goes_on": "leave", "shards_go_on": "shards"}.get(trouble, trouble)
-    with mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file):
+    disk = mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file)
+    with disk, mock.patch.object(Steps, "__getitem__", make_step if trouble == "data" else STEP):
         train(folder, trouble)
 leave_group()

@@ -41,9 +41,13 @@ from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokeniz
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.models.weights import DEMO
 from unimm.ranks import Ranks
+from unimm.training.checkpoint import CHECKPOINTS, peek
 
 NEW = "new"
 """What `text_tokenizer` says for one that is trained here, also where a model to start from has its own."""
+
+TEXT_TOKENIZER = "text_tokenizer"
+"""The folder of a run in which the one that was trained for it lies."""
 
 RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
@@ -168,8 +172,12 @@ def check_given(config: DictConfig, name: str) -> None:
 
 
 def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:
-    """The text tokenizer that the configuration names, or one trained on the data's own text."""
+    """The text tokenizer that the configuration names, or one trained on the data's own text: once for a run, which keeps it
+    (`TEXT_TOKENIZER`), so that it can go on when its texts have changed."""
+    kept = Path(config.out) / TEXT_TOKENIZER
     if config.text_tokenizer in (None, NEW):
+        if kept.is_dir() and peek(Path(config.out) / CHECKPOINTS) is not None:
+            return TextTokenizer.load(kept)
         return train_byte_bpe(_texts(datasets), config.text_vocabulary)
     return TextTokenizer.load(config.text_tokenizer)
 

@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from rich.console import Console
 
 from unimm.cli.build import save_config
-from unimm.training.checkpoint import peek
+from unimm.training.checkpoint import CHECKPOINTS, peek
 from unimm.training.loop import Loop
 
 ONLY_AT_THE_START = ("init_parts", "text_vocabulary", "whitened_images", "spread_codes")
@@ -64,7 +64,7 @@ class Resuming:
 
     def __init__(self, config: DictConfig, trainer_key: str, starts: tuple[str, ...]) -> None:
         self.config, self.folder, self.trainer_key = config, Path(config.out), trainer_key
-        state = peek(self.folder / "checkpoints") or {}
+        state = peek(self.folder / CHECKPOINTS) or {}
         self.record: dict[str, Any] = state.get("record") or {}
         self.settings = dict(flat_settings(config))
         self.fingerprints: dict[str, str] = {}

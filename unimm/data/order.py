@@ -16,6 +16,9 @@ from unimm.data.images import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
 
+BAD_RECORDS = "bad_records.txt"
+"""In a run's folder: a key and a reason a line, of records that it could not use and that may be taken out."""
+
 MOST_TOLD = 3
 """Differences that a message names."""
 
@@ -46,10 +49,14 @@ def order_of_images(batches: ImageBatches) -> Order:
     return _as_read({"seed": batches.seed, "batch_size": batches.batch_size, "sources": sources})
 
 
-def check_order(folder: Path, began: Order, now: Order) -> None:
-    """Raises ValueError where a run in a folder began with another order of samples. What only one of them tells is not
-    compared, but for sources.
+def check_order(folder: Path, began: Order, now: Order) -> list[str]:
+    """What has changed of the order of samples that a run in a folder began with, and may: records that were taken out of a
+    source, in the middle or such as the run could not use. What only one of them tells is not compared, but for sources.
+
+    Raises:
+        ValueError: anything else has changed.
     """
+    began, notes = _without_removed(folder, began, now)
     found = list(_differences(began, now))
     if found:
         told = " and ".join(f"{what} {before}, not {after}" for what, before, after in found[:MOST_TOLD])
@@ -57,6 +64,28 @@ def check_order(folder: Path, began: Order, now: Order) -> None:
             f"{folder} holds a run that began with {told}, and what it has learned from depends on that: give what it began "
             f"with, or begin another run (out=FOLDER), from its model if you like (init_from=FOLDER)."
         )
+    return notes
+
+
+def _without_removed(folder: Path, began: Order, now: Order) -> tuple[Order, list[str]]:
+    """What it began with, but for records that were taken out since; and of which sources, in words."""
+    path = folder / BAD_RECORDS
+    bad = {line.partition("\t")[0] for line in path.read_text("utf-8").splitlines()} if path.is_file() else set()
+    ends = ("first_key", "last_key")
+    sources, notes = dict(began.get("sources", {})), []
+    for name, before in sources.items():
+        after = now.get("sources", {}).get(name)
+        if after is None or not {"num_records", *ends} <= before.keys():
+            continue
+        ends_are_theirs = all(before[key] == after[key] or before[key] in bad for key in ends)
+        if after["num_records"] < before["num_records"] and ends_are_theirs:
+            sources[name] = {**before, **{key: after[key] for key in ("num_records", *ends)}}
+            held = "; so are those that are held out, of which some were learned from" if after["held_out"] else ""
+            notes.append(
+                f"The source {name} has {after['num_records']:,} records now, and had {before['num_records']:,}: {folder} goes "
+                f"on with these, whose order is drawn anew{held}."
+            )
+    return ({**began, "sources": sources} if sources else began), notes
 
 
 def _differences(began: Order, now: Order, of: str = "") -> Iterator[tuple[str, Any, Any]]:

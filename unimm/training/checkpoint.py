@@ -23,6 +23,9 @@ from unimm.files import read_json, replace_folder, temporary_folder, write_json
 from unimm.training.sharding import like
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that they lie in."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -6,15 +6,20 @@ The ramp lets the average forget the weights that the run began with (as TensorF
 are float32 and lie where the weights lie: of weights in shards, every process averages its own shard, without any exchange.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from unimm.training.checkpoint import Checkpoint, weights_of
 from unimm.training.interrupt import held_back
 from unimm.training.sharding import like
+
+logger = logging.getLogger(__name__)
 
 
 class Ema:
@@ -84,6 +89,26 @@ class Ema:
             # Copied, not taken: the place in memory stays that of the parameter, by which kernels may round.
             _of(average).copy_(_of(like(tensors[name], average)))
         self.num_updates = num_updates
+
+
+def resume_ema(ema: Ema | None, checkpoint: Checkpoint, folder: Path, is_main: bool) -> None:
+    """Take up the average that a checkpoint in a run's folder keeps, or begin one at its step.
+
+    Raises:
+        ValueError: it keeps one, and the run is not to have any.
+    """
+    kept = checkpoint.state.get("ema")
+    if ema is not None and kept is not None:
+        ema.restore(weights_of(checkpoint, "ema"), kept["num_updates"])
+    elif ema is not None:
+        ema.restart()
+        if is_main:
+            logger.warning(f"The run in {folder} had no EMA so far: it begins at step {checkpoint.step}.")
+    elif kept is not None:
+        raise ValueError(
+            f"{folder} holds a run with an EMA of its weights, which would be lost: add trainer.ema_decay=0.999, or what it "
+            f"was, to go on with it, or name another folder."
+        )
 
 
 def ramp(decay: float, num_updates: int) -> float:

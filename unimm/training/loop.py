@@ -2,35 +2,34 @@
 
 What a step does, what is reported and what is kept is a subclass' affair. With several processes, whatever depends on a clock,
 on a signal, on a disk or on a number that is none is agreed on first, so that all of them do the same after the same step.
-
-A checkpoint that cannot be written (a full disk) does not end the run, which may find room at the next one, but the third in a
-row does, and so does the last one: computing what will be lost is worth nothing.
 """
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+from unimm.data.records import Dataset
 from unimm.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
 from unimm.ranks import Ranks
 from unimm.training.acceleration import make_accelerator
+from unimm.training.bad_records import DataError, lost_step
 from unimm.training.chance import keyed_chance
-from unimm.training.checkpoint import Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
-from unimm.training.nonfinite import FiniteGuard, NotFiniteError
+from unimm.training.nonfinite import NotFiniteError
+from unimm.training.resumable import Resumable
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.sharding import gather
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
-MAX_FAILED_SAVES = 3
-"""So many checkpoints in a row that cannot be written end a run."""
+NO_DATA = 1_000_000
+"""In place of a signal's number: a process cannot read what its next step would learn from."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,14 @@ class LoopConfig:
             raise ValueError(f"Unknown precision '{self.precision}': use {', '.join(PRECISIONS)}.")
 
 
+class _Ahead(NamedTuple):
+    """What the next step learns from, or why there is none, and how long it was waited for."""
+
+    batch: Any
+    error: Exception | None
+    seconds: float
+
+
 class Meter(Protocol):
     """Numbers between two reports."""
 
@@ -71,25 +78,16 @@ class Meter(Protocol):
     def note(self) -> str: ...
 
 
-class Loop:
-    """One run in one folder. A subclass calls `resume` at the end of its constructor.
-
-    `record` is what the caller wants kept in every checkpoint of the run, JSON-able; `unimm.cli.resuming` reads it.
-    """
+class Loop(Resumable):
+    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
-        self.folder = folder
         self.precision = choose_precision(config.precision, choose_device(device))
         self.accelerator = make_accelerator(choose_device(device), self.precision)
-        self.is_main = self.accelerator.is_main_process
-        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        super().__init__(folder, ranks, config.max_skipped_steps)
         self.stop = StopRequest()
-        self.guard = FiniteGuard(self.ranks, config.max_skipped_steps)
-        self.step = 0
-        self.seconds = 0.0
-        self.record: dict[str, Any] = {}
-        self._saved_step, self._failed_saves = -1, 0
         self._trackers: list[Tracker] = []
 
     @property
@@ -140,6 +138,10 @@ class Loop:
         """What a person finds the samples of a batch by."""
         raise NotImplementedError
 
+    def datasets(self) -> Iterable[Dataset]:
+        """Whose images a step opens: where one cannot be read, the others that cannot are looked for."""
+        return ()
+
     def forget_step(self) -> None:
         """Undo what a step leaves behind before its update: gradients, and whatever else a forward changes."""
         raise NotImplementedError
@@ -154,18 +156,6 @@ class Loop:
     def after_step(self, logbook: Logbook) -> None:
         """Samples, validation: whatever else a step may be followed by; what takes long leaves early when `stop` is made."""
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps."""
-        raise NotImplementedError
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up what `tensors` and `state` kept."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors, step and clock; JSON-able."""
-        return {}
-
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     @property
@@ -177,6 +167,7 @@ class Loop:
         """Steps to the end of the budget; always leaves a checkpoint behind, also when interrupted.
 
         Raises:
+            DataError: what a step would learn from cannot be read.
             NotFiniteError: a loss or gradient is not finite, and no more steps may be skipped.
             SaveError: a checkpoint could not be written, which was the last or the third in a row.
         """
@@ -202,21 +193,53 @@ class Loop:
             batches = iter(self._loader()) if self.progress < 1.0 else iter(())
         saved_at = time.monotonic()
         self.before_steps(logbook)
-        while self.progress < 1.0 and not self._is_stopped():
-            self._one_step(batches, meter)
+        while self.progress < 1.0:
+            ahead = self._next(batches)
+            if self._is_stopped(ahead.error):
+                break
+            self._one_step(ahead, meter)
             line.update(self.progress, meter.note())
             if self.is_due(self.loop_config.report_every):
                 skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
                 logbook.numbers(self.step, self.report(meter) | skipped)
-            self.after_step(logbook)
+            try:
+                self.after_step(logbook)
+            except (ValueError, OSError):  # data that is held out, or drawn: what was learned is as good as ever
+                if self.ranks.count == 1:
+                    self.save_if_possible()
+                raise
             is_late = self.ranks.any(time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
             if self.is_due(self.loop_config.save_every) or is_late:
-                self._save_if_possible()
+                self.save_if_possible()
                 saved_at = time.monotonic()
 
-    def _is_stopped(self) -> bool:
-        """Whether a signal has come to any process; then all know which; one that comes meanwhile waits."""
-        agreed = self.ranks.largest(self.stop.number)
+    def _next(self, batches: Any) -> "_Ahead":
+        """What the next step learns from, or why it cannot be had; neither where a signal has come."""
+        started, batch, error = time.monotonic(), None, None
+        try:
+            batch = None if self.stop.made else next(batches)
+        except Exception as caught:  # of whatever kind, all processes leave together
+            error = caught
+        return _Ahead(batch, error, time.monotonic() - started)
+
+    def _leave(self, error: Exception | None) -> NoReturn:
+        """Save what was learned, and say why there is no next step."""
+        if self.step:
+            self.save_if_possible()
+        told: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
+        if error is not None:
+            told = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved)
+        self.ranks.wait()  # a launcher ends all processes when the first one leaves: nobody leaves before it is said why
+        raise told from (None if told is error else error)
+
+    def _is_stopped(self, error: Exception | None = None) -> bool:
+        """Whether a signal has come to any process; then all know which; one that comes meanwhile waits.
+
+        error: why this process has no next step; it ends the run on all processes.
+        """
+        agreed = self.ranks.largest(self.stop.number if error is None else NO_DATA)
+        if agreed == NO_DATA:
+            self._leave(error)
         if agreed:
             self.stop.number = agreed
         return agreed != 0
@@ -245,17 +268,15 @@ class Loop:
         self.guard.skip(self.step + 1, float(norm), float(loss), self.name_samples(batch))
         return False
 
-    def _one_step(self, batches: Any, meter: Meter) -> None:
+    def _one_step(self, ahead: "_Ahead", meter: Meter) -> None:
         started = time.monotonic()
-        batch = next(batches)
-        waited = time.monotonic() - started
         with keyed_chance(self.seed(), self.step, self.ranks.number, self.accelerator.device):
-            self.update(batch, meter)
-        seconds = time.monotonic() - started
+            self.update(ahead.batch, meter)
+        seconds = ahead.seconds + time.monotonic() - started
         self.step += 1
         # With a budget in minutes all ranks go by the first one's clock.
         self.seconds += self.ranks.first(seconds) if self.loop_config.budget.max_minutes is not None else seconds
-        meter.add_time(seconds, waited)
+        meter.add_time(seconds, ahead.seconds)
 
     def _loader(self) -> DataLoader:
         data = self.data()
@@ -270,62 +291,3 @@ class Loop:
             worker_init_fn=step_back,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write a checkpoint of this step, on the first process, unless there is one; the others wait until it is whole.
-
-        Raises:
-            SaveError: it could not be written; raised on every process.
-        """
-        if self._saved_step == self.step:
-            return
-        failure: SaveError | None = None
-        tensors = gather(self.tensors(), keep=self.is_main)
-        if self.is_main:
-            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "record": self.record, **self.state()}
-            try:
-                save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state))
-            except SaveError as error:
-                failure = error
-        self.ranks.wait()
-        if self.ranks.any(failure is not None):
-            raise failure or SaveError(f"The first process could not write the checkpoint of step {self.step}.")
-        self._saved_step = self.step
-
-    def _save_if_possible(self) -> None:
-        try:
-            self.save()
-        except SaveError as error:
-            self._failed_saves += 1
-            if self._failed_saves >= MAX_FAILED_SAVES:
-                raise
-            if self.is_main:
-                logger.warning(f"{error} Training goes on; failure {self._failed_saves} of at most {MAX_FAILED_SAVES}.")
-        else:
-            self._failed_saves = 0
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run's folder, if there is one.
-
-        Raises:
-            ValueError: it is one of another run, or not every process finds it.
-        """
-        folder = self.folder / "checkpoints"
-        found = find_checkpoint(folder) if self.is_main else None  # once for all, for it reads every byte
-        step = int(self.ranks.first(-1 if found is None else found))
-        if step < 0:
-            return
-        checkpoint = open_checkpoint(folder, step)
-        if self.ranks.any(checkpoint is None):
-            raise ValueError(f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share.")
-        assert checkpoint is not None
-        try:
-            self.restore(checkpoint)
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{self.folder} holds a run of another model or stage, or of other optimizers: name another folder."
-            ) from error
-        self.step = self._saved_step = checkpoint.step
-        self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)

@@ -19,6 +19,7 @@ from torch._functorch import config as functorch
 
 from unimm.data.images import ImageBatches
 from unimm.data.order import check_order, order_of_images
+from unimm.data.records import Dataset
 from unimm.models.image_tokenizer import ImageTokenizer, Reconstruction
 from unimm.models.quantizers import CosineQuantizer
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
@@ -117,6 +118,10 @@ class TokenizerTrainer(Loop):
     def data(self) -> ImageBatches:
         """This process' images by step."""
         return self.batches
+
+    def datasets(self) -> list[Dataset]:
+        """Of all sources."""
+        return [source.dataset for source in self.batches.sources]
 
     def name_samples(self, batch: Tensor) -> list[str]:
         """The keys of this process' records in the present step."""
@@ -232,7 +237,7 @@ class TokenizerTrainer(Loop):
             _match_layout(optimizer)
         if self.adversary is not None:
             self.adversary.restore(checkpoint.tensors)
-        check_order(self.folder, checkpoint.state.get("order", {}), self.order)
+        self.say(check_order(self.folder, checkpoint.state.get("order", {}), self.order))
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -5,7 +5,6 @@ count, clip, update. `accelerate` launches, wraps and casts; data order, accumul
 does not depend on how a global batch is cut into ranks and micro-batches, and a run resumes to the bit.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from unimm.batch import Batch
 from unimm.data.mixture import Mixture
 from unimm.data.order import check_order, order_of_rows
 from unimm.data.plan import Origin, Plan, Shape
+from unimm.data.records import Dataset
 from unimm.data.steps import Step, Steps
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
@@ -27,7 +27,7 @@ from unimm.models.unified import UnifiedModel
 from unimm.training import recompute
 from unimm.training.assembly import Assembly
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
-from unimm.training.ema import Ema
+from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops
 from unimm.training.held_out import HeldOut
 from unimm.training.logbook import Logbook
@@ -43,7 +43,6 @@ VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +238,10 @@ class Trainer(Loop):
         if self.ema is not None:
             self.ema.update()
 
+    def datasets(self) -> list[Dataset]:
+        """Of the sources that are learned from."""
+        return [source.dataset for source in self.mixture.sources if source.weight > 0]
+
     def name_samples(self, batch: Step) -> list[str]:
         """Source, number there and key of each sample."""
         return [self.mixture.name(sample) for sample in batch.samples]
@@ -328,21 +331,8 @@ class Trainer(Loop):
         load_whole(self.objective, weights_of(checkpoint, "weights"))
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
-        self._restore_ema(checkpoint)
+        resume_ema(self.ema, checkpoint, self.folder, self.is_main)
         plan = checkpoint.state["plan"]
-        check_order(self.folder, checkpoint.state.get("order", plan), self.order)  # a plan once told the shape of its rows
+        began = checkpoint.state.get("order", plan)  # a plan once told the shape of its rows
+        self.say(check_order(self.folder, began, self.order))
         self.origin = Origin(plan["step"], plan["sample"])
-
-    def _restore_ema(self, checkpoint: Checkpoint) -> None:
-        kept = checkpoint.state.get("ema")
-        if self.ema is not None and kept is not None:
-            self.ema.restore(weights_of(checkpoint, "ema"), kept["num_updates"])
-        elif self.ema is not None:
-            self.ema.restart()
-            if self.is_main:
-                logger.warning(f"The run in {self.folder} had no EMA so far: it begins at step {checkpoint.step}.")
-        elif kept is not None:
-            raise ValueError(
-                f"{self.folder} holds a run with an EMA of its weights, which would be lost: add trainer.ema_decay=0.999, or "
-                f"what it was, to go on with it, or name another folder."
-            )
