@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from unimm.checks import check_whole
 from unimm.cli.build import (
     NEW,
     TEXT_TOKENIZER,
@@ -72,6 +73,8 @@ def train(config: DictConfig) -> Path:
         ValueError: the configuration names something that is not there.
     """
     out = Path(config.out)
+    check_whole(config, 0, "whitened_images")
+    check_whole(config, 1, "text_vocabulary")
     if config.lora is not None and config.init_from is None:
         raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
     if config.init_parts is not None and config.init_from is None:
@@ -193,8 +196,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
 
 def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:
     """Raises ValueError where records would be held out for nothing, or their loss is to choose and there are none."""
-    if config.held_out < 0:
-        raise ValueError(f"held_out is a number of records of each source (0: none), and not {config.held_out}.")
+    check_whole(config, 0, "held_out")
     if config.held_out and not trainer.validate_every:
         raise ValueError("Nothing looks at the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
     if validation.monitor == LOSS and not config.held_out:

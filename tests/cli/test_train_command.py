@@ -120,10 +120,10 @@ def test_a_finished_run_given_again_keeps_both(place: Path, given: list[str], mo
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("trainer.ema_decay=2", "ema_decay lies between 0 and 1"),
-        ("trainer.validate_every=-1", "validate_every is a number of steps"),
+        ("trainer.ema_decay=2", "ema_decay is a number above 0 and below 1"),
+        ("trainer.validate_every=-1", "validate_every is a whole number"),
         ("validation.tasks=[zebra]", "There is no validation task 'zebra'"),
-        ("validation.num_items=0", "num_items must be at least 1"),
+        ("validation.num_items=0", "num_items is a whole number of at least 1"),
         ("suite=zebra", "There is no suite 'zebra'"),
         ("trackers=[wandb]", "`pip install wandb`"),
         ("trackers=[zebra]", "There is no tracker 'zebra'"),
@@ -272,7 +272,7 @@ def test_records_are_held_out_and_choose_the_best(place: Path, given: list[str],
             "Nothing looks at the records that are held out: add trainer.validate_every",
         ),
         (["validation.monitor=loss"], "is the loss on records that are held out: add held_out=RECORDS"),
-        (["held_out=-1"], "held_out is a number of records of each source"),
+        (["held_out=-1"], "held_out is a whole number of at least 0"),
         (["held_out=99"], "99 records cannot be held out of the .* of '.*': lower held_out"),
     ],
 )

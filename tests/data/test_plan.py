@@ -72,7 +72,7 @@ def test_too_long_or_no_rows_are_refused() -> None:
     told = r"The sample talk 0 \(squares/\d+\) takes \d+ positions.*a row of 40: raise the row length \(trainer.num_positions\)"
     with pytest.raises(ValueError, match=told):
         Plan(mixture, 40, 9).rows(0)
-    with pytest.raises(ValueError, match="at least one row, not 0"):
+    with pytest.raises(ValueError, match="num_rows is a whole number of at least 1, not 0"):
         Plan(make_mixture(), 64, 0)
 
 

@@ -146,7 +146,7 @@ def test_what_makes_no_sense_is_said() -> None:
         ({"tasks": ["zebra"]}, "no validation task 'zebra': choose among shapes_answers, "),
         ({"tasks": []}, "validation.tasks is a list of some of .*; empty only with validation.monitor=loss"),
         ({"tasks": "shapes_answers"}, "validation.tasks is a list of some of"),
-        ({"num_items": 0}, "num_items must be at least 1, not 0"),
+        ({"num_items": 0}, "num_items is a whole number of at least 1, not 0"),
         ({"monitor": "luck"}, "monitor is mean, loss or one of shapes_answers, .*, not 'luck'"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -111,7 +111,7 @@ def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"the trunk has no linear layer 'qkv'; it has down_proj, .*, v_proj\."):
         attach(model, LoraConfig(targets=["trunk.qkv"]))
     for wrong in ({"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": []}):
-        with pytest.raises(ValueError, match=rf"^lora\.{next(iter(wrong))} "):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} is "):
             LoraConfig(**wrong)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)

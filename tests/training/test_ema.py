@@ -163,9 +163,9 @@ def test_adapters_are_averaged_alone(tmp_path: Path) -> None:
 
 def test_a_decay_is_a_share() -> None:
     for decay in (2, 0, 1.0, -0.5, math.nan):
-        with pytest.raises(ValueError, match=f"ema_decay lies between 0 and 1, .* and is not {decay}"):
+        with pytest.raises(ValueError, match=f"ema_decay is a number above 0 and below 1, not {decay}"):
             make_config(1, ema_decay=decay)
-    with pytest.raises(Exception, match="validate_every is a number of steps"):
+    with pytest.raises(Exception, match="validate_every is a whole number"):
         build(compose_config("train", ["image_tokenizer=x", "codes=x", "trainer.validate_every=-1"]).trainer)
 
 

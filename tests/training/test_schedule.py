@@ -58,8 +58,8 @@ def test_the_warm_up_is_linear_and_never_zero() -> None:
     ("make", "told"),
     [
         (lambda: Budget(), "max_steps, max_minutes"),
-        (lambda: Budget(max_steps=0), "max_steps must be positive, not 0"),
-        (lambda: Budget(max_minutes=-1.0), "max_minutes must be positive, not -1"),
+        (lambda: Budget(max_steps=0), "max_steps is a whole number of at least 1, not 0"),
+        (lambda: Budget(max_minutes=-1.0), "max_minutes is a number above 0, not -1"),
         (lambda: Schedule("zigzag"), "zigzag"),
         (lambda: Schedule(decay_from=1.0), "1.0"),
     ],

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import unimm
+from unimm.checks import check_whole
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import as_typed, split_words
 from unimm.data.digests import unchecked
@@ -45,6 +46,8 @@ from unimm.training.checkpoint import CHECKPOINTS, peek
 
 NEW = "new"
 """What `text_tokenizer` says for one that is trained here, also where a model to start from has its own."""
+
+MAX_SEED = 2**63 - 1
 
 TEXT_TOKENIZER = "text_tokenizer"
 """The folder of a run in which the one that was trained for it lies."""
@@ -98,7 +101,14 @@ def build(config: Any, **arguments: Any) -> Any:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what initialises weights; samples and noise are keyed by (seed, sample) and need no state."""
+    """Seed what initialises weights; samples and noise are keyed by (seed, sample) and need no state.
+
+    Raises:
+        ValueError: the seed is none.
+    """
+    check_whole({"seed": seed}, 0)
+    if seed > MAX_SEED:
+        raise ValueError(f"seed must be below 2^63, not {seed}.")
     torch.manual_seed(seed)
 
 

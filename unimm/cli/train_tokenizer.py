@@ -6,6 +6,7 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
+from unimm.checks import check_whole
 from unimm.cli.build import build, check_given, run_with_hydra, seed_everything, settings_of
 from unimm.cli.resuming import Resuming
 from unimm.data.image import crop
@@ -24,6 +25,7 @@ def train_tokenizer(config: DictConfig) -> Path:
         The tokenizer's folder, `out`/model.
     """
     check_given(config.images, "images")
+    check_whole(config, 1, "num_validation")
     out = Path(config.out)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()

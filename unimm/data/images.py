@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unimm.checks import check_whole
 from unimm.data.image import crop
 from unimm.data.records import Dataset, Record
 
@@ -43,6 +44,7 @@ class ImageBatches:
         self.seed = seed
         self.num_steps = num_steps
         self.rank, self.world = 0, 1
+        check_whole(self, 1, "batch_size")
         self._bounds = np.cumsum(weights / weights.sum())
 
     def for_rank(self, rank: int, world: int) -> "ImageBatches":

@@ -17,12 +17,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from unimm.checks import check_whole
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import check_length, fill_rows
 from unimm.data.template import Outline
 
 WINDOW_ROWS = 256
 """Rows that are filled together, at least: what stays empty at the end of so many is little."""
+
+MAX_POSITIONS = 2**31 - 1
+"""Of a step, at most."""
 
 CHUNK = 256
 """Samples that are measured at a time."""
@@ -97,15 +101,19 @@ def tell_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[
 class Shape:
     """Rows of so many positions, so many of them a step.
 
-    Raises ValueError where there are none.
+    Raises ValueError where there are none, or more than any machine learns from.
     """
 
     num_positions: int
     num_rows: int
 
     def __post_init__(self) -> None:
-        if self.num_rows < 1:
-            raise ValueError(f"A step needs at least one row, not {self.num_rows}.")
+        check_whole(self, 1, "num_rows", "num_positions")
+        if (positions := self.num_positions * self.num_rows) > MAX_POSITIONS:
+            raise ValueError(
+                f"{self.num_rows:,} rows of {self.num_positions:,} positions are {positions:,} in a step, more than any run "
+                f"learns from at once: lower num_rows or num_positions."
+            )
 
     @property
     def num_steps(self) -> int:

@@ -14,6 +14,7 @@ from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
 
+from unimm.checks import check_probability, check_whole
 from unimm.data.records import Question, Record, Text
 from unimm.data.template import Look, Template, Turn, smallest
 from unimm.sequence import Segment, Sequence
@@ -51,6 +52,10 @@ class Conversation:
     task: ClassVar[str] = UNDERSTANDING
     num_turns: int = 1
     caption_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_whole(self, 1, "num_turns")
+        check_probability(self, "caption_share")
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         pairs: list[tuple[str, str]] = []
@@ -119,6 +124,9 @@ class Drawing:
     drop: float = 0.1
     prompt_share: float | None = None
     decoys: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability(self, "drop", "decoys", *(["prompt_share"] if self.prompt_share is not None else []))
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")

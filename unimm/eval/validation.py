@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from unimm.checks import check_whole
 from unimm.eval.digits import DigitsAnswers, DigitsDrawings
 from unimm.eval.drawings import DrawingSettings
 from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
@@ -70,8 +71,7 @@ class ValidationConfig:
             )
         if unknown := [name for name in self.tasks if name not in TASKS]:
             raise ValueError(f"There is no validation task '{unknown[0]}': choose among {', '.join(TASKS)}.")
-        if self.num_items < 1:
-            raise ValueError(f"validation.num_items must be at least 1, not {self.num_items}.")
+        check_whole(self, 1, "num_items")
         if self.monitor not in (MEAN, LOSS, *self.tasks):
             raise ValueError(f"validation.monitor is {MEAN}, {LOSS} or one of {', '.join(self.tasks)}, not '{self.monitor}'.")
 

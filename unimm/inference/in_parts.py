@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+from unimm.checks import check_whole
 from unimm.data.digests import HALF, image_identity
 from unimm.data.records import Dataset, ImageLike
 from unimm.inference.bad_images import BadImage, UsedImages, is_hopeless, note_bad, raise_bad
@@ -47,6 +48,10 @@ class Work:
     num_workers: int = 0
     ranks: Ranks = field(default_factory=Ranks)
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole(self, 1, "batch_size")
+        check_whole(self, 0, "num_workers")
 
     @property
     def is_silent(self) -> bool:

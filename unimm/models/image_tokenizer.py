@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from unimm.checks import check_number, check_whole
 from unimm.models.norms import GroupNorm
 from unimm.models.quantizers import CosineQuantizer, QuantizerConfig, build_quantizer
 from unimm.models.upsample import Upsample
@@ -45,6 +46,10 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        check_whole(self, 1, "image_size", "base_channels", "num_res_blocks", "latent_channels")
+        check_number(self, "dropout", below=1)
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers are at least 1, one for each level, not {self.channel_multipliers}.")
         if self.base_channels % NUM_GROUPS:
             raise ValueError(f"base_channels must be a multiple of {NUM_GROUPS}, not {self.base_channels}.")
         if self.image_size % self.downsampling:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unimm.checks import check_number, check_whole
 from unimm.models.unified import UnifiedModel
 
 PARTS = ("trunk", "vision", "projector")
@@ -40,12 +41,9 @@ class LoraConfig:
     targets: tuple[str, ...] | list[str] = ("trunk",)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, not {self.rank}.")
-        if self.alpha <= 0:
-            raise ValueError(f"lora.alpha must be above 0, not {self.alpha}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout must be at least 0 and below 1, not {self.dropout}.")
+        check_whole(self, 1, "rank")
+        check_number(self, "alpha", above=0)
+        check_number(self, "dropout", below=1)
         if not self.targets:
             raise ValueError(f"lora.targets is empty: name {', '.join(PARTS)}, or layers of them such as trunk.q_proj.")
 

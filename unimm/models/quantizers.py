@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimm.checks import check_number, check_whole
+
 KINDS = ("cosine", "simvq", "fsq", "lfq")
 
 SPREAD_STEPS, SPREAD_SHARPNESS, SPREAD_STRIDE = 1500, 60.0, 0.02
@@ -65,6 +67,9 @@ class QuantizerConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         if self.kind not in KINDS:
             raise ValueError(f"Unknown quantizer {self.kind!r}: choose one of {', '.join(KINDS)}.")
+        check_whole(self, 1, "codebook_size", "code_dim")
+        check_number(self, "commitment_weight", "dead_code_threshold", "entropy_weight")
+        check_number(self, "decay", below=1)
         if self.kind == "fsq" and (len(self.levels) != self.code_dim or math.prod(self.levels) != self.codebook_size):
             raise ValueError(
                 f"fsq wants code_dim = number of levels and codebook_size = their product: levels {self.levels} "

@@ -8,7 +8,7 @@ Source: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811).
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,12 +16,19 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import PADDING, Batch
+from unimm.checks import check_whole
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
 from unimm.models.decoder_layer import is_llama_shaped
 from unimm.models.llama import LlamaTrunk
 from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
 from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
 from unimm.sequence import Kind
+
+TRUNK_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "max_position_embeddings"),
+)
+"""What a trunk's config counts, where it does."""
 
 WANTED_ROUNDED = 128
 """What the number of wanted positions is a multiple of: every new number is a new shape to the last layer's products, which
@@ -32,10 +39,16 @@ oneDNN compiles anew."""
 class CodesConfig:
     """What the model must know of the image tokenizer: codes an image, codebook size and the width of a code."""
 
+    SIZES: ClassVar[tuple[str, ...]] = ("num_codes", "codebook_size", "code_dim")
+
     num_codes: int
     codebook_size: int
     code_dim: int = 8
     aligner_depth: int = 2
+
+    def __post_init__(self) -> None:
+        # What is not given yet comes from the image tokenizer.
+        check_whole(self, 1, "aligner_depth", *(name for name in self.SIZES if getattr(self, name) is not None))
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class UnifiedConfig:
         sizes = dict(self.trunk)
         if "model_type" not in sizes:
             raise ValueError("The trunk needs a `model_type`, such as 'llama' or 'qwen3'.")
+        check_whole({f"trunk.{name}": sizes[name] for name in TRUNK_SIZES if sizes.get(name) is not None}, 1)
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unimm.checks import check_number, check_whole
 from unimm.models.vision_transformer import VisionTransformer
 
 
@@ -26,6 +27,8 @@ class VisionConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        check_whole(self, 1, "image_size", "patch_size", "width", "num_layers", "num_heads")
+        check_number(self, "mlp_ratio", above=0)
         if self.image_size % self.patch_size:
             raise ValueError(f"An image of {self.image_size} px cannot be cut into patches of {self.patch_size} px.")
         if self.width % self.num_heads:
@@ -64,6 +67,9 @@ class ProjectorConfig:
 
     kind: str = "mlp"
     depth: int = 2
+
+    def __post_init__(self) -> None:
+        check_whole(self, 1, "depth")
 
 
 class MLP(nn.Sequential):

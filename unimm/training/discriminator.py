@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from unimm.checks import check_number, check_whole
 from unimm.models.norms import GroupNorm
 from unimm.training.checkpoint import optimizer_tensors, restore_optimizer
 
@@ -27,6 +28,12 @@ class AdversaryConfig:
     channels: int = 64
     num_layers: int = 3
     lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_whole(self, 0, "start_step")
+        check_whole(self, 1, "channels", "num_layers")
+        check_number(self, "weight")
+        check_number(self, "lr", above=0)
 
 
 class Adversary:

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+from unimm.checks import check_number, check_whole
 from unimm.data.records import Dataset
 from unimm.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
 from unimm.ranks import Ranks
@@ -27,6 +28,9 @@ from unimm.training.nonfinite import NotFiniteError
 from unimm.training.resumable import Resumable
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
+
+MAX_WORKERS = 1024
+"""More processes that load data are a mistake on any machine."""
 
 NO_DATA = 1_000_000
 """In place of a signal's number: a process cannot read what its next step would learn from."""
@@ -60,6 +64,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision '{self.precision}': use {', '.join(PRECISIONS)}.")
+        check_whole(self, 0, "report_every", "save_every", "num_workers", "max_skipped_steps")
+        check_number(self, "save_minutes", above=0)
+        if self.num_workers > MAX_WORKERS:
+            raise ValueError(f"num_workers={self.num_workers} are processes of their own: a few are enough, one for each core.")
 
 
 class _Ahead(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from unimm.checks import check_number
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.lora import is_adapter
 from unimm.training.muon import Muon
@@ -30,6 +31,20 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     muon_momentum: float = 0.95
     max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_number(self, "weight_decay")
+        check_number(self, "lr", "eps", above=0)
+        check_number(self, "muon_momentum", below=1)
+        check_betas(self.betas)
+        given = [name for name in ("muon_lr", "max_grad_norm") if getattr(self, name) is not None]
+        check_number(self, *given, above=0)
+
+
+def check_betas(betas: tuple[float, float] | list[float]) -> None:
+    """Raises ValueError unless these are AdamW's two decays, each in [0, 1)."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are two numbers of at least 0 and below 1, such as [0.9, 0.95], not {betas}.")
 
 
 class Optimizers:

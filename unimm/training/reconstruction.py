@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from unimm.checks import check_number
+
 VGG_WEIGHTS = "vgg16-397923af.pth"
 
 
@@ -34,6 +36,9 @@ class ReconstructionLossConfig:
     edges: float = 0.0
     hard_pixels: float = 0.0
     lpips: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number(self, "l1", "l2", "edges", "hard_pixels", "lpips")
 
 
 class ReconstructionLoss(nn.Module):

@@ -8,6 +8,8 @@ alone the progress is a function of the step, and a run can be repeated to the b
 import math
 from dataclasses import dataclass
 
+from unimm.checks import check_number, check_whole
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -19,9 +21,10 @@ class Budget:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_minutes is None:
             raise ValueError("A run needs a length: give max_steps, max_minutes, or both.")
-        for name, value in (("max_steps", self.max_steps), ("max_minutes", self.max_minutes)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, not {value}.")
+        if self.max_steps is not None:
+            check_whole(self, 1, "max_steps")
+        if self.max_minutes is not None:
+            check_number(self, "max_minutes", above=0)
 
     def progress(self, step: int, seconds: float) -> float:
         """How much of the run is done after `step` steps and `seconds` seconds of training: 0 to 1."""
@@ -50,8 +53,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in ("constant", "cosine", "linear"):
             raise ValueError(f"Unknown schedule '{self.kind}': use constant, cosine or linear.")
-        if not 0.0 <= self.decay_from < 1.0:
-            raise ValueError(f"decay_from is a share of the run in [0, 1), not {self.decay_from}.")
+        check_number(self, "decay_from", below=1)
+        check_whole(self, 0, "warmup_steps")
+        check_number(self, "final")
 
     def factor(self, step: int, progress: float) -> float:
         """The factor for the update that follows `step` finished ones."""

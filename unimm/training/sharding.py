@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unimm.checks import check_whole
 from unimm.training.objectives import Objective
 
 WAYS = ("ddp", "fsdp", "hsdp")
@@ -39,6 +40,8 @@ class Sharding:
             raise ValueError(f"Unknown sharding '{self.way}': use {', '.join(WAYS)}.")
         if (self.way == "hsdp") != (self.shard_size is not None):
             raise ValueError("trainer.sharding.shard_size is how many processes share one copy: hsdp needs it, and only hsdp.")
+        if self.shard_size is not None:
+            check_whole(self, 1, "shard_size")
 
     def mesh_shape(self, num_processes: int) -> tuple[int, ...]:
         """Processes that hold shards, before them the copies.

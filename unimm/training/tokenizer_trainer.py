@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
+from unimm.checks import check_number, check_whole
 from unimm.data.images import ImageBatches
 from unimm.data.order import check_order, order_of_images
 from unimm.data.records import Dataset
@@ -27,7 +28,7 @@ from unimm.training.discriminator import Adversary, AdversaryConfig
 from unimm.training.ema import ramp
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig
-from unimm.training.optim import tokenizer_optimizers
+from unimm.training.optim import check_betas, tokenizer_optimizers
 from unimm.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.tokenizer_report import (
     TokenizerMeter,
@@ -60,6 +61,14 @@ class TokenizerTrainerConfig(LoopConfig):
     ema_decay: float = 0.999
     validate_every: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, 0, "validate_every", "seed")
+        check_number(self, "lr", "max_grad_norm", *(["muon_lr"] if self.muon_lr is not None else []), above=0)
+        check_number(self, "smoothness")
+        check_number(self, "ema_decay", below=1)
+        check_betas(self.betas)
 
 
 class TokenizerTrainer(Loop):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from unimm.batch import Batch
+from unimm.checks import check_number, check_whole
 from unimm.data.mixture import Mixture
 from unimm.data.order import check_order, order_of_rows
 from unimm.data.plan import Origin, Plan, Shape
@@ -84,16 +85,17 @@ class TrainerConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Shape(self.num_positions, self.num_rows)  # it knows what makes no sense
+        check_whole(self, 1, "num_micro_batches")
         for name, ways in (("attention", ("auto", *attention.WAYS)), ("activation_checkpointing", recompute.WAYS)):
             if getattr(self, name) not in ways:
                 raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies between 0 and 1, such as 0.999 (null: no average), and is not {self.ema_decay}.")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is what a device can do, and positive, not {self.peak_tflops}.")
-        for name in ("sample_every", "validate_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is a number of steps (0: never), and not {getattr(self, name)}.")
+        if self.ema_decay is not None:
+            check_number(self, "ema_decay", above=0, below=1)
+        if self.peak_tflops is not None:
+            check_number(self, "peak_tflops", above=0)
+        check_whole(self, 0, "sample_every", "validate_every")
+        check_number({f"weights.{name}": weight for name, weight in self.weights.items()})
 
 
 class Trainer(Loop):

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
+from unimm.checks import check_whole
 from unimm.data.image import decode_image
 from unimm.data.records import ImageLike, Question, Record, Text
 from unimm.data.worlds.digits_language import write_captions, write_prompts, write_questions, write_text
@@ -66,6 +67,7 @@ class DigitsWorld:
             raise ValueError(f"{split} has {len(self.scans)} scans without augmentation: ask for at most so many records")
         self.split = split
         self.seed = seed
+        check_whole(self, 0, "num_records", "seed")
 
     def __len__(self) -> int:
         return self.num_records

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from unimm.checks import check_whole
 from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, recolour, render
 from unimm.data.worlds.shapes_language import write_captions
@@ -47,6 +48,7 @@ class ShapesWorld:
         self.split = split
         self.num_records = num_records
         self.seed = seed
+        check_whole(self, 0, "num_records", "seed")
         self.places = places
         self.lesson = lesson
         self.recoloured = recoloured
