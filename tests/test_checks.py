@@ -92,7 +92,7 @@ def test_more_than_a_machine_can_do_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "soon"])
 def test_a_seed_is_a_number_that_generators_take(seed: int) -> None:
-    with pytest.raises(ValueError, match="seed (is|must be)"):
+    with pytest.raises(ValueError, match=r"seed (is|must be)"):
         seed_everything(seed)
 
 
