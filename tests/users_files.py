@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unimm.data.image import decode_image
 from unimm.data.records import Dataset, Record
 
 CAPTIONS = ("A red square.", "A green square, and nothing else.", "A blue square.", "A grey square.")
@@ -134,6 +135,11 @@ def read_all(dataset: Dataset) -> list[Record]:
     return [dataset[index] for index in range(len(dataset))]
 
 
+def look_all(dataset: Dataset) -> list[tuple[Record, bytes]]:
+    """Every record with its decoded image: images that are still unread compare by their place alone, in whichever file."""
+    return [(one, b"" if one.image is None else decode_image(one.image).tobytes()) for one in read_all(dataset)]
+
+
 def send_all(datasets: list[Dataset], connection: Any) -> None:
-    """Every record of every data set, to another process. It stands here because this file is imported quickly."""
-    connection.send([read_all(dataset) for dataset in datasets])
+    """All of every data set, to another process. It stands here because this file is imported quickly."""
+    connection.send([look_all(dataset) for dataset in datasets])

@@ -1,6 +1,9 @@
 """The mixture: an endless stream that holds every source in its share, found at any number, the same in any process."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -8,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import Squares, make_mixture, make_template
+from toys import Squares, contents, make_mixture, make_template
 
+from unimm.data.image import look
 from unimm.data.mixture import Mixture, Source, _orders, _shuffled, in_ratio
 from unimm.data.records import Record
 from unimm.data.template import Template
@@ -94,13 +98,42 @@ def test_no_two_samples_share_random_numbers() -> None:
     assert len(set(drawn)) == len(drawn) == 2 * 50 * 64
 
 
+TOLD = """
+from hashlib import sha256
+from toys import contents, make_mixture
+
+mixture = make_mixture()
+told = [(sample, mixture.name(sample), contents(mixture.sequence(sample))) for sample in mixture.samples(10, 10)]
+digest = sha256(repr(told).encode()).hexdigest()
+"""
+"""Code that leaves in `digest` what some samples are, to the last pixel."""
+
+
 def test_a_sample_is_the_same_in_any_process() -> None:
+    """Also in a fresh one, where Python hashes names otherwise."""
     mixture = make_mixture()
     there = pickle.loads(pickle.dumps(mixture))
     for sample in mixture.samples(10, 10):
-        assert there.sequence(sample) == mixture.sequence(sample)
+        assert contents(there.sequence(sample)) == contents(mixture.sequence(sample))
         assert there.name(sample) == mixture.name(sample)
-    assert make_mixture(seed=1).sequence((0, 5)) != mixture.sequence((0, 5))
+    assert contents(make_mixture(seed=1).sequence((0, 5))) != contents(mixture.sequence((0, 5)))
+    here: dict[str, str] = {}
+    exec(TOLD, here)
+    words = [sys.executable, "-c", f"{TOLD}print(digest)"]
+    paths = os.pathsep.join(path or "." for path in sys.path)
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "12345"}
+    fresh = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert fresh.stdout.strip() == here["digest"]
+
+
+def test_what_tells_sequences_apart_sees_their_images() -> None:
+    """`contents`, which these tests rely on: `==` of sequences does not look at pixels and features."""
+    image, features = np.zeros((3, 16, 16), dtype=np.float32), np.zeros((4, 8), dtype=np.float32)
+    one, other = (Sequence((Segment.look(pixels, 4), Segment.seen(seen, 4))) for pixels, seen in ((image, features),) * 2)
+    assert contents(one) == contents(other)
+    for pixels, seen in ((image + 1, features), (image, features + 1), (image.astype(np.float64), features)):
+        changed = Sequence((Segment.look(pixels, 4), Segment.seen(seen, 4)))
+        assert changed == one and contents(changed) != contents(one)
 
 
 class Closed(Squares):
@@ -112,11 +145,21 @@ class Closed(Squares):
 
 
 def test_an_outline_has_the_sequence_s_form_and_opens_no_image() -> None:
+    """In the place of pixels it holds which of its images belongs there; opened, it is the sequence."""
     mixture = make_mixture()
+    num_images = 0
     for sample in mixture.samples(0, 40):
         outline, sequence = mixture.outline(sample), mixture.sequence(sample)
         assert outline.sequence == sequence
-        assert len(outline.images) == sum(segment.kind == Kind.PIXELS for segment in sequence.segments)
+        assert contents(mixture.open(sample, outline)) == contents(sequence)
+        unopened, opened = (
+            [segment.pixels for segment in one.segments if segment.kind == Kind.PIXELS] for one in (outline.sequence, sequence)
+        )
+        num_images += len(opened)
+        assert [int(pixels.flat[0]) for pixels in unopened if pixels is not None] == list(range(len(outline.images)))
+        for pixels, image in zip(opened, outline.images, strict=True):
+            assert pixels is not None and np.array_equal(pixels, look(image, 16))
+    assert num_images > 10
     sources = [Source(source.name, Closed(), source.view, source.weight) for source in mixture.sources if source.name != "draw"]
     closed = Mixture(sources, mixture.template)
     talk = closed.samples(0, 1)[0]
