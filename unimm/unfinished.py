@@ -82,9 +82,21 @@ class Unfinished:
         self._kept.mkdir(exist_ok=True)
         self._write(self._kept / f"{secrets.token_hex(8)}.safetensors", write)
 
-    def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those files of these that are not there whole; reads every byte of the others."""
-        return [number for number in numbers if not self._is_proved(number)]
+    def begun(self, numbers: Iterable[int]) -> list[int]:
+        """Those files of these that were there whole when they were written; a look tells, and nothing is read."""
+        return [number for number in numbers if self._proof(number).is_file()]
+
+    def missing(self, numbers: Iterable[int], advance: Callable[[int], object] = lambda _: None) -> list[int]:
+        """Those files of these that are not there whole; reads every byte of the others, and tells `advance` after each."""
+        found = []
+        for number in numbers:
+            if not self._proof(number).is_file():
+                found.append(number)
+                continue
+            if not self._is_proved(number):
+                found.append(number)
+            advance(1)
+        return found
 
     def path(self, number: int) -> Path:
         """Where a file lies."""

@@ -127,7 +127,8 @@ def make_parts(
         ValueError: images cannot be used; names them.
     """
     own = range(work.ranks.number, job.num_parts, work.ranks.count)
-    missing = unfinished.missing(own)
+    with images_progress(f"{job.title}, proving", len(unfinished.begun(own)), work.is_silent, "parts") as advance:
+        missing = unfinished.missing(own, advance)
     if len(missing) < len(own):
         work.say(f"{job.title}: {len(own) - len(missing)} of {len(own)} parts are there already.")
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(job.rows(number) for number in missing)])
