@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from unimm.cli.app import ORDER, app, picture_paths
 from unimm.eval.drawings import DrawingSettings
 
-WITH_OWN_HELP = ("quickstart", "caption", "answer", "generate", "eval", "convert", "join")
+WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")
 
 
 @pytest.fixture(autouse=True)

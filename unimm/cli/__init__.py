@@ -1,14 +1,14 @@
 """The command line: `unimm VERB ...`. Nothing heavy is imported before a verb runs, so that `unimm --help` is quick."""
 
 from unimm.cli.errors import plain_errors
-from unimm.cli.quiet import quiet_loggers
+from unimm.cli.quiet import quiet_libraries
 from unimm.environment import prepare_threads
 
 
 def main() -> None:
     """The console script `unimm`."""
     prepare_threads()
-    quiet_loggers()
+    quiet_libraries()
     with plain_errors():
         from unimm.cli.app import app
 

@@ -14,7 +14,6 @@ from unimm.cli.bench import bench
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_verbs import verbs
 from unimm.cli.model_verbs import models
-from unimm.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -99,7 +98,6 @@ def demo(
     Example:
       unimm demo --out runs/demo
     """
-    quiet_libraries()
     from unimm.cli.demo import run
 
     run(out, seed, device, show)
@@ -298,7 +296,6 @@ def scaling(
     Example:
       unimm scaling runs/scaling --predict 1e9:20e9
     """
-    quiet_libraries()
     from unimm.cli.scaling import run
 
     run(runs, predict or [], out)
@@ -314,7 +311,6 @@ def expand_home(word: str) -> str:
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
     """The engine of the model that the words name; else of the quickstart's where it is, else of the demo."""
     named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
-    quiet_libraries()
     from unimm.inference.load import load
 
     return load(named, device, dtype, weights=weights)

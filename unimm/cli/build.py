@@ -22,6 +22,7 @@ import unimm
 from unimm.checks import check_whole
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import as_typed, split_words
+from unimm.cli.quiet import quiet_libraries
 from unimm.data.digests import unchecked
 from unimm.data.features import FeaturedDataset
 from unimm.data.mixture import Mixture, Source, in_ratio
@@ -77,6 +78,7 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
 
     argv: the words; default: those that the process was called with.
     """
+    quiet_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
 
     def plain_job(config: DictConfig) -> None:

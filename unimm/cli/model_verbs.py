@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from unimm.cli.quiet import quiet_libraries
-
 OWN = " [default: the model's own]."
 
 models = typer.Typer(rich_markup_mode=None)
@@ -40,7 +38,6 @@ def convert(
       unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
       unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
     """
-    quiet_libraries()
     from unimm.cli.convert import convert as run
 
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
@@ -62,7 +59,6 @@ def join(
     Example:
       unimm join --trunk LLM --vision SIGLIP --image-tokenizer runs/tokenizer/model --out runs/start
     """
-    quiet_libraries()
     from unimm.cli.join import join as run
 
     run(trunk, vision, image_tokenizer, out, seed)
@@ -81,7 +77,6 @@ def average(
       unimm average runs/a/model runs/b/model --out runs/both
       unimm average runs/a/model runs/b/model --weight 0.7 --weight 0.3 --out runs/both
     """
-    quiet_libraries()
     from unimm.cli.average import average as run
 
     run(sources, out, weight or None)
