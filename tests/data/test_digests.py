@@ -1,5 +1,7 @@
 """Which picture it was: exchanged ones are noticed, whatever the times of their files say, and unchanged ones are not read."""
 
+import base64
+import io
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 from users_files import make_parquet, make_shards, picture_bytes
 
@@ -46,6 +49,19 @@ def test_an_image_is_told_by_what_it_holds(tmp_path: Path) -> None:
     assert is_same(content, image_identity(content)) and not is_same(array, image_identity(content))
     with pytest.raises(ValueError, match=r"Cannot read the file .*no such file"):
         image_digest(tmp_path / "nobody.png")
+
+
+def test_other_forms_have_the_digest_of_what_they_hold() -> None:
+    content = picture_bytes(0)
+    array = np.asarray(Image.open(io.BytesIO(content)))
+    uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    files = io.BytesIO(content), uri, {"bytes": content, "path": "a.png"}, {"type": "image_url", "image_url": {"url": uri}}
+    assert {image_digest(form) for form in files} == {image_digest(content)}
+    tensor = torch.from_numpy(array.copy())
+    assert image_digest(tensor) == image_digest(tensor.permute(2, 0, 1) / 255) == image_digest(array)
+    assert all(is_same(form, image_identity(form)) for form in (*files, tensor))
+    with pytest.raises(ValueError, match="not valid base64"):
+        image_digest("data:image/png;base64,%")
 
 
 def test_an_unchanged_file_is_not_read(tmp_path: Path, at_rest: None, monkeypatch: pytest.MonkeyPatch) -> None:

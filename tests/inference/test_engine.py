@@ -1,5 +1,6 @@
 """The engine: what users give comes back in the same shape, the same whatever it is batched with."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,32 @@ def test_one_in_one_out_and_a_list_for_a_list(tiny_engine: Engine, images: list[
 def test_an_image_is_the_same_however_it_is_held(tiny_engine: Engine, picture: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture.save(path)
-    held = [picture, path, str(path), path.read_bytes(), np.asarray(picture)]
+    held = [
+        picture,
+        path,
+        str(path),
+        path.read_bytes(),
+        np.asarray(picture),
+        path.open("rb"),
+        torch.from_numpy(np.array(picture)),
+    ]
     assert len(set(tiny_engine.caption(held, max_new_tokens=8))) == 1
     assert all(torch.equal(tiny_engine.encode_image(one), tiny_engine.encode_image(picture)) for one in held)
+
+
+def test_a_file_that_can_be_read_once_goes_with_many_questions(tiny_engine: Engine, picture: Image.Image) -> None:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+
+    class Stream:
+        def read(self, size: int = -1) -> bytes:
+            data = file.getvalue()
+            file.seek(0)
+            file.truncate()
+            return data
+
+    questions = ["How many?", "Which?"]
+    assert tiny_engine.answer(Stream(), questions, max_new_tokens=8) == tiny_engine.answer(picture, questions, max_new_tokens=8)
 
 
 def test_chat_streams_what_it_says_at_once(tiny_engine: Engine, images: list[Image.Image]) -> None:

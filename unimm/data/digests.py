@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from unimm.data.image import image_hash
+from unimm.data.image_forms import plain_form
 from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage
 
 HALF = 16
@@ -38,7 +39,7 @@ def image_digest(image: ImageLike) -> bytes:
     """The digest of an image as it is held; it need not be an image that can be read.
 
     Raises:
-        ValueError: its file cannot be read.
+        ValueError: it cannot be read.
     """
     if isinstance(image, SeenImage):
         return image_digest(image.original())
@@ -50,8 +51,11 @@ def image_digest(image: ImageLike) -> bytes:
         return _sha(f"{image.shape} {image.dtype}".encode(), np.ascontiguousarray(image).tobytes())
     if isinstance(image, Image.Image):
         return _sha(f"{image.size} {image.mode} {image.getpalette()}".encode(), image.tobytes())
+    plain = plain_form(image)
+    if plain is not image:  # what a file object, a tensor, a data: URI or a part of a message holds
+        return image_digest(plain)
     try:
-        with Path(image).open("rb") as file:
+        with Path(plain).open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()[:HALF]
     except OSError as error:
         raise ValueError(f"Cannot read the file '{image}': {(error.strerror or str(error)).lower()}.") from None

@@ -7,6 +7,8 @@ vision tower, `crop` fills the square for the image tokenizer. Both speak in pix
 
 import hashlib
 import io
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import IO, TypeGuard
@@ -14,7 +16,7 @@ from typing import IO, TypeGuard
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unimm.data.image_forms import ImageError, from_data_uri
+from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -34,27 +36,28 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
     """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
 
     Args:
-        image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a data: URI of these, a PIL image, or an array uint8
-            of shape (H, W, 3), (H, W, 4) or (H, W).
+        image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a PIL image, an array uint8 of shape (H, W, 3),
+            (H, W, 4), (H, W, 1) or (H, W), or one of the forms of `unimm.data.image_forms`: a file object, a tensor, floats in
+            0..1, a data: URI, a part of a message.
         max_pixels: larger images are refused before they are unpacked.
 
     Raises ImageError (a ValueError) for everything that is no such image.
     """
-    if isinstance(image, np.ndarray):
-        return _upright_rgb(_from_array(image), "the array", max_pixels)
-    if isinstance(image, Image.Image):
-        return _upright_rgb(image, "the image", max_pixels)
     if isinstance(image, SeenImage):
         return decode_image(image.original(), max_pixels)
     if isinstance(image, UnreadImage):
         return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels)
+    image = plain_form(image)
+    if isinstance(image, np.ndarray):
+        return _upright_rgb(Image.fromarray(image), "the array", max_pixels)
+    if isinstance(image, Image.Image):
+        return _upright_rgb(image, "the image", max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):
         return _decode_file(io.BytesIO(image), "the image data", max_pixels)
-    if isinstance(image, str) and image[:5].lower() == "data:":
-        return _decode_file(io.BytesIO(from_data_uri(image)), "the data: URI", max_pixels)
-    if isinstance(image, str | Path):
-        return _decode_path(image, max_pixels)
-    raise ImageError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
+    if isinstance(image, str | os.PathLike):
+        return _decode_path(os.fspath(image), max_pixels)
+    which = f"{type(image).__name__}" + (": one is expected here" if isinstance(image, list | tuple) else "")
+    raise ImageError(f"An image is a path, bytes, a file object, a data: URI, a PIL image, an array or a tensor, not {which}.")
 
 
 def look(image: ImageLike, size: int) -> np.ndarray:
@@ -115,18 +118,12 @@ def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    colour = array.ndim == 3 and array.shape[2] in (3, 4)
-    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or array.size == 0:
-        raise ImageError(f"An image array is (H, W, 3) uint8 in 0..255, but this one is {array.shape} {array.dtype}.")
-    return Image.fromarray(array)
-
-
-def _decode_path(path: str | Path, max_pixels: int) -> Image.Image:
-    shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
-    name = f"the file {shown!r}"
-    if shown.startswith(("http://", "https://")):
+def _decode_path(path: str, max_pixels: int) -> Image.Image:
+    name = f"the file {path!r}" if len(path) <= 300 else f"the file {path[:300]!r}..."
+    if path[:8].lower().startswith(("http://", "https://")):
         raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
+        raise ImageError(f"Cannot read {name}: addresses are not opened, give the path or the bytes.")
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")
@@ -134,9 +131,12 @@ def _decode_path(path: str | Path, max_pixels: int) -> Image.Image:
             return _decode_file(file, name, max_pixels)
     except ImageError:
         raise
-    except FileNotFoundError:
-        raise ImageError(f"Cannot read {name}: there is no such file.") from None
-    except (OSError, ValueError) as error:  # no permission, a name too long or with a null character
+    except (OSError, ValueError) as error:  # no such file, no permission, a name too long or with a null character
+        if looks_like_base64(path):
+            mend = "write data:image/png;base64, before it, or decode it"
+            raise ImageError(f"Cannot read the image: it looks like base64, {mend}.") from None
+        if isinstance(error, FileNotFoundError):
+            raise ImageError(f"Cannot read {name}: there is no such file.") from None
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"Cannot read {name}: {str(reason).lower()}.") from None
 

@@ -6,12 +6,28 @@ any worker of any rank can make any item and a run can resume from one integer.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
+
+
+class Readable(Protocol):
+    """A file that was opened for reading bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class TensorLike(Protocol):
+    """A tensor of PyTorch, which nobody needs to have imported."""
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def detach(self) -> Any: ...
 
 
 class UnreadImage(ABC):
@@ -44,9 +60,9 @@ class SeenImage(ABC):
         """The image itself, for whoever wants to see it."""
 
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray | UnreadImage | SeenImage
-"""An image as users hold one: a path, encoded bytes, a PIL image, or an array (H, W, 3) uint8; or one that is still unread; or
-one whose features are stored."""
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Readable | TensorLike | Mapping[str, Any] | UnreadImage | SeenImage
+"""An image as users hold one: a path, encoded bytes, a PIL image, an array (H, W, 3) uint8, or a form of `image_forms`; or one
+that is still unread; or one whose features are stored."""
 
 
 @dataclass(frozen=True)

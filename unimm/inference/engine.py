@@ -149,7 +149,7 @@ class Engine:
         """Describe an image, or each of a list of images.
 
         Args:
-            image: a path, bytes, a PIL image or an array (H, W, 3) uint8; or a list of these.
+            image: a path, bytes, a file, a PIL image, an array, a tensor (all forms: `unimm.data.image_forms`); or a list.
             language: "en" or "zh": the language of the request.
             sampling: `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
 
@@ -263,7 +263,8 @@ class Engine:
         """Draw images from a prompt, or from each of a list of prompts.
 
         Args:
-            num_images: images a prompt. Image i is keyed by (seed, i): the same alone and in any batch (in float32).
+            num_images: images a prompt. Image i is keyed by (seed, i): in float32 the same codes alone and in any batch, and
+                on a CPU the same pixels.
             seed: of all prompts (their images are a little alike then), or a list or array, one for each.
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.

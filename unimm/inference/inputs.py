@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
 from unimm.inference.scalars import shorten
 from unimm.models.unified import UnifiedModel
@@ -33,7 +34,7 @@ def read_stop(stop: str | list[str] | None) -> tuple[str, ...]:
 def pair(image: ImageLike | list, question: str | list[str]) -> tuple[list, list[str], bool]:
     """Images and questions as two lists of one length, and whether a list goes back."""
     is_list = isinstance(image, list) or isinstance(question, list)
-    images = image if isinstance(image, list) else [image]
+    images = [read_once(one) for one in (image if isinstance(image, list) else [image])]  # a file may go with many questions
     questions = question if isinstance(question, list) else [question]
     count = max(len(images), len(questions)) if images and questions else 0
     images = images * count if len(images) == 1 else images

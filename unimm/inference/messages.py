@@ -11,7 +11,7 @@ to answer. Whatever a message says that is not followed is refused: an image tha
 from dataclasses import dataclass
 from typing import Any
 
-from unimm.data.image_forms import from_base64
+from unimm.data.image_forms import check_keys, held_in_part, read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
@@ -29,8 +29,6 @@ PLACEHOLDER = SPECIAL_NAMES["image_placeholder"]
 """Where an image of "images" belongs in the content."""
 
 _SHAPE = '{"role": "user" or "assistant", "content": text or a list of parts}; "system" comes first'
-_HELD = ("image", "path", "url", "base64")
-_KEYS = {"text": ("text",), "image": _HELD, "image_url": ("image_url",)}
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _role(message: Message) -> str:
 
 
 def _read_content(message: Message) -> list[str | _Shown]:
-    _check_keys("message", message, ("role", "content", "images"))
+    check_keys("message", message, ("role", "content", "images"))
     content, images = message.get("content"), message.get("images")
     if content is None and ROLES[message["role"]] == "assistant":
         content = ""
@@ -113,40 +111,20 @@ def _with_images(content: str | list, images: Any) -> list[str | _Shown]:
         piece = piece.removeprefix("\n") if index else piece
         piece = piece.removesuffix("\n") if index < len(images) else piece
         parts += [piece] if piece.strip() else []
-        parts += [_Shown(images[index])] if index < len(images) else []
+        parts += [_Shown(read_once(images[index]))] if index < len(images) else []
     return parts or [content]
 
 
 def _read_part(part: Any) -> str | _Shown:
     kind = part.get("type") if isinstance(part, dict) else part
-    if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _KEYS:
+    if not isinstance(part, dict) or kind not in ("text", "image", "image_url"):
         raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {shorten(kind)}.")
-    _check_keys(f"part of type {kind}", part, ("type", *_KEYS[kind]))
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise ValueError(f"A text part needs its text as a string, not {type(part.get('text')).__name__}.")
-        return part["text"]
-    if kind == "image_url":
-        return _Shown(_read_url(part.get("image_url")))
-    held = {key: part[key] for key in _HELD if part.get(key) is not None}
-    if len(held) != 1:
-        raise ValueError(f'An image part needs an "image", "path", "url" or "base64", and one of them, not {len(held)}.')
-    key, image = held.popitem()
-    return _Shown(from_base64(image, "base64 of an image part") if key == "base64" else image)
-
-
-def _read_url(image_url: Any) -> str:
-    """OpenAI's {"url": ..., "detail": ...}, or the address by itself as some clients send it."""
-    if isinstance(image_url, dict):
-        _check_keys("image_url", image_url, ("url", "detail"))
-        if image_url.get("detail") not in (None, "auto"):
-            raise ValueError('An image is looked at in the one size that the model has: leave "detail" out, or "auto".')
-        image_url = image_url.get("url")
-    if not isinstance(image_url, str):
-        raise ValueError(
-            'A part of type image_url is {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}.'
-        )
-    return image_url
+    if kind != "text":
+        return _Shown(read_once(held_in_part(part)))
+    check_keys("part of type text", part, ("type", "text"))
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"A text part needs its text as a string, not {type(part.get('text')).__name__}.")
+    return part["text"]
 
 
 def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn:
@@ -157,10 +135,3 @@ def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn
             if isinstance(part, str):
                 check_text(part, "message")
     return Turn(role, tuple(part if isinstance(part, str) else template.look(part.image) for part in parts), learn=False)
-
-
-def _check_keys(name: str, given: dict, known: tuple[str, ...]) -> None:
-    """ValueError: it has a key that would be ignored. One that holds None says nothing (SDKs write all that they know)."""
-    unknown = [key for key, value in given.items() if key not in known and value is not None]
-    if unknown:
-        raise ValueError(f"A {name} has {', '.join(known)}, not {shorten(unknown[0])}: nothing would follow it.")

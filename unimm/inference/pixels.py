@@ -20,7 +20,8 @@ class ImageCoder:
     """An image tokenizer in use.
 
     Args:
-        alone: one image at a time, so that nobody's numbers depend on company.
+        alone: one image at a time, so that nobody's numbers depend on company. In float32 on a CPU it is so in any case: sums
+            are split otherwise in a batch, and pixels would differ by a level.
         weights: "int8": decode in integers where a CPU gains from it (`unimm.inference.convolution`); all else changes nothing.
     """
 
@@ -28,7 +29,9 @@ class ImageCoder:
         self.tokenizer = self._drawer = tokenizer
         if weights == "int8" and gains_from_integers(tokenizer):
             self._drawer, alone = with_integer_decoder(tokenizer), True
-        fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if self._device.type == "cpu" else AT_ONCE
+        on_cpu = self._device.type == "cpu"
+        alone = alone or (on_cpu and next(tokenizer.parameters()).dtype == torch.float32)
+        fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if on_cpu else AT_ONCE
         self._at_once = 1 if alone else min(fitting, AT_ONCE)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
