@@ -103,7 +103,14 @@ def test_encode_tells_it_before_it_begins_and_keeps_it(tmp_path: Path, capsys: A
     capsys.readouterr()
     encode_dataset(tokenizer, Squares(), tmp_path / "codes", name="squares")
     again = capsys.readouterr().err
-    assert "given back" not in again and "it is kept" in again and StoredCodes.open(tmp_path / "codes").manifest == manifest
+    assert (
+        "a sample and back" not in again and "it is kept" in again and StoredCodes.open(tmp_path / "codes").manifest == manifest
+    )
+    assert manifest.psnr is not None and manifest.psnr < 15
+    end = (
+        f"WARNING: {tmp_path}/codes: images are given back at only {manifest.psnr:.1f} dB PSNR, see {tmp_path}/codes/{PICTURE}."
+    )
+    assert again.splitlines()[-1] == end, "said again in the end, where one looks"
     content = json.loads((tmp_path / "codes/manifest.json").read_text())
     old = {key: value for key, value in content.items() if not key.startswith("psnr")}
     (tmp_path / "codes/manifest.json").write_text(json.dumps(old))

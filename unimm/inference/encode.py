@@ -28,7 +28,7 @@ from unimm.inference.bad_images import forget_bad
 from unimm.inference.in_parts import Job, Work, evaluating, make_parts
 from unimm.inference.known_images import KnownImages
 from unimm.inference.precision import precision_name, settle_precision
-from unimm.inference.reconstructions import PICTURE, reconstruct_some
+from unimm.inference.reconstructions import PICTURE, TOO_LOW, reconstruct_some
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.tokenizer_folder import fingerprint
 
@@ -94,7 +94,7 @@ def encode_dataset(
         some = reconstruct_some(tokenizer, dataset, precision, f"{job.title}, a sample and back", work.is_silent)
         if some is not None:
             some.picture.save(unfinished.room / PICTURE)
-            work.say(some.tell(job.title, f"{PICTURE} in {unfinished.room}, in the end in {out}"))
+            work.say(some.tell(job.title, f"{unfinished.room / PICTURE} (in {out} when it is done)"))
             mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
             manifest = replace(manifest, psnr=mean, psnr_worst=worst, psnr_images=len(some.psnr))
 
@@ -110,7 +110,10 @@ def encode_dataset(
     if ranks.number == 0:
         unfinished.drop()
     ranks.wait()
-    return StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
+    stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
+    if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
+        work.say(f"WARNING: {out}: images are given back at only {stored.manifest.psnr:.1f} dB PSNR, see {out / PICTURE}.")
+    return stored
 
 
 def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str) -> CodesManifest:
