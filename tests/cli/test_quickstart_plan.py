@@ -5,10 +5,21 @@ from itertools import pairwise
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
-from unimm.cli import quickstart_plan
+from unimm.cli import quickstart, quickstart_plan
 from unimm.cli.build import compose_config
-from unimm.cli.quickstart_plan import NAMES, Machine, expected, make_plan, measure_machine, plain, plan_from, shortfall
+from unimm.cli.quickstart_plan import (
+    CODES_SHARE,
+    NAMES,
+    Machine,
+    expected,
+    make_plan,
+    measure_machine,
+    plain,
+    plan_from,
+    shortfall,
+)
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.eval.suites import SUITES
 
@@ -20,7 +31,7 @@ GPU = replace(FAST, device="cuda", name="a GPU", positions_per_second=500_000.0,
 def test_sizes_follow_the_speed() -> None:
     plans = [make_plan(machine, 15, 0.75, False) for machine in (SLOW, FAST, GPU)]
     assert [plan.preset for plan in plans] == ["medium", "usual", "long"]
-    assert all(one.num_rows < other.num_rows and one.num_shapes < other.num_shapes for one, other in pairwise(plans))
+    assert all(one.num_rows <= other.num_rows and one.num_shapes < other.num_shapes for one, other in pairwise(plans))
     assert all(plan.suite in SUITES and plan.compile for plan in plans)
     assert plans[0].expected and plans[1].expected and plans[0].expected < plans[1].expected
     assert plans[2].expected is None and "no such run was recorded" in plans[2].describe()
@@ -78,3 +89,25 @@ def test_a_machine_is_measured_in_its_own_precision(monkeypatch: pytest.MonkeyPa
     assert machine.precision == "no" and machine.device == str(torch.device("cpu"))
     assert machine.positions_per_second > 0 and machine.images_per_second > 0
     assert "float32" in machine.describe() and "no compiler for a cpu" in machine.describe()
+
+
+def test_coding_keeps_to_its_share_on_a_machine_that_became_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded: list[int] = []
+    now = 0.0
+
+    def encode(config: DictConfig) -> None:
+        nonlocal now
+        number = config.data.sources.shapes_draw.dataset.dataset.num_records
+        now += (number - sum(coded)) * seconds_each
+        coded.append(number)
+
+    monkeypatch.setattr(quickstart, "encode", encode)
+    monkeypatch.setattr(quickstart.time, "monotonic", lambda: now)
+    plan = make_plan(SLOW, 15, 0.75, False)
+    words = ["out=codes", "image_tokenizer=demo"]
+    seconds_each = 0.001
+    assert quickstart._codes(plan, 15, words) == plan
+    seconds_each, now, coded = 0.05, 0.0, []
+    fewer = quickstart._codes(plan, 15, words)
+    assert 0.8 * CODES_SHARE < now / (15 * 60) <= CODES_SHARE, "the digits take the rest"
+    assert fewer.num_shapes == coded[-1] < plan.num_shapes and coded[0] == round(plan.num_shapes / 8)

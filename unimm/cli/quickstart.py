@@ -15,6 +15,7 @@ own checkpoints. So it can be interrupted at any moment and goes on with the sam
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from unimm.cli.build import compose_config
 from unimm.cli.encode import encode
-from unimm.cli.quickstart_plan import Machine, Plan, make_plan, measure_machine, plain, plan_from, shortfall
+from unimm.cli.quickstart_plan import CODES_SHARE, Machine, Plan, make_plan, measure_machine, plain, plan_from, shortfall
 from unimm.cli.train_tokenizer import train_tokenizer
 from unimm.devices import bf16_is_faster
 from unimm.eval.drawings import DrawingSettings
@@ -45,6 +46,9 @@ TRAINING_SHARE = {False: 0.75, True: 0.55}
 """What that is about, by whether everything begins from nothing."""
 
 MIN_TRAINING_SHARE = 0.2
+
+FIRST_CODED = 0.125
+"""Of the pictures that get codes: their pace tells how many there is time for."""
 
 NUM_DRAWINGS = 16
 DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
@@ -82,7 +86,8 @@ def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False,
     tokenizer = _image_tokenizer(clock, out, minutes, common) if from_nothing else "demo"
     with clock.part("codes") as todo:
         if todo:
-            encode(compose_config("encode", [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common, *plan.words]))
+            plan = _codes(plan, minutes, [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common])
+            clock.keep("plan", asdict(plan))
     words = [*common, f"image_tokenizer={tokenizer}", f"codes={out / 'codes'}"]
     start = ["init_from=demo", "init_parts=[vision]", "text_tokenizer=new"]
     if from_nothing:
@@ -102,6 +107,23 @@ def _image_tokenizer(clock: "_Clock", out: Path, minutes: float, words: list[str
             budget = clock.budget("image tokenizer", TOKENIZER_SHARE * minutes)
             train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, words))
     return tokenizer
+
+
+def _codes(plan: Plan, minutes: float, words: list[str]) -> Plan:
+    """Code some of the shapes, then as many pictures as the codes' share of the time allows at the pace that these had.
+
+    Returns:
+        The plan with the number of pictures that have codes.
+    """
+    started = time.monotonic()
+    encode(compose_config("encode", [*words, "names=[shapes]", *plan.with_codes(FIRST_CODED).words]))
+    seconds = (time.monotonic() - started) / FIRST_CODED * plan.num_pictures / plan.num_shapes
+    if seconds > CODES_SHARE * 60 * minutes:
+        fewer = plan.with_codes(max(FIRST_CODED, CODES_SHARE * 60 * minutes / seconds))
+        console.print(f"slower than measured: {fewer.num_pictures:,} pictures get codes instead of {plan.num_pictures:,}")
+        plan = fewer
+    encode(compose_config("encode", [*words, *plan.words]))
+    return plan
 
 
 def _vision_tower(clock: "_Clock", out: Path, minutes: float, words: list[str], plan: Plan) -> Path:
