@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from unimm import environment
-from unimm.environment import WAIT_PASSIVELY, allowed_cores, cgroup_quota, is_command, prepare_threads, usable_cores
+from unimm.environment import (
+    WAIT_PASSIVELY,
+    allowed_cores,
+    cgroup_quota,
+    is_command,
+    loader_processes,
+    prepare_threads,
+    usable_cores,
+)
 
 
 def test_threads_wait_passively_unless_the_user_says_otherwise() -> None:
@@ -49,6 +57,16 @@ def test_no_more_threads_than_the_quota_lets_run(monkeypatch: pytest.MonkeyPatch
 
 def test_cores_are_those_of_the_affinity_mask() -> None:
     assert 1 <= usable_cores() <= allowed_cores() <= (os.cpu_count() or 1)
+
+
+def test_loaders_are_no_more_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes on a machine each has its share, and one at least; none stays none."""
+    monkeypatch.setattr(environment, "usable_cores", lambda: 4)
+    assert [loader_processes(asked) for asked in (0, 1, 4, 9)] == [0, 1, 4, 4]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert [loader_processes(asked) for asked in (0, 1, 4)] == [0, 1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert loader_processes(4) == 1
 
 
 def test_launchers_start_commands_too() -> None:

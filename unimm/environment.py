@@ -49,6 +49,13 @@ def usable_cores() -> int:
     return allowed_cores() if quota is None else max(1, min(allowed_cores(), math.ceil(quota)))
 
 
+def loader_processes(asked: int) -> int:
+    """How many processes are to load data where so many are asked for: not more than this process' share of the cores, of
+    which a launcher's other processes here (LOCAL_WORLD_SIZE) want theirs. None where none is asked for."""
+    share = usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(asked, max(1, share))
+
+
 def allowed_cores() -> int:
     """Cores in this process' affinity mask; all of the machine's where the system has none."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

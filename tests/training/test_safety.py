@@ -235,6 +235,37 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path: Pat
     assert sent == [0] and newest(tmp_path) == trainer.step == 4
 
 
+@pytest.mark.parametrize(
+    ("number", "ends_with", "at_once"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, "Ctrl-C: finishing step 2, then saving; again to stop at once."),
+        (signal.SIGTERM, SystemExit, "SIGTERM: finishing step 2, then saving; Ctrl-C (SIGINT) to stop at once."),
+    ],
+)
+def test_a_signal_is_answered_at_once_and_in_the_end_it_is_said_what_is_saved(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    ends_with: type[BaseException],
+    at_once: str,
+) -> None:
+    trainer, answers = make_trainer(tmp_path, make_config(5)), []
+    update = trainer.update
+
+    def interrupted(batch, meter) -> None:
+        if trainer.step == 1:
+            signal.raise_signal(number)
+            answers.append(capfd.readouterr().err)  # before the step goes on
+        update(batch, meter)
+
+    trainer.update = interrupted
+    with pytest.raises(ends_with):
+        trainer.fit()
+    assert answers == [f"\n{at_once}\n"] and newest(tmp_path) == 2
+    told = " ".join(capfd.readouterr().out.split())
+    assert f"Step 2 is saved in {tmp_path / 'checkpoints'}: the same line goes on from there." in told
+
+
 def test_copies_of_a_signal_do_not_end_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher passes on what a terminal has sent to all; only a later Ctrl-C is meant."""
     with StopRequest() as stop:

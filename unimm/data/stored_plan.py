@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.mixture import Mixture
 from unimm.data.plan import CHUNK, Origin, Planned, Shape, Size, cut_lengths, measured, tell_cuts
+from unimm.environment import loader_processes
 from unimm.files import read_json, whole_folder, write_json
 
 MARK = "plan.json"
@@ -168,7 +169,9 @@ class _Chunks(TorchDataset):
 
 def _measured(mixture: Mixture, shape: Shape, num_workers: int) -> Iterator[Size]:
     chunks = _Chunks(mixture, shape.num_positions)
-    loader: Iterable[list[Size]] = DataLoader(chunks, batch_size=None, sampler=_Counting(), num_workers=num_workers)
+    loader: Iterable[list[Size]] = DataLoader(
+        chunks, batch_size=None, sampler=_Counting(), num_workers=loader_processes(num_workers)
+    )
     for chunk in loader:
         yield from (Size(*size) for size in chunk)
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from unimm.checks import check_whole
 from unimm.data.digests import HALF, image_identity
 from unimm.data.records import Dataset, ImageLike
+from unimm.environment import loader_processes
 from unimm.inference.bad_images import BadImage, UsedImages, is_hopeless, note_bad, raise_bad
 from unimm.inference.known_images import ABSENT, KnownImages, link_or_copy
 from unimm.inference.progress import images_progress, say
@@ -158,7 +159,9 @@ def _find(job: Job, rows: np.ndarray, known: KnownImages, work: Work) -> _Found:
         return found
     images = UsedImages(job.dataset, known.find)
     order = job.images[rows].tolist()
-    loader = DataLoader(images, COMPARED_AT_ONCE, sampler=order, num_workers=work.num_workers, collate_fn=list)
+    loader = DataLoader(
+        images, COMPARED_AT_ONCE, sampler=order, num_workers=loader_processes(work.num_workers), collate_fn=list
+    )
     with images_progress(f"{job.title}, comparing", len(rows), work.is_silent) as advance:
         number = 0
         for batch in loader:
@@ -233,7 +236,9 @@ def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Unfinish
         work.say(f"{job.title}: {total - new:,} of {total:,} images were stored before and are kept.")
     order = [job.images[part.rows[batch]].tolist() for part in parts for batch in part.batches(work.batch_size)]
     images = UsedImages(job.dataset, _Prepared(job.prepare))
-    loaded = iter(DataLoader(images, batch_sampler=order, num_workers=work.num_workers, collate_fn=_Loaded.of))
+    loaded = iter(
+        DataLoader(images, batch_sampler=order, num_workers=loader_processes(work.num_workers), collate_fn=_Loaded.of)
+    )
     bad: list[BadImage] = []
     num_seen, is_told = 0, False
     with images_progress(job.title, new, work.is_silent) as advance:

@@ -11,6 +11,13 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
 from unimm.devices import keep_memory
+from unimm.ranks import Ranks
+
+
+def meet(device: torch.device) -> Ranks:
+    """The processes of a run on such devices, as a launcher started them, before there is an accelerator."""
+    state = PartialState(cpu=device.type == "cpu")
+    return Ranks(state.process_index, state.num_processes)
 
 
 def make_accelerator(device: torch.device, precision: str) -> Accelerator:

@@ -2,7 +2,7 @@
 
 Ctrl-C (SIGINT), SIGTERM and SIGUSR1, which schedulers send before they end a job, are only noted, so that the loop can finish
 its step, leave an evaluation early and write a checkpoint, on all processes after the same step. Then the run ends with the
-exit code that shells give to the signal:
+exit code that shells give to the signal (the person is told at once what is waited for):
 
     130  Ctrl-C            138  SIGUSR1            143  SIGTERM
 
@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,9 +27,14 @@ WORKER_NICENESS = 10
 
 
 class StopRequest:
-    """While this context is open, a signal is noted in `number` instead of interrupting; 0 is none."""
+    """While this context is open, a signal is noted in `number` instead of interrupting; 0 is none.
 
-    def __init__(self) -> None:
+    say: called at once with the first signal's name and how to stop without waiting; it may interrupt any code, also one that
+        writes, so it must not use buffered output.
+    """
+
+    def __init__(self, say: Callable[[str, str], None] | None = None) -> None:
+        self._say = say
         self.number = 0
         self._since = 0.0
         self._previous: dict = {}
@@ -58,6 +63,9 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.made:
             self.number, self._since = int(number), time.monotonic()
+            if self._say is not None:
+                by_hand = number == signal.SIGINT
+                self._say("Ctrl-C" if by_hand else signal.Signals(number).name, "again" if by_hand else "Ctrl-C (SIGINT)")
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             signal.signal(number, self._previous[number] or signal.SIG_DFL)
             signal.raise_signal(number)

@@ -5,8 +5,10 @@ on a signal, on a disk or on a number that is none is agreed on first, so that a
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -18,13 +20,15 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 from unimm.checks import check_number, check_whole
 from unimm.data.records import Dataset
 from unimm.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
-from unimm.ranks import Ranks
-from unimm.training.acceleration import make_accelerator
+from unimm.environment import loader_processes
+from unimm.training.acceleration import make_accelerator, meet
 from unimm.training.bad_records import DataError, lost_step
 from unimm.training.chance import keyed_chance
+from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import NotFiniteError
+from unimm.training.precision import settle_precision
 from unimm.training.resumable import Resumable
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
@@ -32,6 +36,7 @@ from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 MAX_WORKERS = 1024
 """More processes that load data are a mistake on any machine."""
 
+STDERR = 2
 NO_DATA = 1_000_000
 """In place of a signal's number: a process cannot read what its next step would learn from."""
 
@@ -46,7 +51,7 @@ class LoopConfig:
     compile: compile the heavy parts with torch.compile, where that works (on a CPU it needs a C++ compiler).
     report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
     save_minutes: a checkpoint also after so many minutes since the last one.
-    num_workers: processes that make batches ahead.
+    num_workers: processes that make batches ahead, at most as many as there are cores.
     max_skipped_steps: so many steps of a run may go without their update because their loss or gradient is not finite; the
         next one ends it.
     """
@@ -91,11 +96,13 @@ class Loop(Resumable):
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
-        self.precision = choose_precision(config.precision, choose_device(device))
-        self.accelerator = make_accelerator(choose_device(device), self.precision)
-        ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
-        super().__init__(folder, ranks, config.max_skipped_steps)
-        self.stop = StopRequest()
+        ranks = meet(choose_device(device))
+        precision, lines = settle_precision(config.precision, choose_device(device), folder, ranks)
+        super().__init__(folder, ranks, config.max_skipped_steps, precision)
+        self.say(lines)
+        self.accelerator = make_accelerator(choose_device(device), precision)
+        self.stop = StopRequest(self._say_stopping)
+        self._doing = "starting"
         self._trackers: list[Tracker] = []
 
     @property
@@ -194,7 +201,15 @@ class Loop(Resumable):
             line.close()
             logbook.close()
         if self._is_stopped():  # a request that came with the last step counts too
+            self.say([f"Step {self.step:,} is saved in {self.folder / CHECKPOINTS}: the same line goes on from there."])
             self.stop.obey()
+
+    def _say_stopping(self, name: str, how: str) -> None:
+        """At once, beside whatever is being written: a step may take long."""
+        if self.is_main:
+            line = f"\n{name}: {self._doing}, then saving; {how} to stop at once.\n"
+            with suppress(OSError):  # nobody is there to read it
+                os.write(STDERR, line.encode())
 
     def _steps(self, logbook: Logbook, line: ProgressLine, meter: Meter) -> None:
         with held_back():
@@ -206,6 +221,7 @@ class Loop(Resumable):
             if self._is_stopped(ahead.error):
                 break
             self._one_step(ahead, meter)
+            self._doing = f"leaving what follows step {self.step:,}"
             line.update(self.progress, meter.note())
             if self.is_due(self.loop_config.report_every):
                 skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
@@ -224,6 +240,7 @@ class Loop(Resumable):
     def _next(self, batches: Any) -> "_Ahead":
         """What the next step learns from, or why it cannot be had; neither where a signal has come."""
         started, batch, error = time.monotonic(), None, None
+        self._doing = f"waiting for the data of step {self.step + 1:,}"
         try:
             batch = None if self.stop.made else next(batches)
         except Exception as caught:  # of whatever kind, all processes leave together
@@ -278,6 +295,7 @@ class Loop(Resumable):
 
     def _one_step(self, ahead: "_Ahead", meter: Meter) -> None:
         started = time.monotonic()
+        self._doing = f"finishing step {self.step + 1:,}"
         with keyed_chance(self.seed(), self.step, self.ranks.number, self.accelerator.device):
             self.update(ahead.batch, meter)
         seconds = ahead.seconds + time.monotonic() - started
@@ -289,7 +307,7 @@ class Loop(Resumable):
     def _loader(self) -> DataLoader:
         data = self.data()
         ahead = Subset(data, range(self.step, len(data)))  # pyright: ignore[reportArgumentType]
-        workers = self.loop_config.num_workers
+        workers = loader_processes(self.loop_config.num_workers)
         return DataLoader(
             ahead,
             batch_size=None,

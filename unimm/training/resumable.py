@@ -26,11 +26,13 @@ logger = logging.getLogger(__name__)
 class Resumable:
     """One run in one folder.
 
+    precision: what it computes in, "no" (float32) or "bf16"; every checkpoint tells.
+
     `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resuming` reads it.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, max_skipped_steps: int) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, ranks: Ranks, max_skipped_steps: int, precision: str) -> None:
+        self.folder, self.ranks, self.precision = folder, ranks, precision
         self.is_main = ranks.number == 0
         self.guard = FiniteGuard(ranks, max_skipped_steps)
         self.step, self.seconds = 0, 0.0
@@ -65,7 +67,8 @@ class Resumable:
         failure: SaveError | None = None
         tensors = gather(self.tensors(), keep=self.is_main)
         if self.is_main:
-            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "record": self.record, **self.state()}
+            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
+            state |= {"record": self.record, **self.state()}
             try:
                 save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
             except SaveError as error:
