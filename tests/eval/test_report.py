@@ -13,7 +13,7 @@ from unimm.cli.app import app
 from unimm.eval.curves import draw_curves, read_metrics, smooth
 from unimm.eval.digits import DigitsAnswers
 from unimm.eval.reconstruction import ShapesReconstruction
-from unimm.eval.report import SHOWN, choose_examples, picture_codes, write_report
+from unimm.eval.report import SHOWN, choose_examples, colour_codes, write_report
 from unimm.eval.runner import evaluate
 from unimm.eval.shapes import ShapesDrawings
 from unimm.eval.task import PICTURES_KEPT, Album, Example
@@ -75,10 +75,18 @@ def test_the_page_holds_everything_in_itself(run: Path) -> None:
     assert 'alt="its codes"' in text
 
 
-def test_failures_come_first(run: Path) -> None:
-    for section in re.findall(r"<section>.*?</section>", write_report(run).read_text(encoding="utf-8"), flags=re.DOTALL):
-        verdicts = ["wrong" in tile for tile in Page(section).tiles]
-        assert verdicts and verdicts == sorted(verdicts, reverse=True)
+def test_failures_come_first(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to(run / "scores" / "images")
+    (tmp_path / "scores.json").write_text((run / "scores" / "scores.json").read_text())
+    lines = (run / "scores" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    mixed = [json.loads(line) | {"correct": number % 2 == 0} for number, line in enumerate(lines)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, mixed)))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    sections = [Page(section).tiles for section in re.findall(r"<section>.*?</section>", page, flags=re.DOTALL)]
+    assert len([tiles for tiles in sections if tiles]) == 3  # a section a task
+    for tiles in filter(None, sections):
+        verdicts = ["wrong" in tile for tile in tiles]
+        assert {*verdicts} == {True, False} and verdicts == sorted(verdicts, reverse=True)
     examples = [{"correct": number % 3 > 0, "category": "ab"[number % 2], "number": number} for number in range(100)]
     chosen = choose_examples(examples)
     assert [one["correct"] for one in chosen] == [False] * SHOWN + [True] * SHOWN
@@ -125,8 +133,11 @@ def test_arms_stand_side_by_side(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_code_has_one_colour() -> None:
-    assert picture_codes([[1, 2], [2, 1]]) != picture_codes([[1, 1], [1, 1]])
-    assert picture_codes([[5]]) == picture_codes([[5]])
+    codes = list(range(512))
+    colours = colour_codes([codes, codes[::-1]])
+    assert np.array_equal(colours[0], colours[1, ::-1])  # wherever it is in a map
+    assert np.array_equal(colour_codes([[300, 7]])[0], colours[0, [300, 7]])  # and whatever else is in it
+    assert len(np.unique(colours[0], axis=0)) == len(codes)
 
 
 def test_images_that_are_kept() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import unimm
 from unimm.checks import check_whole
 from unimm.cli.errors import plain_errors
-from unimm.cli.overrides import as_typed, split_words
+from unimm.cli.overrides import as_typed, quote, split_words
 from unimm.cli.quiet import quiet_libraries
 from unimm.data.digests import unchecked
 from unimm.data.features import FeaturedDataset
@@ -85,8 +86,11 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
         with plain_errors():  # inside too: Hydra would add a line of its own
             job(config)
 
-    with plain_errors():
-        sys.argv[1:] = split_words(sys.argv[1:] if argv is None else argv).for_hydra()
+    with plain_errors(), TemporaryDirectory(prefix="unimm-sweep-") as sweep:
+        words = split_words(sys.argv[1:] if argv is None else argv)
+        if words.is_multirun and not words.has_own_sweep:
+            words.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
+        sys.argv[1:] = words.for_hydra()
         hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
     leave_group()
 

@@ -60,6 +60,11 @@ class Words(NamedTuple):
         flags = any(word == "-m" or (len(word) > 3 and "--multirun".startswith(word)) for word in self.options)
         return flags or "hydra.mode=MULTIRUN" in self.overrides
 
+    @property
+    def has_own_sweep(self) -> bool:
+        """Whether they choose where or how it is swept: other sweepers and launchers keep files of theirs there."""
+        return any(word.lstrip("+").startswith(("hydra/", "hydra.sweep", "hydra.launcher")) for word in self.overrides)
+
     def for_hydra(self) -> list[str]:
         """The options, whose parser wants all else together, and the overrides in Hydra's grammar, which refuses names."""
         return [*self.options, *as_typed([*self.overrides, *self.names], self.is_multirun)]
