@@ -73,6 +73,11 @@ def cpu_has_bf16() -> bool:
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))
 
 
+def cpu_has_vnni() -> bool:
+    """Whether this processor adds up products of 8-bit integers exactly (AVX-512 VNNI); with UNIMM_CPU=avx2 none does."""
+    return not small_cpu() and torch.cpu._is_vnni_supported()
+
+
 def small_cpu() -> bool:
     """Whether UNIMM_CPU=avx2 asks that this processor be taken for one with AVX2 and nothing newer, for tests and benches.
 

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from unimm.cli.app import ORDER, app, picture_paths
+from unimm.cli.app import ORDER, Verbs, app, picture_paths
 from unimm.eval.drawings import DrawingSettings
 
 WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")
@@ -56,6 +57,15 @@ def test_help_names_every_verb_in_order_and_nothing_that_does_not_work() -> None
     assert result.exit_code == 0
     commands = result.output.partition("Commands:")[2]
     assert [line.split()[0] for line in commands.splitlines() if line.startswith("  ") and line[2] != " "] == list(ORDER)
+
+
+def test_a_verb_that_nobody_has_placed_is_listed_last() -> None:
+    placed = typer.Typer(cls=Verbs)
+    for name in ("of-somebody-elses", "caption", "demo"):
+        placed.command(name)(lambda: None)
+    group = typer.main.get_command(placed)
+    assert isinstance(group, Verbs)
+    assert group.list_commands(typer.Context(group)) == ["demo", "caption", "of-somebody-elses"]
 
 
 @pytest.mark.parametrize("verb", WITH_OWN_HELP)

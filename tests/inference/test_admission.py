@@ -272,6 +272,20 @@ def test_without_guidance_there_is_half_of_everything(tiny_engine: Engine) -> No
     assert [2 * number for number in counted[0]] == list(counted[1])
 
 
+@pytest.mark.parametrize(("scale", "num_entering"), [(1.0, 5), (3.0, 2)])
+def test_a_step_prefills_no_more_than_was_promised(tiny_engine: Engine, scale: float, num_entering: int) -> None:
+    """The null prompts of guidance are positions, too."""
+    prompts = [tiny_engine.template.draw(f"{number} circles", num_codes=4) for number in range(8)]
+    (length,) = {prompt.given.length for prompt in prompts}
+    decoder = make_limited(tiny_engine, prefill_positions=5 * length)
+    for prompt in prompts:
+        decoder.submit(Request(prompt, Sampling(1.0), scale))
+    decoder.step()
+    stats = decoder.stats()
+    assert len(prompts) - stats.num_waiting == num_entering
+    assert 0 < stats.prefilled_positions <= 5 * length
+
+
 def test_a_request_larger_than_the_engine_is_refused_alone(tiny_engine: Engine, requests: list[Request]) -> None:
     decoder = make_decoder(tiny_engine, 1)
     with pytest.raises(ValueError, match="max_rows=2"):

@@ -1,5 +1,8 @@
 """Integer convolutions give what the weights and maps give that they round to, and pictures hardly tell."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -184,6 +187,14 @@ def test_who_gains(monkeypatch):
     assert made == [wide]
     monkeypatch.setattr(convolution, "has_integer_convolutions", lambda: False)
     assert not gains_from_integers(wide)
+
+
+def test_where_sums_overflow_there_are_none():
+    """The processor has VNNI, but oneDNN is kept from it: it would go on with sums of 16 bits, and pictures be wrong."""
+    code = "from unimm.inference.convolution import has_integer_convolutions as has; print(has())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == "False", said.stderr
 
 
 def test_an_image_does_not_hang_on_its_company(monkeypatch):

@@ -14,6 +14,7 @@ from unimm.batch import collate
 from unimm.data.image import ImageError
 from unimm.data.records import SHOWS
 from unimm.data.template import PromptFormat, Turn
+from unimm.data.views import DESCRIBE
 from unimm.inference.engine import Engine
 from unimm.inference.linear import share
 from unimm.inference.sampling import Sampling
@@ -260,8 +261,14 @@ def test_saving_replaces_a_model_and_nothing_else(tiny_engine: Engine, tmp_path:
 def test_half_precision_loads_and_runs(tiny_folder: Path, picture: Image.Image) -> None:
     engine = unimm.load(tiny_folder, device="cpu", dtype="bfloat16")
     assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.bfloat16}
-    assert isinstance(engine.caption(picture, max_new_tokens=4), str)
-    assert len(engine.generate_images("a", num_images=2)) == 2
+    full = unimm.load(tiny_folder, device="cpu", dtype="float32")
+    assert engine.alignment(picture, "a red circle") == pytest.approx(full.alignment(picture, "a red circle"), rel=0.2)
+    codes = engine.generate_codes("a", num_images=2, seed=1)
+    assert codes.shape == (2, 4) and 0 <= int(codes.min()) <= int(codes.max()) < 32
+    drawn = [np.asarray(image, dtype=int) for image in engine.decode_codes(codes)]
+    exact = [np.asarray(image, dtype=int) for image in full.decode_codes(codes)]
+    assert all(np.abs(one - other).mean() < 3 for one, other in zip(drawn, exact, strict=True))
+    assert engine.caption(picture, max_new_tokens=4) == engine.answer(picture, DESCRIBE["en"][0], max_new_tokens=4)
 
 
 @pytest.mark.parametrize("sees", ["codes", "both"])

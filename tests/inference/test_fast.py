@@ -23,7 +23,6 @@ from unimm.inference.linear import (
     share,
 )
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import Kind
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 7])
@@ -53,15 +52,29 @@ def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
             torch.testing.assert_close(fast.sample(kind, expected, lambda logits: logits), port.logits(expected))
 
 
+def check_steps(fast: FastModel) -> None:
+    """Position after position, two rows of which one is behind the other: what the trunk makes of all positions at once."""
+    model, cache, length = fast.model, RowCache(fast.model.trunk.config.num_hidden_layers), 5
+    given, positions = torch.randn(2, length, model.width), torch.arange(length).expand(2, -1)
+    expected = model.hidden(given, torch.ones(length, length, dtype=torch.bool).tril()[None, None], positions)
+    cache.reserve(2, length)
+    rows = torch.arange(2)
+    for step in range(length + 1):
+        places = (torch.tensor([step, step - 1])).clamp(0, length - 1)
+        hidden = fast.advance(given[rows, places], places, int(places.max()) + 1, cache)
+        torch.testing.assert_close(hidden, expected[rows, places], atol=1e-5, rtol=1e-5)
+        for kind, port in model.vocabulary_ports.items():
+            torch.testing.assert_close(fast.sample(kind, hidden, lambda logits: logits), port.logits(hidden))
+
+
 @torch.inference_mode()
 def test_other_trunks_go_through_transformers() -> None:
     model = tiny_model(400)
     gpt = {"model_type": "gpt_neox", "vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = UnifiedModel(replace(model.config, trunk=gpt | {"intermediate_size": 64, "max_position_embeddings": 64})).eval()
-    fast, cache = FastModel(model), RowCache(2)
+    fast = FastModel(model)
     assert fast.layers is None
-    hidden = fast.advance(torch.randn(2, 64), torch.tensor([0, 0]), 1, cache)
-    assert hidden.shape == (2, 64) and hidden.isfinite().all()
+    check_steps(fast)
 
 
 def test_changed_weights_are_noticed() -> None:
@@ -128,8 +141,13 @@ def test_so_are_those_of_torchao(weights: str, error: float) -> None:
 
 
 def test_a_layer_that_has_no_whole_groups_keeps_its_bits() -> None:
-    layer = torch.nn.Linear(100, 64, dtype=torch.bfloat16)
-    assert isinstance(make_linear([layer], "int4"), PackedLinear)
+    check_bits_are_kept(torch.nn.Linear(100, 64, dtype=torch.bfloat16), "int4")
+
+
+def check_bits_are_kept(layer: torch.nn.Linear, weights: str) -> None:
+    kept, x = make_linear([layer], weights), torch.randn(3, layer.in_features, dtype=layer.weight.dtype)
+    assert type(kept) is type(make_linear([layer]))
+    torch.testing.assert_close(kept(x), layer(x), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("weights", "sizes", "integers"), [("int4", (64, 40), True), ("int8", (100, 64), False)])
@@ -138,8 +156,7 @@ def test_a_layer_that_has_no_whole_blocks_keeps_its_bits(
 ) -> None:
     """PyTorch's kernels raise, or end the process."""
     monkeypatch.setattr("unimm.inference.linear.has_integer_products", lambda: integers)
-    layer = torch.nn.Linear(*sizes, dtype=torch.bfloat16)
-    assert isinstance(make_linear([layer], weights), PackedLinear)
+    check_bits_are_kept(torch.nn.Linear(*sizes, dtype=torch.bfloat16), weights)
 
 
 def test_int8_without_integer_products_takes_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +206,14 @@ def test_attention_is_softmax_attention() -> None:
     torch.testing.assert_close(attend(*halves, mask.repeat(1, 2, 1, 1), 8**-0.5).float(), expected, atol=1e-2, rtol=1e-2)
 
 
+@torch.inference_mode()
 def test_kinds_have_a_head_each() -> None:
-    assert set(FastModel(tiny_model(400)).heads) == {Kind.TEXT, Kind.CODES}
+    """Every kind that has a vocabulary: its logits from its own head, arranged where the model's is."""
+    model = tiny_model(400)
+    fast, hidden = FastModel(model), torch.randn(3, model.width)
+    assert set(fast.heads) == set(model.vocabulary_ports)
+    for kind, port in model.vocabulary_ports.items():
+        torch.testing.assert_close(fast.heads[kind](hidden), port.logits(hidden))
 
 
 def test_few_bits_that_are_not_there_are_refused() -> None:
@@ -207,9 +230,6 @@ def test_without_room_for_copies_it_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("unimm.inference.fast._has_room_for_copies", lambda model: False)
-    model = tiny_model(400)
-    fast, hidden = FastModel(model), torch.randn(2, model.width)
-    assert fast.layers is None and "Too little memory" in caplog.text
-    for kind, port in model.vocabulary_ports.items():
-        assert torch.equal(fast.sample(kind, hidden, lambda logits: logits), port.logits(hidden))
-    assert fast.advance(hidden, torch.tensor([0, 0]), 1, RowCache(2)).isfinite().all()
+    fast = FastModel(tiny_model(400))
+    assert fast.layers is None and not fast.heads and "Too little memory" in caplog.text
+    check_steps(fast)

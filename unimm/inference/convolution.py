@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unimm.devices import cpu_has_vnni
 from unimm.models.image_tokenizer import ConvolvesSwish, ImageTokenizer
 from unimm.models.norms import GroupNorm
 from unimm.models.upsample import Upsample, join_parities, parity_weights
@@ -158,6 +159,16 @@ def gains_from_integers(tokenizer: ImageTokenizer) -> bool:
 @cache
 def has_integer_convolutions() -> bool:
     """Whether this PyTorch and this processor have them, fast and exact (VNNI)."""
-    if not torch.backends.mkldnn.is_available() or not torch.cpu._is_vnni_supported():
+    if not torch.backends.mkldnn.is_available() or not cpu_has_vnni():
         return False
-    return hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")
+    return hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack") and _adds_exactly()
+
+
+@torch.inference_mode()
+def _adds_exactly() -> bool:
+    """Whether the largest numbers add up. Where oneDNN is kept from VNNI (ONEDNN_MAX_CPU_ISA), sums of two products overflow
+    and pictures are wrong without a word."""
+    weight = torch.ones(16, 64, 3, 3)
+    levels = torch.full((1, 64, 3, 3), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    made = IntegerConv2d(weight, None, padding=0)._convolve(levels, 1.0, 0, torch.float32)
+    return torch.allclose(made, torch.full_like(made, 64.0 * 9 * 255), rtol=1e-5)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unimm.devices import cpu_has_vnni
+
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 QUANTIZED = ("int8", "int4", "fp8")
@@ -167,7 +169,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 @cache
 def has_integer_products() -> bool:
     """Whether this PyTorch and this processor multiply integers of 8 bits exactly: without VNNI, sums of two overflow."""
-    if torch.backends.quantized.engine not in ("fbgemm", "x86") or not torch.cpu._is_vnni_supported():
+    if torch.backends.quantized.engine not in ("fbgemm", "x86") or not cpu_has_vnni():
         return False
     return hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
 
