@@ -77,8 +77,8 @@ class Preset:
 
 PRESETS = (
     Preset("short", 0.0, 3, (4_000, 600), "brief"),
-    Preset("medium", 1.0e6, 6, (10_000, 1_500), "brief"),
-    Preset("usual", 5.0e6, 6, (16_000, 2_400), "quick"),
+    Preset("medium", 1.0e6, 4, (10_000, 1_500), "brief"),
+    Preset("usual", 5.0e6, 4, (16_000, 2_400), "quick"),
     Preset("long", 4.0e7, 24, (60_000, 9_000), "quick"),
 )
 
