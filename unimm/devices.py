@@ -5,11 +5,19 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 PRECISIONS = ("auto", "no", "bf16")
+
+CPU = torch.device("cpu")
+
+MAX_TRIAL_SECONDS = 0.5
+"""After which a dtype that is so slow is not tried once more."""
 
 LARGE = 200_000_000
 """Parameters from which a CPU gains more from reading half the bytes than it loses by the conversions around it."""
@@ -116,23 +124,49 @@ def bf16_is_faster() -> bool:
     return _seconds_of_products(torch.bfloat16) < _seconds_of_products(torch.float32)
 
 
-@torch.inference_mode()
 def _seconds_of_products(dtype: torch.dtype) -> float:
-    """The shortest of three times of a matrix product and a convolution, after one that prepares them."""
-    matrix = torch.ones(512, 512, dtype=dtype)
-    image = torch.ones(4, 64, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-    kernel = torch.ones(64, 64, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    """Of a matrix product and a convolution on this CPU."""
+    return measure_speed(dtype).seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a device in one dtype: GFLOP/s of a matrix product and of a convolution, and the seconds that one of each took."""
+
+    product: float
+    convolution: float
+    seconds: float
+
+
+@torch.inference_mode()
+def measure_speed(dtype: torch.dtype, device: torch.device = CPU) -> Speed:
+    """Tried in about a tenth of a second, or as long as it takes once: how fast a device computes in a dtype."""
+    size, count = (512, 4) if device.type == "cpu" else (4096, 256)
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    image = torch.ones(count, 64, 32, 32, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+    kernel = torch.ones(64, 64, 3, 3, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+    product = _shortest(lambda: matrix @ matrix, device)
+    convolution = _shortest(lambda: F.conv2d(image, kernel, padding=1), device)
+    counted = 2e-9 * size**3 / product, 2e-9 * image.numel() * kernel[0].numel() / convolution
+    return Speed(*counted, product + convolution)
+
+
+def _shortest(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Seconds of the shortest of three calls, after one that prepares them; of fewer where they take long."""
     times = []
-    for _ in range(4):
+    while len(times) < 4 and sum(times) < MAX_TRIAL_SECONDS:
         started = time.perf_counter()
-        _ = matrix @ matrix, torch.nn.functional.conv2d(image, kernel, padding=1)
+        work()
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return min(times[1:] or times)
 
 
+@cache
 def why_not_compile(device: torch.device | str = "cpu") -> str | None:
     """Why torch.compile does not work for a device, or None where it does: for a CPU it needs a C++ compiler and Python's
-    headers; for a GPU Triton, which needs a C compiler and no card that is too old.
+    headers; for a GPU Triton, which needs a C compiler and no card that is too old. Tried once a process.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(16, device=device))

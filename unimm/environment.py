@@ -6,6 +6,7 @@ All of it must be set before torch is imported. The command line does so; in Pyt
 
 import math
 import os
+import platform
 import sys
 from collections.abc import MutableMapping
 from itertools import pairwise
@@ -20,6 +21,12 @@ a core that another process wants: a training beside one busy process then takes
 
 CGROUP = Path("/sys/fs/cgroup")
 
+UNLIMITED = 2**60
+"""What a cgroup of version 1 calls no limit is above it."""
+
+PREPARED: set[str] = set()
+"""Variables that `prepare_threads` has set in this process; what else is there is the user's."""
+
 
 def prepare_libraries() -> None:
     """Of every process that imports unimm: the processor that is asked for; of a command, also how its threads behave."""
@@ -31,11 +38,11 @@ def prepare_libraries() -> None:
 
 def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Waiting threads sleep, and there are no more of them than a cgroup's quota of processor time lets run."""
-    for name, value in WAIT_PASSIVELY.items():
-        environment.setdefault(name, value)
     cores = usable_cores()
-    if cores < allowed_cores():
-        environment.setdefault("OMP_NUM_THREADS", str(cores))
+    for name, value in (WAIT_PASSIVELY | ({"OMP_NUM_THREADS": str(cores)} if cores < allowed_cores() else {})).items():
+        if name not in environment:
+            environment[name] = value
+            PREPARED.add(name)
 
 
 def is_command(argv: list[str]) -> bool:
@@ -70,13 +77,37 @@ def cgroup_quota(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> 
     return min(quotas, default=None)
 
 
-def _cgroups(root: Path, own: Path) -> list[Path]:
+def cgroup_memory(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
+    """Bytes that the cgroup of this process may use, and uses: of those that bind it the one with the least room; None where
+    it is not limited."""
+    limits = [limit for place in _cgroups(root, own, "memory") if (limit := _memory(place)) is not None]
+    return min(limits, key=lambda limit: limit[0] - limit[1], default=None)
+
+
+def processor_name() -> str:
+    """As the system calls it."""
+    names = [value for key, value in _cpuinfo() if key == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def processor_flags() -> frozenset[str]:
+    """What Linux says that the processor can do, such as "avx2"; nothing on other systems."""
+    return frozenset(word for key, value in _cpuinfo() if key in ("flags", "Features") for word in value.split())
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def _cgroups(root: Path, own: Path, controller: str = "cpu") -> list[Path]:
     """Folders of the cgroup that `own` names and of those above it."""
     lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
-    places = {root, root / "cpu"}
+    places = {root, root / controller}
     for _, controllers, path in (line.split(":", 2) for line in lines):
-        if not controllers or "cpu" in controllers.split(","):
-            top = root / "cpu" if controllers else root
+        if not controllers or controller in controllers.split(","):
+            top = root / controller if controllers else root
             inside = PurePosixPath(path.lstrip("/"))
             places |= {top / part for part in (inside, *inside.parents) if ".." not in part.parts}
     return sorted(places)
@@ -91,3 +122,18 @@ def _quota(place: Path) -> float | None:
     else:
         return None
     return None if words[0] in ("max", "-1") else int(words[0]) / int(words[1])
+
+
+def _memory(place: Path) -> tuple[int, int] | None:
+    """Limit and use; what only caches files does not count, for it is given back when there is need."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        if not ((place / limit).is_file() and (place / used).is_file()):
+            continue
+        word = (place / limit).read_text(encoding="ascii").strip()
+        if word == "max" or int(word) >= UNLIMITED:
+            return None
+        stat = place / "memory.stat"
+        pairs = [line.split() for line in (stat.read_text(encoding="ascii").splitlines() if stat.is_file() else [])]
+        cached = sum(int(pair[1]) for pair in pairs if pair[0] == "inactive_file")
+        return int(word), max(0, int((place / used).read_text(encoding="ascii")) - cached)
+    return None

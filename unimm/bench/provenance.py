@@ -7,12 +7,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import unimm
+from unimm.diagnosis.software import git_commit
+from unimm.environment import processor_name
 
 LIBRARIES = ("torch", "transformers", "safetensors", "accelerate")
 
@@ -22,8 +23,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "command": " ".join(["unimm", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "commit": git_commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         **(_gpu(device) if device.type == "cuda" else {}),
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(),
@@ -44,22 +45,3 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "driver": versions[0] if versions else None,
     }
-
-
-def _commit() -> str | None:
-    """Of the checkout that the package lies in, with a plus if something is changed there; None of an installed one."""
-    root = Path(unimm.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    words = ["git", "-C", str(root)]
-    named = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*words, "status", "--porcelain"], capture_output=True, text=True)
-    return None if named.returncode else named.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unimm.cli.bench import bench
+from unimm.cli.doctor import doctor
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_verbs import verbs
 from unimm.cli.model_verbs import models
@@ -23,7 +24,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
     *("demo", "quickstart", "caption", "answer", "generate"),
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "report", "compare", "scaling", "convert", "average", "bench"),
+    *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
 """As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
 
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(verbs)
 app.add_typer(models)
+app.add_typer(doctor)
 app.add_typer(bench, name="bench")
 
 Model = Annotated[

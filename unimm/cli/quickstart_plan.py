@@ -5,11 +5,9 @@ speed of one forward and backward pass of the trunk predicts that number; EXPECT
 """
 
 import math
-import platform
 import time
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from unimm.data.image import crop
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.devices import choose_device, choose_precision, why_not_compile
+from unimm.environment import processor_name
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer
 from unimm.models.unified import UnifiedModel
@@ -144,7 +143,7 @@ def measure_machine(device: str | None = None) -> Machine:
     """Try what a quickstart spends its time on; a few seconds, and half a minute where torch.compile has to warm up."""
     where = choose_device(device)
     precision = choose_precision("auto", where)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor_name()
     reason = why_not_compile(where)
     demo = load_model(DEMO, where, torch.float32)
     speed = _positions_per_second(demo.model, where, precision) * POSITIONS_PER_PROBED[precision, reason is None]
@@ -263,11 +262,3 @@ def _seconds(run: Any, device: torch.device) -> float:
             break
     measured = sorted(times[1:])
     return measured[len(measured) // 2]
-
-
-def _processor_name() -> str:
-    """As the system calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

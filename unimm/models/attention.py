@@ -24,6 +24,13 @@ Mask: TypeAlias = "torch.Tensor | BlockMask"
 """(B, 1, T, S) bool, true where a position may look, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""
 
 
+def choose_attention(device: str, is_compiled: bool) -> str:
+    """The way that a training's trunk attends within rows where nobody says; device: its type, such as "cuda"."""
+    if device == "cpu":
+        return "documents"
+    return "flex_attention" if is_compiled and device == "cuda" else "sdpa"
+
+
 def register_documents() -> None:
     """Have trunks of `transformers` know the way "documents"."""
     # Here, for it loads every library for quantized weights that is installed, and they talk.

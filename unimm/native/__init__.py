@@ -42,11 +42,11 @@ def load_library(source: Path) -> ctypes.CDLL:
     """
     if not sys.platform.startswith("linux"):
         raise OSError("Only on Linux is our C++ compiled.")
-    compiler = _compiler()
+    compiler = find_compiler()
     texts = [path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))]
     made_by = repr((compiler, str(Path(compiler[0]).resolve()), FLAGS, _march(), platform.libc_ver())).encode()
     name = f"{source.stem}-{hashlib.sha256(b'|'.join([*texts, made_by, _processor()])).hexdigest()[:24]}.so"
-    kept = _home() / name
+    kept = kept_libraries() / name
     with suppress(OSError):
         if kept.is_file():
             return ctypes.CDLL(str(kept))
@@ -59,8 +59,12 @@ def load_library(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(made))
 
 
-def _compiler() -> list[str]:
-    """The words that call it, the first as a whole path."""
+def find_compiler() -> list[str]:
+    """The words that call the C++ compiler, the first as a whole path.
+
+    Raises:
+        OSError: there is none of that name.
+    """
     asked = os.environ.get("CXX", "").strip() or "g++"
     try:
         name, *words = shlex.split(asked)
@@ -71,7 +75,7 @@ def _compiler() -> list[str]:
     return [path, *words]
 
 
-def _home() -> Path:
+def kept_libraries() -> Path:
     """Where libraries are kept, if anything can be."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -189,9 +189,7 @@ class Trainer(Loop):
     def _attention(self) -> str:
         if self.config.attention != "auto":
             return self.config.attention
-        if self.accelerator.device.type == "cpu":
-            return "documents"
-        return "flex_attention" if self.is_compiled and self.accelerator.device.type == "cuda" else "sdpa"
+        return attention.choose_attention(self.accelerator.device.type, self.is_compiled)
 
     def data(self) -> Steps:
         """This rank's steps, by number."""
