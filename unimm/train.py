@@ -32,6 +32,7 @@ from unimm.cli.build import (
     settings_of,
     with_features,
 )
+from unimm.cli.results import tell_training
 from unimm.cli.resuming import Resuming
 from unimm.data.held_out import hold_out
 from unimm.data.mixture import Mixture
@@ -267,8 +268,13 @@ def _row(images: list[Image.Image]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's words in, a trained model out."""
-    run_with_hydra("train", train, argv)
+    """The command: Hydra's words in, a trained model and its results out."""
+
+    def job(config: DictConfig) -> None:
+        train(config)
+        tell_training(config)
+
+    run_with_hydra("train", job, argv)
 
 
 if __name__ == "__main__":

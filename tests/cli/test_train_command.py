@@ -1,5 +1,6 @@
 """`unimm train` with an EMA and validation: the average is kept, with adapters and without; mistakes are said at once."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,25 @@ def test_nothing_is_held_out_in_vain(place: Path, given: list[str], words: list[
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
         patch.chdir(place)
         train(compose_config("train", [*given, *RUNS["whole"], "out=vain", *words]))
+
+
+def test_a_training_ends_with_its_results(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that has nothing left to do, too; its model is named where another folder of the run was meant."""
+    monkeypatch.chdir(place)
+    result = CliRunner().invoke(app, ["train", *given, *RUNS["adapters"], "out=adapters"])
+    assert result.exit_code == 0, result.output
+    told = result.stdout.partition("Trained (stage 'adapters'): 4 steps of 2,048 positions (8,192 together), ")[2]
+    for words in (
+        r"loss +text \d+\.\d+, \d+\.\d % right\n",
+        r"\n +codes \d+\.\d+ \(guessing: ln (\d+) = \d\.\d+\), \d+\.\d % right\n",
+        r"validation +mean \d\.\d+, shapes_answers .* \(best by the mean, at step [24]\)\n +best +adapters/best\n",
+        r"model +adapters/model\n +adapter +adapters/adapter\n\nNext:\n",
+        r'unimm generate "YOUR PROMPT" --model adapters/model\n +unimm caption photo.png --model adapters/model\n',
+        r"unimm report adapters\n$",
+    ):
+        assert re.search(words, told), (words, result.stdout)
+    with pytest.raises(ValueError, match="adapters is no model but holds one: name adapters/model"):
+        load_model("adapters")
 
 
 def test_conversations_are_cut_to_what_the_model_takes() -> None:

@@ -291,3 +291,21 @@ def test_a_tokenizer_of_another_size_is_refused(saved, tmp_path):
     loaded.model.config = replace(loaded.model.config, codes=replace(loaded.model.config.codes, num_codes=1))
     with pytest.raises(ValueError, match="the model was trained with"):
         save_model(tmp_path / "m", loaded.model, loaded.image_tokenizer, Ids())
+
+
+def test_the_model_of_a_training_that_has_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """run/model would be a hub id: nothing is asked of the hub."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    told = "run is a training that is not finished: the same line goes on with it, and then writes run/model"
+    for name in ("run/model", "run"):
+        with pytest.raises(ValueError, match=rf"^{told}\.$"):
+            load_model(name)
+    with pytest.raises(ValueError, match="run is a training without a validation yet, so it has no best model"):
+        load_model("run/best")
+    (run / "best").mkdir()
+    (run / "best/config.json").touch()
+    with pytest.raises(ValueError, match=rf"^{told} \(its best model so far is run/best\)\.$"):
+        load_model("run/model")

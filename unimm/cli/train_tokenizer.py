@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from unimm.checks import check_whole
 from unimm.cli.build import build, check_given, run_with_hydra, seed_everything, settings_of
+from unimm.cli.results import tell_tokenizer
 from unimm.cli.resuming import Resuming
 from unimm.data.image import crop
 from unimm.data.images import ImageBatches, ImageSource
@@ -54,8 +55,13 @@ def train_tokenizer(config: DictConfig) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's words in, a trained image tokenizer out."""
-    run_with_hydra("train_tokenizer", train_tokenizer, argv)
+    """The command: Hydra's words in, a trained image tokenizer and its results out."""
+
+    def job(config: DictConfig) -> None:
+        train_tokenizer(config)
+        tell_tokenizer(config)
+
+    run_with_hydra("train_tokenizer", job, argv)
 
 
 if __name__ == "__main__":

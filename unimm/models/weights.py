@@ -21,6 +21,9 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 """The model that comes with the package: what the name "demo" stands for, wherever a model is named."""
 
 CONFIG = "config.json"
+RUN = "metrics.jsonl"
+"""By which the folder of a training is known."""
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
@@ -36,7 +39,7 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
     from_pickle: download pickled weights too.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: neither is there, or it is that of a training that has not ended.
     """
     if path_or_hub_id == "demo":  # one's own of that name is "./demo"
         return DEMO
@@ -45,6 +48,7 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
         return path
     if path.exists():
         raise ValueError(f"{path} is a file: name the model's folder.")
+    _check_finished(path)
     name = str(path_or_hub_id)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(
@@ -53,10 +57,24 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
     return download_model(name, [*WANTED, "*.bin"] if from_pickle else WANTED)
 
 
+def _check_finished(path: Path) -> None:
+    """Raises ValueError where a training is to leave its model there, and has not ended yet."""
+    run = path.parent
+    if path.name not in ("model", "best") or not (run / RUN).is_file():
+        return
+    if path.name == "best":
+        raise ValueError(f"{run} is a training without a validation yet, so it has no best model: see trainer.validate_every.")
+    best = f" (its best model so far is {run / 'best'})" if (run / "best" / CONFIG).is_file() else ""
+    raise ValueError(f"{run} is a training that is not finished: the same line goes on with it, and then writes {path}{best}.")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. ValueError: it is missing or no JSON object."""
     config = read_json(folder / CONFIG)
     if config is None:
+        if (folder / "model" / CONFIG).is_file():
+            raise ValueError(f"{folder} is no model but holds one: name {folder / 'model'}.")
+        _check_finished(folder / "model")
         raise ValueError(f"{folder} has no config.json: name a folder written by engine.save or by transformers.")
     return config
 
