@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
@@ -148,7 +148,8 @@ def _newest(out: Path, name: str) -> Iterator[Line]:
 def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> list[str]:
     model, report = _path(out / "model"), f"unimm report {_path(out)}"
     if str(config.objective._target_).endswith(".Look"):
-        parts = {"init_from": out / "model", "image_tokenizer": config.image_tokenizer, "codes": config.codes}
+        codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # words alone may have been learned
+        parts = {"init_from": out / "model", "image_tokenizer": config.image_tokenizer, "codes": codes}
         words = " ".join(shlex.quote(f"{key}={value}") for key, value in parts.items())
         return [f"unimm train stage=pretrain {words} out=...", report]
     commands = [f"unimm caption photo.png --model {model}"]

@@ -82,6 +82,11 @@ class FlopCount:
         self.wanted = _part(nn.ModuleList(behind), self.trunk.is_followed)
         self.an_image = 4 * vision.num_layers * vision.width * self.num_patches**2 * self.vision.times
 
+    def about(self, num_positions: int) -> int:
+        """Forward and backward pass of so many positions through trunk and the larger head, before their batch is made: without
+        attention and images."""
+        return num_positions * (self.trunk.flops + max(head.flops for head in self.heads.values()))
+
     def of(self, batch: Batch) -> int:
         """Forward and backward pass of a batch that still lies in main memory."""
         sizes = document_sizes(batch.documents)

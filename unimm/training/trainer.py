@@ -28,6 +28,7 @@ from unimm.models.unified import UnifiedModel
 from unimm.training import recompute
 from unimm.training.assembly import Assembly
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
+from unimm.training.cost import warn_of_cost
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops
 from unimm.training.held_out import HeldOut
@@ -180,6 +181,10 @@ class Trainer(Loop):
     def fit(self) -> None:
         """Train to the end of the budget; always leaves a checkpoint behind, also when interrupted."""
         device, peak = self.accelerator.device, self.config.peak_tflops
+        if self.progress < 1.0:
+            positions = self.config.num_rows * self.config.num_positions // self.ranks.count
+            has_muon = self.config.optimizer.muon_lr is not None
+            self.say(warn_of_cost(self.flop_count, positions, self.precision, has_muon, device))
         self.model.set_attention(self._attention())
         try:
             self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device)))
