@@ -108,8 +108,9 @@ HEALTHY: dict[str, dict[str, Any]] = {
         "workers": 0,
         "attention": "documents",
     },
+    "demo": {"said": "A large red circle.", "expected": "large red circle", "seconds": 1.5},
     "compile": {"why_not": None, "seconds": 4.2},
-    "quickstart": {"machine": "AMD EPYC, 8 threads", "plan": "preset 'usual'", "measured": {}, "planned": {}},
+    "quickstart": {"machine": "AMD EPYC, 8 threads", "plan": "preset 'usual'", "measured": {}, "planned": {"compile": True}},
 }
 
 

@@ -11,6 +11,7 @@ from unimm import environment
 from unimm.environment import (
     WAIT_PASSIVELY,
     allowed_cores,
+    cgroup_memory,
     cgroup_quota,
     is_command,
     loader_processes,
@@ -114,3 +115,35 @@ def test_a_quota_is_that_of_the_own_cgroup_and_of_those_above(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{content}\n")
     assert cgroup_quota(tmp_path / "root", tmp_path / "own") == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n", "memory.current": "5\n"}, None),
+        (
+            {"app/memory.max": "1000\n", "app/memory.current": "700\n", "app/memory.stat": "anon 400\ninactive_file 300\n"},
+            (1000, 400),
+        ),
+        (
+            {"memory.max": "500\n", "memory.current": "450\n", "app/memory.max": "1000\n", "app/memory.current": "450\n"},
+            (500, 450),
+        ),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "5\n"}, None),
+        ({"memory/memory.limit_in_bytes": "2000\n", "memory/memory.usage_in_bytes": "5\n"}, (2000, 5)),
+    ],
+)
+def test_the_memory_of_a_container(tmp_path: Path, files: dict[str, str], limit: tuple[int, int] | None) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/app\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroup_memory(tmp_path, own) == limit
+
+
+def test_what_the_user_has_set_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PREPARED", set())
+    prepare_threads({"OMP_WAIT_POLICY": "ACTIVE"})
+    assert {"KMP_BLOCKTIME"} <= environment.PREPARED and "OMP_WAIT_POLICY" not in environment.PREPARED

@@ -60,6 +60,8 @@ def full(use: str, **entries: Any) -> dict[str, Any]:
         ({"kernels": {"kernels": {"convolution": {"why_not": "Only on Linux is our C++ compiled."}}}}, "note", "Linux", None),
         ({"kernels": {"kernels": {"convolution": {"why_not": "no omp.h"}}}}, "problem", "convolution .*no omp.h", "report"),
         ({"compile": {"why_not": "too old"}}, "problem", "does not work here: too old", "newer"),
+        ({"demo": {"said": "Two cats."}}, "broken", "'Two cats.' of a picture of a large red circle", "UNIMM_CPU=avx2"),
+        ({"demo": {"failed": "SafetensorError: x"}}, "broken", "cannot describe a picture: SafetensorError", "reinstall"),
         ({"hub": {"is_offline": True}}, "note", "switched off", "unset HF_HUB_OFFLINE"),
         ({"torch": {"why_no_numpy": "Numpy is not available"}}, "broken", "NumPy", "--upgrade torch numpy"),
         ({"environment": {"TORCHDYNAMO_DISABLE": "1"}}, "note", "switches it off", "unset"),
@@ -124,14 +126,14 @@ def test_packages_that_do_not_go_together() -> None:
 def test_what_torch_cannot_tell_is_told_once() -> None:
     """A torch that is not there fails every question that is put to it."""
     failed = {"failed": "ModuleNotFoundError: No module named 'torch'"}
-    readings = healthy(**dict.fromkeys(("torch", "devices", "speeds", "choices", "compile", "quickstart"), failed))
+    readings = healthy(**dict.fromkeys(("torch", "devices", "speeds", "choices", "demo", "compile", "quickstart"), failed))
     assert [(one.level, one.about) for one in find(readings, CHECKS)] == [("broken", "torch")]
     assert choose_all(readings) == []
 
 
 def test_a_crash_is_told_once() -> None:
-    later = {"failed": "not read: speeds failed before"}
-    readings = healthy(speeds={"failed": "the process ended with SIGILL"}, choices=later, compile=later, quickstart=later)
+    later = {name: {"failed": "not read: speeds failed before"} for name in ("choices", "demo", "compile", "quickstart")}
+    readings = healthy(speeds={"failed": "the process ended with SIGILL"}, **later)
     found = find(readings, CHECKS)
     assert [(one.level, one.about) for one in found] == [("broken", "speeds")]
     assert "SIGILL" in found[0].what
@@ -166,7 +168,7 @@ def test_what_is_chosen_says_why() -> None:
     assert "emulate" in chosen["precision of trainings"].why
     assert chosen["threads"].why == "8 usable cores"
     assert "our kernel" in chosen["attention of trainings"].why
-    assert chosen["unimm quickstart"].value == "preset 'usual'"
+    assert chosen["unimm quickstart"].value == "preset 'usual'; compiled"
     gpu = {
         "device": "cuda",
         "dtype": "bfloat16",

@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import unimm
 from unimm.checks import check_whole
+from unimm.cli.conf import conf_folder
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import as_typed, quote, split_words
 from unimm.cli.quiet import quiet_libraries
@@ -56,15 +56,6 @@ TEXT_TOKENIZER = "text_tokenizer"
 
 RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
-
-
-def conf_folder() -> Path:
-    """Where the configurations are: inside the wheel, or at the top of the checkout."""
-    package = Path(unimm.__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"No configurations beside {package}: install unimm again.")
 
 
 def compose_config(root: str, overrides: list[str]) -> DictConfig:

@@ -15,7 +15,7 @@ doctor = typer.Typer(rich_markup_mode=None)
 SECONDS = 120.0
 """For each question to torch: what takes longer hangs."""
 
-PROBES = ("kernels", "torch", "devices", "speeds", "choices", "compile", "quickstart")
+PROBES = ("kernels", "torch", "devices", "speeds", "choices", "demo", "compile", "quickstart")
 
 FORMAT = 1
 """Of the JSON."""

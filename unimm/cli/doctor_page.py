@@ -33,6 +33,7 @@ WAITED_FOR = {
     "kernels": "our C++ kernels",
     "speeds": "how fast it computes",
     "choices": "what unimm would use",
+    "demo": "a picture, as the demo model",
     "compile": "torch.compile, which takes up to a minute the first time",
     "quickstart": "what a quickstart would reach",
 }
@@ -61,7 +62,9 @@ def _title(diagnosis: dict[str, Any]) -> Text:
     own = diagnosis["readings"]["unimm"]
     version = "" if "failed" in own else f"  unimm {own['version'] or '(not installed)'}"
     commit = f", commit {own['commit']}" if own.get("commit") else ""
-    return Text.assemble(("unimm doctor", "bold"), f"{version}{commit}", (f"  {diagnosis['date']}", DIM))
+    return Text.assemble(
+        ("unimm doctor", "bold"), f"{version}{commit}", (f"  {diagnosis['date'][:16].replace('T', ' ')} UTC", DIM)
+    )
 
 
 def _section(console: Console, heading: str, rows: Iterable[Row]) -> None:
@@ -177,6 +180,7 @@ def _software(readings: dict[str, Reading]) -> Iterator[Row]:
     )
     yield "our C++ kernels", _told(readings, "kernels", _kernels)
     yield "torch.compile", _told(readings, "compile", lambda one: one["why_not"] or f"works ({one['seconds']:g} s)")
+    yield "demo model", _told(readings, "demo", lambda one: f"says of a large red circle: {one['said']} ({one['seconds']:g} s)")
     yield "hub", _told(readings, "hub", _hub)
 
 

@@ -25,7 +25,17 @@ from rich.console import Console
 
 from unimm.cli.build import compose_config
 from unimm.cli.encode import encode
-from unimm.cli.quickstart_plan import CODES_SHARE, Machine, Plan, make_plan, measure_machine, plain, plan_from, shortfall
+from unimm.cli.quickstart_plan import (
+    CODES_SHARE,
+    TRAINING_SHARE,
+    Machine,
+    Plan,
+    make_plan,
+    measure_machine,
+    plain,
+    plan_from,
+    shortfall,
+)
 from unimm.cli.train_tokenizer import train_tokenizer
 from unimm.devices import bf16_is_faster
 from unimm.eval.drawings import DrawingSettings
@@ -41,9 +51,6 @@ from unimm.training.logbook import read_numbers
 
 TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08
 """Of the whole time, where these are trained too; the unified model gets what the others leave."""
-
-TRAINING_SHARE = {False: 0.75, True: 0.55}
-"""What that is about, by whether everything begins from nothing."""
 
 MIN_TRAINING_SHARE = 0.2
 

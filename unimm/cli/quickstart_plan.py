@@ -37,6 +37,10 @@ POSITIONS_PER_SAMPLE, DRAWN = 125, 0.54
 """Of the quickstart's mixture: positions of a sample, and the share of samples that are drawn and so need codes."""
 
 
+TRAINING_SHARE = {False: 0.75, True: 0.55}
+"""What the unified model's training gets of the whole time, about, by whether everything begins from nothing."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What was measured. why_not_compile: None where torch.compile works.

@@ -27,7 +27,7 @@ def read_apart(code: str, names: list[str], seconds: float, begin: Callable[[str
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code],  # -P: nothing in the current folder takes a library's place
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # closed where we end before it does, however that is
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,12 +59,19 @@ def read_apart(code: str, names: list[str], seconds: float, begin: Callable[[str
 
 def write_readings(sections: dict[str, Callable[[], Reading]]) -> None:
     """The other side: read all, and tell each on what was standard output; what libraries print goes to standard error."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for name, read in sections.items():
         print(json.dumps({"name": name}), file=channel, flush=True)
         print(json.dumps({"name": name, "reading": take(read)}), file=channel, flush=True)
     channel.close()
+
+
+def _end_with_parent() -> None:
+    """Nobody is there to be told any more."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _collect(

@@ -97,4 +97,5 @@ def _why_attention(readings: Readings) -> str:
 def _quickstart(readings: Readings) -> Iterator[Choice]:
     quick = readings.get("quickstart", {"failed": ""})
     if not has_failed(quick):
-        yield Choice("unimm quickstart", quick["plan"], quick["machine"], "--minutes")
+        compiled = "compiled" if quick["planned"]["compile"] else "not compiled"
+        yield Choice("unimm quickstart", f"{quick['plan']}; {compiled}", quick["machine"], "--minutes")

@@ -56,7 +56,7 @@ def failed_readings(readings: Readings) -> Iterable[Finding]:
 AFTER = "not read: "
 """So begins the reason of what was not asked, since an earlier question has ended the process."""
 
-ASKED_OF_TORCH = ("torch", "devices", "speeds", "choices", "compile", "quickstart")
+ASKED_OF_TORCH = ("torch", "devices", "speeds", "choices", "demo", "compile", "quickstart")
 """In the order of asking."""
 
 REPORT = "report it with this page"
@@ -66,5 +66,9 @@ FATAL = {
     "devices": ("PyTorch cannot tell which devices are here", "mend the driver, or hide the cards: CUDA_VISIBLE_DEVICES="),
     "speeds": ("PyTorch cannot compute here", "install another build of torch: https://pytorch.org/get-started/locally"),
     "choices": ("unimm cannot choose what to use", REPORT),
+    "demo": (
+        "The demo model cannot describe a picture",
+        "pip install --force-reinstall unimm, or git restore unimm/demo in a checkout",
+    ),
 }
 """Readings without which nothing works: what it means that they failed, and the mend."""

@@ -98,6 +98,14 @@ def check_compile(readings: Readings) -> Iterator[Finding]:
         yield Finding(PROBLEM, "torch.compile", f"It does not work here: {reason}", mend)
 
 
+def check_demo(readings: Readings) -> Iterator[Finding]:
+    """A model that says nonsense: numbers go wrong on this machine, with these libraries."""
+    demo = readings["demo"]
+    if demo["expected"] not in demo["said"]:
+        told = f"The demo model says '{demo['said']}' of a picture of a {demo['expected']}: something computes wrongly here."
+        yield Finding(BROKEN, "demo", told, "try UNIMM_CPU=avx2, or --device cpu; and report it with this page")
+
+
 def check_hub(readings: Readings) -> Iterator[Finding]:
     """Offline."""
     if readings["hub"]["is_offline"]:
@@ -122,6 +130,7 @@ CHECKS = (
     Check(("compiler", "python"), check_compiler),
     Check(("kernels",), check_kernels),
     Check(("compile",), check_compile),
+    Check(("demo",), check_demo),
     Check(("hub",), check_hub),
     Check(("environment",), check_environment),
 )
