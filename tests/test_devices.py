@@ -109,7 +109,23 @@ def test_a_gpu_without_bf16_never_emulates_it(has_bf16: bool, monkeypatch: pytes
     assert Loop.muon_dtype.__get__(loop) == (torch.bfloat16 if has_bf16 else torch.float32)
 
 
-def test_compiling_is_tried_where_the_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def untried():
+    """Nothing of torch.compile is known yet, nor kept of what a test made of it."""
+    why_not_compile.cache_clear()
+    yield
+    why_not_compile.cache_clear()
+
+
+def test_why_compiling_fails_is_the_line_that_says_it(untried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(x: torch.Tensor) -> None:
+        raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler\n\nSet TORCH_LOGS")
+
+    monkeypatch.setattr(torch, "compile", lambda work: run)
+    assert why_not_compile() == "InvalidCxxCompiler: No working C++ compiler"
+
+
+def test_compiling_is_tried_where_the_training_is(untried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine may have a compiler for its CPU and a GPU that is too old, or the other way round."""
 
     def run(x: torch.Tensor) -> None:

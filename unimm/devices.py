@@ -171,7 +171,8 @@ def why_not_compile(device: torch.device | str = "cpu") -> str | None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(16, device=device))
     except RuntimeError as error:  # what dynamo and inductor raise
-        return str(error).strip().splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
     return None
 
 

@@ -71,7 +71,7 @@ def test_a_poor_machine_works_and_is_told_what_is_wrong(poor: tuple[dict[str, An
     assert readings["hub"]["token"] == "HF_TOKEN" and readings["hub"]["cache"].endswith("hub/hub")
     assert readings["choices"]["precision"] == "no" and readings["torch"]["threads"] == 1
     assert all(kernel["why_not"] for kernel in readings["kernels"]["kernels"].values())
-    assert readings["compile"]["why_not"] and "large red circle" in readings["demo"]["said"]
+    assert "compiler" in readings["compile"]["why_not"] and "large red circle" in readings["demo"]["said"]
     chosen = {one["what"]: one for one in diagnosis["choices"]}
     assert chosen["threads"]["why"] == "OMP_NUM_THREADS=1" and "preset" in chosen["unimm quickstart"]["value"]
 

@@ -198,7 +198,11 @@ def _missing(one: Reading) -> str:
 
 
 def _kernels(one: Reading) -> str:
-    return "; ".join(f"{name}: {kernel['why_not'] or 'compiled'}" for name, kernel in one["kernels"].items())
+    reasons = {name: kernel["why_not"] for name, kernel in one["kernels"].items()}
+    if len(set(reasons.values())) == 1:
+        reason = next(iter(reasons.values()))
+        return f"{', '.join(reasons)}: {reason or 'compiled'}"
+    return "; ".join(f"{name}: {reason or 'compiled'}" for name, reason in reasons.items())
 
 
 def _hub(one: Reading) -> str:
