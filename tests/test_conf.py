@@ -230,8 +230,8 @@ def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> 
     verb = "train-tokenizer" if option.startswith("images/") else "train" if option in NOT_DRAWN else "encode"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        patch.setattr("unimm.train.open_image_tokenizer", lambda _: None)
-        patch.setattr("unimm.train.fingerprint", lambda _: "")
+        patch.setattr("unimm.cli.learner.open_image_tokenizer", lambda _: None)
+        patch.setattr("unimm.cli.learner.fingerprint", lambda _: "")
         result = CliRunner().invoke(app, [verb, *GIVEN[verb.replace("-", "_")], option.replace("/", "=")])
     key = FILES[option][0].split("=")[0]
     assert result.stderr == f"unimm: The key '{key}' has no value yet: add {key}=...\n" and result.exit_code == 2

@@ -5,8 +5,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -20,38 +19,25 @@ from unimm.cli.build import (
     NEW,
     TEXT_TOKENIZER,
     build,
-    build_datasets,
-    build_mixture,
-    build_model,
-    build_template,
-    build_text_tokenizer,
-    open_image_tokenizer,
-    open_start,
     run_with_hydra,
     seed_everything,
     settings_of,
-    with_features,
 )
+from unimm.cli.learner import check_start, open_learner, with_sizes
 from unimm.cli.results import tell_training
 from unimm.cli.resuming import Resuming
-from unimm.data.held_out import hold_out
 from unimm.data.mixture import Mixture
-from unimm.data.template import PromptFormat
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import LOSS, Validation, ValidationConfig
 from unimm.files import whole_folder
-from unimm.inference.conventions import DrawingDefaults
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
-from unimm.inference.stoppable import StoppableDecoder, Stopped
+from unimm.inference.stoppable import Stopped
 from unimm.models.adapter_folder import save_adapter
-from unimm.models.fingerprint import model_fingerprint, vocabulary_fingerprint
 from unimm.models.image_tokenizer import ImageTokenizer
-from unimm.models.lora import adapted_layers, attach, merge
-from unimm.models.parts import take_parts
+from unimm.models.lora import adapted_layers, merge
 from unimm.models.starts import start_codes, start_vision
-from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook
 from unimm.training.trackers import TrackingConfig
@@ -76,12 +62,7 @@ def train(config: DictConfig) -> Path:
     out = Path(config.out)
     check_whole(config, 0, "whitened_images")
     check_whole(config, 1, "text_vocabulary")
-    if config.lora is not None and config.init_from is None:
-        raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
-    if config.init_parts is not None and config.init_from is None:
-        raise ValueError("init_parts are those of a model that has learned already: add init_from=FOLDER, or leave them out.")
-    if config.lora is not None and config.text_tokenizer is not None:
-        raise ValueError("An adapter knows no text tokenizer but its model's: leave text_tokenizer out, or lora.")
+    check_start(config)
     if config.suite is not None:
         build_suite(config.suite)  # a name that is none is told now, not after hours
     trainer_config: TrainerConfig = build(config.trainer)
@@ -89,11 +70,12 @@ def train(config: DictConfig) -> Path:
     check_held_out(config, trainer_config, validation_config)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
-    own_sizes = config.init_from is None or config.init_parts is not None
+    own_sizes = config.init_from is None or config.init_parts is not None or config.fresh_parts is not None
     run = Resuming(config, "trainer", ("lora", "objective", *(("model",) if own_sizes else ())))
     seed_everything(config.seed)
     learner = open_learner(config)
     run.check(learner.fingerprints)
+    run.config = with_sizes(config, learner.model)
     model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
     start(model, image_tokenizer, mixture, config.whitened_images, learner.fresh)
     if "vision" in learner.fresh and "vision" not in config.stage.learns:
@@ -116,83 +98,19 @@ def train(config: DictConfig) -> Path:
 
     looks = (sample_records, validate, learner.held_out)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
+    trainer.say([] if trainer.step else learner.notes)
     run.follow(trainer)
     if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
         validation.resume()
     elif trainer.is_main and (config.text_tokenizer == NEW or (config.text_tokenizer or config.init_from) is None):
         with whole_folder(out / TEXT_TOKENIZER, "tokenizer.json", "a text tokenizer's folder") as folder:
             mixture.template.tokenizer.save(folder)
-    trainer.track(tracking, settings_of(config))
+    trainer.track(tracking, settings_of(run.config))
     trainer.fit()
     with trainer.averaged():
         trainer.ask(lambda model: finish(learner.engine(model.eval()), config), torch.device("cpu"))
         trainer.ranks.wait()
     return out / "model"
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Who is to learn, from what, and what is held out of it.
-
-    fresh: the names of the model's parts that know nothing yet.
-    fingerprints: of what all of it was made from, as `unimm.cli.resuming` compares them.
-    """
-
-    model: UnifiedModel
-    image_tokenizer: ImageTokenizer
-    mixture: Mixture
-    held_out: Mixture | None
-    drawing: DrawingDefaults | None
-    fresh: set[str]
-    fingerprints: dict[str, str]
-
-    def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
-        """The engine of a model of the same form; the image tokenizer goes where the model is.
-
-        is_stopped: once it says so, decoding is left; see `StoppableDecoder`.
-        """
-        template = self.mixture.template
-        engine = Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
-        self.image_tokenizer.to(engine.device)
-        if is_stopped is not None:
-            engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
-        return engine
-
-
-def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
-    """The model, with the adapters that are asked for, and its data.
-
-    with_weights: else a fresh model takes no memory, and can learn nothing.
-
-    Raises:
-        ValueError: the configuration names something that is not there.
-    """
-    image_tokenizer = open_image_tokenizer(config)
-    fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
-    datasets = build_datasets(config, fingerprints["image_tokenizer"])
-    start_from = None if config.init_from is None else open_start(config, datasets.values())
-    tokenizer = start_from.tokenizer if start_from else build_text_tokenizer(config, datasets.values())
-    fingerprints["text_tokenizer"] = vocabulary_fingerprint(tokenizer.tokenizer.get_vocab())
-    if start_from:
-        fingerprints["init_from"] = model_fingerprint(start_from.model.named_parameters())
-    taken = [] if start_from is None else config.init_parts
-    if start_from and taken is None:
-        model, fresh = start_from.model, set[str]()
-    else:
-        with nullcontext() if with_weights else torch.device("meta"):
-            model = build_model(config, tokenizer, image_tokenizer)
-        if start_from and with_weights:
-            take_parts(model, start_from.model, taken)
-        fresh = set(model.parts()) - set(taken)
-    with nullcontext() if with_weights else torch.device("meta"):
-        model = adapt(model, config)
-    template = build_template(config, tokenizer, model, start_from.prompt_format if start_from else PromptFormat())
-    datasets = with_features(config, datasets, model, template.prompt_format)
-    learned, held = hold_out(datasets, config.held_out) if config.held_out else (datasets, None)
-    mixture = build_mixture(config, learned, template)
-    held_out = None if held is None else build_mixture(config, held, template)
-    drawing = start_from.drawing if start_from else None
-    return Learner(model, image_tokenizer, mixture, held_out, drawing, fresh, fingerprints)
 
 
 def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:
@@ -202,13 +120,6 @@ def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: Valid
         raise ValueError("Nothing looks at the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
     if validation.monitor == LOSS and not config.held_out:
         raise ValueError(f"validation.monitor={LOSS} is the loss on records that are held out: add held_out=RECORDS.")
-
-
-def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
-    """The model, with adapters where the configuration asks for them."""
-    if config.lora is not None:
-        attach(model, build(config.lora))
-    return model
 
 
 def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, tiny_text_tokenizer
+from omegaconf import OmegaConf
 from transformers import JanusForConditionalGeneration
 from typer.testing import CliRunner
 from users_files import make_all
 
 import unimm
 from unimm.cli.app import app
-from unimm.cli.build import build_template, compose_config
+from unimm.cli.build import build, build_template, compose_config
+from unimm.cli.learner import open_learner
 from unimm.data.template import PromptFormat
 from unimm.files import read_json
 from unimm.inference.load import load
 from unimm.models.folder import load_model
 from unimm.models.lora import delta
-from unimm.train import open_learner, train
+from unimm.train import train
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
@@ -206,6 +209,29 @@ def test_a_part_alone_is_taken_over(place: Path, given: list[str], tiny_folder: 
     assert all(torch.equal(a, b) for a, b in zip(trained.pixels.tower.parameters(), tower.parameters(), strict=True))
 
 
+def test_parts_start_afresh_in_the_sizes_that_are_given(
+    place: Path, given: list[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others keep sizes and weights of the model to start from, whose image tokenizer is taken where none is named; what is
+    written down is what was built."""
+    monkeypatch.chdir(place)
+    words = [*given, "stage=align", "fresh_parts=[projector]", "model.projector.depth=1", "image_tokenizer=null", "out=fresh"]
+    words += ["trainer.validate_every=0", "model.trunk.hidden_size=64"]  # what it has anyway may be said
+    train(compose_config("train", words))
+    before, after = load_model(tiny_folder).model, load_model(place / "fresh/model").model
+    assert (before.config.projector.depth, after.config.projector.depth) == (2, 1)
+    assert replace(after.config, projector=before.config.projector) == before.config
+    for name in ("vision", "trunk", "text_embedding", "text_head"):
+        old, new = (model.parts()[name].state_dict() for model in (before, after))
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    kept = OmegaConf.load(place / "fresh/config.yaml")
+    assert kept.model.projector.depth == 1 and kept.model.vision.width == after.config.vision.width
+    assert build(kept.model) == after.config
+    same = open_learner(compose_config("train", [*given, "stage=align", "fresh_parts=[projector]"])).model
+    assert same.config == before.config  # where no size is given it is as large as it was
+    assert not torch.equal(*(next(model.pixels.projector.parameters()) for model in (before, same)))
+
+
 def test_a_model_goes_on_with_another_text_tokenizer(
     place: Path, given: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +266,25 @@ def test_a_model_goes_on_with_another_text_tokenizer(
             r"The trunk of the model to start from differs in size: layers.0.* \(64,\) ",
         ),
         (["init_parts=[vision]", "init_from=null"], "init_parts are those of a model that has learned already: add init_from"),
+        (
+            ["fresh_parts=[vision]", "init_from=null"],
+            "fresh_parts are those of a model that has learned already: add init_from",
+        ),
+        (["fresh_parts=[eyes]"], "There is no part 'eyes' in a model: choose among vision, projector, trunk"),
+        (
+            ["fresh_parts=[vision]", "init_parts=[trunk]"],
+            "init_parts names what is taken over, fresh_parts what is not: give one",
+        ),
+        (["fresh_parts=[projector]", "lora=default"], "An adapter holds no parts that start afresh"),
+        (["image_tokenizer=null", "init_from=null"], "The key 'image_tokenizer' has no value yet: add image_tokenizer="),
+        (["model.projector.depth=1"], r"model.projector.depth=1 is not used, since .*\(depth=2\).* fresh_parts=\[projector\]"),
+        (
+            ["model.trunk.hidden_size=48"],
+            r"hidden_size=48 is not used.*\(hidden_size=64\).*=\[text_embedding,text_head,trunk\]",
+        ),
+        (["fresh_parts=[projector]", "model.vision.width=48"], r"model.vision.width=48 is not used.* fresh_parts=\[vision\]"),
+        (["model=demo"], "is not used, since .* has sizes of its own"),
+        (["fresh_parts=[vision]", "model.vision.width=48"], "The projector of the model to start from differs in size"),
     ],
 )
 def test_parts_that_cannot_be_taken_are_said(place: Path, given: list[str], words: list[str], told: str) -> None:

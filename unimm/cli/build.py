@@ -5,6 +5,7 @@
 
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from accelerate import PartialState
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,13 +35,10 @@ from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.data.views import UNDERSTANDING
 from unimm.devices import choose_device
 from unimm.files import read_json
-from unimm.inference.engine import Engine
-from unimm.inference.load import open_engine
 from unimm.models.fingerprint import tower_fingerprint
 from unimm.models.folder import load_model
 from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapter_parameters
-from unimm.models.parts import change_vocabulary
 from unimm.models.tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.models.weights import DEMO
@@ -62,7 +61,22 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     """A root configuration (`train`, `train_tokenizer`, `encode`) with overrides, as the shell verbs compose it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
-        return compose(root, overrides=as_typed(overrides))
+        return _noted(compose(root, overrides=as_typed(overrides)), overrides)
+
+
+_OVERRIDES: dict[int, tuple[str, ...]] = {}
+
+
+def overrides_of(config: DictConfig) -> tuple[str, ...]:
+    """The overrides that a configuration was composed with: what its user has asked for, beside what the files say."""
+    return _OVERRIDES.get(id(config), ())
+
+
+def _noted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Remember a configuration's overrides as long as it lives."""
+    _OVERRIDES[id(config)] = tuple(overrides)
+    weakref.finalize(config, _OVERRIDES.pop, id(config), None)
+    return config
 
 
 def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None) -> None:
@@ -75,7 +89,7 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
 
     def plain_job(config: DictConfig) -> None:
         with plain_errors():  # inside too: Hydra would add a line of its own
-            job(config)
+            job(_noted(config, HydraConfig.get().overrides.task))
 
     with plain_errors(), TemporaryDirectory(prefix="unimm-sweep-") as sweep:
         words = split_words(sys.argv[1:] if argv is None else argv)
@@ -222,23 +236,6 @@ def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, voca
             raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
     codes = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
     return replace(sizes, codes=codes, trunk={**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary})
-
-
-def open_start(config: DictConfig, datasets: Iterable[Dataset]) -> Engine:
-    """The model that `init_from` names, to learn on in float32, with its conventions, and its text tokenizer or the one that is
-    to take its place.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    engine = open_engine(load_model(config.init_from, dtype=torch.float32))
-    if config.text_tokenizer is not None:
-        tokenizer = build_text_tokenizer(config, datasets)
-        change_vocabulary(engine.model, engine.tokenizer.spell(tokenizer), trunk_ids(tokenizer))
-        engine = Engine(engine.model, engine.image_tokenizer, tokenizer, engine.prompt_format, engine.drawing)
-    for parameter in engine.model.train().parameters():
-        parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
-    return engine
 
 
 def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:

@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from unimm.cli.build import build, run_with_hydra, seed_everything
+from unimm.cli.learner import open_learner
 from unimm.cli.progress import steps_bar
 from unimm.data.plan import Shape
 from unimm.data.stored_plan import store_plan
-from unimm.train import open_learner
 from unimm.training.trainer import TrainerConfig
 
 

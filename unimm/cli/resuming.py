@@ -18,7 +18,7 @@ from unimm.cli.build import save_config
 from unimm.training.checkpoint import CHECKPOINTS, peek
 from unimm.training.loop import Loop
 
-ONLY_AT_THE_START = ("init_parts", "text_vocabulary", "whitened_images", "spread_codes")
+ONLY_AT_THE_START = ("init_parts", "fresh_parts", "text_vocabulary", "whitened_images", "spread_codes")
 """Settings that no step after the first one follows."""
 
 MOST_SAID = 8

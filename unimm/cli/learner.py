@@ -1,0 +1,271 @@
+"""Who is to learn, and from what: a fresh model, one that has learned before (`init_from`), or some of its parts in a new one.
+
+Sizes of a model come from `model` in the configuration where it is fresh or takes `init_parts` of another; else from the model
+of `init_from`, but for `fresh_parts`: these start again, in the sizes that the command line gives them. So do the parts that
+read and write codes where `image_tokenizer` is another than the model has learned from, since its codes mean something else.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from unimm.cli.build import (
+    build,
+    build_datasets,
+    build_mixture,
+    build_model,
+    build_template,
+    build_text_tokenizer,
+    fill_sizes,
+    open_image_tokenizer,
+    overrides_of,
+    trunk_ids,
+    with_features,
+)
+from unimm.data.held_out import hold_out
+from unimm.data.mixture import Mixture
+from unimm.data.records import Dataset
+from unimm.data.template import PromptFormat
+from unimm.data.text import TextTokenizer
+from unimm.inference.conventions import DrawingDefaults
+from unimm.inference.engine import Engine
+from unimm.inference.load import open_engine
+from unimm.inference.stoppable import StoppableDecoder
+from unimm.models.fingerprint import model_fingerprint, vocabulary_fingerprint
+from unimm.models.folder import load_model
+from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.lora import attach
+from unimm.models.parts import change_vocabulary, take_parts
+from unimm.models.tokenizer_folder import fingerprint
+from unimm.models.unified import UnifiedConfig, UnifiedModel
+
+CODE_PARTS = {"code_embedding", "code_head"}
+PARTS_OF = {
+    "trunk": {"trunk", "text_embedding", "text_head"},
+    "vision": {"vision"},
+    "projector": {"projector"},
+    "codes": CODE_PARTS,
+}
+"""The parts that each group of a model's sizes is of."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Who is to learn, from what, and what is held out of it.
+
+    fresh: the names of the model's parts that know nothing yet. notes: what a person should know of a new run, a line each.
+    fingerprints: of what all of it was made from, as `unimm.cli.resuming` compares them.
+    """
+
+    model: UnifiedModel
+    image_tokenizer: ImageTokenizer
+    mixture: Mixture
+    held_out: Mixture | None
+    drawing: DrawingDefaults | None
+    fresh: set[str]
+    fingerprints: dict[str, str]
+    notes: list[str]
+
+    def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
+        """The engine of a model of the same form; the image tokenizer goes where the model is.
+
+        is_stopped: once it says so, decoding is left; see `StoppableDecoder`.
+        """
+        template = self.mixture.template
+        engine = Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
+        self.image_tokenizer.to(engine.device)
+        if is_stopped is not None:
+            engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
+        return engine
+
+
+def check_start(config: DictConfig) -> None:
+    """Raises ValueError where settings about the model to start from contradict each other, before it is read."""
+    for name in ("init_parts", "fresh_parts"):
+        if config[name] is not None and config.init_from is None:
+            raise ValueError(f"{name} are those of a model that has learned already: add init_from=FOLDER, or leave them out.")
+    if config.init_parts is not None and config.fresh_parts is not None:
+        raise ValueError("init_parts names what is taken over, fresh_parts what is not: give one of them.")
+    if config.lora is not None:
+        if config.init_from is None:
+            raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
+        if config.text_tokenizer is not None:
+            raise ValueError("An adapter knows no text tokenizer but its model's: leave text_tokenizer out, or lora.")
+        if config.fresh_parts is not None:
+            raise ValueError("An adapter holds no parts that start afresh: leave fresh_parts out, or lora.")
+    if config.image_tokenizer is None and config.init_from is None:
+        raise ValueError(
+            "The key 'image_tokenizer' has no value yet: add image_tokenizer=..., or init_from=... of a model that has one."
+        )
+
+
+def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
+    """The model, with the adapters that are asked for, and its data.
+
+    with_weights: else a fresh model takes no memory, and can learn nothing.
+
+    Raises:
+        ValueError: the configuration names something that is not there, or contradicts itself.
+    """
+    check_start(config)
+    start = None if config.init_from is None else open_start(config)
+    is_own = config.image_tokenizer is None and start is not None
+    image_tokenizer = start.image_tokenizer if is_own else open_image_tokenizer(config)
+    fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
+    datasets = build_datasets(config, fingerprints["image_tokenizer"])
+    fresh, notes = _parts_that_start_afresh(config, start, fingerprints["image_tokenizer"])
+    if start is not None:
+        start = with_text_tokenizer(start, config, datasets.values())
+        fingerprints["init_from"] = model_fingerprint(start.model.named_parameters())
+    tokenizer = start.tokenizer if start else build_text_tokenizer(config, datasets.values())
+    fingerprints["text_tokenizer"] = vocabulary_fingerprint(tokenizer.tokenizer.get_vocab())
+    with nullcontext() if with_weights else torch.device("meta"):
+        if start is None or config.init_parts is not None:
+            model = build_model(config, tokenizer, image_tokenizer)
+        elif fresh:
+            model = UnifiedModel(_renewed(config, start.model.config, fresh, image_tokenizer, tokenizer))
+        else:
+            model = start.model
+        if start and with_weights and model is not start.model:
+            take_parts(model, start.model, set(model.parts()) - fresh)
+        model = adapt(model, config)
+    template = build_template(config, tokenizer, model, start.prompt_format if start else PromptFormat())
+    datasets = with_features(config, datasets, model, template.prompt_format)
+    learned, held = hold_out(datasets, config.held_out) if config.held_out else (datasets, None)
+    mixture = build_mixture(config, learned, template)
+    held_out = None if held is None else build_mixture(config, held, template)
+    drawing = start.drawing if start else None
+    return Learner(model, image_tokenizer, mixture, held_out, drawing, fresh, fingerprints, notes)
+
+
+def open_start(config: DictConfig) -> Engine:
+    """The model that `init_from` names, to learn on in float32, with its conventions and tokenizers.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    engine = open_engine(load_model(config.init_from, dtype=torch.float32))
+    for parameter in engine.model.train().parameters():
+        parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
+    return engine
+
+
+def with_text_tokenizer(engine: Engine, config: DictConfig, datasets: Iterable[Dataset]) -> Engine:
+    """A model to start from with the text tokenizer that the configuration names, if it names one."""
+    if config.text_tokenizer is None:
+        return engine
+    tokenizer = build_text_tokenizer(config, datasets)
+    change_vocabulary(engine.model, engine.tokenizer.spell(tokenizer), trunk_ids(tokenizer))
+    return Engine(engine.model, engine.image_tokenizer, tokenizer, engine.prompt_format, engine.drawing)
+
+
+def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
+    """The model, with adapters where the configuration asks for them."""
+    if config.lora is not None:
+        attach(model, build(config.lora))
+    return model
+
+
+def with_sizes(config: DictConfig, model: UnifiedModel) -> DictConfig:
+    """The configuration to keep of a run: where a model to start from has sizes of its own, these instead of `model`."""
+    if config.init_from is None or config.init_parts is not None:
+        return config
+    kept = copy.deepcopy(config)
+    OmegaConf.set_readonly(kept, False)
+    OmegaConf.update(kept, "model", _settings(model.config), merge=False, force_add=True)
+    return kept
+
+
+def _parts_that_start_afresh(config: DictConfig, start: Engine | None, codes_of: str) -> tuple[set[str], list[str]]:
+    """The names of the parts of the model to come that know nothing, and a line where that is not what was asked for.
+
+    codes_of: the fingerprint of the image tokenizer that made the codes.
+
+    Raises:
+        ValueError: there is no such part; or sizes are given of parts that have theirs.
+    """
+    if start is None:
+        return {*PARTS_OF["trunk"], *PARTS_OF["vision"], *PARTS_OF["projector"], *CODE_PARTS}, []
+    names = set(start.model.parts())
+    asked = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
+    if unknown := [name for name in asked if name not in names]:
+        raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
+    fresh = set(asked) if config.init_parts is None else names - set(asked)
+    notes: list[str] = []
+    if fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
+        if config.lora is not None:
+            raise ValueError("An adapter knows no image tokenizer but its model's: leave image_tokenizer out, or lora.")
+        fresh |= CODE_PARTS
+        notes.append(_said_of_codes(config))
+    if config.init_parts is None:
+        _check_sizes(config, start.model.config, fresh)
+    return fresh, notes
+
+
+def _said_of_codes(config: DictConfig) -> str:
+    """That codes mean something else, and what follows."""
+    told = (
+        f"image_tokenizer={config.image_tokenizer} is not the one that {config.init_from} has learned from, and its codes mean "
+        f"something else: code_embedding and code_head start afresh"
+    )
+    if set(config.stage.learns) >= CODE_PARTS:
+        return f"{told}."
+    return f"{told}, and the stage '{config.stage.name}' leaves them so: one such as pretrain teaches them."
+
+
+def _renewed(
+    config: DictConfig, own: UnifiedConfig, fresh: set[str], image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
+) -> UnifiedConfig:
+    """The sizes of a model to start from, but those of fresh parts as the command line gives them, or the image tokenizer."""
+    given: UnifiedConfig = build(config.model)
+    taken = {group: getattr(given, group) for group in PARTS_OF if _is_sized(group, fresh) and _words(config, group)}
+    sizes = replace(own, **taken)
+    if "trunk" in taken:
+        sizes = replace(sizes, trunk={**given.trunk, **trunk_ids(tokenizer)})
+    if fresh >= CODE_PARTS:
+        codes = dict.fromkeys(("num_codes", "codebook_size", "code_dim"))
+        sizes = sizes if "codes" in taken else replace(sizes, codes=replace(sizes.codes, **codes))
+    return fill_sizes(sizes, image_tokenizer.config, len(tokenizer))
+
+
+def _is_sized(group: str, fresh: set[str]) -> bool:
+    """Whether a group of sizes is of parts that start afresh."""
+    return "trunk" in fresh if group == "trunk" else bool(PARTS_OF[group] & fresh)
+
+
+def _words(config: DictConfig, group: str) -> list[str]:
+    """Keys that the command line gives of a group of the model's sizes."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides_of(config)]
+    return [key for key in keys if key == "model" or f"{key}.".startswith(f"model.{group}.")]
+
+
+def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> None:
+    """Raises ValueError where the command line gives a size that the model to start from does not have, and keeps."""
+    for group in PARTS_OF:
+        keys = [] if _is_sized(group, fresh) else _words(config, group)
+        has = {**own.trunk_config().to_dict(), **own.trunk} if group == "trunk" else asdict(getattr(own, group))
+        for name, value in config.model[group].items():
+            is_given = any(key in ("model", f"model.{group}", f"model.{group}.{name}") for key in keys)
+            if is_given and name != "_target_" and value is not None and has.get(name) != value:
+                raise ValueError(
+                    f"model.{group}.{name}={value} is not used, since {config.init_from} has sizes of its own "
+                    f"({name}={has.get(name)}): leave it out, or let these parts start afresh, "
+                    f"fresh_parts=[{','.join(sorted(PARTS_OF[group]))}]."
+                )
+
+
+def _settings(value: Any) -> Any:
+    """A tree of dataclasses as a configuration that builds it."""
+    if is_dataclass(value):
+        kind = type(value)
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}"} | {
+            one.name: _settings(getattr(value, one.name)) for one in fields(value)
+        }
+    if isinstance(value, dict):
+        return {key: _settings(one) for key, one in value.items()}
+    return [_settings(one) for one in value] if isinstance(value, list | tuple) else value
