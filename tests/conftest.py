@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from unimm.data.text import TextTokenizer, train_byte_bpe
@@ -21,6 +22,10 @@ from unimm.models.vision import VisionConfig
 
 # Where tests run in the background, a shell has told them to ignore Ctrl-C, and their children would too: some send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Time says something of the machine and what else it does, nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -161,6 +161,7 @@ def test_the_file_is_whole_after_each_part_and_a_failure_is_the_exit_code(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_leaves_what_was_done(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)  # nohup ignores
     handler = signal.getsignal(number)
     send = f"import os, time\nprint('sent')\nos.kill(os.getppid(), {int(number)})\ntime.sleep(60)"
     out = tmp_path / "device.json"
@@ -175,6 +176,7 @@ def test_a_signal_leaves_what_was_done(number: signal.Signals, tmp_path: Path) -
     assert read_statuses(out) == ["done", "interrupted", "skipped"]
     assert told["parts"][1]["tail"][0] == "sent" and told["parts"][2]["reason"] == "stopped before its turn"
     assert signal.getsignal(number) == handler
+    signal.signal(number, before)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,10 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     """
     check_start(config)
     start = None if config.init_from is None else open_start(config)
-    is_own = config.image_tokenizer is None and start is not None
-    image_tokenizer = start.image_tokenizer if is_own else open_image_tokenizer(config)
+    if config.image_tokenizer is None and start is not None:
+        image_tokenizer = start.image_tokenizer
+    else:
+        image_tokenizer = open_image_tokenizer(config)
     fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
     datasets = build_datasets(config, fingerprints["image_tokenizer"])
     fresh, notes = _parts_that_start_afresh(config, start, fingerprints["image_tokenizer"])
@@ -192,10 +194,10 @@ def _parts_that_start_afresh(config: DictConfig, start: Engine | None, codes_of:
     if start is None:
         return {*PARTS_OF["trunk"], *PARTS_OF["vision"], *PARTS_OF["projector"], *CODE_PARTS}, []
     names = set(start.model.parts())
-    asked = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
+    asked: list[str] = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
     if unknown := [name for name in asked if name not in names]:
         raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
-    fresh = set(asked) if config.init_parts is None else names - set(asked)
+    fresh: set[str] = set(asked) if config.init_parts is None else names - set(asked)
     notes: list[str] = []
     if fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
         if config.lora is not None:
