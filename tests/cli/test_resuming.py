@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from unimm.cli.app import app
 from unimm.cli.build import compose_config
+from unimm.cli.learner import open_learner
 from unimm.cli.resuming import Resuming, flat_settings
 from unimm.inference.load import load
-from unimm.train import open_learner
 from unimm.training.checkpoint import Checkpoint, save_checkpoint
 
 TEXT = [

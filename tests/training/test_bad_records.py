@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tokenizer_trainer import SIZES
-from test_tokenizer_trainer import make_config as make_tokenizer_config
+from toy_tokenizers import SIZES
+from toy_tokenizers import make_config as make_tokenizer_config
 from toys import Squares, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.cli.errors import explain

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lora_training import make_trainer as make_lora_trainer
-from test_safety import PoisonedOnce
-from test_trainer import ADAMW, MUON, assert_equal, interrupt_at, numbers, weights_of
 from torch import nn
+from toy_trainings import ADAMW, MUON, PoisonedOnce, assert_equal, interrupt_at, make_lora_trainer, numbers, weights_of
 from toys import EVERYTHING, make_config, make_trainer
 
 from unimm.cli.build import build, compose_config

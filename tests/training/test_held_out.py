@@ -8,26 +8,16 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import Squares, make_config, make_mixture, make_model, make_template
+from toy_trainings import halves
+from toys import Squares, make_config, make_model
 
 from unimm.batch import collate
 from unimm.data.held_out import hold_out
-from unimm.data.mixture import Mixture, Source
+from unimm.data.mixture import Source
 from unimm.training.held_out import HeldOut
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives import Likelihood
 from unimm.training.trainer import Trainer
-
-
-def halves() -> tuple[Mixture, Mixture]:
-    """The toy mixture's views of what is learned, and of three records that are not."""
-    mixture = make_mixture()
-    parts = hold_out({source.name: source.dataset for source in mixture.sources}, 3)
-    learned, held = (
-        Mixture([Source(one.name, part[one.name], one.view, one.weight) for one in mixture.sources], make_template())
-        for part in parts
-    )
-    return learned, held
 
 
 def keys_of(source: Source) -> set[str]:

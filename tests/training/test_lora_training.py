@@ -1,42 +1,25 @@
 """Training with adapters: these learn, what they are attached to does not, and a run resumes to the bit."""
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from test_trainer import assert_equal, interrupt_at, numbers, weights_of
+from toy_trainings import ADAPTERS, assert_equal, interrupt_at, make_lora_trainer, numbers, weights_of
 from toys import EVERYTHING, make_config, make_mixture, make_model
 
 from unimm.models.lora import LoraConfig, adapted_layers, attach, is_adapter
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.objectives import Likelihood
-from unimm.training.optim import OptimizerConfig
 from unimm.training.stages import Stage, stage_table
 from unimm.training.trainer import Trainer
-
-ADAPTERS = Stage("adapters", {})
-FAST = OptimizerConfig(lr=1e-2, muon_lr=0.02, weight_decay=0.1)
-
-
-def make_trainer(
-    folder: Path, max_steps: int, lora: LoraConfig | None = None, sample: Callable[..., None] | None = None, **changes: Any
-) -> Trainer:
-    """A trainer of a tiny model with fresh adapters, the same ones every time."""
-    torch.manual_seed(0)
-    model = make_model()
-    attach(model, lora or LoraConfig(rank=2, alpha=4.0))
-    config = make_config(max_steps, **{"stage": ADAPTERS, "optimizer": FAST, **changes})
-    return Trainer(Likelihood(model), make_mixture(), config, folder, "cpu", sample)
 
 
 @pytest.mark.parametrize("targets", [["trunk"], ["trunk.q_proj", "vision"]])
 @pytest.mark.parametrize("learns", [{}, {"projector": 1.0, "code_head": 0.5}, EVERYTHING.learns])
 def test_adapters_move_and_other_parts_that_the_stage_names(tmp_path: Path, targets: list[str], learns: dict) -> None:
-    trainer = make_trainer(tmp_path, 2, LoraConfig(targets=targets), stage=Stage("some", learns))
+    trainer = make_lora_trainer(tmp_path, 2, LoraConfig(targets=targets), stage=Stage("some", learns))
     parts = trainer.objective.parts()
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
     names = {id(p): name for name, p in trainer.model.named_parameters()}
@@ -54,7 +37,7 @@ def test_adapters_move_and_other_parts_that_the_stage_names(tmp_path: Path, targ
 
 
 def test_adapters_are_adamws_at_the_stages_rate(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, 1, LoraConfig(targets=["trunk", "vision"]), stage=Stage("some", {"trunk": 0.5}))
+    trainer = make_lora_trainer(tmp_path, 1, LoraConfig(targets=["trunk", "vision"]), stage=Stage("some", {"trunk": 0.5}))
     assert list(trainer.optimizers.all) == ["adamw"]
     rates = {trainer.names[id(p)]: g["base_lr"] for g in trainer.optimizers.all["adamw"].param_groups for p in g["params"]}
     assert all(is_adapter(name) for name in rates)
@@ -80,11 +63,11 @@ def test_the_table_says_what_learns_through_lora_and_adds_up() -> None:
 def test_k_steps_and_resume_are_2k_steps_to_the_bit(tmp_path: Path) -> None:
     """Also where the weights that a new process drew at first are other ones."""
     stage = Stage("some", {"projector": 1.0})
-    whole = make_trainer(tmp_path / "whole", 8, stage=stage, sample_every=4)
+    whole = make_lora_trainer(tmp_path / "whole", 8, stage=stage, sample_every=4)
     whole.fit()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path / "parts", 8, stage=stage, sample_every=4, sample=interrupt_at(4, signal.SIGINT)).fit()
-    resumed = make_trainer(tmp_path / "parts", 8, stage=stage, sample_every=4)
+        make_lora_trainer(tmp_path / "parts", 8, stage=stage, sample_every=4, sample=interrupt_at(4, signal.SIGINT)).fit()
+    resumed = make_lora_trainer(tmp_path / "parts", 8, stage=stage, sample_every=4)
     assert resumed.step == 4
     resumed.fit()
     assert_equal(weights_of(resumed), weights_of(whole))
@@ -95,20 +78,20 @@ def test_k_steps_and_resume_are_2k_steps_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_run_with_other_adapters_or_none_is_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path, 1).fit()
+    make_lora_trainer(tmp_path, 1).fit()
     with pytest.raises(ValueError, match="another model or stage"):
-        make_trainer(tmp_path, 2, LoraConfig(rank=4))
+        make_lora_trainer(tmp_path, 2, LoraConfig(rank=4))
     with pytest.raises(ValueError, match="another model or stage"):
-        make_trainer(tmp_path, 2, LoraConfig(rank=2, targets=["vision"]))
+        make_lora_trainer(tmp_path, 2, LoraConfig(rank=2, targets=["vision"]))
     with pytest.raises(ValueError, match="Nothing learns in this stage"):
         Trainer(Likelihood(make_model()), make_mixture(), make_config(1, stage=ADAPTERS), tmp_path / "none", "cpu")
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"compile": True}])
 def test_adapters_learn_in_bf16_and_compiled(tmp_path: Path, changes: dict) -> None:
-    plain = make_trainer(tmp_path / "plain", 12)
+    plain = make_lora_trainer(tmp_path / "plain", 12)
     plain.fit()
-    other = make_trainer(tmp_path / "other", 12, **changes)
+    other = make_lora_trainer(tmp_path / "other", 12, **changes)
     other.fit()
     assert {p.dtype for p in other.model.parameters()} == {torch.float32}
     tolerance = 0.02 if "precision" in changes else 1e-4
@@ -118,7 +101,7 @@ def test_adapters_learn_in_bf16_and_compiled(tmp_path: Path, changes: dict) -> N
 
 
 def test_dropout_is_of_training_alone(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, 2, LoraConfig(rank=2, dropout=0.5))
+    trainer = make_lora_trainer(tmp_path, 2, LoraConfig(rank=2, dropout=0.5))
     trainer.fit()
     embeddings_BTD = torch.randn(1, 5, trainer.model.width)
     mask, positions = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril(), torch.arange(5)[None]

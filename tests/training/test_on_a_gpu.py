@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from conftest import tiny_image_tokenizer
-from test_held_out import halves
-from test_tokenizer_trainer import SIZES
-from test_tokenizer_trainer import Squares as BrightSquares
-from test_tokenizer_trainer import make_config as make_tokenizer_config
-from test_trainer import ADAMW, MUON, assert_equal, weights_of
 from torch import distributed
+from toy_tokenizers import SIZES
+from toy_tokenizers import Squares as BrightSquares
+from toy_tokenizers import make_config as make_tokenizer_config
+from toy_trainings import ADAMW, MUON, assert_equal, halves, weights_of
 from toys import make_config, make_mixture, make_model, make_steps, make_template, make_trainer
 
 from unimm.batch import Batch, collate
+from unimm.cli.learner import Learner
 from unimm.data.images import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.models.cross_entropy import linear_cross_entropy
@@ -30,7 +30,6 @@ from unimm.models.lora import LoraConfig, attach, is_adapter
 from unimm.models.ports import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
-from unimm.train import Learner
 from unimm.train import sample as sample_records
 from unimm.training.discriminator import AdversaryConfig
 from unimm.training.logbook import Logbook, read_numbers

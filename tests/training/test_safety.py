@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import ADAMW, Poisoned, assert_equal, interrupt_at, numbers, weights_of
 from torch.utils.data import DataLoader
+from toy_trainings import ADAMW, Poisoned, PoisonedOnce, assert_equal, interrupt_at, numbers, weights_of
 from toys import make_config, make_steps, make_trainer
 
 from unimm import files
@@ -298,15 +298,6 @@ def test_workers_outlive_a_signal_for_the_whole_job(number: signal.Signals) -> N
 
 
 # -- steps that are not finite --------------------------------------------------------------------------------------------
-
-
-class PoisonedOnce(Poisoned):
-    """The third and the fifth step are not finite."""
-
-    def forward(self, batch):
-        self.left -= 1
-        factor = float("inf") if self.left in (-1, -3) else 1.0
-        return {name: tally._replace(loss=tally.loss * factor) for name, tally in self.inner(batch).items()}
 
 
 def test_a_run_may_skip_so_many_steps_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import torchrun
 from safetensors.torch import load_file
-from test_two_processes import torchrun
 from toys import EVERYTHING, make_model
 from train_sharded import CASES, NUM_ITEMS, STEPS, TASK, engine_of, form, look_at, run
 

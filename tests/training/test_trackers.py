@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_trainer import interrupt_at, numbers
+from toy_trainings import interrupt_at, numbers
 from toys import make_config, make_trainer
 
 from unimm.cli.build import build, compose_config

@@ -11,48 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from toy_trainings import ADAMW, MUON, Poisoned, assert_equal, interrupt_at, numbers, weights_of
 from toys import EVERYTHING, make_config, make_mixture, make_steps, make_trainer
 
-from unimm.batch import Batch
 from unimm.cli.build import build, compose_config
-from unimm.models.ports import Tally
-from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
-from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives import Likelihood, Look, Objective
+from unimm.training.objectives import Likelihood, Look
 from unimm.training.optim import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.stages import Stage
-from unimm.training.trainer import Trainer, TrainerConfig
-
-ADAMW = OptimizerConfig(lr=1e-3, weight_decay=0.1)
-MUON = OptimizerConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.1)
-
-
-def interrupt_at(step: int, number: int = signal.SIGINT):
-    """A sample callback that presses Ctrl-C."""
-
-    def sample(model: UnifiedModel, now: int, logbook: Logbook) -> None:
-        if now == step:
-            signal.raise_signal(number)
-
-    return sample
-
-
-def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def numbers(folder: Path) -> list[tuple]:
-    """What was logged, without what depends on the clock."""
-    names = ("step", "loss/text", "loss/codes", "accuracy/text", "accuracy/codes", "optim/grad_norm", "optim/rate_factor")
-    return [tuple(line[name] for name in names) for line in read_numbers(folder / "metrics.jsonl")]
+from unimm.training.trainer import TrainerConfig
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
@@ -177,22 +146,6 @@ def test_who_is_frozen_does_not_move_and_who_learns_does(tmp_path: Path, name: s
             assert any(not torch.equal(now, then) for now, then in pairs), part
         else:
             assert all(torch.equal(now, then) and now.grad is None for now, then in pairs), part
-
-
-class Poisoned(Objective):
-    """Likelihood with a loss that is no number from the third step on."""
-
-    def __init__(self, model: UnifiedModel) -> None:
-        super().__init__()
-        self.inner, self.model, self.left = Likelihood(model), model, 2
-
-    def forward(self, batch: Batch) -> dict[str, Tally]:
-        self.left -= 1
-        factor = 1.0 if self.left >= 0 else float("nan")
-        return {name: tally._replace(loss=tally.loss * factor) for name, tally in self.inner(batch).items()}
-
-    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.inner.counts(batch)
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, None])

@@ -1,12 +1,12 @@
 """Two processes learn what one learns: the same global batch, cut differently, gives the same losses."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import accelerate, torchrun
 
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
@@ -14,24 +14,6 @@ from unimm.training.logbook import read_numbers
 SCRIPT = str(Path(__file__).with_name("train_toy.py"))
 STEPS = 50
 TOLERANCE = 1e-4
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def accelerate(num_processes: int) -> list[str]:
-    # Not --cpu: with it, accelerate starts one process unless MPI is installed. Without GPUs this one is gloo on CPUs.
-    words = ["--multi_gpu", "--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no"]
-    words += ["--main_process_port", str(free_port()), "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *words]
-
-
-def torchrun(num_processes: int) -> list[str]:
-    words = ["--nproc_per_node", str(num_processes), "--master_port", str(free_port())]
-    return [sys.executable, "-m", "torch.distributed.run", *words]
 
 
 def launch(launcher: list[str], *words: object) -> subprocess.CompletedProcess[str]:

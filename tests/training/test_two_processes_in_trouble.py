@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_two_processes import free_port
+from launching import free_port
 
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers

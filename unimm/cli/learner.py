@@ -8,7 +8,7 @@ read and write codes where `image_tokenizer` is another than the model has learn
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -68,8 +68,8 @@ class Learner:
     held_out: Mixture | None
     drawing: DrawingDefaults | None
     fresh: set[str]
-    fingerprints: dict[str, str]
-    notes: list[str]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
         """The engine of a model of the same form; the image tokenizer goes where the model is.
