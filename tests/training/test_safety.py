@@ -297,6 +297,28 @@ def test_workers_outlive_a_signal_for_the_whole_job(number: signal.Signals) -> N
     del batches
 
 
+def test_workers_end_where_their_parent_was_killed(tmp_path: Path) -> None:
+    """Also with batches too large for a pipe, which nobody takes any more."""
+    parent = (
+        "import os, signal, time, torch\n"
+        "from torch.utils.data import DataLoader\n"
+        "from unimm.training import interrupt\n"
+        "interrupt.SECONDS_BETWEEN_LOOKS = 0.1\n"
+        "data = [b'x' * 300_000] * 50\n"
+        "batches = iter(DataLoader(data, batch_size=None, num_workers=2, worker_init_fn=interrupt.step_back))\n"
+        "next(batches)\n"
+        "print(*(worker.pid for worker in batches._workers), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    workers = [Path(f"/proc/{pid}/cmdline") for pid in done.stdout.split()]
+    while any(worker.exists() and worker.read_bytes() for worker in workers):
+        assert time.monotonic() < deadline, "a worker waits for ever"
+        time.sleep(0.05)
+
+
 # -- steps that are not finite --------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,9 @@ ECHO_SECONDS = 2.0
 
 WORKER_NICENESS = 10
 
+SECONDS_BETWEEN_LOOKS = 5.0
+"""After which a worker looks whether its parent is still there."""
+
 
 class StopRequest:
     """While this context is open, a signal is noted in `number` instead of interrupting; 0 is none.
@@ -103,7 +106,11 @@ def step_back(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the SIGTERM by which the parent ends its workers; a scheduler's would cost the parent its step."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
+    """Wait for the SIGTERM by which the parent ends its workers (a scheduler's would cost the parent its step), or until the
+    parent is gone: a worker that has batches to hand over would else wait for someone to take them, for ever."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        met = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
+        if met is not None and met.si_pid == parent:
+            break
     os._exit(0)
