@@ -1,8 +1,9 @@
 """`unimm bench load`: both peers open the same random weights, and the figures say where they come from."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,17 +30,25 @@ def test_both_load_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_what_is_measured_is_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading takes 0.2 s, and its weights are 64 MiB; what is imported before it does not count."""
+    """By a clock and a memory of the test's own: what is imported before loading does not count."""
+    now, held = 100.0, 2**30
 
     def load(folder: str, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-        time.sleep(0.2)
+        nonlocal now, held
+        now, held = now + 0.25, held + 3 * 2**25
         return [torch.ones(2**23, dtype=dtype, device=device), torch.ones(2**23, dtype=dtype, device=device)]
 
-    monkeypatch.setattr(bench_load, "_loader", lambda who: (time.sleep(1.0), load)[1])
+    def loader(who: str) -> Any:
+        nonlocal now, held
+        now, held = now + 9.0, held + 2**29
+        return load
+
+    monkeypatch.setattr(bench_load, "_loader", loader)
+    monkeypatch.setattr(bench_load.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(bench_load.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=held)))
+    monkeypatch.setattr(bench_load, "peak_bytes", lambda: held)
     told = bench_load.run_trial(bench_load.Trial("somebody", "folder", "cpu", "float32"))
-    assert 0.2 <= told["seconds"] < 1.0 and 0 < told["touch_seconds"] < 1.0
-    assert told["weights_gib"] == 1 / 16
-    assert told["peak"] > 0.9  # of the process: it has held them at once
+    assert told == {"seconds": 0.25, "touch_seconds": 0.0, "weights_gib": 1 / 16, "peak": 1.5}
 
 
 @pytest.mark.parametrize("words", [["--model", "zebra"], ["--device", "tpu"], ["--dtype", "int3"]])
