@@ -36,7 +36,7 @@ def assert_transformers_draws_the_same(model: Path) -> None:
 
 def assert_only_these_were_taken(model: Path) -> None:
     """Vision tower and image tokenizer are the demo's, nothing else is."""
-    ours, demo = load_model(model), load_model(DEMO)
+    ours, demo = load_model(model, dtype=torch.float32), load_model(DEMO, dtype=torch.float32)
     for part, module in ours.model.parts().items():
         pairs = zip(module.parameters(), demo.model.parts()[part].parameters(), strict=False)
         assert all(torch.equal(one, other) for one, other in pairs) == (part == "vision"), part
@@ -87,7 +87,7 @@ def test_from_nothing(tmp_path: Path) -> None:
     done = subprocess.run([*LINE, str(out), "--from-nothing"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert all((out / part / "metrics.jsonl").is_file() for part in ("tokenizer", "look", "unified"))
-    demo = load_model(DEMO)
-    assert fingerprint(load_model(out / "model").image_tokenizer) != fingerprint(demo.image_tokenizer)
+    demo = load_model(DEMO, dtype=torch.float32)
+    assert fingerprint(load_model(out / "model", dtype=torch.float32).image_tokenizer) != fingerprint(demo.image_tokenizer)
     other = subprocess.run([*LINE, str(out)], capture_output=True, text=True, timeout=120)
     assert other.returncode == 2 and "--from-nothing" in other.stderr

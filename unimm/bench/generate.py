@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +168,8 @@ def _open_theirs(trial: Trial) -> Work:
         prompts = written([[{"type": "text", "text": prompt}] for prompt in _prompts(PROMPT, trial.num_images)])
         inputs = processor(text=prompts, generation_mode="image", padding=True, return_tensors="pt").to(trial.device)
         try:
-            return model.generate(**inputs, **drawing, **more)
+            # A list of its own each time: theirs adds its guidance to the one that it is given.
+            return model.generate(**inputs, **drawing, **{name: copy(value) for name, value in more.items()})
         except (AttributeError, TypeError):  # its static cache, which is the faster one, does not work in every version
             return model.generate(**inputs, **drawing, **more, **{cache_keyword(model): DynamicCache()})
 
