@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import MutableMapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,8 @@ def prepare_libraries() -> None:
     """Of every process that imports unimm: the processor that is asked for; of a command, also how its threads behave."""
     if os.environ.get("UNIMM_CPU") == "avx2":
         os.environ |= SMALL_CPU
+        # Kernels that torch.compile has kept of the larger processor give nan here.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "torchinductor_avx2")))
     if is_command(sys.orig_argv):
         prepare_threads()
 
