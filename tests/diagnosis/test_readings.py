@@ -1,4 +1,4 @@
-"""Readings that fail are readings too, in this process and in another; and what is told holds nothing secret."""
+"""A probe that fails is reported like any other, in this process and in another; no secret is printed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How well images are given back is told before the long work, with a picture and, where codes cannot show them, a warning."""
+"""The PSNR of reconstructions is printed before the long work, with a picture, and a warning where it is too low."""
 
 import json
 from pathlib import Path

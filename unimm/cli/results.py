@@ -25,7 +25,7 @@ LABEL_WIDTH = 11
 WORLDS = "unimm.data.worlds."
 
 Line = tuple[str, str]
-"""A label and what is told beside it."""
+"""A label and its text."""
 
 
 def tell_training(config: DictConfig) -> None:

@@ -42,7 +42,7 @@ class Change:
 
     @classmethod
     def of(cls, key: str, before: dict[str, Any], now: dict[str, Any]) -> "Change":
-        """What a key was and is; that of a class is told by its group."""
+        """The two values of a key. `group._target_` is named as `group`, by its class."""
         values = before.get(key), now.get(key)
         if key.endswith("._target_"):
             key, values = key.removesuffix("._target_"), tuple(value and str(value).rsplit(".", 1)[-1] for value in values)

@@ -6,7 +6,7 @@
     folder/reconstructions.png  some of the images, above what their codes show
 
 Codes mean nothing without their tokenizer, so the manifest names it by its fingerprint, and reading refuses another. Nor
-without their image: who reads a record gets its codes, or is told that they are those of another picture.
+without their image: reading a record whose image is not the encoded one raises ValueError.
 """
 
 import json
