@@ -1,7 +1,9 @@
 """What a quickstart does on a machine: sizes that follow its speed, what is announced, and what is said where it is missed."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,7 @@ def test_what_is_missed_is_said_with_its_reason() -> None:
     scores["shapes_drawings"]["score"] = 0.1
     assert "shapes_drawings 0.10 instead of 0.40" in str(shortfall(plan, scores, 8e6))
     assert "busier than when it was measured" in str(shortfall(plan, scores, 3e6))
+    assert "6.8 million positions instead of 8.0" in str(shortfall(plan, scores, 6.8e6)), "not: as long as planned"
     assert shortfall(replace(plan, expected=None), scores, 3e6) is None
 
 
@@ -111,3 +114,16 @@ def test_coding_keeps_to_its_share_on_a_machine_that_became_slow(monkeypatch: py
     fewer = quickstart._codes(plan, 15, words)
     assert 0.8 * CODES_SHARE < now / (15 * 60) <= CODES_SHARE, "the digits take the rest"
     assert fewer.num_shapes == coded[-1] < plan.num_shapes and coded[0] == round(plan.num_shapes / 8)
+
+
+def test_a_device_is_checked_before_anything_is_written_and_kept_to_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "quick"
+    with pytest.raises(ValueError, match="Unknown device 'tpu'"):
+        quickstart.quickstart(out, 0, 5, device="tpu")
+    assert not out.exists()
+    out.mkdir()
+    kept = plain(GPU, make_plan(GPU, 5, 0.75, False))
+    state = {"seed": 0, "minutes": 5, "from_nothing": False, "done": {"machine": 1.0}, "budgets": {}, "seconds": 1.0, **kept}
+    (out / "quickstart.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="holds a quickstart on cuda: leave --device out"):
+        quickstart.quickstart(out, 0, 5, device="cpu")

@@ -37,7 +37,7 @@ from unimm.cli.quickstart_plan import (
     shortfall,
 )
 from unimm.cli.train_tokenizer import train_tokenizer
-from unimm.devices import bf16_is_faster
+from unimm.devices import bf16_is_faster, choose_device
 from unimm.eval.drawings import DrawingSettings
 from unimm.eval.pictures import picture_drawings
 from unimm.eval.report import write_report
@@ -79,8 +79,9 @@ def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False,
         device: cuda, cuda:N, mps or cpu; None: the best that is here.
 
     Raises:
-        ValueError: `out` holds a quickstart with other settings.
+        ValueError: `out` holds a quickstart with other settings or on another device, or there is no such device.
     """
+    where = None if device is None else str(choose_device(device))  # a mistake in it is told before anything is written
     clock = _Clock(out, {"seed": seed, "minutes": minutes, "from_nothing": from_nothing})
     clock.keep("started_from", STARTED_FROM[from_nothing])
     with clock.part("machine") as todo:
@@ -88,6 +89,8 @@ def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False,
             measured = measure_machine(device)
             clock.keep_all(plain(measured, make_plan(measured, minutes, TRAINING_SHARE[from_nothing], from_nothing)))
     machine, plan = plan_from(clock.state)
+    if where not in (None, machine.device):
+        raise ValueError(f"{out} holds a quickstart on {machine.device}: leave --device out, or choose another --out.")
     console.print(f"{machine.describe()}\n{plan.describe()}")
     common = [f"seed={seed}", f"device={machine.device}"]
     tokenizer = _image_tokenizer(clock, out, minutes, common) if from_nothing else "demo"

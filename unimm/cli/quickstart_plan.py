@@ -209,7 +209,7 @@ def shortfall(plan: Plan, scores: dict[str, Any], positions: float) -> str | Non
     worse = [f"{name} {score:.2f} instead of {value:.2f}" for name, value, score in pairs if score < value - TOLERANCE]
     if not worse:
         return None
-    if positions < 0.8 * plan.positions:
+    if positions < 0.95 * plan.positions:
         reason = (
             f"it learned from {positions / 1e6:.1f} million positions instead of {plan.positions / 1e6:.1f}: the machine was "
             f"busier than when it was measured. Run it again when it is idle, or with more --minutes."
