@@ -15,10 +15,10 @@ from PIL import Image
 
 from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.inference.engine import Engine
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.quantizers import QuantizerConfig
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
-from unimm.models.vision import VisionConfig
+from unimm.models.vision.tower import VisionConfig
 
 # Where tests run in the background, a shell has told them to ignore Ctrl-C, and their children would too: some send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

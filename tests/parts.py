@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_image_tokenizer, tiny_text_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, SiglipConfig, SiglipModel
 
-from unimm.models.tokenizer_folder import save_image_tokenizer
+from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
 VISION |= {"patch_size": 8, "hidden_act": "gelu"}

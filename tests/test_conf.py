@@ -16,22 +16,24 @@ from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 from users_files import make_all
 
+from unimm.checkpoints.deepseek_config import as_janus_config
+from unimm.checkpoints.janus_config import from_janus_config
 from unimm.cli import build as building
 from unimm.cli.app import app
-from unimm.cli.build import build, build_model, build_text_tokenizer, compose_config, conf_folder, fill_sizes
+from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes
+from unimm.cli.compose import build, compose_config
+from unimm.cli.conf import conf_folder
 from unimm.cli.encode import CODED, _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
 from unimm.eval.validation import TASKS, ValidationConfig
-from unimm.models.deepseek import as_janus_config
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.janus import from_janus_config
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig
-from unimm.training.objectives import Objective
-from unimm.training.stages import freeze, stage_table
-from unimm.training.tokenizer_trainer import TokenizerTrainerConfig
+from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
+from unimm.training.objectives.base import Objective
 from unimm.training.trackers import TrackingConfig
+from unimm.training.trainable_parts import freeze, stage_table
 from unimm.training.trainer import TrainerConfig
 
 CONF = conf_folder()

@@ -11,12 +11,12 @@ from transformers import JanusForConditionalGeneration
 from typer.testing import CliRunner
 
 import unimm
+from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.app import app
-from unimm.cli.build import open_image_tokenizer
+from unimm.cli.builders import open_image_tokenizer
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
-from unimm.models.tokenizer_folder import fingerprint
-from unimm.models.weights import DEMO
 
 MAX_BYTES = 24e6
 

@@ -12,9 +12,9 @@ from test_readme import ROOT, fenced_lines
 from typer.testing import CliRunner
 from users_files import make_all
 
+from unimm.checkpoints.folder import load_model
 from unimm.cli.app import app
-from unimm.cli.build import compose_config
-from unimm.models.folder import load_model
+from unimm.cli.compose import compose_config
 from unimm.training.logbook import read_numbers
 
 RECIPE = ROOT / "recipes/life.md"
@@ -141,7 +141,7 @@ def test_the_papers_numbers_stand_in_the_files() -> None:
 
 
 LOOK = "init_from=runs/life/look/model"
-CODES_ALONE = "prompt_format={_target_:unimm.data.template.PromptFormat,sees:codes}"
+CODES_ALONE = "prompt_format={_target_:unimm.data.PromptFormat,sees:codes}"
 
 
 @pytest.mark.parametrize(

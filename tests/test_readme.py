@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from users_files import make_all
 
 from unimm.cli.app import app
+from unimm.inference.decode.request import Request
 from unimm.inference.engine import Engine
-from unimm.inference.rows import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "recipes").glob("*.md")])

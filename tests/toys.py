@@ -17,9 +17,10 @@ from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
-from unimm.training.objectives import Likelihood, Objective
+from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.stages import Stage
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 COLOURS = {"red": (250, 30, 30), "green": (30, 250, 30), "blue": (30, 30, 250)}

@@ -7,11 +7,11 @@ torch nor the engine.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unimm.environment import prepare_libraries
+from unimm.runtime.environment import prepare_libraries
 
 if TYPE_CHECKING:
+    from unimm.inference.decode.limits import Limits
     from unimm.inference.engine import Engine
-    from unimm.inference.limits import Limits
     from unimm.inference.load import load
     from unimm.sequence import Kind, Segment, Sequence
 
@@ -22,7 +22,7 @@ __all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "lo
 _HOMES = {
     "load": "unimm.inference.load",
     "Engine": "unimm.inference.engine",
-    "Limits": "unimm.inference.limits",
+    "Limits": "unimm.inference.decode.limits",
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",

@@ -17,7 +17,7 @@ from unimm.bench import provenance as origin
 from unimm.bench.device import Outcome, Part, run_parts, share
 from unimm.cli import bench_checkpoint, bench_device
 from unimm.cli.app import app
-from unimm.cli.bench_device import UNIMM, device_parts, headline, only, run
+from unimm.cli.bench.device import UNIMM, device_parts, headline, only, run
 
 CPU = torch.device("cpu")
 

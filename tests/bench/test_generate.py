@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.bench.generate import Trial, read_bandwidth
-from unimm.bench.trials import run_in_turns
+from unimm.bench.subprocess_trials import run_in_turns
 from unimm.cli.app import app
-from unimm.cli.bench_generate import choose_peers, read_batch
+from unimm.cli.bench.generate import choose_peers, read_batch
 
 
 def test_both_draw_and_write_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:

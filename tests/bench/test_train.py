@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.cli.bench_train import run
+from unimm.cli.bench.train import run
 
 
 def test_both_learn_to_see(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from users_files import make_all
 
 import unimm
+from unimm.checkpoints.folder import load_model
 from unimm.cli.app import app
-from unimm.cli.build import compose_config
-from unimm.models.folder import load_model
-from unimm.train import train
+from unimm.cli.compose import compose_config
+from unimm.cli.train import train
 
 WORDS = [
     *("data=image_folder", "data.folder=photos", "device=cpu", "trainer.num_positions=256", "trainer.num_workers=0"),

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import ORDER, Verbs, app, picture_paths
-from unimm.eval.drawings import DrawingSettings
+from unimm.eval.tasks.drawings import DrawingSettings
 
 WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")
 

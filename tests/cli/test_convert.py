@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import unimm
 from unimm.cli.app import app
 from unimm.inference.engine import Engine
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 
 
@@ -96,7 +96,7 @@ def test_a_model_is_uploaded_whole(tiny_folder: Path, tmp_path: Path, monkeypatc
         def upload_folder(self, repo_id, folder_path, commit_message):
             uploaded[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
 
-    monkeypatch.setattr("unimm.models.hub.HfApi", Api)
+    monkeypatch.setattr("unimm.checkpoints.hub.HfApi", Api)
     result = call(tiny_folder, tmp_path / "out", "--push-to-hub", "someone/tiny", "--private")
     assert result.exit_code == 0 and "https://huggingface.co/someone/tiny" in result.stdout
     needed = {"README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"}
@@ -112,7 +112,7 @@ def test_a_hub_that_refuses_is_one_sentence(tiny_folder: Path, tmp_path: Path, m
             "401 Client Error\nlong story", response=SimpleNamespace(headers={}, request=None, status_code=401)
         )
 
-    monkeypatch.setattr("unimm.models.hub.HfApi.create_repo", refuse)
+    monkeypatch.setattr("unimm.checkpoints.hub.HfApi.create_repo", refuse)
     result = call(tiny_folder, tmp_path / "out", "--push-to-hub", "someone/tiny")
     assert result.exit_code == 2 and "hf auth login" in result.stderr and result.stderr.count("\n") == 1
 

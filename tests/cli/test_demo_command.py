@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from unimm.checkpoints.weight_files import DEMO
 from unimm.cli import demo
 from unimm.cli.app import app
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.inference.load import load
-from unimm.models.weights import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from unimm.cli import doctor
 from unimm.cli.app import app
-from unimm.cli.doctor_page import show
-from unimm.cli.doctor_probe import SECTIONS
+from unimm.cli.doctor.page import show
+from unimm.cli.doctor.probe import SECTIONS
 
 SECRET = "hf_thisisverysecret"
 

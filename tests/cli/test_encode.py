@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.cli.app import app
-from unimm.cli.build import build, compose_config
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.quantizers import QuantizerConfig
-from unimm.models.tokenizer_folder import save_image_tokenizer
+from unimm.cli.compose import build, compose_config
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 
 SMALL = ("data.sources.shapes_draw.dataset.dataset.num_records=5", "data.sources.digits_draw.dataset.dataset.num_records=3")
 

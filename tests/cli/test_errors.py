@@ -13,7 +13,7 @@ from unimm.cli.errors import explain, plain_errors
 def conf(tmp_path: Path) -> Path:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/quickstart.yaml").write_text("# @package _global_\nrate: 0.2\n")
-    budget = "budget:\n  _target_: unimm.training.schedule.Budget\n  max_steps: 10\n"
+    budget = "budget:\n  _target_: unimm.training.Budget\n  max_steps: 10\n"
     (tmp_path / "main.yaml").write_text(f"{budget}rate: 0.1\nneeded: ???\n")
     return tmp_path
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from users_files import make_all
 
-from unimm.cli.build import compose_config
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
+from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
+from unimm.cli.train import train
 from unimm.inference.load import load
-from unimm.models.folder import load_model
-from unimm.models.image_tokenizer import ImageTokenizer
-from unimm.models.tokenizer_folder import save_image_tokenizer
-from unimm.train import train
+from unimm.models.image_tokenizer.model import ImageTokenizer
 
 WORDS = [
     *("data=image_folder", "data.folder=photos", "~data.sources.draw", "device=cpu", "stage=pretrain", "out=run"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from unimm.cli.build import run_with_hydra
+from unimm.cli.compose import run_with_hydra
 
 
 def leave_a_file(config: DictConfig) -> None:

@@ -14,9 +14,9 @@ from janus_cases import draw
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
 import unimm
-from unimm.models.folder import load_model
-from unimm.models.tokenizer_folder import fingerprint
-from unimm.models.weights import DEMO
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.checkpoints.weight_files import DEMO
 
 pytestmark = pytest.mark.slow
 

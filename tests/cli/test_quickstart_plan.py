@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from unimm.cli import quickstart, quickstart_plan
-from unimm.cli.build import compose_config
+from unimm.cli.compose import compose_config
 from unimm.cli.quickstart_plan import (
     CODES_SHARE,
     NAMES,

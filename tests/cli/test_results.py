@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from unimm.cli.build import compose_config
+from unimm.cli.compose import compose_config
 from unimm.cli.results import tell_tokenizer, tell_training
-from unimm.files import write_json
+from unimm.runtime.atomic_files import write_json
 
 
 @pytest.fixture

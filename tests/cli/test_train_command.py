@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 from users_files import make_all
 
 import unimm
+from unimm.checkpoints.folder import load_model
 from unimm.cli.app import app
-from unimm.cli.build import build, build_template, compose_config
+from unimm.cli.builders import build_template
+from unimm.cli.compose import build, compose_config
 from unimm.cli.learner import open_learner
+from unimm.cli.train import train
 from unimm.data.template import PromptFormat
-from unimm.files import read_json
 from unimm.inference.load import load
-from unimm.models.folder import load_model
 from unimm.models.lora import delta
-from unimm.train import train
+from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 

@@ -9,7 +9,7 @@ import torch
 from toys import Squares, make_mixture, make_steps, make_template
 
 from unimm.batch import Batch
-from unimm.cli.build import build, compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Origin, Plan, Planned
 from unimm.data.template import PromptFormat, Template

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unimm.devices import measure_speed
 from unimm.diagnosis import torch_probe
+from unimm.runtime.devices import measure_speed
 
 GIB = 2**30
 
@@ -56,8 +56,8 @@ def test_warnings_of_a_driver_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_speed_is_work_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of 512 x 512 matrices is 2 * 512^3 operations, a convolution 2 * 9 * 64 for each value."""
     ticks = iter(range(100))
-    monkeypatch.setattr("unimm.devices.time.perf_counter", lambda: next(ticks))
-    monkeypatch.setattr("unimm.devices.MAX_TRIAL_SECONDS", 10)
+    monkeypatch.setattr("unimm.runtime.devices.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("unimm.runtime.devices.MAX_TRIAL_SECONDS", 10)
     speed = measure_speed(torch.float32)
     assert speed.seconds == 2
     assert speed.product == pytest.approx(2 * 512**3 / 1e9) and speed.convolution == pytest.approx(
@@ -67,7 +67,7 @@ def test_a_speed_is_work_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_slow_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("unimm.devices.F.conv2d", lambda *words, **more: calls.append(1) or torch.ones(1))
+    monkeypatch.setattr("unimm.runtime.devices.F.conv2d", lambda *words, **more: calls.append(1) or torch.ones(1))
     ticks = iter(range(0, 1000, 3))
-    monkeypatch.setattr("unimm.devices.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("unimm.runtime.devices.time.perf_counter", lambda: next(ticks))
     assert measure_speed(torch.float32).seconds == 6 and len(calls) == 1

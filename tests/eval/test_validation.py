@@ -13,17 +13,17 @@ import torch
 from conftest import tiny_image_tokenizer
 from toys import make_config, make_mixture, make_model, make_template
 
+from unimm.checkpoints.folder import load_model
 from unimm.eval import validation as validations
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import TASKS, Validation, ValidationConfig
-from unimm.files import read_json
+from unimm.inference.decode.stoppable import StoppableDecoder, Stopped
 from unimm.inference.engine import Engine
-from unimm.inference.stoppable import StoppableDecoder, Stopped
-from unimm.models.folder import load_model
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives import Likelihood
+from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.trainer import Trainer
 
 
@@ -114,7 +114,9 @@ def test_a_best_model_without_room_costs_a_warning(
     validation = make(best)
     validation(tiny_engine, 10, {})
     with monkeypatch.context() as patch:
-        patch.setattr("unimm.files.os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            "unimm.runtime.atomic_files.os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         validation(tiny_engine, 20, {})
     assert "cannot be written" in caplog.text and "No space left" in caplog.text
     assert record(best)["step"] == 10 and load_model(best)

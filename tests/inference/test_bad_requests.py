@@ -9,10 +9,10 @@ from PIL import Image
 
 from unimm.batch import Batch
 from unimm.data.template import Turn
-from unimm.inference.decode import Decoder, Limits, QueueFull
+from unimm.inference.decode.decoder import Decoder, Limits, QueueFull
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
-from unimm.inference.rows import Request
-from unimm.inference.sampling import Sampling
 from unimm.sequence import Kind, Segment, Sequence
 
 
@@ -109,7 +109,7 @@ def test_a_cache_never_grows_beyond_its_limit(is_rounded: bool, tiny_engine: Eng
             return work()
 
     if is_rounded:
-        monkeypatch.setattr("unimm.inference.step.make_graphs", lambda fast: Plain())
+        monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Plain())
     probe = make_decoder(tiny_engine)
     stream = probe.steps([paint(tiny_engine)])
     next(stream)

@@ -15,9 +15,9 @@ from unimm.data.image import ImageError
 from unimm.data.records import SHOWS
 from unimm.data.template import PromptFormat, Turn
 from unimm.data.views import DESCRIBE
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
-from unimm.inference.linear import share
-from unimm.inference.sampling import Sampling
+from unimm.inference.kernels.quantized_linear import share
 from unimm.sequence import Kind, Segment, Sequence
 
 PROMPTS = ["a red circle", "two large blue squares left of a cross", "a"]

@@ -16,14 +16,14 @@ from test_admission import finish
 from test_decode import PROMPTS, drawing, question
 from test_fast import relative_error
 
-from unimm.inference.cache import RowCache
-from unimm.inference.decode import Limits
+from unimm.inference.decode.cuda_graphs import Graphs
+from unimm.inference.decode.decoder import Limits
+from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.request import Job, Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
-from unimm.inference.fast import FastModel
-from unimm.inference.graphs import Graphs
-from unimm.inference.rows import Job, Request
-from unimm.inference.sampling import Sampling
+from unimm.inference.kernels.llama_decode import FastModel
 from unimm.models.unified import UnifiedModel
 
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -166,7 +166,7 @@ def test_every_trunk_decodes_the_same(device: str, trunk: dict[str, Any]) -> Non
 
 @ON_EVERY_DEVICE
 def test_graphs_beyond_the_most_are_recorded_again(device: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimm.inference.graphs.MOST", 2)
+    monkeypatch.setattr("unimm.inference.decode.cuda_graphs.MOST", 2)
     engine = make_engine(device)
     for _ in range(2):
         assert engine.decoder.fill(mix(engine)) == tiny_engine.decoder.fill(mix(tiny_engine))

@@ -17,8 +17,8 @@ from unimm.batch import collate
 from unimm.data.image import look
 from unimm.data.template import Turn
 from unimm.data.text import SPECIAL_NAMES, TextTokenizer
+from unimm.inference.decode.sampling import Sampling, guide
 from unimm.inference.engine import Engine
-from unimm.inference.sampling import Sampling, guide
 from unimm.models.attention import cache_keyword
 
 PROMPT = "<|User|>: a\n\n<|Assistant|>:"

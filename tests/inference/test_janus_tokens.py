@@ -14,8 +14,8 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 import unimm
 from unimm.batch import collate
 from unimm.data.template import Turn
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
-from unimm.inference.sampling import Sampling
 
 SEEDS = range(12)
 QUESTIONS = ["What colour is the square?", "一个圆形？", "Is it red, or is it a large blue cross, or what else?", "a"]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from unimm.data.image import look
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
 from unimm.inference.messages import PLACEHOLDER
-from unimm.inference.sampling import Sampling
-from unimm.inference.writing import Writer
+from unimm.inference.text_stream import Writer
 from unimm.sequence import Sequence
 
 RED, BLUE = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from unimm.inference.decode.limits import Limits
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
-from unimm.inference.limits import Limits
-from unimm.inference.rows import Request
-from unimm.inference.sampling import Sampling
 from unimm.inference.scalars import real_number, whole_number, whole_numbers
 
 INTEGERS = [np.int64, np.uint32, np.int8, np.uint64, torch.tensor, np.array]

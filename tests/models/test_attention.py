@@ -11,9 +11,9 @@ from toys import make_mixture, make_model
 from transformers.integrations import flex_attention as integration
 
 from unimm.batch import Batch, collate
-from unimm.devices import why_not_compile
 from unimm.models.attention import attend_by_document, document_sizes
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.devices import why_not_compile
 
 
 @pytest.fixture(scope="module")

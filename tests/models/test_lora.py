@@ -10,7 +10,7 @@ from torch import nn
 from toys import make_mixture, make_model, make_steps
 
 from unimm.batch import Batch
-from unimm.inference.fast import FastModel
+from unimm.inference.kernels.llama_decode import FastModel
 from unimm.models.lora import LoraConfig, adapted_layers, adapter_parameters, attach, merge, target_layers
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind

@@ -10,7 +10,7 @@ from toys import make_mixture, make_model
 from unimm.batch import collate
 from unimm.data.mixture import Mixture
 from unimm.models.unified import UnifiedModel
-from unimm.models.vision import VisionConfig
+from unimm.models.vision.tower import VisionConfig
 from unimm.sequence import Kind, Segment, Sequence
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

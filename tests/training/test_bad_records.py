@@ -12,15 +12,15 @@ from toy_tokenizers import make_config as make_tokenizer_config
 from toys import Squares, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.cli.errors import explain
-from unimm.data.images import ImageBatches, ImageSource
+from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record
 from unimm.data.views import Conversation, PlainText
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.training.bad_records import DataError, find_bad_records
 from unimm.training.checkpoint import load_checkpoint
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.logbook import read_numbers
-from unimm.training.tokenizer_trainer import TokenizerTrainer
 
 
 class Damaged(Squares):

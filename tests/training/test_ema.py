@@ -10,11 +10,11 @@ from torch import nn
 from toy_trainings import ADAMW, MUON, PoisonedOnce, assert_equal, interrupt_at, make_lora_trainer, numbers, weights_of
 from toys import EVERYTHING, make_config, make_trainer
 
-from unimm.cli.build import build, compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.models.lora import is_adapter
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.ema import Ema
-from unimm.training.optim import OptimizerConfig
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.trainer import Trainer
 
 DECAY = 0.4

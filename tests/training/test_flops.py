@@ -10,8 +10,8 @@ from unimm.models import unified
 from unimm.native import library_beside
 from unimm.training.flops import PEAKS, FlopCount
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives import Likelihood
-from unimm.training.stages import Stage, freeze
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.trainable_parts import Stage, freeze
 
 
 def samples(number: int = 8) -> list:

@@ -11,8 +11,8 @@ from toys import EVERYTHING, make_config, make_mixture, make_model
 
 from unimm.models.lora import LoraConfig, adapted_layers, attach, is_adapter
 from unimm.training.checkpoint import load_checkpoint
-from unimm.training.objectives import Likelihood
-from unimm.training.stages import Stage, stage_table
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.trainable_parts import Stage, stage_table
 from unimm.training.trainer import Trainer
 
 

@@ -22,23 +22,23 @@ from toys import make_config, make_mixture, make_model, make_steps, make_templat
 
 from unimm.batch import Batch, collate
 from unimm.cli.learner import Learner
-from unimm.data.images import ImageBatches, ImageSource
+from unimm.cli.train import sample as sample_records
+from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
-from unimm.models.cross_entropy import linear_cross_entropy
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.linear_cross_entropy import linear_cross_entropy
 from unimm.models.lora import LoraConfig, attach, is_adapter
-from unimm.models.ports import Tally
+from unimm.models.ports.base import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
-from unimm.train import sample as sample_records
-from unimm.training.discriminator import AdversaryConfig
+from unimm.training.activation_checkpointing import checkpoint_activations
+from unimm.training.image_tokenizer.discriminator import AdversaryConfig
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives import Likelihood
-from unimm.training.recompute import checkpoint_activations
+from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.schedule import Budget
 from unimm.training.sharding import Sharding, shard, whole
-from unimm.training.stages import Stage
-from unimm.training.tokenizer_trainer import TokenizerTrainer
+from unimm.training.trainable_parts import Stage
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", GPU])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import make_config, make_trainer
 
-from unimm.ranks import Ranks
+from unimm.runtime.rank_sync import Ranks
 from unimm.training import precision
 from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from unimm.training.precision import settle_precision

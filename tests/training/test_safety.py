@@ -22,11 +22,11 @@ from unimm.cli.errors import explain
 from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
-from unimm.training.interrupt import ECHO_SECONDS, StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.nonfinite import NotFiniteError
-from unimm.training.resumable import MAX_FAILED_SAVES
+from unimm.training.run_state import MAX_FAILED_SAVES
 from unimm.training.schedule import Budget
+from unimm.training.signals import ECHO_SECONDS, StopRequest, held_back, step_back
 from unimm.training.trainer import Trainer
 
 
@@ -273,7 +273,7 @@ def test_copies_of_a_signal_do_not_end_a_save(monkeypatch: pytest.MonkeyPatch) -
             signal.raise_signal(number)
         assert stop.number == signal.SIGUSR1
         now = time.monotonic()
-        monkeypatch.setattr("unimm.training.interrupt.time.monotonic", lambda: now + ECHO_SECONDS + 1)
+        monkeypatch.setattr("unimm.training.signals.time.monotonic", lambda: now + ECHO_SECONDS + 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

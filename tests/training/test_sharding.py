@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from toys import EVERYTHING, make_model
 from train_sharded import CASES, NUM_ITEMS, STEPS, TASK, engine_of, form, look_at, run
 
+from unimm.checkpoints.adapter_folder import TENSORS, merge_adapter
+from unimm.checkpoints.folder import load_model
 from unimm.eval.validation import TASKS
-from unimm.files import read_json
-from unimm.models.adapter_folder import TENSORS, merge_adapter
-from unimm.models.folder import load_model
 from unimm.models.lora import adapted_layers, merge
+from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 from unimm.training.sharding import Sharding

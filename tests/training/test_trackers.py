@@ -12,7 +12,7 @@ from PIL import Image
 from toy_trainings import interrupt_at, numbers
 from toys import make_config, make_trainer
 
-from unimm.cli.build import build, compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.trackers import TrackingConfig, open_trackers

@@ -14,13 +14,14 @@ from accelerate import PartialState
 from toy_trainings import ADAMW, MUON, Poisoned, assert_equal, interrupt_at, numbers, weights_of
 from toys import EVERYTHING, make_config, make_mixture, make_steps, make_trainer
 
-from unimm.cli.build import build, compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
-from unimm.training.objectives import Likelihood, Look
-from unimm.training.optim import OptimizerConfig
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.objectives.vision_pretraining import Look
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.stages import Stage
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import TrainerConfig
 
 

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import torch
 
-from unimm.data.images import ImageBatches, ImageSource
+from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.records import Record
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.quantizers import QuantizerConfig
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.image_tokenizer.quantizers import QuantizerConfig
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer, TokenizerTrainerConfig
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.tokenizer_trainer import TokenizerTrainer, TokenizerTrainerConfig
 
 SIZES = ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=QuantizerConfig(codebook_size=32, code_dim=4))
 

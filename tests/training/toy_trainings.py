@@ -9,15 +9,16 @@ import torch
 from toys import make_config, make_mixture, make_model, make_template
 
 from unimm.batch import Batch
-from unimm.data.held_out import hold_out
+from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture, Source
 from unimm.models.lora import LoraConfig, attach
-from unimm.models.ports import Tally
+from unimm.models.ports.base import Tally
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives import Likelihood, Objective
-from unimm.training.optim import OptimizerConfig
-from unimm.training.stages import Stage
+from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.optimizers import OptimizerConfig
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer
 
 ADAMW = OptimizerConfig(lr=1e-3, weight_decay=0.1)

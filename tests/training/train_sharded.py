@@ -18,17 +18,17 @@ from conftest import tiny_image_tokenizer
 from safetensors.torch import save_file
 from toys import EVERYTHING, Squares, make_config, make_mixture, make_model, make_template
 
-from unimm.cli.build import leave_group
+from unimm.checkpoints.adapter_folder import save_adapter
+from unimm.cli.compose import leave_group
+from unimm.cli.train import save_merged
 from unimm.eval.validation import Validation, ValidationConfig
 from unimm.inference.engine import Engine
-from unimm.models.adapter_folder import save_adapter
 from unimm.models.lora import LoraConfig, adapted_layers, attach
 from unimm.models.unified import UnifiedModel
-from unimm.train import save_merged
-from unimm.training.objectives import Likelihood
-from unimm.training.optim import OptimizerConfig
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.sharding import Sharding
-from unimm.training.stages import Stage
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer
 
 STEPS = 4

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from toys import make_config, make_mixture, make_trainer
 
-from unimm.cli.build import leave_group
+from unimm.cli.compose import leave_group
 
 folder, steps, micro_batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = make_config(steps, num_micro_batches=micro_batches, sample_every=3)

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from toys import make_config, make_mixture, make_trainer
 
-from unimm.cli.build import leave_group
+from unimm.cli.compose import leave_group
 from unimm.data.steps import Step, Steps
 from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint
-from unimm.training.objectives import Likelihood
+from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.sharding import Sharding, whole
 from unimm.training.trainer import Trainer
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unimm.files import read_json
+from unimm.runtime.atomic_files import read_json
 
 MINUTES = "{minutes}"
 """In a command: the time that the part is given, less `START_SECONDS`, in minutes."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unimm.bench.trials import peak_bytes
+from unimm.bench.subprocess_trials import peak_bytes
 from unimm.models.attention import cache_keyword
 
 PROMPT = "There are three small green triangles left of a large blue square"
@@ -102,9 +102,9 @@ def read_bandwidth(device: torch.device) -> float:
 
 def _open_ours(trial: Trial) -> Work:
     from unimm.data.template import Turn
+    from unimm.inference.decode.request import Request
+    from unimm.inference.decode.sampling import Sampling
     from unimm.inference.load import load
-    from unimm.inference.rows import Request
-    from unimm.inference.sampling import Sampling
     from unimm.sequence import Kind, Segment, Sequence
 
     engine = load(trial.folder, trial.device, trial.dtype, weights=None if trial.weights == "as dtype" else trial.weights)

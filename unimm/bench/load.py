@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from unimm.bench.trials import peak_bytes
+from unimm.bench.subprocess_trials import peak_bytes
 
 GIB = 2**30
 PAGE = 1024

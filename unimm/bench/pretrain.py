@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from unimm.bench.random_codes import CodedAtRandom
-from unimm.bench.trials import peak_bytes
+from unimm.bench.subprocess_trials import peak_bytes
 from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Record, Text
 from unimm.data.template import PromptFormat, Template
@@ -23,10 +23,10 @@ from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives import Likelihood
-from unimm.training.optim import OptimizerConfig
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.stages import Stage
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 LEARNS = ("projector", "trunk", "text_embedding", "text_head", "code_embedding", "code_head")

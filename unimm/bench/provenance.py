@@ -13,7 +13,7 @@ import torch
 
 import unimm
 from unimm.diagnosis.software import git_commit
-from unimm.environment import processor_name
+from unimm.runtime.environment import processor_name
 
 LIBRARIES = ("torch", "transformers", "safetensors", "accelerate")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
+from unimm.checkpoints.folder import save_model
 from unimm.data.text import SPECIAL_NAMES, train_byte_bpe
-from unimm.models.folder import save_model
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 
 STD = 0.02

@@ -17,22 +17,22 @@ import vector_quantize_pytorch  # noqa: F401  so is this
 from accelerate import PartialState
 
 from unimm.bench.random_codes import CodedAtRandom
-from unimm.data.images import ImageBatches, ImageSource
+from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture, Source
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import train_byte_bpe
 from unimm.data.views import Conversation, Drawing
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.quantizers import QuantizerConfig
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
-from unimm.models.vision import VisionConfig
-from unimm.training.discriminator import AdversaryConfig
-from unimm.training.objectives import Likelihood
-from unimm.training.optim import OptimizerConfig
+from unimm.models.vision.tower import VisionConfig
+from unimm.training.image_tokenizer.discriminator import AdversaryConfig
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer, TokenizerTrainerConfig
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.stages import Stage
-from unimm.training.tokenizer_trainer import TokenizerTrainer, TokenizerTrainerConfig
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 SAVE_EVERY = 3

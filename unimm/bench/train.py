@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from unimm.batch import Batch, collate
-from unimm.bench.trials import peak_bytes
+from unimm.bench.subprocess_trials import peak_bytes
+from unimm.checkpoints.folder import load_model
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Planned
 from unimm.data.steps import Steps
@@ -28,12 +29,11 @@ from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
 from unimm.models.attention import WAYS
-from unimm.models.folder import load_model
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives import Likelihood
-from unimm.training.optim import OptimizerConfig
+from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.optimizers import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.stages import Stage
+from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 STAGE = ("projector", "trunk", "text_embedding", "text_head")

@@ -1,8 +1,8 @@
 """The command line: `unimm VERB ...`. Nothing heavy is imported before a verb runs, so that `unimm --help` is quick."""
 
 from unimm.cli.errors import plain_errors
-from unimm.cli.quiet import quiet_libraries
-from unimm.environment import prepare_threads
+from unimm.cli.library_warnings import quiet_libraries
+from unimm.runtime.environment import prepare_threads
 
 
 def main() -> None:

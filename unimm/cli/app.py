@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from unimm.cli.bench import bench
-from unimm.cli.doctor import doctor
+from unimm.cli.bench.app import bench
+from unimm.cli.doctor.command import doctor
 from unimm.cli.errors import plain_errors
-from unimm.cli.hydra_verbs import verbs
-from unimm.cli.model_verbs import models
+from unimm.cli.hydra_commands import verbs
+from unimm.cli.model_commands import models
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -242,9 +242,9 @@ def evaluate_model(
     Example:
       unimm eval --suite full --out runs/eval
     """
-    from unimm.eval.drawings import DrawingSettings
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite, choose_tasks
+    from unimm.eval.tasks.drawings import DrawingSettings
 
     tasks = choose_tasks(build_suite(suite, DrawingSettings(seed, guidance_scale, temperature, best_of)), task or [])
     evaluate(open_model(model, device, dtype, weights), tasks, out)
@@ -261,7 +261,7 @@ def report(
     Example:
       unimm report runs/quickstart
     """
-    from unimm.eval.report import write_report
+    from unimm.eval.report.page import write_report
 
     typer.echo(write_report(run, out))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.model_soup import Average
+from unimm.checkpoints.weight_files import CONFIG
 from unimm.data.text import TextTokenizer
-from unimm.files import check_replaceable
 from unimm.inference.load import open_engine
-from unimm.models.average import Average
-from unimm.models.folder import load_model
-from unimm.models.weights import CONFIG
+from unimm.runtime.atomic_files import check_replaceable
 
 status = Console(stderr=True, soft_wrap=True)
 

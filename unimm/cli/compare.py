@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from unimm.eval.arms import Over, columns_of, find_arms, plot
-from unimm.files import write_json
+from unimm.eval.report.ablation import Over, columns_of, find_arms, plot
+from unimm.runtime.atomic_files import write_json
 
 console = Console(highlight=False)
 status = Console(stderr=True, highlight=False)

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unimm.devices import choose_dtype
-from unimm.files import check_replaceable
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.hub import upload_model
+from unimm.checkpoints.weight_files import CONFIG
 from unimm.inference.load import open_engine
-from unimm.models.folder import load_model
-from unimm.models.hub import upload_model
-from unimm.models.weights import CONFIG
+from unimm.runtime.atomic_files import check_replaceable
+from unimm.runtime.devices import choose_dtype
 
 console = Console(highlight=False, soft_wrap=True)
 status = Console(stderr=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 import typer
 from PIL import Image, ImageDraw
 
+from unimm.checkpoints.weight_files import DEMO
 from unimm.data.worlds.scenes import Scene, Shape, render
-from unimm.eval.pictures import find_font, has_chinese_font, wrap
+from unimm.eval.report.pictures import find_font, has_chinese_font, wrap
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
-from unimm.models.weights import DEMO
 
 SCENES = {
     "photo.png": Scene(

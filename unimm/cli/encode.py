@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, check_given, join_group, open_image_tokenizer, print_paths, run_with_hydra
+from unimm.cli.builders import CODED, open_image_tokenizer
+from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import quote, split_words
-from unimm.data.digests import image_digest
 from unimm.data.records import Dataset, Record
-from unimm.devices import keep_memory
-from unimm.inference.encode import encode_dataset
-from unimm.inference.in_parts import Work
+from unimm.data.stores.digests import image_digest
+from unimm.precompute.codes import encode_dataset
+from unimm.precompute.sharded_pass import Work
+from unimm.runtime.devices import keep_memory
 
 NUM_COMPARED = 64
 """Records of two data sets that want the same folder."""

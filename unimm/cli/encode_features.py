@@ -11,11 +11,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unimm.cli.build import CODED, build, check_given, check_looks, join_group, looking_sources, print_paths, run_with_hydra
-from unimm.devices import keep_memory
-from unimm.inference.encode_features import encode_features
-from unimm.inference.in_parts import Work
+from unimm.cli.builders import CODED, check_looks, looking_sources
+from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.inference.load import load
+from unimm.precompute.features import encode_features
+from unimm.precompute.sharded_pass import Work
+from unimm.runtime.devices import keep_memory
 
 
 def store_features(config: DictConfig) -> list[Path]:

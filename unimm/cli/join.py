@@ -6,14 +6,15 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from unimm.cli.build import build_model, compose_config, open_image_tokenizer, seed_everything
+from unimm.checkpoints.init_from import load_tower, load_trunk, read_tower_sizes, read_trunk_sizes
+from unimm.checkpoints.weight_files import CONFIG, find_folder
+from unimm.cli.builders import build_model, open_image_tokenizer
+from unimm.cli.compose import compose_config, seed_everything
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
-from unimm.files import check_replaceable
 from unimm.inference.engine import Engine
-from unimm.models.parts import load_tower, load_trunk, read_tower_sizes, read_trunk_sizes
-from unimm.models.starts import start_codes
-from unimm.models.weights import CONFIG, find_folder
+from unimm.models.initialization import start_codes
+from unimm.runtime.atomic_files import check_replaceable
 
 status = Console(stderr=True)
 

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unimm.cli.build import (
-    build,
+from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.checkpoints.init_from import change_vocabulary, take_parts
+from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.cli.builders import (
     build_datasets,
     build_mixture,
     build_model,
@@ -23,26 +27,22 @@ from unimm.cli.build import (
     build_text_tokenizer,
     fill_sizes,
     open_image_tokenizer,
-    overrides_of,
     trunk_ids,
     with_features,
 )
-from unimm.data.held_out import hold_out
+from unimm.cli.compose import build, overrides_of
+from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
-from unimm.inference.conventions import DrawingDefaults
+from unimm.inference.decode.stoppable import StoppableDecoder
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
-from unimm.inference.stoppable import StoppableDecoder
-from unimm.models.fingerprint import model_fingerprint, vocabulary_fingerprint
-from unimm.models.folder import load_model
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import attach
-from unimm.models.parts import change_vocabulary, take_parts
-from unimm.models.tokenizer_folder import fingerprint
 from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.runtime.lazy_exports import public_name
 
 CODE_PARTS = {"code_embedding", "code_head"}
 PARTS_OF = {
@@ -59,7 +59,7 @@ class Learner:
     """Who is to learn, from what, and what is held out of it.
 
     fresh: the names of the model's parts that know nothing yet. notes: what a person should know of a new run, a line each.
-    fingerprints: of what all of it was made from, as `unimm.cli.resuming` compares them.
+    fingerprints: of what all of it was made from, as `unimm.cli.resume_settings` compares them.
     """
 
     model: UnifiedModel
@@ -265,9 +265,7 @@ def _settings(value: Any) -> Any:
     """A tree of dataclasses as a configuration that builds it."""
     if is_dataclass(value):
         kind = type(value)
-        return {"_target_": f"{kind.__module__}.{kind.__qualname__}"} | {
-            one.name: _settings(getattr(value, one.name)) for one in fields(value)
-        }
+        return {"_target_": public_name(kind)} | {one.name: _settings(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
         return {key: _settings(one) for key, one in value.items()}
     return [_settings(one) for one in value] if isinstance(value, list | tuple) else value

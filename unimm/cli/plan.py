@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from unimm.cli.build import build, run_with_hydra, seed_everything
+from unimm.cli.compose import build, run_with_hydra, seed_everything
 from unimm.cli.learner import open_learner
 from unimm.cli.progress import steps_bar
 from unimm.data.plan import Shape

@@ -23,7 +23,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from unimm.cli.build import compose_config
+from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.cli.compose import compose_config
 from unimm.cli.encode import encode
 from unimm.cli.quickstart_plan import (
     CODES_SHARE,
@@ -36,17 +37,16 @@ from unimm.cli.quickstart_plan import (
     plan_from,
     shortfall,
 )
+from unimm.cli.train import train
 from unimm.cli.train_tokenizer import train_tokenizer
-from unimm.devices import bf16_is_faster, choose_device
-from unimm.eval.drawings import DrawingSettings
-from unimm.eval.pictures import picture_drawings
-from unimm.eval.report import write_report
+from unimm.eval.report.page import write_report
+from unimm.eval.report.pictures import picture_drawings
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
-from unimm.files import write_json
-from unimm.inference.conventions import DrawingDefaults
+from unimm.eval.tasks.drawings import DrawingSettings
 from unimm.inference.load import load
-from unimm.train import train
+from unimm.runtime.atomic_files import write_json
+from unimm.runtime.devices import bf16_is_faster, choose_device
 from unimm.training.logbook import read_numbers
 
 TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.weight_files import DEMO
 from unimm.data.image import crop
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.devices import choose_device, choose_precision, why_not_compile
-from unimm.environment import processor_name
-from unimm.models.folder import load_model
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.unified import UnifiedModel
-from unimm.models.weights import DEMO
+from unimm.runtime.devices import choose_device, choose_precision, why_not_compile
+from unimm.runtime.environment import processor_name
 
 PROBED_ROWS, PROBED_POSITIONS, PROBED_IMAGES = 24, 128, 32
 MIN_PROBE_SECONDS, MAX_PROBES = 1.0, 20

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from unimm.cli.build import build
+from unimm.cli.compose import build
 from unimm.eval.validation import LOSS, MEAN, RECORD
-from unimm.files import read_json
-from unimm.inference.reconstructions import TOO_LOW
+from unimm.precompute.reconstructions import TOO_LOW
+from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import CHECKPOINTS, peek
 from unimm.training.logbook import read_numbers
 

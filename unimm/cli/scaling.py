@@ -8,8 +8,8 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from unimm.eval.scaling import Law, Run, find_runs, fit, fit_without_each, plot, short, why_not_enough
-from unimm.files import write_json
+from unimm.eval.report.scaling_law import Law, Run, find_runs, fit, fit_without_each, plot, short, why_not_enough
+from unimm.runtime.atomic_files import write_json
 
 console = Console(highlight=False)
 status = Console(stderr=True)

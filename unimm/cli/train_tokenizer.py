@@ -6,16 +6,16 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from unimm.checks import check_whole
-from unimm.cli.build import build, check_given, run_with_hydra, seed_everything, settings_of
+from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
+from unimm.cli.compose import build, check_given, run_with_hydra, seed_everything, settings_of
 from unimm.cli.results import tell_tokenizer
-from unimm.cli.resuming import Resuming
+from unimm.cli.resume_settings import Resuming
 from unimm.data.image import crop
-from unimm.data.images import ImageBatches, ImageSource
-from unimm.devices import choose_device
-from unimm.models.image_tokenizer import ImageTokenizer
-from unimm.models.tokenizer_folder import save_image_tokenizer
-from unimm.training.tokenizer_trainer import TokenizerTrainer
+from unimm.data.image_batches import ImageBatches, ImageSource
+from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.runtime.devices import choose_device
+from unimm.runtime.number_checks import check_whole
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.trackers import TrackingConfig
 
 

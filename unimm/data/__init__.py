@@ -1,0 +1,85 @@
+"""Files to sequences: data sets, views, templates, mixtures, packing.
+
+Public names, which YAML and other packages use; they are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from unimm.runtime.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from unimm.data.mixture import Mixture, Source
+    from unimm.data.readers.fields import Fields
+    from unimm.data.readers.image_folder import ImageFolder
+    from unimm.data.readers.json_lines import JsonLines
+    from unimm.data.readers.llava import LlavaJson
+    from unimm.data.readers.parquet import Parquet
+    from unimm.data.readers.plain_text import PlainTextFiles
+    from unimm.data.readers.web_dataset import WebDataset
+    from unimm.data.records import Dataset, Question, Record
+    from unimm.data.stores.codes import CodedDataset
+    from unimm.data.stores.features import FeaturedDataset
+    from unimm.data.template import PromptFormat, Template
+    from unimm.data.text import TextTokenizer
+    from unimm.data.views import Conversation, Description, Dialogue, Drawing, PlainText, View
+    from unimm.data.worlds.digits import DigitsWorld
+    from unimm.data.worlds.shapes import ShapesWorld
+
+__all__ = [
+    "CodedDataset",
+    "Conversation",
+    "Dataset",
+    "Description",
+    "Dialogue",
+    "DigitsWorld",
+    "Drawing",
+    "FeaturedDataset",
+    "Fields",
+    "ImageFolder",
+    "JsonLines",
+    "LlavaJson",
+    "Mixture",
+    "Parquet",
+    "PlainText",
+    "PlainTextFiles",
+    "PromptFormat",
+    "Question",
+    "Record",
+    "ShapesWorld",
+    "Source",
+    "Template",
+    "TextTokenizer",
+    "View",
+    "WebDataset",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Record": "records",
+        "Dataset": "records",
+        "Question": "records",
+        "View": "views",
+        "Conversation": "views",
+        "Drawing": "views",
+        "PlainText": "views",
+        "Description": "views",
+        "Dialogue": "views",
+        "PromptFormat": "template",
+        "Template": "template",
+        "TextTokenizer": "text",
+        "Mixture": "mixture",
+        "Source": "mixture",
+        "JsonLines": "readers.json_lines",
+        "LlavaJson": "readers.llava",
+        "Fields": "readers.fields",
+        "ImageFolder": "readers.image_folder",
+        "Parquet": "readers.parquet",
+        "WebDataset": "readers.web_dataset",
+        "PlainTextFiles": "readers.plain_text",
+        "CodedDataset": "stores.codes",
+        "FeaturedDataset": "stores.features",
+        "ShapesWorld": "worlds.shapes",
+        "DigitsWorld": "worlds.digits",
+    },
+)

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from unimm.data.digests import check, unchecked
 from unimm.data.records import Dataset
+from unimm.data.stores.digests import check, unchecked
 from unimm.data.template import Outline, Template
 from unimm.data.views import TASKS, View
 from unimm.sequence import Sequence

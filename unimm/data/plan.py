@@ -17,10 +17,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from unimm.checks import check_whole
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import check_length, fill_rows
 from unimm.data.template import Outline
+from unimm.runtime.number_checks import check_whole
 
 WINDOW_ROWS = 256
 """Rows that are filled together, at least: what stays empty at the end of so many is little."""

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.mixture import Mixture
 from unimm.data.plan import CHUNK, Origin, Planned, Shape, Size, cut_lengths, measured, tell_cuts
-from unimm.environment import loader_processes
-from unimm.files import read_json, whole_folder, write_json
+from unimm.runtime.atomic_files import read_json, whole_folder, write_json
+from unimm.runtime.environment import loader_processes
 
 MARK = "plan.json"
 VERSION = 1

@@ -14,9 +14,9 @@ from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
 
-from unimm.checks import check_probability, check_whole
 from unimm.data.records import Question, Record, Text
 from unimm.data.template import Look, Template, Turn, smallest
+from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.sequence import Segment, Sequence
 
 DESCRIBE = {

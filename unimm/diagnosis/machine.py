@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from unimm.diagnosis.readings import Reading, reason_of, take
-from unimm.environment import (
+from unimm.native import kept_libraries
+from unimm.runtime.environment import (
     PREPARED,
     allowed_cores,
     cgroup_memory,
@@ -18,7 +19,6 @@ from unimm.environment import (
     processor_name,
     usable_cores,
 )
-from unimm.native import kept_libraries
 
 X86 = {
     "AVX2": "avx2",

@@ -94,7 +94,7 @@ def read_choices() -> Reading:
     """What unimm would use, from the functions that choose it."""
     import torch
 
-    from unimm.devices import LARGE, choose_device, choose_dtype, choose_precision, cpu_has_bf16, keep_memory
+    from unimm.runtime.devices import LARGE, choose_device, choose_dtype, choose_precision, cpu_has_bf16, keep_memory
 
     device = choose_device()
     return {
@@ -113,7 +113,7 @@ def read_speeds() -> Reading:
     """GFLOP/s of a product and a convolution, of the CPU and of the device that unimm would use."""
     import torch
 
-    from unimm.devices import choose_device, measure_speed
+    from unimm.runtime.devices import choose_device, measure_speed
 
     devices = {"cpu": torch.device("cpu")} | {(where := choose_device()).type: where}
     speeds: Reading = {}
@@ -131,7 +131,7 @@ def _speed(measured: Any) -> Reading:
 
 def read_compile() -> Reading:
     """Whether torch.compile works on the device that unimm would use; it compiles a small function, if none is kept."""
-    from unimm.devices import choose_device, why_not_compile
+    from unimm.runtime.devices import choose_device, why_not_compile
 
     started = time.monotonic()
     why_not = why_not_compile(choose_device())

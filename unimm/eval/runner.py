@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unimm.eval.pictures import picture_result
+from unimm.eval.report.pictures import picture_result
 from unimm.eval.task import Album, Example, Result, Task
-from unimm.files import write_json
 from unimm.inference.engine import Engine
+from unimm.runtime.atomic_files import write_json
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where output is no terminal."""

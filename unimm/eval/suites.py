@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from unimm.eval.digits import DigitsAnswers, DigitsDrawings
-from unimm.eval.drawings import USUAL, DrawingSettings
-from unimm.eval.reconstruction import DigitsReconstruction, ShapesReconstruction
-from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
 from unimm.eval.task import Task
+from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.tasks.drawings import USUAL, DrawingSettings
+from unimm.eval.tasks.reconstruction import DigitsReconstruction, ShapesReconstruction
+from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
 
 
 @dataclass(frozen=True)

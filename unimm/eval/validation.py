@@ -17,15 +17,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from unimm.checks import check_whole
-from unimm.eval.digits import DigitsAnswers, DigitsDrawings
-from unimm.eval.drawings import DrawingSettings
-from unimm.eval.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
+from unimm.checkpoints.weight_files import CONFIG
 from unimm.eval.task import Example, Task
-from unimm.files import check_replaceable, read_json, write_json
+from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
+from unimm.eval.tasks.drawings import DrawingSettings
+from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
+from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
-from unimm.inference.stoppable import Stopped
-from unimm.models.weights import CONFIG
+from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
+from unimm.runtime.number_checks import check_whole
 
 MEAN, LOSS = "mean", "loss"
 RECORD = "validation.json"

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from unimm.checkpoints.prompt_conventions import DrawingDefaults
 from unimm.data.template import Template
-from unimm.inference.conventions import DrawingDefaults
-from unimm.inference.decode import Decoder
-from unimm.inference.inputs import check_text
-from unimm.inference.pixels import ImageCoder
-from unimm.inference.rows import Request
-from unimm.inference.sampling import Sampling
+from unimm.inference.decode.decoder import Decoder
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
+from unimm.inference.image_codec import ImageCoder
+from unimm.inference.input_validation import check_text
 from unimm.inference.scalars import whole_number, whole_numbers
 
 GREY = (128, 128, 128)

@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from PIL import Image
 
+from unimm.checkpoints.folder import save_model
+from unimm.checkpoints.hub import upload_model
+from unimm.checkpoints.prompt_conventions import DrawingDefaults
 from unimm.data.records import ImageLike
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.data.views import DESCRIBE
-from unimm.inference.alignment import ask_whether_shown, check_best_of, choose_best, probability_of_yes
-from unimm.inference.conventions import DrawingDefaults
-from unimm.inference.decode import Decoder, Limits
+from unimm.inference.decode.decoder import Decoder, Limits
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
-from unimm.inference.inputs import check_text, pair, read_stop
+from unimm.inference.image_codec import ImageCoder
+from unimm.inference.input_validation import check_text, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
-from unimm.inference.pixels import ImageCoder
-from unimm.inference.rows import Request
-from unimm.inference.sampling import Sampling
 from unimm.inference.scalars import whole_number
-from unimm.inference.writing import Completion, write
-from unimm.inference.writing import stream as write_stream
-from unimm.models.folder import save_model
-from unimm.models.hub import upload_model
-from unimm.models.image_tokenizer import ImageTokenizer
+from unimm.inference.text_stream import Completion, write
+from unimm.inference.text_stream import stream as write_stream
+from unimm.inference.vqa_score import ask_whether_shown, check_best_of, choose_best, probability_of_yes
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Sequence
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from unimm.checkpoints.folder import LoadedModel, change_dtype, load_model
+from unimm.checkpoints.prompt_conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.data.text import TextTokenizer
-from unimm.devices import choose_device, choose_dtype, keep_memory
-from unimm.inference.conventions import check_image_preparation, read_drawing_defaults, read_prompt_format
 from unimm.inference.engine import Engine
-from unimm.models.folder import LoadedModel, change_dtype, load_model
+from unimm.runtime.devices import choose_device, choose_dtype, keep_memory
 
 
 def load(
@@ -20,7 +20,7 @@ def load(
     adapter: str | Path | None = None,
     **engine: Any,
 ) -> Engine:
-    """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.devices.keep_memory`).
+    """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.runtime.devices.keep_memory`).
 
     Args:
         path: a model folder, a hub id such as "deepseek-community/Janus-Pro-1B", or "demo", the model that comes with unimm.

@@ -15,7 +15,7 @@ from unimm.data.image_forms import check_keys, held_in_part, read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
-from unimm.inference.inputs import MAX_PROMPT_CHARACTERS, check_text
+from unimm.inference.input_validation import MAX_PROMPT_CHARACTERS, check_text
 from unimm.inference.scalars import shorten
 
 Message = dict[str, Any]

@@ -1,0 +1,45 @@
+"""Tensors to tensors: the unified model, its ports, the vision tower and the image tokenizer.
+
+Public names, which YAML and other packages use; they are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from unimm.runtime.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+    from unimm.models.image_tokenizer.quantizers import QuantizerConfig
+    from unimm.models.lora import LoraConfig
+    from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+    from unimm.models.vision.projectors import ProjectorConfig
+    from unimm.models.vision.tower import VisionConfig, VisionTower
+
+__all__ = [
+    "CodesConfig",
+    "ImageTokenizer",
+    "ImageTokenizerConfig",
+    "LoraConfig",
+    "ProjectorConfig",
+    "QuantizerConfig",
+    "UnifiedConfig",
+    "UnifiedModel",
+    "VisionConfig",
+    "VisionTower",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "UnifiedModel": "unified",
+        "UnifiedConfig": "unified",
+        "CodesConfig": "unified",
+        "VisionConfig": "vision.tower",
+        "VisionTower": "vision.tower",
+        "ProjectorConfig": "vision.projectors",
+        "ImageTokenizer": "image_tokenizer.model",
+        "ImageTokenizerConfig": "image_tokenizer.model",
+        "QuantizerConfig": "image_tokenizer.quantizers",
+        "LoraConfig": "lora",
+    },
+)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from unimm.models.attention import WAYS, Mask
-from unimm.models.decoder_layer import DecoderLayer, RMSNorm
+from unimm.models.llama_layer import DecoderLayer, RMSNorm
 
 
 class LlamaTrunk(nn.Module):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unimm.checks import check_number, check_whole
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.number_checks import check_number, check_whole
 
 PARTS = ("trunk", "vision", "projector")
 """Parts that adapters can be attached to. Not the heads: `cross_entropy` multiplies by a head's own weight, and would pass the

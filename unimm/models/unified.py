@@ -16,12 +16,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from unimm.batch import PADDING, Batch
-from unimm.checks import check_whole
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
-from unimm.models.decoder_layer import is_llama_shaped
 from unimm.models.llama import LlamaTrunk
-from unimm.models.ports import CodesPort, PixelsPort, Tally, TextPort, VocabularyPort
-from unimm.models.vision import ProjectorConfig, VisionConfig, VisionTower, build_projector
+from unimm.models.llama_layer import is_llama_shaped
+from unimm.models.ports.base import Tally, VocabularyPort
+from unimm.models.ports.codes import CodesPort
+from unimm.models.ports.pixels import PixelsPort
+from unimm.models.ports.text import TextPort
+from unimm.models.vision.projectors import ProjectorConfig, build_projector
+from unimm.models.vision.tower import VisionConfig, VisionTower
+from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Kind
 
 TRUNK_SIZES = (

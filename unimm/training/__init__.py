@@ -1,0 +1,59 @@
+"""Batches to weights: one trainer for the unified model and one for image tokenizers, on one loop.
+
+Public names, which YAML and other packages use; they are imported when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from unimm.runtime.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from unimm.training.image_tokenizer.discriminator import AdversaryConfig
+    from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLossConfig
+    from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
+    from unimm.training.objectives.base import Objective
+    from unimm.training.objectives.likelihood import Likelihood
+    from unimm.training.objectives.vision_pretraining import Look
+    from unimm.training.optimizers import OptimizerConfig
+    from unimm.training.schedule import Budget, Schedule
+    from unimm.training.sharding import Sharding
+    from unimm.training.trackers import TrackingConfig
+    from unimm.training.trainable_parts import Stage
+    from unimm.training.trainer import Trainer, TrainerConfig
+
+__all__ = [
+    "AdversaryConfig",
+    "Budget",
+    "Likelihood",
+    "Look",
+    "Objective",
+    "OptimizerConfig",
+    "ReconstructionLossConfig",
+    "Schedule",
+    "Sharding",
+    "Stage",
+    "TokenizerTrainerConfig",
+    "TrackingConfig",
+    "Trainer",
+    "TrainerConfig",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Stage": "trainable_parts",
+        "Objective": "objectives.base",
+        "Likelihood": "objectives.likelihood",
+        "Look": "objectives.vision_pretraining",
+        "Trainer": "trainer",
+        "TrainerConfig": "trainer",
+        "Budget": "schedule",
+        "Schedule": "schedule",
+        "OptimizerConfig": "optimizers",
+        "Sharding": "sharding",
+        "TrackingConfig": "trackers",
+        "TokenizerTrainerConfig": "image_tokenizer.trainer",
+        "ReconstructionLossConfig": "image_tokenizer.reconstruction_loss",
+        "AdversaryConfig": "image_tokenizer.discriminator",
+    },
+)

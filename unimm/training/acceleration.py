@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
-from unimm.devices import keep_memory
-from unimm.ranks import Ranks
+from unimm.runtime.devices import keep_memory
+from unimm.runtime.rank_sync import Ranks
 
 
 def meet(device: torch.device) -> Ranks:

@@ -1,7 +1,7 @@
 """Records that a run cannot use: when it meets one, all that can be found in a while are named at once.
 
 They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are mended or taken out, the run
-goes on (`unimm.data.order` lets it, where nothing else has changed).
+goes on (`unimm.data.run_signature` lets it, where nothing else has changed).
 """
 
 import re
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unimm.data.image import decode_image
-from unimm.data.order import BAD_RECORDS
 from unimm.data.records import Dataset, SeenImage
+from unimm.data.run_signature import BAD_RECORDS
 
 SECONDS_OF_SEARCH = 20.0
 MOST_NAMED = 12

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from unimm.files import read_json, replace_folder, temporary_folder, write_json
+from unimm.runtime.atomic_files import read_json, replace_folder, temporary_folder, write_json
 from unimm.training.sharding import like
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"

@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from unimm.training.checkpoint import Checkpoint, weights_of
-from unimm.training.interrupt import held_back
 from unimm.training.sharding import like
+from unimm.training.signals import held_back
 
 logger = logging.getLogger(__name__)
 

@@ -17,20 +17,20 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from unimm.checks import check_number, check_whole
 from unimm.data.records import Dataset
-from unimm.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
-from unimm.environment import loader_processes
+from unimm.runtime.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
+from unimm.runtime.environment import loader_processes
+from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.acceleration import make_accelerator, meet
 from unimm.training.bad_records import DataError, lost_step
-from unimm.training.chance import keyed_chance
 from unimm.training.checkpoint import CHECKPOINTS
-from unimm.training.interrupt import StopRequest, held_back, step_back
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.nonfinite import NotFiniteError
 from unimm.training.precision import settle_precision
-from unimm.training.resumable import Resumable
+from unimm.training.run_state import Resumable
 from unimm.training.schedule import Budget, Schedule
+from unimm.training.signals import StopRequest, held_back, step_back
+from unimm.training.step_rng import keyed_chance
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
 MAX_WORKERS = 1024

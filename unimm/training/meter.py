@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from unimm.batch import Batch
-from unimm.models.ports import Tally
+from unimm.models.ports.base import Tally
 from unimm.training.flops import FlopCount
 
 

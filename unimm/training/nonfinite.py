@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from unimm.ranks import Ranks
+from unimm.runtime.rank_sync import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from unimm.devices import choose_precision, cpu_has_bf16
-from unimm.ranks import Ranks
+from unimm.runtime.devices import choose_precision, cpu_has_bf16
+from unimm.runtime.rank_sync import Ranks
 from unimm.training.checkpoint import CHECKPOINTS, peek
 
 NAMES = {"no": "float32", "bf16": "bf16"}
@@ -17,7 +17,7 @@ NAMES = {"no": "float32", "bf16": "bf16"}
 def settle_precision(asked: str, device: torch.device, folder: Path, ranks: Ranks) -> tuple[str, list[str]]:
     """The precision of a run in a folder, the same on all processes, and what a person should know about it.
 
-    asked: one of `unimm.devices.PRECISIONS`.
+    asked: one of `unimm.runtime.devices.PRECISIONS`.
 
     Returns:
         "no" or "bf16", and lines to say, on the first process.

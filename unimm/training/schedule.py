@@ -8,7 +8,7 @@ alone the progress is a function of the step, and a run can be repeated to the b
 import math
 from dataclasses import dataclass
 
-from unimm.checks import check_number, check_whole
+from unimm.runtime.number_checks import check_number, check_whole
 
 
 @dataclass(frozen=True)

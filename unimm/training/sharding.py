@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from unimm.checks import check_whole
-from unimm.training.objectives import Objective
+from unimm.runtime.number_checks import check_whole
+from unimm.training.objectives.base import Objective
 
 WAYS = ("ddp", "fsdp", "hsdp")
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from unimm.files import read_json, write_json
+from unimm.runtime.atomic_files import read_json, write_json
 
 IDENTITY = "trackers.json"
 """In a run's folder: {"id": what the trackers know the run by}."""

@@ -15,31 +15,31 @@ import torch
 from torch import nn
 
 from unimm.batch import Batch
-from unimm.checks import check_number, check_whole
 from unimm.data.mixture import Mixture
-from unimm.data.order import check_order, order_of_rows
 from unimm.data.plan import Origin, Plan, Shape
 from unimm.data.records import Dataset
+from unimm.data.run_signature import check_order, order_of_rows
 from unimm.data.steps import Step, Steps
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
-from unimm.models.ports import Tally
+from unimm.models.ports.base import Tally
 from unimm.models.unified import UnifiedModel
-from unimm.training import recompute
-from unimm.training.assembly import Assembly
+from unimm.runtime.number_checks import check_number, check_whole
+from unimm.training import activation_checkpointing
+from unimm.training.activation_checkpointing import checkpoint_activations
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
-from unimm.training.cost import warn_of_cost
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops
-from unimm.training.held_out import HeldOut
+from unimm.training.full_model import Assembly
+from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig
 from unimm.training.meter import Meter, Read
-from unimm.training.objectives import Objective
-from unimm.training.optim import OptimizerConfig, Optimizers
-from unimm.training.recompute import checkpoint_activations
+from unimm.training.objectives.base import Objective
+from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.sharding import Sharding, let_go, load_whole, no_exchange, shard, whole
-from unimm.training.stages import Stage, factors, freeze, show, stage_table
+from unimm.training.step_cost import warn_of_cost
+from unimm.training.trainable_parts import Stage, factors, freeze, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
@@ -62,7 +62,7 @@ class TrainerConfig(LoopConfig):
     sharding: how several processes hold the model.
     attention: how the trunk attends within rows, one of `unimm.models.attention.WAYS`; "auto" is "documents" on a CPU, and on a
         GPU "flex_attention" where layers are compiled, else "sdpa".
-    activation_checkpointing: "none", "selective" or "full" (`unimm.training.recompute`).
+    activation_checkpointing: "none", "selective" or "full" (`unimm.training.activation_checkpointing`).
     plan: a folder that `unimm plan` wrote for the same data and rows; None: every rank plans by itself, the same.
     peak_tflops: what one device computes in a second at most, for MFU; None: by the name of the GPU, where it is known.
 
@@ -88,7 +88,10 @@ class TrainerConfig(LoopConfig):
         super().__post_init__()
         Shape(self.num_positions, self.num_rows)  # it knows what makes no sense
         check_whole(self, 1, "num_micro_batches")
-        for name, ways in (("attention", ("auto", *attention.WAYS)), ("activation_checkpointing", recompute.WAYS)):
+        for name, ways in (
+            ("attention", ("auto", *attention.WAYS)),
+            ("activation_checkpointing", activation_checkpointing.WAYS),
+        ):
             if getattr(self, name) not in ways:
                 raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
         if self.ema_decay is not None:

@@ -27,7 +27,7 @@ from users_files import (
     write_lines,
 )
 
-from unimm.cli.build import build, compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.data.image import decode_image, look
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.image_folder import ImageFolder

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unimm.data.readers.places import short
-from unimm.data.readers.turns import questions_of
+from unimm.data.readers.llava_turns import questions_of
+from unimm.data.readers.paths import short
 from unimm.data.records import ImageLike, Question, Record, Text
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from unimm.data.readers.places import Paths, check_index, find_files, locate, short_names
+from unimm.data.readers.paths import Paths, check_index, find_files, locate, short_names
 
 _WINDOW = 1 << 24
 _WHITE = re.compile(r"[ \t\r\n]*")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.json_items import JsonFiles
-from unimm.data.readers.places import Paths, image_at
+from unimm.data.readers.paths import Paths, image_at
 from unimm.data.records import Record
 
 

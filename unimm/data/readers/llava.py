@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.json_lines import JsonLines
-from unimm.data.readers.places import Paths
+from unimm.data.readers.paths import Paths
 
 
 class LlavaJson(JsonLines):

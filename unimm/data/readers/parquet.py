@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unimm.data.readers.fields import Fields, missing
-from unimm.data.readers.places import Paths, find_files, image_at, locate, short_names
-from unimm.data.readers.recent import Recent
+from unimm.data.readers.lru_cache import Recent
+from unimm.data.readers.paths import Paths, find_files, image_at, locate, short_names
 from unimm.data.records import Record, UnreadImage
 
 MAX_GROUP_BYTES = 256 << 20

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from unimm.data.readers.json_items import JsonItems
-from unimm.data.readers.places import Paths, check_index, find_files, short_names
+from unimm.data.readers.paths import Paths, check_index, find_files, short_names
 from unimm.data.records import Record, Text
 
 DOCUMENTS = ("blank_line", "line", "file")

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from unimm.data.readers.places import IMAGE_SUFFIXES
+from unimm.data.readers.paths import IMAGE_SUFFIXES
 
 ROLES = ("image", "txt", "json")
 """What a sample is made of; the columns of an index."""

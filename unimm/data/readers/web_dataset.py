@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from unimm.data.readers.fields import Fields
-from unimm.data.readers.places import Paths, find_files, locate, short_names
+from unimm.data.readers.paths import Paths, find_files, locate, short_names
 from unimm.data.readers.tar_index import TarIndex, build_index, stored_index
 from unimm.data.records import Record, UnreadImage
 

@@ -1,0 +1,1 @@
+"""Data sets that make their own images: shapes and digits."""

@@ -15,10 +15,10 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
-from unimm.checks import check_whole
 from unimm.data.image import decode_image
 from unimm.data.records import ImageLike, Question, Record, Text
 from unimm.data.worlds.digits_language import write_captions, write_prompts, write_questions, write_text
+from unimm.runtime.number_checks import check_whole
 
 SIDE = 64
 """Height and width of an image in pixels."""

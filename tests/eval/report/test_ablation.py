@@ -1,0 +1,104 @@
+"""Arms of an ablation: means over seeds, settings beside each other, a table and a plot from what evaluations leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from unimm.cli.app import app
+from unimm.eval.report.ablation import Over, columns_of, find_arms, group_arms
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two arms, one of them with two seeds; drawings at three values of guidance."""
+    for run, score in (("two-0", 0.5), ("two-1", 0.7), ("one-0", 0.1)):
+        write(tmp_path / run / "scores", {"shapes_answers": score, "shapes_captions": score / 2})
+        for guidance in ("1", "2.5", "10"):
+            write(tmp_path / run / f"guidance-{guidance}", {"shapes_drawings": score / float(guidance)})
+    return tmp_path
+
+
+def write(folder: Path, scores: dict[str, float]) -> None:
+    folder.mkdir(parents=True)
+    tasks = {task: {"score": score, "count": 40} for task, score in scores.items()}
+    (folder / "scores.json").write_text(json.dumps({"finished": True, "tasks": tasks}))
+
+
+def test_seeds_are_one_arm_and_settings_are_not(runs: Path) -> None:
+    arms, notes = find_arms(runs)
+    assert not notes
+    assert list(arms) == ["one", "two"]
+    assert arms["two"]["shapes_answers"] == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-3), 2)
+    assert arms["one"]["shapes_answers"] == Over(0.1, 0.0, 1)
+    assert arms["two"]["guidance-2.5 shapes_drawings"].mean == pytest.approx(0.24)
+    assert arms["two"]["guidance-10 shapes_drawings"].mean == pytest.approx(0.06)
+
+
+def test_columns_are_in_order(runs: Path) -> None:
+    """As tasks are asked for, and then by the setting's value: ten comes after two and a half."""
+    arms, _ = find_arms(runs)
+    drawings = [f"guidance-{value} shapes_drawings" for value in ("1", "2.5", "10")]
+    assert columns_of(arms, ["shapes_drawings", "shapes_answers"]) == [*drawings, "shapes_answers"]
+    assert set(columns_of(arms, [])) == {"shapes_answers", "shapes_captions", *drawings}
+    with pytest.raises(ValueError, match="No run has a score of 'poems': choose among"):
+        columns_of(arms, ["poems"])
+
+
+def test_what_does_not_match_is_said(runs: Path) -> None:
+    """Evaluations that are not finished are left out; scores of other numbers of items are not hidden."""
+    write(runs / "late-0" / "scores", {"shapes_answers": 0.9})
+    (runs / "late-0/scores/scores.json").write_text(json.dumps({"finished": False, "tasks": {"a": {"score": 1.0}}}))
+    (runs / "one-1/scores").mkdir(parents=True)
+    (runs / "one-1/scores/scores.json").write_text(json.dumps({"tasks": {"shapes_answers": {"score": 0.3, "count": 2000}}}))
+    arms, notes = find_arms(runs)
+    assert "late" not in arms and arms["one"]["shapes_answers"].num_seeds == 2
+    assert notes == [
+        f"Left out, for they are not finished: {runs / 'late-0/scores'}.",
+        "Scores of shapes_answers are not all of as many items (40, 2000).",
+    ]
+
+
+def test_one_value_written_in_two_ways_is_one_setting(runs: Path) -> None:
+    (runs / "two-1/guidance-2.5").rename(runs / "two-1/guidance-2.50")
+    arms, _ = find_arms(runs)
+    assert arms["two"]["guidance-2.5 shapes_drawings"].num_seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("two-0/scores.json", {"tasks": {"shapes_answers": {"score": 0.5}}}, "are both the scores of two-0: keep one of them"),
+        ("other/scores.json", {"answers": 0.5}, "holds no scores as `unimm eval` writes them"),
+        ("other/scores.json", [1, 2], "holds no JSON object"),
+        ("other/scores.json", {"tasks": {"shapes_answers": 0.5}}, "holds no scores as `unimm eval` writes them"),
+        ("metrics.jsonl", {}, "is one run, and seeds are runs beside each other"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs: Path, path: str, content: object, message: str) -> None:
+    (runs / path).parent.mkdir(exist_ok=True)
+    (runs / path).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        find_arms(runs)
+
+
+def test_an_evaluation_in_the_runs_folder_itself_is_an_arm_too() -> None:
+    assert list(group_arms([("scores", {"answers": 0.5}), ("two-3", {"answers": 0.25})])) == ["scores", "two"]
+
+
+@pytest.mark.parametrize("tasks", [[], ["shapes_answers"], ["shapes_drawings"]])
+def test_the_verb_writes_a_table_and_a_plot(runs: Path, tmp_path: Path, tasks: list[str]) -> None:
+    words = [word for task in tasks for word in ("--task", task)]
+    told = CliRunner().invoke(app, ["compare", str(runs), "--out", str(tmp_path / "out"), *words])
+    assert told.exit_code == 0, told.output
+    assert ("shapes answers" in told.output) == ("shapes_drawings" not in tasks) and "0.600 ± 0.141" in told.output
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["one"]["shapes_answers"]["mean"] == 0.1
+    with Image.open(tmp_path / "out" / "compare.png") as picture:
+        assert picture.width > 400
+
+
+def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert told.exit_code != 0 and "holds no runs with scores" in told.output

@@ -1,0 +1,80 @@
+"""What a step costs on a CPU is said before the first one, where that is long."""
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from unimm.cli.compose import compose_config
+from unimm.runtime.devices import Speed
+from unimm.training import cost
+from unimm.training.flops import FlopCount
+
+CPU = torch.device("cpu")
+
+
+class Count(FlopCount):
+    """Of a model of 1.6 billion parameters that all learn."""
+
+    def __init__(self) -> None:
+        pass
+
+    def about(self, num_positions: int) -> int:
+        return num_positions * 6 * 1_600_000_000
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """A CPU of 100 GFLOP/s, and the dtypes in which it was measured."""
+    asked: list[torch.dtype] = []
+
+    def measured(dtype: torch.dtype) -> Speed:
+        asked.append(dtype)
+        return Speed(100.0, 100.0, 1.0)
+
+    monkeypatch.setattr(cost, "measure_speed", measured)
+    return asked
+
+
+def test_a_step_for_a_gpu_is_said_with_the_words_for_a_cpu() -> None:
+    """65,536 positions of 9.6 GFLOP at 50 GFLOP/s are 3.5 hours; 2,048 of them 6.6 minutes."""
+    (line,) = cost.warn_of_cost(Count(), 16 * 4096, "no", False, CPU)
+    assert line == (
+        "WARNING: a step of 65,536 positions takes this CPU about 210 minutes (predicted from 100 GFLOP/s in "
+        "float32, measured just now); steps for a CPU: trainer=cpu trainer.num_rows=2 trainer.num_positions=1024 "
+        "trainer.optimizer.muon_lr=null "
+        "(about 7 minutes each)."
+    )
+
+
+def test_the_words_make_such_steps() -> None:
+    """Over an experiment that has others, whose small rate stays without Muon's large one beside it."""
+    words = ["trainer=cpu", "trainer.num_rows=2", "trainer.num_positions=1024", "trainer.optimizer.muon_lr=null"]
+    trainer = compose_config("train", ["+experiment=draw_finetune", *words]).trainer
+    assert (trainer.num_rows, trainer.num_positions, trainer.compile, trainer.num_workers) == (2, 1024, False, 0)
+    assert (trainer.optimizer.lr, trainer.optimizer.muon_lr) == (2e-5, None)
+
+
+def test_a_slow_step_of_few_positions_and_a_quick_one_of_many(speed: list[torch.dtype]) -> None:
+    (line,) = cost.warn_of_cost(Count(), 1024, "bf16", True, CPU)
+    assert "about 3 minutes (predicted from 100 GFLOP/s in bfloat16, measured just now)" in line
+    assert line.endswith("a GPU or a smaller model is quicker.")
+    assert speed == [torch.bfloat16]
+    (line,) = cost.warn_of_cost(FlopCount(tiny_model(400)), 16 * 4096, "no", True, CPU)
+    assert "65,536 positions" in line and "num_positions=1024 (about 0 s each)" in line
+
+
+def test_nothing_is_said_or_measured_where_steps_are_quick(speed: list[torch.dtype]) -> None:
+    small = FlopCount(tiny_model(400))
+    assert not [*cost.warn_of_cost(small, 6 * 1024, "no", True, CPU)]
+    assert not [*cost.warn_of_cost(Count(), 16 * 4096, "no", True, torch.device("cuda"))]
+    assert not [*cost.warn_of_cost(None, 16 * 4096, "no", True, CPU)]
+    assert not speed
+
+
+def test_the_count_of_a_step_is_near_that_of_its_products() -> None:
+    """Six operations a position and parameter of trunk and the larger head, forward and backward."""
+    model = tiny_model(400)
+    parts = model.parts()
+    trunk = sum(p.numel() for p in parts["trunk"].parameters() if p.ndim == 2)
+    heads = [sum(p.numel() for p in parts[name].parameters() if p.ndim == 2) for name in ("text_head", "code_head")]
+    assert FlopCount(model).about(10) == 10 * 6 * (trunk + max(heads))

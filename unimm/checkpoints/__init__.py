@@ -1,0 +1,1 @@
+"""Every format on disk: our own folders, `transformers`' Janus, DeepSeek's repositories, adapters; names of weights."""

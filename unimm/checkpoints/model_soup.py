@@ -1,0 +1,54 @@
+"""The mean of several models' weights: a model soup (Wortsman et al. 2022, arXiv 2203.05482).
+
+Models that were trained on from one and the same, with other seeds or other data, mostly lie in one basin: the mean of their
+weights makes fewer mistakes than each of them, and costs what one costs.
+"""
+
+from dataclasses import asdict
+
+from unimm.checkpoints.folder import LoadedModel
+from unimm.models.image_tokenizer.model import ImageTokenizer
+
+ROUNDING = 0.01
+"""Parts of the largest number of a tensor."""
+
+
+class Average:
+    """The weighted mean of models, added up one by one in float32: `add` each, then `put` it into the first.
+
+    Args:
+        first: the model that the others have to resemble, as it is stored; it becomes the mean.
+        weight: of it. Weights are shares of their sum.
+    """
+
+    def __init__(self, first: LoadedModel, weight: float) -> None:
+        self._first, self._total = first, weight
+        # Ties are one parameter with one name; buffers are the same in models of the same sizes.
+        self._sums = {name: weight * parameter.detach().float() for name, parameter in first.model.named_parameters()}
+
+    def add(self, other: LoadedModel, weight: float) -> None:
+        """One model more.
+
+        Raises:
+            ValueError: it has other sizes, or another image tokenizer, whose codes mean other things.
+        """
+        if asdict(other.model.config) != asdict(self._first.model.config):
+            raise ValueError(f"{other.folder} and {self._first.folder} are of different sizes: they have no mean.")
+        if not _are_alike(other.image_tokenizer, self._first.image_tokenizer):
+            raise ValueError(f"{other.folder} and {self._first.folder} have different image tokenizers: they have no mean.")
+        for name, parameter in other.model.named_parameters():
+            self._sums[name] += weight * parameter.detach().float()
+        self._total += weight
+
+    def put(self) -> None:
+        """The first model becomes the mean, in the dtypes that it had."""
+        for name, parameter in self._first.model.named_parameters():
+            parameter.data = (self._sums.pop(name) / self._total).to(parameter.dtype)
+
+
+def _are_alike(one: ImageTokenizer, other: ImageTokenizer) -> bool:
+    """Whether two are the same but for rounding: one may be stored in half precision."""
+    if asdict(one.config) != asdict(other.config):
+        return False
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all((a.float() - b.float()).abs().max() <= ROUNDING * a.float().abs().max() for a, b in pairs if a.numel())

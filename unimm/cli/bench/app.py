@@ -1,0 +1,216 @@
+"""`unimm bench ...`: one verb a benchmark; what each does is in `unimm.bench`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Time unimm, where there is one beside a peer: one run, the same weights, every figure with where it was measured. Or "
+    "kill trainings.",
+)
+
+
+@bench.command()
+def load(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
+        "janus_pro_1b"
+    ),
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 3,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/load.json"
+    ),
+) -> None:
+    """How fast a checkpoint opens and how much memory it takes, against transformers.
+
+    \b
+    Examples:
+      unimm bench load --model janus_pro_1b --dtype bfloat16
+      unimm bench load --model runs/quickstart/model --dtype float32
+    """
+    from unimm.cli.bench.load import run
+
+    run(model, device, dtype, repeats, out)
+
+
+@bench.command()
+def generate(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
+        "janus_110m"
+    ),
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGES[+TEXTS]", help="Images drawn, texts written at once; repeat it [default: 1, 8, 8+8]."),
+    ] = None,
+    guidance_scale: Annotated[float, typer.Option(min=0.0, help="1 is off, which transformers cannot do.")] = 5.0,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
+    ] = None,
+    only_weights: Annotated[bool, typer.Option("--only-weights", help="Time nothing but unimm with --weights.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
+        Path("runs/bench/generate.json")
+    ),
+    deepseek: Annotated[
+        Path | None, typer.Option(help="A clone of github.com/deepseek-ai/Janus, to time its drawing loop as well.")
+    ] = None,
+    deepseek_python: Annotated[
+        str, typer.Option(help="The Python of an environment that its code works in: transformers 4.46, torch, timm, einops.")
+    ] = sys.executable,
+) -> None:
+    """How fast images are drawn and texts written, against transformers and against the speed of the device's memory.
+
+    \b
+    Example:
+      unimm bench generate --model janus_110m --batch 1 --batch 8 --batch 8+8 --weights int8
+    """
+    from unimm.cli.bench.generate import run
+
+    run(
+        model,
+        (device, dtype),
+        batch or ["1", "8", "8+8"],
+        guidance_scale,
+        (weights or [], only_weights),
+        repeats,
+        out,
+        (deepseek, deepseek_python),
+    )
+
+
+@bench.command()
+def train(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="demo, a size by name, with random weights, or a Janus' folder.")
+    ] = "demo",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
+    samples: Annotated[int, typer.Option(min=1, help="Conversations a step.")] = 32,
+    positions: Annotated[int, typer.Option(min=1, help="Row length that unimm packs them into.")] = 3072,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 30,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 10,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile, and time transformers a second time, compiled.")
+    ] = True,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="Time unimm with another way to attend too: sdpa, documents, flex_attention; repeat it."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
+        Path("runs/bench/train.json")
+    ),
+) -> None:
+    """How fast a model learns to see, against transformers' Trainer, in real tokens: packed, unpacked, compiled.
+
+    \b
+    Example:
+      unimm bench train --model demo
+    """
+    from unimm.cli.bench.train import run
+
+    run(model, device, precision, (samples, positions, steps, warm_up), compiled, attention or [], repeats, out)
+
+
+@bench.command()
+def pretrain(
+    model: Annotated[str, typer.Option("--model", "-m", help="A size by name; its weights are random.")] = "janus_pro_1b",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, or no for float32.")] = "bf16",
+    positions: Annotated[int, typer.Option(min=1, help="Of a row.")] = 4096,
+    rows: Annotated[int, typer.Option(min=1, help="Of a step.")] = 32,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Forward passes that a step is cut into.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them; workers make four batches ahead.")] = 20,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
+    attention: Annotated[str, typer.Option(help="auto, sdpa, documents or flex_attention.")] = "auto",
+    activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 4,
+    peak_tflops: Annotated[
+        float | None, typer.Option(min=1e-3, help="Of the device, for MFU [default: of known GPUs, by their names].")
+    ] = None,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/pretrain.json"
+    ),
+) -> None:
+    """How much of a device a joint pretraining uses (MFU), and how long it waits for data: Janus' stage II, random weights.
+
+    \b
+    Examples:
+      unimm bench pretrain --model janus_pro_1b
+      unimm bench pretrain --model tiny --device cpu --positions 1024 --rows 6 --micro-batches 1 --workers 0
+    """
+    from unimm.bench.pretrain import Setting
+    from unimm.cli.bench.pretrain import run
+
+    setting = Setting(
+        num_positions=positions,
+        num_rows=rows,
+        num_micro_batches=micro_batches,
+        num_steps=steps,
+        num_warm_up=warm_up,
+        precision=precision,
+        compile=compiled,
+        attention=attention,
+        activation_checkpointing=activation_checkpointing,
+        num_workers=workers,
+        peak_tflops=peak_tflops,
+    )
+    run(model, device, setting, out)
+
+
+@bench.command()
+def device(
+    minutes: Annotated[float, typer.Option(min=0.1, help="For all of it, on the machine at hand.")] = 9.0,
+    device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu with --toy.")] = "cuda",
+    toy: Annotated[bool, typer.Option("--toy", help="Tiny sizes: to see that everything runs.")] = False,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write all of it as JSON, after each part.")] = Path(
+        "runs/bench/device.json"
+    ),
+) -> None:
+    """All that a GPU should be asked, in a few minutes: its tests, drawing beside transformers, few bits, MFU, the quickstart.
+
+    In order of worth, each a process of its own that ends when its share of the time is over; what does not fit is skipped. The
+    file is whole after each part: Ctrl-C or SIGTERM costs the part that runs. What a part has printed lies in OUT.parts. The
+    exit code is 1 if a part failed or was not finished in its time.
+
+    \b
+    Examples:
+      unimm bench device --minutes 9 --out runs/bench/h200.json
+      unimm bench device --minutes 5 --device cpu --toy
+    """
+    from unimm.cli.bench.device import run
+
+    run(minutes, device, toy, out)
+
+
+@bench.command()
+def kills(
+    count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
+    training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,
+    workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
+    processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it, as JSON.")] = Path(
+        "runs/bench/kills.json"
+    ),
+) -> None:
+    """Whether a training that is killed again and again ends, to the bit, as one that was left alone.
+
+    Small trainings on the CPU die by SIGKILL at random moments, every other time inside the writing of a checkpoint. The exit
+    code is 1 if anything differs.
+
+    \b
+    Example:
+      unimm bench kills --kills 20
+    """
+    from unimm.cli.bench.crash_resume import run
+
+    run(training or ["unified", "tokenizer"], workers or [0, 1, 2], processes or [1, 2], count, out)

@@ -1,0 +1,56 @@
+"""`unimm bench kills`: the composition root of `unimm.bench.crash_resume`; a line a training, and all of it as JSON."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+
+from unimm.bench.crash_resume import Verdict, run_kills
+from unimm.bench.provenance import provenance
+from unimm.runtime.atomic_files import check_writable, write_json
+
+console = Console(highlight=False)
+
+
+def run(models: list[str], workers: list[int], processes: list[int], kills: int, out: Path) -> None:
+    """Kill every combination, tell what came of it.
+
+    Raises:
+        SystemExit: a training that was killed learned something else (1); its folder is kept beside `out`.
+        ValueError: there is no such training.
+    """
+    if unknown := set(models) - {"unified", "tokenizer"}:
+        raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
+    check_writable(out)
+    room = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
+    shutil.rmtree(room, ignore_errors=True)
+    verdicts = []
+    for verdict in run_kills(models, workers, processes, kills, room):
+        verdicts.append(verdict)
+        one = verdict.training
+        outcome = f"differs: {', '.join(verdict.differences)}" if verdict.differences else "equal to the bit"
+        console.print(
+            f"{one.model}, {one.num_processes} processes, {one.num_workers} workers: {outcome} ({verdict.seconds:.0f} s)"
+        )
+    told = [asdict(verdict) for verdict in verdicts]
+    write_json(out, {"bench": "kills", "provenance": provenance(torch.device("cpu")), "measured": told})
+    show(verdicts)
+    console.print(out)
+    if any(verdict.differences for verdict in verdicts):
+        raise SystemExit(1)
+    shutil.rmtree(room)
+
+
+def show(verdicts: list[Verdict]) -> None:
+    """A line a training, within 80 columns: kills, those inside a save, steps, those done twice, seconds, differences."""
+    console.print("Killed and started again, against a run that was left alone:")
+    titles = ("training", "processes", "workers", "kills", "in a save", "steps", "twice", "seconds", "differ")
+    table = Table(*(Column(title, justify="left" if title == "training" else "right") for title in titles), box=None)
+    for one in verdicts:
+        numbers = (one.training.num_processes, one.training.num_workers, one.num_kills, one.num_half_written)
+        rest = (one.training.num_steps, one.num_steps_repeated, round(one.seconds), len(one.differences))
+        table.add_row(one.training.model, *(str(number) for number in (*numbers, *rest)))
+    console.print(table)

@@ -1,0 +1,187 @@
+"""From a composed configuration to objects: data sets, tokenizers, model, template, mixture."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from unimm.checkpoints.fingerprint import tower_fingerprint
+from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
+from unimm.checkpoints.weight_files import DEMO
+from unimm.cli.compose import build, check_given
+from unimm.data.mixture import Mixture, Source, in_ratio
+from unimm.data.records import Dataset
+from unimm.data.stores.digests import unchecked
+from unimm.data.stores.features import FeaturedDataset
+from unimm.data.template import PromptFormat, Template
+from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.data.views import UNDERSTANDING
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.models.lora import adapter_parameters
+from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.runtime.atomic_files import read_json
+from unimm.training.checkpoint import CHECKPOINTS, peek
+
+NEW = "new"
+"""What `text_tokenizer` says for one that is trained here, also where a model to start from has its own."""
+
+
+TEXT_TOKENIZER = "text_tokenizer"
+"""The folder of a run in which the one that was trained for it lies."""
+
+
+RECORDS_FOR_TEXT = 2000
+"""Records of each source that a text tokenizer is trained on."""
+
+
+CODED = "unimm.data.CodedDataset"
+
+
+def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset]:
+    """The data set of every source, by the source's name.
+
+    Raises:
+        ValueError: stored codes were made with another image tokenizer than the one with this fingerprint.
+    """
+    check_given(config.data, "data")
+    sources = config.data.sources.items()
+    hashes = {name: {"tokenizer_hash": tokenizer_hash} if source.dataset._target_ == CODED else {} for name, source in sources}
+    return {str(name): build(source.dataset, **hashes[name]) for name, source in sources}
+
+
+def looking_sources(config: DictConfig) -> list[str]:
+    """The names of the sources that look at images.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [str(name) for name, source in config.data.sources.items() if build(source.view).task == UNDERSTANDING]
+    if not names:
+        raise ValueError(f"None of the sources {', '.join(config.data.sources)} looks at images: nothing is to be stored.")
+    return names
+
+
+def check_looks(prompt_format: PromptFormat) -> None:
+    """Raises ValueError where a model sees codes alone, and thus no features."""
+    if prompt_format.sees == "codes":
+        raise ValueError("This model sees images as codes, not by its vision tower: it has no use for stored features.")
+
+
+def with_features(
+    config: DictConfig, datasets: dict[str, Dataset], model: UnifiedModel, prompt_format: PromptFormat
+) -> dict[str, Dataset]:
+    """The data sets, with stored features instead of images where the configuration names a folder of them.
+
+    Raises:
+        ValueError: the vision tower learns, or starts from nothing; or the features are not its own, or of other images.
+    """
+    if config.features is None:
+        return datasets
+    if config.init_from is None:
+        raise ValueError("Stored features are those of a model that can see: add init_from=FOLDER, or leave features out.")
+    tower = model.pixels.tower
+    if "vision" in config.stage.learns or adapter_parameters(tower):
+        raise ValueError(
+            f"Stored features are those of a frozen vision tower, and it learns in the stage '{config.stage.name}': leave "
+            f"features out, or choose a stage without vision, such as align or pretrain."
+        )
+    check_looks(prompt_format)
+    words = {"tower_hash": tower_fingerprint(tower), "image_size": tower.config.image_size}
+    folders = {name: Path(config.features) / name for name in looking_sources(config)}
+    return datasets | {name: FeaturedDataset(datasets[name], folder, **words) for name, folder in folders.items()}
+
+
+def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:
+    """The text tokenizer that the configuration names, or one trained on the data's own text: once for a run, which keeps it
+    (`TEXT_TOKENIZER`), so that it can go on when its texts have changed."""
+    kept = Path(config.out) / TEXT_TOKENIZER
+    if config.text_tokenizer in (None, NEW):
+        if kept.is_dir() and peek(Path(config.out) / CHECKPOINTS) is not None:
+            return TextTokenizer.load(kept)
+        return train_byte_bpe(_texts(datasets), config.text_vocabulary)
+    return TextTokenizer.load(config.text_tokenizer)
+
+
+def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> UnifiedModel:
+    """A fresh unified model, with the vocabularies of its two tokenizers.
+
+    Raises:
+        ValueError: the configuration gives a size that the tokenizers contradict.
+    """
+    sizes = fill_sizes(build(config.model), image_tokenizer.config, len(tokenizer))
+    return UnifiedModel(replace(sizes, trunk={**sizes.trunk, **trunk_ids(tokenizer)}))
+
+
+def trunk_ids(tokenizer: TextTokenizer) -> dict[str, int]:
+    """The special ids that a trunk's config names."""
+    special = tokenizer.special
+    return {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
+
+
+def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, vocabulary: int) -> UnifiedConfig:
+    """A model's sizes with what its configuration leaves to the image tokenizer and to the text tokenizer of `vocabulary` ids.
+
+    Raises:
+        ValueError: the configuration gives a size that the image tokenizer contradicts.
+    """
+    own = {
+        "num_codes": image_tokenizer.grid_size**2,
+        "codebook_size": image_tokenizer.quantizer.codebook_size,
+        "code_dim": image_tokenizer.code_dim,
+    }
+    for name, value in own.items():
+        given = getattr(sizes.codes, name)
+        if given not in (None, value) and name != "code_dim":
+            raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
+    codes = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
+    return replace(sizes, codes=codes, trunk={**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary})
+
+
+def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
+    """The sources, seen through their views and mixed by weight, and their tasks by ratio where one is given."""
+    sources = [
+        Source(str(name), datasets[str(name)], build(source.view), source.weight)
+        for name, source in config.data.sources.items()
+    ]
+    if config.ratio is not None:
+        sources = in_ratio(sources, build(config.ratio))
+    return Mixture(sources, template, config.seed, config.data.weigh_by)
+
+
+def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
+    """The trained image tokenizer that the configuration names, frozen: of `unimm train-tokenizer`, or out of a model (a folder
+    or hub id).
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    named = str(config.image_tokenizer)
+    path = DEMO if named == "demo" else Path(named)
+    content = read_json(path / CONFIG)
+    if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):
+        return load_image_tokenizer(path)
+    return load_model(named, dtype=torch.float32).image_tokenizer
+
+
+def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel, own: PromptFormat) -> Template:
+    """How prompts for this model are written: as the configuration says, else its own way."""
+    prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
+    vision = model.config.vision
+    longest = model.config.max_positions
+    return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches, max_positions=longest)
+
+
+def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
+    """Everything that is written in the first records of the data sets."""
+    for dataset in datasets:
+        for index in range(min(len(dataset), RECORDS_FOR_TEXT)):
+            record = unchecked(dataset, index)
+            yield from (text.text for text in (*record.captions, *record.prompts))
+            for question in record.questions:
+                yield f" {question.answer}"
+                yield question.text
+            if record.text is not None:
+                yield record.text.text

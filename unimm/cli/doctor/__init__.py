@@ -1,0 +1,1 @@
+"""`unimm doctor`: readings of the machine, its page, and the process that asks torch."""

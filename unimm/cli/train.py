@@ -1,0 +1,180 @@
+"""`unimm train`: one stage of the unified model, from a composed configuration to a model's folder."""
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from unimm.checkpoints.adapter_folder import save_adapter
+from unimm.cli.builders import NEW, TEXT_TOKENIZER
+from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_of
+from unimm.cli.learner import check_start, open_learner, with_sizes
+from unimm.cli.results import tell_training
+from unimm.cli.resume_settings import Resuming
+from unimm.data.mixture import Mixture
+from unimm.eval.runner import evaluate
+from unimm.eval.suites import build_suite
+from unimm.eval.validation import LOSS, Validation, ValidationConfig
+from unimm.inference.decode.stoppable import Stopped
+from unimm.inference.engine import Engine
+from unimm.inference.load import load
+from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.initialization import start_codes, start_vision
+from unimm.models.lora import adapted_layers, merge
+from unimm.models.unified import UnifiedModel
+from unimm.runtime.atomic_files import whole_folder
+from unimm.runtime.number_checks import check_whole
+from unimm.training.logbook import Logbook
+from unimm.training.trackers import TrackingConfig
+from unimm.training.trainer import Trainer, TrainerConfig
+
+SAMPLE_PROMPTS = 8
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> Path:
+    """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
+    `out`/adapter, and merged into the model. With an EMA it is the average that is written; with validation, the best model so
+    far lies in `out`/best.
+
+    Returns:
+        The model's folder, `out`/model.
+
+    Raises:
+        ValueError: the configuration names something that is not there.
+    """
+    out = Path(config.out)
+    check_whole(config, 0, "whitened_images")
+    check_whole(config, 1, "text_vocabulary")
+    check_start(config)
+    if config.suite is not None:
+        build_suite(config.suite)  # a name that is none is told now, not after hours
+    trainer_config: TrainerConfig = build(config.trainer)
+    validation_config: ValidationConfig = build(config.validation)
+    check_held_out(config, trainer_config, validation_config)
+    tracking: TrackingConfig = build(config.tracking)
+    tracking.check()
+    own_sizes = config.init_from is None or config.init_parts is not None or config.fresh_parts is not None
+    run = Resuming(config, "trainer", ("lora", "objective", *(("model",) if own_sizes else ())))
+    seed_everything(config.seed)
+    learner = open_learner(config)
+    run.check(learner.fingerprints)
+    run.config = with_sizes(config, learner.model)
+    model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
+    start(model, image_tokenizer, mixture, config.whitened_images, learner.fresh)
+    if "vision" in learner.fresh and "vision" not in config.stage.learns:
+        logger.warning(
+            f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
+            f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
+        )
+    objective = build(config.objective, model=model)
+
+    def is_stopped() -> bool:
+        return trainer.stop.made
+
+    validation = Validation(validation_config, out / "best", save_merged, is_stopped)
+
+    def sample_records(model: UnifiedModel, step: int, logbook: Logbook) -> None:
+        sample(learner.engine(model, is_stopped), mixture, step, logbook)
+
+    def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+        return validation(learner.engine(model, is_stopped), step, losses)
+
+    looks = (sample_records, validate, learner.held_out)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
+    trainer.say([] if trainer.step else learner.notes)
+    run.follow(trainer)
+    if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
+        validation.resume()
+    elif trainer.is_main and (config.text_tokenizer == NEW or (config.text_tokenizer or config.init_from) is None):
+        with whole_folder(out / TEXT_TOKENIZER, "tokenizer.json", "a text tokenizer's folder") as folder:
+            mixture.template.tokenizer.save(folder)
+    trainer.track(tracking, settings_of(run.config))
+    trainer.fit()
+    with trainer.averaged():
+        trainer.ask(lambda model: finish(learner.engine(model.eval()), config), torch.device("cpu"))
+        trainer.ranks.wait()
+    return out / "model"
+
+
+def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:
+    """Raises ValueError where records would be held out for nothing, or their loss is to choose and there are none."""
+    check_whole(config, 0, "held_out")
+    if config.held_out and not trainer.validate_every:
+        raise ValueError("Nothing looks at the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
+    if validation.monitor == LOSS and not config.held_out:
+        raise ValueError(f"validation.monitor={LOSS} is the loss on records that are held out: add held_out=RECORDS.")
+
+
+def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
+    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy of it."""
+    if adapted_layers(engine.model):
+        learns = any(parameter.requires_grad for parameter in engine.model.parameters())
+        model = copy.deepcopy(engine.model) if learns else engine.model  # what was gathered from shards is a copy already
+        merge(model)
+        engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
+    engine.save(folder, write_more=write_more)
+
+
+def finish(engine: Engine, config: DictConfig) -> None:
+    """Write down what has learned: the model, before it the adapter that was merged into it, and after it its scores."""
+    out = Path(config.out)
+    if config.lora is not None:
+        save_adapter(out / "adapter", engine.model, engine.image_tokenizer, str(config.init_from), config.stage.learns)
+        merge(engine.model)
+    engine.save(out / "model")
+    if config.suite is not None:
+        evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
+
+
+def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int, fresh: set[str]) -> None:
+    """Give the fresh parts of a model what data and image tokenizer know: whitened patches of `num_images` training images (0:
+    none of it), and the tokenizer's codebook where the code embedding has its form.
+    """
+    images = list(islice(mixture.images(), num_images)) if "vision" in fresh else []
+    if images:
+        start_vision(model.pixels.tower, torch.from_numpy(np.stack(images)))
+    codebook = image_tokenizer.quantize.codebook
+    if fresh >= {"code_embedding", "code_head"} and codebook.shape == model.codes.embedding.weight.shape:
+        start_codes(model.codes, codebook)
+
+
+def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
+    """Captions of, and drawings after, a few training records: what the model can do so far, unless the run is to end."""
+    datasets = [source.dataset for source in mixture.sources[:2]]
+    records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
+    records = [record for record in records if record.image is not None and record.captions]
+    if not records:
+        return
+    prompts = [record.captions[0].text for record in records]
+    with suppress(Stopped):
+        captions = engine.caption([record.image for record in records], max_new_tokens=64)
+        lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
+        logbook.text(step, "captions", "\n".join(lines))
+        logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
+
+
+def _row(images: list[Image.Image]) -> Image.Image:
+    width, height = images[0].size
+    row = Image.new("RGB", (width * len(images), height))
+    for index, image in enumerate(images):
+        row.paste(image, (index * width, 0))
+    return row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command: Hydra's words in, a trained model and its results out."""
+
+    def job(config: DictConfig) -> None:
+        train(config)
+        tell_training(config)
+
+    run_with_hydra("train", job, argv)

@@ -1,0 +1,50 @@
+"""Records that are kept from being learned: the same ones of a data set, whatever the seed of a run and from stage to stage.
+
+Which ones depends on the number of records alone, so sources that show the same records in several ways hold out the same.
+"""
+
+import numpy as np
+
+from unimm.data.records import Dataset, Record
+from unimm.data.stores.digests import check, unchecked
+
+KEY = 7
+"""Of the generator that chooses them."""
+
+
+class Part:
+    """Some records of a data set, by their places there."""
+
+    def __init__(self, dataset: Dataset, places: np.ndarray) -> None:
+        self.dataset = dataset
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.dataset[int(self.places[index])]
+
+    def unchecked(self, index: int) -> Record:
+        """A record whose image was not compared (`unimm.data.stores.digests`)."""
+        return unchecked(self.dataset, int(self.places[index]))
+
+    def check(self, index: int) -> None:
+        """Compare a record's image."""
+        check(self.dataset, int(self.places[index]))
+
+
+def hold_out(datasets: dict[str, Dataset], num_records: int) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """What is learned from, and what is held out: `num_records` of each data set, by chance.
+
+    Raises:
+        ValueError: a data set has nothing left to learn from.
+    """
+    learned: dict[str, Dataset] = {}
+    held: dict[str, Dataset] = {}
+    for name, dataset in datasets.items():
+        if len(dataset) <= num_records:
+            raise ValueError(f"{num_records} records cannot be held out of the {len(dataset)} of '{name}': lower held_out.")
+        order = np.random.Generator(np.random.Philox(key=KEY)).permutation(len(dataset))
+        held[name], learned[name] = (Part(dataset, np.sort(part)) for part in np.split(order, [num_records]))
+    return learned, held

@@ -1,0 +1,263 @@
+"""A data set's images as codes on disk: what `unimm encode` writes and training reads instead of the image tokenizer.
+
+    folder/codes.safetensors    "codes": (num_records, num_codes) uint16 or int32, row i of record i
+                                "identities": (num_records, 32) uint8, which image that was (`unimm.data.stores.digests`)
+    folder/manifest.json        of what, with which tokenizer, how many, in which dtype they were made
+    folder/reconstructions.png  some of the images, above what their codes show
+
+Codes mean nothing without their tokenizer, so the manifest names it by its fingerprint, and reading refuses another. Nor
+without their image: reading a record whose image is not the encoded one raises ValueError.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from unimm.data.image import image_hash
+from unimm.data.records import Dataset, Record
+from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
+from unimm.runtime.atomic_files import read_json, whole_folder, write_json
+from unimm.runtime.resumable_folder import Unfinished, same_content
+
+CODES, MANIFEST = "codes.safetensors", "manifest.json"
+WHAT = "a folder of stored codes"
+FREE = ("unimm_version", "psnr", "psnr_worst", "psnr_images")
+"""What may differ between codes that are the same."""
+OF = ("num_records", "dataset", "first_key", "last_key", "first_image", "part_records")
+"""What tells which images they are of; all else is how they were made."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CodesManifest:
+    """What stored codes are of and how they were made.
+
+    dataset: what describes the data set, in words. first_key, last_key: of its records, first_image: a hash of the first one's
+        image, to notice another one.
+    tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
+    psnr, psnr_worst: in dB, how well it gives such images back: the mean, and the least, of a sample of `psnr_images`.
+    """
+
+    num_records: int
+    dataset: str
+    first_key: str
+    last_key: str
+    first_image: str
+    tokenizer_hash: str
+    precision: str
+    image_size: int
+    num_codes: int
+    codebook_size: int
+    unimm_version: str
+    psnr: float | None = None
+    psnr_worst: float | None = None
+    psnr_images: int = 0
+
+
+def is_stored(folder: Path, manifest: CodesManifest) -> bool:
+    """Whether such codes lie there, whole."""
+    return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
+
+
+def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
+    """The file of codes that lies there, if they were made in the same way, of whatever images."""
+    is_alike = same_content(read_json(folder / MANIFEST), asdict(manifest), (*FREE, *OF))
+    return [folder / CODES] if is_alike and (folder / CODES).is_file() else []
+
+
+def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> Unfinished:
+    """Codes in the making, in parts of so many records.
+
+    Raises:
+        ValueError: something else lies there, or others were begun, to be made in another way.
+    """
+    content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
+    content["part_records"] = part_records
+    return Unfinished(folder, MANIFEST, WHAT, content, lambda number: f"{number:05}.safetensors", OF)
+
+
+def load_part(unfinished: Unfinished, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, num_codes) int32 of a part that is there, and the identities (n, 32) of their images."""
+    part = load_file(unfinished.path(number))
+    return part["codes"], part["identities"]
+
+
+def save_codes(
+    folder: Path,
+    codes_NT: np.ndarray,
+    manifest: CodesManifest,
+    identities: np.ndarray | None = None,
+    pictures: Iterable[Path] = (),
+) -> None:
+    """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
+
+    identities: (num_records, 32), of their images; None: those of other images will not be told from them.
+    pictures: files that are put beside the codes.
+
+    Raises:
+        ValueError: the codes do not agree with the manifest, or the folder holds something else.
+    """
+    expected = (manifest.num_records, manifest.num_codes)
+    if codes_NT.shape != expected:
+        raise ValueError(f"Codes of shape {codes_NT.shape} are not the {expected} that the manifest speaks of.")
+    if codes_NT.size and not 0 <= int(codes_NT.min()) <= int(codes_NT.max()) < manifest.codebook_size:
+        raise ValueError(f"Codes lie in [0, {manifest.codebook_size}), not {codes_NT.min()} to {codes_NT.max()}.")
+    dtype = np.uint16 if manifest.codebook_size <= 2**16 else np.int32
+    tensors = {"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}
+    with whole_folder(folder, MANIFEST, WHAT) as temporary:
+        save_file(tensors if identities is None else {**tensors, "identities": identities}, temporary / CODES)
+        for picture in pictures:
+            shutil.copyfile(picture, temporary / picture.name)
+        write_json(temporary / MANIFEST, asdict(manifest))
+
+
+class StoredCodes:
+    """Codes by index, (num_codes,) int64, read from the disk as they are asked for. Get one by `open`."""
+
+    def __init__(self, folder: Path, manifest: CodesManifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._slices: dict[str, Any] = {}
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        expect_tokenizer_hash: str | None = None,
+        expect_num_records: int | None = None,
+        expect_image_size: int | None = None,
+    ) -> "StoredCodes":
+        """The codes of a folder.
+
+        Raises:
+            ValueError: there are none, they are damaged, or not what is expected of them; says both sides.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        expectations = {
+            "tokenizer_hash": expect_tokenizer_hash,
+            "num_records": expect_num_records,
+            "image_size": expect_image_size,
+        }
+        for name, expected in expectations.items():
+            found = getattr(manifest, name)
+            if expected is not None and found != expected:
+                raise ValueError(
+                    f"The codes in {folder} were made with {name} {found}, not {expected}: make them again with `unimm encode`."
+                )
+        stored = cls(folder, manifest)
+        shape = tuple(stored._slice("codes").get_shape())
+        if shape != (manifest.num_records, manifest.num_codes):
+            raise ValueError(f"The codes in {folder} are damaged: {shape} on disk, {manifest} in the manifest.")
+        return stored
+
+    def __len__(self) -> int:
+        return self.manifest.num_records
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+        return self._slice("codes")[index].astype(np.int64)
+
+    @property
+    def has_identities(self) -> bool:
+        """Whether it is known which images they are of; codes of an older unimm do not tell."""
+        return self._slice("identities") is not None
+
+    def identity(self, index: int) -> np.ndarray:
+        """(32,) uint8, of the image that a record's codes are of."""
+        return self._slice("identities")[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes open the file for themselves.
+        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}}
+
+    def _slice(self, name: str) -> Any:
+        if not self._slices:
+            file = safe_open(self.folder / CODES, framework="numpy")
+            self._slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        return self._slices.get(name)
+
+
+class CodedDataset(ComparedDataset):
+    """A data set whose records carry the codes of their image.
+
+    decoys: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too.
+
+    Raises ValueError where the folder holds the codes of another data set, or of another tokenizer than `tokenizer_hash`; and
+    when a record is read whose image is another than the one that was encoded.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        folder: str | Path,
+        tokenizer_hash: str | None = None,
+        decoys: "CodedDataset | None" = None,
+    ) -> None:
+        super().__init__(dataset)
+        self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
+        manifest = self.codes.manifest
+        ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
+        if ends != (manifest.first_key, manifest.last_key):
+            raise ValueError(
+                f"The codes in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
+                f"not {ends[0]} to {ends[1]}: make them again with `unimm encode`."
+            )
+        # Worlds of two seeds, or a folder whose files were exchanged, have the same keys.
+        image = dataset[0].image if len(dataset) else None
+        if image is not None and image_hash(image) != manifest.first_image:
+            raise ValueError(
+                f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
+                f"`unimm encode`."
+            )
+        if not self.codes.has_identities:
+            logger.warning(
+                f"The codes in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
+                f"pictures are not noticed: run `unimm encode` again, which makes them anew, to be sure."
+            )
+        self.decoys = decoys
+        of_same = ("num_records", "first_key", "last_key", "tokenizer_hash")
+        if decoys and any(getattr(manifest, name) != getattr(decoys.codes.manifest, name) for name in of_same):
+            raise ValueError(
+                f"The decoys in {decoys.codes.folder} are of other records than the codes in {folder}, or of another image "
+                f"tokenizer: make them again with `unimm encode`."
+            )
+        self.check_some()
+
+    def unchecked(self, index: int) -> Record:
+        """A record, whose image was not compared with the one that its codes are of."""
+        record = unchecked(self.dataset, index).with_codes(self.codes[index])
+        return record.with_decoys(self.decoys.codes[index]) if self.decoys else record
+
+    def compare(self, index: int) -> None:
+        """Raises ValueError where a record's codes, or those of its decoy, are of another image than it has now."""
+        record = unchecked(self.dataset, index)
+        if self.codes.has_identities and (record.image is None or not is_same(record.image, self.codes.identity(index))):
+            raise ValueError(
+                f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
+                f"again, which makes only those that have changed."
+            )
+        if self.decoys:
+            self.decoys.check(index)
+
+
+def _read_manifest(folder: Path) -> CodesManifest:
+    path = folder / MANIFEST
+    if not path.is_file() or not (folder / CODES).is_file():
+        raise ValueError(f"{folder} holds no stored codes ({CODES}, {MANIFEST}): make them with `unimm encode`.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(CodesManifest)}
+        return CodesManifest(**{name: value for name, value in content.items() if name in known})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The manifest of the codes in {folder} cannot be read: {error}.") from error

@@ -1,0 +1,1 @@
+"""Reports of trainings and evaluations, comparisons of runs, fits of scaling."""

@@ -1,0 +1,1 @@
+"""Tasks: data with its own score."""

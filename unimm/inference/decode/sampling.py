@@ -1,0 +1,140 @@
+"""From logits to ids: guidance, repetition penalty, temperature, top-k, top-p, min-p, as small functions over rows.
+
+They apply in this order, as in `transformers`. Every setting is one number a row, so rows of different requests share a step.
+
+Shapes: R rows, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+from unimm.inference.decode.counter_noise import gumbel, stream_key
+from unimm.inference.scalars import real_number, whole_number
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the elements of one open segment are chosen.
+
+    temperature: 0.0 is greedy. top_k: keep the k most likely; 0 keeps all. top_p: keep the most likely that together reach p.
+    seed, index: the key of the noise: image `index` of a request with `seed`.
+    min_p: keep what is at least p times as likely as the likeliest (arXiv 2407.01082); 0 keeps all.
+    repetition_penalty: logits of text that was given or written before are divided by it, or multiplied where they are
+        negative (arXiv 1909.05858); 1 is off. Of text only.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    index: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # of NumPy's or PyTorch's numbers plain ones
+            convert = whole_number if field.name in ("seed", "index", "top_k") else real_number
+            object.__setattr__(self, field.name, convert(field.name, getattr(self, field.name)))
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
+        if not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k must be 0 (all) or positive, and below 2^31, not {self.top_k}.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is a probability in (0, 1], not {self.top_p}.")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p is a probability in [0, 1], not {self.min_p}.")
+        if not 0.0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be positive (1 is off), not {self.repetition_penalty}.")
+
+
+class Sampler:
+    """The settings of R rows as tensors; calling it chooses one id a row.
+
+    seen: for each row the ids that a repetition penalty is for; from then on the sampler notes what it chooses.
+    """
+
+    def __init__(
+        self, rows: list[Sampling], device: torch.device, seen: list[list[int]] | None = None, vocabulary_size: int = 0
+    ) -> None:
+        self.keys = torch.tensor([stream_key(row.seed, row.index) for row in rows], device=device)
+        self.temperature = torch.tensor([row.temperature for row in rows], device=device)
+        self.top_k = torch.tensor([row.top_k for row in rows], device=device)
+        self.top_p = torch.tensor([row.top_p for row in rows], device=device)
+        self.min_p = torch.tensor([row.min_p for row in rows], device=device)
+        self.penalty = torch.tensor([row.repetition_penalty for row in rows], device=device)
+        self._greedy = all(row.temperature == 0.0 for row in rows)
+        self._sorts = any(row.top_k > 0 or row.top_p < 1.0 for row in rows)
+        self._has_least = any(row.min_p > 0.0 for row in rows)
+        self.seen: torch.Tensor | None = None
+        if seen is not None and any(row.repetition_penalty != 1.0 for row in rows):
+            self.seen = torch.zeros(len(rows), vocabulary_size, dtype=torch.bool, device=device)
+            for marks, ids in zip(self.seen, seen, strict=True):
+                marks[torch.tensor(ids, dtype=torch.long, device=device)] = True
+
+    def __call__(self, logits_RV: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
+        """logits (R, V), the step of each row (R,) -> ids (R,)."""
+        logits_RV = logits_RV.float()
+        if self.seen is not None:
+            logits_RV = penalise(logits_RV, self.seen, self.penalty)
+        chosen_R = self._choose(logits_RV, steps_R)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen_R[:, None], True)
+        return chosen_R
+
+    def _choose(self, logits_RV: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
+        greedy_R = logits_RV.argmax(-1)
+        if self._greedy:
+            return greedy_R
+        scaled_RV = logits_RV / self.temperature.clamp(min=1e-6)[:, None]
+        if self._sorts:
+            scaled_RV = keep_likely(scaled_RV, self.top_k, self.top_p)
+        if self._has_least:
+            scaled_RV = keep_at_least(scaled_RV, self.min_p)
+        drawn_R = (scaled_RV + gumbel(self.keys, steps_R, logits_RV.shape[-1])).argmax(-1)
+        return torch.where(self.temperature > 0, drawn_R, greedy_R)
+
+    @property
+    def settings(self) -> tuple[bool, ...]:
+        """What it does at all: samplers that agree in it run the same operations."""
+        return (self._greedy, self._sorts, self._has_least, self.seen is not None)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that differs between samplers of the same settings and number of rows."""
+        plain = [self.keys, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty]
+        return plain if self.seen is None else [*plain, self.seen]
+
+
+def guide(conditional_RV: torch.Tensor, unconditional_RV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance in float32: l = u + s (c - u), one scale a row."""
+    unconditional = unconditional_RV.float()
+    return unconditional + scale_R[:, None] * (conditional_RV.float() - unconditional)
+
+
+def penalise(logits_RV: torch.Tensor, seen_RV: torch.Tensor, penalty_R: torch.Tensor) -> torch.Tensor:
+    """Logits of what was seen come nearer to nothing: divided by the penalty, multiplied where they are negative."""
+    penalty_R1 = penalty_R[:, None]
+    return torch.where(seen_RV, torch.where(logits_RV > 0, logits_RV / penalty_R1, logits_RV * penalty_R1), logits_RV)
+
+
+def keep_likely(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
+    """Logits with everything below the k most likely, and then outside their nucleus of mass p, at minus infinity."""
+    ordered_RV, order_RV = logits_RV.sort(dim=-1, descending=True)
+    rank_V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)
+    beyond_k = (rank_V[None] >= top_k_R[:, None]) & (top_k_R[:, None] > 0)
+    likely_RV = ordered_RV.masked_fill(beyond_k, float("-inf")).softmax(-1)
+    before_RV = likely_RV.cumsum(-1) - likely_RV
+    # A rounded sum may reach 1 before the end: a row that keeps all must not lose its tail because of its neighbours.
+    beyond_p = (
+        (before_RV >= top_p_R[:, None]) & (top_p_R[:, None] < 1.0) & (rank_V > 0)
+    )  # the likeliest stays, also for p near 0
+    beyond = beyond_k | beyond_p
+    return logits_RV.masked_fill(beyond.scatter(-1, order_RV, beyond), float("-inf"))
+
+
+def keep_at_least(logits_RV: torch.Tensor, min_p_R: torch.Tensor) -> torch.Tensor:
+    """Logits with everything less likely than p times the likeliest at minus infinity."""
+    least_R1 = logits_RV.amax(-1, keepdim=True) + min_p_R[:, None].log()  # log 0 is minus infinity: all are kept
+    return logits_RV.masked_fill(logits_RV < least_R1, float("-inf"))

@@ -1,0 +1,95 @@
+"""Images that cannot be used: met one by one, over hours and by several processes, and named all at once."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset as TorchDataset
+
+from unimm.data.records import Dataset, ImageLike
+from unimm.data.stores.digests import unchecked
+from unimm.runtime.resumable_folder import Unfinished
+
+MOST_NAMED = 20
+"""Of those that are named in a message; the others are counted."""
+
+MOST_CHARACTERS = 700
+"""Of their names in a message."""
+
+HOPELESS = 100
+"""So many of them end the work where it is, if they are most of what was seen so far."""
+
+
+class BadImage(NamedTuple):
+    """An image that cannot be used: its record's key, and why."""
+
+    key: str
+    reason: str
+
+
+class UsedImages(TorchDataset):
+    """What `use` makes of the image of a record, by index; a BadImage where it cannot."""
+
+    def __init__(self, dataset: Dataset, use: Callable[[ImageLike], Any]) -> None:
+        self._dataset, self._use = dataset, use
+
+    def __getitem__(self, index: int) -> Any:
+        key = f"record {index}"
+        try:
+            record = unchecked(self._dataset, index)
+            key = record.key
+            return BadImage(key, "it has no image") if record.image is None else self._use(record.image)
+        except (ValueError, OSError) as error:
+            return BadImage(key, short_reason(error))
+
+
+def is_hopeless(num_bad: int, num_seen: int) -> bool:
+    """Whether it is of no use to go on: nearly all are bad."""
+    return num_bad >= HOPELESS and 2 * num_bad > num_seen
+
+
+def note_bad(unfinished: Unfinished, rank: int, bad: list[BadImage]) -> None:
+    """Leave word of a process' bad images for all processes."""
+    if bad:
+        (unfinished.room / f"bad-{rank}.json").write_text(json.dumps(bad), encoding="utf-8")
+
+
+def forget_bad(unfinished: Unfinished) -> None:
+    """What an earlier run met may have been mended; by the first process, before the others begin."""
+    for path in unfinished.room.glob("bad*"):
+        path.unlink()
+
+
+def raise_bad(unfinished: Unfinished, num_images: int) -> None:
+    """Raises ValueError where any process met a bad image: names them, and says where all are listed if they are many."""
+    bad = [BadImage(*one) for path in sorted(unfinished.room.glob("bad-*.json")) for one in json.loads(path.read_text("utf-8"))]
+    if not bad:
+        return
+    num_named = min(len(bad), MOST_NAMED)
+    while num_named > 1 and len(_told(bad[:num_named])) > MOST_CHARACTERS:
+        num_named -= 1
+    others = ""
+    if num_named < len(bad):
+        listed = unfinished.room / "bad_images.txt"
+        listed.write_text("".join(f"{one.key}\t{one.reason}\n" for one in bad), encoding="utf-8")
+        others = f"; and {len(bad) - num_named:,} others, see {listed}"
+    raise ValueError(
+        f"{len(bad):,} of {num_images:,} images cannot be used ({_told(bad[:num_named])}{others}): mend them or take their "
+        f"records out, and run it again; what was made of the others is kept."
+    )
+
+
+def _told(bad: list[BadImage]) -> str:
+    """Names by reason, which many share."""
+    keys: dict[str, list[str]] = {}
+    for one in bad:
+        keys.setdefault(one.reason, []).append(one.key)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in keys.items())
+
+
+def short_reason(error: Exception) -> str:
+    """What is wrong, in a few words; the key says with which image."""
+    said = " ".join(str(error).split()).rstrip(".")
+    said = re.sub(r"^Cannot (read|use) (the image data|the array|the image|the file '.*?'): ", "", said)
+    return said if len(said) <= 200 else f"{said[:200]}..."

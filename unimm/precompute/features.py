@@ -1,0 +1,194 @@
+"""A data set's images to stored features of a frozen vision tower, once, so that training never runs the tower.
+
+The tower runs as it does in training: in its own dtype, or under autocast to bfloat16 (`precision`). Features are stored in
+bfloat16 unless told otherwise: half the space, in the dtype that a bfloat16 training rounds them to before the projector.
+Processes may share the work, and what was interrupted goes on where it stopped (`unimm.precompute.sharded_pass`).
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unimm.checkpoints.fingerprint import tower_fingerprint
+from unimm.data.image import image_hash, look
+from unimm.data.records import Dataset
+from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.stores.features import (
+    DTYPES,
+    MANIFEST,
+    FeaturesManifest,
+    StoredFeatures,
+    finish_features,
+    has_rows,
+    is_stored,
+    load_rows,
+    preparation_fingerprint,
+    put_rows,
+    shard_rows,
+    stored_files,
+    unfinished_features,
+)
+from unimm.models.vision.tower import VisionTower
+from unimm.precompute.bad_images import BadImage, forget_bad, note_bad, raise_bad, short_reason
+from unimm.precompute.known_images import KnownImages
+from unimm.precompute.pass_precision import precision_name, settle_precision
+from unimm.precompute.pass_progress import images_progress
+from unimm.precompute.sharded_pass import Job, Work, evaluating, make_parts
+from unimm.runtime.resumable_folder import Unfinished
+from unimm.runtime.version import package_version
+
+
+def encode_features(
+    tower: VisionTower,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    source: str = "",
+    precision: str = "no",
+    dtype: str = "bfloat16",
+    work: Work | None = None,
+) -> StoredFeatures:
+    """Look at every image of a data set with the tower, on its device and in its dtype, and store what it sees in `out`.
+
+    What is there already of the same images by the same tower is kept, finished or not, and wherever they stood: only images
+    that are new, or were exchanged, are looked at.
+
+    Args:
+        source: what the data is called, for the manifest; default: its class.
+        precision: "no", or "bf16" for autocast; or "auto": what the device is faster in, or what is there already was made in.
+        dtype: "bfloat16" or "float32", of what is stored.
+        work: how it is gone about, and by how many processes.
+
+    Returns:
+        The features, opened.
+
+    Raises:
+        ValueError: no record has an image, images are not the same when they are read again or cannot be used (all of them are
+            named), the dtype is another, `out` holds something else than features, or was begun in another way.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
+    work, out = work or Work(), Path(out)
+    ranks = work.ranks
+    manifest, weight = _describe(tower, dataset, source, dtype), next(tower.parameters())
+    precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
+    manifest = replace(manifest, precision=precision_name(precision, weight))
+    unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
+    ranks.wait()  # nobody begins before all have looked
+    if ranks.number == 0:
+        unfinished.begin()
+        forget_bad(unfinished)
+        _put_rows(unfinished, dataset, work)
+    ranks.wait()
+    raise_bad(unfinished, len(dataset))
+    rows = load_rows(unfinished)
+    shown = np.flatnonzero(rows >= 0)
+    job = Job(
+        see=lambda pixels: _look(tower, pixels, precision).to(DTYPES[dtype]).cpu(),
+        prepare=partial(look, size=manifest.image_size),
+        dataset=dataset,
+        images=shown[np.unique(rows[shown], return_index=True)[1]],
+        part_rows=manifest.shard_rows,
+        key="features",
+        dtype=DTYPES[dtype],
+        title=f"features of {manifest.source}",
+    )
+    known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "features")
+    if is_same and not len(known):
+        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
+    is_same = is_same and np.array_equal(StoredFeatures.open(out).rows, rows)
+    with evaluating(tower):
+        is_new = make_parts(job, unfinished, known, work, is_same)
+    if ranks.number == 0:
+        if is_new:
+            finish_features(unfinished, replace(manifest, num_images=len(job.images)))
+        unfinished.drop()
+    if not is_new:
+        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
+    ranks.wait()
+    return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
+
+
+def _describe(tower: VisionTower, dataset: Dataset, source: str, dtype: str) -> FeaturesManifest:
+    """What is to be stored; the precision is not settled, and the number of images not known yet."""
+    config = tower.config
+    first_image = _first_image(dataset)
+    return FeaturesManifest(
+        num_records=len(dataset),
+        source=source or type(dataset).__name__,
+        first_key=key_at(dataset, 0),
+        last_key=key_at(dataset, len(dataset) - 1),
+        first_image=first_image,
+        tower_hash=tower_fingerprint(tower),
+        preparation=preparation_fingerprint(config.image_size),
+        precision="",
+        dtype=dtype,
+        image_size=config.image_size,
+        num_patches=config.num_patches,
+        width=config.width,
+        num_images=0,
+        shard_rows=shard_rows(config.num_patches, config.width, dtype),
+        unimm_version=package_version(),
+    )
+
+
+def _first_image(dataset: Dataset) -> str:
+    """The hash of the first image that there is.
+
+    Raises:
+        ValueError: there is none, or it is another when it is read again.
+    """
+    for index in range(len(dataset)):
+        try:
+            record = unchecked(dataset, index)
+        except ValueError:
+            return ""
+        if record.image is None:
+            continue
+        try:
+            found = {image_hash(image) for image in (record.image, unchecked(dataset, index).image) if image is not None}
+        except ValueError:  # told with all others of the kind
+            return ""
+        if len(found) > 1:
+            raise ValueError(
+                f"Record {record.key} has another image each time it is read: augmented images have to be looked at each time, "
+                f"so store no features of them."
+            )
+        return found.pop()
+    raise ValueError("There is nothing to look at: no record has an image.")
+
+
+def _put_rows(unfinished: Unfinished, dataset: Dataset, work: Work) -> None:
+    """Find the row of each record's image, unless they were found before: images are numbered as they first come, and records
+    that name the same file share one. Records that cannot be read are noted."""
+    if has_rows(unfinished):
+        return
+    rows = np.full(len(dataset), -1, dtype=np.int64)
+    known: dict[str, int] = {}
+    bad: list[BadImage] = []
+    num_images = 0
+    with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
+        for index in range(len(dataset)):
+            try:
+                image = unchecked(dataset, index).image
+            except (ValueError, OSError) as error:
+                bad.append(BadImage(f"record {index}", short_reason(error)))
+                continue
+            if image is not None:
+                row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
+                rows[index] = row
+                num_images += row == num_images
+            advance(1)
+    note_bad(unfinished, work.ranks.number, bad)
+    if not bad:
+        put_rows(unfinished, rows)
+
+
+def _look(tower: VisionTower, pixels_NCHW: torch.Tensor, precision: str) -> torch.Tensor:
+    """Features (N, P, C)."""
+    weight = next(tower.parameters())
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return tower(pixels_NCHW.to(weight.device, weight.dtype))

@@ -1,0 +1,175 @@
+"""A folder that is made file by file, for hours, by one process or several, and goes on where it stopped.
+
+    .NAME.unfinished/            beside NAME, until it is whole
+        begun.json               what is being made, and how: nobody goes on with something else
+        00007.sha256             its file is whole, and has this hash
+        whole/                   what will be NAME
+        kept/                    files that were made in the same way of something else, to take from
+
+A file is written beside `whole`, flushed to disk and moved there, and only then proved: what a kill has left half-written is
+never read. The first process begins and finishes the folder; its files any process writes, each its own.
+"""
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from unimm.runtime.atomic_files import check_replaceable, flush, read_json, replace_folder, write_json
+
+BEGUN = "begun.json"
+
+
+class Unfinished:
+    """A folder in the making.
+
+    Args:
+        final: where it will lie.
+        mark, what: as `unimm.runtime.atomic_files.check_replaceable` has them.
+        content: says what is being made, JSON-able; the same content is the same folder.
+        of: names in the content that say what it is made of, and not how: where these differ, files that were made before are
+            kept to take from.
+        name: of file number n.
+
+    Raises:
+        ValueError: something else lies there, or files were begun that are made in another way.
+    """
+
+    def __init__(
+        self,
+        final: Path,
+        mark: str,
+        what: str,
+        content: dict[str, Any],
+        name: Callable[[int], str],
+        of: tuple[str, ...] = (),
+    ) -> None:
+        check_replaceable(final, mark, what)
+        self.final, self.content = final, content
+        self._name = name
+        self.room = room_of(final)
+        self.whole, self._kept = self.room / "whole", self.room / "kept"
+        begun = begun_content(final)
+        self._is_other = begun is not None and begun != content
+        differ = sorted(key for key in {*(begun or {}), *content} - {*of} if begun and begun.get(key) != content.get(key))
+        if begun and differ and (self.kept() or any(self.room.glob("*.sha256"))):
+            raise ValueError(
+                f"{final} was begun with another {', '.join(differ)} ({begun.get(differ[0])}, now {content.get(differ[0])}): "
+                f"give the same words to go on, or remove {self.room} to start over."
+            )
+        self._is_made_otherwise = bool(differ)
+
+    def begin(self) -> None:
+        """Make room, or find what was made; by the first process, before the others look."""
+        if self._is_made_otherwise:
+            self.drop()
+        self.whole.mkdir(parents=True, exist_ok=True)
+        for left in self.room.glob("*.tmp"):
+            left.unlink()
+        if self._is_other:
+            self._set_aside()
+        if self._is_other or not (self.room / BEGUN).is_file():
+            self._write(self.room / BEGUN, lambda path: write_json(path, self.content))
+
+    def kept(self) -> list[Path]:
+        """Files that were made in the same way of something else."""
+        return sorted(self._kept.glob("*.safetensors"))
+
+    def keep(self, write: Callable[[Path], object]) -> None:
+        """Write a file to take from the next time."""
+        self._kept.mkdir(exist_ok=True)
+        self._write(self._kept / f"{secrets.token_hex(8)}.safetensors", write)
+
+    def begun(self, numbers: Iterable[int]) -> list[int]:
+        """Those files of these that were there whole when they were written; a look tells, and nothing is read."""
+        return [number for number in numbers if self._proof(number).is_file()]
+
+    def missing(self, numbers: Iterable[int], advance: Callable[[int], object] = lambda _: None) -> list[int]:
+        """Those files of these that are not there whole; reads every byte of the others, and tells `advance` after each."""
+        found = []
+        for number in numbers:
+            if not self._proof(number).is_file():
+                found.append(number)
+                continue
+            if not self._is_proved(number):
+                found.append(number)
+            advance(1)
+        return found
+
+    def path(self, number: int) -> Path:
+        """Where a file lies."""
+        return self.whole / self._name(number)
+
+    def put(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Write a file without a number, unless it is there; by the first process. `write` is given a path.
+
+        Returns:
+            Where it lies.
+        """
+        path = self.whole / name
+        if not path.is_file():
+            self._write(path, write)
+        return path
+
+    def save(self, number: int, write: Callable[[Path], object]) -> None:
+        """Write a file and its proof."""
+        proof = self._proof(number)
+        proof.unlink(missing_ok=True)
+        self._write(self.path(number), write)
+        digest = _digest(self.path(number))
+        self._write(proof, lambda path: path.write_text(digest))
+
+    def finish(self) -> None:
+        """Give the folder its place; by the first process, when all files are there."""
+        replace_folder(self.whole, self.final)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget everything that was made."""
+        shutil.rmtree(self.room, ignore_errors=True)
+
+    def _set_aside(self) -> None:
+        """Whole files of something else become files to take from."""
+        self._kept.mkdir(exist_ok=True)
+        for proof in sorted(self.room.glob("*.sha256")):
+            if self._is_proved(int(proof.stem)):
+                self.path(int(proof.stem)).replace(self._kept / f"{secrets.token_hex(8)}.safetensors")
+            proof.unlink()
+        shutil.rmtree(self.whole)
+        self.whole.mkdir()
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        temporary = self.room / f"{path.name}.tmp"
+        write(temporary)
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+
+    def _is_proved(self, number: int) -> bool:
+        proof, path = self._proof(number), self.path(number)
+        return proof.is_file() and path.is_file() and proof.read_text() == _digest(path)
+
+    def _proof(self, number: int) -> Path:
+        return self.room / f"{number:05}.sha256"
+
+
+def room_of(final: Path) -> Path:
+    """Where a folder is made."""
+    return final.with_name(f".{final.name}.unfinished")
+
+
+def begun_content(final: Path) -> dict[str, Any] | None:
+    """What was begun there, None where nothing was."""
+    return read_json(room_of(final) / BEGUN)
+
+
+def same_content(one: dict[str, Any] | None, other: dict[str, Any], free: tuple[str, ...]) -> bool:
+    """Whether two say the same, but for what is free; None says nothing."""
+    return one is not None and all(one.get(key) == value for key, value in other.items() if key not in free)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The training of image tokenizers: its trainer, losses, adversary and metrics."""

@@ -1,0 +1,36 @@
+"""The likelihood of the next element of everything that is learned: text and codes."""
+
+import torch
+
+from unimm.batch import Batch
+from unimm.models.ports.base import Tally
+from unimm.models.unified import UnifiedModel
+from unimm.training.flops import FlopCount
+from unimm.training.objectives.base import Objective
+
+
+class Likelihood(Objective):
+    """The likelihood of every element that a batch says is learned."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.max_positions = model.config.max_positions
+
+    def check(self, batch: Batch) -> None:
+        longest = int(batch.positions.max()) + 1
+        if longest > self.max_positions:
+            raise ValueError(
+                f"A sequence takes {longest} positions, and the model was made for {self.max_positions}: cut texts "
+                f"(data.max_characters), ask less in a conversation (num_turns of its view), or make a model for more "
+                f"(model.trunk.max_position_embeddings)."
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tally]:
+        return {kind.name.lower(): tally for kind, tally in self.model(batch).items()}
+
+    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {kind.name.lower(): batch.num_targets(kind) for kind in self.model.vocabulary_ports}
+
+    def flop_count(self) -> FlopCount:
+        return FlopCount(self.model)

@@ -1,0 +1,149 @@
+"""Which optimizer moves which parameter: Muon for the matrices inside towers and trunk, AdamW for everything else.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of a weight matrix; it is meant for hidden matrices, not for embeddings,
+heads, norms or biases, which AdamW moves. Weight decay goes to matrices that are not embeddings. Adapters are AdamW's too: B
+is zero at first, and an orthogonal step would be a large one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.lora import is_adapter
+from unimm.runtime.number_checks import check_number
+from unimm.training.muon import Muon
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Learning rates and AdamW's and Muon's settings.
+
+    lr: AdamW's learning rate, before stage factors and schedule.
+    muon_lr: Muon's learning rate for hidden matrices; None: AdamW moves them too.
+    """
+
+    lr: float = 1e-3
+    muon_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_momentum: float = 0.95
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_number(self, "weight_decay")
+        check_number(self, "lr", "eps", above=0)
+        check_number(self, "muon_momentum", below=1)
+        check_betas(self.betas)
+        given = [name for name in ("muon_lr", "max_grad_norm") if getattr(self, name) is not None]
+        check_number(self, *given, above=0)
+
+
+def check_betas(betas: tuple[float, float] | list[float]) -> None:
+    """Raises ValueError unless these are AdamW's two decays, each in [0, 1)."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are two numbers of at least 0 and below 1, such as [0.9, 0.95], not {betas}.")
+
+
+class Optimizers:
+    """AdamW and, where asked for, Muon, moved together. Groups keep their own base rate in `base_lr`."""
+
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        factors: dict[str, float],
+        config: OptimizerConfig,
+        muon_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """
+        Args:
+            parts: the model's parts by name.
+            factors: learning-rate factor a part; parts that are not named do not learn, nor what is frozen in others.
+            config: rates and settings.
+            muon_dtype: of Muon's products.
+
+        Raises:
+            ValueError: nothing learns.
+        """
+        groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
+        seen: set[int] = set()
+        for name, factor in factors.items():
+            for group in _groups_of(name, parts[name], config, seen):
+                rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
+                group["lr"] = group["base_lr"] = (rate or config.lr) * factor
+                groups[group.pop("optimizer")].append(group)
+        if not any(groups.values()):
+            raise ValueError("Nothing learns in this stage: choose another, or add lora=default.")
+        self.all: dict[str, torch.optim.Optimizer] = {}
+        if groups["adamw"]:
+            self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        if groups["muon"]:
+            assert config.muon_lr is not None
+            self.all["muon"] = Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum, dtype=muon_dtype)
+
+    def scale(self, factor: float) -> None:
+        """Set every group's rate to its base rate times `factor`."""
+        for optimizer in self.all.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    def step(self) -> None:
+        """One update of everything that learns, then clear the gradients."""
+        for optimizer in self.all.values():
+            optimizer.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.all.values():
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[int]) -> list[dict]:
+    """One part's parameters as groups: Muon's matrices, decayed, not decayed. Tied parameters go to the first part."""
+    embeddings = {id(p) for m in part.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    chosen: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for parameter_name, parameter in part.named_parameters():
+        if id(parameter) in seen or not parameter.requires_grad:
+            continue
+        seen.add(id(parameter))
+        is_matrix = parameter.dim() == 2 and id(parameter) not in embeddings
+        hidden = is_matrix and name in ("trunk", "vision", "projector") and not is_adapter(parameter_name)
+        optimizer = "muon" if hidden and config.muon_lr is not None else "adamw"
+        decayed = is_matrix or (parameter.dim() > 2 and "pos_embed" not in parameter_name)
+        key = (optimizer, config.weight_decay if decayed else 0.0)
+        chosen.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "optimizer": optimizer, "part": name}
+        for (optimizer, decay), parameters in chosen.items()
+    ]
+
+
+def tokenizer_optimizers(
+    model: ImageTokenizer,
+    lr: float,
+    muon_lr: float | None,
+    betas: tuple[float, float],
+    dtype: torch.dtype,
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and with `muon_lr` Muon for the kernels between channels: not those that touch pixels or the quantizer.
+
+    Groups keep their own rate in `base_lr`.
+    """
+    kernels: list[nn.Parameter] = []
+    if muon_lr is not None:
+        for part in (model.encoder, model.decoder):
+            kernels += [p for p in part.parameters() if p.dim() == 4 and min(p.shape[:2]) > 3]
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+    }
+    if muon_lr is not None:
+        optimizers["muon"] = Muon(kernels, lr=muon_lr, dtype=dtype)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers

@@ -1,0 +1,121 @@
+"""A run that can be left and taken up: what of it a checkpoint keeps, written by the first process and read by all.
+
+A checkpoint that cannot be written (a full disk) does not end the run, which may find room at the next one, but the third in a
+row does, and so does the last one: computing what will be lost is worth nothing.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from unimm.runtime.rank_sync import Ranks
+from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
+from unimm.training.nonfinite import FiniteGuard
+from unimm.training.sharding import gather
+
+MAX_FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written end a run."""
+
+logger = logging.getLogger(__name__)
+
+
+class Resumable:
+    """One run in one folder.
+
+    precision: what it computes in, "no" (float32) or "bf16"; every checkpoint tells.
+
+    `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resume_settings` reads it.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, max_skipped_steps: int, precision: str) -> None:
+        self.folder, self.ranks, self.precision = folder, ranks, precision
+        self.is_main = ranks.number == 0
+        self.guard = FiniteGuard(ranks, max_skipped_steps)
+        self.step, self.seconds = 0, 0.0
+        self.record: dict[str, Any] = {}
+        self._saved_step, self._failed_saves = -1, 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps."""
+        raise NotImplementedError
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up what `tensors` and `state` kept."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors, step and clock; JSON-able."""
+        return {}
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a checkpoint has all that was learned so far."""
+        return self._saved_step == self.step
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, on the first process, unless there is one; the others wait until it is whole.
+
+        Raises:
+            SaveError: it could not be written; raised on every process.
+        """
+        if self.is_saved:
+            return
+        failure: SaveError | None = None
+        tensors = gather(self.tensors(), keep=self.is_main)
+        if self.is_main:
+            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
+            state |= {"record": self.record, **self.state()}
+            try:
+                save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
+            except SaveError as error:
+                failure = error
+        self.ranks.wait()
+        if self.ranks.any(failure is not None):
+            raise failure or SaveError(f"The first process could not write the checkpoint of step {self.step}.")
+        self._saved_step = self.step
+
+    def save_if_possible(self) -> None:
+        """`save`, where it is not the third time in a row that this fails."""
+        try:
+            self.save()
+        except SaveError as error:
+            self._failed_saves += 1
+            if self._failed_saves >= MAX_FAILED_SAVES:
+                raise
+            if self.is_main:
+                logger.warning(f"{error} Training goes on; failure {self._failed_saves} of at most {MAX_FAILED_SAVES}.")
+        else:
+            self._failed_saves = 0
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Lines for the person who runs it, once for all processes."""
+        for line in lines if self.is_main else ():
+            Console(highlight=False).print(line, soft_wrap=True)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of the run's folder, if there is one.
+
+        Raises:
+            ValueError: it is one of another run, or not every process finds it.
+        """
+        folder = self.folder / CHECKPOINTS
+        found = find_checkpoint(folder) if self.is_main else None  # once for all, for it reads every byte
+        step = int(self.ranks.first(-1 if found is None else found))
+        if step < 0:
+            return
+        checkpoint = open_checkpoint(folder, step)
+        if self.ranks.any(checkpoint is None):
+            raise ValueError(f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share.")
+        assert checkpoint is not None
+        try:
+            self.restore(checkpoint)
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"{self.folder} holds a run of another model or stage, or of other optimizers: name another folder."
+            ) from error
+        self.step = self._saved_step = checkpoint.step
+        self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
