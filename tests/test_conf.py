@@ -88,16 +88,16 @@ def ways() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-WAYS = ways()
+BACKENDS = ways()
 
 
 def compose(way: str, *more: str) -> DictConfig:
-    root, words = WAYS[way]
+    root, words = BACKENDS[way]
     return compose_config(root, [*GIVEN[root], *words, *more])
 
 
 def of_root(root: str) -> list[str]:
-    return [way for way, (own, _) in WAYS.items() if own == root]
+    return [way for way, (own, _) in BACKENDS.items() if own == root]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,12 +132,12 @@ def meta_image_tokenizer(config: ImageTokenizerConfig) -> ImageTokenizer:
 
 
 def test_every_option_belongs_to_a_root() -> None:
-    words = [word for _, chosen in WAYS.values() for word in chosen if "." not in word.split("=")[0]]
+    words = [word for _, chosen in BACKENDS.values() for word in chosen if "." not in word.split("=")[0]]
     used = {word.removeprefix("+").replace("=", "/") for word in words}
     assert set(OPTIONS) == used
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BACKENDS)
 def test_it_composes_without_a_hole(way: str) -> None:
     resolved = OmegaConf.to_container(compose(way), resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict) and "seed" in resolved and "out" in resolved

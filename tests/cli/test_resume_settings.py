@@ -123,7 +123,7 @@ GIVEN = [*TEXT, "init_from=base", "image_tokenizer=codec"]
         ("image_tokenizer=x", {"image_tokenizer": "x"}, r"another image tokenizer, .* \(image_tokenizer=codec, not x\)"),
         ("text_tokenizer=new", {"text_tokenizer": "x"}, r"another text tokenizer, .* \(text_tokenizer=null, not new\)"),
         ("lora=default", {}, "lora=null, not LoraConfig"),
-        ("objective=look", {}, "objective=Likelihood, not Look"),
+        ("objective=look", {}, "objective=Likelihood, not VisionPretraining"),
         ("text_vocabulary=300", {}, "text_vocabulary=768, not 300"),
     ],
 )

@@ -11,7 +11,7 @@ from toys import Squares, make_mixture, make_steps, make_template
 from unimm.batch import Batch
 from unimm.cli.compose import build, compose_config
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Origin, Plan, Planned
+from unimm.data.plan import Plan, PlanCursor, Planned
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import train_byte_bpe
 from unimm.data.views import Conversation
@@ -54,7 +54,7 @@ def test_it_can_be_planned_on_from_any_window() -> None:
             assert samples_of(later.rows(ahead)) == samples_of(whole.rows(ahead))
     assert samples_of(whole.rows(0)) == samples_of(Plan(make_mixture(), 64, 9).rows(0)), "and backwards"
     with pytest.raises(IndexError, match="before the plan's first, 29"):
-        Plan(make_mixture(), 64, 9, Origin(29, 100)).rows(28)
+        Plan(make_mixture(), 64, 9, PlanCursor(29, 100)).rows(28)
 
 
 class Uncut:

@@ -9,12 +9,12 @@ from toys import Squares, make_config, make_mixture, make_template, make_trainer
 
 from unimm.data import stored_plan
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Origin, Plan, Shape
+from unimm.data.plan import Plan, PlanCursor, RowLayout
 from unimm.data.stored_plan import StoredPlan, store_plan
 from unimm.data.views import Conversation
 from unimm.training.logbook import read_numbers
 
-SHAPE = Shape(64, 9)
+SHAPE = RowLayout(64, 9)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_it_is_the_plan_and_goes_on_behind_its_end(folder: Path, monkeypatch: py
     later = Plan(mixture, 64, 9, measured.origin(30), stored)
     assert samples_of(later, 31) == samples_of(measured, 31)
     # From an origin that is no window of it, as after a change of rows, it is of no use.
-    assert stored.window(Origin(29, 1)) is None and stored.window(Origin(5, 0)) is None
+    assert stored.window(PlanCursor(29, 1)) is None and stored.window(PlanCursor(5, 0)) is None
 
 
 def test_only_rows_that_are_asked_for_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_plan_of_something_else_is_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="holds no plan: make one with `unimm plan`"):
         StoredPlan(tmp_path, mixture, SHAPE)
     with pytest.raises(ValueError, match=r"planned for another num_rows \(9, here 8\): plan again"):
-        StoredPlan(folder, mixture, Shape(64, 8))
+        StoredPlan(folder, mixture, RowLayout(64, 8))
     with pytest.raises(ValueError, match="planned for another seed"):
         StoredPlan(folder, make_mixture(seed=1), SHAPE)
     with pytest.raises(ValueError, match="planned for another sources"):
@@ -111,14 +111,16 @@ def test_what_is_cut_short_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_too_long_a_sample_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Record squares/\d+ takes \d+ positions and the text .* there are 20 at most"):
-        store_plan(tmp_path / "plan", Mixture([Source("talk", Squares(), Conversation(2))], make_template()), Shape(20, 9), 1)
+        store_plan(
+            tmp_path / "plan", Mixture([Source("talk", Squares(), Conversation(2))], make_template()), RowLayout(20, 9), 1
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_cuts_as_a_training_would_and_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mixture = Mixture([Source("talk", Squares(), Conversation(2))], make_template())
-    store_plan(tmp_path / "plan", mixture, Shape(40, 9), 1, num_workers=1)
+    store_plan(tmp_path / "plan", mixture, RowLayout(40, 9), 1, num_workers=1)
     assert len(caplog.records) == 1 and "samples are longer than there is room for" in caplog.text
-    stored = Plan(mixture, 40, 9, stored=StoredPlan(tmp_path / "plan", mixture, Shape(40, 9)))
+    stored = Plan(mixture, 40, 9, stored=StoredPlan(tmp_path / "plan", mixture, RowLayout(40, 9)))
     made, planned = ([[one.outline.sequence for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
     assert made == planned

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import make_template
 
-from unimm.data.template import Look, PromptFormat, Template, Turn
+from unimm.data.template import ImageSegments, PromptFormat, Template, Turn
 from unimm.data.text import SPECIAL_NAMES
 from unimm.sequence import Kind, Segment, Sequence
 
@@ -42,12 +42,12 @@ def learned_ids(sequence: Sequence) -> list[list[int]]:
 
 
 @pytest.fixture
-def image() -> Look:
+def image() -> ImageSegments:
     return TEMPLATE.look(np.full((16, 16, 3), 90, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS)
-def test_an_open_chat_is_the_closed_one_without_its_answer(prompt_format: PromptFormat, image: Look) -> None:
+def test_an_open_chat_is_the_closed_one_without_its_answer(prompt_format: PromptFormat, image: ImageSegments) -> None:
     template = template_of(prompt_format)
     turns = [Turn("user", (image, "What colour?")), Turn("assistant", ("red",)), Turn("user", ("Sure? 真的吗",))]
     for asked in (turns[:1], turns):
@@ -92,7 +92,7 @@ def test_what_a_user_types_never_becomes_a_control_token(question: str, answer: 
     assert TEMPLATE.tokenizer.decode(plain.segments[1].ids[:-1]) == question
 
 
-def test_what_is_learned_is_the_answers_and_their_ends(image: Look) -> None:
+def test_what_is_learned_is_the_answers_and_their_ends(image: ImageSegments) -> None:
     turns = [
         Turn("user", (image, "Where?")),
         Turn("assistant", ("left",)),
@@ -113,7 +113,7 @@ def test_text_between_special_ids_is_one_piece() -> None:
     assert all_ids(chat)[: len(user)] == user
 
 
-def test_images_stand_between_their_begin_and_end(image: Look) -> None:
+def test_images_stand_between_their_begin_and_end(image: ImageSegments) -> None:
     chat = TEMPLATE.chat([Turn("user", (image, image, "Which is red?"))], limit=5)
     flat = elements(chat)
     starts = [t for t, element in enumerate(flat) if element == (Kind.PIXELS, 0)]
@@ -123,7 +123,7 @@ def test_images_stand_between_their_begin_and_end(image: Look) -> None:
         assert flat[t + TEMPLATE.num_positions] == (Kind.TEXT, SPECIAL.end_of_image)
 
 
-def test_what_makes_no_sense_is_refused(image: Look) -> None:
+def test_what_makes_no_sense_is_refused(image: ImageSegments) -> None:
     with pytest.raises(ValueError, match="not 'system's"):
         TEMPLATE.chat([Turn("system", ("Be brief.",))])
     with pytest.raises(ValueError, match="is text"):

@@ -23,7 +23,7 @@ from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
-from unimm.inference.kernels.llama_decode import FastModel
+from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -290,7 +290,7 @@ def test_a_step_of_few_bits_is_near_on_a_gpu(device: str, weights: str, error: f
     torch.manual_seed(0)
     x = torch.randn(5, model.width, dtype=torch.bfloat16).to(device)
     positions = torch.zeros(5, dtype=torch.long, device=device)
-    plain, few = (FastModel(model, kind) for kind in (None, weights))
+    plain, few = (DecodeModel(model, kind) for kind in (None, weights))
     expected, near = (fast.advance(x, positions, 1, RowCache(2)) for fast in (plain, few))
     assert 0 < relative_error(near, expected) < error
     for kind in model.vocabulary_ports:

@@ -12,7 +12,7 @@ from unimm.data.image import look
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
 from unimm.inference.messages import PLACEHOLDER
-from unimm.inference.text_stream import Writer
+from unimm.inference.text_stream import TextStream
 from unimm.sequence import Sequence
 
 RED, BLUE = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
@@ -87,7 +87,7 @@ def test_an_answer_that_has_begun_is_continued(tiny_engine: Engine) -> None:
 def test_white_space_before_the_rest_of_an_answer_counts(tiny_engine: Engine) -> None:
     """ "The col" goes on with "our", "The" with " colour"."""
     for continues, text in ((True, " colour"), (False, "colour")):
-        writer = Writer(tiny_engine.tokenizer, continues=continues)
+        writer = TextStream(tiny_engine.tokenizer, continues=continues)
         pieces = [writer.push(token) for token in tiny_engine.tokenizer.encode(" colour \n")]
         assert ("".join(pieces) + writer.finish()).rstrip() == writer.text == text
 

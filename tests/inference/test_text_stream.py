@@ -10,14 +10,14 @@ from PIL import Image
 from unimm.data.template import Turn
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
-from unimm.inference.text_stream import Writer
+from unimm.inference.text_stream import TextStream
 
 MESSAGES = [{"role": "user", "content": "How many circles?"}]
 
 
-def write_all(engine: Engine, text: str, stop: tuple[str, ...]) -> tuple[list[str], Writer]:
+def write_all(engine: Engine, text: str, stop: tuple[str, ...]) -> tuple[list[str], TextStream]:
     """A writer that is given the tokens of a text, until it is over."""
-    writer = Writer(engine.tokenizer, stop)
+    writer = TextStream(engine.tokenizer, stop)
     pieces = []
     for token in engine.tokenizer.encode(text):
         pieces.append(writer.push(token))

@@ -33,7 +33,7 @@ def as_transformers(model: UnifiedModel) -> UnifiedModel:
     plain = make(model.config.trunk)
     plain.trunk = theirs(plain.config.trunk_config()).double()
     plain.load_state_dict(model.state_dict())
-    plain.spares_last_layer, plain._cache_keyword = False, cache_keyword(plain.trunk)
+    plain.skips_unused_positions, plain._cache_keyword = False, cache_keyword(plain.trunk)
     return plain
 
 
@@ -132,15 +132,15 @@ def test_losses_and_gradients_are_the_same(trunk: dict, way: str, batch: Batch) 
 def test_what_is_wanted_is_what_would_be_there(trunk: dict, way: str, batch: Batch) -> None:
     """Also of a trunk of another shape, from which all of it is taken."""
     model = make(trunk).eval()
-    assert model.spares_last_layer == (trunk["model_type"] == "qwen3")
+    assert model.skips_unused_positions == (trunk["model_type"] == "qwen3")
     model.set_attention(way)
-    wanted_M = (batch.target_kinds != PADDING).flatten().nonzero().squeeze(1)
+    loss_positions_M = (batch.target_kinds != PADDING).flatten().nonzero().squeeze(1)
     with torch.no_grad():
         embeddings, mask = model.embed(batch), mask_of(way, batch)
         everything = model.hidden(embeddings, mask, batch.positions)
-        wanted = model.hidden(embeddings, mask, batch.positions, wanted_M=wanted_M)
+        wanted = model.hidden(embeddings, mask, batch.positions, loss_positions_M=loss_positions_M)
     assert 0 < len(wanted) < everything.shape[0] * everything.shape[1]
-    torch.testing.assert_close(wanted, everything.flatten(0, 1)[wanted_M], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(wanted, everything.flatten(0, 1)[loss_positions_M], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("way", ["sdpa", "documents"])

@@ -10,7 +10,7 @@ from torch import nn
 from toys import make_mixture, make_model, make_steps
 
 from unimm.batch import Batch
-from unimm.inference.kernels.llama_decode import FastModel
+from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.lora import LoraConfig, adapted_layers, adapter_parameters, attach, merge, target_layers
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
@@ -129,11 +129,11 @@ def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decoding_with_adapters_attached_sees_them() -> None:
     """The engine's own forward reads weights, to which nothing is added yet."""
     model = make_model()
-    assert FastModel(model).layers is not None
+    assert DecodeModel(model).layers is not None
     attach(model, LoraConfig())
-    assert FastModel(model).layers is None
+    assert DecodeModel(model).layers is None
     merge(model)
-    assert FastModel(model).layers is not None
+    assert DecodeModel(model).layers is not None
 
 
 def test_nothing_is_dropped_unless_asked() -> None:

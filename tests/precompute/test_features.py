@@ -25,7 +25,7 @@ from unimm.data.stores.features import FeaturedDataset, StoredFeatures, shard_ro
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
 from unimm.precompute.features import encode_features
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.sequence import Kind, Segment, Sequence
 from unimm.training.logbook import read_numbers
 from unimm.training.trainable_parts import Stage
@@ -44,7 +44,7 @@ def model() -> UnifiedModel:
 
 @pytest.fixture
 def folder(model: UnifiedModel, tmp_path: Path) -> Path:
-    return encode_features(model.pixels.tower, Squares(), tmp_path / "features", work=Work(5), dtype="float32").folder
+    return encode_features(model.pixels.tower, Squares(), tmp_path / "features", work=PassConfig(5), dtype="float32").folder
 
 
 class Encoded(Squares):
@@ -89,7 +89,7 @@ def losses(model: UnifiedModel, batch: Batch) -> list[float]:
 def test_losses_are_those_of_the_images(model: UnifiedModel, tmp_path: Path, blind: Callable[[], None]) -> None:
     bounds = {"float32": 1e-6, "bfloat16": BF16_BOUND}
     for dtype in bounds:
-        encode_features(model.pixels.tower, Encoded(), tmp_path / dtype, dtype=dtype, work=Work(5))
+        encode_features(model.pixels.tower, Encoded(), tmp_path / dtype, dtype=dtype, work=PassConfig(5))
     of_images = batches(make_mixture())
     mixtures = {dtype: mixture_of(featured(model, tmp_path / dtype, Encoded())) for dtype in bounds}
     blind()
@@ -103,7 +103,7 @@ def test_losses_are_those_of_the_images(model: UnifiedModel, tmp_path: Path, bli
 
 def test_a_training_is_the_same(model: UnifiedModel, tmp_path: Path, blind: Callable[[], None]) -> None:
     """Losses of every step and the weights at the end; no image is decoded, and the tower is never run on one."""
-    encode_features(model.pixels.tower, Encoded(), tmp_path / "store", work=Work(5), dtype="float32")
+    encode_features(model.pixels.tower, Encoded(), tmp_path / "store", work=PassConfig(5), dtype="float32")
     stored = featured(model, tmp_path / "store", Encoded())
     runs = {}
     for name, talk in (("images", Squares()), ("features", stored)):
@@ -145,7 +145,7 @@ def test_round_trip_in_shards(model: UnifiedModel, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(features_file, "OPEN_SHARDS", 2)
     monkeypatch.setattr("unimm.precompute.features.shard_rows", lambda *sizes: shard_rows(*sizes, 5 * 4 * 32 * 4))
     tower = model.pixels.tower
-    stored = encode_features(tower, Squares(), tmp_path / "store", source="squares", work=Work(7), dtype="float32")
+    stored = encode_features(tower, Squares(), tmp_path / "store", source="squares", work=PassConfig(7), dtype="float32")
     names = sorted(path.name for path in (tmp_path / "store").glob("features*"))
     assert names == [f"features-0000{number}.safetensors" for number in range(3)]
     pixels = torch.from_numpy(np.stack([look(Squares()[index].image, 16) for index in range(12)]))
@@ -180,7 +180,7 @@ class Files:
 def test_a_file_is_stored_once_and_text_stays_text(model: UnifiedModel, tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.png")
     picture.rotate(180).save(tmp_path / "b.png")
-    stored = encode_features(model.pixels.tower, Files(tmp_path), tmp_path / "store", work=Work(3))
+    stored = encode_features(model.pixels.tower, Files(tmp_path), tmp_path / "store", work=PassConfig(3))
     assert stored.rows.tolist() == [0, -1, 1, 0] and len(stored) == 2
     dataset = featured(model, tmp_path / "store", Files(tmp_path))
     assert dataset[1].image is None and len(dataset) == 4
@@ -260,7 +260,7 @@ def test_what_is_not_stored(model: UnifiedModel, tmp_path: Path) -> None:
         (Broken(), r"3 of 12 images cannot be used \(squares/9, squares/10, squares/11: it is not a JPEG"),
     ):
         with pytest.raises(ValueError, match=match):
-            encode_features(model.pixels.tower, dataset, tmp_path / "store", work=Work(2))
+            encode_features(model.pixels.tower, dataset, tmp_path / "store", work=PassConfig(2))
     with pytest.raises(ValueError, match="bfloat16 or float32, not as 'int8'"):
         encode_features(model.pixels.tower, Squares(), tmp_path / "store", dtype="int8")
     assert [path.name for path in tmp_path.iterdir()] == [".store.unfinished"]

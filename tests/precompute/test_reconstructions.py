@@ -16,7 +16,7 @@ from unimm.data.stores.codes import StoredCodes
 from unimm.inference import reconstructions
 from unimm.precompute.codes import encode_dataset
 from unimm.precompute.reconstructions import PICTURE, reconstruct_some
-from unimm.precompute.sharded_pass import Work, _Part
+from unimm.precompute.sharded_pass import PassConfig, _Part
 
 
 class Rounding(torch.nn.Module):
@@ -115,4 +115,4 @@ def test_encode_tells_it_before_it_begins_and_keeps_it(tmp_path: Path, capsys: A
     old = {key: value for key, value in content.items() if not key.startswith("psnr")}
     (tmp_path / "codes/manifest.json").write_text(json.dumps(old))
     assert StoredCodes.open(tmp_path / "codes").manifest.psnr is None, "codes of an older unimm say nothing of it"
-    encode_dataset(tokenizer, Squares(), tmp_path / "codes", name="squares", work=Work(quiet=True))
+    encode_dataset(tokenizer, Squares(), tmp_path / "codes", name="squares", work=PassConfig(quiet=True))

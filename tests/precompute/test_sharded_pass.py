@@ -24,9 +24,9 @@ from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.vision.tower import VisionTower
 from unimm.precompute.codes import encode_dataset
 from unimm.precompute.features import encode_features
-from unimm.precompute.sharded_pass import Work, _Part
+from unimm.precompute.sharded_pass import PassConfig, _Part
 from unimm.runtime.rank_sync import Ranks
-from unimm.runtime.resumable_folder import Unfinished
+from unimm.runtime.resumable_folder import ResumableFolder
 
 Make = Callable[..., Any]
 """Of a folder, how to go about it, and a data set."""
@@ -85,20 +85,20 @@ def ends(children: list[int]) -> list[int]:
 def share(make: Make, folder: Path, meeting: Path, number: int, count: int) -> None:
     """As one process of several."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=count)
-    make(folder, Work(3, ranks=Ranks(number, count), quiet=True))
+    make(folder, PassConfig(3, ranks=Ranks(number, count), quiet=True))
     torch.distributed.destroy_process_group()
 
 
 def dying_at(number: int) -> Callable[..., None]:
-    """In place of `Unfinished.save`: half of this file is written, then the process is killed."""
-    save = Unfinished.save
+    """In place of `ResumableFolder.save`: half of this file is written, then the process is killed."""
+    save = ResumableFolder.save
 
     def half(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
         path.write_bytes(path.read_bytes()[:-40])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying(self: Unfinished, now: int, write: Callable[[Path], object]) -> None:
+    def dying(self: ResumableFolder, now: int, write: Callable[[Path], object]) -> None:
         save(self, now, (lambda path: half(path, write)) if now == number else write)
 
     return dying
@@ -107,36 +107,36 @@ def dying_at(number: int) -> Callable[..., None]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the parts that are saved from now on."""
     saved: list[int] = []
-    save = Unfinished.save
+    save = ResumableFolder.save
 
-    def watch(self: Unfinished, number: int, write: Callable[[Path], object]) -> None:
+    def watch(self: ResumableFolder, number: int, write: Callable[[Path], object]) -> None:
         saved.append(number)
         save(self, number, write)
 
-    monkeypatch.setattr(Unfinished, "save", watch)
+    monkeypatch.setattr(ResumableFolder, "save", watch)
     return saved
 
 
 def test_killed_it_goes_on_where_it_stopped(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "alone", Work(3, quiet=True))
+    make(tmp_path / "alone", PassConfig(3, quiet=True))
     with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "save", dying_at(1))
-        assert ends([fork(lambda: make(tmp_path / "killed", Work(3, quiet=True)))]) == [-signal.SIGKILL]
+        patch.setattr(ResumableFolder, "save", dying_at(1))
+        assert ends([fork(lambda: make(tmp_path / "killed", PassConfig(3, quiet=True)))]) == [-signal.SIGKILL]
     assert not (tmp_path / "killed").exists()
     saved = watched(monkeypatch)
-    make(tmp_path / "killed", Work(3, quiet=True))
+    make(tmp_path / "killed", PassConfig(3, quiet=True))
     assert saved == [1, 2]
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
-    make(tmp_path / "killed", Work(3, quiet=True))
+    make(tmp_path / "killed", PassConfig(3, quiet=True))
     assert saved == [1, 2], "what is there is kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "killed"]
 
 
 def test_several_processes_share_the_work(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of three has a part that is killed half-way; two go on."""
-    make(tmp_path / "alone", Work(3, quiet=True))
+    make(tmp_path / "alone", PassConfig(3, quiet=True))
     with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "save", dying_at(2))
+        patch.setattr(ResumableFolder, "save", dying_at(2))
         children = [fork(lambda n=n: share(make, tmp_path / "shared", tmp_path / "first", n, 3)) for n in range(3)]
         assert -signal.SIGKILL in ends(children) and not (tmp_path / "shared").exists()
     proofs = sorted(path.name for path in (tmp_path / ".shared.unfinished").glob("*.sha256"))
@@ -148,16 +148,16 @@ def test_several_processes_share_the_work(make: Make, tmp_path: Path, monkeypatc
 
 def test_what_is_damaged_or_other_is_not_taken(tower: VisionTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(**words: Any) -> StoredFeatures:
-        return encode_features(tower, Squares(), tmp_path / "store", work=Work(3, quiet=True), **words)
+        return encode_features(tower, Squares(), tmp_path / "store", work=PassConfig(3, quiet=True), **words)
 
-    def stop(self: Unfinished, number: int, write: Any) -> None:
+    def stop(self: ResumableFolder, number: int, write: Any) -> None:
         if number == 2:
             raise RuntimeError("enough")
         save(self, number, write)
 
-    save = Unfinished.save
+    save = ResumableFolder.save
     with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "save", stop)
+        patch.setattr(ResumableFolder, "save", stop)
         with pytest.raises(RuntimeError):
             make()
     room = tmp_path / ".store.unfinished"
@@ -171,7 +171,7 @@ def test_what_is_damaged_or_other_is_not_taken(tower: VisionTower, tmp_path: Pat
     saved = watched(monkeypatch)
     stored = make()
     assert saved == [0, 2] and len(stored) == 12 and not room.exists()
-    encode_features(tower, Squares(), tmp_path / "afresh", work=Work(3, quiet=True))
+    encode_features(tower, Squares(), tmp_path / "afresh", work=PassConfig(3, quiet=True))
     assert content(tmp_path / "store") == content(tmp_path / "afresh"), "nothing of the damaged part is left"
 
 
@@ -181,7 +181,7 @@ def test_a_network_is_left_in_the_mode_that_it_was_in(
     monkeypatch.setattr("unimm.precompute.features._look", lambda *_: 1 / 0)
     tower.train()
     with pytest.raises(ZeroDivisionError):
-        encode_features(tower, Squares(), tmp_path / "store", work=Work(quiet=True))
+        encode_features(tower, Squares(), tmp_path / "store", work=PassConfig(quiet=True))
     assert tower.training
     tower.eval()
 
@@ -239,7 +239,7 @@ def test_only_what_has_changed_is_made_again(make: Make, tmp_path: Path, seen: l
         ([9, 10], 0),
     ):
         del seen[:]
-        make(store, Work(3), Places(*places))
+        make(store, PassConfig(3), Places(*places))
         assert sum(seen) == num_new, places
         now = dict(zip(places, rows(store), strict=True))
         for place, row in now.items():
@@ -249,13 +249,13 @@ def test_only_what_has_changed_is_made_again(make: Make, tmp_path: Path, seen: l
     told = capsys.readouterr().err
     assert "it is kept. To make it again, remove it." in told and "6 of 7 images were stored before and are kept" in told
     first = (store / "codes.safetensors").stat().st_ino if (store / "codes.safetensors").exists() else None
-    make(store, Work(3, quiet=True), Places(9, 10))
+    make(store, PassConfig(3, quiet=True), Places(9, 10))
     assert first is None or (store / "codes.safetensors").stat().st_ino == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "store"]
 
 
 def rows_of_all(make: Make, tmp_path: Path) -> list[np.ndarray]:
-    make(tmp_path / "all", Work(3, quiet=True), Squares())
+    make(tmp_path / "all", PassConfig(3, quiet=True), Squares())
     return rows(tmp_path / "all")
 
 
@@ -263,12 +263,12 @@ def test_all_bad_images_are_named_at_once_and_the_others_are_kept(make: Make, tm
     """Also where one is the first, and where they are taken out afterwards; nothing is made twice."""
     told = r"3 of 12 images cannot be used \(places/0, places/3, places/11: it is not a JPEG.*\): mend them or take"
     with pytest.raises(ValueError, match=told):
-        make(tmp_path / "store", Work(2, quiet=True), Places(None, 1, 2, None, 4, 5, 6, 7, 8, 9, 10, None))
+        make(tmp_path / "store", PassConfig(2, quiet=True), Places(None, 1, 2, None, 4, 5, 6, 7, 8, 9, 10, None))
     assert sum(seen) == 9 and not (tmp_path / "store").exists()
     with pytest.raises(ValueError, match=r"1 of 11 images cannot be used \(places/2"):
-        make(tmp_path / "store", Work(2, quiet=True), Places(1, 2, None, 4, 5, 6, 7, 8, 9, 10, 11))
+        make(tmp_path / "store", PassConfig(2, quiet=True), Places(1, 2, None, 4, 5, 6, 7, 8, 9, 10, 11))
     assert sum(seen) == 10, "only the one that was mended"
-    make(tmp_path / "store", Work(2, quiet=True), Places(1, 2, 4, 5, 6, 7, 8, 9, 10, 11))
+    make(tmp_path / "store", PassConfig(2, quiet=True), Places(1, 2, 4, 5, 6, 7, 8, 9, 10, 11))
     assert sum(seen) == 10 and len(rows(tmp_path / "store")) == 10
     expected = rows_of_all(make, tmp_path)
     for ours, place in zip(rows(tmp_path / "store"), (1, 2, 4, 5, 6, 7, 8, 9, 10, 11), strict=True):
@@ -279,12 +279,12 @@ def test_all_bad_images_are_named_at_once_and_the_others_are_kept(make: Make, tm
 def test_many_bad_images_are_counted_and_listed(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where nearly all are bad, nobody waits for the end."""
     with pytest.raises(ValueError, match=r"30 of 31 images .* and 10 others, see (\S+bad_images.txt)\): mend") as caught:
-        make(tmp_path / "store", Work(2, quiet=True), Places(0, *(30 * [None])))
+        make(tmp_path / "store", PassConfig(2, quiet=True), Places(0, *(30 * [None])))
     assert len(str(caught.value)) < 900
     assert len((tmp_path / ".store.unfinished/bad_images.txt").read_text().splitlines()) == 30
     monkeypatch.setattr(bad_images, "HOPELESS", 5)
     with pytest.raises(ValueError, match="5 of 31 images cannot be used"):
-        make(tmp_path / "store", Work(2, quiet=True), Places(*(31 * [None])))
+        make(tmp_path / "store", PassConfig(2, quiet=True), Places(*(31 * [None])))
 
 
 def test_processes_name_the_bad_images_of_all(make: Make, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_where_output_is_no_terminal_progress_is_told_now_and_then(
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
     see = _Part.see
     monkeypatch.setattr(_Part, "see", lambda self, *words: (time.sleep(0.12), see(self, *words)))
-    make(tmp_path / "store", Work(6, quiet=False), Squares())
+    make(tmp_path / "store", PassConfig(6, quiet=False), Squares())
     lines = capsys.readouterr().err.splitlines()
     assert any(re.search(r"of Squares: 0 of 12 images \(0%\), none yet after 0 s", line) for line in lines)
     assert any(re.search(r"of Squares: \d+ of 12 images \(\d+%\), [\d.e+]+ images/s, \d+ s left", line) for line in lines)
@@ -330,7 +330,7 @@ def test_a_folder_is_made_to_its_end_in_the_precision_that_it_was_begun_in(
     for name, encode_again in makes.items():
         fast["bf16"] = True
         with monkeypatch.context() as patch:
-            patch.setattr(Unfinished, "save", dying_at(1))
+            patch.setattr(ResumableFolder, "save", dying_at(1))
             assert ends([fork(lambda encode_again=encode_again: encode_again(precision="auto"))]) == [-signal.SIGKILL]
         with pytest.raises(ValueError, match="begun with another precision"):
             encode_again(precision="no")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from unimm.cli.compose import build, compose_config, seed_everything
 from unimm.cli.errors import explain
 from unimm.data.image_batches import ImageBatches, ImageSource
-from unimm.data.plan import Shape
+from unimm.data.plan import RowLayout
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.models.unified import UnifiedConfig
 from unimm.precompute.sharded_pass import Work
@@ -63,8 +63,8 @@ def test_counts_are_at_least_one(wrong: float) -> None:
             build(changed.trainer)
     for make in (
         lambda: Work(batch_size=wrong),  # pyright: ignore[reportArgumentType]
-        lambda: Shape(wrong, 1),  # pyright: ignore[reportArgumentType]
-        lambda: Shape(1, wrong),  # pyright: ignore[reportArgumentType]
+        lambda: RowLayout(wrong, 1),  # pyright: ignore[reportArgumentType]
+        lambda: RowLayout(1, wrong),  # pyright: ignore[reportArgumentType]
         lambda: Sharding("hsdp", wrong),  # pyright: ignore[reportArgumentType]
         lambda: AdversaryConfig(channels=wrong),  # pyright: ignore[reportArgumentType]
         lambda: ImageBatches([ImageSource(ShapesWorld(num_records=2))], wrong, 64),  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from unimm.sequence import Segment, Sequence
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.base import Objective
 from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.objectives.vision_pretraining import Look, image_documents, patch_labels, word_labels
+from unimm.training.objectives.vision_pretraining import VisionPretraining, image_documents, patch_labels, word_labels
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.trainable_parts import Stage
 
@@ -24,18 +24,18 @@ def look(value: float) -> Segment:
     return Segment.look(np.full((3, 16, 16), value, np.float32), 4)
 
 
-@pytest.mark.parametrize("make", [Likelihood, Look])
+@pytest.mark.parametrize("make", [Likelihood, VisionPretraining])
 def test_sums_come_with_the_counts_that_were_told_before(make: type[Objective]) -> None:
     objective = make(make_model())
     described = Mixture([Source("squares", Squares(), Description())], make_template())
-    (batch,) = make_steps(described if make is Look else make_mixture())[0].batches
+    (batch,) = make_steps(described if make is VisionPretraining else make_mixture())[0].batches
     tallies, counts = objective(batch), objective.counts(batch)
     assert tallies.keys() == counts.keys()
     for name, tally in tallies.items():
         assert tally.count == counts[name] > 0 and tally.loss > 0 and 0 <= tally.correct <= tally.count
 
 
-@pytest.mark.parametrize("make", [Likelihood, Look])
+@pytest.mark.parametrize("make", [Likelihood, VisionPretraining])
 def test_parts_hold_every_parameter_once(make: type[Objective]) -> None:
     objective = make(make_model())
     ids = [id(p) for part in objective.parts().values() for p in part.parameters()]
@@ -90,7 +90,7 @@ def test_codes_of_no_image_are_nothing_to_look_for_and_of_two_are_refused() -> N
 
 def test_a_batch_without_images_has_zero_gradients() -> None:
     """Not None: a rank without images must not stop the others."""
-    objective = Look(make_model())
+    objective = VisionPretraining(make_model())
     tallies = objective(collate([[Sequence((Segment.text([1]), Segment.text([2], learn=True)))]]))
     for tally in tallies.values():
         assert (tally.loss, tally.correct, tally.count) == (0, 0, 0)
@@ -101,7 +101,7 @@ def test_a_batch_without_images_has_zero_gradients() -> None:
 
 
 def test_the_sums_of_a_batch_are_those_of_its_parts() -> None:
-    objective = Look(make_model())
+    objective = VisionPretraining(make_model())
     parts = [Segment.text([3], learn=True), Segment.codes([1, 2, 3, 4], learn=True)]
     sequences = [Sequence((look(v), Segment.text([i], learn=True), *parts)) for i, v in enumerate((0.1, 0.5, 0.9))]
     with torch.no_grad():
@@ -116,7 +116,9 @@ def test_words_patches_and_places_are_learned(tmp_path: Path) -> None:
     """The vision tower alone learns which words belong to which of the 12 pictures, their codes, and where is where."""
     mixture = Mixture([Source("squares", Squares(), Description())], make_template(), 12)
     stage = Stage("look", {"vision": 1.0, "word_head": 1.0, "patch_head": 1.0, "place_head": 1.0})
-    trainer = make_trainer(tmp_path, make_config(150, stage=stage, optimizer=OptimizerConfig(lr=1e-2)), mixture, Look)
+    trainer = make_trainer(
+        tmp_path, make_config(150, stage=stage, optimizer=OptimizerConfig(lr=1e-2)), mixture, VisionPretraining
+    )
     trainer.fit()
     lines = read_numbers(tmp_path / "metrics.jsonl")
     for name in ("words", "patches", "places"):
@@ -136,5 +138,5 @@ def test_what_the_model_was_not_made_for_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, make_config(2), objective=limited)
     with pytest.raises(ValueError, match="positions, and the model was made for 12: cut texts"):
         trainer.fit()
-    looking = make_trainer(tmp_path / "look", make_config(1), objective=Look).objective
+    looking = make_trainer(tmp_path / "look", make_config(1), objective=VisionPretraining).objective
     looking.check(make_steps(make_mixture())[0].batches[0])  # nothing of it goes through the Transformer

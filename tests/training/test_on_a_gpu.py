@@ -28,7 +28,7 @@ from unimm.data.mixture import Mixture
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.linear_cross_entropy import linear_cross_entropy
 from unimm.models.lora import LoraConfig, attach, is_adapter
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 from unimm.training.activation_checkpointing import checkpoint_activations
@@ -44,7 +44,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", GPU])
 COMPILED_ON_EVERY_DEVICE = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
 COMPILED = pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow)
-WAYS = {"cpu": "documents", "cuda": "flex_attention"}
+BACKENDS = {"cpu": "documents", "cuda": "flex_attention"}
 """How a run attends where its layers are compiled."""
 
 WIDTHS = (256, 320, 64)
@@ -85,7 +85,7 @@ def as_trained(model: UnifiedModel, device: str, recompute: str = "none") -> Uni
     checkpoint_activations(model.layers(), recompute)
     if device == "cuda":
         model.compile_layers()
-    model.set_attention(WAYS[device])
+    model.set_attention(BACKENDS[device])
     return model.to(device)
 
 
@@ -103,7 +103,7 @@ def make_batch(width: int) -> Batch:
     return batch
 
 
-def learn(model: Callable[[Batch], dict[Any, Tally]], batch: Batch, parameters: Any, is_bf16: bool = False) -> Learned:
+def learn(model: Callable[[Batch], dict[Any, LossSums]], batch: Batch, parameters: Any, is_bf16: bool = False) -> Learned:
     """Losses and gradients of a batch, with or without autocast."""
     parameters = dict(parameters)
     device = next(iter(parameters.values())).device
@@ -239,7 +239,7 @@ class Watched(Likelihood):
         super().__init__(model)
         self.seen: list[tuple[bool, str]] = []
 
-    def forward(self, batch: Batch) -> dict[str, Tally]:
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
         self.seen.append((self.model.training, self.model.trunk.config._attn_implementation))
         return super().forward(batch)
 
@@ -262,7 +262,7 @@ def test_looking_at_a_compiled_run_does_not_change_how_it_goes_on(tmp_path: Path
     trainer = make_trainer(tmp_path / "looks", config, learned, Watched, device=device, **looks)
     trainer.fit()
     assert isinstance(trainer.objective, Watched)
-    expected = WAYS[device] if trainer.is_compiled or device == "cpu" else "sdpa"
+    expected = BACKENDS[device] if trainer.is_compiled or device == "cpu" else "sdpa"
     assert set(trainer.objective.seen) == {(True, expected), (False, "sdpa")}
     assert len(told) == 3 and all(0 < losses["loss"] < 100 for losses in told)
     assert len(list((tmp_path / "looks" / "samples").glob("*drawings.png"))) == 3

@@ -26,7 +26,7 @@ from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.nonfinite import NotFiniteError
 from unimm.training.run_state import MAX_FAILED_SAVES
 from unimm.training.schedule import Budget
-from unimm.training.signals import ECHO_SECONDS, StopRequest, held_back, step_back
+from unimm.training.signals import ECHO_SECONDS, StopRequest, init_worker, signals_blocked
 from unimm.training.trainer import Trainer
 
 
@@ -281,8 +281,8 @@ def test_copies_of_a_signal_do_not_end_a_save(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_workers_outlive_a_signal_for_the_whole_job(number: signal.Signals) -> None:
     """The parent still has a step to finish, with batches of theirs; and they end when it does."""
-    loader = DataLoader(list(range(1000)), batch_size=None, num_workers=2, worker_init_fn=step_back)
-    with held_back():
+    loader = DataLoader(list(range(1000)), batch_size=None, num_workers=2, worker_init_fn=init_worker)
+    with signals_blocked():
         batches = iter(loader)
     workers = batches._workers
     before = signal.signal(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))

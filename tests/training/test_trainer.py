@@ -18,7 +18,7 @@ from unimm.cli.compose import build, compose_config
 from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.objectives.vision_pretraining import Look
+from unimm.training.objectives.vision_pretraining import VisionPretraining
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.trainable_parts import Stage
@@ -137,7 +137,7 @@ def test_who_is_frozen_does_not_move_and_who_learns_does(tmp_path: Path, name: s
     stage: Stage = build(compose_config("train", [f"stage={name}", "image_tokenizer=x", "codes=x"]).stage)
     assert stage.name == name
     config = make_config(2, stage=stage, optimizer=replace(MUON, lr=1e-2))
-    trainer = make_trainer(tmp_path, config, objective=Look if "word_head" in stage.learns else Likelihood)
+    trainer = make_trainer(tmp_path, config, objective=VisionPretraining if "word_head" in stage.learns else Likelihood)
     parts = trainer.objective.parts()
     before = {part: [p.clone() for p in module.parameters()] for part, module in parts.items()}
     trainer.fit()

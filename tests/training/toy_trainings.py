@@ -12,7 +12,7 @@ from unimm.batch import Batch
 from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture, Source
 from unimm.models.lora import LoraConfig, attach
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.objectives.base import Objective
@@ -57,7 +57,7 @@ class Poisoned(Objective):
         super().__init__()
         self.inner, self.model, self.left = Likelihood(model), model, 2
 
-    def forward(self, batch: Batch) -> dict[str, Tally]:
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
         self.left -= 1
         factor = 1.0 if self.left >= 0 else float("nan")
         return {name: tally._replace(loss=tally.loss * factor) for name, tally in self.inner(batch).items()}

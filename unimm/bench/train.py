@@ -28,7 +28,7 @@ from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
 from unimm.inference.load import open_engine
-from unimm.models.attention import WAYS
+from unimm.models.attention import BACKENDS
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.optimizers import OptimizerConfig
@@ -47,7 +47,7 @@ class Trial:
     """One measurement.
 
     who: "unimm", "unimm, unpacked" with a row a conversation, or "unimm, WAY" with another way to attend
-        (`unimm.models.attention.WAYS`); "transformers", or "transformers, compiled".
+        (`unimm.models.attention.BACKENDS`); "transformers", or "transformers, compiled".
     num_samples: conversations a step; packed, as many rows of `num_positions` as they take on the average.
     num_steps, num_warm_up: measured, and passed over before.
     compile: of unimm's trials.
@@ -166,7 +166,7 @@ def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> d
         num_rows=max(1, round(num_tokens / num_positions)),
         precision=trial.precision,
         compile=trial.compile,
-        attention=way if (way := trial.who.removeprefix("unimm, ")) in WAYS else "auto",
+        attention=way if (way := trial.who.removeprefix("unimm, ")) in BACKENDS else "auto",
         report_every=num_steps,
         save_minutes=60.0,
         num_workers=0 if trial.device == "cpu" else 4,

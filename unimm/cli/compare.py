@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from unimm.eval.report.ablation import Over, columns_of, find_arms, plot
+from unimm.eval.report.ablation import MeanOverSeeds, columns_of, find_arms, plot
 from unimm.runtime.atomic_files import write_json
 
 console = Console(highlight=False)
@@ -42,6 +42,6 @@ def run(folder: Path, tasks: list[str], out: Path | None) -> None:
     console.print(f"{out / 'compare.png'}, {out / 'compare.json'}")
 
 
-def say(over: Over) -> str:
+def say(over: MeanOverSeeds) -> str:
     """A score over seeds, in words."""
     return f"{over.mean:.3f}" + (f" ± {over.deviation:.3f}" if over.num_seeds > 1 else "")

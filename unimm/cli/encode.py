@@ -19,7 +19,7 @@ from unimm.cli.overrides import quote, split_words
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import image_digest
 from unimm.precompute.codes import encode_dataset
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.devices import keep_memory
 
 NUM_COMPARED = 64
@@ -45,7 +45,7 @@ def encode(config: DictConfig) -> list[Path]:
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    words = {"precision": config.precision, "work": Work(config.batch_size, config.num_workers, ranks)}
+    words = {"precision": config.precision, "work": PassConfig(config.batch_size, config.num_workers, ranks)}
     return [
         encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
     ]

@@ -15,7 +15,7 @@ from unimm.cli.builders import CODED, check_looks, looking_sources
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.inference.load import load
 from unimm.precompute.features import encode_features
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.devices import keep_memory
 
 
@@ -35,7 +35,7 @@ def store_features(config: DictConfig) -> list[Path]:
         keep_memory()
     engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
     check_looks(engine.prompt_format)
-    work = Work(config.batch_size, config.num_workers, ranks)
+    work = PassConfig(config.batch_size, config.num_workers, ranks)
     words = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:

@@ -13,7 +13,7 @@ from unimm.cli.compose import compose_config, seed_everything
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.inference.engine import Engine
-from unimm.models.initialization import start_codes
+from unimm.models.initialization import init_codes_from_codebook
 from unimm.runtime.atomic_files import check_replaceable
 
 status = Console(stderr=True)
@@ -40,7 +40,7 @@ def join(trunk: str, vision: str, image_tokenizer: str, out: Path, seed: int = 0
         load_trunk(model, trunk_folder)
         load_tower(model, tower_folder)
         if images.quantize.codebook.shape == model.codes.embedding.weight.shape:
-            start_codes(model.codes, images.quantize.codebook)
+            init_codes_from_codebook(model.codes, images.quantize.codebook)
         reasons = Engine(model.eval(), images, tokenizer, PromptFormat()).save(out)
     layout = f"in unimm's own layout: {'; '.join(reasons)}" if reasons else "opens in transformers as a Janus, too"
     status.print(f"{out} {layout}. Its projector and its image head have learned nothing yet: stage I is next.")

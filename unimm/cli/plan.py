@@ -11,7 +11,7 @@ from rich.console import Console
 from unimm.cli.compose import build, run_with_hydra, seed_everything
 from unimm.cli.learner import open_learner
 from unimm.cli.progress import steps_bar
-from unimm.data.plan import Shape
+from unimm.data.plan import RowLayout
 from unimm.data.stored_plan import store_plan
 from unimm.training.trainer import TrainerConfig
 
@@ -36,7 +36,7 @@ def plan(config: DictConfig) -> Path:
     seed_everything(config.seed)
     mixture = open_learner(config, with_weights=False).mixture
     with steps_bar("planning", num_steps) as progress:
-        shape = Shape(trainer.num_positions, trainer.num_rows)
+        shape = RowLayout(trainer.num_positions, trainer.num_rows)
         fill = store_plan(trainer.plan, mixture, shape, num_steps, trainer.num_workers, progress)
     Console(highlight=False).print(f"{num_steps:,} steps of {trainer.num_rows} rows, {fill:.1%} of their positions filled")
     return Path(trainer.plan)

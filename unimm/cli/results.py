@@ -22,7 +22,7 @@ from unimm.training.checkpoint import CHECKPOINTS, peek
 from unimm.training.logbook import read_numbers
 
 LABEL_WIDTH = 11
-WORLDS = "unimm.data.worlds."
+WORLDS = ("unimm.data.ShapesWorld", "unimm.data.DigitsWorld")
 
 Line = tuple[str, str]
 """A label and its text."""
@@ -147,7 +147,7 @@ def _newest(out: Path, name: str) -> Iterator[Line]:
 
 def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> list[str]:
     model, report = _path(out / "model"), f"unimm report {_path(out)}"
-    if str(config.objective._target_).endswith(".Look"):
+    if str(config.objective._target_).endswith(".VisionPretraining"):
         codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # words alone may have been learned
         parts = {"init_from": out / "model", "image_tokenizer": config.image_tokenizer, "codes": codes}
         words = " ".join(shlex.quote(f"{key}={value}") for key, value in parts.items())

@@ -21,6 +21,9 @@ from unimm.training.loop import Loop
 ONLY_AT_THE_START = ("init_parts", "fresh_parts", "text_vocabulary", "whitened_images", "spread_codes")
 """Settings that no step after the first one follows."""
 
+RENAMED = {"Look": "VisionPretraining"}
+"""Classes that older runs name otherwise."""
+
 MOST_SAID = 8
 """Changes that a line names; all stand in config.yaml."""
 
@@ -45,7 +48,8 @@ class Change:
         """The two values of a key. `group._target_` is named as `group`, by its class."""
         values = before.get(key), now.get(key)
         if key.endswith("._target_"):
-            key, values = key.removesuffix("._target_"), tuple(value and str(value).rsplit(".", 1)[-1] for value in values)
+            names = (value and str(value).rsplit(".", 1)[-1] for value in values)
+            key, values = key.removesuffix("._target_"), tuple(RENAMED.get(name, name) for name in names)
         return cls(key, *values)
 
     def __str__(self) -> str:
@@ -71,7 +75,8 @@ class Resuming:
         self.notes: list[str] = []
         before = self.record.get("settings", self.settings)
         keys = sorted(key for key in before.keys() | self.settings.keys() if key != "out")
-        self.changes = [Change.of(key, before, self.settings) for key in keys if before.get(key) != self.settings.get(key)]
+        changes = [Change.of(key, before, self.settings) for key in keys if before.get(key) != self.settings.get(key)]
+        self.changes = [change for change in changes if change.before != change.now]  # a class may have moved
         for change in self.changes:
             if change.key.startswith(tuple(f"{one}." for one in starts)) or change.key in (*starts, *ONLY_AT_THE_START):
                 raise self._refusal(f"{change.key}={_shown(change.before)}, not {_shown(change.now)}")

@@ -26,7 +26,7 @@ from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.models.image_tokenizer.model import ImageTokenizer
-from unimm.models.initialization import start_codes, start_vision
+from unimm.models.initialization import init_codes_from_codebook, init_vision_from_patches
 from unimm.models.lora import adapted_layers, merge
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import whole_folder
@@ -141,10 +141,10 @@ def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture
     """
     images = list(islice(mixture.images(), num_images)) if "vision" in fresh else []
     if images:
-        start_vision(model.pixels.tower, torch.from_numpy(np.stack(images)))
+        init_vision_from_patches(model.pixels.tower, torch.from_numpy(np.stack(images)))
     codebook = image_tokenizer.quantize.codebook
     if fresh >= {"code_embedding", "code_head"} and codebook.shape == model.codes.embedding.weight.shape:
-        start_codes(model.codes, codebook)
+        init_codes_from_codebook(model.codes, codebook)
 
 
 def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:

@@ -12,7 +12,7 @@ KEY = 7
 """Of the generator that chooses them."""
 
 
-class Part:
+class Subset:
     """Some records of a data set, by their places there."""
 
     def __init__(self, dataset: Dataset, places: np.ndarray) -> None:
@@ -46,5 +46,5 @@ def hold_out(datasets: dict[str, Dataset], num_records: int) -> tuple[dict[str, 
         if len(dataset) <= num_records:
             raise ValueError(f"{num_records} records cannot be held out of the {len(dataset)} of '{name}': lower held_out.")
         order = np.random.Generator(np.random.Philox(key=KEY)).permutation(len(dataset))
-        held[name], learned[name] = (Part(dataset, np.sort(part)) for part in np.split(order, [num_records]))
+        held[name], learned[name] = (Subset(dataset, np.sort(part)) for part in np.split(order, [num_records]))
     return learned, held

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Origin:
+class PlanCursor:
     """Where a window begins: after so many steps, and with which sample of the stream."""
 
     step: int = 0
@@ -49,7 +49,7 @@ class Planned(NamedTuple):
     outline: Outline
 
 
-class Size(NamedTuple):
+class SampleSize(NamedTuple):
     """What the plan asks of a sample: its positions, how many of them are codes that are learned, and how many it would have
     if nothing had been cut (None: nothing was)."""
 
@@ -58,7 +58,7 @@ class Size(NamedTuple):
     full_length: int | None = None
 
     @classmethod
-    def of(cls, outline: Outline) -> "Size":
+    def of(cls, outline: Outline) -> "SampleSize":
         """Of a sample's outline."""
         return cls(outline.sequence.length, outline.sequence.num_learned_codes, outline.full_length)
 
@@ -76,7 +76,7 @@ def measured(mixture: Mixture, sample: Sample, num_positions: int) -> Outline:
     return outline
 
 
-def cut_lengths(sizes: list[Size], first: int) -> dict[int, int]:
+def cut_lengths(sizes: list[SampleSize], first: int) -> dict[int, int]:
     """Which of the samples from number `first` of the stream on were cut, and their lengths before."""
     return {first + place: size.full_length for place, size in enumerate(sizes) if size.full_length is not None}
 
@@ -98,7 +98,7 @@ def tell_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowLayout:
     """Rows of so many positions, so many of them a step.
 
     Raises ValueError where there are none, or more than any machine learns from.
@@ -125,7 +125,7 @@ class Shape:
         """Positions of a window."""
         return self.num_positions * self.num_rows * self.num_steps
 
-    def deal(self, sizes: list[Size], seed: int, first: int) -> list[list[list[int]]]:
+    def deal(self, sizes: list[SampleSize], seed: int, first: int) -> list[list[list[int]]]:
         """A window: for each step, for each of its rows, which of the samples it holds; as many of the first as find room.
 
         sizes: of samples from number `first` of the stream on, more than fit.
@@ -150,7 +150,7 @@ class Window(Protocol):
 class Windows(Protocol):
     """Windows that were planned before."""
 
-    def window(self, origin: Origin) -> Window | None:
+    def window(self, origin: PlanCursor) -> Window | None:
         """The one that begins there."""
         ...
 
@@ -174,13 +174,13 @@ class Plan:
         mixture: Mixture,
         num_positions: int,
         num_rows: int,
-        origin: Origin | None = None,
+        origin: PlanCursor | None = None,
         stored: Windows | None = None,
     ) -> None:
         self.mixture = mixture
-        self.shape = Shape(num_positions, num_rows)
+        self.shape = RowLayout(num_positions, num_rows)
         self._stored = stored
-        self._first = self._origin = origin or Origin()
+        self._first = self._origin = origin or PlanCursor()
         self._window: Window | None = None
         self._has_told_cuts = False
 
@@ -193,7 +193,7 @@ class Plan:
         """
         return self._go_to(step).rows(step - self._origin.step, part)
 
-    def origin(self, step: int) -> Origin:
+    def origin(self, step: int) -> PlanCursor:
         """The window that holds a step: enough to plan on from there."""
         self._go_to(step)
         return self._origin
@@ -206,7 +206,7 @@ class Plan:
             self._origin, self._window = self._first, None
         window = self._window or self._open()
         while step >= self._origin.step + self.shape.num_steps:
-            self._origin = Origin(self._origin.step + self.shape.num_steps, window.end)
+            self._origin = PlanCursor(self._origin.step + self.shape.num_steps, window.end)
             window = self._open()
         self._window = window
         return window
@@ -225,14 +225,14 @@ class Plan:
 class _Measured:
     """A window whose samples were all outlined to fill it."""
 
-    def __init__(self, mixture: Mixture, shape: Shape, first: int) -> None:
+    def __init__(self, mixture: Mixture, shape: RowLayout, first: int) -> None:
         self.planned: list[Planned] = []
         room = shape.room
         while room >= 0:
             for sample in mixture.samples(first + len(self.planned), CHUNK):
                 self.planned.append(Planned(sample, measured(mixture, sample, shape.num_positions)))
                 room -= self.planned[-1].outline.sequence.length
-        sizes = [Size.of(one.outline) for one in self.planned]
+        sizes = [SampleSize.of(one.outline) for one in self.planned]
         self.cut = cut_lengths(sizes, first)
         self._steps = shape.deal(sizes, mixture.seed, first)
         self.end = first + sum(len(row) for step in self._steps for row in step)

@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from unimm.data.holdout import Part
+from unimm.data.holdout import Subset
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
@@ -102,7 +102,7 @@ def _differences(began: Order, now: Order, of: str = "") -> Iterator[tuple[str, 
 
 def _of_dataset(dataset: Dataset) -> dict[str, Any]:
     """Of all of it, and how many records of it are not learned from."""
-    entire = dataset.dataset if isinstance(dataset, Part) else dataset
+    entire = dataset.dataset if isinstance(dataset, Subset) else dataset
     ends = {"first_key": entire[0].key, "last_key": entire[len(entire) - 1].key}
     return {"held_out": len(entire) - len(dataset), "num_records": len(entire), **ends}
 

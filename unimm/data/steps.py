@@ -6,11 +6,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unimm.batch import Batch, collate
 from unimm.data.mixture import Sample
-from unimm.data.plan import Origin, Plan, Planned
+from unimm.data.plan import Plan, PlanCursor, Planned
 
 
 @dataclass(frozen=True)
-class Step:
+class StepBatch:
     """One rank's share of a step.
 
     batches: a micro-batch for each forward pass. samples: what they hold. origin: the window of the plan that the step is in.
@@ -18,11 +18,11 @@ class Step:
 
     batches: list[Batch]
     samples: list[Sample]
-    origin: Origin
+    origin: PlanCursor
 
-    def pin_memory(self) -> "Step":
+    def pin_memory(self) -> "StepBatch":
         """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""
-        return Step([batch.pin_memory() for batch in self.batches], self.samples, self.origin)
+        return StepBatch([batch.pin_memory() for batch in self.batches], self.samples, self.origin)
 
 
 class Steps(TorchDataset):
@@ -51,11 +51,11 @@ class Steps(TorchDataset):
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> StepBatch:
         rows = self.plan.rows(step, slice(self.rank, None, self.num_ranks))
         parts = [rows[micro :: self.num_micro_batches] for micro in range(self.num_micro_batches)]
         samples = [one.sample for row in rows for one in row]
-        return Step([self._collate(part) for part in parts], samples, self.plan.origin(step))
+        return StepBatch([self._collate(part) for part in parts], samples, self.plan.origin(step))
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
         sequences = [[self.plan.mixture.open(*one) for one in row] for row in rows]

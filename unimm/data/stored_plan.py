@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.mixture import Mixture
-from unimm.data.plan import CHUNK, Origin, Planned, Shape, Size, cut_lengths, measured, tell_cuts
+from unimm.data.plan import CHUNK, PlanCursor, Planned, RowLayout, SampleSize, cut_lengths, measured, tell_cuts
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.environment import loader_processes
 
@@ -34,7 +34,7 @@ class StoredPlan:
         ValueError: there is no plan, it is damaged, or it was made for another mixture or other rows.
     """
 
-    def __init__(self, folder: str | Path, mixture: Mixture, shape: Shape) -> None:
+    def __init__(self, folder: str | Path, mixture: Mixture, shape: RowLayout) -> None:
         self.folder, self.mixture, self.shape = Path(folder), mixture, shape
         made_for = read_json(self.folder / MARK)
         if made_for is None:
@@ -59,7 +59,7 @@ class StoredPlan:
         """Steps that are planned."""
         return len(self._ends) // self.shape.num_rows
 
-    def window(self, origin: Origin) -> "_StoredWindow | None":
+    def window(self, origin: PlanCursor) -> "_StoredWindow | None":
         """The window that begins there, where it is stored."""
         number, rest = divmod(origin.step, self.shape.num_steps)
         if rest or number >= len(self._windows) - 1 or self._windows[number] != origin.sample:
@@ -95,7 +95,7 @@ class _StoredWindow:
         return [self._stored.row(row) for row in range(first, first + shape.num_rows)[part]]
 
 
-def describe(mixture: Mixture, shape: Shape) -> dict[str, Any]:
+def describe(mixture: Mixture, shape: RowLayout) -> dict[str, Any]:
     """What a plan depends on, as far as it can be told without looking at samples; JSON-able."""
     sources = [[source.name, len(source.dataset), source.weight] for source in mixture.sources]
     told = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "max_positions": mixture.template.max_positions}
@@ -105,7 +105,7 @@ def describe(mixture: Mixture, shape: Shape) -> dict[str, Any]:
 def store_plan(
     folder: str | Path,
     mixture: Mixture,
-    shape: Shape,
+    shape: RowLayout,
     num_steps: int,
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -162,18 +162,18 @@ class _Chunks(TorchDataset):
     def __len__(self) -> int:
         return 1 << 40
 
-    def __getitem__(self, number: int) -> list[Size]:
+    def __getitem__(self, number: int) -> list[SampleSize]:
         samples = self.mixture.samples(number * CHUNK, CHUNK)
-        return [Size.of(measured(self.mixture, sample, self.num_positions)) for sample in samples]
+        return [SampleSize.of(measured(self.mixture, sample, self.num_positions)) for sample in samples]
 
 
-def _measured(mixture: Mixture, shape: Shape, num_workers: int) -> Iterator[Size]:
+def _measured(mixture: Mixture, shape: RowLayout, num_workers: int) -> Iterator[SampleSize]:
     chunks = _Chunks(mixture, shape.num_positions)
-    loader: Iterable[list[Size]] = DataLoader(
+    loader: Iterable[list[SampleSize]] = DataLoader(
         chunks, batch_size=None, sampler=_Counting(), num_workers=loader_processes(num_workers)
     )
     for chunk in loader:
-        yield from (Size(*size) for size in chunk)
+        yield from (SampleSize(*size) for size in chunk)
 
 
 class _Counting:
@@ -189,12 +189,12 @@ class _Counting:
 class _Ahead:
     """Sizes that were measured and not yet dealt out."""
 
-    def __init__(self, sizes: Iterator[Size]) -> None:
+    def __init__(self, sizes: Iterator[SampleSize]) -> None:
         self._sizes, self._known = sizes, []
 
-    def more_than(self, room: int) -> list[Size]:
+    def more_than(self, room: int) -> list[SampleSize]:
         """The next ones, in whole chunks, so many that together they do not fit: as a plan that is not stored takes them."""
-        ahead: list[Size] = []
+        ahead: list[SampleSize] = []
         while room >= 0:
             while len(self._known) < len(ahead) + CHUNK:
                 self._known.append(next(self._sizes))

@@ -26,7 +26,7 @@ from unimm.sequence import Kind, Segment, Sequence
 
 SEES = ("pixels", "codes", "both")
 
-Look = tuple[Segment, ...]
+ImageSegments = tuple[Segment, ...]
 """An image inside a conversation: its pixels, its codes, or both."""
 
 
@@ -56,7 +56,7 @@ class Turn:
     """One turn of a conversation: texts and images in order. An assistant's turn is learned unless `learn` is false."""
 
     role: str
-    content: tuple[str | Look, ...]
+    content: tuple[str | ImageSegments, ...]
     learn: bool = True
 
 
@@ -125,7 +125,7 @@ class Template:
 
         return Sequence(tuple(opened(segment) for segment in outline.sequence.segments))
 
-    def look(self, image: ImageLike, codes: np.ndarray | None = None) -> Look:
+    def look(self, image: ImageLike, codes: np.ndarray | None = None) -> ImageSegments:
         """An image inside a conversation, as the prompt format sees it.
 
         Raises:
@@ -230,7 +230,7 @@ def smallest(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _trim(content: tuple[str | Look, ...]) -> list[str | Look]:
+def _trim(content: tuple[str | ImageSegments, ...]) -> list[str | ImageSegments]:
     """The parts of a turn, without white space before the first word and behind the last, as in Janus."""
     parts = list(content)
     if parts and isinstance(parts[0], str):

@@ -15,7 +15,7 @@ from typing import ClassVar, NoReturn, Protocol
 import numpy as np
 
 from unimm.data.records import Question, Record, Text
-from unimm.data.template import Look, Template, Turn, smallest
+from unimm.data.template import ImageSegments, Template, Turn, smallest
 from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.sequence import Segment, Sequence
 
@@ -213,7 +213,7 @@ def _pairs(questions: tuple[Question, ...]) -> list[tuple[str, str]]:
     return [(question.text, question.answer) for question in questions]
 
 
-def _turns(image: Look | None, pairs: list[tuple[str, str]]) -> list[Turn]:
+def _turns(image: ImageSegments | None, pairs: list[tuple[str, str]]) -> list[Turn]:
     """Questions and answers as turns; the image, where there is one, comes first."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(pairs):

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unimm.eval.report.pictures import picture_result
-from unimm.eval.task import Album, Example, Result, Task
+from unimm.eval.task import Example, ImageRetention, Result, Task
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import write_json
 
@@ -140,7 +140,7 @@ class _Output:
     def writer(self, task_name: str) -> Callable[[Example], None]:
         """Writes the examples of one task."""
         names = ("key", "category", "language", "prompt", "expected", "answer", "correct", "reason")
-        album, numbers = Album(), itertools.count()
+        album, numbers = ImageRetention(), itertools.count()
 
         def write_line(example: Example) -> None:
             if self._lines is not None:

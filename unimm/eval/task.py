@@ -107,7 +107,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-class Album:
+class ImageRetention:
     """Says which examples keep their images: the first ones, and the first wrong ones after them."""
 
     def __init__(self) -> None:
@@ -123,8 +123,8 @@ class Album:
 
 
 def tell(examples: Iterable[Example], progress: Callable[[Example], None]) -> list[Example]:
-    """All examples as a list, each told to `progress` as it comes; not all of them keep their images (`Album`)."""
-    kept, album = [], Album()
+    """All examples as a list, each told to `progress` as it comes; not all of them keep their images (`ImageRetention`)."""
+    kept, album = [], ImageRetention()
     for example in examples:
         progress(example)
         kept.append(example if album.keeps(example) else replace(example, image=None, original=None, codes=None))

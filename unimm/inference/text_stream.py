@@ -26,7 +26,7 @@ class Completion:
     num_prompt_positions: int
 
 
-class Writer:
+class TextStream:
     """One text: `push` its ids, one after the other. Pieces never hold a part of what may become a stop string.
 
     continues: it goes on with a text that is there already, so white space at its beginning counts.
@@ -80,8 +80,8 @@ class Writer:
 def write(
     decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
 ) -> list[Completion]:
-    """Fill the open texts of requests; `continues` as in `Writer`."""
-    writers = [Writer(tokenizer, stop, continues) for _ in requests]
+    """Fill the open texts of requests; `continues` as in `TextStream`."""
+    writers = [TextStream(tokenizer, stop, continues) for _ in requests]
     jobs: list[Job] = []
 
     def is_over(index: int, token: int) -> bool:
@@ -98,12 +98,12 @@ def stream(
     decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
 ) -> Iterator[str]:
     """The pieces of one text. A request that cannot be filled is refused before the first is asked for."""
-    writer = Writer(tokenizer, stop, continues)
+    writer = TextStream(tokenizer, stop, continues)
     steps = decoder.steps([request], lambda _, token: writer.is_over)
     return _pieces(writer, steps)
 
 
-def _pieces(writer: Writer, steps: Generator[dict[int, int]]) -> Iterator[str]:
+def _pieces(writer: TextStream, steps: Generator[dict[int, int]]) -> Iterator[str]:
     with closing(steps):
         for new in steps:
             if piece := writer.push(new[0]):
@@ -114,7 +114,7 @@ def _pieces(writer: Writer, steps: Generator[dict[int, int]]) -> Iterator[str]:
         yield rest
 
 
-def _complete(job: Job, writer: Writer) -> Completion:
+def _complete(job: Job, writer: TextStream) -> Completion:
     writer.finish()
     ended_itself = writer.is_over or job.filled[-1] in job.request.blank.stop
     size = job.num_taken

@@ -18,7 +18,7 @@ from unimm.models.document_attention import attend_within_documents
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-WAYS = ("sdpa", "documents", "flex_attention")
+BACKENDS = ("sdpa", "documents", "flex_attention")
 
 Mask: TypeAlias = "torch.Tensor | BlockMask"
 """(B, 1, T, S) bool, true where a position may look, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""

@@ -21,7 +21,7 @@ def attend_within_documents(
     k_NGE: torch.Tensor,
     v_NGE: torch.Tensor,
     sizes_m: torch.Tensor,
-    wanted_M: torch.Tensor | None,
+    loss_positions_M: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """Causal attention of each document to itself, rows one after another; G heads of keys that H heads share.
@@ -38,27 +38,27 @@ def attend_within_documents(
         ValueError: documents, positions that ask, queries and keys are not as many.
     """
     starts = F.pad(sizes_m.abs().cumsum(0), (1, 0))
-    wanted_M = None if wanted_M is None else wanted_M.to(starts.device, torch.long).contiguous()
-    numbers = int(starts[-1]), len(k_NGE if wanted_M is None else wanted_M)
+    loss_positions_M = None if loss_positions_M is None else loss_positions_M.to(starts.device, torch.long).contiguous()
+    numbers = int(starts[-1]), len(k_NGE if loss_positions_M is None else loss_positions_M)
     if numbers != (len(k_NGE), len(q_MHE)):
         raise ValueError(
             f"Documents of {numbers[0]} positions, of which {numbers[1]} ask, have {len(k_NGE)} keys and {len(q_MHE)} queries."
         )
-    firsts = starts if wanted_M is None else torch.searchsorted(wanted_M, starts)
+    firsts = starts if loss_positions_M is None else torch.searchsorted(loss_positions_M, starts)
     with torch.autocast(v_NGE.device.type, enabled=False):
         if not dropout and _is_the_kernels(q_MHE, k_NGE, v_NGE) and _kernel() is not None:
-            where = (starts, firsts, wanted_M, sizes_m < 0)
+            where = (starts, firsts, loss_positions_M, sizes_m < 0)
             return _ByKernel.apply(q_MHE.contiguous(), k_NGE.contiguous(), v_NGE.contiguous(), where)  # pyright: ignore[reportReturnType]
-        return _one_by_one((q_MHE, k_NGE, v_NGE), (sizes_m, starts, firsts), wanted_M, dropout)
+        return _one_by_one((q_MHE, k_NGE, v_NGE), (sizes_m, starts, firsts), loss_positions_M, dropout)
 
 
 def _one_by_one(
-    qkv: tuple[torch.Tensor, ...], sizes: tuple[torch.Tensor, ...], wanted_M: torch.Tensor | None, dropout: float
+    qkv: tuple[torch.Tensor, ...], sizes: tuple[torch.Tensor, ...], loss_positions_M: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
     """The same on any device, of any dtype, with values of another width, with weights dropped."""
     sizes_m, starts, firsts = sizes
     q_MHE, k_NHE, v_NHE = (x.repeat_interleave(qkv[0].shape[1] // x.shape[1], 1) for x in qkv)
-    positions_M = torch.arange(len(q_MHE)) if wanted_M is None else wanted_M
+    positions_M = torch.arange(len(q_MHE)) if loss_positions_M is None else loss_positions_M
     # Split, not cut out piece by piece: so their slopes are put together once.
     queries_m, positions_m = q_MHE.transpose(0, 1).split(firsts.diff().tolist(), 1), positions_M.split(firsts.diff().tolist())
     keys_m, values_m = (x.transpose(0, 1).split(sizes_m.abs().tolist(), 1) for x in (k_NHE, v_NHE))

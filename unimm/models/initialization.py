@@ -36,7 +36,7 @@ MAX_PATCHES = 2**16
 
 
 @torch.no_grad()
-def start_vision(tower: VisionTower, images_NCHW: torch.Tensor) -> None:
+def init_vision_from_patches(tower: VisionTower, images_NCHW: torch.Tensor) -> None:
     """Set patch and position embedding of a tower whose images, (N, 3, H, W) in [-1, 1], look like these.
 
     In pixels, a patch's mean colour varies a hundred times as much as an edge in it, and gradient descent learns what varies
@@ -68,7 +68,7 @@ def sine_places(side: int, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def start_codes(port: CodesPort, codebook_KD: torch.Tensor) -> None:
+def init_codes_from_codebook(port: CodesPort, codebook_KD: torch.Tensor) -> None:
     """Let a port begin with the image tokenizer's codebook (K, D): its embedding as the codebook itself, each code at one
     length, and the last layer of its head as features in which codes that lie near each other are alike.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
-from unimm.models.attention import WAYS, Mask
+from unimm.models.attention import BACKENDS, Mask
 from unimm.models.llama_layer import DecoderLayer, RMSNorm
 
 
@@ -45,10 +45,10 @@ class LlamaTrunk(nn.Module):
         """How it attends from now on; as `transformers`' trunks call it.
 
         Raises:
-            ValueError: it is none of `unimm.models.attention.WAYS`.
+            ValueError: it is none of `unimm.models.attention.BACKENDS`.
         """
-        if way not in WAYS:
-            raise ValueError(f"Unknown way to attend '{way}': use one of {', '.join(WAYS)}.")
+        if way not in BACKENDS:
+            raise ValueError(f"Unknown way to attend '{way}': use one of {', '.join(BACKENDS)}.")
         self.config._attn_implementation = way
 
     def forward(

@@ -102,7 +102,7 @@ class DecoderLayer(nn.Module):
         turns: tuple[torch.Tensor, torch.Tensor],
         mask: Any,
         cache: Any = None,
-        wanted_M: torch.Tensor | None = None,
+        loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """turns: cosines and sines (B, T, E). mask: of `unimm.models.attention`. cache: a `transformers` Cache, or none."""
         attention = self.self_attn
@@ -117,15 +117,17 @@ class DecoderLayer(nn.Module):
         if attention.config._attn_implementation == "documents":
             # In the values' dtype, as `attend_by_document` does; here, where it can be compiled.
             query, key = (query * attention.scaling).to(value.dtype), key.to(value.dtype)
-            seen, hidden = self._within_documents(self.is_last, (query, key, value), hidden_BTD, mask, wanted_M, dropout)
+            seen, hidden = self._within_documents(
+                self.is_last, (query, key, value), hidden_BTD, mask, loss_positions_M, dropout
+            )
         else:
             # Queries and keys that a norm has widened under autocast are as the values again: kernels take one dtype.
             query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
             if cache is not None:
                 key, value = cache.update(key, value, self.index)
             seen, hidden = _within_rows(attention, (query, key, value), mask, dropout), hidden_BTD
-            if self.is_last and wanted_M is not None:
-                seen, hidden = (x.flatten(0, 1)[wanted_M][None] for x in (seen, hidden))
+            if self.is_last and loss_positions_M is not None:
+                seen, hidden = (x.flatten(0, 1)[loss_positions_M][None] for x in (seen, hidden))
         hidden = hidden + attention.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -166,16 +168,16 @@ def _within_documents(
     heads: tuple[torch.Tensor, ...],
     hidden_BTD: torch.Tensor,
     sizes: torch.Tensor,
-    wanted_M: torch.Tensor | None,
+    loss_positions_M: torch.Tensor | None,
     dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the positions gather document by document, (B, T, H * E), and what they were, (B, T, D); or (1, M, ...)."""
     query, key, value = (x.flatten(0, 1) for x in heads)
-    if wanted_M is None or not is_last:
+    if loss_positions_M is None or not is_last:
         seen_NHE = attend_within_documents(query, key, value, sizes, None, dropout)
         return seen_NHE.view(*hidden_BTD.shape[:2], -1), hidden_BTD
-    hidden_MD, query_MHE = _Taken.apply(hidden_BTD.flatten(0, 1), wanted_M), _Taken.apply(query, wanted_M)
-    return attend_within_documents(query_MHE, key, value, sizes, wanted_M, dropout).flatten(1)[None], hidden_MD[None]
+    hidden_MD, query_MHE = _Taken.apply(hidden_BTD.flatten(0, 1), loss_positions_M), _Taken.apply(query, loss_positions_M)
+    return attend_within_documents(query_MHE, key, value, sizes, loss_positions_M, dropout).flatten(1)[None], hidden_MD[None]
 
 
 class _Taken(torch.autograd.Function):

@@ -19,7 +19,7 @@ from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
 from unimm.models.llama import LlamaTrunk
 from unimm.models.llama_layer import is_llama_shaped
-from unimm.models.ports.base import Tally, VocabularyPort
+from unimm.models.ports.base import LossSums, VocabularyPort
 from unimm.models.ports.codes import CodesPort
 from unimm.models.ports.pixels import PixelsPort
 from unimm.models.ports.text import TextPort
@@ -89,8 +89,8 @@ class UnifiedModel(nn.Module):
         self.config = config
         trunk_config = config.trunk_config()
         self.width: int = trunk_config.hidden_size
-        self.spares_last_layer = is_llama_shaped(trunk_config)  # where nothing is wanted of it
-        self.trunk: Any = LlamaTrunk(trunk_config) if self.spares_last_layer else _transformers_trunk(trunk_config)
+        self.skips_unused_positions = is_llama_shaped(trunk_config)  # where nothing is wanted of it
+        self.trunk: Any = LlamaTrunk(trunk_config) if self.skips_unused_positions else _transformers_trunk(trunk_config)
         self._cache_keyword = cache_keyword(self.trunk)
         tower = VisionTower(config.vision)
         codes = config.codes
@@ -123,12 +123,12 @@ class UnifiedModel(nn.Module):
         return [*self.trunk.layers, *self.pixels.tower.transformer.blocks]
 
     def set_attention(self, way: str) -> None:
-        """How the trunk attends from now on, one of `unimm.models.attention.WAYS`; what is cached wants "sdpa".
+        """How the trunk attends from now on, one of `unimm.models.attention.BACKENDS`; what is cached wants "sdpa".
 
         With "documents", for training on a CPU, the vision tower takes plain products: the backward pass of PyTorch's fused
         kernel takes several times as long as theirs there (recipes/LOG.md).
         """
-        if not self.spares_last_layer:
+        if not self.skips_unused_positions:
             register_documents()
         self.trunk.set_attn_implementation(way)
         for module in self.pixels.tower.modules():
@@ -144,17 +144,17 @@ class UnifiedModel(nn.Module):
         for layer in self.trunk.layers:
             layer.compile(dynamic=dynamic)
 
-    def forward(self, batch: Batch) -> dict[Kind, Tally]:
+    def forward(self, batch: Batch) -> dict[Kind, LossSums]:
         """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)
         # Positions that nothing is learned at are not wanted of the last layer (but some, for a round number), nor behind it.
         kinds_N, targets_N, weights_N = (x.flatten() for x in (batch.target_kinds, batch.targets, batch.weights))
-        wanted_M = _rounded_up(kinds_N != PADDING).nonzero().squeeze(1)
-        hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, wanted_M=wanted_M)
+        loss_positions_M = _rounded_up(kinds_N != PADDING).nonzero().squeeze(1)
+        hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, loss_positions_M=loss_positions_M)
         tallies = {}
         for kind, port in self.vocabulary_ports.items():
-            is_kind_M = kinds_N[wanted_M] == kind
-            chosen_m = wanted_M[is_kind_M]
+            is_kind_M = kinds_N[loss_positions_M] == kind
+            chosen_m = loss_positions_M[is_kind_M]
             tallies[kind] = port.loss(hidden_MD[is_kind_M], targets_N[chosen_m], weights_N[chosen_m])
         return tallies
 
@@ -187,7 +187,7 @@ class UnifiedModel(nn.Module):
         mask: Mask,
         positions_BT: torch.Tensor,
         cache: Cache | None = None,
-        wanted_M: torch.Tensor | None = None,
+        loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The trunk: (B, T, D) -> (B, T, D), or (M, D) of the positions that are wanted of all rows one after another.
 
@@ -195,12 +195,12 @@ class UnifiedModel(nn.Module):
             look; S counts what the cache holds too.
         wanted_M: (M,) long, rising; not with a cache.
         """
-        if self.spares_last_layer:
-            if wanted_M is not None:
+        if self.skips_unused_positions:
+            if loss_positions_M is not None:
                 embeddings_BTD = embeddings_BTD.clone()  # the first layer would be compiled once more for a view
-            words = {"attention_mask": mask, "position_ids": positions_BT, "cache": cache, "wanted": wanted_M}
+            words = {"attention_mask": mask, "position_ids": positions_BT, "cache": cache, "wanted": loss_positions_M}
             hidden = self.trunk(inputs_embeds=embeddings_BTD, **words)
-            return hidden if wanted_M is None else hidden[0]
+            return hidden if loss_positions_M is None else hidden[0]
         by_document = self.trunk.config._attn_implementation == "documents"
         hidden = self.trunk(
             inputs_embeds=embeddings_BTD,
@@ -209,7 +209,7 @@ class UnifiedModel(nn.Module):
             use_cache=cache is not None,
             **{self._cache_keyword: cache},
         ).last_hidden_state
-        return hidden if wanted_M is None else hidden.flatten(0, 1)[wanted_M]
+        return hidden if loss_positions_M is None else hidden.flatten(0, 1)[loss_positions_M]
 
 
 def _transformers_trunk(config: PreTrainedConfig) -> nn.Module:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.records import Dataset, ImageLike
 from unimm.data.stores.digests import unchecked
-from unimm.runtime.resumable_folder import Unfinished
+from unimm.runtime.resumable_folder import ResumableFolder
 
 MOST_NAMED = 20
 """Of those that are named in a message; the others are counted."""
@@ -49,19 +49,19 @@ def is_hopeless(num_bad: int, num_seen: int) -> bool:
     return num_bad >= HOPELESS and 2 * num_bad > num_seen
 
 
-def note_bad(unfinished: Unfinished, rank: int, bad: list[BadImage]) -> None:
+def note_bad(unfinished: ResumableFolder, rank: int, bad: list[BadImage]) -> None:
     """Leave word of a process' bad images for all processes."""
     if bad:
         (unfinished.room / f"bad-{rank}.json").write_text(json.dumps(bad), encoding="utf-8")
 
 
-def forget_bad(unfinished: Unfinished) -> None:
+def forget_bad(unfinished: ResumableFolder) -> None:
     """What an earlier run met may have been mended; by the first process, before the others begin."""
     for path in unfinished.room.glob("bad*"):
         path.unlink()
 
 
-def raise_bad(unfinished: Unfinished, num_images: int) -> None:
+def raise_bad(unfinished: ResumableFolder, num_images: int) -> None:
     """Raises ValueError where any process met a bad image: names them, and says where all are listed if they are many."""
     bad = [BadImage(*one) for path in sorted(unfinished.room.glob("bad-*.json")) for one in json.loads(path.read_text("utf-8"))]
     if not bad:

@@ -30,7 +30,7 @@ from unimm.precompute.bad_images import forget_bad
 from unimm.precompute.known_images import KnownImages
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.reconstructions import PICTURE, TOO_LOW, reconstruct_some
-from unimm.precompute.sharded_pass import Job, Work, evaluating, make_parts
+from unimm.precompute.sharded_pass import Job, PassConfig, evaluating, make_parts
 from unimm.runtime.version import package_version
 
 PART_RECORDS = 4096
@@ -44,7 +44,7 @@ def encode_dataset(
     *,
     name: str = "",
     precision: str = "no",
-    work: Work | None = None,
+    work: PassConfig | None = None,
 ) -> StoredCodes:
     """Encode every image of a data set with the tokenizer, on its device and in its dtype, into the folder `out`.
 
@@ -64,7 +64,7 @@ def encode_dataset(
         ValueError: the data set is empty, images cannot be used (all of them are named), `out` holds something else than codes,
             or was begun in another way.
     """
-    work, out = work or Work(), Path(out)
+    work, out = work or PassConfig(), Path(out)
     ranks = work.ranks
     manifest = _describe(tokenizer, dataset, name)
     weight = next(tokenizer.parameters())

@@ -36,8 +36,8 @@ from unimm.precompute.bad_images import BadImage, forget_bad, note_bad, raise_ba
 from unimm.precompute.known_images import KnownImages
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
-from unimm.precompute.sharded_pass import Job, Work, evaluating, make_parts
-from unimm.runtime.resumable_folder import Unfinished
+from unimm.precompute.sharded_pass import Job, PassConfig, evaluating, make_parts
+from unimm.runtime.resumable_folder import ResumableFolder
 from unimm.runtime.version import package_version
 
 
@@ -49,7 +49,7 @@ def encode_features(
     source: str = "",
     precision: str = "no",
     dtype: str = "bfloat16",
-    work: Work | None = None,
+    work: PassConfig | None = None,
 ) -> StoredFeatures:
     """Look at every image of a data set with the tower, on its device and in its dtype, and store what it sees in `out`.
 
@@ -71,7 +71,7 @@ def encode_features(
     """
     if dtype not in DTYPES:
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
-    work, out = work or Work(), Path(out)
+    work, out = work or PassConfig(), Path(out)
     ranks = work.ranks
     manifest, weight = _describe(tower, dataset, source, dtype), next(tower.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
@@ -161,7 +161,7 @@ def _first_image(dataset: Dataset) -> str:
     raise ValueError("There is nothing to look at: no record has an image.")
 
 
-def _put_rows(unfinished: Unfinished, dataset: Dataset, work: Work) -> None:
+def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -> None:
     """Find the row of each record's image, unless they were found before: images are numbered as they first come, and records
     that name the same file share one. Records that cannot be read are noted."""
     if has_rows(unfinished):

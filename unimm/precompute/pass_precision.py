@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.atomic_files import read_json
 from unimm.runtime.devices import PRECISIONS, choose_precision
 from unimm.runtime.resumable_folder import begun_content
 
 
-def settle_precision(asked: str, weight: torch.Tensor, out: Path, manifest: str, network: dict[str, str], work: Work) -> str:
+def settle_precision(
+    asked: str, weight: torch.Tensor, out: Path, manifest: str, network: dict[str, str], work: PassConfig
+) -> str:
     """ "no" or "bf16"; every process calls it, before anyone begins.
 
     Args:

@@ -27,7 +27,7 @@ from unimm.precompute.pass_progress import images_progress, say
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_whole
 from unimm.runtime.rank_sync import Ranks
-from unimm.runtime.resumable_folder import Unfinished
+from unimm.runtime.resumable_folder import ResumableFolder
 
 COMPARED_AT_ONCE = 256
 
@@ -36,7 +36,7 @@ Write = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
-class Work:
+class PassConfig:
     """How it is gone about.
 
     batch_size: images at a time; others round otherwise.
@@ -110,9 +110,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def make_parts(
     job: Job,
-    unfinished: Unfinished,
+    unfinished: ResumableFolder,
     known: KnownImages,
-    work: Work,
+    work: PassConfig,
     is_same: bool,
     before: Callable[[], None] | None = None,
 ) -> bool:
@@ -153,7 +153,7 @@ class _Found(NamedTuple):
     identities: np.ndarray
 
 
-def _find(job: Job, rows: np.ndarray, known: KnownImages, work: Work) -> _Found:
+def _find(job: Job, rows: np.ndarray, known: KnownImages, work: PassConfig) -> _Found:
     found = _Found(np.full(len(rows), ABSENT, dtype=np.int64), np.zeros((len(rows), 2 * HALF), dtype=np.uint8))
     if not len(known):
         return found
@@ -195,7 +195,7 @@ class _Part:
             self.identities[good] = loaded.identities
             self._made |= dict(zip(good, job.see(loaded.pixels), strict=True))
 
-    def save(self, job: Job, known: KnownImages, unfinished: Unfinished) -> None:
+    def save(self, job: Job, known: KnownImages, unfinished: ResumableFolder) -> None:
         """Write it; with bad images it is not whole, and only what is new is kept for the next time."""
         if self.bad:
             if self._made:
@@ -229,7 +229,7 @@ def _parts(job: Job, numbers: list[int], found: _Found) -> list[_Part]:
     return [_Part(number, job.rows(number), _Found(places, identities)) for number, places, identities in pieces]
 
 
-def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Unfinished, work: Work) -> list[BadImage]:
+def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: ResumableFolder, work: PassConfig) -> list[BadImage]:
     """Make and save the parts; gives the images that cannot be used."""
     total, new = sum(len(part.rows) for part in parts), sum(len(part.new) for part in parts)
     if new < total:

@@ -22,7 +22,7 @@ from unimm.runtime.atomic_files import check_replaceable, flush, read_json, repl
 BEGUN = "begun.json"
 
 
-class Unfinished:
+class ResumableFolder:
     """A folder in the making.
 
     Args:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
     from unimm.training.objectives.base import Objective
     from unimm.training.objectives.likelihood import Likelihood
-    from unimm.training.objectives.vision_pretraining import Look
+    from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import OptimizerConfig
     from unimm.training.schedule import Budget, Schedule
     from unimm.training.sharding import Sharding
@@ -25,7 +25,6 @@ __all__ = [
     "AdversaryConfig",
     "Budget",
     "Likelihood",
-    "Look",
     "Objective",
     "OptimizerConfig",
     "ReconstructionLossConfig",
@@ -36,6 +35,7 @@ __all__ = [
     "TrackingConfig",
     "Trainer",
     "TrainerConfig",
+    "VisionPretraining",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -44,7 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         "Stage": "trainable_parts",
         "Objective": "objectives.base",
         "Likelihood": "objectives.likelihood",
-        "Look": "objectives.vision_pretraining",
+        "VisionPretraining": "objectives.vision_pretraining",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
         "Budget": "schedule",

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from unimm.training.checkpoint import Checkpoint, weights_of
 from unimm.training.sharding import like
-from unimm.training.signals import held_back
+from unimm.training.signals import signals_blocked
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        with held_back():  # a second Ctrl-C would else leave half of them exchanged
+        with signals_blocked():  # a second Ctrl-C would else leave half of them exchanged
             for average, parameter in zip(_local(self._averages), _local(self._parameters), strict=True):
                 kept = parameter.clone()
                 parameter.copy_(average)

@@ -78,7 +78,7 @@ class FlopCount:
         self.a_pair = 4 * trunk.num_attention_heads * width * self.trunk.times
         self.num_layers = trunk.num_hidden_layers
         last = model.trunk.layers[-1]
-        behind = [last.self_attn.o_proj, last.mlp] if model.spares_last_layer else []
+        behind = [last.self_attn.o_proj, last.mlp] if model.skips_unused_positions else []
         self.wanted = _part(nn.ModuleList(behind), self.trunk.is_followed)
         self.an_image = 4 * vision.num_layers * vision.width * self.num_patches**2 * self.vision.times
 

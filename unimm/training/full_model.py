@@ -24,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Assembly:
+class FullModelGatherer:
     """What puts a model together again.
 
     model: before it is cut, compiled or told to keep less for its backward pass.

@@ -29,8 +29,8 @@ from unimm.training.nonfinite import NotFiniteError
 from unimm.training.precision import settle_precision
 from unimm.training.run_state import Resumable
 from unimm.training.schedule import Budget, Schedule
-from unimm.training.signals import StopRequest, held_back, step_back
-from unimm.training.step_rng import keyed_chance
+from unimm.training.signals import StopRequest, init_worker, signals_blocked
+from unimm.training.step_rng import keyed_rng
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
 MAX_WORKERS = 1024
@@ -212,7 +212,7 @@ class Loop(Resumable):
                 os.write(STDERR, line.encode())
 
     def _steps(self, logbook: Logbook, line: ProgressLine, meter: Meter) -> None:
-        with held_back():
+        with signals_blocked():
             batches = iter(self._loader()) if self.progress < 1.0 else iter(())
         saved_at = time.monotonic()
         self.before_steps(logbook)
@@ -296,7 +296,7 @@ class Loop(Resumable):
     def _one_step(self, ahead: "_Ahead", meter: Meter) -> None:
         started = time.monotonic()
         self._doing = f"finishing step {self.step + 1:,}"
-        with keyed_chance(self.seed(), self.step, self.ranks.number, self.accelerator.device):
+        with keyed_rng(self.seed(), self.step, self.ranks.number, self.accelerator.device):
             self.update(ahead.batch, meter)
         seconds = ahead.seconds + time.monotonic() - started
         self.step += 1
@@ -314,6 +314,6 @@ class Loop(Resumable):
             sampler=SequentialSampler(ahead),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=step_back,
+            worker_init_fn=init_worker,
             pin_memory=self.accelerator.device.type == "cuda",
         )

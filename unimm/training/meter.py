@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from unimm.batch import Batch
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.training.flops import FlopCount
 
 
@@ -35,7 +35,7 @@ class Meter:
         self.peak_flops = peak_flops
         self._clear()
 
-    def add_batch(self, read: Read, tallies: dict[str, Tally]) -> None:
+    def add_batch(self, read: Read, tallies: dict[str, LossSums]) -> None:
         """One micro-batch and what came of it."""
         for name, tally in tallies.items():
             row = torch.stack([tally.loss.detach(), tally.correct, tally.count]).float()

@@ -75,8 +75,8 @@ class StopRequest:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Signals wait until this context is left: for starting workers, which else could be met before they `step_back`."""
+def signals_blocked() -> Iterator[None]:
+    """Signals wait until this context is left: for starting workers, which else could be met before they `init_worker`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -87,11 +87,11 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def step_back(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """For a loader's workers: the parent goes first, and decides when they end though signals for a whole job reach them too.
 
     On a machine with few cores a worker that takes one from the parent's threads stops all of them at their next barrier.
-    Workers are started under `held_back`.
+    Workers are started under `signals_blocked`.
     """
     ignored = {number for number in SIGNALS if number != signal.SIGTERM}
     for number in ignored:

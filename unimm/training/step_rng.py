@@ -7,7 +7,7 @@ import torch
 
 
 @contextmanager
-def keyed_chance(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
+def keyed_rng(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
     """What draws from torch's generators in here draws the same whenever the key is the same; outside nothing has changed."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)

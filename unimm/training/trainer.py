@@ -16,13 +16,13 @@ from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
-from unimm.data.plan import Origin, Plan, Shape
+from unimm.data.plan import Plan, PlanCursor, RowLayout
 from unimm.data.records import Dataset
 from unimm.data.run_signature import check_order, order_of_rows
-from unimm.data.steps import Step, Steps
+from unimm.data.steps import StepBatch, Steps
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training import activation_checkpointing
@@ -30,7 +30,7 @@ from unimm.training.activation_checkpointing import checkpoint_activations
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops
-from unimm.training.full_model import Assembly
+from unimm.training.full_model import FullModelGatherer
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Loop, LoopConfig
@@ -86,7 +86,7 @@ class TrainerConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Shape(self.num_positions, self.num_rows)  # it knows what makes no sense
+        RowLayout(self.num_positions, self.num_rows)  # it knows what makes no sense
         check_whole(self, 1, "num_micro_batches")
         for name, ways in (
             ("attention", ("auto", *attention.WAYS)),
@@ -138,7 +138,7 @@ class Trainer(Loop):
         self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
         if config.attention == "flex_attention" and self.accelerator.device.type == "cpu":
             raise ValueError("FlexAttention learns on GPUs only: leave trainer.attention at auto, or take documents or sdpa.")
-        self.origin = Origin()
+        self.origin = PlanCursor()
         self.order = order_of_rows(mixture, config.num_positions, config.num_rows)
         self.objective = objective
         self.model = model = objective.model
@@ -147,7 +147,7 @@ class Trainer(Loop):
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
         self.flop_count = objective.flop_count()
         self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
-        self.assembly = Assembly(model) if self.is_sharded else None
+        self.assembly = FullModelGatherer(model) if self.is_sharded else None
         checkpoint_activations(model.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:
@@ -202,7 +202,7 @@ class Trainer(Loop):
     def data(self) -> Steps:
         """This rank's steps, by number."""
         config = self.config
-        stored = config.plan and StoredPlan(config.plan, self.mixture, Shape(config.num_positions, config.num_rows))
+        stored = config.plan and StoredPlan(config.plan, self.mixture, RowLayout(config.num_positions, config.num_rows))
         plan = Plan(self.mixture, config.num_positions, config.num_rows, self.origin, stored or None)
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return Steps(plan, self.config.num_micro_batches, *ranks)
@@ -211,7 +211,7 @@ class Trainer(Loop):
         """The mixture's."""
         return self.mixture.seed
 
-    def update(self, batch: Step, meter: Meter) -> None:
+    def update(self, batch: StepBatch, meter: Meter) -> None:
         """One optimizer step over the micro-batches of this rank."""
         self.wrapped.train()
         self.origin = batch.origin
@@ -228,7 +228,7 @@ class Trainer(Loop):
                 loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
                 # Gradients are averaged over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            tallied.append((read, {name: Tally(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
+            tallied.append((read, {name: LossSums(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
             losses.append(torch.as_tensor(loss).detach())
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
@@ -250,7 +250,7 @@ class Trainer(Loop):
         """Of the sources that are learned from."""
         return [source.dataset for source in self.mixture.sources if source.weight > 0]
 
-    def name_samples(self, batch: Step) -> list[str]:
+    def name_samples(self, batch: StepBatch) -> list[str]:
         """Source, number there and key of each sample."""
         return [self.mixture.name(sample) for sample in batch.samples]
 
@@ -343,4 +343,4 @@ class Trainer(Loop):
         plan = checkpoint.state["plan"]
         began = checkpoint.state.get("order", plan)  # a plan once told the shape of its rows
         self.say(check_order(self.folder, began, self.order))
-        self.origin = Origin(plan["step"], plan["sample"])
+        self.origin = PlanCursor(plan["step"], plan["sample"])

@@ -10,14 +10,14 @@ import torch
 from toys import make_template
 
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
-from unimm.data.holdout import Part
+from unimm.data.holdout import Subset
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record
 from unimm.data.stores.codes import CodedDataset, StoredCodes, save_codes
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.precompute.codes import encode_dataset
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.sequence import Segment, Sequence
 
 
@@ -44,7 +44,7 @@ def tokenizer() -> ImageTokenizer:
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=Work(2, quiet=True))
+    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=PassConfig(2, quiet=True))
     return tmp_path / "codes"
 
 
@@ -86,12 +86,12 @@ def test_decoys_are_codes_of_the_same_records(folder, tmp_path, tokenizer):
             record = super().__getitem__(index)
             return record.with_image(255 - record.image)
 
-    encode_dataset(tokenizer, Negatives(), tmp_path / "negatives", work=Work(2, quiet=True))
+    encode_dataset(tokenizer, Negatives(), tmp_path / "negatives", work=PassConfig(2, quiet=True))
     negatives = CodedDataset(Negatives(), tmp_path / "negatives")
     record = CodedDataset(Noise(), folder, decoys=negatives)[3]
     assert np.array_equal(record.codes, StoredCodes.open(folder)[3]) and np.array_equal(record.decoys, negatives[3].codes)
     assert not np.array_equal(record.codes, record.decoys) and CodedDataset(Noise(), folder)[3].decoys is None
-    encode_dataset(tokenizer, Noise(first=7), tmp_path / "others", work=Work(2, quiet=True))
+    encode_dataset(tokenizer, Noise(first=7), tmp_path / "others", work=PassConfig(2, quiet=True))
     with pytest.raises(ValueError, match="are of other records than the codes in"):
         CodedDataset(Noise(), folder, decoys=CodedDataset(Noise(first=7), tmp_path / "others"))
 
@@ -119,13 +119,13 @@ def test_refusals(folder, tmp_path):
 
 def test_only_codes_are_replaced(folder, tmp_path, tokenizer):
     """Codes make way for new ones; a folder with anything else in it stays as it is."""
-    encode_dataset(tokenizer, Noise(num_records=3), folder, work=Work(2, quiet=True))
+    encode_dataset(tokenizer, Noise(num_records=3), folder, work=PassConfig(2, quiet=True))
     assert len(StoredCodes.open(folder)) == 3
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("a year of work")
     with pytest.raises(ValueError, match="not a folder of stored codes"):
-        encode_dataset(tokenizer, Noise(), notes, work=Work(2, quiet=True))
+        encode_dataset(tokenizer, Noise(), notes, work=PassConfig(2, quiet=True))
     assert (notes / "mine.txt").read_text() == "a year of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "notes"]
 
@@ -136,11 +136,11 @@ def test_nothing_half_written(tmp_path, tokenizer):
             return Record("broken/0") if index == 3 else super().__getitem__(index)
 
     with pytest.raises(ValueError, match="no image"):
-        encode_dataset(tokenizer, Broken(), tmp_path / "codes", work=Work(quiet=True))
+        encode_dataset(tokenizer, Broken(), tmp_path / "codes", work=PassConfig(quiet=True))
     with pytest.raises(ValueError, match="nothing to encode"):
-        encode_dataset(tokenizer, Noise(0), tmp_path / "codes", work=Work(quiet=True))
+        encode_dataset(tokenizer, Noise(0), tmp_path / "codes", work=PassConfig(quiet=True))
     assert [path.name for path in tmp_path.iterdir()] == [".codes.unfinished"]
-    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=Work(quiet=True))
+    encode_dataset(tokenizer, Noise(), tmp_path / "codes", work=PassConfig(quiet=True))
     assert [path.name for path in tmp_path.iterdir()] == ["codes"]
 
 
@@ -168,7 +168,7 @@ class Exchanged(Noise):
 
 def test_codes_of_another_picture_are_noticed_where_they_would_be_learned(tmp_path, tokenizer):
     """A few records from all over are looked at at once, each other one when it is read, or opened to be learned."""
-    encode_dataset(tokenizer, Noise(60), tmp_path / "codes", work=Work(20, quiet=True))
+    encode_dataset(tokenizer, Noise(60), tmp_path / "codes", work=PassConfig(20, quiet=True))
     told = "of another image than record noise/1 has now: run `unimm encode` again, which makes only those that have changed"
     coded = CodedDataset(Exchanged(1, 60), tmp_path / "codes")
     assert coded[2].codes is not None
@@ -176,7 +176,7 @@ def test_codes_of_another_picture_are_noticed_where_they_would_be_learned(tmp_pa
         with pytest.raises(ValueError, match=told):
             coded[1]
     assert coded.unchecked(1).key == "noise/1", "who plans may read it"
-    mixture = Mixture([Source("draw", Part(coded, np.array([1])), Drawn(), 1.0)], make_template())
+    mixture = Mixture([Source("draw", Subset(coded, np.array([1])), Drawn(), 1.0)], make_template())
     outline = mixture.outline((0, 0))
     with pytest.raises(ValueError, match=told):
         mixture.open((0, 0), outline)
@@ -211,6 +211,6 @@ def test_codes_of_an_older_unimm_are_read_with_a_warning_and_made_again(folder, 
     save_codes(folder, 1 - np.minimum(expected, 1), stored.manifest)
     assert CodedDataset(Exchanged(2), folder)[2].codes is not None
     assert "made by an older unimm" in caplog.text and "run `unimm encode` again" in caplog.text
-    encode_dataset(tokenizer, Noise(), folder, work=Work(2))
+    encode_dataset(tokenizer, Noise(), folder, work=PassConfig(2))
     assert "is of an older unimm" in capsys.readouterr().err
     assert np.array_equal(np.stack([StoredCodes.open(folder)[index] for index in range(5)]), expected)

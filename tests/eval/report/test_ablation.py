@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.eval.report.ablation import Over, columns_of, find_arms, group_arms
+from unimm.eval.report.ablation import MeanOverSeeds, columns_of, find_arms, group_arms
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_seeds_are_one_arm_and_settings_are_not(runs: Path) -> None:
     assert not notes
     assert list(arms) == ["one", "two"]
     assert arms["two"]["shapes_answers"] == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-3), 2)
-    assert arms["one"]["shapes_answers"] == Over(0.1, 0.0, 1)
+    assert arms["one"]["shapes_answers"] == MeanOverSeeds(0.1, 0.0, 1)
     assert arms["two"]["guidance-2.5 shapes_drawings"].mean == pytest.approx(0.24)
     assert arms["two"]["guidance-10 shapes_drawings"].mean == pytest.approx(0.06)
 

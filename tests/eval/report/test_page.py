@@ -13,7 +13,7 @@ from unimm.cli.app import app
 from unimm.eval.report.curves import draw_curves, read_metrics, smooth
 from unimm.eval.report.page import SHOWN, choose_examples, colour_codes, write_report
 from unimm.eval.runner import evaluate
-from unimm.eval.task import PICTURES_KEPT, Album, Example
+from unimm.eval.task import PICTURES_KEPT, Example, ImageRetention
 from unimm.eval.tasks.digits import DigitsAnswers
 from unimm.eval.tasks.reconstruction import ShapesReconstruction
 from unimm.eval.tasks.shapes import ShapesDrawings
@@ -141,7 +141,7 @@ def test_a_code_has_one_colour() -> None:
 
 
 def test_images_that_are_kept() -> None:
-    album = Album()
+    album = ImageRetention()
     right = Example("", "", "", "", True, image=np.zeros((2, 2, 3), np.uint8))
     wrong = Example("", "", "", "", False)
     assert all(album.keeps(right) for _ in range(PICTURES_KEPT))

@@ -16,7 +16,7 @@ from unimm.inference.decode.decoder import Decoder, Limits, QueueFull
 from unimm.inference.decode.kv_cache import RowCacheLayer
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
-from unimm.inference.decode.step import Step
+from unimm.inference.decode.step import DecodeStep
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.sequence import Kind, Sequence
@@ -67,18 +67,18 @@ class Replay:
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are captured, numbers of rows and slots rounded up, as on a GPU."""
-    made: list[Step] = []
-    whole = Step.__init__
+    made: list[DecodeStep] = []
+    whole = DecodeStep.__init__
 
-    def remember(step: Step, *args: Any, **kwargs: Any) -> None:
+    def remember(step: DecodeStep, *args: Any, **kwargs: Any) -> None:
         made.append(step)
         whole(step, *args, **kwargs)
 
-    def buffers(step: Step) -> list[torch.Tensor]:
+    def buffers(step: DecodeStep) -> list[torch.Tensor]:
         layers = [layer for layer in step.cache.layers if isinstance(layer, RowCacheLayer)]
         return [buffer for layer in layers for buffer in (layer.keys, layer.values) if buffer is not None]
 
-    monkeypatch.setattr(Step, "__init__", remember)
+    monkeypatch.setattr(DecodeStep, "__init__", remember)
     monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 

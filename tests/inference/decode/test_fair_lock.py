@@ -11,7 +11,7 @@ from conftest import tiny_image_tokenizer, tiny_model
 
 from unimm.inference import fast, running
 from unimm.inference.decode.decoder import Decoder
-from unimm.inference.decode.fair_lock import Turns
+from unimm.inference.decode.fair_lock import FairRLock
 from unimm.inference.decode.limits import Limits
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
@@ -59,14 +59,14 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
     requests = [Request(tiny_engine.template.draw("a red circle", num_codes=9), Sampling(1.0, seed=seed)) for seed in range(4)]
     alone = [Decoder(tiny_engine.model, pad).fill([request]) for request in requests]
     decoder = Decoder(tiny_engine.model, pad, Limits(max_cache_bytes=10**9))
-    plain = running.FastModel.__init__
+    plain = running.DecodeModel.__init__
 
     def slow(self: Any, *words: Any) -> None:
         made.append(decoder._turns.is_mine)
         time.sleep(0.05)  # a real model takes seconds
         plain(self, *words)
 
-    monkeypatch.setattr(running.FastModel, "__init__", slow)
+    monkeypatch.setattr(running.DecodeModel, "__init__", slow)
     assert at_once(*[lambda request=request: decoder.fill([request]) for request in requests]) == alone
     assert made == [True]
 
@@ -107,7 +107,7 @@ def test_weights_do_not_change_in_the_middle_of_a_step(
 
 def test_a_thread_that_comes_back_at_once_lets_others_in() -> None:
     """The one takes the lock again as soon as it is out of it; the other wants it three times."""
-    turns, is_over = Turns(), threading.Event()
+    turns, is_over = FairRLock(), threading.Event()
     taken = 0
 
     def greedy() -> None:
@@ -128,7 +128,7 @@ def test_a_thread_that_comes_back_at_once_lets_others_in() -> None:
 
 
 def test_one_may_be_in_twice() -> None:
-    turns = Turns()
+    turns = FairRLock()
     with turns, turns:
         other = threading.Thread(target=turns.__enter__, daemon=True)
         other.start()

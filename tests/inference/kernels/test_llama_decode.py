@@ -10,7 +10,7 @@ from janus_cases import write_checkpoint
 
 import unimm
 from unimm.inference.decode.kv_cache import RowCache
-from unimm.inference.kernels.llama_decode import FastModel, attend, attend_fused
+from unimm.inference.kernels.llama_decode import DecodeModel, attend, attend_fused
 from unimm.inference.kernels.quantized_linear import (
     Int4Linear,
     Int8Linear,
@@ -31,7 +31,7 @@ def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
     """Llama and Qwen3, grouped heads, rows at different places."""
     write_checkpoint(tmp_path / "m", seed)
     model = unimm.load(tmp_path / "m", device="cpu", dtype="float32").model
-    fast, torch_cache, fast_cache = FastModel(model), RowCache(len(model.trunk.layers)), RowCache(len(model.trunk.layers))
+    fast, torch_cache, fast_cache = DecodeModel(model), RowCache(len(model.trunk.layers)), RowCache(len(model.trunk.layers))
     assert fast.layers is not None
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([5, 2, 9])
@@ -52,7 +52,7 @@ def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
             torch.testing.assert_close(fast.sample(kind, expected, lambda logits: logits), port.logits(expected))
 
 
-def check_steps(fast: FastModel) -> None:
+def check_steps(fast: DecodeModel) -> None:
     """Position after position, two rows of which one is behind the other: what the trunk makes of all positions at once."""
     model, cache, length = fast.model, RowCache(fast.model.trunk.config.num_hidden_layers), 5
     given, positions = torch.randn(2, length, model.width), torch.arange(length).expand(2, -1)
@@ -72,7 +72,7 @@ def test_other_trunks_go_through_transformers() -> None:
     model = tiny_model(400)
     gpt = {"model_type": "gpt_neox", "vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = UnifiedModel(replace(model.config, trunk=gpt | {"intermediate_size": 64, "max_position_embeddings": 64})).eval()
-    fast = FastModel(model)
+    fast = DecodeModel(model)
     assert fast.layers is None
     check_steps(fast)
 
@@ -80,7 +80,7 @@ def test_other_trunks_go_through_transformers() -> None:
 def test_changed_weights_are_noticed() -> None:
     """A trainer draws samples with the model that it trains."""
     model = tiny_model(len(tiny_text_tokenizer()))
-    fast = FastModel(model)
+    fast = DecodeModel(model)
     assert fast.is_current()
     with torch.no_grad():
         model.codes.head[0].bias.add_(1.0)
@@ -171,7 +171,7 @@ def test_int8_without_integer_products_takes_what_is_not_contiguous(monkeypatch:
 def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:
     model = tiny_model(400).bfloat16()
     x, positions = torch.randn(3, model.width, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.long)
-    plain, few = (FastModel(model, kind).advance(x, positions, 1, RowCache(2)) for kind in (None, weights))
+    plain, few = (DecodeModel(model, kind).advance(x, positions, 1, RowCache(2)) for kind in (None, weights))
     assert 0 < relative_error(few, plain) < error
 
 
@@ -210,7 +210,7 @@ def test_attention_is_softmax_attention() -> None:
 def test_kinds_have_a_head_each() -> None:
     """Every kind that has a vocabulary: its logits from its own head, arranged where the model's is."""
     model = tiny_model(400)
-    fast, hidden = FastModel(model), torch.randn(3, model.width)
+    fast, hidden = DecodeModel(model), torch.randn(3, model.width)
     assert set(fast.heads) == set(model.vocabulary_ports)
     for kind, port in model.vocabulary_ports.items():
         torch.testing.assert_close(fast.heads[kind](hidden), port.logits(hidden))
@@ -218,11 +218,11 @@ def test_kinds_have_a_head_each() -> None:
 
 def test_few_bits_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="not for float32 with llama"):
-        FastModel(tiny_model(400), "int8")
+        DecodeModel(tiny_model(400), "int8")
     with pytest.raises(ValueError, match="fp8 weights are for GPUs"):
-        FastModel(tiny_model(400).bfloat16(), "fp8")
+        DecodeModel(tiny_model(400).bfloat16(), "fp8")
     with pytest.raises(ValueError, match="no weights 'int3': choose one of int8, int4, fp8"):
-        FastModel(tiny_model(400), "int3")
+        DecodeModel(tiny_model(400), "int3")
 
 
 @torch.inference_mode()
@@ -230,6 +230,6 @@ def test_without_room_for_copies_it_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("unimm.inference.kernels.llama_decode._has_room_for_copies", lambda model: False)
-    fast = FastModel(tiny_model(400))
+    fast = DecodeModel(tiny_model(400))
     assert fast.layers is None and not fast.heads and "Too little memory" in caplog.text
     check_steps(fast)

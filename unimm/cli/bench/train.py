@@ -13,7 +13,7 @@ from unimm.bench.subprocess_trials import run_in_turns
 from unimm.bench.train import Trial
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.bench.checkpoint import checkpoint
-from unimm.models.attention import WAYS
+from unimm.models.attention import BACKENDS
 from unimm.runtime.atomic_files import check_writable, write_json
 from unimm.runtime.devices import choose_device
 
@@ -48,8 +48,8 @@ def run(
     Raises:
         ValueError: there is no such size or folder or way to attend, or a trial failed.
     """
-    if unknown := [way for way in attention if way not in WAYS]:
-        raise ValueError(f"Unknown attention '{unknown[0]}': use {', '.join(WAYS)}.")
+    if unknown := [way for way in attention if way not in BACKENDS]:
+        raise ValueError(f"Unknown attention '{unknown[0]}': use {', '.join(BACKENDS)}.")
     check_writable(out)
     where = choose_device(device)
     with status.status("") as shown, checkpoint(str(DEMO) if model == "demo" else model, torch.float32, shown.update) as at:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
+class ProcessLocalLRU(Generic[T]):
     """At most `size` values by key; the one that was not asked for the longest goes."""
 
     def __init__(self, size: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unimm.data.readers.fields import Fields, missing
-from unimm.data.readers.lru_cache import Recent
+from unimm.data.readers.lru_cache import ProcessLocalLRU
 from unimm.data.readers.paths import Paths, find_files, image_at, locate, short_names
 from unimm.data.records import Record, UnreadImage
 
@@ -49,8 +49,8 @@ class Parquet:
         self._with_bytes: set[Path] = set()
         self._groups = [self._check(file) for file in self.files]  # of each file: where its groups of rows end
         self._ends = np.cumsum([int(ends[-1]) if len(ends) else 0 for ends in self._groups])
-        self._texts: Recent[Any] = Recent(TEXT_GROUPS)
-        self._images: Recent[Any] = Recent(num_groups)
+        self._texts: ProcessLocalLRU[Any] = ProcessLocalLRU(TEXT_GROUPS)
+        self._images: ProcessLocalLRU[Any] = ProcessLocalLRU(num_groups)
         if not self._ends[-1]:
             raise ValueError(f"The tables at {paths} have no rows: name others.")
         _ = self[0]

@@ -25,7 +25,7 @@ from unimm.data.image import image_hash
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
-from unimm.runtime.resumable_folder import Unfinished, same_content
+from unimm.runtime.resumable_folder import ResumableFolder, same_content
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
 WHAT = "a folder of stored codes"
@@ -74,7 +74,7 @@ def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
     return [folder / CODES] if is_alike and (folder / CODES).is_file() else []
 
 
-def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> Unfinished:
+def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> ResumableFolder:
     """Codes in the making, in parts of so many records.
 
     Raises:
@@ -82,10 +82,10 @@ def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
     content["part_records"] = part_records
-    return Unfinished(folder, MANIFEST, WHAT, content, lambda number: f"{number:05}.safetensors", OF)
+    return ResumableFolder(folder, MANIFEST, WHAT, content, lambda number: f"{number:05}.safetensors", OF)
 
 
-def load_part(unfinished: Unfinished, number: int) -> tuple[np.ndarray, np.ndarray]:
+def load_part(unfinished: ResumableFolder, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes (n, num_codes) int32 of a part that is there, and the identities (n, 32) of their images."""
     part = load_file(unfinished.path(number))
     return part["codes"], part["identities"]

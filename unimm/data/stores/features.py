@@ -30,7 +30,7 @@ from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.records import Dataset, ImageLike, Record, SeenImage
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, write_json
-from unimm.runtime.resumable_folder import Unfinished, same_content
+from unimm.runtime.resumable_folder import ResumableFolder, same_content
 
 ROWS, MANIFEST = "rows.safetensors", "manifest.json"
 WHAT = "a folder of stored features"
@@ -90,14 +90,14 @@ def is_stored(folder: Path, manifest: FeaturesManifest) -> bool:
     return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
 
 
-def unfinished_features(folder: Path, manifest: FeaturesManifest) -> Unfinished:
+def unfinished_features(folder: Path, manifest: FeaturesManifest) -> ResumableFolder:
     """Features in the making, file by file: "features" (n, P, C), n being the manifest's `shard_rows` in all but the last.
 
     Raises:
         ValueError: something else lies there, or others were begun, to be made in another way.
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
-    return Unfinished(folder, MANIFEST, WHAT, content, _shard_name, OF)
+    return ResumableFolder(folder, MANIFEST, WHAT, content, _shard_name, OF)
 
 
 def stored_files(folder: Path, manifest: FeaturesManifest) -> list[Path]:
@@ -108,22 +108,22 @@ def stored_files(folder: Path, manifest: FeaturesManifest) -> list[Path]:
     return [folder / _shard_name(number) for number in range(-(-found["num_images"] // found["shard_rows"]))]
 
 
-def has_rows(unfinished: Unfinished) -> bool:
+def has_rows(unfinished: ResumableFolder) -> bool:
     """Whether the rows of the records were found."""
     return (unfinished.whole / ROWS).is_file()
 
 
-def put_rows(unfinished: Unfinished, rows: np.ndarray) -> None:
+def put_rows(unfinished: ResumableFolder, rows: np.ndarray) -> None:
     """Store the rows (num_records,) int64 that were found."""
     unfinished.put(ROWS, lambda path: save_file({"rows": torch.from_numpy(rows)}, path))
 
 
-def load_rows(unfinished: Unfinished) -> np.ndarray:
+def load_rows(unfinished: ResumableFolder) -> np.ndarray:
     """The rows (num_records,) that were found."""
     return load_file(unfinished.whole / ROWS)["rows"].numpy()
 
 
-def finish_features(unfinished: Unfinished, manifest: FeaturesManifest) -> None:
+def finish_features(unfinished: ResumableFolder, manifest: FeaturesManifest) -> None:
     """Give them their place; features that were there are replaced. manifest: with the number of images."""
     unfinished.put(MANIFEST, lambda path: write_json(path, asdict(manifest)))
     unfinished.finish()

@@ -32,7 +32,7 @@ from unimm.data.worlds.scenes import (
     make_generator,
     shuffle,
 )
-from unimm.data.worlds.shapes_language import LANGUAGES, Group, Look, fits, write_list, write_relation
+from unimm.data.worlds.shapes_language import LANGUAGES, Appearance, Group, fits, write_list, write_relation
 from unimm.data.worlds.shapes_prompts import frame_prompt
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
@@ -118,7 +118,7 @@ def choose_requirement(category: str, rng: np.random.Generator) -> Requirement:
     if task == "colours":
         return Requirement(category, (Group(1, (None, colour, form)),))
     others = [pair for pair in TRAINING_PAIRS if pair[0] != colour and pair[1] != form]
-    looks: list[Look] = [(None, colour, form), (None, *choose(rng, others))]
+    looks: list[Appearance] = [(None, colour, form), (None, *choose(rng, others))]
     groups = tuple(Group(1, look) for look in shuffle(rng, looks))
     return Requirement(category, groups, choose(rng, RELATIONS) if task == "position" else None)
 
@@ -161,6 +161,6 @@ def find_problem(found: tuple[Shape, ...], requirement: Requirement) -> str | No
     return None
 
 
-def name_look(look: Look) -> str:
+def name_look(look: Appearance) -> str:
     """The words of a look for a reason: "small red circle"."""
     return " ".join(word for word in look if word)

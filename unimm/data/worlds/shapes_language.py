@@ -25,7 +25,7 @@ from unimm.data.worlds.scenes import (
 
 LANGUAGES = ("en", "zh")
 
-Look = tuple[str | None, str | None, str | None]
+Appearance = tuple[str | None, str | None, str | None]
 """(size, colour, form); None where it is not said."""
 
 DETAILS = {
@@ -114,28 +114,28 @@ class Group:
     """So many objects of one look."""
 
     count: int
-    look: Look
+    look: Appearance
 
 
-def describe(item: Shape, detail: str = "full") -> Look:
+def describe(item: Shape, detail: str = "full") -> Appearance:
     """The look of a shape, with as much detail as asked for."""
     size, colour, form = DETAILS[detail]
     return (item.size if size else None, item.colour if colour else None, item.form if form else None)
 
 
-def fits(item: Shape, look: Look) -> bool:
+def fits(item: Shape, look: Appearance) -> bool:
     """Whether an object has every attribute that a look names."""
     size, colour, form = look  # asked for so often that a generator would be a sixth of a plan's time
     return size in (None, item.size) and colour in (None, item.colour) and form in (None, item.form)
 
 
-def group(objects: tuple[Shape, ...], looks: list[Look]) -> list[Group]:
+def group(objects: tuple[Shape, ...], looks: list[Appearance]) -> list[Group]:
     """Objects of one look put together, from left to right by the first of each group."""
     counts = Counter(look for _, look in from_left(objects, looks))
     return [Group(count, look) for look, count in counts.items()]
 
 
-def from_left(objects: tuple[Shape, ...], looks: list[Look]) -> list[tuple[Shape, Look]]:
+def from_left(objects: tuple[Shape, ...], looks: list[Appearance]) -> list[tuple[Shape, Appearance]]:
     """Objects and what is said of them, from left to right."""
     return sorted(zip(objects, looks, strict=True), key=lambda told: (told[0].x, told[0].y))
 
@@ -181,7 +181,9 @@ def write_list(groups: list[Group], language: str, rng: np.random.Generator) -> 
     return f"{', '.join(head)} and {last}" if language == "en" else f"{'、'.join(head)}和{last}"
 
 
-def write_relation(a: Look, relation: str, b: Look, language: str, rng: np.random.Generator, verb: bool = False) -> str:
+def write_relation(
+    a: Appearance, relation: str, b: Appearance, language: str, rng: np.random.Generator, verb: bool = False
+) -> str:
     """Where a is, seen from b: "a red circle to the left of a blue cross"; with `verb`, as a sentence."""
     first, second = (name_group(Group(1, look), language, rng) for look in (a, b))
     words = choose(rng, RELATION_WORDS[language][relation])
@@ -190,7 +192,7 @@ def write_relation(a: Look, relation: str, b: Look, language: str, rng: np.rando
     return f"{second}的{words}有{first}" if verb else f"{first}在{second}的{words}"
 
 
-def write_pair(a: Look, relation: str, b: Look, language: str, rng: np.random.Generator, verb: bool = False) -> str:
+def write_pair(a: Appearance, relation: str, b: Appearance, language: str, rng: np.random.Generator, verb: bool = False) -> str:
     """How two objects lie to each other, from the side of either."""
     if rng.random() < 0.5:
         a, relation, b = b, OPPOSITE[relation], a
@@ -257,12 +259,12 @@ def compile_reader() -> tuple[re.Pattern, dict[str, tuple[str, str | int]]]:
 READER, MEANINGS = compile_reader()
 
 
-def parse_caption(text: str) -> list[Look]:
+def parse_caption(text: str) -> list[Appearance]:
     """The look of every object that a text mentions, in either language; two red circles are two entries.
 
     A size or colour that belongs to no form gives an entry without a form, so half a mention never goes unnoticed.
     """
-    found: list[Look] = []
+    found: list[Appearance] = []
     pending: dict = {}
 
     def close(form: str | None) -> None:

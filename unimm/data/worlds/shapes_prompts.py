@@ -13,8 +13,8 @@ from unimm.data.worlds.shapes_language import (
     EMPTY,
     LANGUAGES,
     PLACE_WORDS,
+    Appearance,
     Group,
-    Look,
     describe,
     from_left,
     group,
@@ -110,7 +110,7 @@ def write_prompt(scene: Scene, language: str, rng: np.random.Generator, style: P
     return frame_prompt(words, language, rng)
 
 
-def choose_looks(objects: tuple[Shape, ...], style: PromptStyle, rng: np.random.Generator) -> list[Look]:
+def choose_looks(objects: tuple[Shape, ...], style: PromptStyle, rng: np.random.Generator) -> list[Appearance]:
     """What a prompt says of each object: mostly the same attributes of all."""
 
     def choose_detail() -> str:
@@ -127,7 +127,7 @@ def frame_prompt(words: str, language: str, rng: np.random.Generator) -> str:
     return choose(rng, PROMPT_FRAMES[language]).format(words)
 
 
-def write_places(objects: tuple[Shape, ...], looks: list[Look], language: str, rng: np.random.Generator) -> str:
+def write_places(objects: tuple[Shape, ...], looks: list[Appearance], language: str, rng: np.random.Generator) -> str:
     """Every object and where in the picture it is: "a red circle at the top left and a blue cross in the middle"."""
     placed = []
     for item, look in from_left(objects, looks):

@@ -26,8 +26,8 @@ from unimm.data.worlds.shapes_language import (
     PLACE_WORDS,
     RELATION_WORDS,
     WORDS,
+    Appearance,
     Group,
-    Look,
     choose_word,
     describe,
     fits,
@@ -108,7 +108,7 @@ SENTENCES = {
 }
 
 
-def find_reference(item: Shape, objects: tuple[Shape, ...], hidden: str, rng: np.random.Generator) -> Look | None:
+def find_reference(item: Shape, objects: tuple[Shape, ...], hidden: str, rng: np.random.Generator) -> Appearance | None:
     """A look that fits this object alone and does not give away the attribute asked about, or None."""
     masks = [
         (size, colour, form)
@@ -125,24 +125,24 @@ def find_reference(item: Shape, objects: tuple[Shape, ...], hidden: str, rng: np
     return choose(rng, plain) if plain else None
 
 
-def find_name(item: Shape, objects: tuple[Shape, ...]) -> Look | None:
+def find_name(item: Shape, objects: tuple[Shape, ...]) -> Appearance | None:
     """Colour and form of an object, and its size where it takes that to tell it apart; None where nothing does."""
     looks = [describe(item, "colour"), describe(item)]
     return next((look for look in looks if sum(fits(other, look) for other in objects) == 1), None)
 
 
-def mask_look(item: Shape, mask: tuple[bool, bool, bool]) -> Look:
+def mask_look(item: Shape, mask: tuple[bool, bool, bool]) -> Appearance:
     """The look of an object with only the attributes that the mask (size, colour, form) lets through."""
     size, colour, form = mask
     return (item.size if size else None, item.colour if colour else None, item.form if form else None)
 
 
-def count_words(look: Look) -> int:
+def count_words(look: Appearance) -> int:
     """How many attributes a look names."""
     return sum(word is not None for word in look)
 
 
-def name_look(look: Look, language: str, plural: bool = False) -> str:
+def name_look(look: Appearance, language: str, plural: bool = False) -> str:
     """The bare noun of a look, its form or "object": "small red circle", "小的红色图形"."""
     size, colour, form = (choose_word(word, language, None) if word else "" for word in look)
     if language == "en":
@@ -152,7 +152,7 @@ def name_look(look: Look, language: str, plural: bool = False) -> str:
     return f"{size}{'的' if size and colour else ''}{colour}{form or '图形'}"
 
 
-def name_reference(look: Look, language: str) -> str:
+def name_reference(look: Appearance, language: str) -> str:
     """The object that a look fits: "the red circle"."""
     return f"the {name_look(look, language)}" if language == "en" else name_look(look, language)
 
@@ -171,7 +171,7 @@ def ask_attribute(category: str, scene: Scene, language: str, rng: np.random.Gen
 
 def ask_count(scene: Scene, language: str, rng: np.random.Generator) -> Question:
     """How many objects are there, of a form, a colour, or both? The answer is a digit."""
-    look: Look = (None, None, None)
+    look: Appearance = (None, None, None)
     count = 0
     for _ in range(2):
         kind = choose(rng, ("all", "form", "form", "colour", "pair"))
@@ -294,7 +294,7 @@ def write_text(rng: np.random.Generator) -> Text:
     return Text(sentence[0].upper() + sentence[1:], language)
 
 
-def write_inverse(a: Look, b: Look, language: str, rng: np.random.Generator) -> str:
+def write_inverse(a: Appearance, b: Appearance, language: str, rng: np.random.Generator) -> str:
     """What a relation means from the other side."""
     first, second = name_reference(a, language), name_reference(b, language)
     relation = choose(rng, RELATIONS)
@@ -304,7 +304,7 @@ def write_inverse(a: Look, b: Look, language: str, rng: np.random.Generator) -> 
     return f"如果{first}在{second}的{words}，那么{second}在{first}的{inverse}。"
 
 
-def write_sum(look: Look, language: str, rng: np.random.Generator) -> str:
+def write_sum(look: Appearance, language: str, rng: np.random.Generator) -> str:
     """A sum of objects: "One red circle and two red circles are three red circles"."""
     first = 1 + int(rng.random() * 3)
     second = 1 + int(rng.random() * (4 - first))
@@ -314,7 +314,7 @@ def write_sum(look: Look, language: str, rng: np.random.Generator) -> str:
     return f"{one}加{two}是{total}。"
 
 
-def count_objects(look: Look, count: int, language: str) -> str:
+def count_objects(look: Appearance, count: int, language: str) -> str:
     """A number and a noun: "two red circles", "两个红色圆形"."""
     space = " " if language == "en" else ""
     return NUMBERS[language][count] + space + name_look(look, language, plural=count > 1)

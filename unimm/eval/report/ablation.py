@@ -26,7 +26,7 @@ SEED = re.compile(r"-\d+$")
 SETTING = re.compile(r"(.+)-(\d+(?:\.\d+)?)$")
 
 
-class Over(NamedTuple):
+class MeanOverSeeds(NamedTuple):
     """A score over seeds: the mean, its standard deviation (0 of one), and of how many."""
 
     mean: float
@@ -34,7 +34,7 @@ class Over(NamedTuple):
     num_seeds: int
 
 
-Arms = dict[str, dict[str, Over]]
+Arms = dict[str, dict[str, MeanOverSeeds]]
 """Scores by arm and column: "shapes_answers", or "guidance-2.5 shapes_drawings"."""
 
 
@@ -47,7 +47,9 @@ def group_arms(evaluations: Iterable[tuple[str, dict[str, float]]]) -> Arms:
         for task, score in scores.items():
             told.setdefault(f"{_column(setting)} {task}".strip(), []).append(score)
     return {
-        arm: {column: Over(mean(them), stdev(them) if len(them) > 1 else 0.0, len(them)) for column, them in told.items()}
+        arm: {
+            column: MeanOverSeeds(mean(them), stdev(them) if len(them) > 1 else 0.0, len(them)) for column, them in told.items()
+        }
         for arm, told in sorted(found.items())
     }
 

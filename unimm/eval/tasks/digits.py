@@ -12,7 +12,7 @@ from unimm.data.worlds.digits import DigitJudge, DigitsWorld
 from unimm.data.worlds.digits_language import drawing_prompt
 from unimm.eval.task import Judgement
 from unimm.eval.tasks.answers import Answers
-from unimm.eval.tasks.drawings import USUAL, Commission, Drawings, DrawingSettings
+from unimm.eval.tasks.drawings import USUAL, DrawingItem, Drawings, DrawingSettings
 
 NUM_DIGITS = 10
 
@@ -37,11 +37,11 @@ class DigitsDrawings(Drawings):
         return {**super().measures(), "judge_accuracy": find_judge().accuracy}
 
 
-def commission(number: int) -> Commission:
+def commission(number: int) -> DrawingItem:
     """Drawing `number`: which digit, in which words."""
     wording, digit = divmod(number, NUM_DIGITS)
     prompt = drawing_prompt(digit, wording)
-    return Commission(f"digits/drawing/{number}", prompt, f"digit {digit}", str(digit), partial(judge_digit, digit))
+    return DrawingItem(f"digits/drawing/{number}", prompt, f"digit {digit}", str(digit), partial(judge_digit, digit))
 
 
 def judge_digit(digit: int, image: np.ndarray) -> Judgement:

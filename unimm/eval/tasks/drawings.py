@@ -18,7 +18,7 @@ SEEDS = 1_000_003
 
 
 @dataclass(frozen=True)
-class Commission:
+class DrawingItem:
     """One drawing to be made. key: a stable name. expected: the requirement in English. judge: reads (H, W, 3) uint8."""
 
     key: str
@@ -51,7 +51,7 @@ class Drawings:
     """Draws every commission once. batch_size: prompts the engine is given at once."""
 
     name: str
-    commissions: tuple[Commission, ...]
+    commissions: tuple[DrawingItem, ...]
     settings: DrawingSettings = USUAL
     mean_of_categories: bool = False
     batch_size: int = 64

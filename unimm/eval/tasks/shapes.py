@@ -23,11 +23,11 @@ from unimm.data.worlds.drawing import (
 )
 from unimm.data.worlds.scenes import SIDE, Shape
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.data.worlds.shapes_language import RELATION_WORDS, Look, caption_is_exact, describe, parse_caption
+from unimm.data.worlds.shapes_language import RELATION_WORDS, Appearance, caption_is_exact, describe, parse_caption
 from unimm.data.worlds.shapes_questions import count_objects
 from unimm.eval.task import Judgement
 from unimm.eval.tasks.answers import Answers, Captions
-from unimm.eval.tasks.drawings import USUAL, Commission, Drawings, DrawingSettings
+from unimm.eval.tasks.drawings import USUAL, DrawingItem, Drawings, DrawingSettings
 
 
 class ShapesAnswers(Answers):
@@ -71,13 +71,13 @@ class ShapesHeldOut(Drawings):
         super().__init__("shapes_held_out", commissions, settings)
 
 
-def commission(category: str, index: int, seed: int) -> Commission:
+def commission(category: str, index: int, seed: int) -> DrawingItem:
     """Prompt `index` of a category and how its drawing is judged."""
     task: DrawingTask = make_drawing_task(category, index, seed)
     required = task.requirement
     kind = name_held_out(required) if category == HELD_OUT else category
     key = f"shapes/drawing/{category}/{index}"
-    return Commission(key, task.prompt, kind, name_requirement(required), partial(judge_drawing, required))
+    return DrawingItem(key, task.prompt, kind, name_requirement(required), partial(judge_drawing, required))
 
 
 def judge_drawing(requirement: Requirement, image: np.ndarray) -> Judgement:
@@ -131,7 +131,7 @@ def name_shapes(shapes: Iterable[Shape]) -> str:
     return name_looks(Counter(describe(item) for item in shapes)) or "nothing"
 
 
-def name_looks(looks: Counter[Look]) -> str:
+def name_looks(looks: Counter[Appearance]) -> str:
     """Looks in English, each as often as it is counted."""
     return ", ".join(name_look(look) for look in looks.elements())
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from unimm.inference.decode.admission_queue import Queue
-from unimm.inference.decode.fair_lock import Turns
+from unimm.inference.decode.fair_lock import FairRLock
 from unimm.inference.decode.limits import Limits, QueueFull, Stats
 from unimm.inference.decode.request import Job, Request, Row
-from unimm.inference.decode.running_batch import Arithmetic, Running
+from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
 from unimm.inference.input_validation import check_elements
 from unimm.models.unified import UnifiedModel
 
@@ -53,9 +53,11 @@ class Decoder:
         kind = next(model.parameters()).device.type
         self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
         most = self.limits.max_cache_bytes
-        arithmetic = Arithmetic(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most)
-        self._running = Running(model, pad_id, arithmetic)
-        self._turns = Turns()
+        arithmetic = ComputeConfig(
+            weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most
+        )
+        self._running = RunningBatch(model, pad_id, arithmetic)
+        self._turns = FairRLock()
         self._queue = Queue()
         self._jobs: dict[int, Job] = {}
         self._aborted: list[int] = []

@@ -4,7 +4,7 @@ import threading
 from types import TracebackType
 
 
-class Turns:
+class FairRLock:
     """What one thread at a time may be in, and more than once; `with` it.
 
     Two threads that draw from one engine take its lock step after step. A plain lock may be taken again by the thread that has

@@ -13,13 +13,13 @@ import torch
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.request import Job, Row
-from unimm.inference.decode.step import Chosen, Step
-from unimm.inference.kernels.llama_decode import FastModel
+from unimm.inference.decode.step import DecodeStep, PendingTokens
+from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class ComputeConfig:
     """How a model is computed, as `Decoder` has it; rows and positions are what a deterministic step always computes.
 
     max_cache_bytes: of keys and values; None: as much as the device has.
@@ -33,18 +33,18 @@ class Arithmetic:
     max_cache_bytes: int | None = None
 
 
-class Running:
+class RunningBatch:
     """Rows on their way, and everything that they are computed with.
 
     lags: whether a step may be launched before the one before it is read.
     prefilled_positions, decoded_rows, decoded_steps: what was done.
     """
 
-    def __init__(self, model: UnifiedModel, pad_id: int, arithmetic: Arithmetic) -> None:
+    def __init__(self, model: UnifiedModel, pad_id: int, arithmetic: ComputeConfig) -> None:
         self.model, self.pad_id, self.arithmetic = model, pad_id, arithmetic
         self.lags = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
-        self._fast: FastModel | None = None
+        self._fast: DecodeModel | None = None
         self.reset()
         if arithmetic.is_deterministic:
             self.check_room(arithmetic.max_rows, arithmetic.max_positions)
@@ -53,8 +53,8 @@ class Running:
         """Forget all rows."""
         self.rows: list[Row] = []
         self.entering: Prefill | None = None
-        self._in_flight: Chosen | None = None
-        self._step: Step | None = None
+        self._in_flight: PendingTokens | None = None
+        self._step: DecodeStep | None = None
         self.returned: list[Job] = []
         self._cache = self._new_cache()
         self._is_arranged = False
@@ -136,7 +136,7 @@ class Running:
         if jobs := self._begins_guidance():
             self._join_nulls(jobs)
 
-    def _launch(self) -> Chosen:
+    def _launch(self) -> PendingTokens:
         step = self._stepper()
         if not self._is_arranged:
             step.arrange(self.rows)
@@ -159,7 +159,7 @@ class Running:
         if chosen is not None:
             self._accept(chosen)
 
-    def _accept(self, chosen: Chosen) -> None:
+    def _accept(self, chosen: PendingTokens) -> None:
         for job, token, logprob in chosen.read():
             if not job.done and job.accept(token, logprob) != token:
                 self._is_arranged = False  # an element that was given is read next, not the one that was chosen
@@ -217,16 +217,16 @@ class Running:
             self.model, self._cache, rows, len(self.rows), arithmetic.prefill_positions, alone=arithmetic.is_deterministic
         )
 
-    def _stepper(self) -> Step:
+    def _stepper(self) -> DecodeStep:
         if self._fast is None:
             # Outside of inference mode: on a GPU joint weights become the model's own, which may be learned on.
             with torch.inference_mode(False), torch.no_grad():
-                self._fast = FastModel(self.model, self.arithmetic.weights)
+                self._fast = DecodeModel(self.model, self.arithmetic.weights)
         if self._step is None:
             fixed = (None, None)
             if self.arithmetic.is_deterministic:
                 fixed = self.arithmetic.max_rows, self.arithmetic.max_positions
-            self._step = Step(self._fast, self._cache, *fixed)
+            self._step = DecodeStep(self._fast, self._cache, *fixed)
             self._is_arranged = False
         return self._step
 

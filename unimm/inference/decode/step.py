@@ -1,6 +1,6 @@
 """One decode step as operations on tensors that stay where they are.
 
-What a step reads and writes of its rows (`Arrangement`) lies on the device and is made again only when rows come or go: an id
+What a step reads and writes of its rows (`DecodeBatch`) lies on the device and is made again only when rows come or go: an id
 that one step chooses is what the next one embeds, without a way over the host. So on a GPU the whole of it (embed, trunk,
 heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few: numbers of rows and slots are rounded up.
 
@@ -18,7 +18,7 @@ from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.request import Job, Row
 from unimm.inference.decode.sampling import Sampler, guide
-from unimm.inference.kernels.llama_decode import FastModel
+from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.sequence import Kind
 
 SLOTS = 128
@@ -28,13 +28,13 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of rows that steps are captured for; beyond, multiples of the last."""
 
 
-class Lane:
+class KindGroup:
     """The rows that fill one kind: requests, and null rows of those that are guided.
 
     reads, writes: places of all of them, requests first; padding reads what the first request does and writes to place R.
     """
 
-    def __init__(self, kind: Kind, rows: list[Row], size: "Size", num_rows: int, vocabulary_size: int) -> None:
+    def __init__(self, kind: Kind, rows: list[Row], size: "BatchRounding", num_rows: int, vocabulary_size: int) -> None:
         ours = [place for place, row in enumerate(rows) if row.job.request.blank.kind == kind]
         requests = [place for place in ours if not rows[place].is_null]
         nulls = [place for place in ours if rows[place].is_null]
@@ -85,10 +85,10 @@ class Lane:
         return ids_n, logits_nV.float().log_softmax(-1).gather(1, ids_n[:, None])[:, 0]
 
 
-class Arrangement:
+class DecodeBatch:
     """All rows as tensors: the id that each is to read next and its position, and a lane a kind."""
 
-    def __init__(self, rows: list[Row], size: "Size", vocabulary_sizes: dict[Kind, int], last_slot: int) -> None:
+    def __init__(self, rows: list[Row], size: "BatchRounding", vocabulary_sizes: dict[Kind, int], last_slot: int) -> None:
         self.num_rows = size.of_rows(len(rows))
         pads = self.num_rows - len(rows)
         whole = {"dtype": torch.long, "device": size.device}
@@ -98,7 +98,7 @@ class Arrangement:
         self.moves = torch.tensor([1] * len(rows) + [0] * pads, **whole)
         present = {row.job.request.blank.kind for row in rows}
         self.lanes = {
-            kind: Lane(kind, rows, size, self.num_rows, vocabulary_size)
+            kind: KindGroup(kind, rows, size, self.num_rows, vocabulary_size)
             for kind, vocabulary_size in vocabulary_sizes.items()
             if kind in present
         }
@@ -114,14 +114,14 @@ class Arrangement:
         of_lanes = [tensor for lane in self.lanes.values() for tensor in lane.tensors]
         return [self.ids, self.positions, self.moves, *of_lanes]
 
-    def become(self, other: "Arrangement") -> None:
+    def become(self, other: "DecodeBatch") -> None:
         """Take the content of another of the same shape, in place."""
         for own, new in zip(self.tensors, other.tensors, strict=True):
             own.copy_(new)
         for kind, lane in self.lanes.items():
             lane.jobs = other.lanes[kind].jobs
 
-    def choose(self, fast: FastModel, hidden_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(self, fast: DecodeModel, hidden_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next id of every request, lane after lane, and log-probabilities where a lane has them; ids are noted."""
         ids, logprobs = [], []
         for kind, lane in self.lanes.items():
@@ -133,7 +133,7 @@ class Arrangement:
             logprobs.append(logprobs_n)
         return torch.cat(ids), torch.cat(logprobs)
 
-    def embed(self, fast: FastModel) -> torch.Tensor:
+    def embed(self, fast: DecodeModel) -> torch.Tensor:
         """(R, D): the ids, each through the port of its kind."""
         embeddings_RD = None
         for kind, lane in self.lanes.items():
@@ -145,10 +145,10 @@ class Arrangement:
         return embeddings_RD[: self.num_rows]
 
 
-class Chosen:
+class PendingTokens:
     """What one step has chosen, on its way to the host."""
 
-    def __init__(self, arrangement: Arrangement, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
+    def __init__(self, arrangement: DecodeBatch, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
         self._lanes = [(lane.jobs, lane.num_requests, lane.logprobs) for lane in arrangement.lanes.values()]
         self._arrived: torch.cuda.Event | None = None
         self._ids, self._logprobs = ids, logprobs
@@ -169,7 +169,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Size:
+class BatchRounding:
     """How numbers of rows are rounded: not at all; to few sizes, for captured steps; or to one, where steps must not differ."""
 
     device: torch.device
@@ -193,20 +193,22 @@ class Size:
         return self.of_rows(count) if count or self.fixed_rows is not None else 0
 
 
-class Step:
+class DecodeStep:
     """Moves all rows by one position.
 
     fixed_rows, fixed_slots: compute so many rows over so many slots whatever there is, so that nobody's numbers depend on
         company: kernels of different sizes round differently.
     """
 
-    def __init__(self, fast: FastModel, cache: RowCache, fixed_rows: int | None = None, fixed_slots: int | None = None) -> None:
+    def __init__(
+        self, fast: DecodeModel, cache: RowCache, fixed_rows: int | None = None, fixed_slots: int | None = None
+    ) -> None:
         self.fast, self.cache, self.fixed_slots = fast, cache, fixed_slots
         self._graphs = make_graphs(fast)
-        self.size = Size(next(fast.model.parameters()).device, self._graphs is not None, fixed_rows)
+        self.size = BatchRounding(next(fast.model.parameters()).device, self._graphs is not None, fixed_rows)
         self._vocabulary_sizes = {kind: port.vocabulary_size for kind, port in fast.model.vocabulary_ports.items()}
-        self._kept: dict[Hashable, Arrangement] = {}
-        self._now: Arrangement | None = None
+        self._kept: dict[Hashable, DecodeBatch] = {}
+        self._now: DecodeBatch | None = None
 
     def room(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots that it computes for so many."""
@@ -225,7 +227,7 @@ class Step:
             self._now = kept
 
     @torch.inference_mode()
-    def run(self, num_slots: int) -> Chosen:
+    def run(self, num_slots: int) -> PendingTokens:
         """Every row reads its last id and chooses the next one. num_slots: most positions that any row then has."""
         now = self._now
         assert now is not None, "there are no rows"
@@ -233,22 +235,22 @@ class Step:
         self.cache.reserve(now.num_rows, slots)
         self.cache.settle()
         if self._graphs is None:
-            return Chosen(now, *self._work(now, slots))
+            return PendingTokens(now, *self._work(now, slots))
         shape = (now.shape, slots, self.cache.generation)
-        return Chosen(now, *self._graphs.run(shape, lambda: self._work(now, slots), now.tensors))
+        return PendingTokens(now, *self._graphs.run(shape, lambda: self._work(now, slots), now.tensors))
 
     @torch.inference_mode()
-    def begin(self, rows: list[Row], hidden_RD: torch.Tensor) -> Chosen:
+    def begin(self, rows: list[Row], hidden_RD: torch.Tensor) -> PendingTokens:
         """The first id of rows that were just prefilled, from the hidden states of their last positions."""
         first = self._arranged(rows)
         padded_RD = hidden_RD.new_zeros(first.num_rows, hidden_RD.shape[-1])
         padded_RD[: len(rows)] = hidden_RD
-        return Chosen(first, *first.choose(self.fast, padded_RD))
+        return PendingTokens(first, *first.choose(self.fast, padded_RD))
 
-    def _arranged(self, rows: list[Row]) -> Arrangement:
-        return Arrangement(rows, self.size, self._vocabulary_sizes, max(self.cache.num_slots - 1, 0))
+    def _arranged(self, rows: list[Row]) -> DecodeBatch:
+        return DecodeBatch(rows, self.size, self._vocabulary_sizes, max(self.cache.num_slots - 1, 0))
 
-    def _work(self, now: Arrangement, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _work(self, now: DecodeBatch, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_RD = self.fast.advance(now.embed(self.fast), now.positions, slots, self.cache)
         now.positions += now.moves
         return now.choose(self.fast, hidden_RD)
@@ -259,7 +261,7 @@ class Step:
         return -(-used // SLOTS) * SLOTS if self._graphs is not None else used
 
 
-def make_graphs(fast: FastModel) -> Graphs | None:
+def make_graphs(fast: DecodeModel) -> Graphs | None:
     """Where steps can be captured: on a GPU, where nothing looks at the host. Rotations that change with length do."""
     looks = getattr(fast.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if fast.layers else True
     device = next(fast.model.parameters()).device

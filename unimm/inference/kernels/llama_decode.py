@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class FastModel:
+class DecodeModel:
     """The decode step of a unified model: embed one id a row, one position through the trunk, one head.
 
     The model's weights are read when it is made: make it again when they have changed (`is_current`).

@@ -17,7 +17,7 @@ from unimm.models.linear_cross_entropy import linear_cross_entropy
 T = TypeVar("T")
 
 
-class Tally(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over targets, to be divided once by the global count: float scalars.
 
     loss: weighted sum of negative log-likelihoods in nats. correct: weighted number of targets ranked first.
@@ -46,7 +46,7 @@ class VocabularyPort(nn.Module):
         """What the head's last layer reads, and that layer: its logits are made in chunks."""
         raise NotImplementedError
 
-    def loss(self, hidden_nD: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor) -> Tally:
+    def loss(self, hidden_nD: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor) -> LossSums:
         """Likelihood of the targets; sums, so that a port without targets gives zeros and zero gradients.
 
         Raises:
@@ -58,7 +58,7 @@ class VocabularyPort(nn.Module):
                 f"The last layer of a head is a {type(last).__name__}, not a plain linear layer: heads take no adapter."
             )
         sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets_n, weights_n)
-        return Tally(sums.loss, sums.correct, weights_n.sum())
+        return LossSums(sums.loss, sums.correct, weights_n.sum())
 
     def sample(self, hidden: torch.Tensor, choose: Callable[[torch.Tensor], T]) -> T:
         """One step of sampling: hidden (n, D) -> what `choose` makes of logits (n, V)."""

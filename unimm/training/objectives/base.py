@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unimm.batch import Batch
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.training.flops import FlopCount
 
@@ -17,7 +17,7 @@ class Objective(nn.Module):
 
     model: UnifiedModel
 
-    def forward(self, batch: Batch) -> dict[str, Tally]:
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
         """The sums of a batch, by the name of what is learned."""
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 import torch
 
 from unimm.batch import Batch
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.training.flops import FlopCount
 from unimm.training.objectives.base import Objective
@@ -26,7 +26,7 @@ class Likelihood(Objective):
                 f"(model.trunk.max_position_embeddings)."
             )
 
-    def forward(self, batch: Batch) -> dict[str, Tally]:
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
         return {kind.name.lower(): tally for kind, tally in self.model(batch).items()}
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:

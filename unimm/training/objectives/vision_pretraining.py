@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from unimm.batch import Batch
-from unimm.models.ports.base import Tally
+from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 from unimm.training.objectives.base import Objective
 
 
-class Look(Objective):
+class VisionPretraining(Objective):
     """What a vision tower can learn of an image by itself, from its patch features (N, P, C) alone, in three sums:
 
     words: which tokens of the vocabulary occur in the learned text of the image's document. Text tokens serve as labels of
@@ -37,7 +37,7 @@ class Look(Objective):
         self.num_rows = model.config.vision.image_size // model.config.vision.patch_size
         self.place_head = nn.Linear(width, 2 * self.num_rows)
 
-    def forward(self, batch: Batch) -> dict[str, Tally]:
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
         features_NPC = self.model.pixels.batch_features(batch)
         documents_N = image_documents(batch)
         return {
@@ -60,24 +60,24 @@ class Look(Objective):
         heads = {"word_head": self.word_head, "patch_head": self.patch_head, "place_head": self.place_head}
         return {**self.model.parts(), **heads}
 
-    def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> Tally:
+    def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         logits_NPV = self.word_head(features_NPC).float()
         # The mean of exponentials instead of their sum: as many patches, the same scale.
         logits_NV = logits_NPV.logsumexp(1) - torch.tensor(float(logits_NPV.shape[1])).log()
         labels_NV = word_labels(batch, documents_N, logits_NV.shape[1])
         loss = F.binary_cross_entropy_with_logits(logits_NV, labels_NV, reduction="sum")
         hits_N = ((logits_NV.detach() > 0) & (labels_NV > 0)).sum(1) / labels_NV.sum(1).clamp(min=1)
-        return Tally(loss, hits_N.sum(), loss.new_tensor(float(len(labels_NV))))
+        return LossSums(loss, hits_N.sum(), loss.new_tensor(float(len(labels_NV))))
 
-    def _patches(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> Tally:
+    def _patches(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         images_n, codes_nP = patch_labels(batch, documents_N, features_NPC.shape[1])
         logits_mK = self.patch_head(features_NPC[images_n]).flatten(0, 1).float()
         targets_m = codes_nP.flatten()
         loss = F.cross_entropy(logits_mK, targets_m, reduction="sum")
         correct = (logits_mK.detach().argmax(-1) == targets_m).sum()
-        return Tally(loss, correct, loss.new_tensor(float(len(targets_m))))
+        return LossSums(loss, correct, loss.new_tensor(float(len(targets_m))))
 
-    def _places(self, features_NPC: torch.Tensor) -> Tally:
+    def _places(self, features_NPC: torch.Tensor) -> LossSums:
         logits_NPG = self.place_head(features_NPC).float()
         patches_P = torch.arange(features_NPC.shape[1], device=features_NPC.device)
         rows_m, columns_m = (
@@ -87,7 +87,7 @@ class Look(Objective):
         of_rows_mG, of_columns_mG = (part.flatten(0, 1) for part in logits_NPG.split(self.num_rows, dim=-1))
         loss = F.cross_entropy(of_rows_mG, rows_m, reduction="sum") + F.cross_entropy(of_columns_mG, columns_m, reduction="sum")
         correct = (of_rows_mG.detach().argmax(-1) == rows_m) & (of_columns_mG.detach().argmax(-1) == columns_m)
-        return Tally(loss, correct.sum(), loss.new_tensor(float(len(rows_m))))
+        return LossSums(loss, correct.sum(), loss.new_tensor(float(len(rows_m))))
 
 
 def document_numbers(batch: Batch) -> torch.Tensor:
