@@ -18,7 +18,7 @@ from users_files import make_all
 
 from unimm.checkpoints.deepseek_config import as_janus_config
 from unimm.checkpoints.janus_config import from_janus_config
-from unimm.cli import build as building
+from unimm.cli import builders
 from unimm.cli.app import app
 from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes
 from unimm.cli.compose import build, compose_config
@@ -114,7 +114,7 @@ def text_tokenizer() -> TextTokenizer:
     """As `unimm train` makes it, from fewer records."""
     config = compose_config("train", GIVEN["train"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "RECORDS_FOR_TEXT", 300)
+        patch.setattr(builders, "RECORDS_FOR_TEXT", 300)
         return build_text_tokenizer(config, [bare_dataset(source.dataset) for source in config.data.sources.values()])
 
 
@@ -223,7 +223,7 @@ def test_half_of_a_data_set_may_be_left_out(option: str, source: str) -> None:
     if source == "talk":
         assert list(_coded_datasets(config)) == [option.removeprefix("data/")]
     else:
-        assert {name: len(dataset) for name, dataset in building.build_datasets(config, "").items()} == {"talk": 4}
+        assert {name: len(dataset) for name, dataset in builders.build_datasets(config, "").items()} == {"talk": 4}
 
 
 @pytest.mark.parametrize("option", FILES)

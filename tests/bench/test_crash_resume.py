@@ -8,7 +8,7 @@ from rich.console import Console
 
 from unimm.bench.crash_resume import Verdict, find_differences, run_kills
 from unimm.bench.toy_training import ToyTraining
-from unimm.cli import bench_kills
+from unimm.cli.bench import crash_resume
 from unimm.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -46,8 +46,8 @@ def test_every_kind_of_difference_is_seen(room: Path, tmp_path: Path) -> None:
 
 def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Console(record=True, width=80)
-    monkeypatch.setattr(bench_kills, "console", told)
-    bench_kills.show([Verdict(ToyTraining("tokenizer", 126, 12, 16), 100, 48, 1234, 12345.6, ["the state"])])
+    monkeypatch.setattr(crash_resume, "console", told)
+    crash_resume.show([Verdict(ToyTraining("tokenizer", 126, 12, 16), 100, 48, 1234, 12345.6, ["the state"])])
     lines = told.export_text().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     number = {title: lines[-1][: lines[-2].index(title) + len(title)].split()[-1] for title in ("kills", "twice", "differ")}
@@ -68,7 +68,7 @@ def test_a_folder_called_like_the_figures_stays(tmp_path: Path, monkeypatch: pyt
     photos.mkdir()
     (photos / "mine.png").write_bytes(b"mine")
     verdict = Verdict(ToyTraining("tokenizer", 126), 1, 0, 0, 1.0, [])
-    monkeypatch.setattr(bench_kills, "run_kills", lambda *args: (args[-1].mkdir(), iter([verdict]))[1])
-    bench_kills.run(["tokenizer"], [0], [1], 1, tmp_path / "kills.json")
+    monkeypatch.setattr(crash_resume, "run_kills", lambda *args: (args[-1].mkdir(), iter([verdict]))[1])
+    crash_resume.run(["tokenizer"], [0], [1], 1, tmp_path / "kills.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kills", "kills.json"]
     assert (photos / "mine.png").read_bytes() == b"mine"

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from unimm.bench import provenance as origin
 from unimm.bench.device import Outcome, Part, run_parts, share
-from unimm.cli import bench_checkpoint, bench_device
 from unimm.cli.app import app
+from unimm.cli.bench import checkpoint
+from unimm.cli.bench import device as bench_device
 from unimm.cli.bench.device import UNIMM, device_parts, headline, only, run
 
 CPU = torch.device("cpu")
@@ -138,7 +139,7 @@ def test_the_file_is_whole_after_each_part_and_a_failure_is_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each part copies the file as it finds it."""
-    out = tmp_path / "device.json"
+    out = tmp_path / "bench_device.json"
     copy = f"import shutil, sys\nshutil.copy({str(out)!r}, {str(tmp_path)!r} + '/' + sys.argv[0])"
     parts = [python("first", copy.replace("sys.argv[0]", "'1'")), python("second", copy.replace("sys.argv[0]", "'2'") + "\nx")]
     with pytest.raises(SystemExit) as end:
@@ -156,7 +157,7 @@ def test_the_file_is_whole_after_each_part_and_a_failure_is_the_exit_code(
     assert "second" in said and "NameError" in said and "it needs 1000 s" in said and str(out) in said
     run(1.0, "cpu", True, out, parts[:1])  # all done: no exit code; and nothing is left of the day before
     assert read_statuses(out) == ["done"]
-    assert [path.name for path in (tmp_path / "device.json.parts").iterdir()] == ["first.log"]
+    assert [path.name for path in (tmp_path / "bench_device.json.parts").iterdir()] == ["first.log"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
@@ -164,7 +165,7 @@ def test_a_signal_leaves_what_was_done(number: signal.Signals, tmp_path: Path) -
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)  # nohup ignores
     handler = signal.getsignal(number)
     send = f"import os, time\nprint('sent')\nos.kill(os.getppid(), {int(number)})\ntime.sleep(60)"
-    out = tmp_path / "device.json"
+    out = tmp_path / "bench_device.json"
     with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
         run(1.0, "cpu", True, out, [python("first", ""), python("sends", send), python("last", "")])
     if number == signal.SIGINT:
@@ -183,7 +184,7 @@ def test_a_signal_leaves_what_was_done(number: signal.Signals, tmp_path: Path) -
     ("words", "told"),
     [
         (["--device", "cpu"], "The sizes are those of a GPU: add --toy to try all parts on cpu."),
-        (["--device", "cpu", "--toy", "--out", f"{__file__}/device.json"], "test_device.py"),
+        (["--device", "cpu", "--toy", "--out", f"{__file__}/bench_device.json"], "test_device.py"),
         (["--device", "tpu"], "Unknown device 'tpu'"),
     ],
 )
@@ -208,7 +209,7 @@ def parts_of(gib: float, monkeypatch: pytest.MonkeyPatch, toy: bool = False) -> 
 def test_every_part_is_a_line_that_unimm_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, tuple]] = []
     for verb in ("generate", "pretrain"):
-        monkeypatch.setattr(f"unimm.cli.bench_{verb}.run", lambda *args, verb=verb: called.append((verb, args)))
+        monkeypatch.setattr(f"unimm.cli.bench.{verb}.run", lambda *args, verb=verb: called.append((verb, args)))
     monkeypatch.setattr("unimm.cli.quickstart.quickstart", lambda *args, **more: called.append(("quickstart", args)))
     for toy, device in ((False, "cuda"), (True, "cuda"), (True, "cpu")):
         called.clear()
@@ -296,7 +297,7 @@ def test_a_gpu_is_told_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_for_several_benches_are_written_by_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["", "tiny", "float32", "cpu", str(tmp_path / "model")])
-    bench_checkpoint.main()
+    checkpoint.main()
     assert (tmp_path / "model" / "model.safetensors").stat().st_size > 1e7
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "janus"
 
@@ -304,7 +305,7 @@ def test_weights_for_several_benches_are_written_by_a_command(tmp_path: Path, mo
 @pytest.mark.slow
 def test_a_toy_day_on_a_cpu(tmp_path: Path) -> None:
     """All but the quickstart, which has a story of its own."""
-    out, logs = tmp_path / "device.json", tmp_path / "device.json.parts"
+    out, logs = tmp_path / "bench_device.json", tmp_path / "bench_device.json.parts"
     parts = [part for part in device_parts(CPU, True, logs, tmp_path / "model") if part.name != "quickstart"]
     run(8.0, "cpu", True, out, parts)
     told = {one["name"]: one for one in json.loads(out.read_text())["parts"]}

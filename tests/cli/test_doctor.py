@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
 
-from unimm.cli import doctor
 from unimm.cli.app import app
+from unimm.cli.doctor import command
 from unimm.cli.doctor.page import show
 from unimm.cli.doctor.probe import SECTIONS
 
@@ -103,7 +103,9 @@ def test_a_broken_torch_ends_in_a_finding(tmp_path: Path) -> None:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, readings: dict[str, Any]) -> None:
-    monkeypatch.setattr(doctor, "plain_readings", lambda: {name: one for name, one in readings.items() if name not in SECTIONS})
+    monkeypatch.setattr(
+        command, "plain_readings", lambda: {name: one for name, one in readings.items() if name not in SECTIONS}
+    )
     asked = "unimm.diagnosis.apart.read_apart"
     monkeypatch.setattr(asked, lambda code, names, seconds, begin: {name: readings[name] for name in names})
 
@@ -129,7 +131,7 @@ def test_every_reading_may_fail_and_the_page_is_still_printed(monkeypatch: pytes
 
 def test_a_terminal_has_colours_and_narrow_ones_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, healthy(memory={"available": 2**20}))
-    diagnosis = doctor.diagnose(lambda name: None)
+    diagnosis = command.diagnose(lambda name: None)
     for width in (60, 80):
         console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=width, highlight=False)
         show(diagnosis, console)
@@ -139,7 +141,7 @@ def test_a_terminal_has_colours_and_narrow_ones_are_respected(monkeypatch: pytes
 
 
 def test_the_names_of_the_probes_are_those_of_the_process() -> None:
-    assert tuple(SECTIONS) == doctor.PROBES
+    assert tuple(SECTIONS) == command.PROBES
 
 
 def test_help_shows_an_example() -> None:

@@ -13,8 +13,8 @@ import torch
 from conftest import tiny_image_tokenizer, tiny_model, tiny_text_tokenizer
 from PIL import Image
 from test_admission import finish
-from test_decode import PROMPTS, drawing, question
-from test_fast import relative_error
+from test_decoder import PROMPTS, drawing, question
+from test_llama_decode import relative_error
 
 from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.decoder import Limits

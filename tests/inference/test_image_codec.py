@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.inference import pixels
+from unimm.inference import image_codec
 from unimm.inference.image_codec import ImageCoder
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
@@ -23,8 +23,8 @@ def wide() -> ImageTokenizer:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """What was computed, before it is rounded."""
     arrays: list[np.ndarray] = []
-    plain = pixels.to_pil
-    monkeypatch.setattr(pixels, "to_pil", lambda array: (arrays.append(array), plain(array))[1])
+    plain = image_codec.to_pil
+    monkeypatch.setattr(image_codec, "to_pil", lambda array: (arrays.append(array), plain(array))[1])
     return arrays
 
 

@@ -96,7 +96,7 @@ def test_a_port_s_loss_is_that_of_its_logits(port: TextPort | CodesPort) -> None
 MEASURE = """
 import resource, sys, torch
 sys.path.insert(0, "tests/models")
-from test_cross_entropy import plain
+from test_linear_cross_entropy import plain
 from unimm.models.linear_cross_entropy import linear_cross_entropy
 hidden = torch.randn(2048, 64, requires_grad=True)
 weight = torch.randn(102_400, 64, requires_grad=True)

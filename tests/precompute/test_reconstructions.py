@@ -13,7 +13,7 @@ from toys import Squares
 
 from unimm.data.records import Record
 from unimm.data.stores.codes import StoredCodes
-from unimm.inference import reconstructions
+from unimm.precompute import reconstructions
 from unimm.precompute.codes import encode_dataset
 from unimm.precompute.reconstructions import PICTURE, reconstruct_some
 from unimm.precompute.sharded_pass import PassConfig, _Part

@@ -19,9 +19,9 @@ from toys import Squares, make_model
 from unimm.data.records import Record
 from unimm.data.stores.codes import StoredCodes
 from unimm.data.stores.features import StoredFeatures, shard_rows
-from unimm.inference import bad_images, encode, progress
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.vision.tower import VisionTower
+from unimm.precompute import bad_images, codes, pass_progress
 from unimm.precompute.codes import encode_dataset
 from unimm.precompute.features import encode_features
 from unimm.precompute.sharded_pass import PassConfig, _Part
@@ -36,7 +36,7 @@ Make = Callable[..., Any]
 def parts_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 squares are then 5, 5 and 2."""
     monkeypatch.setattr("unimm.precompute.features.shard_rows", lambda *sizes: shard_rows(*sizes, 5 * 4 * 32 * 2))
-    monkeypatch.setattr(encode, "PART_RECORDS", 5)
+    monkeypatch.setattr(codes, "PART_RECORDS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_where_output_is_no_terminal_progress_is_told_now_and_then(
     make: Make, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while a batch takes long; with rate and time left."""
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
+    monkeypatch.setattr(pass_progress, "SECONDS_BETWEEN_LINES", 0.05)
     see = _Part.see
     monkeypatch.setattr(_Part, "see", lambda self, *words: (time.sleep(0.12), see(self, *words)))
     make(tmp_path / "store", PassConfig(6, quiet=False), Squares())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unimm import devices
+from unimm.runtime import devices
 from unimm.runtime.devices import bf16_is_faster, choose_device, choose_dtype, choose_precision, cpu_has_bf16, why_not_compile
 from unimm.training.loop import Loop
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unimm import environment
+from unimm.runtime import environment
 from unimm.runtime.environment import (
     WAIT_PASSIVELY,
     allowed_cores,

@@ -13,7 +13,7 @@ from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.plan import RowLayout
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.models.unified import UnifiedConfig
-from unimm.precompute.sharded_pass import Work
+from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.number_checks import check_number, check_probability, check_whole
 from unimm.training.image_tokenizer.discriminator import AdversaryConfig
 from unimm.training.sharding import Sharding
@@ -62,7 +62,7 @@ def test_counts_are_at_least_one(wrong: float) -> None:
         with pytest.raises(Exception, match=f"{key.rsplit('.', 1)[-1]} is a whole number of at least 1, not {wrong}"):
             build(changed.trainer)
     for make in (
-        lambda: Work(batch_size=wrong),  # pyright: ignore[reportArgumentType]
+        lambda: PassConfig(batch_size=wrong),  # pyright: ignore[reportArgumentType]
         lambda: RowLayout(wrong, 1),  # pyright: ignore[reportArgumentType]
         lambda: RowLayout(1, wrong),  # pyright: ignore[reportArgumentType]
         lambda: Sharding("hsdp", wrong),  # pyright: ignore[reportArgumentType]

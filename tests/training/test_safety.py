@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from toy_trainings import ADAMW, Poisoned, PoisonedOnce, assert_equal, interrupt_at, numbers, weights_of
 from toys import make_config, make_steps, make_trainer
 
-from unimm import files
 from unimm.cli.errors import explain
 from unimm.models.unified import UnifiedModel
+from unimm.runtime import atomic_files
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
@@ -55,7 +55,7 @@ SEAMS = {
     "the folder": lambda patch: patch.setattr(checkpoints, "temporary_folder", no_room),
     "the tensors": lambda patch: patch.setattr(checkpoints, "save_file", no_room),
     "the state": lambda patch: patch.setattr(checkpoints, "write_json", no_room),
-    "the flush": lambda patch: patch.setattr(files.os, "fsync", no_room),
+    "the flush": lambda patch: patch.setattr(atomic_files.os, "fsync", no_room),
     "the rename": lambda patch: patch.setattr(Path, "rename", no_room),
 }
 
@@ -122,8 +122,8 @@ def test_what_a_kill_left_is_removed_after_the_next_one(tmp_path: Path) -> None:
 def test_files_and_folders_are_flushed_before_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and the temporary folder, then the rename, then the folder that holds it, then the pruning."""
     told: list[str] = []
-    flush, rename, remove = files.flush, Path.rename, shutil.rmtree
-    monkeypatch.setattr(files, "flush", lambda path: (told.append(f"flush {path.name}"), flush(path)))
+    flush, rename, remove = atomic_files.flush, Path.rename, shutil.rmtree
+    monkeypatch.setattr(atomic_files, "flush", lambda path: (told.append(f"flush {path.name}"), flush(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (told.append(f"rename {self.name}"), rename(self, to))[1])
     monkeypatch.setattr(shutil, "rmtree", lambda path, **words: (told.append(f"remove {path.name}"), remove(path, **words)))
     folder = tmp_path / "run" / "checkpoints"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toys import make_config, make_mixture, make_trainer
 
 from unimm.cli.compose import leave_group
-from unimm.data.steps import Step, Steps
+from unimm.data.steps import StepBatch, Steps
 from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint
 from unimm.training.objectives.likelihood import Likelihood
@@ -45,7 +45,7 @@ class Poisoned(Likelihood):
         return {name: tally._replace(loss=tally.loss * factor) for name, tally in super().forward(batch).items()}
 
 
-def make_step(steps: Steps, number: int) -> Step:
+def make_step(steps: Steps, number: int) -> StepBatch:
     """In place of the one of all processes."""
     if (number, RANK) == (2, 1):
         raise ValueError("Cannot read it.")

@@ -49,7 +49,7 @@ class Change:
         values = before.get(key), now.get(key)
         if key.endswith("._target_"):
             names = (value and str(value).rsplit(".", 1)[-1] for value in values)
-            key, values = key.removesuffix("._target_"), tuple(RENAMED.get(name, name) for name in names)
+            key, values = key.removesuffix("._target_"), tuple(name and RENAMED.get(name, name) for name in names)
         return cls(key, *values)
 
     def __str__(self) -> str:

@@ -60,7 +60,7 @@ class TrainerConfig(LoopConfig):
         what is sampled, validated and kept in the end.
     sample_every, validate_every: in steps; 0 is never.
     sharding: how several processes hold the model.
-    attention: how the trunk attends within rows, one of `unimm.models.attention.WAYS`; "auto" is "documents" on a CPU, and on a
+    attention: how the trunk attends within rows, one of `attention.BACKENDS`; "auto" is "documents" on a CPU, and on a
         GPU "flex_attention" where layers are compiled, else "sdpa".
     activation_checkpointing: "none", "selective" or "full" (`unimm.training.activation_checkpointing`).
     plan: a folder that `unimm plan` wrote for the same data and rows; None: every rank plans by itself, the same.
@@ -89,7 +89,7 @@ class TrainerConfig(LoopConfig):
         RowLayout(self.num_positions, self.num_rows)  # it knows what makes no sense
         check_whole(self, 1, "num_micro_batches")
         for name, ways in (
-            ("attention", ("auto", *attention.WAYS)),
+            ("attention", ("auto", *attention.BACKENDS)),
             ("activation_checkpointing", activation_checkpointing.WAYS),
         ):
             if getattr(self, name) not in ways:

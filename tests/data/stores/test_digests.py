@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from users_files import make_parquet, make_shards, picture_bytes
 
-from unimm.data import digests
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.parquet import Parquet
 from unimm.data.readers.web_dataset import WebDataset
+from unimm.data.stores import digests
 from unimm.data.stores.digests import HALF, UNKNOWN, image_digest, image_identity, image_stamp, is_same
 
 

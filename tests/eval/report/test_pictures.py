@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimm.eval import pictures
+from unimm.eval.report import pictures
 from unimm.eval.report.pictures import (
     FRAME,
     GAP,

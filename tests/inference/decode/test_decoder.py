@@ -9,11 +9,11 @@ import torch
 
 from unimm.batch import collate
 from unimm.data.template import Turn
-from unimm.inference import fast
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.engine import Engine
+from unimm.inference.kernels import llama_decode
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 PROMPTS = ("a red circle", "two large blue squares and a small green triangle left of them", "cross", "一个小的红色圆形")
@@ -154,7 +154,7 @@ def test_a_stream_that_the_collector_drops_in_a_step_disturbs_nobody(
     dropped = Request(tiny_engine.template.draw("two large blue squares", num_codes=4), Sampling(1.0, seed=1))
     other = Request(tiny_engine.template.draw("a", num_codes=4), Sampling(1.0, seed=2))
     (alone,) = decoder.fill([other])
-    plain, calls = fast._Layer.__call__, itertools.count()
+    plain, calls = llama_decode._Layer.__call__, itertools.count()
 
     def layer(self, *words):
         if next(calls) == 1:
@@ -170,7 +170,7 @@ def test_a_stream_that_the_collector_drops_in_a_step_disturbs_nobody(
         stream = decoder.steps([other])
         ids = [next(stream)[0]]
         del holder
-        monkeypatch.setattr(fast._Layer, "__call__", layer)
+        monkeypatch.setattr(llama_decode._Layer, "__call__", layer)
         ids += [new[0] for new in stream]
     finally:
         gc.enable()

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import tiny_image_tokenizer, tiny_model
 
-from unimm.inference import fast, running
+from unimm.inference.decode import running_batch
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.fair_lock import FairRLock
 from unimm.inference.decode.limits import Limits
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
+from unimm.inference.kernels import llama_decode
 from unimm.models.unified import UnifiedModel
 
 
@@ -59,19 +60,21 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
     requests = [Request(tiny_engine.template.draw("a red circle", num_codes=9), Sampling(1.0, seed=seed)) for seed in range(4)]
     alone = [Decoder(tiny_engine.model, pad).fill([request]) for request in requests]
     decoder = Decoder(tiny_engine.model, pad, Limits(max_cache_bytes=10**9))
-    plain = running.DecodeModel.__init__
+    plain = running_batch.DecodeModel.__init__
 
     def slow(self: Any, *words: Any) -> None:
         made.append(decoder._turns.is_mine)
         time.sleep(0.05)  # a real model takes seconds
         plain(self, *words)
 
-    monkeypatch.setattr(running.DecodeModel, "__init__", slow)
+    monkeypatch.setattr(running_batch.DecodeModel, "__init__", slow)
     assert at_once(*[lambda request=request: decoder.fill([request]) for request in requests]) == alone
     assert made == [True]
 
 
-@pytest.mark.parametrize(("where", "name"), [(UnifiedModel, "hidden"), (fast._Layer, "__call__")], ids=["prefill", "step"])
+@pytest.mark.parametrize(
+    ("where", "name"), [(UnifiedModel, "hidden"), (llama_decode._Layer, "__call__")], ids=["prefill", "step"]
+)
 def test_weights_do_not_change_in_the_middle_of_a_step(
     where: type, name: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models import upsample
+from unimm.models.image_tokenizer import upsample
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.image_tokenizer.upsample import Upsample, convolve_doubled, parity_weights

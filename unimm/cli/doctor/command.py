@@ -64,7 +64,7 @@ def diagnose(begin: Callable[[str], None]) -> dict[str, Any]:
 
     begin("the machine")
     readings = plain_readings()
-    package = str(Path(__file__).resolve().parents[2])
+    package = str(Path(__file__).resolve().parents[3])
     code = f"import sys; sys.path.append({package!r}); from unimm.cli.doctor.probe import main; main()"
     readings |= read_apart(code, list(PROBES), SECONDS, begin)
     findings = find(readings, (*checks.CHECKS, *gpu_checks.CHECKS, *software_checks.CHECKS))

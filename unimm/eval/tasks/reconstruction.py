@@ -15,8 +15,8 @@ from unimm.data.image import crop, pixels_to_array
 from unimm.data.records import Dataset, Record
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.eval import digits, shapes
 from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
+from unimm.eval.tasks import digits, shapes
 from unimm.inference.engine import Engine
 
 
