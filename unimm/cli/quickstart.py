@@ -155,6 +155,7 @@ def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str],
             left = minutes - plan.evaluation_minutes - clock.minutes
             budget = clock.budget("unified model", max(left, MIN_TRAINING_SHARE * minutes))
             own = [f"trainer.compile={plan.compile}", f"trainer.num_rows={plan.num_rows}"]
+            own.append(f"+trainer.weights.text={plan.text_weight}")
             made = train(_compose("train", "quickstart", out / "unified", budget, [*words, *own]))
             engine = load(made)
             engine.drawing = DRAWING

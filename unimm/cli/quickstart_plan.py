@@ -69,20 +69,25 @@ class Machine:
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes that suit a number of positions. records: coded pictures of shapes, and of digits. suite: that scores the model."""
+    """Sizes that suit a number of positions.
+
+    text_weight: of the loss of texts beside that of codes. records: coded pictures of shapes, and of digits. suite: that scores
+    the model.
+    """
 
     name: str
     from_positions: float
     num_rows: int
+    text_weight: float
     max_records: tuple[int, int]
     suite: str
 
 
 PRESETS = (
-    Preset("short", 0.0, 3, (4_000, 600), "brief"),
-    Preset("medium", 1.0e6, 4, (10_000, 1_500), "brief"),
-    Preset("usual", 5.0e6, 4, (16_000, 2_400), "quick"),
-    Preset("long", 4.0e7, 24, (60_000, 9_000), "quick"),
+    Preset("short", 0.0, 3, 1.0, (4_000, 600), "brief"),
+    Preset("medium", 1.0e6, 4, 1.0, (10_000, 1_500), "brief"),
+    Preset("usual", 5.0e6, 6, 2.0, (16_000, 2_400), "quick"),
+    Preset("long", 4.0e7, 24, 2.0, (60_000, 9_000), "quick"),
 )
 
 Scores = tuple[float, float, float]
@@ -94,6 +99,7 @@ EXPECTED: dict[bool, tuple[tuple[float, Scores], ...]] = {
         (3.4e6, (0.67, 0.41, 0.27)),
         (4.4e6, (0.70, 0.44, 0.27)),
         (6.2e6, (0.71, 0.46, 0.35)),
+        (7.8e6, (0.75, 0.47, 0.41)),
     ),
     True: ((1.5e6, (0.40, 0.05, 0.00)), (4e6, (0.68, 0.33, 0.22)), (7e6, (0.73, 0.39, 0.33))),
 }
@@ -119,6 +125,7 @@ class Plan:
     positions: float
     evaluation_minutes: float
     expected: Scores | None
+    text_weight: float = 1.0
 
     @property
     def words(self) -> list[str]:
@@ -180,6 +187,7 @@ def make_plan(machine: Machine, minutes: float, training_share: float, from_noth
         positions=round(positions),
         evaluation_minutes=EVALUATION_SHARE * minutes,
         expected=expected(positions, from_nothing),
+        text_weight=preset.text_weight,
     )
 
 
