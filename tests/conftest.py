@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
@@ -82,7 +83,7 @@ def tiny_image_tokenizer() -> ImageTokenizer:
 def tiny_engine() -> Engine:
     """An engine with random weights. Do not change it."""
     tokenizer = tiny_text_tokenizer()
-    return Engine(tiny_model(len(tokenizer)), tiny_image_tokenizer(), tokenizer)
+    return Engine(ModelBundle(tiny_model(len(tokenizer)), {DEFAULT: tiny_image_tokenizer()}, tokenizer))
 
 
 @pytest.fixture(scope="session")

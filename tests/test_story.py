@@ -7,6 +7,7 @@ from conftest import tiny_image_tokenizer
 from toys import Squares, make_config, make_template, make_trainer
 
 import unimm
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record
 from unimm.data.views import Conversation, Drawing
@@ -37,7 +38,7 @@ def test_one_caption_and_one_drawing_are_learned_and_given_back(tmp_path: Path) 
         assert lines[-1][name] < 0.05 * lines[0][name]
     record = One()[0]
     assert record.image is not None
-    engine = Engine(trainer.model.eval(), tiny_image_tokenizer(), make_template().tokenizer)
+    engine = Engine(ModelBundle(trainer.model.eval(), {DEFAULT: tiny_image_tokenizer()}, make_template().tokenizer))
     engine.save(tmp_path / "model")
     for teller in (engine, unimm.load(tmp_path / "model", device="cpu", dtype="float32")):
         prompt = record.captions[0].text

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from unimm.checkpoints.adapter_folder import merge_adapter, save_adapter
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.folder import LoadedModel, load_model
-from unimm.inference.load import open_engine
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig, adapter_parameters, attach, merge
 
@@ -216,11 +216,11 @@ def test_one_of_two_tied_weights_alone_is_refused(bases: dict[int, Path], tmp_pa
 
 
 def test_a_model_is_not_saved_with_adapters_attached(bases: dict[int, Path], tmp_path: Path) -> None:
-    engine = open_engine(make_adapter(bases[1], tmp_path / "adapter"))
+    bundle = ModelBundle.of(make_adapter(bases[1], tmp_path / "adapter"))
     with pytest.raises(ValueError, match="merge them first"):
-        engine.save(tmp_path / "model")
-    merge(engine.model)
-    assert engine.save(tmp_path / "model") == []
+        bundle.save(tmp_path / "model")
+    merge(bundle.model)
+    assert bundle.save(tmp_path / "model") == []
 
 
 def test_pickles_are_never_opened(bases: dict[int, Path], tmp_path: Path) -> None:

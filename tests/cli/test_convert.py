@@ -14,6 +14,7 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 from typer.testing import CliRunner
 
 import unimm
+from unimm.checkpoints.bundle import DEFAULT
 from unimm.cli.app import app
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer
@@ -68,7 +69,7 @@ def test_what_is_no_janus_is_written_and_named(tiny_engine: Engine, tmp_path: Pa
     finer = ImageTokenizer(replace(tiny_engine.image_tokenizer.config, channel_multipliers=(1, 1, 1))).freeze()
     config = tiny_engine.model.config
     model = UnifiedModel(replace(config, codes=replace(config.codes, num_codes=finer.num_codes))).eval()
-    engine = Engine(model, finer, tiny_engine.tokenizer)
+    engine = Engine(replace(tiny_engine.bundle, model=model, image_tokenizers={DEFAULT: finer}))
     assert engine.save(tmp_path / "model") == ["it looks at 2x2 patches and draws 4x4 codes, a Janus has one grid for both"]
     result = call(tmp_path / "model", tmp_path / "out")
     assert result.exit_code == 0

@@ -31,15 +31,15 @@ def test_another_image_tokenizer_is_other_codes(
     save_image_tokenizer(tmp_path / "codec", ImageTokenizer(sizes))
     words = [*WORDS, f"init_from={tiny_folder}"]
     same = open_learner(compose_config("train", words))
-    assert same.notes == [] and same.fresh == set() and same.image_tokenizer.codebook_size == own.codebook_size
+    assert same.notes == [] and same.fresh == set() and same.bundle.image_tokenizer.codebook_size == own.codebook_size
     learner = open_learner(compose_config("train", [*words, "image_tokenizer=codec"]))
     (note,) = learner.notes
     assert note.startswith("image_tokenizer=codec is not the one that")
     assert note.endswith("code_embedding and code_head start afresh.")
     assert learner.fresh == {"code_embedding", "code_head"}
-    assert learner.model.config.codes.codebook_size == 2 * before.config.codes.codebook_size
+    assert learner.bundle.model.config.codes.codebook_size == 2 * before.config.codes.codebook_size
     for name in ("vision", "projector", "trunk", "text_embedding", "text_head"):
-        old, new = (model.parts()[name].state_dict() for model in (before, learner.model))
+        old, new = (model.parts()[name].state_dict() for model in (before, learner.bundle.model))
         assert all(torch.equal(old[key], new[key]) for key in old)
     train(compose_config("train", [*words, "image_tokenizer=codec", "stage=finetune"]))
     said = " ".join(capsys.readouterr().out.split())

@@ -228,7 +228,7 @@ def test_parts_start_afresh_in_the_sizes_that_are_given(
     kept = OmegaConf.load(place / "fresh/config.yaml")
     assert kept.model.projector.depth == 1 and kept.model.vision.width == after.config.vision.width
     assert build(kept.model) == after.config
-    same = open_learner(compose_config("train", [*given, "stage=align", "fresh_parts=[projector]"])).model
+    same = open_learner(compose_config("train", [*given, "stage=align", "fresh_parts=[projector]"])).bundle.model
     assert same.config == before.config  # where no size is given it is as large as it was
     assert not torch.equal(*(next(model.pixels.projector.parameters()) for model in (before, same)))
 
@@ -242,11 +242,11 @@ def test_a_model_goes_on_with_another_text_tokenizer(
     words = [*given, "text_tokenizer=new", "text_vocabulary=300", f"out={tmp_path / 'new'}", "trainer.validate_every=0"]
     learner = open_learner(compose_config("train", words))
     tokenizer = learner.mixture.template.tokenizer
-    assert len(tokenizer) == learner.model.text.embedding.num_embeddings == learner.model.trunk.config.vocab_size
+    assert len(tokenizer) == learner.bundle.model.text.embedding.num_embeddings == learner.bundle.model.trunk.config.vocab_size
     assert 264 < len(tokenizer) < len(before.tokenizer)
     for i, ids in enumerate(before.tokenizer.spell(tokenizer)):
         for part in ("embedding", "head"):
-            old, new = (getattr(model.text, part).weight for model in (before.model, learner.model))
+            old, new = (getattr(model.text, part).weight for model in (before.model, learner.bundle.model))
             torch.testing.assert_close(new[i], (old[ids] if ids else old).mean(0))
     train(compose_config("train", words))
     after = load(tmp_path / "new/model")

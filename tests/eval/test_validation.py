@@ -13,11 +13,12 @@ import torch
 from conftest import tiny_image_tokenizer
 from toys import make_config, make_mixture, make_model, make_template
 
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.folder import load_model
 from unimm.eval import validation as validations
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import TASKS, Validation, ValidationConfig
-from unimm.inference.decode.stoppable import StoppableDecoder, Stopped
+from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import read_json
@@ -177,9 +178,8 @@ def make_trainer(folder: Path, max_steps: int, watch: Callable[[int], None] = la
         return trainer.stop.made
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
-        engine = Engine(model, tiny_image_tokenizer(), make_template().tokenizer)
-        engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
-        return validation(engine, step, losses)
+        bundle = ModelBundle(model, {DEFAULT: tiny_image_tokenizer()}, make_template().tokenizer)
+        return validation(Engine(bundle, is_stopped=is_stopped), step, losses)
 
     validation = Validation(ValidationConfig(num_items=3), folder / "best", save, lambda: trainer.stop.made)
     settings = make_config(max_steps, **{"validate_every": 2, "ema_decay": 0.5, **changes})
@@ -283,8 +283,7 @@ def test_a_finished_run_validates_no_more(whole: Path, monkeypatch: pytest.Monke
 
 def test_a_stopped_decoder_is_as_new(tiny_engine: Engine, picture: Any) -> None:
     answers: Iterator[bool] = iter([False, False, True])
-    engine = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer)
-    engine.decoder = StoppableDecoder(engine.model, engine.tokenizer.special.pad, lambda: next(answers, False))
+    engine = Engine(tiny_engine.bundle, is_stopped=lambda: next(answers, False))
     with pytest.raises(Stopped):
         engine.generate_images(["a red square", "a blue circle"])
     stats = engine.decoder.stats()

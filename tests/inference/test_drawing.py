@@ -75,7 +75,7 @@ def test_images_that_are_ready_early_are_decoded_early(tiny_engine: Engine) -> N
             seen.append(len(codes))
             return super().decode(codes)
 
-    narrow = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer, limits=Limits(max_rows=4))
+    narrow = Engine(tiny_engine.bundle, limits=Limits(max_rows=4))
     requests = narrow._requests(PROMPTS, 2, 5, {})
     final = list(draw(narrow.decoder, requests, Beside(tiny_engine.image_tokenizer)))[-1]
     assert seen == [2, 2]

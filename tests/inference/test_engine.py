@@ -1,6 +1,7 @@
 """The engine: what users give comes back in the same shape, the same whatever it is batched with."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import unimm
 from unimm.batch import collate
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.data.image import ImageError
 from unimm.data.records import SHOWS
 from unimm.data.template import PromptFormat, Turn
@@ -173,7 +175,7 @@ def test_the_best_of_several_drawings_is_the_one_that_aligns_best(tiny_engine: E
 
 
 def test_taking_turns_changes_nothing(tiny_engine: Engine) -> None:
-    narrow = Engine(tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer, limits=unimm.Limits(max_rows=3))
+    narrow = Engine(tiny_engine.bundle, limits=unimm.Limits(max_rows=3))
     words = {"num_images": 2, "seed": 1, "guidance_scale": 3.0}
     assert torch.equal(narrow.generate_codes(PROMPTS, **words), tiny_engine.generate_codes(PROMPTS, **words))
 
@@ -273,8 +275,7 @@ def test_half_precision_loads_and_runs(tiny_folder: Path, picture: Image.Image) 
 
 @pytest.mark.parametrize("sees", ["codes", "both"])
 def test_an_engine_that_sees_codes(sees: str, tiny_engine: Engine, images: list[Image.Image], tmp_path: Path) -> None:
-    parts = (tiny_engine.model, tiny_engine.image_tokenizer, tiny_engine.tokenizer)
-    engine = Engine(*parts, prompt_format=PromptFormat(sees=sees))
+    engine = Engine(replace(tiny_engine.bundle, prompt_format=PromptFormat(sees=sees)))
     answers = engine.answer(images, "What?", max_new_tokens=8)
     assert answers == [engine.answer(image, "What?", max_new_tokens=8) for image in images]
     assert answers != tiny_engine.answer(images, "What?", max_new_tokens=8)
@@ -291,7 +292,7 @@ def test_what_a_gpu_makes_of_weights_can_be_saved(tmp_path: Path) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         for group in ([attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]):
             share(group, torch.cat([linear.weight.detach() for linear in group]))
-    saved = Engine(model, tiny_image_tokenizer(), tokenizer).save(tmp_path / "model")
+    saved = ModelBundle(model, {DEFAULT: tiny_image_tokenizer()}, tokenizer).save(tmp_path / "model")
     after = unimm.load(saved or tmp_path / "model", device="cpu", dtype="float32").model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

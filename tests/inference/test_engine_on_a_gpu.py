@@ -16,6 +16,7 @@ from test_admission import finish
 from test_decoder import PROMPTS, drawing, question
 from test_llama_decode import relative_error
 
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.decoder import Limits
 from unimm.inference.decode.kv_cache import RowCache
@@ -56,7 +57,8 @@ def make_engine(device: str, trunk: dict[str, Any] | None = None, dtype: torch.d
     if trunk:
         torch.manual_seed(0)
         model = UnifiedModel(replace(model.config, trunk=model.config.trunk | trunk)).eval()
-    return Engine(model.to(device, dtype), tiny_image_tokenizer().to(device), tokenizer, **words)
+    bundle = ModelBundle(model.to(device, dtype), {DEFAULT: tiny_image_tokenizer().to(device)}, tokenizer)
+    return Engine(bundle, **words)
 
 
 def mix(engine: Engine) -> list[Request]:
@@ -210,7 +212,7 @@ def test_new_weights_are_drawn_with(device: str) -> None:
 def test_two_engines_of_one_model_draw_the_same_in_turns(device: str, tiny_engine: Engine) -> None:
     """On a GPU each joins the model's weights anew."""
     one = make_engine(device)
-    other = Engine(one.model, one.image_tokenizer, one.tokenizer)
+    other = Engine(one.bundle)
     expected = tiny_engine.decoder.fill(mix(tiny_engine))
     for engine in (one, other, one):
         assert engine.decoder.fill(mix(engine)) == expected

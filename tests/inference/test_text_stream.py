@@ -1,8 +1,10 @@
 """Texts as they are written: stop strings, pieces, and what is told of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import tiny_image_tokenizer, tiny_model
+from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,7 +92,7 @@ def test_stop_strings_that_are_none(stop, tiny_engine: Engine) -> None:
 
 def test_new_weights_are_used_from_then_on(tiny_engine: Engine) -> None:
     model = tiny_model(len(tiny_engine.tokenizer))
-    engine = Engine(model, tiny_image_tokenizer(), tiny_engine.tokenizer)
+    engine = Engine(replace(tiny_engine.bundle, model=model))
     before = engine.generate_codes("a red circle", seed=3)
     new = {"codes.head.2.bias": torch.full((32,), -50.0).index_fill(0, torch.tensor([9]), 50.0)}
     with pytest.raises(ValueError, match=r"'codes.head.2.bias' are \(4,\), but the model has \(32,\)"):

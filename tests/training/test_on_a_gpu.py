@@ -21,10 +21,12 @@ from toy_trainings import ADAMW, MUON, assert_equal, halves, weights_of
 from toys import make_config, make_mixture, make_model, make_steps, make_template, make_trainer
 
 from unimm.batch import Batch, collate
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.cli.learner import Learner
 from unimm.cli.train import sample as sample_records
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
+from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.linear_cross_entropy import linear_cross_entropy
 from unimm.models.lora import LoraConfig, attach, is_adapter
@@ -252,7 +254,8 @@ def test_looking_at_a_compiled_run_does_not_change_how_it_goes_on(tmp_path: Path
     told: list[dict[str, float]] = []
 
     def sample(model: UnifiedModel, step: int, logbook: Logbook) -> None:
-        sample_records(Learner(model, tiny_image_tokenizer(), learned, None, None, set()).engine(model), learned, step, logbook)
+        bundle = ModelBundle(model, {DEFAULT: tiny_image_tokenizer()}, learned.template.tokenizer)
+        sample_records(Engine(Learner(bundle, learned, None, set()).bundle_of(model)), learned, step, logbook)
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float]:
         told.append(losses)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from toys import EVERYTHING, Squares, make_config, make_mixture, make_model, make_template
 
 from unimm.checkpoints.adapter_folder import save_adapter
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.cli.compose import leave_group
 from unimm.cli.train import save_merged
 from unimm.eval.validation import Validation, ValidationConfig
@@ -86,7 +87,7 @@ def form(case: Case) -> UnifiedModel:
 
 
 def engine_of(model: UnifiedModel) -> Engine:
-    return Engine(model, tiny_image_tokenizer(), make_template().tokenizer)
+    return Engine(ModelBundle(model, {DEFAULT: tiny_image_tokenizer()}, make_template().tokenizer))
 
 
 def look_at(model: UnifiedModel) -> dict[str, Any]:

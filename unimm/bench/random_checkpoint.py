@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
-from unimm.checkpoints.folder import save_model
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.data.text import SPECIAL_NAMES, train_byte_bpe
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.unified import UnifiedConfig, UnifiedModel
@@ -35,4 +35,4 @@ def write_random_checkpoint(
         drawn = torch.empty_like(parameter, device=generator.device).normal_(0.0, STD, generator=generator)
         parameter.copy_(drawn)
     text = train_byte_bpe([], 256 + len(SPECIAL_NAMES))
-    save_model(folder, model, tokenizer, text.special, save_tokenizer=text.save)
+    ModelBundle(model, {DEFAULT: tokenizer}, text).save(folder)

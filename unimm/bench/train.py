@@ -19,7 +19,7 @@ import torch
 
 from unimm.batch import Batch, collate
 from unimm.bench.subprocess_trials import peak_bytes
-from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Planned
 from unimm.data.steps import Steps
@@ -27,7 +27,6 @@ from unimm.data.views import Conversation
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference.engine import Engine
-from unimm.inference.load import open_engine
 from unimm.models.attention import BACKENDS
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.likelihood import Likelihood
@@ -73,7 +72,7 @@ def run_trial(trial: Trial) -> dict[str, float]:
         `loss` over all steps, in nats (here the mean of all learned tokens, there that of the steps' means), and `peak_gib` of
         the device, on a CPU of the process.
     """
-    engine = open_engine(load_model(trial.folder, dtype=torch.float32))
+    engine = Engine(ModelBundle.load(trial.folder, dtype=torch.float32))
     run = _run_ours if trial.who.startswith("unimm") else _run_theirs
     with tempfile.TemporaryDirectory() as folder:
         measured = run(trial, engine, conversations(engine, trial.seed), Path(folder))

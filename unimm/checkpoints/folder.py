@@ -10,25 +10,33 @@ Three layouts, told apart by `model_type` in config.json:
 - `multi_modality`: DeepSeek's own repositories. Read, never written.
 
 In what we write, the key `unimm` holds the version of this format and what the caller wants kept (`extra`), such as the prompt
-format.
+format, and the configs of `further_modules`. Parts of another package are named by `_target_` (`unimm.runtime.plugins`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.checkpoints import deepseek_config, janus_config, janus_processor
 from unimm.checkpoints.adapter_folder import merge_adapter
+from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.empty_model import empty_parameters
+from unimm.checkpoints.further_modules import (
+    FurtherModules,
+    image_tokenizer_config,
+    read_further_modules,
+    write_further_modules,
+)
 from unimm.checkpoints.weight_files import CONFIG, WeightFiles, find_folder, open_weights, read_config
 from unimm.checkpoints.weight_names import CODEBOOK, DEEPSEEK, OWN, TRANSFORMERS, Names, Shapes
+from unimm.models.image_tokenizer.codebook import unit_rows
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.image_tokenizer.quantizers import CosineQuantizer, QuantizerConfig, unit_rows
+from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.models.lora import adapted_layers
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision.projectors import ProjectorConfig
@@ -53,6 +61,7 @@ class LoadedModel:
     config: dict[str, Any]
     extra: dict[str, Any]
     folder: Path
+    further: FurtherModules = field(default_factory=FurtherModules)
 
 
 def save_model(  # noqa: PLR0913 - a folder has as many parts
@@ -63,6 +72,7 @@ def save_model(  # noqa: PLR0913 - a folder has as many parts
     *,
     extra: Mapping[str, Any] | None = None,
     drawing: Mapping[str, float] | None = None,
+    further: FurtherModules | None = None,
     save_tokenizer: Callable[[Path], None] | None = None,
     max_shard_size: int | str = "5GB",
     notes: str = "",
@@ -72,6 +82,7 @@ def save_model(  # noqa: PLR0913 - a folder has as many parts
     special: ids of the special tokens (bos, eos, pad, image_placeholder, begin_of_image).
     extra: JSON-able, given back by `load_model`; `version` and `quantizer` are names taken. Its `prompt_format` (user,
         assistant, system_prompt) also shapes the chat template.
+    further: image tokenizers beside the one that it draws with, and heads.
     drawing: what its generation_config.json says of drawing (guidance_scale, temperature, ...); what is missing is Janus'.
     save_tokenizer: called with the folder that is being written, for the text tokenizer's files.
     notes: Markdown for the model card.
@@ -92,7 +103,8 @@ def save_model(  # noqa: PLR0913 - a folder has as many parts
         reasons.append(f"it sees {sees}, a Janus sees pixels")
     with whole_folder(final, CONFIG, "a model folder") as folder:
         _write_weights(folder, model, image_tokenizer, OWN if reasons else TRANSFORMERS, max_shard_size)
-        _write_configs(folder, model, image_tokenizer, special, dict(extra or {}), reasons)
+        written = write_further_modules(folder, further or FurtherModules())
+        _write_configs(folder, model, image_tokenizer, special, {**(extra or {}), **written}, reasons)
         num_parameters = sum(parameter.numel() for part in (model, image_tokenizer) for parameter in part.parameters())
         (folder / "README.md").write_text(janus_processor.model_card(num_parameters, reasons, notes), encoding="utf-8")
         write_json(folder / "generation_config.json", janus_processor.generation_config(special, drawing or {}))
@@ -107,12 +119,15 @@ def load_model(
     dtype: torch.dtype | None = None,
     from_pickle: bool = False,
     adapter: str | Path | None = None,
+    allow_code: bool = False,
 ) -> LoadedModel:
     """Read a model folder, or a hub id through `huggingface_hub` and its cache.
 
     Weights are mapped from disk straight to the device and dtype (None: as stored); on a CPU in the stored dtype they are not
     even copied. Buffers, and all of the image tokenizer's quantizer, stay fp32. Pickled weights are read only if `from_pickle`.
     An adapter is merged into the weights as they are stored, which are then rounded once.
+
+    allow_code: import the packages that config.json names parts of (`unimm.runtime.plugins`).
 
     Raises:
         ValueError: there is no such model, or it cannot be read, or the adapter is not made for it: one sentence says why and
@@ -123,7 +138,7 @@ def load_model(
     own = dict(raw.get("unimm") or {})
     if own.pop("version", VERSION) > VERSION:
         raise ValueError(f"{folder} was written by a newer unimm: update it with `pip install -U unimm`.")
-    config, tokenizer_config, names = _read_layout(raw, folder)
+    config, tokenizer_config, names = _read_layout(raw, folder, allow_code)
     files = open_weights(folder, torch.device(device), from_pickle)
     config = _settle_tie(config, files, names)
     with empty_parameters():
@@ -133,18 +148,27 @@ def load_model(
     _assign(model, image_tokenizer, files, None if adapter else dtype, names)
     if adapter is not None:
         merge_adapter(model, adapter)
-        change_dtype(model, image_tokenizer, dtype)
+        change_dtype(model, [image_tokenizer], dtype)
     model.to(device).eval()
     image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    own.pop("quantizer", None)
-    return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder)
+    further = read_further_modules(folder, own, torch.device(device), dtype, allow_code)
+    for key in ("quantizer", "image_tokenizers", "heads"):
+        own.pop(key, None)
+    return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder, further)
 
 
-def change_dtype(model: UnifiedModel, image_tokenizer: ImageTokenizer, dtype: torch.dtype | None) -> None:
-    """Have the weights in a dtype as if `load_model` had been told it, one after another. None: as they are."""
-    for part, prefix in ((model, ""), (image_tokenizer, PREFIX)):
-        for name, parameter in part.named_parameters():
-            if not f"{prefix}{name}".startswith(QUANTIZER):
+def change_dtype(
+    model: UnifiedModel,
+    image_tokenizers: Iterable[ImageTokenizer],
+    dtype: torch.dtype | None,
+    heads: Iterable[nn.Module] = (),
+) -> None:
+    """Have the weights in a dtype as if `load_model` had been called with it, one after another; quantizers stay as they are.
+    None: all as they are."""
+    for module in (model, *image_tokenizers, *heads):
+        is_image_tokenizer = isinstance(module, ImageTokenizer)
+        for name, parameter in module.named_parameters():
+            if not (is_image_tokenizer and name.startswith("quantize.")):
                 parameter.data = parameter.data.to(dtype)
 
 
@@ -182,8 +206,8 @@ def _write_configs(
     reasons: list[str],
 ) -> None:
     if reasons:
-        sizes = {**asdict(model.config), "trunk": janus_config.trunk_dict(model.config)}
-        config = {"model_type": MODEL_TYPE, "model": sizes, "image_tokenizer": asdict(image_tokenizer.config)}
+        sizes = {**to_json(model.config), "trunk": janus_config.trunk_dict(model.config)}
+        config = {"model_type": MODEL_TYPE, "model": sizes, "image_tokenizer": to_json(image_tokenizer.config)}
     else:
         dtype = next(model.parameters()).dtype
         config = janus_config.to_janus_config(model.config, image_tokenizer.config, special, dtype)
@@ -193,7 +217,7 @@ def _write_configs(
     janus_processor.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
 
 
-def _read_layout(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:
+def _read_layout(raw: Mapping[str, Any], folder: Path, allow_code: bool) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:
     """Sizes and names of weights, by what config.json says the folder holds."""
     kind = raw.get("model_type")
     if kind == janus_config.MODEL_TYPE:
@@ -201,21 +225,18 @@ def _read_layout(raw: Mapping[str, Any], folder: Path) -> tuple[UnifiedConfig, I
     if kind == deepseek_config.MODEL_TYPE:
         return *janus_config.from_janus_config(deepseek_config.as_janus_config(raw)), DEEPSEEK
     if kind == MODEL_TYPE:
-        return *_read_own_sizes(raw), OWN
+        return *_read_own_sizes(raw, allow_code), OWN
     known = f"'{janus_config.MODEL_TYPE}', '{deepseek_config.MODEL_TYPE}' (DeepSeek's own Janus) and '{MODEL_TYPE}'"
     raise ValueError(f"{folder} holds a model of type {kind!r}: unimm opens {known}.")
 
 
-def _read_own_sizes(raw: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
+def _read_own_sizes(raw: Mapping[str, Any], allow_code: bool) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
     kinds = {"vision": VisionConfig, "codes": CodesConfig, "projector": ProjectorConfig}
-    sizes, tokenizer = dict(raw.get("model") or {}), dict(raw.get("image_tokenizer") or {})
+    sizes = dict(raw.get("model") or {})
     for key, kind in kinds.items():
-        sizes[key] = janus_config.from_json(kind, sizes.get(key) or {}, f"model.{key}")
-    tokenizer["quantizer"] = janus_config.from_json(
-        QuantizerConfig, tokenizer.get("quantizer") or {}, "image_tokenizer.quantizer"
-    )
-    image_tokenizer = janus_config.from_json(ImageTokenizerConfig, tokenizer, "image_tokenizer")
-    return janus_config.from_json(UnifiedConfig, sizes, "model"), image_tokenizer
+        sizes[key] = from_json(kind, sizes.get(key) or {}, f"config.json, model.{key}", allow_code)
+    image_tokenizer = image_tokenizer_config(raw.get("image_tokenizer") or {}, "config.json, image_tokenizer", allow_code)
+    return from_json(UnifiedConfig, sizes, "config.json, model", allow_code), image_tokenizer
 
 
 def _settle_tie(config: UnifiedConfig, files: WeightFiles, names: Names) -> UnifiedConfig:

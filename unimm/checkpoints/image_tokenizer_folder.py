@@ -5,7 +5,7 @@ weights keep the names of the state dict, the quantizer's moving averages includ
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unimm.checkpoints.config_json import to_json
 from unimm.checkpoints.fingerprint import fingerprint_of
-from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
+from unimm.checkpoints.further_modules import image_tokenizer_config
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.runtime.atomic_files import whole_folder, write_json
 
@@ -31,15 +33,17 @@ def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
     with whole_folder(Path(path), WEIGHTS, "an image tokenizer's folder") as folder:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        content = {"model_type": MODEL_TYPE, "fingerprint": fingerprint(tokenizer), **asdict(tokenizer.config)}
+        content = {"model_type": MODEL_TYPE, "fingerprint": fingerprint(tokenizer), **to_json(tokenizer.config)}
         write_json(folder / CONFIG, content)
 
 
-def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu", allow_code: bool = False) -> ImageTokenizer:
     """The image tokenizer of a folder, frozen, in evaluation mode.
 
+    allow_code: import the package of its quantizer, where it is not ours (`unimm.runtime.plugins`).
+
     Raises:
-        ValueError: there is no image tokenizer in the folder.
+        ValueError: there is no image tokenizer in the folder, or its quantizer's code is not allowed or not here.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -48,11 +52,10 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu") -
     if content.pop("model_type", None) != MODEL_TYPE:
         raise ValueError(f"{folder} is a folder of another kind of model, not of an image tokenizer ({MODEL_TYPE}).")
     content.pop("fingerprint", None)
+    tokenizer = ImageTokenizer(image_tokenizer_config(content, str(folder / CONFIG), allow_code))
     try:
-        quantizer = QuantizerConfig(**content.pop("quantizer"))
-        tokenizer = ImageTokenizer(ImageTokenizerConfig(**content, quantizer=quantizer))
         tokenizer.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except RuntimeError as error:
         raise ValueError(f"The image tokenizer in {folder} does not fit this version: {error}.") from error
     return tokenizer.to(device).freeze()
 
@@ -62,9 +65,13 @@ def fingerprint(tokenizer: ImageTokenizer) -> str:
 
     How the tokenizer was trained (decay, loss weights, moving averages) is left out.
     """
-    config = asdict(tokenizer.config)
-    quantizer = config.pop("quantizer")
-    sizes = {**config, **{name: quantizer[name] for name in ("kind", "codebook_size", "code_dim", "levels")}}
+    sizes = asdict(replace(tokenizer.config, quantizer=QuantizerConfig()))
+    del sizes["quantizer"]
+    quantizer = tokenizer.config.quantizer
+    if isinstance(quantizer, QuantizerConfig):
+        sizes |= {name: getattr(quantizer, name) for name in ("kind", "codebook_size", "code_dim", "levels")}
+    else:  # another package's: nobody here knows which of its fields matter
+        sizes["quantizer"] = to_json(quantizer)
     tensors: dict[str, Tensor] = {n: p for n, p in tokenizer.named_parameters() if not n.startswith("quantize.")}
     tensors["codebook"] = tokenizer.quantize.codebook
     return fingerprint_of(sizes, tensors)

@@ -4,12 +4,12 @@ Source: transformers/models/janus. The names of its weights are in `weight_names
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from transformers import CONFIG_MAPPING, JanusConfig, PreTrainedConfig
 
+from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.weight_names import MAX_DEPTH
 from unimm.models.image_tokenizer.model import ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
@@ -45,8 +45,9 @@ def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) 
         if not 1 <= depth <= MAX_DEPTH:
             reasons.append(f"the {name} has {depth} layers, our table of names goes from 1 to {MAX_DEPTH}")
     quantizer = image_tokenizer.quantizer
-    if quantizer.kind != "cosine":
-        reasons.append(f"the quantizer is '{quantizer.kind}', a Janus has a plain codebook ('cosine')")
+    kind = quantizer.kind if isinstance(quantizer, QuantizerConfig) else type(quantizer).__name__
+    if kind != "cosine":
+        reasons.append(f"the quantizer is '{kind}', a Janus has a plain codebook ('cosine')")
     if quantizer.code_dim != config.codes.code_dim:
         wide = (config.codes.code_dim, quantizer.code_dim)
         reasons.append(f"code embeddings are {wide[0]} wide and the codebook {wide[1]}, a Janus has one width for both")
@@ -88,7 +89,7 @@ def to_janus_config(
         "text_config": {**trunk_dict(config), **ids, "tie_word_embeddings": tied},
         "vision_config": _vision_json(config, width),
         "vq_config": _vq_json(config, image_tokenizer, width),
-        "unimm": {"quantizer": asdict(image_tokenizer.quantizer)},
+        "unimm": {"quantizer": to_json(image_tokenizer.quantizer)},
     }
 
 
@@ -137,7 +138,7 @@ def _image_tokenizer_config(vq: Mapping[str, Any], grid_size: int, learning: Map
         num_res_blocks=vq["num_res_blocks"],
         latent_channels=vq["latent_channels"],
         dropout=vq["dropout"],
-        quantizer=from_json(QuantizerConfig, {**learning, **sizes}, "unimm.quantizer"),
+        quantizer=from_json(QuantizerConfig, {**learning, **sizes}, "config.json, unimm.quantizer"),
     )
 
 
@@ -150,14 +151,6 @@ def clean_trunk(text: Mapping[str, Any]) -> dict[str, Any]:
     """A text config without what is no size: where it came from, and a dtype that would overrule the one asked for."""
     noise = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
     return {key: value for key, value in text.items() if key not in noise}
-
-
-def from_json(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass `kind` of JSON values. ValueError: a key that it does not have, or one missing."""
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"config.json, {where}: {error}; update unimm, or correct the file.") from error
 
 
 def _vision_json(config: UnifiedConfig, width: int) -> dict[str, Any]:

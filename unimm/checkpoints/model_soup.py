@@ -4,9 +4,7 @@ Models that were trained on from one and the same, with other seeds or other dat
 weights makes fewer mistakes than each of them, and costs what one costs.
 """
 
-from dataclasses import asdict
-
-from unimm.checkpoints.folder import LoadedModel
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.models.image_tokenizer.model import ImageTokenizer
 
 ROUNDING = 0.01
@@ -17,27 +15,30 @@ class Average:
     """The weighted mean of models, added up one by one in float32: `add` each, then `put` it into the first.
 
     Args:
+        name: of the first model, for errors.
         first: the model that the others have to resemble, as it is stored; it becomes the mean.
-        weight: of it. Weights are shares of their sum.
+        weight: of it. Weights are divided by their sum.
     """
 
-    def __init__(self, first: LoadedModel, weight: float) -> None:
-        self._first, self._total = first, weight
+    def __init__(self, name: str, first: ModelBundle, weight: float) -> None:
+        self._name, self._first, self._total = name, first, weight
         # Ties are one parameter with one name; buffers are the same in models of the same sizes.
         self._sums = {name: weight * parameter.detach().float() for name, parameter in first.model.named_parameters()}
 
-    def add(self, other: LoadedModel, weight: float) -> None:
-        """One model more.
+    def add(self, name: str, other: ModelBundle, weight: float) -> None:
+        """Add another model.
 
         Raises:
-            ValueError: it has other sizes, or another image tokenizer, whose codes mean other things.
+            ValueError: it has other sizes, another text tokenizer, or another image tokenizer, whose codes mean other things.
         """
-        if asdict(other.model.config) != asdict(self._first.model.config):
-            raise ValueError(f"{other.folder} and {self._first.folder} are of different sizes: they have no mean.")
+        if other.tokenizer.tokenizer.get_vocab() != self._first.tokenizer.tokenizer.get_vocab():
+            raise ValueError(f"{name} and {self._name} have different text tokenizers: they have no mean.")
+        if other.model.config != self._first.model.config:
+            raise ValueError(f"{name} and {self._name} are of different sizes: they have no mean.")
         if not _are_alike(other.image_tokenizer, self._first.image_tokenizer):
-            raise ValueError(f"{other.folder} and {self._first.folder} have different image tokenizers: they have no mean.")
-        for name, parameter in other.model.named_parameters():
-            self._sums[name] += weight * parameter.detach().float()
+            raise ValueError(f"{name} and {self._name} have different image tokenizers: they have no mean.")
+        for parameter_name, parameter in other.model.named_parameters():
+            self._sums[parameter_name] += weight * parameter.detach().float()
         self._total += weight
 
     def put(self) -> None:
@@ -48,7 +49,7 @@ class Average:
 
 def _are_alike(one: ImageTokenizer, other: ImageTokenizer) -> bool:
     """Whether two are the same but for rounding: one may be stored in half precision."""
-    if asdict(one.config) != asdict(other.config):
+    if one.config != other.config:
         return False
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all((a.float() - b.float()).abs().max() <= ROUNDING * a.float().abs().max() for a, b in pairs if a.numel())

@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unimm.checkpoints.folder import load_model
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.hub import upload_model
 from unimm.checkpoints.weight_files import CONFIG
-from unimm.inference.load import open_engine
 from unimm.runtime.atomic_files import check_replaceable
 from unimm.runtime.devices import choose_dtype
 
@@ -47,11 +46,11 @@ def convert(  # noqa: PLR0913 - as many as the verb has options
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
     cpu = torch.device("cpu")
     with status.status(f"Reading {source}"):
-        loaded = load_model(source, cpu, choose_dtype(dtype, cpu) if dtype else None, from_pickle, adapter)
-        engine = open_engine(loaded)
+        chosen = choose_dtype(dtype, cpu) if dtype else None
+        bundle = ModelBundle.load(source, cpu, chosen, from_pickle=from_pickle, adapter=adapter)
     with status.status(f"Writing {out}"):
-        engine.drawing = replace(engine.drawing, **(drawing or {}))
-        reasons = engine.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")
+        bundle = replace(bundle, drawing=replace(bundle.drawing, **(drawing or {})))
+        reasons = bundle.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")
     if reasons:
         console.print(f"{out} is in unimm's own layout, which transformers cannot open: {'; '.join(reasons)}.")
     else:

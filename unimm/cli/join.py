@@ -6,13 +6,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.init_from import load_tower, load_trunk, read_tower_sizes, read_trunk_sizes
 from unimm.checkpoints.weight_files import CONFIG, find_folder
 from unimm.cli.builders import build_model, open_image_tokenizer
 from unimm.cli.compose import compose_config, seed_everything
-from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
-from unimm.inference.engine import Engine
 from unimm.models.initialization import init_codes_from_codebook
 from unimm.runtime.atomic_files import check_replaceable
 
@@ -41,6 +40,6 @@ def join(trunk: str, vision: str, image_tokenizer: str, out: Path, seed: int = 0
         load_tower(model, tower_folder)
         if images.quantize.codebook.shape == model.codes.embedding.weight.shape:
             init_codes_from_codebook(model.codes, images.quantize.codebook)
-        reasons = Engine(model.eval(), images, tokenizer, PromptFormat()).save(out)
+        reasons = ModelBundle(model.eval(), {DEFAULT: images}, tokenizer).save(out)
     layout = f"in unimm's own layout: {'; '.join(reasons)}" if reasons else "opens in transformers as a Janus, too"
     status.print(f"{out} {layout}. Its projector and its image head have learned nothing yet: stage I is next.")

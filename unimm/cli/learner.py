@@ -6,7 +6,7 @@ read and write codes where `image_tokenizer` is another than the model has learn
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
-from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.checkpoints.init_from import change_vocabulary, take_parts
-from unimm.checkpoints.prompt_conventions import DrawingDefaults
 from unimm.cli.builders import (
     build_datasets,
     build_mixture,
@@ -36,9 +35,6 @@ from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
-from unimm.inference.decode.stoppable import StoppableDecoder
-from unimm.inference.engine import Engine
-from unimm.inference.load import open_engine
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import attach
 from unimm.models.unified import UnifiedConfig, UnifiedModel
@@ -56,32 +52,24 @@ PARTS_OF = {
 
 @dataclass(frozen=True)
 class Learner:
-    """Who is to learn, from what, and what is held out of it.
+    """The model to train, its data, and what is held out of it.
 
-    fresh: the names of the model's parts that know nothing yet. notes: what a person should know of a new run, a line each.
+    bundle: the model with the tokenizers and conventions that it is saved with.
+    fresh: the names of the model's parts that are newly initialised. notes: lines that a person should read of a new run.
     fingerprints: of what all of it was made from, as `unimm.cli.resume_settings` compares them.
     """
 
-    model: UnifiedModel
-    image_tokenizer: ImageTokenizer
+    bundle: ModelBundle
     mixture: Mixture
     held_out: Mixture | None
-    drawing: DrawingDefaults | None
     fresh: set[str]
     fingerprints: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def engine(self, model: UnifiedModel, is_stopped: Callable[[], bool] | None = None) -> Engine:
-        """The engine of a model of the same form; the image tokenizer goes where the model is.
-
-        is_stopped: once it says so, decoding is left; see `StoppableDecoder`.
-        """
-        template = self.mixture.template
-        engine = Engine(model, self.image_tokenizer, template.tokenizer, template.prompt_format, self.drawing)
-        self.image_tokenizer.to(engine.device)
-        if is_stopped is not None:
-            engine.decoder = StoppableDecoder(model, engine.tokenizer.special.pad, is_stopped)
-        return engine
+    def bundle_of(self, model: UnifiedModel) -> ModelBundle:
+        """The bundle with another model of the same form, such as one gathered from shards; the rest moves to its device."""
+        bundle = replace(self.bundle, model=model)
+        return bundle.to(bundle.device)
 
 
 def check_start(config: DictConfig) -> None:
@@ -115,9 +103,10 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     check_start(config)
     start = None if config.init_from is None else open_start(config)
     if config.image_tokenizer is None and start is not None:
-        image_tokenizer = start.image_tokenizer
+        image_tokenizers = dict(start.image_tokenizers)
     else:
-        image_tokenizer = open_image_tokenizer(config)
+        image_tokenizers = {DEFAULT: open_image_tokenizer(config)}
+    image_tokenizer = image_tokenizers[DEFAULT]
     fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
     datasets = build_datasets(config, fingerprints["image_tokenizer"])
     fresh, notes = _parts_that_start_afresh(config, start, fingerprints["image_tokenizer"])
@@ -141,29 +130,31 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     learned, held = hold_out(datasets, config.held_out) if config.held_out else (datasets, None)
     mixture = build_mixture(config, learned, template)
     held_out = None if held is None else build_mixture(config, held, template)
-    drawing = start.drawing if start else None
-    return Learner(model, image_tokenizer, mixture, held_out, drawing, fresh, fingerprints, notes)
+    bundle = ModelBundle(model, image_tokenizers, template.tokenizer, template.prompt_format)
+    if start is not None:
+        bundle = replace(bundle, drawing=start.drawing, heads=start.heads)
+    return Learner(bundle, mixture, held_out, fresh, fingerprints, notes)
 
 
-def open_start(config: DictConfig) -> Engine:
-    """The model that `init_from` names, to learn on in float32, with its conventions and tokenizers.
+def open_start(config: DictConfig) -> ModelBundle:
+    """The model that `init_from` names, in float32, to be trained on.
 
     Raises:
         ValueError: it cannot be read.
     """
-    engine = open_engine(load_model(config.init_from, dtype=torch.float32))
-    for parameter in engine.model.train().parameters():
-        parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: learn in memory instead
-    return engine
+    bundle = ModelBundle.load(config.init_from, dtype=torch.float32)
+    for parameter in bundle.model.train().parameters():
+        parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: these are written to
+    return bundle
 
 
-def with_text_tokenizer(engine: Engine, config: DictConfig, datasets: Iterable[Dataset]) -> Engine:
+def with_text_tokenizer(bundle: ModelBundle, config: DictConfig, datasets: Iterable[Dataset]) -> ModelBundle:
     """A model to start from with the text tokenizer that the configuration names, if it names one."""
     if config.text_tokenizer is None:
-        return engine
+        return bundle
     tokenizer = build_text_tokenizer(config, datasets)
-    change_vocabulary(engine.model, engine.tokenizer.spell(tokenizer), trunk_ids(tokenizer))
-    return Engine(engine.model, engine.image_tokenizer, tokenizer, engine.prompt_format, engine.drawing)
+    change_vocabulary(bundle.model, bundle.tokenizer.spell(tokenizer), trunk_ids(tokenizer))
+    return replace(bundle, tokenizer=tokenizer)
 
 
 def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
@@ -183,7 +174,7 @@ def with_sizes(config: DictConfig, model: UnifiedModel) -> DictConfig:
     return kept
 
 
-def _parts_that_start_afresh(config: DictConfig, start: Engine | None, codes_of: str) -> tuple[set[str], list[str]]:
+def _parts_that_start_afresh(config: DictConfig, start: ModelBundle | None, codes_of: str) -> tuple[set[str], list[str]]:
     """The names of the parts of the model to come that know nothing, and a line where that is not what was asked for.
 
     codes_of: the fingerprint of the image tokenizer that made the codes.

@@ -15,7 +15,7 @@ own checkpoints. So it can be interrupted at any moment and goes on with the sam
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.prompt_conventions import DrawingDefaults
 from unimm.cli.compose import compose_config
 from unimm.cli.encode import encode
@@ -157,9 +158,7 @@ def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str],
             own = [f"trainer.compile={plan.compile}", f"trainer.num_rows={plan.num_rows}"]
             own.append(f"+trainer.weights.text={plan.text_weight}")
             made = train(_compose("train", "quickstart", out / "unified", budget, [*words, *own]))
-            engine = load(made)
-            engine.drawing = DRAWING
-            engine.save(out / "model")
+            replace(ModelBundle.load(made), drawing=DRAWING).save(out / "model")
 
 
 def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]) -> DictConfig:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from unimm.checkpoints.adapter_folder import save_adapter
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.builders import NEW, TEXT_TOKENIZER
 from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_of
-from unimm.cli.learner import check_start, open_learner, with_sizes
+from unimm.cli.learner import Learner, check_start, open_learner, with_sizes
 from unimm.cli.results import tell_training
 from unimm.cli.resume_settings import Resuming
 from unimm.data.mixture import Mixture
@@ -25,7 +27,6 @@ from unimm.eval.validation import LOSS, Validation, ValidationConfig
 from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
-from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.initialization import init_codes_from_codebook, init_vision_from_patches
 from unimm.models.lora import adapted_layers, merge
 from unimm.models.unified import UnifiedModel
@@ -67,9 +68,9 @@ def train(config: DictConfig) -> Path:
     seed_everything(config.seed)
     learner = open_learner(config)
     run.check(learner.fingerprints)
-    run.config = with_sizes(config, learner.model)
-    model, image_tokenizer, mixture = learner.model, learner.image_tokenizer, learner.mixture
-    start(model, image_tokenizer, mixture, config.whitened_images, learner.fresh)
+    run.config = with_sizes(config, learner.bundle.model)
+    model, mixture = learner.bundle.model, learner.mixture
+    initialize(learner, config.whitened_images)
     if "vision" in learner.fresh and "vision" not in config.stage.learns:
         logger.warning(
             f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
@@ -83,10 +84,10 @@ def train(config: DictConfig) -> Path:
     validation = Validation(validation_config, out / "best", save_merged, is_stopped)
 
     def sample_records(model: UnifiedModel, step: int, logbook: Logbook) -> None:
-        sample(learner.engine(model, is_stopped), mixture, step, logbook)
+        sample(Engine(learner.bundle_of(model), is_stopped=is_stopped), mixture, step, logbook)
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
-        return validation(learner.engine(model, is_stopped), step, losses)
+        return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
 
     looks = (sample_records, validate, learner.held_out)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
@@ -100,7 +101,7 @@ def train(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(run.config))
     trainer.fit()
     with trainer.averaged():
-        trainer.ask(lambda model: finish(learner.engine(model.eval()), config), torch.device("cpu"))
+        trainer.ask(lambda model: finish(learner.bundle_of(model.eval()), config), torch.device("cpu"))
         trainer.ranks.wait()
     return out / "model"
 
@@ -115,34 +116,37 @@ def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: Valid
 
 
 def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:
-    """Write the model as it is now: one that still learns stays as it is, so adapters are merged into a copy of it."""
-    if adapted_layers(engine.model):
-        learns = any(parameter.requires_grad for parameter in engine.model.parameters())
-        model = copy.deepcopy(engine.model) if learns else engine.model  # what was gathered from shards is a copy already
+    """Write the model of an engine as it is now. Adapters are merged into a copy of one that is being trained, which stays as
+    it is."""
+    bundle = engine.bundle
+    if adapted_layers(bundle.model):
+        is_trained = any(parameter.requires_grad for parameter in bundle.model.parameters())
+        model = copy.deepcopy(bundle.model) if is_trained else bundle.model  # what was gathered from shards is a copy already
         merge(model)
-        engine = Engine(model, engine.image_tokenizer, engine.tokenizer, engine.prompt_format, engine.drawing)
-    engine.save(folder, write_more=write_more)
+        bundle = replace(bundle, model=model)
+    bundle.save(folder, write_more=write_more)
 
 
-def finish(engine: Engine, config: DictConfig) -> None:
-    """Write down what has learned: the model, before it the adapter that was merged into it, and after it its scores."""
+def finish(bundle: ModelBundle, config: DictConfig) -> None:
+    """Write the trained model; before it the adapter that was merged into it, and after it its scores."""
     out = Path(config.out)
     if config.lora is not None:
-        save_adapter(out / "adapter", engine.model, engine.image_tokenizer, str(config.init_from), config.stage.learns)
-        merge(engine.model)
-    engine.save(out / "model")
+        save_adapter(out / "adapter", bundle.model, bundle.image_tokenizer, str(config.init_from), config.stage.learns)
+        merge(bundle.model)
+    bundle.save(out / "model")
     if config.suite is not None:
         evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
 
 
-def start(model: UnifiedModel, image_tokenizer: ImageTokenizer, mixture: Mixture, num_images: int, fresh: set[str]) -> None:
-    """Give the fresh parts of a model what data and image tokenizer know: whitened patches of `num_images` training images (0:
-    none of it), and the tokenizer's codebook where the code embedding has its form.
+def initialize(learner: Learner, num_images: int) -> None:
+    """Initialise the fresh parts of a model from its data and image tokenizer: the patch embedding from whitened patches of
+    `num_images` training images (0: not), the code embedding from the tokenizer's codebook where it has its form.
     """
-    images = list(islice(mixture.images(), num_images)) if "vision" in fresh else []
+    model, fresh = learner.bundle.model, learner.fresh
+    images = list(islice(learner.mixture.images(), num_images)) if "vision" in fresh else []
     if images:
         init_vision_from_patches(model.pixels.tower, torch.from_numpy(np.stack(images)))
-    codebook = image_tokenizer.quantize.codebook
+    codebook = learner.bundle.image_tokenizer.quantize.codebook
     if fresh >= {"code_embedding", "code_head"} and codebook.shape == model.codes.embedding.weight.shape:
         init_codes_from_codebook(model.codes, codebook)
 

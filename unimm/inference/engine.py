@@ -4,25 +4,21 @@ It prepares images, writes prompts as open sequences, has the decode loop fill t
 back into images. It knows no HTTP and no files but the model's own folder.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from unimm.checkpoints.folder import save_model
-from unimm.checkpoints.hub import upload_model
-from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.records import ImageLike
-from unimm.data.template import PromptFormat, Template, Turn
-from unimm.data.text import TextTokenizer
+from unimm.data.template import Template, Turn
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode.decoder import Decoder, Limits
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.stoppable import StoppableDecoder
 from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
 from unimm.inference.image_codec import ImageCoder
 from unimm.inference.input_validation import check_text, pair, read_stop
@@ -31,8 +27,6 @@ from unimm.inference.scalars import whole_number
 from unimm.inference.text_stream import Completion, write
 from unimm.inference.text_stream import stream as write_stream
 from unimm.inference.vqa_score import ask_whether_shown, check_best_of, choose_best, probability_of_yes
-from unimm.models.image_tokenizer.model import ImageTokenizer
-from unimm.models.unified import UnifiedModel
 from unimm.sequence import Sequence
 
 
@@ -40,38 +34,38 @@ class Engine:
     """A model ready to use. Made by `unimm.load`.
 
     Args:
-        model: the unified model, in eval mode, on its device.
-        image_tokenizer: its image tokenizer, on the same device.
-        tokenizer: its text tokenizer.
-        prompt_format: how its prompts are written.
-        drawing: how it draws where a call does not say.
+        bundle: the model with its tokenizers and conventions, in eval mode, on its device.
         limits: how much it decodes at once, and how much may wait.
         weights, deterministic: as `Decoder` and `ImageCoder` have them.
+        is_stopped: once it returns True, decoding ends with `Stopped` (`StoppableDecoder`).
     """
 
     def __init__(
         self,
-        model: UnifiedModel,
-        image_tokenizer: ImageTokenizer,
-        tokenizer: TextTokenizer,
-        prompt_format: PromptFormat | None = None,
-        drawing: DrawingDefaults | None = None,
+        bundle: ModelBundle,
         limits: Limits | None = None,
         weights: str | None = None,
         deterministic: bool = False,
+        is_stopped: Callable[[], bool] | None = None,
     ) -> None:
-        self.model = model
-        self.image_tokenizer = image_tokenizer
-        vision = model.config.vision
-        self.prompt_format = prompt_format or PromptFormat()
-        self.drawing = drawing or DrawingDefaults()
+        self.bundle = bundle
+        self.model = model = bundle.model
+        self.image_tokenizer = bundle.image_tokenizer
+        self.prompt_format = bundle.prompt_format
+        self.drawing = bundle.drawing
         self.deterministic = deterministic
-        self.coder = ImageCoder(image_tokenizer, alone=deterministic, weights=weights)
+        self.coder = ImageCoder(self.image_tokenizer, alone=deterministic, weights=weights)
+        vision = model.config.vision
         self.template = Template(
-            tokenizer, self.prompt_format, vision.image_size, vision.num_patches, lambda image: self.encode_image(image).numpy()
+            bundle.tokenizer,
+            self.prompt_format,
+            vision.image_size,
+            vision.num_patches,
+            lambda image: self.encode_image(image).numpy(),
         )
         self.tokenizer = self.template.tokenizer  # it shows no roles
-        self.decoder = Decoder(model, tokenizer.special.pad, limits, weights, deterministic)
+        settings = (model, bundle.tokenizer.special.pad, limits, weights, deterministic)
+        self.decoder = Decoder(*settings) if is_stopped is None else StoppableDecoder(*settings, is_stopped=is_stopped)
 
     @property
     def device(self) -> torch.device:
@@ -85,44 +79,12 @@ class Engine:
         notes: str = "",
         write_more: Callable[[Path], object] = lambda folder: None,
     ) -> list[str]:
-        """Write the model as one folder: whole or not there. `unimm.load` opens it, and `transformers` where it is a Janus.
-
-        Args:
-            notes: Markdown for the model card: recipe, data, scores, licence.
-            write_more: is given the folder before it is moved to its place, for files of the caller's own.
-
-        Returns:
-            Why `transformers` cannot open it, part by part; empty where it can.
-
-        Raises:
-            ValueError: the path holds something else than a model.
-        """
-
-        def save_rest(folder: Path) -> None:
-            self.tokenizer.save(folder)
-            write_more(folder)
-
-        return save_model(
-            path,
-            self.model,
-            self.image_tokenizer,
-            self.tokenizer.special,
-            extra={"prompt_format": asdict(self.prompt_format)},
-            drawing=asdict(self.drawing),
-            save_tokenizer=save_rest,
-            max_shard_size=max_shard_size,
-            notes=notes,
-        )
+        """Write the model as one folder: `ModelBundle.save`, with its arguments, result and errors."""
+        return self.bundle.save(path, max_shard_size, notes, write_more)
 
     def push_to_hub(self, repo_id: str, private: bool | None = None) -> str:
-        """Save the model and upload it to the Hugging Face hub ("user/name"), made there if need be; gives its address.
-
-        Raises:
-            ValueError: nobody is logged in, or the hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder) / "model")
-            return upload_model(Path(folder) / "model", repo_id, private)
+        """Save the model and upload it to the Hugging Face hub: `ModelBundle.push_to_hub`."""
+        return self.bundle.push_to_hub(repo_id, private)
 
     @torch.no_grad()
     def update_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

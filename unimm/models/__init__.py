@@ -9,7 +9,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
-    from unimm.models.image_tokenizer.quantizers import QuantizerConfig
+    from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
     from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
     from unimm.models.vision.projectors import ProjectorConfig
@@ -21,6 +21,8 @@ __all__ = [
     "ImageTokenizerConfig",
     "LoraConfig",
     "ProjectorConfig",
+    "Quantized",
+    "Quantizer",
     "QuantizerConfig",
     "UnifiedConfig",
     "UnifiedModel",
@@ -40,6 +42,8 @@ __getattr__, __dir__ = lazy_exports(
         "ImageTokenizer": "image_tokenizer.model",
         "ImageTokenizerConfig": "image_tokenizer.model",
         "QuantizerConfig": "image_tokenizer.quantizers",
+        "Quantizer": "image_tokenizer.quantizers",
+        "Quantized": "image_tokenizer.quantizers",
         "LoraConfig": "lora",
     },
 )

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_image_tokenizer, tiny_model
+from conftest import tiny_model
 
 from unimm.inference.decode import running_batch
 from unimm.inference.decode.decoder import Decoder
@@ -78,7 +79,7 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
 def test_weights_do_not_change_in_the_middle_of_a_step(
     where: type, name: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(tiny_model(len(tiny_engine.tokenizer)), tiny_image_tokenizer(), tiny_engine.tokenizer)
+    engine = Engine(replace(tiny_engine.bundle, model=tiny_model(len(tiny_engine.tokenizer))))
     expected = engine.generate_codes("a red circle", seed=3)
     engine.decoder.release()
     is_inside, is_asked, seen = threading.Event(), threading.Event(), []

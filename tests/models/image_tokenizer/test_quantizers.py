@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models.image_tokenizer.quantizers import QuantizerConfig, build_quantizer, spread_points
+from unimm.models.image_tokenizer.codebook import spread_points
+from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 
 CONFIGS = {
     "cosine": QuantizerConfig("cosine", codebook_size=32, code_dim=4),
@@ -17,7 +18,7 @@ CONFIGS = {
 @pytest.fixture(params=CONFIGS)
 def quantizer(request):
     torch.manual_seed(0)
-    return build_quantizer(CONFIGS[request.param])
+    return CONFIGS[request.param].build()
 
 
 def latents_for(quantizer, num=2, length=9):
@@ -73,7 +74,7 @@ def test_eval_learns_nothing(quantizer):
 
 def test_cosine_codebook_follows_by_averages_and_stays_normalised():
     torch.manual_seed(0)
-    quantizer = build_quantizer(QuantizerConfig(codebook_size=4, code_dim=4, dead_code_threshold=0.0)).train()
+    quantizer = QuantizerConfig(codebook_size=4, code_dim=4, dead_code_threshold=0.0).build().train()
     goals = F.normalize(torch.eye(4) + 0.05, dim=-1)
     quantizer.load_codebook(goals + 0.3 * torch.randn(4, 4), freeze=False)
     for _ in range(1000):
@@ -85,7 +86,7 @@ def test_cosine_codebook_follows_by_averages_and_stays_normalised():
 def test_cosine_replaces_dead_codes():
     torch.manual_seed(0)
     config = QuantizerConfig(codebook_size=64, code_dim=4, dead_code_threshold=0.5, decay=0.8)
-    quantizer = build_quantizer(config).train()
+    quantizer = config.build().train()
     latents = F.normalize(torch.tensor([1.0, 0.2, 0.0, 0.0]) + 0.05 * torch.randn(1, 256, 4), dim=-1)
     before = quantizer.encode(latents).unique().numel()
     for _ in range(20):
@@ -94,7 +95,7 @@ def test_cosine_replaces_dead_codes():
 
 
 def test_loaded_codebook_is_normalised_and_frozen():
-    quantizer = build_quantizer(CONFIGS["cosine"])
+    quantizer = CONFIGS["cosine"].build()
     quantizer.load_codebook(torch.randn(32, 4) * 5)
     loaded = quantizer.codebook.clone()
     torch.testing.assert_close(loaded.norm(dim=-1), torch.ones(32))
@@ -106,7 +107,7 @@ def test_loaded_codebook_is_normalised_and_frozen():
 
 def test_spread_codes_lie_apart_and_stay():
     config = QuantizerConfig("cosine", codebook_size=64, code_dim=3)
-    quantizer = build_quantizer(config).train()
+    quantizer = config.build().train()
     quantizer.spread()
     codes = quantizer.codebook.clone()
     torch.testing.assert_close(codes, spread_points(64, 3))
@@ -126,7 +127,7 @@ def test_spread_codes_lie_apart_and_stay():
 @pytest.mark.parametrize("kind", ["simvq", "fsq", "lfq"])
 def test_only_cosine_codes_can_be_spread(kind):
     with pytest.raises(ValueError, match=f"this is '{kind}'"):
-        build_quantizer(CONFIGS[kind]).spread()
+        CONFIGS[kind].build().spread()
 
 
 def test_settings_that_contradict_are_refused():

@@ -1,26 +1,25 @@
-"""Decoding that can be left between two steps, however long the answers and drawings still are."""
+"""Decoding that its caller can end between two steps."""
 
 from collections.abc import Callable
 from typing import Any
 
 from unimm.inference.decode.decoder import Decoder
-from unimm.models.unified import UnifiedModel
 
 
 class Stopped(Exception):
-    """Whoever asked no longer wants what was being decoded."""
+    """Decoding ended before it was done, since its caller asked for that."""
 
 
 class StoppableDecoder(Decoder):
     """A decoder that asks before every step whether to go on.
 
     Args:
-        is_stopped: once it says so, whatever is on its way is dropped, and its caller gets `Stopped`.
-        more: as `Decoder` has it.
+        settings: as `Decoder` has them.
+        is_stopped: once it returns True, what is in flight is dropped, and its caller gets `Stopped`.
     """
 
-    def __init__(self, model: UnifiedModel, pad_id: int, is_stopped: Callable[[], bool], **more: Any) -> None:
-        super().__init__(model, pad_id, **more)
+    def __init__(self, *settings: Any, is_stopped: Callable[[], bool]) -> None:
+        super().__init__(*settings)
         self.is_stopped = is_stopped
 
     def step(self) -> None:

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unimm.models.image_tokenizer.group_norm import GroupNorm
-from unimm.models.image_tokenizer.quantizers import CosineQuantizer, QuantizerConfig, build_quantizer
+from unimm.models.image_tokenizer.quantizers import CosineQuantizer, QuantizerConfig, QuantizerSettings
 from unimm.models.image_tokenizer.upsample import Upsample
 from unimm.runtime.number_checks import check_number, check_whole
 
@@ -34,6 +34,7 @@ class ImageTokenizerConfig:
     channel_multipliers: channels of each level, finest first, in units of base_channels.
     num_res_blocks: of each encoder level; a decoder level has one more.
     latent_channels: of the encoder's output and the decoder's input, before and after the 1x1 maps to the quantizer.
+    quantizer: one of ours, or of another package.
     """
 
     image_size: int = 256
@@ -42,7 +43,7 @@ class ImageTokenizerConfig:
     num_res_blocks: int = 2
     latent_channels: int = 256
     dropout: float = 0.0
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerSettings = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
@@ -88,7 +89,7 @@ class Reconstruction(NamedTuple):
 class ImageTokenizer(nn.Module):
     """An image as codes. Give pixels in [-1, 1], finite, of exactly the configured size.
 
-    sync_codebook, learns: of the quantizer (`build_quantizer`).
+    sync_codebook, learns: of the quantizer (`QuantizerSettings.build`).
     """
 
     def __init__(self, config: ImageTokenizerConfig, sync_codebook: bool = False, learns: bool = True):
@@ -96,7 +97,7 @@ class ImageTokenizer(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.code_dim, 1)
-        self.quantize = build_quantizer(config.quantizer, sync_codebook, learns)
+        self.quantize = config.quantizer.build(sync_codebook, learns)
         self.post_quant_conv = nn.Conv2d(config.quantizer.code_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -1,7 +1,7 @@
 """Quantizers: continuous latents (N, T, D) to codes (N, T) and back, over `vector-quantize-pytorch`.
 
 The idea: an image tokenizer needs three things of a quantizer, whichever it is: the nearest code with a gradient through it
-(`forward`), the nearest code alone (`encode`), and the latents of given codes (`lookup`). Four kinds speak so:
+(`forward`), the nearest code alone (`encode`), and the latents of given codes (`lookup`). Ours, by `QuantizerConfig.kind`:
 
 - `cosine`: l2-normalised latents against an l2-normalised codebook that follows them by moving averages (ViT-VQGAN,
   arXiv 2110.04627; LlamaGen, arXiv 2406.06525), or that lies evenly spread and stays (`spread`). The only kind a Janus
@@ -11,36 +11,49 @@ The idea: an image tokenizer needs three things of a quantizer, whichever it is:
 - `lfq`: each of D dimensions rounded to its sign, with an entropy loss (MAGVIT-v2, arXiv 2310.05737).
 
 All of it runs in fp32 with autocast off: half precision merges neighbouring codes. The library is imported where a quantizer is
-made that uses it; codes alone (`learns=False`) do without.
+made that uses it; codes alone (`learns=False`) do without. One of another package is a `Quantizer` with a config of its own
+(`QuantizerSettings`), which `tokenizer.quantizer` names by `_target_`.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimm.models.image_tokenizer.codebook import spread_points, unit_rows
 from unimm.runtime.number_checks import check_number, check_whole
 
-KINDS = ("cosine", "simvq", "fsq", "lfq")
 
-SPREAD_STEPS, SPREAD_SHARPNESS, SPREAD_STRIDE = 1500, 60.0, 0.02
-"""How `spread_points` moves: 512 points in 4 dimensions end 18 to 20 degrees from their nearest neighbour."""
+class QuantizerSettings(Protocol):
+    """What an image tokenizer needs of a quantizer's config, a frozen dataclass whose fields are JSON."""
 
-UNIT_TOLERANCE = 1e-6
-"""So far from 1 a length may be that division by it has given: a few times what float32 rounds."""
+    @property
+    def codebook_size(self) -> int:
+        """K: codes are in [0, K)."""
+        ...
+
+    @property
+    def code_dim(self) -> int:
+        """D: numbers of a code's latent."""
+        ...
+
+    def build(self, sync: bool = False, learns: bool = True) -> "Quantizer":
+        """The quantizer. sync: statistics of a batch span all ranks. learns: False where only its codes are used at first;
+        it is trainable from `train()` on."""
+        ...
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """What a quantizer is and how it learns.
+    """One of our quantizers, and how it is trained.
 
     kind: "cosine", "simvq", "fsq" or "lfq".
-    codebook_size, code_dim: K codes of D numbers. "fsq" wants D levels whose product is K, "lfq" wants K = 2**D.
+    codebook_size, code_dim: K codes of D numbers. "fsq" needs D levels whose product is K, "lfq" K = 2**D.
     commitment_weight: how strongly latents are pulled to their code.
     decay: of the moving averages ("cosine"); the library's default of 0.8 forgets too fast (its issue 167).
     rotation_trick: carry gradients by rotation instead of copying them (arXiv 2410.06424; "cosine", "simvq").
@@ -65,8 +78,8 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if self.kind not in KINDS:
-            raise ValueError(f"Unknown quantizer {self.kind!r}: choose one of {', '.join(KINDS)}.")
+        if self.kind not in QUANTIZERS:
+            raise ValueError(f"Unknown quantizer {self.kind!r}: choose one of {', '.join(QUANTIZERS)}.")
         check_whole(self, 1, "codebook_size", "code_dim")
         check_number(self, "commitment_weight", "dead_code_threshold", "entropy_weight")
         check_number(self, "decay", below=1)
@@ -77,6 +90,10 @@ class QuantizerConfig:
             )
         if self.kind == "lfq" and self.codebook_size != 2**self.code_dim:
             raise ValueError(f"lfq wants codebook_size = 2**code_dim: {self.codebook_size} is not 2**{self.code_dim}.")
+
+    def build(self, sync: bool = False, learns: bool = True) -> "Quantizer":
+        """As in `QuantizerSettings`; with `sync`, build it after the process group."""
+        return QUANTIZERS[self.kind](self, sync, learns)
 
 
 class Quantized(NamedTuple):
@@ -90,7 +107,7 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Latents (N, T, D) to codes (N, T) in [0, K) and back."""
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerSettings):
         super().__init__()
         self.config = config
 
@@ -121,9 +138,10 @@ class Quantizer(nn.Module, ABC):
         """Let codes lie evenly, and stay so, instead of following their latents.
 
         Raises:
-            ValueError: this kind has its own way to place codes.
+            ValueError: this quantizer places its codes otherwise.
         """
-        raise ValueError(f"Only codes of the quantizer 'cosine' can be spread; this is '{self.config.kind}'.")
+        name = self.config.kind if isinstance(self.config, QuantizerConfig) else type(self).__name__
+        raise ValueError(f"Only codes of the quantizer 'cosine' can be spread; this is '{name}'.")
 
     @property
     @abstractmethod
@@ -142,13 +160,13 @@ class CosineQuantizer(Quantizer):
 
     def __init__(self, config: QuantizerConfig, sync: bool = False, learns: bool = True):
         super().__init__(config)
-        self.sync = sync
+        self.settings, self.sync = config, sync
         self.vq: Any = self._learner() if learns else _Codes(config)
 
     def _learner(self) -> nn.Module:
         from vector_quantize_pytorch import VectorQuantize
 
-        config = self.config
+        config = self.settings
         return VectorQuantize(
             dim=config.code_dim,
             codebook_size=config.codebook_size,
@@ -237,7 +255,7 @@ class _Codes(nn.Module):
 class SimVectorQuantizer(Quantizer):
     """Codes are a linear image of fixed random points: all of them move together, so none dies."""
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, sync: bool = False, learns: bool = True):
         from vector_quantize_pytorch import SimVQ
 
         super().__init__(config)
@@ -262,7 +280,7 @@ class SimVectorQuantizer(Quantizer):
 class FiniteScalarQuantizer(Quantizer):
     """Codes are a grid: each dimension is bounded and rounded to its levels. Nothing to learn, nothing to lose."""
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, sync: bool = False, learns: bool = True):
         from vector_quantize_pytorch import FSQ
 
         super().__init__(config)
@@ -283,7 +301,7 @@ class FiniteScalarQuantizer(Quantizer):
 class LookupFreeQuantizer(Quantizer):
     """Codes are the corners of a cube: one bit a dimension; an entropy loss spreads latents over them."""
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, sync: bool = False, learns: bool = True):
         from vector_quantize_pytorch import LFQ
 
         super().__init__(config)
@@ -307,42 +325,10 @@ class LookupFreeQuantizer(Quantizer):
         return (bits_NTD * cast(Tensor, self.vq.mask)).sum(dim=-1)
 
 
-@torch.no_grad()
-def unit_rows(codebook_KD: Tensor) -> Tensor:
-    """A codebook's rows at length 1, float32 (K, D). Rows that have it stay as they are, to the bit: divided once more, they
-    would change their last digits at every save, and codes that are stored would be refused as another tokenizer's.
-    """
-    codebook_KD = codebook_KD.float()
-    lengths_K1 = codebook_KD.norm(dim=-1, keepdim=True)
-    return torch.where((lengths_K1 - 1).abs() < UNIT_TOLERANCE, codebook_KD, F.normalize(codebook_KD, dim=-1))
-
-
-@torch.no_grad()
-def spread_points(num_points: int, dim: int, seed: int = 0) -> Tensor:
-    """Points (num_points, dim) on the unit sphere, about evenly spread: each step moves every one away from the others.
-
-    A codebook that follows its latents puts most codes where most latents are. Codes that lie like this and stay
-    (`Quantizer.spread`) leave one to everything that looks alike, however much of it there is.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    points_KD = F.normalize(torch.randn(num_points, dim, generator=generator), dim=-1)
-    itself_KK = torch.eye(num_points, dtype=torch.bool)
-    for step in range(SPREAD_STEPS):
-        closeness_KK = (points_KD @ points_KD.T).masked_fill(itself_KK, -torch.inf)
-        # The downhill direction of sum(exp(SPREAD_SHARPNESS * cos)): nearly all of it comes from the nearest neighbours.
-        away_KD = -(SPREAD_SHARPNESS * (closeness_KK - closeness_KK.max())).exp() @ points_KD
-        away_KD -= (away_KD * points_KD).sum(-1, keepdim=True) * points_KD
-        length = away_KD.norm(dim=-1).mean().clamp(min=1e-12)
-        points_KD = F.normalize(points_KD + SPREAD_STRIDE * (1 - step / SPREAD_STEPS) * away_KD / length, dim=-1)
-    return points_KD
-
-
-def build_quantizer(config: QuantizerConfig, sync: bool = False, learns: bool = True) -> Quantizer:
-    """The quantizer that `config` names.
-
-    sync: its moving averages span all ranks (build it after the process group).
-    learns: False where only its codes are wanted at first; it learns from `train()` on.
-    """
-    if config.kind == "cosine":
-        return CosineQuantizer(config, sync, learns)
-    return {"simvq": SimVectorQuantizer, "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer}[config.kind](config)
+QUANTIZERS: dict[str, Callable[[QuantizerConfig, bool, bool], Quantizer]] = {
+    "cosine": CosineQuantizer,
+    "simvq": SimVectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+}
+"""Ours, by `QuantizerConfig.kind`."""

@@ -1,0 +1,48 @@
+"""Frozen dataclasses of sizes and settings as JSON, in the config.json of a folder.
+
+A part of another package is named there by the import path of its config class, `_target_`; the class is a dataclass whose
+fields are JSON, and its `build(...)` makes the part. Parts of our own have no `_target_`: the key says what they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from unimm.runtime.plugins import TARGET, import_target
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON-able values, dataclasses in them too; `_target_` with those of other packages."""
+    kind = type(config)
+    target = {} if kind.__module__.startswith("unimm.") else {TARGET: f"{kind.__module__}.{kind.__qualname__}"}
+    return target | {one.name: _value(getattr(config, one.name)) for one in fields(config)}
+
+
+def from_json(kind: type, values: Mapping[str, Any], where: str, allow_code: bool = False) -> Any:
+    """The dataclass `kind` of JSON values, or the one that `_target_` names among them.
+
+    where: the file and the keys in it, for errors.
+
+    Raises:
+        ValueError: a key is unknown or missing; or the class is of a package that may not be imported (`import_target`), or is
+            no dataclass.
+    """
+    values = dict(values)
+    target = values.pop(TARGET, None)
+    if target is not None:
+        kind = import_target(str(target), where, allow_code)
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            raise ValueError(f"{where} names {target}, which is no dataclass: it must be the class of a part's configuration.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        remedy = "update unimm, or correct the file" if target is None else "install the version of it that wrote the file"
+        raise ValueError(f"{where}: {error}; {remedy}.") from error
+
+
+def _value(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _value(one) for key, one in value.items()}
+    return [_value(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,78 @@
+"""Code of other packages, named by import path (`_target_: package.module.Name`), and which of it may be imported.
+
+Importing a module runs it, and a model folder may come from anybody. What a folder's config.json names is imported only where
+
+- it is part of unimm,
+- its package was installed as a plug-in of unimm (entry-point group `unimm.plugins`),
+- the user has named the package in this process, as a `_target_` of a configuration or a task on the command line (`trust`), or
+- the user has allowed it: `unimm.load(..., allow_code=True)`, `--allow-code`, or UNIMM_ALLOW_CODE=1.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUP = "unimm.plugins"
+"""Entry points of this group name packages whose parts may be imported when a folder names them."""
+
+ALLOW_CODE = "UNIMM_ALLOW_CODE"
+TARGET = "_target_"
+
+_trusted: set[str] = {"unimm"}
+
+
+def trust(paths: Iterable[str]) -> None:
+    """Let folders name parts of these import paths' packages from now on: the user has named them here."""
+    _trusted.update(path.partition(".")[0] for path in paths)
+
+
+def code_is_allowed(package: str, allow_code: bool = False) -> bool:
+    """Whether a top-level package may be imported because a folder names it.
+
+    Raises:
+        ValueError: UNIMM_ALLOW_CODE is neither 0 nor 1.
+    """
+    asked = os.environ.get(ALLOW_CODE, "0")
+    if asked not in ("0", "1", ""):
+        raise ValueError(f"{ALLOW_CODE}={asked} is unknown: use 1, or leave it out.")
+    return allow_code or asked == "1" or package in _trusted or package in _registered()
+
+
+def import_target(path: str, where: str, allow_code: bool = False) -> Any:
+    """What an import path names: a class or function.
+
+    where: the file that names it, for the error.
+
+    Raises:
+        ValueError: its package is neither ours, registered, nor allowed, or is not installed, or has no such name.
+    """
+    package = path.partition(".")[0]
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"{where} names '{path}', which is no import path: it has the form package.module.Name.")
+    if not code_is_allowed(package, allow_code):
+        raise ValueError(
+            f"{where} needs code of the package '{package}' ({path}), which unimm runs only if you allow it: if you trust it, "
+            f"add --allow-code, pass allow_code=True, or set {ALLOW_CODE}=1."
+        )
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{where} needs {path}, which cannot be imported: {error}; install what it needs.") from error
+        raise ValueError(
+            f"{where} needs {path}, and there is no module '{error.name}': install the package '{package}' in this environment "
+            f"(or add its folder to PYTHONPATH)."
+        ) from error
+    if not hasattr(found, name):
+        raise ValueError(f"{where} needs {path}, and {module} has no '{name}': install the version that has it.")
+    return getattr(found, name)
+
+
+@cache
+def _registered() -> frozenset[str]:
+    """Top-level packages behind the entry points of the group."""
+    return frozenset(point.module.partition(".")[0] for point in entry_points(group=GROUP))
