@@ -155,7 +155,7 @@ def test_who_finds_room_does_not_wait(tiny_engine: Engine) -> None:
 def test_a_house_is_empty_when_nobody_waits_any_more(tiny_engine: Engine) -> None:
     """Also where a step was launched before it was known that the one before it was the last."""
     decoder = make_decoder(tiny_engine)
-    decoder._running.lags = True
+    decoder._running.reads_one_step_late = True
     first = decoder.fill([ask(tiny_engine, length=20)])[0]
     stopped = Segment.blank(Kind.TEXT, 20, stop=(first[6],))
     given = ask(tiny_engine).sequence.given.segments

@@ -16,12 +16,12 @@ from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode.decoder import Decoder, Limits
-from unimm.inference.decode.request import Request
+from unimm.inference.decode.request import Branch, Request, requests_for
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.stoppable import StoppableDecoder
 from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
 from unimm.inference.image_codec import ImageCoder
-from unimm.inference.input_validation import check_text, pair, read_stop
+from unimm.inference.input_validation import check_text, check_weights, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.scalars import whole_number
 from unimm.inference.text_stream import Completion, write
@@ -93,12 +93,8 @@ class Engine:
         Raises:
             ValueError: a name or shape is none of the model's; then nothing has changed.
         """
-        own = dict(self.model.named_parameters(remove_duplicate=False))
-        new = dict(tensors)
-        for name, tensor in new.items():
-            if name not in own or own[name].shape != tensor.shape:
-                expected = f"{tuple(own[name].shape)}" if name in own else "no such parameter"
-                raise ValueError(f"The weights of {name!r} are {tuple(tensor.shape)}, but the model has {expected}.")
+        own, new = dict(self.model.named_parameters(remove_duplicate=False)), dict(tensors)
+        check_weights(own, new)
         with self.decoder.updating():
             for name, tensor in new.items():
                 own[name].copy_(tensor)
@@ -304,9 +300,12 @@ class Engine:
     # -- the general call ---------------------------------------------------------------------------------------------
 
     def fill(
-        self, sequences: list[Sequence], sampling: Sampling | list[Sampling] | None = None, guidance_scale: float = 1.0
+        self,
+        sequences: list[Sequence],
+        sampling: Sampling | list[Sampling] | None = None,
+        guidance_scale: float = 1.0,
+        branches: tuple[Branch, ...] | list[tuple[Branch, ...]] = (),
     ) -> list[Sequence]:
-        """Open sequences in, closed sequences out, texts and drawings mixed in one batch."""
-        settings = sampling if isinstance(sampling, list) else [sampling or Sampling()] * len(sequences)
-        requests = [Request(sequence, one, guidance_scale) for sequence, one in zip(sequences, settings, strict=True)]
+        """Open sequences in, closed ones out, in one batch. sampling, branches (as `Request` has them): one for all, or a list."""
+        requests = requests_for(sequences, sampling, guidance_scale, branches)
         return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]

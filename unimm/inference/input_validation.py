@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
 from unimm.inference.scalars import shorten
@@ -57,3 +59,11 @@ def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
         if known and not (min(known) >= 0 and max(known) < most):
             strange = next(one for one in known if not 0 <= one < most)
             raise ValueError(f"The model has no element {strange} of {segment.kind.name}: they go from 0 to {most - 1}.")
+
+
+def check_weights(own: dict[str, torch.nn.Parameter], new: dict[str, torch.Tensor]) -> None:
+    """ValueError: a new tensor has no parameter of its name and shape."""
+    for name, tensor in new.items():
+        if name not in own or own[name].shape != tensor.shape:
+            expected = f"{tuple(own[name].shape)}" if name in own else "no such parameter"
+            raise ValueError(f"The weights of {name!r} are {tuple(tensor.shape)}, but the model has {expected}.")

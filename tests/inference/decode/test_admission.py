@@ -14,14 +14,14 @@ from unimm.batch import collate
 from unimm.data.template import Turn
 from unimm.inference.decode.decoder import Decoder, Limits, QueueFull
 from unimm.inference.decode.kv_cache import RowCacheLayer
-from unimm.inference.decode.request import Job, Request
+from unimm.inference.decode.request import Branch, Job, Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
-from unimm.sequence import Kind, Sequence
+from unimm.sequence import Kind, Segment, Sequence
 
-NUM_REQUESTS = 8
+NUM_REQUESTS = 9
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,21 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 
+def with_three_branches(engine: Engine) -> Request:
+    """Guided by more than one prompt: it takes three rows, from its third element to its seventh."""
+    given = engine.template.draw("a red circle", num_codes=9).segments
+    sequence = Sequence((given[0], Segment.text((5, 6), condition="style"), *given[1:]))
+    branches = (Branch(weight=4.0), Branch(frozenset({"style"}), -1.5), Branch(frozenset({"style", "text"}), -1.5))
+    return Request(sequence, Sampling(1.0, seed=7), guidance_interval=(0.2, 0.8), branches=branches)
+
+
 def make_decoder(engine: Engine, max_rows: int) -> Decoder:
     return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows))
 
 
 def make_limited(engine: Engine, lags: bool = False, deterministic: bool = False, **limits: Any) -> Decoder:
     decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(**limits), deterministic=deterministic)
-    decoder._running.lags = lags
+    decoder._running.reads_one_step_late = lags
     return decoder
 
 
@@ -147,12 +155,15 @@ Schedule = list[tuple[str, int]]
 def keep_to(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]) -> Callable[[str, Schedule, int], None]:
     """Runs a schedule in a house of so many rows; nobody's ids may change, and at the end all rows are free."""
 
+    everything = [*requests, with_three_branches(tiny_engine)]
+    expected = [*alone, *make_decoder(tiny_engine, 3).fill(everything[-1:])]
+
     def run(house: str, schedule: Schedule, max_rows: int) -> None:
         decoder = make_limited(tiny_engine, max_rows=max_rows, **HOUSES[house])
         asked: dict[int, int] = {}
         for action, number in schedule:
-            if action == "submit":
-                asked[decoder.submit(requests[number])] = number
+            if action == "submit" and everything[number].num_rows <= max_rows:
+                asked[decoder.submit(everything[number])] = number
             elif action == "abort" and number in asked:
                 decoder.abort(number)
                 del asked[number]
@@ -161,7 +172,7 @@ def keep_to(tiny_engine: Engine, requests: list[Request], alone: list[list[int]]
                     decoder.step()
                     assert decoder.stats().num_rows <= max_rows
         filled = finish(decoder, list(asked))
-        assert {ticket: filled[ticket] for ticket in asked} == {ticket: alone[number] for ticket, number in asked.items()}
+        assert {ticket: filled[ticket] for ticket in asked} == {ticket: expected[number] for ticket, number in asked.items()}
         assert is_empty(decoder)
 
     return run

@@ -64,7 +64,7 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
     plain = running_batch.DecodeModel.__init__
 
     def slow(self: Any, *words: Any) -> None:
-        made.append(decoder._turns.is_mine)
+        made.append(decoder._lock.is_mine)
         time.sleep(0.05)  # a real model takes seconds
         plain(self, *words)
 

@@ -53,11 +53,9 @@ class Decoder:
         kind = next(model.parameters()).device.type
         self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
         most = self.limits.max_cache_bytes
-        arithmetic = ComputeConfig(
-            weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most
-        )
-        self._running = RunningBatch(model, pad_id, arithmetic)
-        self._turns = FairRLock()
+        config = ComputeConfig(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most)
+        self._running = RunningBatch(model, pad_id, config)
+        self._lock = FairRLock()
         self._queue = Queue()
         self._jobs: dict[int, Job] = {}
         self._aborted: list[int] = []
@@ -95,7 +93,7 @@ class Decoder:
         waiting, left = deque(enumerate(requests)), dict[int, int]()
         try:
             while waiting or left:
-                with self._turns:
+                with self._lock:
                     self._submit_some(waiting, left, jobs)
                     new = self._turn(left, is_over)
                 if new:
@@ -148,7 +146,8 @@ class Decoder:
         check_elements(request.sequence, self.model)
         if request.num_rows > self.limits.max_rows:
             raise ValueError(
-                f"Guidance takes 2 rows, but the engine decodes {self.limits.max_rows} at once: give it limits with max_rows=2."
+                f"Guidance takes {request.num_rows} rows, but the engine decodes {self.limits.max_rows} at once: give it "
+                f"limits with max_rows={request.num_rows}."
             )
         length = request.sequence.length
         if length > self.max_positions:
@@ -157,8 +156,8 @@ class Decoder:
                 f"The request takes {length} positions (prompt, images and what is to be filled), but {whose} "
                 f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
             )
-        with self._turns:  # it may arrange the model for decoding: once, and by one thread
-            self._running.check_room(request.num_rows, length)
+        with self._lock:  # it may arrange the model for decoding: once, and by one thread
+            self._running.check_capacity(request.num_rows, length)
 
     def submit(self, request: Request) -> int:
         """Put a request in the queue; gives its ticket.
@@ -168,10 +167,14 @@ class Decoder:
             QueueFull: too many wait already.
         """
         self.check(request)
-        with self._turns:
+        with self._lock:
             self._drop_aborted()
             job, most = Job(self._next_ticket, request), self.limits.max_waiting
-            if most is not None and len(self._queue) >= most and not self._has_room([*self._running.jobs, *self._queue, job]):
+            if (
+                most is not None
+                and len(self._queue) >= most
+                and not self._has_capacity([*self._running.jobs, *self._queue, job])
+            ):
                 raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
             self._next_ticket += 1
             self._jobs[job.ticket] = job
@@ -185,7 +188,7 @@ class Decoder:
             KeyError: there is no such ticket.
             Exception: what kept this request from being filled; its ticket is spent, too.
         """
-        with self._turns:
+        with self._lock:
             self._drop_aborted()
             job = self._jobs[ticket]
             new = job.take()
@@ -202,8 +205,8 @@ class Decoder:
         thread. It is then only marked: no row may move before that step has ended.
         """
         self._aborted.append(ticket)
-        if not self._turns.is_mine:
-            with self._turns:
+        if not self._lock.is_mine:
+            with self._lock:
                 self._drop_aborted()
 
     @torch.inference_mode()
@@ -229,18 +232,18 @@ class Decoder:
     def _settle(self) -> None:
         """Read the step under way, and let the finished leave."""
         with self._device_as_current():
-            self._running.land()
-            self._running.settle()
+            self._running.read_pending_step()
+            self._running.retire_rows()
 
     def stats(self) -> Stats:
         """What it does now, and has done since it was made."""
-        with self._turns:
+        with self._lock:
             self._drop_aborted()
             running = self._running
             return Stats(
                 num_waiting=len(self._queue),
                 num_running=len(running.jobs),
-                num_rows=len(running.rows) + (len(running.entering.rows) if running.entering else 0),
+                num_rows=len(running.rows) + (len(running.prefill.rows) if running.prefill else 0),
                 cache_bytes=running.num_cache_bytes,
                 prefilled_positions=running.prefilled_positions,
                 decoded_rows=running.decoded_rows,
@@ -249,24 +252,24 @@ class Decoder:
 
     def release(self) -> None:
         """Give the memory of keys and values back, unless somebody is in it; the next request takes it again."""
-        with self._turns:
+        with self._lock:
             self._drop_aborted()
             self._running.release()
 
     def renew(self) -> None:
         """Read the model's weights again: they have changed. Requests on their way go on with the new ones."""
-        with self._turns:
-            self._running.renew()
+        with self._lock:
+            self._running.reload_weights()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Nobody decodes while the model's weights are being changed; then they are read again."""
-        with self._turns:
+        with self._lock:
             self._drop_aborted()
             with torch.inference_mode():
                 self._settle()
             yield
-            self._running.renew()
+            self._running.reload_weights()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -275,7 +278,7 @@ class Decoder:
         Requests whose prefill fails enter again, each alone; one that fails alone keeps the error for itself (`take`). When
         anything else raises (out of memory), every request is gone and the decoder is as new.
         """
-        with self._turns, self._device_as_current():
+        with self._lock, self._device_as_current():
             self._drop_aborted()
             try:
                 self._step()
@@ -285,7 +288,7 @@ class Decoder:
                 self._queue, self._jobs = Queue(), {}
                 self._running.reset()
                 raise
-            self._queue.push_back(self._running.take_returned())
+            self._queue.push_back(self._running.take_retries())
 
     def _device_as_current(self) -> AbstractContextManager[Any]:
         """Streams, events and graphs of a GPU are the current one's."""
@@ -295,26 +298,25 @@ class Decoder:
     def _step(self) -> None:
         running = self._running
         if self._queue and not running.is_current:
-            running.renew()
-        if not running.step(somebody_waits=bool(self._queue)):
+            running.reload_weights()
+        if not running.step(has_waiting=bool(self._queue)):
             return
-        if running.entering is None:
-            rows = self._newcomers()
+        if running.prefill is None:
+            rows = self._admit()
             if not rows:
                 return
-            running.begin(rows)
-        running.enter()
-        running.settle()
+            running.start_prefill(rows)
+        running.advance_prefill()
+        running.retire_rows()
 
-    def _newcomers(self) -> list[Row]:
-        """Rows of requests from the queue, as many as there is room for; for all their rows, also later ones, room is kept."""
-        new: list[Row] = []
+    def _admit(self) -> list[Row]:
+        """Rows of requests from the queue, as many as fit; capacity is reserved for all their rows, also later ones."""
         jobs, there = [], self._running.jobs
         while self._queue:
             job = self._queue.next(there + jobs)
-            if jobs and (job.enters_alone or jobs[0].enters_alone):
+            if jobs and (job.prefills_alone or jobs[0].prefills_alone):
                 break
-            if not self._has_room([*there, *jobs, job]):
+            if not self._has_capacity([*there, *jobs, job]):
                 if jobs or there:
                     break
                 self._running.release()  # it has room in a cache of another shape
@@ -323,16 +325,13 @@ class Decoder:
                 break
             self._queue.remove(job)
             jobs.append(job)
-            new.append(Row(job, job.request.sequence.given, is_null=False))
-            if 0 in job.request.guided:
-                new.append(Row(job, job.request.sequence.given.unconditioned(self.pad_id), is_null=True))
         if jobs:
-            self._running.make_room(*_room([*there, *jobs]))
-        return new
+            self._running.reserve(*_room([*there, *jobs]))
+        return [row for job in jobs for row in job.rows(self.pad_id)]
 
-    def _has_room(self, jobs: list[Job]) -> bool:
+    def _has_capacity(self, jobs: list[Job]) -> bool:
         rows, slots = _room(jobs)
-        return rows <= self.limits.max_rows and self._running.has_room(rows, slots)
+        return rows <= self.limits.max_rows and self._running.has_capacity(rows, slots)
 
 
 def _room(jobs: list[Job]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ BUCKET = 64
 
 
 class RowCacheLayer(CacheLayerMixin):
-    """Keys and values (R, H, S, d) of one layer. `cache` tells where to write and how much to read."""
+    """Keys and values (R, H, S, d) of one layer. `cache` says where to write and how much to read."""
 
     is_compileable = False
 
@@ -37,7 +37,7 @@ class RowCacheLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (R, H, T, d) at the cache's slots; give what may be looked at, (R, H, used, d), in the cache's own dtype."""
+        """Write (R, H, T, d) at the cache's slots; returns what there is to attend to, (R, H, used, d), in its dtype."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.grow()
@@ -54,11 +54,11 @@ class RowCacheLayer(CacheLayerMixin):
         """`write` for `transformers`, whose attention wants keys in the dtype of its queries."""
         keys, values = self.write(key_states, value_states)
         if keys.shape[2] == key_states.shape[2]:
-            return key_states, value_states  # the first positions of their rows: all that there is to look at
+            return key_states, value_states  # the first positions of their rows: there is nothing else to attend to
         return keys.to(key_states.dtype), values.to(value_states.dtype)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """The first `length` positions of a row become those of another."""
+        """Copy the first `length` positions of a row to another."""
         assert self.keys is not None and self.values is not None
         for buffer in (self.keys, self.values):
             buffer[target, :, :length] = buffer[source, :, :length]
@@ -69,7 +69,7 @@ class RowCacheLayer(CacheLayerMixin):
         return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
 
     def grow(self) -> None:
-        """Let the buffers hold what the cache has reserved; where that takes new ones, the cache is of another generation."""
+        """Let the buffers hold what the cache has reserved; if that allocates new ones, the cache is of another generation."""
         assert self.keys is not None and self.values is not None
         rows, slots = self._cache.num_rows, self._cache.num_slots
         if self.keys.shape[0] < rows or self.keys.shape[2] < slots:
@@ -101,11 +101,11 @@ def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
 
 
 class RowCache(Cache):
-    """One `RowCacheLayer` a layer of the trunk, all told the same rows and slots.
+    """One `RowCacheLayer` for each layer of the trunk, all with the same rows and slots.
 
     rows: those of the next forward; row_numbers: (R, 1), 0 and up. slots: (R, T) where it writes. used: how many it reads.
-    num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is asked for.
-    generation: another number whenever buffers lie elsewhere, whoever let them grow; captured steps know them by their place.
+    num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is needed.
+    generation: another number whenever buffers have another address, which is how captured steps know them.
     """
 
     def __init__(self, num_layers: int, most_rows: int = 2**31) -> None:
@@ -116,13 +116,13 @@ class RowCache(Cache):
         super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
 
     def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int) -> None:
-        """Say which rows the next forward is for, where it writes and how much it reads."""
+        """Set which rows the next forward is for, where it writes and how much it reads."""
         self.rows, self.slots, self.used = rows, slots_RT, used
         self.row_numbers = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
         self.reserve(rows.stop, used)
 
     def reserve(self, num_rows: int, num_slots: int, ahead: bool = True) -> None:
-        """Let the buffers hold so many rows of so many slots, at their next use. ahead: keep more rows for what follows."""
+        """Let the buffers hold so many rows of so many slots, at their next use. ahead: and more rows for later requests."""
         self.num_rows, self.num_slots = self.reserved(num_rows, num_slots, ahead)
 
     def reserved(self, num_rows: int, num_slots: int, ahead: bool = True) -> tuple[int, int]:
@@ -131,14 +131,14 @@ class RowCache(Cache):
         rows = max(num_rows, self.num_rows, more)
         return rows, max(self.num_slots, -(-num_slots // BUCKET) * BUCKET)
 
-    def settle(self) -> None:
+    def grow(self) -> None:
         """Let the buffers grow now rather than at their next use."""
         for layer in self.layers:
             if isinstance(layer, RowCacheLayer) and layer.is_initialized:
                 layer.grow()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Let a row begin with the first `length` positions of another."""
+        """Copy the first `length` positions of a row to another."""
         for layer in self.layers:
             assert isinstance(layer, RowCacheLayer)
             layer.copy(source, target, length)

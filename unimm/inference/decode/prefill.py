@@ -1,7 +1,7 @@
-"""Prefill: the given part of newcomers goes through the trunk many positions at a time, a share of them at every step.
+"""Prefill: the given part of admitted requests goes through the trunk many positions at a time, some of them at every step.
 
-Rows that begin alike (several images of a prompt, null prompts of one length) are computed once and copied; rows of similar
-length go together; long ones go in pieces, so that those who are being decoded never wait for long.
+Rows with the same prefix (several images of a prompt, null prompts of one length) are computed once and copied; rows of similar
+length go together; long ones go in chunks, so that rows that are being decoded never wait for long.
 
 Shapes: R rows, T positions, D trunk width.
 """
@@ -20,12 +20,12 @@ PADDING = 1.3
 
 
 class Prefill:
-    """Newcomers on their way into the cache, at places from `begin` on.
+    """Admitted rows on their way into the cache, at places from `begin` on.
 
     Args:
         rows: each with what it begins with; `length` is set when it is written.
-        positions_a_step: so many at most, over all rows, before others have their turn.
-        alone: every row goes by itself, so that nobody's numbers depend on company.
+        positions_a_step: so many at most, over all rows, in one `advance`.
+        alone: every row goes by itself, for batch invariance.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class Prefill:
         self.begin, self.num_positions = begin, 0
         first: dict[tuple, Row] = {}
         for row in rows:
-            first.setdefault(row.beginning, row)
-        leaders = sorted(first.values(), key=lambda row: row.sequence.length)
-        followers = [row for row in rows if first[row.beginning] is not row]
-        self.rows = leaders + followers
+            first.setdefault(row.prefix_key, row)
+        owners = sorted(first.values(), key=lambda row: row.sequence.length)
+        sharers = [row for row in rows if first[row.prefix_key] is not row]
+        self.rows = owners + sharers
         self._model, self._cache, self._positions_a_step, self._alone = model, cache, positions_a_step, alone
-        self._share = 0
-        self._work = self._run(leaders, followers)
+        self._num_computed = 0
+        self._work = self._run(owners, sharers)
 
     @torch.inference_mode()
     def advance(self) -> torch.Tensor | None:
-        """Compute the next share; gives the hidden states (R, D) of the last given positions when all is done."""
+        """Compute the next part; returns the hidden states (R, D) of the last given positions when all is done."""
         try:
             next(self._work)
         except StopIteration as end:
@@ -57,46 +57,46 @@ class Prefill:
             pass
         return hidden_RD
 
-    def _run(self, leaders: list[Row], followers: list[Row]) -> Generator[None, None, torch.Tensor]:
-        """Pauses after every share; returns the hidden states."""
+    def _run(self, owners: list[Row], sharers: list[Row]) -> Generator[None, None, torch.Tensor]:
+        """Yields after every part; returns the hidden states."""
         device = next(self._model.parameters()).device
         self._cache.reserve(self.begin + len(self.rows), max(row.num_slots for row in self.rows))
         hidden = []
-        for start, stop in self._together([row.sequence.length for row in leaders]):
-            if self._share >= self._positions_a_step:
-                self._share = 0
+        for start, stop in self._together([row.sequence.length for row in owners]):
+            if self._num_computed >= self._positions_a_step:
+                self._num_computed = 0
                 yield
-            hidden.append((yield from self._compute(self.begin + start, leaders[start:stop], device)))
-        place = {row.beginning: index for index, row in enumerate(leaders)}
-        sources = [place[row.beginning] for row in followers]
-        for index, (source, row) in enumerate(zip(sources, followers, strict=True)):
-            self._cache.copy(self.begin + source, self.begin + len(leaders) + index, row.sequence.length)
+            hidden.append((yield from self._compute(self.begin + start, owners[start:stop], device)))
+        place = {row.prefix_key: index for index, row in enumerate(owners)}
+        sources = [place[row.prefix_key] for row in sharers]
+        for index, (source, row) in enumerate(zip(sources, sharers, strict=True)):
+            self._cache.copy(self.begin + source, self.begin + len(owners) + index, row.sequence.length)
         for row in self.rows:
             row.length = row.sequence.length
         hidden_RD = torch.cat(hidden)
         return torch.cat([hidden_RD, hidden_RD[torch.tensor(sources, dtype=torch.long, device=device)]])
 
     def _compute(self, begin: int, rows: list[Row], device: torch.device) -> Generator[None, None, torch.Tensor]:
-        """Rows of similar length, as many positions at a time as a step takes -> (R, D)."""
+        """Rows of similar length, as many positions at a time as a step may prefill -> (R, D)."""
         batch = collate([[row.sequence] for row in rows]).to(device)
         num_rows, num_positions = batch.tokens.shape
         embeddings_RTD, mask = self._model.embed(batch), batch.attention_mask()
         slots_RT = torch.arange(num_positions, device=device).expand(num_rows, -1)
         last_R = torch.tensor([row.sequence.length - 1 for row in rows], device=device)
         hidden_RD = embeddings_RTD.new_zeros(num_rows, self._model.width)
-        piece = max(self._positions_a_step // num_rows, 1)
-        for start in range(0, num_positions, piece):
+        chunk = max(self._positions_a_step // num_rows, 1)
+        for start in range(0, num_positions, chunk):
             if start:
-                self._share = 0
+                self._num_computed = 0
                 yield
-            stop = min(start + piece, num_positions)
+            stop = min(start + chunk, num_positions)
             self._cache.prepare(slice(begin, begin + num_rows), slots_RT[:, start:stop], stop)
             part_RTD = self._model.hidden(
                 embeddings_RTD[:, start:stop], mask[:, :, start:stop, :stop], batch.positions[:, start:stop], self._cache
             )
             ends_here = (last_R >= start) & (last_R < stop)
             hidden_RD[ends_here] = part_RTD[ends_here, last_R[ends_here] - start]
-            self._share += num_rows * (stop - start)
+            self._num_computed += num_rows * (stop - start)
         self.num_positions += sum(row.sequence.length for row in rows)
         return hidden_RD
 

@@ -1,7 +1,6 @@
-"""Requests and their rows in the decode loop.
+"""Requests, the jobs they become, and their rows in the decode loop.
 
-A request is one row, or two where guidance asks for the null prompt as well: from the step where guidance begins to the step
-where it ends.
+A request is one row, or one for each branch of its guidance: from the step where guidance begins to the step where it ends.
 """
 
 import math
@@ -14,13 +13,40 @@ from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One of the prompts that guidance combines: the request's own without some of its conditions.
+
+    drop: names of conditions (`Segment.condition`, such as "text" and "image") that are replaced by pads; none: the prompt as
+        it is.
+    weight: of its logits in the weighted sum from which elements are chosen.
+    """
+
+    drop: frozenset[str] = frozenset()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drop", frozenset([self.drop] if isinstance(self.drop, str) else self.drop))
+        object.__setattr__(self, "weight", real_number("weight of a Branch", self.weight))
+
+
+def classifier_free(scale: float) -> tuple[Branch, ...]:
+    """Classifier-free guidance (arXiv 2207.12598), l = u + scale (c - u): the prompt, and the prompt without its text."""
+    if scale == 1.0:
+        return (Branch(),)
+    return Branch(weight=scale), Branch(frozenset({"text"}), 1.0 - scale)
+
+
+@dataclass(frozen=True)
 class Request:
     """An open sequence and how to fill it.
 
-    guidance_scale: 1.0 is off and costs nothing.
+    guidance_scale: of classifier-free guidance; 1.0 is off and costs nothing.
     guidance_interval: the part of the open segment that guidance is for, from 0 to 1 (arXiv 2404.07724); beyond it, it costs
         nothing either.
     logprobs: keep the log-probability of every id, after guidance and before temperature.
+    branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
+        its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
+        scales i and t: `Branch(weight=t), Branch(frozenset({"text"}), i - t), Branch(frozenset({"text", "image"}), 1 - i)`.
     """
 
     sequence: Sequence
@@ -28,6 +54,7 @@ class Request:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     logprobs: bool = False
+    branches: tuple[Branch, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -37,6 +64,7 @@ class Request:
         interval = real_number("guidance_interval", begin), real_number("guidance_interval", end)
         object.__setattr__(self, "guidance_interval", interval)
         object.__setattr__(self, "guidance_scale", real_number("guidance_scale", self.guidance_scale))
+        object.__setattr__(self, "branches", tuple(self.branches))
 
     @property
     def blank(self) -> Segment:
@@ -44,9 +72,14 @@ class Request:
         return self.sequence.segments[-1]
 
     @cached_property
+    def guidance(self) -> tuple[Branch, ...]:
+        """The branches that are combined where it is guided, the prompt itself first."""
+        return self.branches or classifier_free(self.guidance_scale)
+
+    @cached_property
     def guided(self) -> range:
         """The elements of the open segment that are guided."""
-        if self.guidance_scale == 1.0 or self.blank.limit is None:
+        if len(self.guidance) == 1 or self.blank.limit is None:
             return range(0)
         begin, end = (round(part * self.blank.limit) for part in self.guidance_interval)
         return range(begin, end)
@@ -54,10 +87,10 @@ class Request:
     @property
     def num_rows(self) -> int:
         """Rows that it takes at most while it is decoded."""
-        return 2 if self.guided else 1
+        return len(self.guidance) if self.guided else 1
 
     def check(self) -> None:
-        """ValueError: nobody could fill this, and why."""
+        """ValueError: no model could fill this, and why."""
         if not self.sequence.is_open:
             raise ValueError("This sequence has no open segment: there is nothing to fill.")
         if len(self.sequence.segments) == 1:
@@ -71,14 +104,44 @@ class Request:
             raise ValueError("logprobs are of what is chosen: an open segment with known elements has none.")
         if self.sampling.repetition_penalty != 1.0 and self.blank.kind != Kind.TEXT:
             raise ValueError("repetition_penalty is for text: an image repeats its codes all the time.")
+        if self.branches:
+            self._check_branches()
+
+    def _check_branches(self) -> None:
+        if self.guidance_scale != 1.0:
+            raise ValueError("Give guidance_scale or branches, not both: a guidance scale is two branches.")
+        if self.branches[0].drop:
+            raise ValueError("The first branch is the prompt itself and drops nothing: begin with Branch(weight=...).")
+        total = math.fsum(branch.weight for branch in self.branches)
+        if not abs(total - 1.0) <= 1e-6 * max(1.0, *(abs(branch.weight) for branch in self.branches)):  # also of nan
+            raise ValueError(f"The weights of branches must add up to 1, not to {total:g}: to scale logits, set temperature.")
+        conditions = {segment.condition for segment in self.sequence.segments} - {None}
+        if unknown := {name for branch in self.branches for name in branch.drop} - conditions:
+            has = ", ".join(sorted(map(str, conditions))) or "none"
+            raise ValueError(f"A branch drops {', '.join(sorted(unknown))}, but the conditions of this sequence are: {has}.")
+
+
+def requests_for(
+    sequences: list[Sequence],
+    sampling: Sampling | list[Sampling] | None,
+    guidance_scale: float,
+    branches: tuple[Branch, ...] | list[tuple[Branch, ...]],
+) -> list[Request]:
+    """A request for each sequence; sampling and branches are one for all, or a list with one for each."""
+    settings = sampling if isinstance(sampling, list) else [sampling or Sampling()] * len(sequences)
+    guidance = branches if isinstance(branches, list) else [branches] * len(sequences)
+    return [
+        Request(sequence, one, guidance_scale, branches=own)
+        for sequence, one, own in zip(sequences, settings, guidance, strict=True)
+    ]
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way.
+    """A request that was submitted, and how far it is.
 
-    filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them somebody has.
-    error: why it cannot go on. enters_alone: its prefill failed beside others'.
+    filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them its caller has.
+    error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
     ticket: int
@@ -88,15 +151,25 @@ class Job:
     num_taken: int = 0
     done: bool = False
     error: Exception | None = None
-    enters_alone: bool = False
+    prefills_alone: bool = False
 
     @property
     def num_prefilled(self) -> int:
-        """Positions that are computed before its first id, those of the null prompt too."""
-        return self.request.sequence.given.length * (2 if 0 in self.request.guided else 1)
+        """Positions that are computed before its first id, in all branches."""
+        return self.request.sequence.given.length * (self.request.num_rows if 0 in self.request.guided else 1)
+
+    def rows(self, pad_id: int) -> "list[Row]":
+        """The rows that it begins with: its prompt, and the other branches where it is guided from the first element on."""
+        return [Row(self, self.request.sequence.given, 0), *(self.guiding_rows(pad_id) if 0 in self.request.guided else [])]
+
+    def guiding_rows(self, pad_id: int) -> "list[Row]":
+        """The rows of its branches but the first: what is given, and all that is filled but the last element."""
+        sequence = self.request.sequence.fill(self.filled[:-1]) if self.filled else self.request.sequence.given
+        others = enumerate(self.request.guidance[1:], start=1)
+        return [Row(self, sequence.unconditioned(pad_id, branch.drop), number) for number, branch in others]
 
     def accept(self, token: int, logprob: float) -> int:
-        """Take the next id, or the one that is known of that place; gives which."""
+        """Append the next id, or the one that is known of that place; returns which."""
         blank = self.request.blank
         place = len(self.filled)
         token = blank.known(place, token)
@@ -107,7 +180,7 @@ class Job:
         return token
 
     def take(self) -> list[int]:
-        """The ids that came since it was last asked."""
+        """The ids since the last call."""
         new = self.filled[self.num_taken :]
         self.num_taken = len(self.filled)
         return new
@@ -121,17 +194,17 @@ class Job:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are ids that nobody has taken."""
+        """Whether there are ids that were not taken."""
         return self.num_taken < len(self.filled)
 
     @property
-    def begins_guidance(self) -> bool:
-        """Whether its null row must join now; one that is guided from the first element on has it from the beginning."""
+    def starts_guidance(self) -> bool:
+        """Whether the rows of its other branches must join now: later than its first row, where guidance begins later."""
         guided = self.request.guided
         return bool(guided) and len(self.filled) == guided.start and guided.start > 0 and not self.done
 
     @property
-    def is_near_a_turn(self) -> bool:
+    def changes_soon(self) -> bool:
         """Whether one of its next two elements is known, is its last, or begins or ends guidance."""
         blank, guided, place = self.request.blank, self.request.guided, len(self.filled)
         assert blank.limit is not None
@@ -141,16 +214,19 @@ class Job:
 
 @dataclass(eq=False)
 class Row:
-    """A row of the cache. sequence: what it begins with. length: positions of it that are written."""
+    """A row of the cache. sequence: what it begins with. branch: of its request's guidance; 0 is the prompt itself.
+
+    length: positions of it that are written.
+    """
 
     job: Job
     sequence: Sequence
-    is_null: bool
+    branch: int
     length: int = 0
 
     @cached_property
-    def beginning(self) -> tuple:
-        """What two rows that begin alike have in common: their given elements, images by identity."""
+    def prefix_key(self) -> tuple:
+        """Equal for rows with the same prefix: their given elements, images by identity."""
         return tuple(
             (segment.kind, segment.ids, id(segment.pixels), id(segment.features)) for segment in self.sequence.segments
         )
@@ -158,7 +234,7 @@ class Row:
     @property
     def is_over(self) -> bool:
         """Whether its request is done, or its guidance."""
-        return self.job.done or (self.is_null and len(self.job.filled) >= self.job.request.guided.stop)
+        return self.job.done or (self.branch > 0 and len(self.job.filled) >= self.job.request.guided.stop)
 
     @property
     def num_slots(self) -> int:

@@ -1,8 +1,8 @@
-"""The rows that are being decoded: they move together, and leave and join between steps.
+"""The rows that are being decoded: they advance together, and leave and join between steps.
 
-A row is a request's, or its null prompt's while guidance asks for it. Those that are decoded are the first rows of the cache;
-behind them lie newcomers that are being prefilled. On a GPU a step is launched before the ids of the one before it are read,
-wherever nobody can leave or join between them.
+A row is a request's, or another branch's of its guidance while it is guided. Rows that are decoded are the first rows of the
+cache; behind them lie admitted requests that are being prefilled. On a GPU a step is launched before the ids of the one before
+it are read, wherever no row can leave or join between them.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from unimm.models.unified import UnifiedModel
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is computed, as `Decoder` has it; rows and positions are what a deterministic step always computes.
+    """How a model is computed, as `Decoder` has it; a deterministic step always computes `max_rows` over `max_positions`.
 
     max_cache_bytes: of keys and values; None: as much as the device has.
     """
@@ -34,143 +34,146 @@ class ComputeConfig:
 
 
 class RunningBatch:
-    """Rows on their way, and everything that they are computed with.
+    """The rows that are decoded or prefilled, and everything that they are computed with.
 
-    lags: whether a step may be launched before the one before it is read.
-    prefilled_positions, decoded_rows, decoded_steps: what was done.
+    reads_one_step_late: whether a step may be launched before the one before it is read.
+    prefilled_positions, decoded_rows, decoded_steps: totals.
     """
 
-    def __init__(self, model: UnifiedModel, pad_id: int, arithmetic: ComputeConfig) -> None:
-        self.model, self.pad_id, self.arithmetic = model, pad_id, arithmetic
-        self.lags = self._is_cuda
+    def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig) -> None:
+        self.model, self.pad_id, self.config = model, pad_id, config
+        self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
-        self._fast: DecodeModel | None = None
+        self._decode_model: DecodeModel | None = None
         self.reset()
-        if arithmetic.is_deterministic:
-            self.check_room(arithmetic.max_rows, arithmetic.max_positions)
+        if config.is_deterministic:
+            self.check_capacity(config.max_rows, config.max_positions)
 
     def reset(self) -> None:
         """Forget all rows."""
         self.rows: list[Row] = []
-        self.entering: Prefill | None = None
-        self._in_flight: PendingTokens | None = None
+        self.prefill: Prefill | None = None
+        self._pending: PendingTokens | None = None
         self._step: DecodeStep | None = None
-        self.returned: list[Job] = []
+        self._retries: list[Job] = []
         self._cache = self._new_cache()
-        self._is_arranged = False
+        self._is_up_to_date = False
 
     @property
     def jobs(self) -> list[Job]:
         """Requests that have rows, once each."""
-        rows = self.rows + (self.entering.rows if self.entering is not None else [])
+        rows = self.rows + (self.prefill.rows if self.prefill is not None else [])
         return list({row.job.ticket: row.job for row in rows}.values())
 
     @property
     def is_current(self) -> bool:
         """Whether the model's weights are still those that it computes with."""
-        return self._fast is None or self._fast.is_current()
+        return self._decode_model is None or self._decode_model.is_current()
 
-    def renew(self) -> None:
+    def reload_weights(self) -> None:
         """Read the model's weights again. Rows go on with the new ones."""
-        self.land()
-        self._fast = self._step = None  # old copies go before new ones are made
+        self.read_pending_step()
+        self._decode_model = self._step = None  # old copies go before new ones are made
 
-    def step(self, somebody_waits: bool) -> bool:
-        """Every row moves by one position, and every request gets its next id; whether others may join now."""
-        if self._in_flight is not None and (somebody_waits or not self._may_lag()):
-            self.land()
-            self.settle()
+    def step(self, has_waiting: bool) -> bool:
+        """Every row advances by one position, and every request gets its next id; returns whether rows may join now.
+
+        has_waiting: whether requests are in the queue.
+        """
+        if self._pending is not None and (has_waiting or not self._may_read_late()):
+            self.read_pending_step()
+            self.retire_rows()
         if self.rows:
             launched = self._launch()
-            if self._may_lag() and not somebody_waits:
-                launched, self._in_flight = self._in_flight, launched
+            if self._may_read_late() and not has_waiting:
+                launched, self._pending = self._pending, launched
             if launched is not None:
                 self._accept(launched)
             self.decoded_steps += 1
-        if self._in_flight is None:
-            self.settle()
-        return self._in_flight is None
+        if self._pending is None:
+            self.retire_rows()
+        return self._pending is None
 
-    def begin(self, rows: list[Row]) -> None:
-        """Newcomers are prefilled from now on, a share at every `enter`."""
-        self.entering = self._prefill(rows)
-        self._is_arranged = False  # padding keeps out of their way
+    def start_prefill(self, rows: list[Row]) -> None:
+        """Admit rows: they are prefilled from now on, a part at every `advance_prefill`."""
+        self.prefill = self._make_prefill(rows)
+        self._is_up_to_date = False  # the padding of a step must not overwrite them
 
-    def enter(self) -> None:
-        """The next share of a prefill; when it is done its rows join, with their first ids.
+    def advance_prefill(self) -> None:
+        """The next part of a prefill; when it is done its rows join, with their first ids.
 
-        Where it fails, who is to blame is not known: requests that came together are `returned`, to come again one by one.
+        A prefill of several requests that fails does not say which of them it was: all of them are tried again, each alone.
         """
-        entering = self.entering
-        assert entering is not None
+        prefill = self.prefill
+        assert prefill is not None
         try:
-            hidden_RD = entering.advance()
+            hidden_RD = prefill.advance()
             if hidden_RD is None:
                 return
-            chosen = self._stepper().begin(entering.rows, hidden_RD)
+            chosen = self._decode_step().choose_first(prefill.rows, hidden_RD)
         except Exception as error:
-            self.entering = None
-            jobs = list({row.job.ticket: row.job for row in entering.rows}.values())
+            self.prefill = None
+            jobs = list({row.job.ticket: row.job for row in prefill.rows}.values())
             for job in jobs:
-                job.enters_alone = True
+                job.prefills_alone = True
                 if len(jobs) == 1:
                     job.done, job.error = True, error
-            self.returned += jobs if len(jobs) > 1 else []
+            self._retries += jobs if len(jobs) > 1 else []
             return
-        self._join(entering)
+        self._join(prefill)
         self._accept(chosen)
 
-    def take_returned(self) -> list[Job]:
-        """Requests that have to come again, the oldest first."""
-        jobs, self.returned = self.returned, []
+    def take_retries(self) -> list[Job]:
+        """Requests whose prefill has to be tried again, the oldest first."""
+        jobs, self._retries = self._retries, []
         return sorted((job for job in jobs if not job.done), key=lambda job: job.ticket)
 
-    def settle(self) -> None:
-        """Rows of the finished leave, and null rows whose guidance is over; null rows whose guidance begins join."""
-        if self.entering is not None and all(row.job.done for row in self.entering.rows):
-            self.entering = None  # nobody waits for what is left of it
-        while self.entering is not None and self._begins_guidance():
-            self.enter()  # one after the other: both want the places behind the last row
+    def retire_rows(self) -> None:
+        """Rows of finished requests leave, and branches whose guidance is over; branches whose guidance begins join."""
+        if self.prefill is not None and all(row.job.done for row in self.prefill.rows):
+            self.prefill = None  # all of its requests were aborted
+        while self.prefill is not None and self._starting_guidance():
+            self.advance_prefill()  # one after the other: both need the places behind the last row
         if gone := {row for row in self.rows if row.is_over}:
             self._drop(gone)
-        if jobs := self._begins_guidance():
-            self._join_nulls(jobs)
+        if jobs := self._starting_guidance():
+            self._join_branches(jobs)
 
     def _launch(self) -> PendingTokens:
-        step = self._stepper()
-        if not self._is_arranged:
-            step.arrange(self.rows)
-            self._is_arranged = True
+        step = self._decode_step()
+        if not self._is_up_to_date:
+            step.set_rows(self.rows)
+            self._is_up_to_date = True
         chosen = step.run(max(row.length for row in self.rows) + 1)
         for row in self.rows:
             row.length += 1
         self.decoded_rows += len(self.rows)
         return chosen
 
-    def _may_lag(self) -> bool:
-        """Whether the next step is the same, whatever this one chooses: nobody is done or knows its next id."""
-        if not self.lags or self.entering is not None:
+    def _may_read_late(self) -> bool:
+        """Whether the next step is the same, whatever this one chooses: no request ends or has its next id given."""
+        if not self.reads_one_step_late or self.prefill is not None:
             return False
-        return all(not row.job.done and not row.job.is_near_a_turn for row in self.rows)
+        return all(not row.job.done and not row.job.changes_soon for row in self.rows)
 
-    def land(self) -> None:
-        """Read the step that is under way."""
-        chosen, self._in_flight = self._in_flight, None
+    def read_pending_step(self) -> None:
+        """Wait for the step in flight and read its ids."""
+        chosen, self._pending = self._pending, None
         if chosen is not None:
             self._accept(chosen)
 
     def _accept(self, chosen: PendingTokens) -> None:
         for job, token, logprob in chosen.read():
             if not job.done and job.accept(token, logprob) != token:
-                self._is_arranged = False  # an element that was given is read next, not the one that was chosen
+                self._is_up_to_date = False  # an element that was given is read next, not the one that was chosen
 
-    def _begins_guidance(self) -> list[Job]:
-        """Requests that are guided from now on and have no null row yet."""
-        guided = {row.job.ticket for row in self.rows if row.is_null}
-        return [row.job for row in self.rows if row.job.begins_guidance and row.job.ticket not in guided]
+    def _starting_guidance(self) -> list[Job]:
+        """Requests that are guided from now on and have no rows of their other branches yet."""
+        guided = {row.job.ticket for row in self.rows if row.branch > 0}
+        return [row.job for row in self.rows if row.job.starts_guidance and row.job.ticket not in guided]
 
     def _drop(self, gone: set[Row]) -> None:
-        """These rows go, and the last rows take their places."""
+        """These rows leave, and the last rows move to their places."""
         rows, place = self.rows, 0
         while place < len(rows):
             if rows[place] not in gone:
@@ -180,85 +183,77 @@ class RunningBatch:
             else:
                 self._cache.copy(len(rows) - 1, place, rows[-1].length)
                 rows[place] = rows.pop()
-        self._is_arranged = False
+        self._is_up_to_date = False
 
     @torch.inference_mode()
     def release(self) -> None:
-        """Let the cache's memory go, where nobody is in it. Else it stays: captured steps know it by its place, and on a CPU
-        new pages take longer than what is done with them."""
+        """Free the cache's memory if no request uses it. While one does it stays: captured steps know it by its address, and on
+        a CPU new pages take longer than what is done with them."""
         if all(job.done for job in self.jobs):
-            self.land()
-            self.settle()  # a step may be under way still that nobody waits for
+            self.read_pending_step()
+            self.retire_rows()
             self._cache, self._step = self._new_cache(), None
 
-    def _join(self, entered: Prefill) -> None:
-        """Rows that are prefilled take their places beside the others."""
-        for index, row in enumerate(entered.rows):
-            if entered.begin + index != len(self.rows):
-                self._cache.copy(entered.begin + index, len(self.rows), row.length)
+    def _join(self, prefill: Prefill) -> None:
+        """Rows that are prefilled are decoded from now on."""
+        for index, row in enumerate(prefill.rows):
+            if prefill.begin + index != len(self.rows):
+                self._cache.copy(prefill.begin + index, len(self.rows), row.length)
             self.rows.append(row)
-        self.prefilled_positions += entered.num_positions
-        self.entering = None
-        self._is_arranged = False
+        self.prefilled_positions += prefill.num_positions
+        self.prefill = None
+        self._is_up_to_date = False
 
-    def _join_nulls(self, jobs: list[Job]) -> None:
-        """Null rows for guidance that begins later than its request: prompt and what was filled at once."""
-        rows = []
-        for job in jobs:
-            known = job.request.sequence.fill(job.filled[:-1]).unconditioned(self.pad_id)
-            rows.append(Row(job, known, is_null=True))
-        prefill = self._prefill(rows)
+    def _join_branches(self, jobs: list[Job]) -> None:
+        """Rows for guidance that begins later than its request: prompt and what was filled since, prefilled at once."""
+        prefill = self._make_prefill([row for job in jobs for row in job.guiding_rows(self.pad_id)])
         prefill.finish()
         self._join(prefill)
 
-    def _prefill(self, rows: list[Row]) -> Prefill:
-        arithmetic = self.arithmetic
-        return Prefill(
-            self.model, self._cache, rows, len(self.rows), arithmetic.prefill_positions, alone=arithmetic.is_deterministic
-        )
+    def _make_prefill(self, rows: list[Row]) -> Prefill:
+        config = self.config
+        return Prefill(self.model, self._cache, rows, len(self.rows), config.prefill_positions, alone=config.is_deterministic)
 
-    def _stepper(self) -> DecodeStep:
-        if self._fast is None:
-            # Outside of inference mode: on a GPU joint weights become the model's own, which may be learned on.
+    def _decode_step(self) -> DecodeStep:
+        if self._decode_model is None:
+            # Outside of inference mode: on a GPU joint weights become the model's own, which may be trained further.
             with torch.inference_mode(False), torch.no_grad():
-                self._fast = DecodeModel(self.model, self.arithmetic.weights)
+                self._decode_model = DecodeModel(self.model, self.config.weights)
         if self._step is None:
-            fixed = (None, None)
-            if self.arithmetic.is_deterministic:
-                fixed = self.arithmetic.max_rows, self.arithmetic.max_positions
-            self._step = DecodeStep(self._fast, self._cache, *fixed)
-            self._is_arranged = False
+            fixed = (self.config.max_rows, self.config.max_positions) if self.config.is_deterministic else (None, None)
+            self._step = DecodeStep(self._decode_model, self._cache, *fixed)
+            self._is_up_to_date = False
         return self._step
 
     def _new_cache(self) -> RowCache:
-        return RowCache(len(self.model.trunk.layers), self.arithmetic.max_rows)
+        return RowCache(len(self.model.trunk.layers), self.config.max_rows)
 
-    def check_room(self, rows: int, slots: int) -> None:
-        """ValueError: so many rows of so many slots would be too large for an empty cache."""
-        most = self.arithmetic.max_cache_bytes
-        if most is not None and (needed := self._num_bytes(*self._new_cache().reserved(*self._room(rows, slots)))) > most:
+    def check_capacity(self, rows: int, slots: int) -> None:
+        """ValueError: so many rows of so many slots are too large for an empty cache."""
+        most = self.config.max_cache_bytes
+        if most is not None and (needed := self._num_bytes(*self._new_cache().reserved(*self._rounded(rows, slots)))) > most:
             takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
-            if self.arithmetic.is_deterministic:
+            if self.config.is_deterministic:
                 raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")
             raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
 
-    def has_room(self, rows: int, slots: int) -> bool:
-        """Whether the cache may hold so many rows of so many slots, and what it holds."""
-        most = self.arithmetic.max_cache_bytes
-        return most is None or self._num_bytes(*self._cache.reserved(*self._room(rows, slots), ahead=False)) <= most
+    def has_capacity(self, rows: int, slots: int) -> bool:
+        """Whether the cache may hold so many rows of so many slots, beside what it has reserved."""
+        most = self.config.max_cache_bytes
+        return most is None or self._num_bytes(*self._cache.reserved(*self._rounded(rows, slots), ahead=False)) <= most
 
-    def make_room(self, rows: int, slots: int) -> None:
-        """Reserve so many rows of so many slots, and more for those who follow where there is room for that, too."""
-        rows, slots = self._room(rows, slots)
-        most = self.arithmetic.max_cache_bytes
+    def reserve(self, rows: int, slots: int) -> None:
+        """Let the cache hold so many rows of so many slots, and more for later requests where memory allows."""
+        rows, slots = self._rounded(rows, slots)
+        most = self.config.max_cache_bytes
         ahead = most is None or self._num_bytes(*self._cache.reserved(rows, slots)) <= most
         self._cache.reserve(rows, slots, ahead)
 
-    def _room(self, rows: int, slots: int) -> tuple[int, int]:
+    def _rounded(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots of a step over so many: steps round up, or are always of one size."""
-        if self.arithmetic.is_deterministic:
-            return self.arithmetic.max_rows, self.arithmetic.max_positions
-        return self._stepper().room(rows, slots)
+        if self.config.is_deterministic:
+            return self.config.max_rows, self.config.max_positions
+        return self._decode_step().rounded(rows, slots)
 
     def _num_bytes(self, rows: int, slots: int) -> int:
         """Of keys and values."""

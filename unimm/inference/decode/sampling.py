@@ -113,6 +113,25 @@ def guide(conditional_RV: torch.Tensor, unconditional_RV: torch.Tensor, scale_R:
     return unconditional + scale_R[:, None] * (conditional_RV.float() - unconditional)
 
 
+def combine(logits: torch.Tensor, places_BR: torch.Tensor, weights_BR: torch.Tensor) -> torch.Tensor:
+    """Guidance by any number of branches in float32: l = b + sum of w_i (l_i - b), b being a row's last branch.
+
+    That is the weighted sum of all branches with weights that add up to 1, of which the last one's is not needed; for two
+    branches it is `guide`, operation for operation.
+
+    Args:
+        logits: (R + ..., V) of R rows in their first branch, then of their other branches.
+        places_BR: (B, R) long, where in `logits` the other branches are, the last one last; of a row with fewer branches the
+            last one again, or the row itself.
+        weights_BR: (B, R) of all branches but the last; 1 of the first and then 0 for a row without guidance.
+    """
+    rows_RV, base_RV = logits[: places_BR.shape[1]], logits[places_BR[-1]].float()
+    combined_RV = guide(rows_RV, base_RV, weights_BR[0])
+    for place_R, weight_R in zip(places_BR[:-1], weights_BR[1:], strict=True):
+        combined_RV = combined_RV + weight_R[:, None] * (logits[place_R].float() - base_RV)
+    return combined_RV
+
+
 def penalise(logits_RV: torch.Tensor, seen_RV: torch.Tensor, penalty_R: torch.Tensor) -> torch.Tensor:
     """Logits of what was seen come nearer to nothing: divided by the penalty, multiplied where they are negative."""
     penalty_R1 = penalty_R[:, None]

@@ -1,11 +1,11 @@
 """One decode step as operations on tensors that stay where they are.
 
 What a step reads and writes of its rows (`DecodeBatch`) lies on the device and is made again only when rows come or go: an id
-that one step chooses is what the next one embeds, without a way over the host. So on a GPU the whole of it (embed, trunk,
+that one step chooses is what the next one embeds, without a round trip to the host. So on a GPU the whole of it (embed, trunk,
 heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few: numbers of rows and slots are rounded up.
 
-Shapes: R rows (and one more place, where the results of padding go), n requests of a kind and g null rows of theirs, both
-rounded up; D trunk width, V vocabulary.
+Shapes: R rows (and one more place, where the results of padding go), n requests of a kind, g further rows of theirs for the
+other branches of guidance, both rounded up, B branches but the first; D trunk width, V vocabulary.
 """
 
 from collections.abc import Hashable, Iterator
@@ -17,7 +17,7 @@ import torch
 from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.request import Job, Row
-from unimm.inference.decode.sampling import Sampler, guide
+from unimm.inference.decode.sampling import Sampler, combine
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.sequence import Kind
 
@@ -29,30 +29,25 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 
 class KindGroup:
-    """The rows that fill one kind: requests, and null rows of those that are guided.
+    """The rows that fill one kind: requests in their first branch, then the other branches of those that are guided.
 
     reads, writes: places of all of them, requests first; padding reads what the first request does and writes to place R.
     """
 
     def __init__(self, kind: Kind, rows: list[Row], size: "BatchRounding", num_rows: int, vocabulary_size: int) -> None:
         ours = [place for place, row in enumerate(rows) if row.job.request.blank.kind == kind]
-        requests = [place for place in ours if not rows[place].is_null]
-        nulls = [place for place in ours if rows[place].is_null]
+        requests = [place for place in ours if rows[place].branch == 0]
+        others = [place for place in ours if rows[place].branch > 0]
         self.jobs: list[Job] = [rows[place].job for place in requests]
-        self.num_requests, num_nulls = size.of_lane(len(requests)), size.of_nulls(len(nulls))
-        pads, null_pads = self.num_requests - len(requests), num_nulls - len(nulls)
-        number = {job: index for index, job in enumerate(self.jobs)}
-        owners = [number[rows[place].job] for place in nulls]
-        others, scales = list(range(self.num_requests)), [1.0] * self.num_requests
-        for index, owner in enumerate(owners):
-            others[owner] = self.num_requests + index
-            scales[owner] = self.jobs[owner].request.guidance_scale
+        self.num_requests, num_others = size.of_requests(len(requests)), size.of_branches(len(others))
+        pads, other_pads = self.num_requests - len(requests), num_others - len(others)
         whole = {"dtype": torch.long, "device": size.device}
-        self.reads = torch.tensor([*requests, *requests[:1] * pads, *nulls, *requests[:1] * null_pads], **whole)
-        self.writes = torch.tensor([*requests, *[num_rows] * pads, *nulls, *[num_rows] * null_pads], **whole)
-        self.owners = torch.tensor(owners + [0] * null_pads, **whole)
-        self.others = torch.tensor(others, **whole)
-        self.scales = torch.tensor(scales, device=size.device)
+        self.reads = torch.tensor([*requests, *requests[:1] * pads, *others, *requests[:1] * other_pads], **whole)
+        self.writes = torch.tensor([*requests, *[num_rows] * pads, *others, *[num_rows] * other_pads], **whole)
+        number = {job: index for index, job in enumerate(self.jobs)}
+        self.owners = torch.tensor([number[rows[place].job] for place in others] + [0] * other_pads, **whole)
+        places, weights = self._branches([rows[place] for place in others], number)
+        self.places, self.weights = torch.tensor(places, **whole), torch.tensor(weights, device=size.device)
         self.steps = torch.tensor([len(job.filled) for job in self.jobs] + [0] * pads, **whole)
         samplings = [job.request.sampling for job in self.jobs]
         self.sampler = Sampler(
@@ -63,21 +58,34 @@ class KindGroup:
         )
         self.logprobs = any(job.request.logprobs for job in self.jobs)
 
+    def _branches(self, rows: list[Row], number: dict[Job, int]) -> tuple[list[list[int]], list[list[float]]]:
+        """What `combine` reads of the rows of other branches, (B, n) each."""
+        most = max((len(row.job.request.guidance) for row in rows), default=2) - 1
+        places = [list(range(self.num_requests)) for _ in range(most)]
+        weights = [[float(branch == 0)] * self.num_requests for branch in range(most)]
+        for index, row in enumerate(rows):
+            owner, branches = number[row.job], row.job.request.guidance
+            weights[row.branch - 1][owner] = branches[row.branch - 1].weight
+            last = most if row.branch == len(branches) - 1 else row.branch
+            for place in places[row.branch - 1 : last]:
+                place[owner] = self.num_requests + index
+        return places, weights
+
     @property
     def shape(self) -> Hashable:
-        """Lanes of the same shape run the same operations."""
-        return (self.num_requests, len(self.owners), self.logprobs, self.sampler.settings)
+        """Groups of the same shape run the same operations."""
+        return (self.num_requests, len(self.owners), len(self.places), self.logprobs, self.sampler.settings)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that differs between lanes of one shape."""
-        return [self.reads, self.writes, self.owners, self.others, self.scales, self.steps, *self.sampler.tensors]
+        """All that differs between groups of one shape."""
+        return [self.reads, self.writes, self.owners, self.places, self.weights, self.steps, *self.sampler.tensors]
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits (n + g, V) -> ids (n,), and their log-probabilities (n,), or none of them (0,)."""
         logits_nV = logits[: self.num_requests]
         if len(self.owners):
-            logits_nV = guide(logits_nV, logits[self.others], self.scales)
+            logits_nV = combine(logits, self.places, self.weights)
         ids_n = self.sampler(logits_nV, self.steps)
         self.steps += 1
         if not self.logprobs:
@@ -86,18 +94,18 @@ class KindGroup:
 
 
 class DecodeBatch:
-    """All rows as tensors: the id that each is to read next and its position, and a lane a kind."""
+    """All rows as tensors: the id that each reads next and its position, and a `KindGroup` for each kind."""
 
     def __init__(self, rows: list[Row], size: "BatchRounding", vocabulary_sizes: dict[Kind, int], last_slot: int) -> None:
         self.num_rows = size.of_rows(len(rows))
         pads = self.num_rows - len(rows)
         whole = {"dtype": torch.long, "device": size.device}
         self.ids = torch.tensor([row.job.filled[-1] if row.job.filled else 0 for row in rows] + [0] * (pads + 1), **whole)
-        # Padding writes its keys where no newcomer, whose rows lie behind, has any yet: at the last slot.
+        # Padding writes its keys at the last slot: rows behind, which are being prefilled, have nothing there yet.
         self.positions = torch.tensor([row.length for row in rows] + [last_slot] * pads, **whole)
         self.moves = torch.tensor([1] * len(rows) + [0] * pads, **whole)
         present = {row.job.request.blank.kind for row in rows}
-        self.lanes = {
+        self.groups = {
             kind: KindGroup(kind, rows, size, self.num_rows, vocabulary_size)
             for kind, vocabulary_size in vocabulary_sizes.items()
             if kind in present
@@ -105,51 +113,51 @@ class DecodeBatch:
 
     @property
     def shape(self) -> Hashable:
-        """Arrangements of the same shape run the same operations."""
-        return (self.num_rows, tuple((kind, lane.shape) for kind, lane in self.lanes.items()))
+        """Batches of the same shape run the same operations."""
+        return (self.num_rows, tuple((kind, group.shape) for kind, group in self.groups.items()))
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that differs between arrangements of one shape."""
-        of_lanes = [tensor for lane in self.lanes.values() for tensor in lane.tensors]
-        return [self.ids, self.positions, self.moves, *of_lanes]
+        """All that differs between batches of one shape."""
+        of_groups = [tensor for group in self.groups.values() for tensor in group.tensors]
+        return [self.ids, self.positions, self.moves, *of_groups]
 
-    def become(self, other: "DecodeBatch") -> None:
+    def copy_from(self, other: "DecodeBatch") -> None:
         """Take the content of another of the same shape, in place."""
         for own, new in zip(self.tensors, other.tensors, strict=True):
             own.copy_(new)
-        for kind, lane in self.lanes.items():
-            lane.jobs = other.lanes[kind].jobs
+        for kind, group in self.groups.items():
+            group.jobs = other.groups[kind].jobs
 
-    def choose(self, fast: DecodeModel, hidden_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next id of every request, lane after lane, and log-probabilities where a lane has them; ids are noted."""
+    def choose(self, model: DecodeModel, hidden_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next id of every request, group after group, and log-probabilities where a group has them; ids are kept."""
         ids, logprobs = [], []
-        for kind, lane in self.lanes.items():
-            ids_n, logprobs_n = fast.sample(kind, hidden_RD[lane.reads], lane.choose)
-            self.ids[lane.writes[: lane.num_requests]] = ids_n
-            if len(lane.owners):
-                self.ids[lane.writes[lane.num_requests :]] = ids_n[lane.owners]
+        for kind, group in self.groups.items():
+            ids_n, logprobs_n = model.sample(kind, hidden_RD[group.reads], group.choose)
+            self.ids[group.writes[: group.num_requests]] = ids_n
+            if len(group.owners):
+                self.ids[group.writes[group.num_requests :]] = ids_n[group.owners]
             ids.append(ids_n)
             logprobs.append(logprobs_n)
         return torch.cat(ids), torch.cat(logprobs)
 
-    def embed(self, fast: DecodeModel) -> torch.Tensor:
+    def embed(self, model: DecodeModel) -> torch.Tensor:
         """(R, D): the ids, each through the port of its kind."""
         embeddings_RD = None
-        for kind, lane in self.lanes.items():
-            values = fast.embed(kind, self.ids[lane.reads])
+        for kind, group in self.groups.items():
+            values = model.embed(kind, self.ids[group.reads])
             if embeddings_RD is None:
                 embeddings_RD = values.new_zeros(self.num_rows + 1, values.shape[-1])
-            embeddings_RD[lane.writes] = values
+            embeddings_RD[group.writes] = values
         assert embeddings_RD is not None
         return embeddings_RD[: self.num_rows]
 
 
 class PendingTokens:
-    """What one step has chosen, on its way to the host."""
+    """What one step has chosen, on its way from the device to the host."""
 
-    def __init__(self, arrangement: DecodeBatch, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
-        self._lanes = [(lane.jobs, lane.num_requests, lane.logprobs) for lane in arrangement.lanes.values()]
+    def __init__(self, batch: DecodeBatch, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
+        self._groups = [(group.jobs, group.num_requests, group.logprobs) for group in batch.groups.values()]
         self._arrived: torch.cuda.Event | None = None
         self._ids, self._logprobs = ids, logprobs
         if ids.is_cuda:
@@ -158,19 +166,19 @@ class PendingTokens:
             self._arrived.record()
 
     def read(self) -> Iterator[tuple[Job, int, float]]:
-        """Every request with its next id and that one's log-probability, which is 0 where nobody asked."""
+        """Every request with its next id and that one's log-probability, 0 where it was not asked for."""
         if self._arrived is not None:
             self._arrived.synchronize()
         ids, logprobs = iter(self._ids.tolist()), iter(self._logprobs.tolist())
-        for jobs, size, has_logprobs in self._lanes:
-            lane_ids = [next(ids) for _ in range(size)]
-            lane_logprobs = [next(logprobs) for _ in range(size)] if has_logprobs else [0.0] * size
-            yield from zip(jobs, lane_ids, lane_logprobs, strict=False)  # padding follows the requests
+        for jobs, size, has_logprobs in self._groups:
+            own_ids = [next(ids) for _ in range(size)]
+            own_logprobs = [next(logprobs) for _ in range(size)] if has_logprobs else [0.0] * size
+            yield from zip(jobs, own_ids, own_logprobs, strict=False)  # padding follows the requests
 
 
 @dataclass(frozen=True)
 class BatchRounding:
-    """How numbers of rows are rounded: not at all; to few sizes, for captured steps; or to one, where steps must not differ."""
+    """How numbers of rows are rounded: not at all; to few sizes, for captured steps; or to one, for deterministic steps."""
 
     device: torch.device
     is_rounded: bool = False
@@ -184,76 +192,76 @@ class BatchRounding:
             return count
         return next((size for size in SIZES if size >= count), -(-count // SIZES[-1]) * SIZES[-1])
 
-    def of_lane(self, count: int) -> int:
+    def of_requests(self, count: int) -> int:
         """Requests of one kind."""
         return self.of_rows(count)
 
-    def of_nulls(self, count: int) -> int:
-        """Null rows of one kind: none stay none, so that guidance that is off costs nothing."""
+    def of_branches(self, count: int) -> int:
+        """Rows of other branches of one kind: none stay none, so that guidance that is off costs nothing."""
         return self.of_rows(count) if count or self.fixed_rows is not None else 0
 
 
 class DecodeStep:
     """Moves all rows by one position.
 
-    fixed_rows, fixed_slots: compute so many rows over so many slots whatever there is, so that nobody's numbers depend on
-        company: kernels of different sizes round differently.
+    fixed_rows, fixed_slots: always compute so many rows over so many slots, for batch invariance: kernels of different sizes
+        round differently.
     """
 
     def __init__(
-        self, fast: DecodeModel, cache: RowCache, fixed_rows: int | None = None, fixed_slots: int | None = None
+        self, model: DecodeModel, cache: RowCache, fixed_rows: int | None = None, fixed_slots: int | None = None
     ) -> None:
-        self.fast, self.cache, self.fixed_slots = fast, cache, fixed_slots
-        self._graphs = make_graphs(fast)
-        self.size = BatchRounding(next(fast.model.parameters()).device, self._graphs is not None, fixed_rows)
-        self._vocabulary_sizes = {kind: port.vocabulary_size for kind, port in fast.model.vocabulary_ports.items()}
+        self.model, self.cache, self.fixed_slots = model, cache, fixed_slots
+        self._graphs = make_graphs(model)
+        self.size = BatchRounding(next(model.model.parameters()).device, self._graphs is not None, fixed_rows)
+        self._vocabulary_sizes = {kind: port.vocabulary_size for kind, port in model.model.vocabulary_ports.items()}
         self._kept: dict[Hashable, DecodeBatch] = {}
-        self._now: DecodeBatch | None = None
+        self._batch: DecodeBatch | None = None
 
-    def room(self, rows: int, slots: int) -> tuple[int, int]:
+    def rounded(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots that it computes for so many."""
         return self.size.of_rows(rows), self._slots(slots)
 
-    def arrange(self, rows: list[Row]) -> None:
-        """Say which rows there are, in the order of the cache's."""
+    def set_rows(self, rows: list[Row]) -> None:
+        """From now on these rows, in the order of the cache's."""
         if rows:
             slots = self._slots(max(row.num_slots for row in rows))
             self.cache.reserve(self.size.of_rows(len(rows)), slots)
-        self._now = self._arranged(rows) if rows else None
-        if self._now is not None and self._graphs is not None:
-            kept = self._kept.setdefault(self._now.shape, self._now)
-            if kept is not self._now:
-                kept.become(self._now)
-            self._now = kept
+        self._batch = self._batch_of(rows) if rows else None
+        if self._batch is not None and self._graphs is not None:
+            kept = self._kept.setdefault(self._batch.shape, self._batch)
+            if kept is not self._batch:
+                kept.copy_from(self._batch)
+            self._batch = kept
 
     @torch.inference_mode()
     def run(self, num_slots: int) -> PendingTokens:
         """Every row reads its last id and chooses the next one. num_slots: most positions that any row then has."""
-        now = self._now
-        assert now is not None, "there are no rows"
+        batch = self._batch
+        assert batch is not None, "there are no rows"
         slots = self._slots(num_slots)
-        self.cache.reserve(now.num_rows, slots)
-        self.cache.settle()
+        self.cache.reserve(batch.num_rows, slots)
+        self.cache.grow()
         if self._graphs is None:
-            return PendingTokens(now, *self._work(now, slots))
-        shape = (now.shape, slots, self.cache.generation)
-        return PendingTokens(now, *self._graphs.run(shape, lambda: self._work(now, slots), now.tensors))
+            return PendingTokens(batch, *self._compute(batch, slots))
+        shape = (batch.shape, slots, self.cache.generation)
+        return PendingTokens(batch, *self._graphs.run(shape, lambda: self._compute(batch, slots), batch.tensors))
 
     @torch.inference_mode()
-    def begin(self, rows: list[Row], hidden_RD: torch.Tensor) -> PendingTokens:
+    def choose_first(self, rows: list[Row], hidden_RD: torch.Tensor) -> PendingTokens:
         """The first id of rows that were just prefilled, from the hidden states of their last positions."""
-        first = self._arranged(rows)
+        first = self._batch_of(rows)
         padded_RD = hidden_RD.new_zeros(first.num_rows, hidden_RD.shape[-1])
         padded_RD[: len(rows)] = hidden_RD
-        return PendingTokens(first, *first.choose(self.fast, padded_RD))
+        return PendingTokens(first, *first.choose(self.model, padded_RD))
 
-    def _arranged(self, rows: list[Row]) -> DecodeBatch:
+    def _batch_of(self, rows: list[Row]) -> DecodeBatch:
         return DecodeBatch(rows, self.size, self._vocabulary_sizes, max(self.cache.num_slots - 1, 0))
 
-    def _work(self, now: DecodeBatch, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_RD = self.fast.advance(now.embed(self.fast), now.positions, slots, self.cache)
-        now.positions += now.moves
-        return now.choose(self.fast, hidden_RD)
+    def _compute(self, batch: DecodeBatch, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_RD = self.model.advance(batch.embed(self.model), batch.positions, slots, self.cache)
+        batch.positions += batch.moves
+        return batch.choose(self.model, hidden_RD)
 
     def _slots(self, used: int) -> int:
         if self.fixed_slots is not None:
@@ -261,11 +269,11 @@ class DecodeStep:
         return -(-used // SLOTS) * SLOTS if self._graphs is not None else used
 
 
-def make_graphs(fast: DecodeModel) -> Graphs | None:
-    """Where steps can be captured: on a GPU, where nothing looks at the host. Rotations that change with length do."""
-    looks = getattr(fast.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if fast.layers else True
-    device = next(fast.model.parameters()).device
-    return Graphs(device) if device.type == "cuda" and not looks else None
+def make_graphs(model: DecodeModel) -> Graphs | None:
+    """Where steps can be captured: on a GPU, where nothing reads back to the host. Rotations that change with length do."""
+    syncs = getattr(model.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if model.layers else True
+    device = next(model.model.parameters()).device
+    return Graphs(device) if device.type == "cuda" and not syncs else None
 
 
 def _seen(job: Job) -> list[int]:
