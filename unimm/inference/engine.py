@@ -306,6 +306,11 @@ class Engine:
         guidance_scale: float = 1.0,
         branches: tuple[Branch, ...] | list[tuple[Branch, ...]] = (),
     ) -> list[Sequence]:
-        """Open sequences in, closed ones out, in one batch. sampling, branches (as `Request` has them): one for all, or a list."""
+        """Open sequences in, closed sequences out, texts and drawings mixed in one batch.
+
+        Args:
+            sampling: for all of them, or a list with one for each.
+            branches: guidance by other prompts than `guidance_scale` has it for, as `Request` takes them; or a list of those.
+        """
         requests = requests_for(sequences, sampling, guidance_scale, branches)
         return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]
