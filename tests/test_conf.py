@@ -27,7 +27,8 @@ from unimm.cli.encode import CODED, _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
-from unimm.eval.validation import TASKS, ValidationConfig
+from unimm.eval.suites import VALIDATION_TASKS
+from unimm.eval.validation import ValidationConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
@@ -153,7 +154,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         objective: Objective = build(config.objective, model=model)
     trainer: TrainerConfig = build(config.trainer)
     assert trainer.ema_decay is None and trainer.validate_every == 0
-    assert build(config.validation) == ValidationConfig(list(TASKS)) and build(config.tracking) == TrackingConfig([])
+    assert build(config.validation) == ValidationConfig(list(VALIDATION_TASKS)) and build(config.tracking) == TrackingConfig([])
     if way != "train stage/look":  # alone it is with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))

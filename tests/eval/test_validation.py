@@ -16,8 +16,8 @@ from toys import make_config, make_mixture, make_model, make_template
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.folder import load_model
 from unimm.eval import validation as validations
-from unimm.eval.suites import build_suite
-from unimm.eval.validation import TASKS, Validation, ValidationConfig
+from unimm.eval.suites import TASKS, VALIDATION_TASKS, BuiltInTask, build_suite
+from unimm.eval.validation import Validation, ValidationConfig, make_task
 from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
 from unimm.models.unified import UnifiedModel
@@ -33,7 +33,7 @@ def script(patch: pytest.MonkeyPatch, **scores: list[float]) -> None:
     for name, values in scores.items():
         left = iter(values)
         task = SimpleNamespace(run=lambda engine, progress, left=left: SimpleNamespace(score=next(left)))
-        patch.setitem(TASKS, name, lambda num_items, task=task: task)
+        patch.setitem(TASKS, name, BuiltInTask(lambda items, task=task: task, 1, 1, 1))
 
 
 def save(engine: Engine, folder: Path, write_more: Callable[[Path], None]) -> None:
@@ -128,19 +128,18 @@ def test_a_best_model_without_room_costs_a_warning(
 
 def test_items_are_not_those_of_the_suites() -> None:
     suite = {task.name: task for task in build_suite("quick")}
-    for name, make_task in TASKS.items():
-        own, theirs = make_task(12), suite[name]
+    for name in VALIDATION_TASKS:
+        own, theirs = make_task(name, 12), suite[name]
         assert own.num_items == 12
-        for part in ("dataset", "commissions"):
+        for part in ("dataset", "items"):
             if hasattr(own, part):
                 mine, others = getattr(own, part), getattr(theirs, part)
                 if part == "dataset":
                     assert (mine.split, others.split) == ("validation", "test")
                 else:
                     assert own.settings.seed != theirs.settings.seed
-    prompts = [
-        [one.prompt.text for one in task.commissions] for task in (TASKS["shapes_drawings"](60), suite["shapes_drawings"])
-    ]
+    drawn = (make_task("shapes_drawings", 60), suite["shapes_drawings"])
+    prompts = [[one.prompt.text for one in task.items] for task in drawn]
     assert sum(a == b for a, b in zip(*prompts, strict=False)) < 20
 
 

@@ -16,7 +16,7 @@ from train_sharded import CASES, NUM_ITEMS, STEPS, TASK, engine_of, form, look_a
 
 from unimm.checkpoints.adapter_folder import TENSORS, merge_adapter
 from unimm.checkpoints.folder import load_model
-from unimm.eval.validation import TASKS
+from unimm.eval.validation import make_task
 from unimm.models.lora import adapted_layers, merge
 from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
@@ -88,7 +88,7 @@ def test_what_is_sampled_and_scored_is_the_whole_averaged_model(runs: Path, name
     looks = json.loads((folder / "looks.json").read_text())
     assert looks[str(case.num_steps)] == look_at(model)
     last = [line for line in read_numbers(folder / "metrics.jsonl") if "validation/loss" in line][-1]
-    assert last[f"validation/{TASK}"] == TASKS[TASK](NUM_ITEMS).run(engine_of(model), lambda example: None).score
+    assert last[f"validation/{TASK}"] == make_task(TASK, NUM_ITEMS).run(engine_of(model), lambda example: None).score
     record = read_json(folder / "best" / "validation.json")
     assert record is not None and record["step"] == case.num_steps and record["score"] == last["validation/loss"]
     merge(model)

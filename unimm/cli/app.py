@@ -225,8 +225,13 @@ def generate(
 @app.command("eval")
 def evaluate_model(
     model: Model = None,
-    suite: Annotated[str, typer.Option(help="brief, quick (minutes) or full.")] = "quick",
-    task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeat it [default: all].")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="brief, quick (minutes) or full [default: quick, or none where all tasks are your own].")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this task of the suite, or one of your own, pkg.module:Task; repeat it [default: the suite]."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Of all drawings; 1 is off" + OWN)] = None,
@@ -236,17 +241,20 @@ def evaluate_model(
     dtype: Dtype = None,
     weights: Weights = None,
 ) -> None:
-    """Score a model on the built-in benchmarks.
+    """Score a model on the built-in benchmarks, or on tasks of your own.
+
+    A task of your own is a class or a function that makes one; arguments follow a question mark.
 
     \b
     Example:
       unimm eval --suite full --out runs/eval
+      unimm eval --task "my_tasks:Counting?num_items=100" --out runs/counting
     """
     from unimm.eval.runner import evaluate
-    from unimm.eval.suites import build_suite, choose_tasks
+    from unimm.eval.suites import choose_tasks
     from unimm.eval.tasks.drawings import DrawingSettings
 
-    tasks = choose_tasks(build_suite(suite, DrawingSettings(seed, guidance_scale, temperature, best_of)), task or [])
+    tasks = choose_tasks(task or [], suite, DrawingSettings(seed, guidance_scale, temperature, best_of))
     evaluate(open_model(model, device, dtype, weights), tasks, out)
 
 

@@ -1,4 +1,6 @@
-"""Tasks, the runner that scores a model on them, and the pages that show it.
+"""Evaluation: tasks, suites, the runner that scores a model on them, and the pages that show the results.
+
+    from unimm.eval import Example, Result, Task, collect, evaluate, summarize
 
 Public names, which YAML and other packages use; they are imported when they are first asked for.
 """
@@ -10,20 +12,32 @@ from unimm.runtime.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite
-    from unimm.eval.task import Example, Judgement, Result, Task
+    from unimm.eval.task import Example, Judgement, Result, Score, Task, collect, split_batches, summarize
+    from unimm.eval.tasks_by_name import load_task
     from unimm.eval.validation import ValidationConfig
 
-__all__ = ["Example", "Judgement", "Result", "Task", "ValidationConfig", "build_suite", "evaluate"]
+__all__ = [
+    "Example",
+    "Judgement",
+    "Result",
+    "Score",
+    "Task",
+    "ValidationConfig",
+    "build_suite",
+    "collect",
+    "evaluate",
+    "load_task",
+    "split_batches",
+    "summarize",
+]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "Task": "task",
-        "Result": "task",
-        "Example": "task",
-        "Judgement": "task",
+        **dict.fromkeys(("Example", "Judgement", "Result", "Score", "Task", "collect", "split_batches", "summarize"), "task"),
         "evaluate": "runner",
         "build_suite": "suites",
+        "load_task": "tasks_by_name",
         "ValidationConfig": "validation",
     },
 )

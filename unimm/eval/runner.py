@@ -1,4 +1,4 @@
-"""Runs tasks and writes what comes of them: every answer as it comes, the scores whole or not at all, pictures to look at.
+"""Runs tasks and writes their results: every answer as it comes, the scores atomically, pictures to look at.
 
 out/answers.jsonl     one line an item: task, key, category, language, prompt, expected, answer, correct, reason; and image,
                       original and codes where these are kept
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from unimm.eval.report.pictures import picture_result
 from unimm.eval.task import Example, ImageRetention, Result, Task
+from unimm.eval.tasks_by_name import check_task
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import write_json
 
@@ -80,20 +81,24 @@ def evaluate(
     """Run the tasks one after the other.
 
     Args:
+        engine: of `unimm.load`.
+        tasks: built-in ones (`build_suite`), or any objects with `name`, `num_items` and `run` (`Task`).
         out_folder: where answers, scores and pictures go, in place of an earlier evaluation's. None writes nothing.
         progress: show a live bar (where output is no terminal, a line every 10 seconds and a task) and, at the end, the table.
         console: where progress goes; standard output by default.
 
     Raises:
-        ValueError: two tasks have one name.
+        ValueError: one of them is no task, or two have one name.
     """
+    for task in tasks:
+        check_task(task, f"Task {task!r:.80}")
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"Every task needs a name of its own, not {', '.join(task.name for task in tasks)}.")
     report = Report()
     with _Output(Path(out_folder) if out_folder is not None else None) as output, _Display(console, progress) as display:
         for task in tasks:
             started = time.monotonic()
-            result = task.run(engine, _tell_all(display.start(task), output.writer(task.name)))
+            result = task.run(engine, _call_all(display.start(task), output.writer(task.name)))
             report.results[task.name], report.seconds[task.name] = result, time.monotonic() - started
             display.finish(result, report.seconds[task.name])
             output.write(report, result, finished=task is tasks[-1])
@@ -109,12 +114,12 @@ def _plain_score(value: float, interval: tuple[float, float], count: int) -> dic
     return {"score": value, "interval": list(interval), "count": count}
 
 
-def _tell_all(*listeners: Callable[[Example], None]) -> Callable[[Example], None]:
-    def tell_each(example: Example) -> None:
+def _call_all(*listeners: Callable[[Example], None]) -> Callable[[Example], None]:
+    def call_each(example: Example) -> None:
         for listener in listeners:
             listener(example)
 
-    return tell_each
+    return call_each
 
 
 class _Output:
@@ -140,13 +145,13 @@ class _Output:
     def writer(self, task_name: str) -> Callable[[Example], None]:
         """Writes the examples of one task."""
         names = ("key", "category", "language", "prompt", "expected", "answer", "correct", "reason")
-        album, numbers = ImageRetention(), itertools.count()
+        retention, numbers = ImageRetention(), itertools.count()
 
         def write_line(example: Example) -> None:
             if self._lines is not None:
                 line = {"task": task_name} | {name: getattr(example, name) for name in names}
                 number = next(numbers)
-                if album.keeps(example):
+                if retention.keeps(example):
                     line |= self._save_images(example, f"{task_name}-{number:05d}")
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self._lines.flush()
@@ -193,7 +198,7 @@ class _Display:
         self._bars.stop()
 
     def start(self, task: Task) -> Callable[[Example], None]:
-        """A bar for the task; moved by the examples it is told."""
+        """A bar for the task, moved by every example."""
         bar, right, seen = self._bars.add_task(task.name, total=task.num_items, note=""), 0, 0
         last_line = time.monotonic()
 

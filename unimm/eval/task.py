@@ -1,8 +1,8 @@
-"""Tasks and results: a task is data together with its own score, and a result keeps every single answer that made it.
+"""Tasks and results: a task is data together with its own score, and a result keeps every answer that made it.
 
-A task walks through its items in batches, asks the engine, judges what comes back, and yields one `Example` an item. The
-score is a share of right ones, so its uncertainty is known: the Wilson interval (Wilson 1927) says between which shares the
-truth lies in 95 of 100 cases. A benchmark is added by writing a class with `name`, `num_items` and `run`.
+A task goes through its items in batches, runs the engine, judges the output, and yields one `Example` an item. The score is
+the share of correct ones, with the Wilson interval (Wilson 1927) at 95 %. A task of your own is a class with `name`,
+`num_items` and `run(engine, progress)`; `evaluate` and `unimm eval --task pkg.module:Task` run it (recipes/evaluate.md).
 """
 
 import math
@@ -71,7 +71,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """What a task gives. `details`: a score a category and a language. `measures`: numbers beside it that are no shares."""
+    """What a task returns. details: a score for each category and language. measures: other numbers, which are no shares.
+
+    `summarize` makes it from the examples.
+    """
 
     name: str
     score: float
@@ -83,7 +86,10 @@ class Result:
 
 
 class Task(Protocol):
-    """Data and its own score. `progress` is told every example as it comes."""
+    """Data and its own score.
+
+    name: of the score, and of the files that are written. num_items: how many examples `run` makes.
+    """
 
     @property
     def name(self) -> str: ...
@@ -91,7 +97,9 @@ class Task(Protocol):
     @property
     def num_items(self) -> int: ...
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result: ...
+    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
+        """Run all items; `progress` is to be called with every example as soon as it is judged (`collect` does so)."""
+        ...
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
@@ -122,19 +130,19 @@ class ImageRetention:
         return not example.correct and self._num_wrong <= PICTURES_KEPT
 
 
-def tell(examples: Iterable[Example], progress: Callable[[Example], None]) -> list[Example]:
-    """All examples as a list, each told to `progress` as it comes; not all of them keep their images (`ImageRetention`)."""
-    kept, album = [], ImageRetention()
+def collect(examples: Iterable[Example], progress: Callable[[Example], None]) -> list[Example]:
+    """All examples as a list, each given to `progress` as it comes; not all of them keep their images (`ImageRetention`)."""
+    kept, retention = [], ImageRetention()
     for example in examples:
         progress(example)
-        kept.append(example if album.keeps(example) else replace(example, image=None, original=None, codes=None))
+        kept.append(example if retention.keeps(example) else replace(example, image=None, original=None, codes=None))
     return kept
 
 
 def summarize(
     name: str, examples: list[Example], measures: dict[str, float] | None = None, mean_of_categories: bool = False
 ) -> Result:
-    """The result of all examples: the share of right ones, or the mean of the categories' shares."""
+    """The result of all examples: the share of correct ones, or the mean of the categories' shares."""
     groups: dict[str, list[bool]] = {}
     for part in ("category", "language"):
         for example in sorted(examples, key=lambda example: getattr(example, part)):

@@ -4,12 +4,13 @@
     out/best/                           the model with the best score, written as any model
     out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items"}: what it was chosen by
 
-The tasks are those of the suites with other items, from the worlds' validation splits: what a suite scores of the model in the
-end did not choose it. Nothing here draws from a generator of the training.
+The built-in tasks are those of the suites with other items, from the worlds' validation splits: the scores of the finished
+model are not those by which it was chosen. Tasks of other packages ("pkg.module:Task?n=100") bring their own items. Nothing
+here draws from a random generator of the training.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,10 +19,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from unimm.checkpoints.weight_files import CONFIG
+from unimm.eval.suites import TASKS, VALIDATION_TASKS, Items
 from unimm.eval.task import Example, Task
-from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
 from unimm.eval.tasks.drawings import DrawingSettings
-from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings
+from unimm.eval.tasks_by_name import is_outside, load_task
 from unimm.inference.decode.stoppable import Stopped
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
@@ -33,47 +34,49 @@ RECORD = "validation.json"
 SEED = 1_000_003
 """Of the prompts and the noise of drawings: none that an evaluation is likely to take."""
 
-CATEGORIES = 6
-"""Of drawings of shapes: each gets a sixth of the items."""
-
-TASKS: dict[str, Callable[[int], Task]] = {
-    "shapes_answers": lambda num_items: ShapesAnswers(num_items, split="validation"),
-    "shapes_captions": lambda num_items: ShapesCaptions(num_items, split="validation"),
-    "shapes_drawings": lambda num_items: ShapesDrawings(-(-num_items // CATEGORIES), DrawingSettings(SEED)),
-    "digits_answers": lambda num_items: DigitsAnswers(num_items, split="validation"),
-    "digits_drawings": lambda num_items: DigitsDrawings(num_items, DrawingSettings(SEED)),
-}
-"""What can be validated on, by the number of items. Not reconstruction, which is the image tokenizer's; and not held-out pairs,
-which say something only as long as nothing was chosen by them.
-"""
-
 logger = logging.getLogger(__name__)
+
+
+def make_task(name: str, num_items: int) -> Task:
+    """A built-in task on items that no suite asks: of the validation split, and drawings of other prompts."""
+    return TASKS[name].make(Items(num_items, "validation", drawing=DrawingSettings(SEED)))
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """What is validated on, and by which score the best model is chosen.
 
-    tasks: of `TASKS`. num_items: of each; of drawings of shapes rounded up to whole categories.
-    monitor: a task; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
+    tasks: of `VALIDATION_TASKS`, or "pkg.module:Task" of another package (`load_task`).
+    num_items: of each built-in task; of drawings of shapes rounded up to whole categories.
+    monitor: a task's name; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
 
-    Raises ValueError for a task that is none, no tasks where one is monitored, or no items.
+    Raises ValueError for an unknown task, no tasks where one is monitored, or no items.
     """
 
-    tasks: tuple[str, ...] | list[str] = tuple(TASKS)
+    tasks: tuple[str, ...] | list[str] = VALIDATION_TASKS
     num_items: int = 100
     monitor: str = MEAN
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or (not self.tasks and self.monitor != LOSS):
             raise ValueError(
-                f"validation.tasks is a list of some of {', '.join(TASKS)}; empty only with validation.monitor={LOSS}."
+                f"validation.tasks is a list of some of {', '.join(VALIDATION_TASKS)}; "
+                f"empty only with validation.monitor={LOSS}."
             )
-        if unknown := [name for name in self.tasks if name not in TASKS]:
-            raise ValueError(f"There is no validation task '{unknown[0]}': choose among {', '.join(TASKS)}.")
+        own = [name for name in self.tasks if not is_outside(name)]
+        if unknown := [name for name in own if name not in VALIDATION_TASKS]:
+            raise ValueError(
+                f"There is no validation task '{unknown[0]}': choose among {', '.join(VALIDATION_TASKS)}, "
+                f"or name one of your own as pkg.module:Task."
+            )
         check_whole(self, 1, "num_items")
-        if self.monitor not in (MEAN, LOSS, *self.tasks):
-            raise ValueError(f"validation.monitor is {MEAN}, {LOSS} or one of {', '.join(self.tasks)}, not '{self.monitor}'.")
+        if len(own) == len(self.tasks):  # else the names are known when the tasks are loaded
+            self.check_monitor(own)
+
+    def check_monitor(self, names: Iterable[str]) -> None:
+        """Raises ValueError where none of these tasks, nor all of them, nor the loss is monitored."""
+        if self.monitor not in (MEAN, LOSS, *names):
+            raise ValueError(f"validation.monitor is {MEAN}, {LOSS} or one of {', '.join(names)}, not '{self.monitor}'.")
 
 
 class Validation:
@@ -83,9 +86,11 @@ class Validation:
         config: tasks, their size, and what the best is chosen by.
         folder: where the best model goes.
         save: writes an engine's model as a folder; what its last argument writes into that folder goes with it.
-        is_stopped: whether to leave early; then nothing of the validation counts.
+        is_stopped: whether to leave early; an interrupted validation leaves nothing behind.
 
-    Raises ValueError where the folder holds something else than a model.
+    Raises:
+        ValueError: the folder holds something else than a model, a task of another package cannot be loaded, two tasks have one
+            name, or there is none of the name that is monitored.
     """
 
     def __init__(
@@ -99,7 +104,16 @@ class Validation:
         self.config, self.folder = config, folder
         self.best: float | None = None
         self._save, self._is_stopped = save, is_stopped
-        self._tasks: dict[str, Task] | None = None
+        # Built-in tasks are made when they are first needed, by the one process that validates; others at once, so that a
+        # mistake ends the run before it begins.
+        self._tasks: dict[str, Task | None] = {}
+        for name in config.tasks:
+            task = load_task(name) if is_outside(name) else None
+            known = task.name if task else name
+            if known in (*self._tasks, MEAN, LOSS):
+                raise ValueError(f"Two scores of the validation are called '{known}': give the task another name.")
+            self._tasks[known] = task
+        config.check_monitor(self._tasks)
 
     def resume(self) -> None:
         """Go on with the best model that the folder holds, if it was chosen by the same scores."""
@@ -114,7 +128,7 @@ class Validation:
     def __call__(self, engine: Engine, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         """Score the present weights, and keep them where they are the best so far.
 
-        engine: asks them; nothing of it is kept.
+        engine: of the present weights; nothing of it is kept.
         losses: on held-out samples, their sum as "loss"; empty where there are none.
 
         Returns:
@@ -127,10 +141,11 @@ class Validation:
 
     def _score(self, engine: Engine) -> dict[str, float] | None:
         """The score of every task, and their mean; None where it was stopped."""
-        if self._tasks is None:
-            self._tasks = {name: TASKS[name](self.config.num_items) for name in self.config.tasks}
+        scores: dict[str, float] = {}
         try:
-            scores = {name: task.run(engine, self._leave_if_stopped).score for name, task in self._tasks.items()}
+            for name, task in self._tasks.items():
+                self._tasks[name] = task = task or make_task(name, self.config.num_items)
+                scores[name] = task.run(engine, self._leave_if_stopped).score
         except Stopped:
             return None
         return {**scores, MEAN: fmean(scores.values())} if scores else {}

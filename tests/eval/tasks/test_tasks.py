@@ -17,7 +17,7 @@ from unimm.data.worlds.scenes import SIDE, Scene, Shape, render
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import SUITES, build_suite
-from unimm.eval.task import PICTURES_KEPT, Example, summarize, tell, wilson_interval
+from unimm.eval.task import PICTURES_KEPT, Example, collect, summarize, wilson_interval
 from unimm.eval.tasks.answers import is_same_answer
 from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
 from unimm.eval.tasks.drawings import Drawings, DrawingSettings
@@ -201,7 +201,7 @@ def test_answers_are_compared_apart_from_case_width_and_punctuation():
 def test_only_the_first_examples_keep_images():
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     told = []
-    kept = tell((Example(str(n), "", "", "", True, image=image) for n in range(PICTURES_KEPT + 2)), told.append)
+    kept = collect((Example(str(n), "", "", "", True, image=image) for n in range(PICTURES_KEPT + 2)), told.append)
     assert [example.image is not None for example in kept[-4:]] == [True, True, False, False]
     assert len(told) == len(kept) and all(example.image is not None for example in told)
 
@@ -266,7 +266,7 @@ def test_suites_have_the_promised_sizes():
     assert [task.settings for task in drawings] == [settings] * 3
     other = next(task for task in build_suite("quick") if task.name == drawings[0].name)
     assert isinstance(other, Drawings)
-    first, other = drawings[0].commissions, other.commissions
+    first, other = drawings[0].items, other.items
     assert [one.prompt for one in first] != [one.prompt for one in other]
     with pytest.raises(ValueError, match="choose one of brief, quick, full"):
         build_suite("slow")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.records import Dataset, Question, Record
-from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
+from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
 from unimm.inference.engine import Engine
 
 AROUND = string.punctuation + string.whitespace + "。、·"
@@ -34,7 +34,7 @@ class Answers:
 
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
         """Ask all questions."""
-        return summarize(self.name, tell(self._examples(engine), progress))
+        return summarize(self.name, collect(self._examples(engine), progress))
 
     def _examples(self, engine: Engine) -> Iterator[Example]:
         for numbers in split_batches(list(range(self.num_items)), self.batch_size):
@@ -79,7 +79,7 @@ class Captions:
 
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
         """Ask for all captions."""
-        return summarize(self.name, tell(self._examples(engine), progress))
+        return summarize(self.name, collect(self._examples(engine), progress))
 
     def _examples(self, engine: Engine) -> Iterator[Example]:
         for numbers in split_batches(list(range(self.num_items)), self.batch_size):

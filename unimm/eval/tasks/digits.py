@@ -12,7 +12,7 @@ from unimm.data.worlds.digits import DigitJudge, DigitsWorld
 from unimm.data.worlds.digits_language import drawing_prompt
 from unimm.eval.task import Judgement
 from unimm.eval.tasks.answers import Answers
-from unimm.eval.tasks.drawings import USUAL, DrawingItem, Drawings, DrawingSettings
+from unimm.eval.tasks.drawings import MODEL_DEFAULTS, DrawingItem, Drawings, DrawingSettings
 
 NUM_DIGITS = 10
 
@@ -28,16 +28,16 @@ class DigitsAnswers(Answers):
 class DigitsDrawings(Drawings):
     """Digits drawn from prompts, all ten in turn, and read by the machine. Details: by digit, and by language."""
 
-    def __init__(self, num_items: int = 100, settings: DrawingSettings = USUAL):
-        commissions = tuple(commission(number) for number in range(num_items))
-        super().__init__("digits_drawings", commissions, settings)
+    def __init__(self, num_items: int = 100, settings: DrawingSettings = MODEL_DEFAULTS):
+        items = tuple(drawing_item(number) for number in range(num_items))
+        super().__init__("digits_drawings", items, settings)
 
     def measures(self) -> dict[str, float]:
         """The machine's own accuracy on the unseen half of the scans."""
         return {**super().measures(), "judge_accuracy": find_judge().accuracy}
 
 
-def commission(number: int) -> DrawingItem:
+def drawing_item(number: int) -> DrawingItem:
     """Drawing `number`: which digit, in which words."""
     wording, digit = divmod(number, NUM_DIGITS)
     prompt = drawing_prompt(digit, wording)

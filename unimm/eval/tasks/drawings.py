@@ -1,7 +1,7 @@
 """Drawings: prompts with a requirement each, drawn by the engine and read by a judge.
 
-Every prompt has noise of its own: with the same, two drawings of "an orange circle" would be one, and their mistakes counted
-twice. A score is the same whenever the seed is.
+Every prompt has noise of its own: with the same noise, two drawings of "an orange circle" would be equal, and a mistake would
+count twice. The same seed gives the same score.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.records import Text
-from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
+from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
 from unimm.inference.engine import Engine
 
 SEEDS = 1_000_003
-"""So far apart lie the seeds of noise of one evaluation and the next."""
+"""How far the seeds of noise of one evaluation and the next are apart."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,39 @@ class DrawingSettings:
     best_of: int = 1
 
 
-USUAL = DrawingSettings()
+MODEL_DEFAULTS = DrawingSettings()
 """The model's own settings, and seed 0."""
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Draws every commission once. batch_size: prompts the engine is given at once."""
+    """Draws every item once. batch_size: prompts that one call of the engine takes."""
 
     name: str
-    commissions: tuple[DrawingItem, ...]
-    settings: DrawingSettings = USUAL
+    items: tuple[DrawingItem, ...]
+    settings: DrawingSettings = MODEL_DEFAULTS
     mean_of_categories: bool = False
     batch_size: int = 64
 
     @property
     def num_items(self) -> int:
         """How many drawings are made."""
-        return len(self.commissions)
+        return len(self.items)
 
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Have all of them drawn and judged."""
-        examples = tell(self._examples(engine), progress)
+        """Draw and judge all items."""
+        examples = collect(self._examples(engine), progress)
         return summarize(self.name, examples, self.measures(), self.mean_of_categories)
 
     def measures(self) -> dict[str, float]:
-        """Numbers to report beside the score, such as how well the judge reads: here, from how many each drawing was chosen."""
+        """Numbers to report beside the score: here, of how many drawings each was the best."""
         return {"best_of": self.settings.best_of} if self.settings.best_of > 1 else {}
 
     def _examples(self, engine: Engine) -> Iterator[Example]:
         first = self.settings.seed * SEEDS
-        for batch in split_batches(list(self.commissions), self.batch_size):
+        for batch in split_batches(list(self.items), self.batch_size):
             images = engine.generate_images(
-                [commission.prompt.text for commission in batch],
+                [item.prompt.text for item in batch],
                 num_images=1,
                 seed=list(range(first, first + len(batch))),
                 guidance_scale=self.settings.guidance_scale,
@@ -82,18 +82,18 @@ class Drawings:
                 best_of=self.settings.best_of,
             )
             first += len(batch)
-            for commission, (drawing,) in zip(batch, images, strict=True):
+            for item, (drawing,) in zip(batch, images, strict=True):
                 image = np.asarray(drawing)
-                verdict = commission.judge(image)
+                verdict = item.judge(image)
                 yield Example(
-                    key=commission.key,
-                    prompt=commission.prompt.text,
-                    expected=commission.expected,
+                    key=item.key,
+                    prompt=item.prompt.text,
+                    expected=item.expected,
                     answer=verdict.answer,
                     correct=verdict.correct,
                     reason=verdict.reason,
-                    category=commission.category,
-                    language=commission.prompt.language,
+                    category=item.category,
+                    language=item.prompt.language,
                     drawn=True,
                     image=image,
                 )

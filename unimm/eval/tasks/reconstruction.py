@@ -15,7 +15,7 @@ from unimm.data.image import crop, pixels_to_array
 from unimm.data.records import Dataset, Record
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.eval.task import Example, Judgement, Result, split_batches, summarize, tell
+from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
 from unimm.eval.tasks import digits, shapes
 from unimm.inference.engine import Engine
 
@@ -35,7 +35,7 @@ class Reconstruction:
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
         """Reconstruct all images."""
         fidelity, usage = Fidelity(), CodebookUsage(engine.image_tokenizer.codebook_size)
-        examples = tell(self._examples(engine, fidelity, usage), progress)
+        examples = collect(self._examples(engine, fidelity, usage), progress)
         return summarize(self.name, examples, fidelity.measures() | usage.measures())
 
     def _examples(self, engine: Engine, fidelity: "Fidelity", usage: "CodebookUsage") -> Iterator[Example]:
@@ -98,9 +98,9 @@ class Fidelity:
 
     def add(self, images: np.ndarray, originals: np.ndarray) -> None:
         """One batch."""
-        made, wanted = (torch.from_numpy(array).permute(0, 3, 1, 2) / 255 for array in (images, originals))
+        made, expected = (torch.from_numpy(array).permute(0, 3, 1, 2) / 255 for array in (images, originals))
         for metric in self._metrics.values():
-            metric.update(made, wanted)
+            metric.update(made, expected)
 
     def measures(self) -> dict[str, float]:
         """PSNR in dB (infinite for exact copies) and SSIM."""

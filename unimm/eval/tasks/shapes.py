@@ -1,6 +1,7 @@
 """Tasks on the world of shapes: unseen questions, captions, drawings of GenEval's six categories, held-out pairs.
 
-All is judged from the scene's facts and by the checker; nothing learned takes part. Both languages are asked in turn.
+Answers are judged by the scene's facts and drawings by a checker of pixels, without any learned model. Both languages are
+asked in turn.
 """
 
 from collections import Counter
@@ -27,7 +28,7 @@ from unimm.data.worlds.shapes_language import RELATION_WORDS, Appearance, captio
 from unimm.data.worlds.shapes_questions import count_objects
 from unimm.eval.task import Judgement
 from unimm.eval.tasks.answers import Answers, Captions
-from unimm.eval.tasks.drawings import USUAL, DrawingItem, Drawings, DrawingSettings
+from unimm.eval.tasks.drawings import MODEL_DEFAULTS, DrawingItem, Drawings, DrawingSettings
 
 
 class ShapesAnswers(Answers):
@@ -56,22 +57,22 @@ class ShapesCaptions(Captions):
 class ShapesDrawings(Drawings):
     """The six drawing categories, `num_each` prompts of each; the score is the mean of the six categories' scores."""
 
-    def __init__(self, num_each: int = 40, settings: DrawingSettings = USUAL):
+    def __init__(self, num_each: int = 40, settings: DrawingSettings = MODEL_DEFAULTS):
         # Categories in turn: any part of the drawings shows all of them.
         tasks = [(category, index) for index in range(num_each) for category in CATEGORIES]
-        commissions = tuple(commission(category, index, settings.seed) for category, index in tasks)
-        super().__init__("shapes_drawings", commissions, settings, mean_of_categories=True)
+        items = tuple(drawing_item(category, index, settings.seed) for category, index in tasks)
+        super().__init__("shapes_drawings", items, settings, mean_of_categories=True)
 
 
 class ShapesHeldOut(Drawings):
     """Drawings with a pair of colour and form that training never shows: whether the model composes."""
 
-    def __init__(self, num_items: int = 120, settings: DrawingSettings = USUAL):
-        commissions = tuple(commission(HELD_OUT, index, settings.seed) for index in range(num_items))
-        super().__init__("shapes_held_out", commissions, settings)
+    def __init__(self, num_items: int = 120, settings: DrawingSettings = MODEL_DEFAULTS):
+        items = tuple(drawing_item(HELD_OUT, index, settings.seed) for index in range(num_items))
+        super().__init__("shapes_held_out", items, settings)
 
 
-def commission(category: str, index: int, seed: int) -> DrawingItem:
+def drawing_item(category: str, index: int, seed: int) -> DrawingItem:
     """Prompt `index` of a category and how its drawing is judged."""
     task: DrawingTask = make_drawing_task(category, index, seed)
     required = task.requirement
@@ -90,9 +91,9 @@ def judge_caption(caption: str, record: Record) -> Judgement:
     """Whether a caption names all that the record's scene shows, and nothing else."""
     if caption_is_exact(caption, record.facts):
         return Judgement(True, caption)
-    wanted = Counter(describe(item) for item in record.facts.objects)
+    shown = Counter(describe(item) for item in record.facts.objects)
     named = Counter(parse_caption(caption))
-    wrong = {"missing": wanted - named, "invented": named - wanted}
+    wrong = {"missing": shown - named, "invented": named - shown}
     reason = "; ".join(f"{word}: {name_looks(looks)}" for word, looks in wrong.items() if looks)
     return Judgement(False, caption, reason or "does not say that nothing is there")
 

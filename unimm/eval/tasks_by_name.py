@@ -1,0 +1,113 @@
+"""Evaluation tasks of other packages, by name: "pkg.module:Task", or "pkg.module:Task?n=100&split=test" with arguments.
+
+What is named is a class or a function that makes a task, called with the arguments, or a task itself. Values are read as JSON
+(100, 0.5, true, null, ["a", "b"]), and are plain text where they are none; `%26` stands for an `&` in them. Modules are looked
+for among the installed packages, then in the folder that the command runs in.
+"""
+
+import difflib
+import inspect
+import json
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from unimm.eval.task import Task
+
+PARTS = ("name", "num_items", "run")
+"""What a task has (`unimm.eval.Task`)."""
+
+
+def is_outside(name: str) -> bool:
+    """Whether a name is that of a task of another package."""
+    return ":" in name
+
+
+def load_task(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ValueError: the module cannot be imported, has no such thing, does not take the arguments, or gives no task.
+    """
+    place, _, query = name.partition("?")
+    module_name, _, attribute = place.partition(":")
+    made = _find(place, module_name, attribute)
+    arguments = _read_arguments(query, name)
+    if isinstance(made, type) or (callable(made) and not hasattr(made, "run")):
+        _check_arguments(made, arguments, place)
+        made = made(**arguments)
+    elif arguments:
+        raise ValueError(f"'{place}' is no class or function, so it takes no arguments: leave '?{query}' out.")
+    return check_task(made, f"'{place}'")
+
+
+def check_task(task: Any, what: str) -> Task:
+    """The task as it is.
+
+    Args:
+        what: how messages name it.
+
+    Raises:
+        ValueError: it is no task, or has a name that no file can have.
+    """
+    if isinstance(task, type):
+        raise ValueError(f"{what} is a class: evaluate an object of it, such as {task.__name__}().")
+    if missing := [part for part in PARTS if not hasattr(task, part)]:
+        raise ValueError(
+            f"{what} is no task: it is of type {type(task).__name__}, without {' and '.join(missing)}. "
+            f"A task has name, num_items and run(engine, progress) -> unimm.eval.Result."
+        )
+    if not isinstance(task.name, str) or not re.fullmatch(r"[\w.-]+", task.name):
+        raise ValueError(f"The name of {what} names files, too: use letters, digits, '_', '-' and '.', not {task.name!r}.")
+    return task
+
+
+def _find(place: str, module_name: str, attribute: str) -> Any:
+    if not module_name or not attribute:
+        raise ValueError(f"'{place}' names no task: write pkg.module:Task.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # as `python -m` looks there; last, so that nothing installed is hidden
+    try:
+        found: Any = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"The task '{place}' cannot be imported ({error}): install its package, or run this in the folder that holds it."
+        ) from error
+    for step in attribute.split("."):
+        if not hasattr(found, step):
+            close = difflib.get_close_matches(step, [name for name in dir(found) if not name.startswith("_")], 1)
+            raise ValueError(f"'{module_name}' has no '{attribute}'{f': did you mean {close[0]!r}?' if close else '.'}")
+        found = getattr(found, step)
+    return found
+
+
+def _read_arguments(query: str, name: str) -> dict[str, Any]:
+    arguments = {}
+    for pair in query.split("&") if query else ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"Cannot read '{pair}' in '{name}': arguments are written as pkg.module:Task?n=100&split=test.")
+        arguments[key] = _read_value(unquote(value))
+    return arguments
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _check_arguments(made: Any, arguments: dict[str, Any], place: str) -> None:
+    try:
+        signature = inspect.signature(made)
+    except ValueError:  # written in C, some without a signature: the call itself tells
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"'{place}' does not take these arguments ({error}): it takes {signature}.") from error
