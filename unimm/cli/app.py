@@ -276,11 +276,13 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores: ARM-SEED, such as two-0, two-1.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores, named VARIANT-SEED, such as two-0.")
+    ],
     task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
 ) -> None:
-    """Put the scores of an ablation's arms beside each other, means over seeds: a table and a plot.
+    """Put the scores of an ablation's variants beside each other, means over seeds: a table and a plot.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Arms of an ablation: means over seeds, settings beside each other, a table and a plot from what evaluations leave."""
+"""Variants of an ablation: means over seeds, settings beside each other, a table and a plot from what evaluations leave."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.eval.report.ablation import MeanOverSeeds, columns_of, find_arms, group_arms
+from unimm.eval.report.ablation import MeanOverSeeds, columns_of, find_variants, group_runs
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two arms, one of them with two seeds; drawings at three values of guidance."""
+    """Two variants, one of them with two seeds; drawings at three values of guidance."""
     for run, score in (("two-0", 0.5), ("two-1", 0.7), ("one-0", 0.1)):
         write(tmp_path / run / "scores", {"shapes_answers": score, "shapes_captions": score / 2})
         for guidance in ("1", "2.5", "10"):
@@ -27,24 +27,24 @@ def write(folder: Path, scores: dict[str, float]) -> None:
     (folder / "scores.json").write_text(json.dumps({"finished": True, "tasks": tasks}))
 
 
-def test_seeds_are_one_arm_and_settings_are_not(runs: Path) -> None:
-    arms, notes = find_arms(runs)
+def test_seeds_are_one_variant_and_settings_are_not(runs: Path) -> None:
+    variants, notes = find_variants(runs)
     assert not notes
-    assert list(arms) == ["one", "two"]
-    assert arms["two"]["shapes_answers"] == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-3), 2)
-    assert arms["one"]["shapes_answers"] == MeanOverSeeds(0.1, 0.0, 1)
-    assert arms["two"]["guidance-2.5 shapes_drawings"].mean == pytest.approx(0.24)
-    assert arms["two"]["guidance-10 shapes_drawings"].mean == pytest.approx(0.06)
+    assert list(variants) == ["one", "two"]
+    assert variants["two"]["shapes_answers"] == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-3), 2)
+    assert variants["one"]["shapes_answers"] == MeanOverSeeds(0.1, 0.0, 1)
+    assert variants["two"]["guidance-2.5 shapes_drawings"].mean == pytest.approx(0.24)
+    assert variants["two"]["guidance-10 shapes_drawings"].mean == pytest.approx(0.06)
 
 
 def test_columns_are_in_order(runs: Path) -> None:
     """As tasks are asked for, and then by the setting's value: ten comes after two and a half."""
-    arms, _ = find_arms(runs)
+    variants, _ = find_variants(runs)
     drawings = [f"guidance-{value} shapes_drawings" for value in ("1", "2.5", "10")]
-    assert columns_of(arms, ["shapes_drawings", "shapes_answers"]) == [*drawings, "shapes_answers"]
-    assert set(columns_of(arms, [])) == {"shapes_answers", "shapes_captions", *drawings}
+    assert columns_of(variants, ["shapes_drawings", "shapes_answers"]) == [*drawings, "shapes_answers"]
+    assert set(columns_of(variants, [])) == {"shapes_answers", "shapes_captions", *drawings}
     with pytest.raises(ValueError, match="No run has a score of 'poems': choose among"):
-        columns_of(arms, ["poems"])
+        columns_of(variants, ["poems"])
 
 
 def test_what_does_not_match_is_said(runs: Path) -> None:
@@ -53,18 +53,18 @@ def test_what_does_not_match_is_said(runs: Path) -> None:
     (runs / "late-0/scores/scores.json").write_text(json.dumps({"finished": False, "tasks": {"a": {"score": 1.0}}}))
     (runs / "one-1/scores").mkdir(parents=True)
     (runs / "one-1/scores/scores.json").write_text(json.dumps({"tasks": {"shapes_answers": {"score": 0.3, "count": 2000}}}))
-    arms, notes = find_arms(runs)
-    assert "late" not in arms and arms["one"]["shapes_answers"].num_seeds == 2
+    variants, notes = find_variants(runs)
+    assert "late" not in variants and variants["one"]["shapes_answers"].num_seeds == 2
     assert notes == [
-        f"Left out, for they are not finished: {runs / 'late-0/scores'}.",
+        f"Left out, since they are not finished: {runs / 'late-0/scores'}.",
         "Scores of shapes_answers are not all of as many items (40, 2000).",
     ]
 
 
 def test_one_value_written_in_two_ways_is_one_setting(runs: Path) -> None:
     (runs / "two-1/guidance-2.5").rename(runs / "two-1/guidance-2.50")
-    arms, _ = find_arms(runs)
-    assert arms["two"]["guidance-2.5 shapes_drawings"].num_seeds == 2
+    variants, _ = find_variants(runs)
+    assert variants["two"]["guidance-2.5 shapes_drawings"].num_seeds == 2
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_what_cannot_be_compared_is_refused(runs: Path, path: str, content: obje
     (runs / path).parent.mkdir(exist_ok=True)
     (runs / path).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        find_arms(runs)
+        find_variants(runs)
 
 
-def test_an_evaluation_in_the_runs_folder_itself_is_an_arm_too() -> None:
-    assert list(group_arms([("scores", {"answers": 0.5}), ("two-3", {"answers": 0.25})])) == ["scores", "two"]
+def test_an_evaluation_in_the_runs_folder_itself_is_a_variant_too() -> None:
+    assert list(group_runs([("scores", {"answers": 0.5}), ("two-3", {"answers": 0.25})])) == ["scores", "two"]
 
 
 @pytest.mark.parametrize("tasks", [[], ["shapes_answers"], ["shapes_drawings"]])

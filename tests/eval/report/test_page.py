@@ -1,5 +1,7 @@
 """The report: one page that holds everything in itself, and shows failures first."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
 from unimm.eval.report.curves import draw_curves, read_metrics, smooth
-from unimm.eval.report.page import SHOWN, choose_examples, colour_codes, write_report
+from unimm.eval.report.page import SHOWN, choose_examples, colour_codes, read_samples, write_report
 from unimm.eval.runner import evaluate
 from unimm.eval.task import PICTURES_KEPT, Example, ImageRetention
 from unimm.eval.tasks.digits import DigitsAnswers
@@ -57,6 +60,10 @@ def run(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "\n".join(json.dumps(line) for line in lines) + '\n{"step": 40, "loss/te'
         (folder / name / "metrics.jsonl").write_text(text)
         (folder / name / "config.yaml").write_text("note: <b>&</b>\n")
+    for name, step, side in (("drawings", 9, 4), ("drawings", 1000, 8), ("reconstructions", 1000, 6)):
+        (folder / "unified" / "samples").mkdir(exist_ok=True)
+        Image.new("RGB", (side, side)).save(folder / "unified" / "samples" / f"{step:08d}-{name}.png")
+    (folder / "unified" / "samples" / "00001000-captions.txt").write_text("a <red> circle\n    -> a circle\n")
     (folder / "quickstart.json").write_text(json.dumps({"seed": 7, "seconds": 90.0}))
     return folder
 
@@ -73,6 +80,16 @@ def test_the_page_holds_everything_in_itself(run: Path) -> None:
         assert words in text
     assert "note: &lt;b&gt;&amp;&lt;/b&gt;" in text
     assert 'alt="its codes"' in text
+
+
+def test_a_training_shows_its_newest_samples(run: Path) -> None:
+    samples = read_samples(run / "unified" / "samples")
+    assert [(one.name, one.step) for one in samples] == [("drawings", 1000), ("reconstructions", 1000), ("captions", 1000)]
+    picture = Image.open(io.BytesIO(base64.b64decode((samples[0].picture or "").partition(",")[2])))
+    assert picture.size == (8, 8) and samples[2].text == "a <red> circle\n    -> a circle"
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "reconstructions after 1,000 steps" in text and "a &lt;red&gt; circle" in text
+    assert read_samples(run / "tokenizer" / "samples") == []
 
 
 def test_failures_come_first(run: Path, tmp_path: Path) -> None:
@@ -122,7 +139,7 @@ def test_curves(run: Path, tmp_path: Path) -> None:
     assert smooth([0.0, 1.0], weight=0.5) == pytest.approx([0.0, 2 / 3])
 
 
-def test_arms_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+def test_variants_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     for name, score in (("two-0", 0.5), ("two-1", 0.7), ("one-0", 0.1)):
         (tmp_path / name).mkdir()
         told = {"score": score, "interval": [0.0, 1.0], "count": 3, "details": {}, "measures": {}, "seconds": 1.0}

@@ -1,7 +1,7 @@
-"""Arms of an ablation: scores of trainings that differ in one thing, over several seeds.
+"""Variants of an ablation: scores of trainings that differ in one thing, over several seeds.
 
-A run is a folder ARM-SEED, "two-0"; its evaluations are folders in it. That of the training's end is "scores"; one named
-WORD-NUMBER, "guidance-2.5", is the arm at that value of a setting.
+A run is a folder VARIANT-SEED, "two-0"; its evaluations are folders in it. That of the training's end is "scores"; one named
+NAME-NUMBER, "guidance-2.5", is the same variant at that value of a setting.
 """
 
 import itertools
@@ -16,11 +16,11 @@ import numpy as np
 from unimm.eval.report.curves import GREY, PALETTE
 from unimm.runtime.atomic_files import read_json
 
-USUAL = "scores"
+FINAL_SCORES = "scores"
 """The folder of the evaluation at a training's end."""
 
 LONG_NAME = 9
-"""Letters of an arm's name from which on names below bars would touch."""
+"""Letters of a variant's name above which names below bars would touch."""
 
 SEED = re.compile(r"-\d+$")
 SETTING = re.compile(r"(.+)-(\d+(?:\.\d+)?)$")
@@ -34,28 +34,29 @@ class MeanOverSeeds(NamedTuple):
     num_seeds: int
 
 
-Arms = dict[str, dict[str, MeanOverSeeds]]
-"""Scores by arm and column: "shapes_answers", or "guidance-2.5 shapes_drawings"."""
+Variants = dict[str, dict[str, MeanOverSeeds]]
+"""Scores by variant and column: "shapes_answers", or "guidance-2.5 shapes_drawings"."""
 
 
-def group_arms(evaluations: Iterable[tuple[str, dict[str, float]]]) -> Arms:
+def group_runs(evaluations: Iterable[tuple[str, dict[str, float]]]) -> Variants:
     """Scores beside each other. An evaluation is named as its folder is, below that of the runs: "two-0/guidance-2.5"."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, scores in evaluations:
         run, _, setting = name.partition("/")
-        told = found.setdefault(SEED.sub("", run), {})
+        columns = found.setdefault(SEED.sub("", run), {})
         for task, score in scores.items():
-            told.setdefault(f"{_column(setting)} {task}".strip(), []).append(score)
+            columns.setdefault(f"{_column(setting)} {task}".strip(), []).append(score)
     return {
-        arm: {
-            column: MeanOverSeeds(mean(them), stdev(them) if len(them) > 1 else 0.0, len(them)) for column, them in told.items()
+        variant: {
+            column: MeanOverSeeds(mean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
+            for column, values in columns.items()
         }
-        for arm, told in sorted(found.items())
+        for variant, columns in sorted(found.items())
     }
 
 
-def find_arms(folder: Path) -> tuple[Arms, list[str]]:
-    """The arms in a folder of runs, and notes on what was left out or does not match, a sentence each.
+def find_variants(folder: Path) -> tuple[Variants, list[str]]:
+    """The variants in a folder of runs, and notes on what was left out or does not match, a sentence each.
 
     Raises:
         ValueError: none has scores, a file holds something else, a run has two evaluations of one name, or the folder is a run.
@@ -64,13 +65,13 @@ def find_arms(folder: Path) -> tuple[Arms, list[str]]:
         raise ValueError(f"{folder} is one run, and seeds are runs beside each other: name the folder that holds them.")
     paths = sorted(path for pattern in ("*/scores.json", "*/*/scores.json") for path in folder.glob(pattern))
     read = {path: _read_scores(path) for path in paths}
-    unfinished = [str(path.parent) for path, (finished, _) in read.items() if not finished]
-    told = {path: tasks for path, (finished, tasks) in read.items() if finished and tasks}
-    if not told:
-        raise ValueError(f"{folder} holds no runs with scores (ARM-SEED/scores/scores.json): name the folder of runs.")
-    notes = [f"Left out, for they are not finished: {', '.join(unfinished)}."] if unfinished else []
+    unfinished = [str(path.parent) for path, (is_finished, _) in read.items() if not is_finished]
+    finished = {path: tasks for path, (is_finished, tasks) in read.items() if is_finished and tasks}
+    if not finished:
+        raise ValueError(f"{folder} holds no runs with scores (VARIANT-SEED/scores/scores.json): name the folder of runs.")
+    notes = [f"Left out, since they are not finished: {', '.join(unfinished)}."] if unfinished else []
     evaluations, counts, seen = [], {}, {}
-    for path, tasks in told.items():
+    for path, tasks in finished.items():
         name = str(path.parent.relative_to(folder))
         run, _, setting = name.partition("/")
         column = _column(setting)
@@ -85,7 +86,7 @@ def find_arms(folder: Path) -> tuple[Arms, list[str]]:
         for column, them in counts.items()
         if len(them) > 1
     ]
-    return group_arms(evaluations), notes
+    return group_runs(evaluations), notes
 
 
 def _read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
@@ -100,16 +101,16 @@ def _read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
 def _column(setting: str) -> str:
     """What an evaluation's folder says of a setting: nothing, or "guidance-2.5" ("guidance-2.50" is the same)."""
     found = SETTING.match(setting)
-    return f"{found[1]}-{float(found[2]):g}" if found else "" if setting == USUAL else setting
+    return f"{found[1]}-{float(found[2]):g}" if found else "" if setting == FINAL_SCORES else setting
 
 
-def columns_of(arms: Arms, tasks: list[str]) -> list[str]:
+def columns_of(variants: Variants, tasks: list[str]) -> list[str]:
     """What there is of these tasks, all of it where none is named: a task, then the same at each value of a setting.
 
     Raises:
         ValueError: there is no such task.
     """
-    every = list(dict.fromkeys(column for told in arms.values() for column in told))
+    every = list(dict.fromkeys(column for scores in variants.values() for column in scores))
     known = list(dict.fromkeys(column.split()[-1] for column in every))
     if unknown := [task for task in tasks if task not in known]:
         raise ValueError(f"No run has a score of '{unknown[0]}': choose among {', '.join(known)}.")
@@ -117,28 +118,32 @@ def columns_of(arms: Arms, tasks: list[str]) -> list[str]:
     return sorted((one for one in every if one.split()[-1] in places), key=lambda one: (places[one.split()[-1]], _value(one)))
 
 
-def plot(arms: Arms, columns: list[str], path: Path) -> None:
-    """Scores as bars, an arm a group, or, where they were taken at several values of a setting, as a line an arm. The suffix
-    says which format."""
+def plot(variants: Variants, columns: list[str], path: Path) -> None:
+    """Scores as bars in a group for each variant, or, where they were taken at several values of a setting, as a line for each.
+
+    path: its suffix says which format.
+    """
     from matplotlib.figure import Figure
 
     lines: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        if told := _setting(column):
-            lines.setdefault((told[0], column.split()[-1]), []).append(column)
+        if setting := _setting(column):
+            lines.setdefault((setting[0], column.split()[-1]), []).append(column)
     at_settings = {
         task: [column for column in columns if _setting(column) and column.endswith(f" {task}")] for _, task in lines
     }
-    plain = [column for column in columns if not _setting(column) and not _told_by(arms, column, at_settings.get(column, []))]
+    plain = [
+        column for column in columns if not _setting(column) and not _shown_in(variants, column, at_settings.get(column, []))
+    ]
     panels = [*([plain] if plain else []), *lines.items()]
-    widths = [max(4.6, 0.9 * len(arms))] * bool(plain) + [4.6] * len(lines)
+    widths = [max(4.6, 0.9 * len(variants))] * bool(plain) + [4.6] * len(lines)
     figure = Figure(figsize=(sum(widths), 3.8), layout="constrained")
     drawn = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for axes, panel in zip(drawn, panels, strict=True):
         if isinstance(panel, list):
-            _bars(axes, arms, panel)
+            _bars(axes, variants, panel)
         else:
-            _lines(axes, arms, *panel)
+            _lines(axes, variants, *panel)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
@@ -146,18 +151,18 @@ def plot(arms: Arms, columns: list[str], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _told_by(arms: Arms, column: str, others: list[str]) -> bool:
-    """Whether every arm that has a score has it at a value of a setting, too, where a picture shows it."""
-    return all(column not in told or any(other in told for other in others) for told in arms.values())
+def _shown_in(variants: Variants, column: str, others: list[str]) -> bool:
+    """Whether every variant that has a score has it at a value of a setting, too, where a picture shows it."""
+    return all(column not in scores or any(other in scores for other in others) for scores in variants.values())
 
 
-def _bars(axes, arms: Arms, columns: list[str]) -> None:
-    names = [arm for arm, told in arms.items() if any(column in told for column in columns)]
+def _bars(axes, variants: Variants, columns: list[str]) -> None:
+    names = [variant for variant, scores in variants.items() if any(column in scores for column in columns)]
     width = 0.8 / len(columns)
     for place, (column, colour) in enumerate(zip(columns, itertools.cycle(PALETTE), strict=False)):
-        known = [(index, arms[arm][column]) for index, arm in enumerate(names) if column in arms[arm]]
+        known = [(index, variants[variant][column]) for index, variant in enumerate(names) if column in variants[variant]]
         at = [index + width * (place - (len(columns) - 1) / 2) for index, _ in known]
-        heights, errors = [over.mean for _, over in known], [over.deviation for _, over in known]
+        heights, errors = [one.mean for _, one in known], [one.deviation for _, one in known]
         axes.bar(at, heights, 0.9 * width, color=colour, label=column.replace("_", " "), alpha=0.85)
         axes.errorbar(at, heights, errors, fmt="none", ecolor="#333a45", elinewidth=1, capsize=2)
     crowded = max(map(len, names)) > LONG_NAME
@@ -166,17 +171,19 @@ def _bars(axes, arms: Arms, columns: list[str]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def _lines(axes, arms: Arms, what: tuple[str, str], columns: list[str]) -> None:
+def _lines(axes, variants: Variants, what: tuple[str, str], columns: list[str]) -> None:
     setting, task = what
     values = sorted({_value(column) for column in columns})
     step = 0.006 * (values[-1] - values[0] or 1.0)  # beside each other, or their bars would hide each other
-    for number, ((arm, told), colour) in enumerate(zip(arms.items(), itertools.cycle(PALETTE), strict=False)):
-        known = [(_value(column), told[column]) for column in columns if column in told]
+    for number, ((variant, scores), colour) in enumerate(zip(variants.items(), itertools.cycle(PALETTE), strict=False)):
+        known = [(_value(column), scores[column]) for column in columns if column in scores]
         if known:
-            at, overs = zip(*known, strict=True)
-            heights, errors = [over.mean for over in overs], [over.deviation for over in overs]
-            shifted = np.asarray(at) + step * (number - len(arms) / 2)
-            axes.errorbar(shifted, heights, errors, fmt="o-", color=colour, label=arm, capsize=2, linewidth=1.4, markersize=4)
+            at, means = zip(*known, strict=True)
+            heights, errors = [one.mean for one in means], [one.deviation for one in means]
+            shifted = np.asarray(at) + step * (number - len(variants) / 2)
+            axes.errorbar(
+                shifted, heights, errors, fmt="o-", color=colour, label=variant, capsize=2, linewidth=1.4, markersize=4
+            )
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set(xlabel=setting, ylabel=f"share right, {task.replace('_', ' ')}")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -190,6 +197,6 @@ def _setting(column: str) -> tuple[str, float] | None:
 
 
 def _value(column: str) -> float:
-    """The setting's value; of a column without one something below all."""
-    told = _setting(column)
-    return told[1] if told else -1.0
+    """The setting's value; of a column without one a number below all."""
+    setting = _setting(column)
+    return setting[1] if setting else -1.0

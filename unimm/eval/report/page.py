@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from unimm.eval.report.ablation import group_arms
+from unimm.eval.report.ablation import group_runs
 from unimm.eval.report.curves import draw_curves, read_metrics
 
 SHOWN = 12
@@ -30,12 +30,23 @@ MAX_DEPTH = 3
 
 @dataclass(frozen=True)
 class Training:
-    """One run of a trainer: its name, its curves as SVG by group, its last numbers, its configuration."""
+    """One run of a trainer: its name, its curves as SVG by group, its newest samples, its last numbers, its configuration."""
 
     name: str
     curves: dict[str, str]
+    samples: list["Sample"]
     last: dict[str, float]
     config: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a training made in its middle: drawings or reconstructions as a data URI, captions as text, and at which step."""
+
+    name: str
+    step: int
+    picture: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         trainings=trainings,
         evaluations=evaluations,
-        comparison=group_arms((one.name, {task: told["score"] for task, told in one.scores.items()}) for one in evaluations),
+        comparison=group_runs((one.name, {task: score["score"] for task, score in one.scores.items()}) for one in evaluations),
         quickstart=_read_json(run / "quickstart.json"),
     )
     out = out or run / "report.html"
@@ -89,20 +100,34 @@ def read_training(folder: Path, run: Path) -> Training:
     return Training(
         name=_name(folder, run),
         curves=draw_curves(series),
+        samples=read_samples(folder / "samples"),
         last={name: points[-1][1] for name, points in series.items()},
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 
+def read_samples(folder: Path) -> list[Sample]:
+    """The newest picture and text of each name in a training's folder of samples, pictures first."""
+    newest = {path.name.partition("-")[2]: path for path in sorted(folder.glob("*-*"))}  # steps have leading zeros
+    samples = []
+    for path in sorted(newest.values(), key=lambda path: (path.suffix != ".png", path.name)):
+        step, _, name = path.stem.partition("-")
+        if step.isdecimal() and path.suffix == ".png":
+            samples.append(Sample(name, int(step), picture=_embed_file(path)))
+        elif step.isdecimal() and path.suffix == ".txt":
+            samples.append(Sample(name, int(step), text=path.read_text(encoding="utf-8").strip()))
+    return samples
+
+
 def read_evaluation(folder: Path, run: Path) -> Evaluation:
     """What an evaluation left in its folder."""
-    told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "answers.jsonl").is_file() else []
     examples = {
         task: choose_examples([_with_pictures(one, folder) for one in group if "image" in one])
         for task, group in groupby(map(json.loads, lines), key=lambda one: one["task"])
     }
-    return Evaluation(_name(folder, run), told["tasks"], {k: v for k, v in examples.items() if v}, told["finished"])
+    return Evaluation(_name(folder, run), scores["tasks"], {k: v for k, v in examples.items() if v}, scores["finished"])
 
 
 def choose_examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
