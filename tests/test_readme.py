@@ -1,23 +1,30 @@
-"""Documents are executed: the README's example and shell lines run with a tiny model, its links lead somewhere."""
+"""Documents are executed: README's and the recipes' commands and examples run, at toy size; their links and paths exist."""
 
+import dataclasses
 import json
 import re
 import shlex
+import sys
+import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 from users_files import make_all
 
 from unimm.cli.app import app
+from unimm.cli.compose import compose_config
+from unimm.eval import suites
 from unimm.inference.decode.request import Request
-from unimm.inference.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "recipes").glob("*.md")])
+RECIPES = ROOT / "recipes"
+DOCUMENTS = sorted([ROOT / "README.md", *RECIPES.glob("*.md"), ROOT / "unimm/demo/README.md"])
 RUNNABLE = ("caption", "answer", "generate")
-"""Verbs that take no longer with a tiny model than a test may."""
+"""Commands that take no longer with a tiny model than a test may."""
 
 
 def fenced(document: Path, language: str) -> list[str]:
@@ -30,74 +37,201 @@ def fenced_lines(document: Path) -> list[str]:
     return [line for block in fenced(document, "bash") for line in block.splitlines()]
 
 
-def shell_lines(*first_words: str) -> list[str]:
-    """The shell lines of all documents that begin with these words."""
-    lines = [line for document in DOCUMENTS for line in fenced_lines(document)]
+def shell_lines(*first_words: str, documents: list[Path] = DOCUMENTS) -> list[str]:
+    """The shell lines of documents that begin with these words."""
+    lines = [line for document in documents for line in fenced_lines(document)]
     return [line for line in lines if line.split()[: len(first_words)] == list(first_words)]
+
+
+def run(line: str, *more: str) -> None:
+    """A shell line, as it stands, with more words behind it."""
+    result = CliRunner().invoke(app, [*shlex.split(line)[1:], *more])
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def execute(example: str, names: dict) -> None:
+    """An example in Python."""
+    exec(compile(example, "example.py", "exec"), names)
 
 
 @pytest.fixture
 def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as a newcomer has it after the quickstart, with a photo."""
+    """A folder as users have it after the quickstart, the demo and some trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
-    Path("runs/quickstart").mkdir(parents=True)
-    Path("runs/quickstart/model").symlink_to(tiny_folder)
-    Path("runs/photos").mkdir()
-    Path("runs/photos/model").symlink_to(tiny_folder)
-    Path("runs/life/finetune").mkdir(parents=True)
-    Path("runs/life/finetune/model").symlink_to(tiny_folder)
-    Path("models").mkdir()
-    Path("models/janus-pro-1b").symlink_to(tiny_folder)
+    for model in ("runs/quickstart/model", "runs/photos/model", "runs/life/finetune/model", "models/janus-pro-1b"):
+        Path(model).parent.mkdir(parents=True)
+        Path(model).symlink_to(tiny_folder)
     Path("runs/demo").mkdir()
-    picture.save("runs/demo/photo.png")
+    for name in ("photo.png", "digit.png"):
+        picture.save(f"runs/demo/{name}")
     return tmp_path
 
 
-def test_the_two_commands_stand_there_as_newcomers_look_for_them() -> None:
+# -- README ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_commands_stand_there_as_people_look_for_them() -> None:
     lines = fenced_lines(ROOT / "README.md")
     assert next(line for line in lines if "unimm quickstart" in line) == "pip install -e . && unimm quickstart"
     assert next(line for line in lines if "pytest" in line) == 'pip install -e ".[test]" && pytest'
 
 
-def test_the_python_example_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example = fenced(ROOT / "README.md", "python")[0]
+def test_the_readme_is_short_and_shows_a_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert (ROOT / picture).stat().st_size < 200_000
+
+
+def test_the_readme_runs_as_written_in_a_fresh_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the two commands that install, in their order, with the demo model: photo.png is there when it is used."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNIMM_MODEL", raising=False)
+    (example,) = fenced(ROOT / "README.md", "python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
-    exec(compile(example, "README.md", "exec"), {})
-    assert Image.open(workplace / "drawing.png").size == (64, 64)
-    assert capsys.readouterr().out.count("\n") >= 2
+    first, *others = (line for line in fenced_lines(ROOT / "README.md") if not line.startswith("pip "))
+    run(first)
+    execute(example, {})
+    assert Image.open("drawing.png").size == (64, 64)
+    assert "circle" in capsys.readouterr().out
+    for line in others:
+        run(line)
+    assert len(list(Path("drawings").iterdir())) == 4
 
 
-def test_the_streaming_example_runs(workplace: Path, tiny_engine: Engine) -> None:
-    names: dict = {"engine": tiny_engine}
-    exec(compile(fenced(ROOT / "README.md", "python")[1], "README.md", "exec"), names)
-    assert names["progress"].is_final and Image.open(workplace / "preview.png").size == (16, 16)
-    assert names["completion"].finish_reason in ("stop", "length")
+def test_the_file_map_names_every_part_of_the_package() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for part in sorted(path for path in (ROOT / "unimm").iterdir() if path.is_dir() and path.name != "__pycache__"):
+        assert f"(unimm/{part.name})" in text, part.name
 
 
-def test_the_loop_example_runs(tiny_engine: Engine) -> None:
-    example = fenced(ROOT / "README.md", "python")[2]
-    names = {"engine": tiny_engine, "request": Request(tiny_engine.template.draw("a", num_codes=4))}
-    exec(compile(example, "README.md", "exec"), names)
-    assert len(names["ids"]) == 1 and not names["done"]
-    tiny_engine.decoder.abort(names["ticket"])
-    assert tiny_engine.decoder.stats().num_rows == 0
+# -- every document -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", [line for verb in RUNNABLE for line in shell_lines("unimm", verb)])
 def test_shell_lines_run(line: str, workplace: Path) -> None:
-    result = CliRunner().invoke(app, shlex.split(line)[1:])
-    assert result.exit_code == 0, result.output
+    run(line)
 
 
-def test_every_verb_is_one(workplace: Path) -> None:
-    verbs = {line.split()[1] for line in shell_lines("unimm")}
-    assert verbs >= {*RUNNABLE, "eval", "train", "quickstart"}
-    for verb in verbs:
-        assert f"  {verb} " in CliRunner().invoke(app, ["--help"]).output
+def test_every_command_and_its_options_are_there() -> None:
+    """All lines, those too that take hours: the shell reads them without a complaint."""
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    lines = shell_lines("unimm")
+    assert {line.split()[1] for line in lines} >= {*RUNNABLE, "eval", "train", "quickstart", "convert", "average"}
+    for line in lines:
+        verb, *words = shlex.split(re.sub(r"\$\w+", "1", line))[1:]  # a loop's variables
+        commands[verb].make_context(verb, words)
 
 
-LEARNING = [line for line in fenced_lines(ROOT / "recipes/your_own_data.md") if line.split()[1] in ("encode", "train")]
+COMPOSED = [RECIPES / name for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md")]
+"""Their trainings take hours; those of the other pages are run at toy size."""
+
+
+def test_long_trainings_compose() -> None:
+    """Lines that differ in values alone, once; tests/test_conf.py composes every experiment."""
+    lines = [line for verb in ("train", "train-tokenizer", "encode") for line in shell_lines("unimm", verb, documents=COMPOSED)]
+    composed = set()
+    for line in lines:
+        verb, *words = shlex.split(line)[1:]
+        if "--multirun" in words:  # a sweep: the first value of each
+            words = [word.split(",")[0] for word in words if word != "--multirun"]
+        chosen = [word.partition("=")[2] for word in words if word.startswith("+experiment=")]
+        assert all((ROOT / f"conf/experiment/{name}.yaml").is_file() for name in chosen), line
+        keys = (verb, *sorted(word.partition("=")[0] for word in words))
+        if keys not in composed:
+            assert compose_config(verb.replace("-", "_"), words).out
+        composed.add(keys)
+    assert len(lines) > 20
+
+
+def test_launchers_take_the_overrides_of_the_command() -> None:
+    launched = shell_lines("accelerate", "launch") + shell_lines("torchrun")
+    assert len(launched) >= 2
+    for line in launched:
+        assert " -m unimm.train " in line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (RECIPES / "README.md").read_text(encoding="utf-8")
+    for page in RECIPES.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+PATH = re.compile(r"(?<![\w./-])((?:unimm|conf|recipes|tests|notebooks)/[\w./-]*\w)(?![\w*]*[*{(])")
+MADE_ELSEWHERE = ("unimm/conf", "tests/that", "conf/data/NAME")
+"""Of the wheel, and names that stand for others."""
+
+
+def test_paths_in_texts_exist() -> None:
+    """In documents, comments of configurations, docstrings: a file that is named is there."""
+    files = [
+        *DOCUMENTS,
+        *(ROOT / "conf").rglob("*.yaml"),
+        *(ROOT / "unimm").rglob("*.py"),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+    ]
+    for file in files:
+        if file == RECIPES / "LOG.md":  # tells of its days, and of files that are gone
+            continue
+        for path in PATH.findall(file.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists() or path.startswith(MADE_ELSEWHERE), f"{file.relative_to(ROOT)} names {path}"
+
+
+# -- the guides -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load, stream, serve, loop = fenced(RECIPES / "serve.md", "python")
+    names: dict = {}
+    execute(load, names)
+    execute(stream, names)
+    assert names["progress"].is_final and Image.open("preview.png").size == (64, 64)
+    assert names["completion"].finish_reason in ("stop", "length")
+    execute(serve.replace("8000", "0"), names)
+    with names["server"] as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with urllib.request.urlopen(address, Path("runs/demo/photo.png").read_bytes(), timeout=60) as answer:
+            assert json.load(answer)["caption"] == names["engine"].caption("runs/demo/photo.png")
+        server.shutdown()
+        thread.join()
+    engine = names["engine"]
+    names["request"] = Request(engine.template.draw("a", num_codes=4))
+    execute(loop, names)
+    assert len(names["ids"]) == 1 and not names["done"]
+    engine.decoder.abort(names["ticket"])
+    assert engine.decoder.stats().num_rows == 0
+
+
+def test_the_evaluation_guide_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module, its lines and its program; suites have an item or two a task."""
+    small = {name: dataclasses.replace(task, brief=1, quick=2, full=2) for name, task in suites.TASKS.items()}
+    monkeypatch.setattr(suites, "TASKS", small)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(workplace)])
+    module, program = fenced(RECIPES / "evaluate.md", "python")
+    Path("my_tasks.py").write_text(module)
+    try:
+        for line in fenced_lines(RECIPES / "evaluate.md"):
+            run(line.replace("num_items=20", "num_items=2").replace("Counting ", "'Counting?num_items=2' "))
+        execute(program.replace("num_items=8", "num_items=2"), {})
+    finally:
+        sys.modules.pop("my_tasks", None)
+    read = {name: json.loads(Path(f"runs/{name}/scores.json").read_text())["tasks"] for name in ("eval", "answers", "both")}
+    assert [*read["eval"]] == [*small] and [*read["both"]] == ["digits_answers", "counting"]
+    assert [*read["answers"]] == ["shapes_answers", "digits_answers"] and Path("runs/eval/report.html").is_file()
+
+
+LEARNING = [line for line in fenced_lines(RECIPES / "your_own_data.md") if line.split()[1] in ("encode", "train")]
 TINY_RUN = {
     "encode": ["device=cpu"],
     "train": [
@@ -119,9 +253,7 @@ def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, mon
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
     assert len(LEARNING) == 10
     for line in LEARNING:
-        words = shlex.split(line)[1:]
-        result = CliRunner().invoke(app, [*words, *TINY_RUN[words[0]]])
-        assert result.exit_code == 0, f"{line}\n{result.output}"
+        run(line, *TINY_RUN[line.split()[1]])
     for name in ("photos", "jsonl", "parquet", "webdataset", "llava", "text"):
         assert (tmp_path / "runs" / name / "model/config.json").is_file(), name
     assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
@@ -133,33 +265,12 @@ def test_a_janus_is_adapted(tiny_folder: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
-    recipe = ROOT / "recipes/lora.md"
+    recipe = RECIPES / "lora.md"
     lines = fenced_lines(recipe)
     assert [line.split()[1] for line in lines] == ["encode", "train", "train", "convert"]
     for line in lines:
-        words = shlex.split(line)[1:]
-        result = CliRunner().invoke(app, [*words, *TINY_RUN.get(words[0], [])])
-        assert result.exit_code == 0, f"{line}\n{result.output}"
+        run(line, *TINY_RUN.get(line.split()[1], []))
     names: dict = {}
     for example in fenced(recipe, "python"):
-        exec(compile(example, recipe.name, "exec"), names)
+        execute(example, names)
     assert Path("drawing.png").is_file() and type(names["model"]).__name__ == "PeftModel"
-
-
-def test_launchers_take_the_words_of_the_verb() -> None:
-    launched = shell_lines("accelerate", "launch") + shell_lines("torchrun")
-    assert len(launched) >= 2
-    for line in launched:
-        assert " -m unimm.train " in line
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
-
-
-def test_the_file_map_names_every_part_of_the_package() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for part in sorted(path for path in (ROOT / "unimm").iterdir() if path.is_dir() and path.name != "__pycache__"):
-        assert f"(unimm/{part.name})" in text, part.name
