@@ -15,6 +15,7 @@ from unimm.cli.doctor.command import doctor
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_commands import verbs
 from unimm.cli.model_commands import models
+from unimm.runtime.plugins import take_allow_code
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -37,7 +38,7 @@ class Verbs(TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda verb: place.get(verb, len(ORDER)))
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, [expand_home(word) for word in args])
+        return super().parse_args(ctx, [expand_home(word) for word in take_allow_code(args)])
 
     def invoke(self, ctx):
         with plain_errors():
@@ -71,7 +72,12 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
 @app.callback(invoke_without_command=True)
-def about(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="With any command: import the packages that a model folder names parts of.")
+    ] = False,
+) -> None:
     """Train, run and measure models that understand and generate images.
 
     Begin with `unimm demo`, to see what a small model does, and `unimm quickstart`, which makes one on any computer.

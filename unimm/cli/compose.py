@@ -6,7 +6,7 @@
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from unimm.cli.library_warnings import quiet_libraries
 from unimm.cli.overrides import as_typed, quote, split_words
 from unimm.runtime.devices import choose_device
 from unimm.runtime.number_checks import check_whole
+from unimm.runtime.plugins import TARGET, take_allow_code, trust
 from unimm.runtime.rank_sync import Ranks
 
 MAX_SEED = 2**63 - 1
@@ -47,10 +48,20 @@ def overrides_of(config: DictConfig) -> tuple[str, ...]:
 
 
 def _noted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Remember a configuration's overrides as long as it lives."""
+    """Remember a configuration's overrides as long as it lives; folders may name parts of the packages that it names."""
+    trust(_targets(OmegaConf.to_container(config, resolve=False)))
     _OVERRIDES[id(config)] = tuple(overrides)
     weakref.finalize(config, _OVERRIDES.pop, id(config), None)
     return config
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The import paths under `_target_` in a configuration."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and isinstance(node.get(TARGET), str):
+        yield node[TARGET]
+    for child in children:
+        yield from _targets(child)
 
 
 def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None) -> None:
@@ -66,7 +77,7 @@ def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[st
             job(_noted(config, HydraConfig.get().overrides.task))
 
     with plain_errors(), TemporaryDirectory(prefix="unimm-sweep-") as sweep:
-        words = split_words(sys.argv[1:] if argv is None else argv)
+        words = split_words(take_allow_code(sys.argv[1:] if argv is None else argv))
         if words.is_multirun and not words.has_own_sweep:
             words.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
         sys.argv[1:] = words.for_hydra()

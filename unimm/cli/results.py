@@ -174,7 +174,7 @@ def _fidelity(config: DictConfig, last: dict[str, float]) -> Iterator[Line]:
     told = [] if psnr is None else [f"PSNR {psnr:.1f} dB"]
     told += [] if ssim is None else [f"SSIM {ssim:.2f}"]
     if usage is not None and perplexity is not None:
-        size = config.tokenizer.quantizer.codebook_size
+        size = build(config.tokenizer).quantizer.codebook_size
         told.append(f"{100 * usage:.0f} % of {size:,} codes used (perplexity {perplexity:.0f})")
     if told:
         yield "quality", f"{', '.join(told)}, {where}"

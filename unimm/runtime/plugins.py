@@ -29,6 +29,15 @@ def trust(paths: Iterable[str]) -> None:
     _trusted.update(path.partition(".")[0] for path in paths)
 
 
+def take_allow_code(words: Iterable[str]) -> list[str]:
+    """The words of a command line without `--allow-code`; where it is among them, code is allowed from now on, here and in the
+    processes that this one starts."""
+    words = list(words)
+    if "--allow-code" in words:
+        os.environ[ALLOW_CODE] = "1"
+    return [word for word in words if word != "--allow-code"]
+
+
 def code_is_allowed(package: str, allow_code: bool = False) -> bool:
     """Whether a top-level package may be imported because a folder names it.
 

@@ -1,0 +1,73 @@
+"""A package of somebody else's adds one of each by YAML and by import path, with no change in unimm, and what it made opens in
+every command."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stripes.data import Stripes
+from stripes.quantizer import Signs
+from typer.testing import CliRunner
+
+import unimm
+from unimm.cli.app import app
+from unimm.runtime import plugins
+from unimm.training.logbook import read_numbers
+
+CONF = Path(__file__).parent / "conf"
+HERE = ("--config-dir", CONF, "device=cpu")
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done(*words: object) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an image tokenizer, codes and a training of the package's parts."""
+    folder = tmp_path_factory.mktemp("stripes")
+    steps = ("tokenizer_trainer.budget.max_steps=3", "tokenizer_trainer.num_workers=0", "tokenizer_trainer.precision=no")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["unimm"])
+        done("train-tokenizer", *HERE, "tokenizer=signs", "images=stripes", *steps, "num_validation=4", "out=tokenizer")
+        own = (*HERE, "image_tokenizer=tokenizer/model", "data=stripes")
+        assert "codes/stripes" in done("encode", *own, "out=codes", "precision=no")
+        done("train", *own, "+experiment=stripes", "codes=codes", "out=run")
+        Image.fromarray(np.asarray(Stripes()[1].image)).save("picture.png")
+    return folder
+
+
+def test_its_parts_are_what_was_trained(place: Path) -> None:
+    losses = read_numbers(place / "run" / "metrics.jsonl")[-1]
+    assert {"loss/text", "loss/codes", "loss/tether"} <= set(losses)
+    assert losses["loss/tether"] > 0
+    engine = unimm.load(place / "run" / "model", "cpu", allow_code=True)
+    assert isinstance(engine.image_tokenizer.quantize, Signs)
+
+
+def test_every_command_opens_it_where_its_code_is_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(plugins, "_trusted", {"unimm"})
+    monkeypatch.setenv("UNIMM_ALLOW_CODE", "0")
+    model = ("--model", "run/model", "--device", "cpu")
+    for words in (("caption", "picture.png", *model), ("convert", "run/model", "out"), ("generate", "red beside blue", *model)):
+        refused = call(*words)
+        assert refused.exit_code == 2 and "needs code of the package 'stripes'" in refused.stderr.replace("\n", " "), words
+    done("caption", "picture.png", *model, "--allow-code", "--max-new-tokens", 4)
+    done("generate", "red beside blue", *model, "--out", "drawing.png")
+    assert "in unimm's own layout" in done("convert", "run/model", "converted")
+    done("average", "run/model", "converted", "--out", "mean")
+    monkeypatch.setattr(sys, "argv", ["unimm"])
+    words = ("init_from=mean", "trainer.budget.max_steps=1", "codes=codes", "out=further")
+    done("train", *HERE, "+experiment=stripes", "data=stripes", *words)
+    first, last = (unimm.load(name, "cpu").image_tokenizer.quantize.codebook for name in ("run/model", "further/model"))
+    assert first.equal(last)
