@@ -29,6 +29,27 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+DEFAULT_MARKS = "not slow and not gpu"
+"""As pyproject.toml has it."""
+
+MAX_PROCESSES = 4
+"""Of a whole run: each takes about two gigabytes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in several processes where pytest-xdist is installed; `-n 0` or a named file keeps it in one.
+
+    Stories (`-m slow`) and GPU tests have the machine to themselves.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == DEFAULT_MARKS
+    if is_whole and config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if config.option.numprocesses is None and not config.option.usepdb and not config.option.collectonly and num_cores > 1:
+            config.option.numprocesses = min(num_cores, MAX_PROCESSES)
+            config.option.dist = "loadfile"  # what a file makes once is made once
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`pytest -m slow` chooses slow tests for GPUs, too."""
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
