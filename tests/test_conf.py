@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra.utils import get_class
 from janus_cases import PRO_1B, pro_7b
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
@@ -20,10 +19,10 @@ from unimm.checkpoints.deepseek_config import as_janus_config
 from unimm.checkpoints.janus_config import from_janus_config
 from unimm.cli import builders
 from unimm.cli.app import app
-from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes
+from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes, is_coded, without_codes
 from unimm.cli.compose import build, compose_config
 from unimm.cli.conf import conf_folder
-from unimm.cli.encode import CODED, _coded_datasets
+from unimm.cli.encode import _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
@@ -121,10 +120,7 @@ def text_tokenizer() -> TextTokenizer:
 
 def bare_dataset(node: DictConfig) -> Any:
     """A data set; one with stored codes without them, which only `unimm encode` makes."""
-    if node["_target_"] == CODED:
-        get_class(CODED)
-        return build(node.dataset)
-    return build(node)
+    return build(without_codes(node))
 
 
 def meta_image_tokenizer(config: ImageTokenizerConfig) -> ImageTokenizer:
@@ -166,7 +162,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         dataset, view = bare_dataset(source.dataset), build(source.view)
         for index in range(min(30, len(dataset))):
             record = dataset[index]
-            record = record.with_codes(codes).with_decoys(codes) if source.dataset["_target_"] == CODED else record
+            record = record.with_codes(codes).with_decoys(codes) if is_coded(source.dataset) else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 
@@ -213,7 +209,7 @@ def test_what_is_stored_as_codes_does_not_move_with_the_seed(way: str) -> None:
     """Else a run of another seed would read codes of other images than its own."""
     of_seeds = [compose(way, f"seed={seed}").data.sources.values() for seed in (0, 1)]
     for one, other in zip(*of_seeds, strict=True):
-        assert one.dataset.get("_target_") != CODED or one.dataset == other.dataset
+        assert not is_coded(one.dataset) or one.dataset == other.dataset
 
 
 @pytest.mark.parametrize("option", sorted({"data/image_folder", "data/jsonl", "data/parquet", "data/webdataset"}))

@@ -61,7 +61,7 @@ def test_an_installed_wheel_trains_from_any_folder(site: Path, tmp_path: Path) -
     words = ["codes=runs/codes", *given, *SMALL_MODEL, "trainer.report_every=1", "trainer.sample_every=2"]
     words += ["trainer.precision=no"]  # so that losses can be compared closely
     run(site, tmp_path, *UNIMM, "train", "out=runs/unified", "trainer.budget.max_steps=2", *words)
-    words += ["trainer.sharding.way=fsdp", "trainer.validate_every=2", "validation.num_items=1"]
+    words += ["trainer.sharding.strategy=fsdp", "trainer.validate_every=2", "validation.num_items=1"]
     run(site, tmp_path, *launcher, "unimm.train", "out=runs/together", "trainer.budget.max_steps=2", *words)
     alone, together = (
         [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
+from unimm.checkpoints.image_tokenizer_folder import fingerprint, load_image_tokenizer, save_image_tokenizer
 from unimm.cli.app import app
+from unimm.cli.builders import build_datasets
 from unimm.cli.compose import build, compose_config
+from unimm.cli.encode import encode
+from unimm.data.records import Dataset, Record
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 
@@ -85,3 +89,38 @@ def test_decoys_are_encoded_beside_what_they_disguise(tokenizer_folder: Path) ->
     assert result.exit_code == 0, result.output
     names = ["arrange", "arrange_recoloured", "count", "count_recoloured", "digits", "shapes", "shapes_recoloured"]
     assert sorted(path.name for path in Path("codes").iterdir()) == names
+
+
+class Backwards:
+    """A data set of a user's own around another one."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.dataset[len(self) - 1 - index]
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_codes_are_found_and_compared_in_a_wrapper(is_inside: bool, tokenizer_folder: Path) -> None:
+    """Whether it is wrapped around the codes, or the codes are of what it gives."""
+    config = compose_config("encode", [*SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes", "names=[shapes]"])
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    node = config.data.sources.shapes_draw.dataset
+    own = f"{__name__}.Backwards"
+    if is_inside:
+        node.dataset = {"_target_": own, "dataset": node.dataset}
+    else:
+        config.data.sources.shapes_draw.dataset = {"_target_": own, "dataset": node}
+    encode(config)
+    config.codes = "codes"
+    config.data.sources = {"shapes_draw": config.data.sources.shapes_draw}
+    right = fingerprint(load_image_tokenizer(tokenizer_folder))
+    record = build_datasets(config, right)["shapes_draw"][4]
+    assert record.key.endswith("/0") and record.codes is not None and record.codes.shape == (64,)
+    with pytest.raises(ValueError, match=f"tokenizer_hash {right}, not another"):
+        build_datasets(config, "another")

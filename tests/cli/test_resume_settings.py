@@ -156,6 +156,18 @@ def test_fingerprints_tell_what_a_run_begins_from(given: list[str], place: Path,
     assert {key for key in now[0] if now[0][key] != now[1][key]} == {"init_from"}
 
 
+def test_settings_that_have_another_name_now_have_not_changed(begun: Path) -> None:
+    folder = begun / "run/checkpoints"
+    settings = dict(flat_settings(compose_config("train", GIVEN)))
+    old = {key.replace("lr_scales", "learns").replace("sharding.strategy", "sharding.way"): settings[key] for key in settings}
+    assert {"stage.learns.vision", "trainer.sharding.way"} <= old.keys() and len(old) == len(settings)
+    state = {"seconds": 1.0, "record": {"settings": old, "fingerprints": FINGERPRINTS, "changes": []}}
+    save_checkpoint(folder, Checkpoint(3, {"a": torch.zeros(1)}, state))
+    assert resuming(begun, GIVEN, **FINGERPRINTS).changes == []
+    told = [str(one) for one in resuming(begun, [*GIVEN, "stage.lr_scales.vision=0.5"], **FINGERPRINTS).changes]
+    assert told == ["stage.lr_scales.vision=0.5 (was 1.0)"]
+
+
 def test_an_image_tokenizer_s_run_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_DEBUG", raising=False)

@@ -30,7 +30,7 @@ from unimm.sequence import Kind, Segment, Sequence
 from unimm.training.logbook import read_numbers
 from unimm.training.trainable_parts import Stage
 
-FROZEN = Stage("frozen", {name: factor for name, factor in EVERYTHING.learns.items() if name != "vision"})
+FROZEN = Stage("frozen", {name: factor for name, factor in EVERYTHING.lr_scales.items() if name != "vision"})
 BF16_BOUND = 2e-2
 """How far a mean loss may move when features are stored in bfloat16: their relative error is up to 2^-9, and the toy's weights
 are large."""

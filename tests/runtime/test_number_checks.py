@@ -39,7 +39,7 @@ def numbers(node: DictConfig, prefix: str = "") -> Iterator[str]:
 def test_no_number_of_a_configuration_may_be_nonsense(root: str, name: str, wrong: object) -> None:
     """Each number of what is configured, set to one that it cannot be, is refused in a sentence that names it."""
     config = compose_config(root, ROOTS[root])
-    keys = [key for key in numbers(config[name]) if ".learns." not in key and "trunk." not in key]
+    keys = [key for key in numbers(config[name]) if ".lr_scales." not in key and "trunk." not in key]
     assert keys
     for key in keys:
         if wrong == float("inf") and key.endswith("eps"):

@@ -43,7 +43,7 @@ def by_hand(decay: float, weights: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_it_is_the_average_by_its_formula_of_what_learns(tmp_path: Path) -> None:
-    config = make_config(8, ema_decay=DECAY, stage=replace(EVERYTHING, learns={"trunk": 1.0, "code_head": 0.5}))
+    config = make_config(8, ema_decay=DECAY, stage=replace(EVERYTHING, lr_scales={"trunk": 1.0, "code_head": 0.5}))
     trainer = make_trainer(tmp_path, config)
     seen = [weights_of(trainer)]
     step = trainer.optimizers.step

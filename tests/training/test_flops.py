@@ -21,7 +21,7 @@ def samples(number: int = 8) -> list:
 
 STAGES = {
     "everything": EVERYTHING,
-    "finetune without vision": Stage("a", {name: 1.0 for name in EVERYTHING.learns if name != "vision"}),
+    "finetune without vision": Stage("a", {name: 1.0 for name in EVERYTHING.lr_scales if name != "vision"}),
     "align": Stage("b", dict.fromkeys(("projector", "code_embedding", "code_head"), 1.0)),
     "trunk": Stage("c", {"trunk": 1.0}),
     "heads": Stage("d", dict.fromkeys(("text_head", "code_head"), 1.0)),

@@ -17,7 +17,7 @@ from unimm.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("targets", [["trunk"], ["trunk.q_proj", "vision"]])
-@pytest.mark.parametrize("learns", [{}, {"projector": 1.0, "code_head": 0.5}, EVERYTHING.learns])
+@pytest.mark.parametrize("learns", [{}, {"projector": 1.0, "code_head": 0.5}, EVERYTHING.lr_scales])
 def test_adapters_move_and_other_parts_that_the_stage_names(tmp_path: Path, targets: list[str], learns: dict) -> None:
     trainer = make_lora_trainer(tmp_path, 2, LoraConfig(targets=targets), stage=Stage("some", learns))
     parts = trainer.objective.parts()

@@ -23,8 +23,7 @@ from unimm.runtime import atomic_files
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.nonfinite import NotFiniteError
-from unimm.training.run_state import MAX_FAILED_SAVES
+from unimm.training.run_state import MAX_FAILED_SAVES, NotFiniteError
 from unimm.training.schedule import Budget
 from unimm.training.signals import ECHO_SECONDS, StopRequest, init_worker, signals_blocked
 from unimm.training.trainer import Trainer
@@ -220,16 +219,16 @@ def test_long_work_between_steps_can_leave_early(tmp_path: Path) -> None:
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, make_config(12))
-    largest, sent = trainer.ranks.largest, []
+    all_max, sent = trainer.ranks.all_max, []
 
     def interrupted(number: int) -> int:
-        agreed = largest(number)
+        agreed = all_max(number)
         if trainer.step == 3 and not sent:
             sent.append(number)
             signal.raise_signal(signal.SIGUSR1)
         return agreed
 
-    trainer.ranks.largest, trainer.ranks.any = interrupted, lambda says: says
+    trainer.ranks.all_max, trainer.ranks.any = interrupted, lambda says: says
     with pytest.raises(SystemExit):
         trainer.fit()
     assert sent == [0] and newest(tmp_path) == trainer.step == 4
@@ -302,10 +301,10 @@ def test_workers_end_where_their_parent_was_killed(tmp_path: Path) -> None:
     parent = (
         "import os, signal, time, torch\n"
         "from torch.utils.data import DataLoader\n"
-        "from unimm.training import interrupt\n"
-        "interrupt.SECONDS_BETWEEN_LOOKS = 0.1\n"
+        "from unimm.training import signals\n"
+        "signals.SECONDS_BETWEEN_LOOKS = 0.1\n"
         "data = [b'x' * 300_000] * 50\n"
-        "batches = iter(DataLoader(data, batch_size=None, num_workers=2, worker_init_fn=interrupt.step_back))\n"
+        "batches = iter(DataLoader(data, batch_size=None, num_workers=2, worker_init_fn=signals.init_worker))\n"
         "next(batches)\n"
         "print(*(worker.pid for worker in batches._workers), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

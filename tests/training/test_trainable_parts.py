@@ -17,7 +17,7 @@ def test_exactly_the_named_parts_learn() -> None:
     for stage in (ALIGN, EVERYTHING, Stage("none", {}), ALIGN):
         freeze(model.parts(), stage)
         for name, part in model.parts().items():
-            assert {p.requires_grad for p in part.parameters()} == {name in stage.learns}
+            assert {p.requires_grad for p in part.parameters()} == {name in stage.lr_scales}
 
 
 @pytest.mark.parametrize("part", ["text_embedding", "text_head"])

@@ -106,7 +106,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'everything', not 'align'"):
         make_trainer(tmp_path, make_config(2, stage=Stage("align", {"projector": 1.0})))
     with pytest.raises(ValueError, match="another model or stage"):
-        make_trainer(tmp_path, make_config(2, stage=replace(EVERYTHING, learns={"projector": 1.0})))
+        make_trainer(tmp_path, make_config(2, stage=replace(EVERYTHING, lr_scales={"projector": 1.0})))
 
 
 @pytest.mark.parametrize("num_micro_batches", [2, 4])
@@ -137,13 +137,13 @@ def test_who_is_frozen_does_not_move_and_who_learns_does(tmp_path: Path, name: s
     stage: Stage = build(compose_config("train", [f"stage={name}", "image_tokenizer=x", "codes=x"]).stage)
     assert stage.name == name
     config = make_config(2, stage=stage, optimizer=replace(MUON, lr=1e-2))
-    trainer = make_trainer(tmp_path, config, objective=VisionPretraining if "word_head" in stage.learns else Likelihood)
+    trainer = make_trainer(tmp_path, config, objective=VisionPretraining if "word_head" in stage.lr_scales else Likelihood)
     parts = trainer.objective.parts()
     before = {part: [p.clone() for p in module.parameters()] for part, module in parts.items()}
     trainer.fit()
     for part, module in parts.items():
         pairs = list(zip(module.parameters(), before[part], strict=True))
-        if part in stage.learns:
+        if part in stage.lr_scales:
             assert any(not torch.equal(now, then) for now, then in pairs), part
         else:
             assert all(torch.equal(now, then) and now.grad is None for now, then in pairs), part

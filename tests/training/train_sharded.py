@@ -35,7 +35,7 @@ from unimm.training.trainer import Trainer
 STEPS = 4
 TASK, NUM_ITEMS = "shapes_answers", 4
 ADAPTERS = Stage("adapters", {})
-SEEING = replace(EVERYTHING, learns={part: 1.0 for part in EVERYTHING.learns if part != "vision"})
+SEEING = replace(EVERYTHING, lr_scales={part: 1.0 for part in EVERYTHING.lr_scales if part != "vision"})
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def run(folder: Path, case: Case, steps: int) -> None:
     trainer = Trainer(Likelihood(form(case)), make_mixture(), config, folder, None, *words)
     trainer.fit()
     with trainer.averaged():
-        done = trainer.ask(lambda model: write(model, folder), torch.device("cpu"))
+        done = trainer.run_on_rank0(lambda model: write(model, folder), torch.device("cpu"))
     assert done is (True if trainer.is_main else None)
     if trainer.is_main:
         assert not trainer.is_sharded or not any(given() for given in watcher.given), "a whole model was kept"

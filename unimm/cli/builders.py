@@ -1,11 +1,14 @@
 """From a composed configuration to objects: data sets, tokenizers, model, template, mixture."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
 from unimm.checkpoints.fingerprint import tower_fingerprint
 from unimm.checkpoints.folder import load_model
@@ -13,12 +16,13 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.mixture import Mixture, Source, in_ratio
-from unimm.data.records import Dataset
+from unimm.data.records import Dataset, DatasetContext, bind
+from unimm.data.stores.codes import CodedDataset
 from unimm.data.stores.digests import unchecked
 from unimm.data.stores.features import FeaturedDataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
-from unimm.data.views import UNDERSTANDING
+from unimm.data.views import looks_at_images
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapter_parameters
 from unimm.models.unified import UnifiedConfig, UnifiedModel
@@ -37,9 +41,6 @@ RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
 
 
-CODED = "unimm.data.CodedDataset"
-
-
 def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset]:
     """The data set of every source, by the source's name.
 
@@ -47,9 +48,38 @@ def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset
         ValueError: stored codes were made with another image tokenizer than the one with this fingerprint.
     """
     check_given(config.data, "data")
-    sources = config.data.sources.items()
-    hashes = {name: {"tokenizer_hash": tokenizer_hash} if source.dataset._target_ == CODED else {} for name, source in sources}
-    return {str(name): build(source.dataset, **hashes[name]) for name, source in sources}
+    context = DatasetContext(tokenizer_hash=tokenizer_hash)
+    return {str(name): bind(build(source.dataset), context) for name, source in config.data.sources.items()}
+
+
+def is_coded(node: DictConfig) -> bool:
+    """Whether a node builds a `CodedDataset`, or a subclass of it."""
+    made = get_object(node._target_) if isinstance(node.get("_target_"), str) else None
+    return isinstance(made, type) and issubclass(made, CodedDataset)
+
+
+def coded_nodes(node: DictConfig) -> Iterator[DictConfig]:
+    """The nodes that build data sets with stored codes, wherever they stand in the node of a data set; outer ones first."""
+    if is_coded(node):
+        yield node
+    for inner in _nodes_in(node).values():
+        yield from coded_nodes(inner)
+
+
+def without_codes(node: DictConfig) -> DictConfig:
+    """The node of the same data set without stored codes, which need not be there yet."""
+    if is_coded(node):
+        return without_codes(node.dataset)
+    plain = copy.deepcopy(node)
+    OmegaConf.set_readonly(plain, False)
+    for key, inner in _nodes_in(plain).items():
+        plain[key] = without_codes(inner)
+    return plain
+
+
+def _nodes_in(node: DictConfig) -> dict[str, DictConfig]:
+    """The nodes that stand directly in another one."""
+    return {str(key): node[key] for key in node if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig)}
 
 
 def looking_sources(config: DictConfig) -> list[str]:
@@ -58,7 +88,7 @@ def looking_sources(config: DictConfig) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    names = [str(name) for name, source in config.data.sources.items() if build(source.view).task == UNDERSTANDING]
+    names = [str(name) for name, source in config.data.sources.items() if looks_at_images(build(source.view))]
     if not names:
         raise ValueError(f"None of the sources {', '.join(config.data.sources)} looks at images: nothing is to be stored.")
     return names
@@ -76,22 +106,28 @@ def with_features(
     """The data sets, with stored features instead of images where the configuration names a folder of them.
 
     Raises:
-        ValueError: the vision tower learns, or starts from nothing; or the features are not its own, or of other images.
+        ValueError: features are stored, and the vision tower learns, or starts from nothing; or they are not its own, or of
+            other images.
     """
-    if config.features is None:
-        return datasets
-    if config.init_from is None:
-        raise ValueError("Stored features are those of a model that can see: add init_from=FOLDER, or leave features out.")
     tower = model.pixels.tower
-    if "vision" in config.stage.learns or adapter_parameters(tower):
-        raise ValueError(
-            f"Stored features are those of a frozen vision tower, and it learns in the stage '{config.stage.name}': leave "
-            f"features out, or choose a stage without vision, such as align or pretrain."
-        )
-    check_looks(prompt_format)
-    words = {"tower_hash": tower_fingerprint(tower), "image_size": tower.config.image_size}
-    folders = {name: Path(config.features) / name for name in looking_sources(config)}
-    return datasets | {name: FeaturedDataset(datasets[name], folder, **words) for name, folder in folders.items()}
+
+    @cache
+    def reading_tower() -> tuple[str, int]:
+        if config.init_from is None:
+            raise ValueError("Stored features are those of a model that can see: add init_from=FOLDER, or leave features out.")
+        if "vision" in config.stage.lr_scales or adapter_parameters(tower):
+            raise ValueError(
+                f"Stored features are those of a frozen vision tower, and it learns in the stage '{config.stage.name}': leave "
+                f"features out, or choose a stage without vision, such as align or pretrain."
+            )
+        check_looks(prompt_format)
+        return tower_fingerprint(tower), tower.config.image_size
+
+    if config.features is not None:
+        folders = {name: Path(config.features) / name for name in looking_sources(config)}
+        told = reading_tower()
+        datasets = datasets | {name: FeaturedDataset(datasets[name], folder, *told) for name, folder in folders.items()}
+    return {name: bind(dataset, DatasetContext(tower=reading_tower)) for name, dataset in datasets.items()}
 
 
 def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> TextTokenizer:

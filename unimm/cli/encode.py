@@ -7,12 +7,13 @@ itself what training will ask for. Interrupted, it goes on where it stopped; a l
 """
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
 
-from unimm.cli.builders import CODED, open_image_tokenizer
+from unimm.cli.builders import coded_nodes, open_image_tokenizer, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.cli.errors import plain_errors
 from unimm.cli.overrides import quote, split_words
@@ -47,7 +48,8 @@ def encode(config: DictConfig) -> list[Path]:
     tokenizer = open_image_tokenizer(config).to(device)
     words = {"precision": config.precision, "work": PassConfig(config.batch_size, config.num_workers, ranks)}
     return [
-        encode_dataset(tokenizer, build(node.dataset), node.folder, name=name, **words).folder for name, node in chosen.items()
+        encode_dataset(tokenizer, build(without_codes(node)), node.folder, name=name, **words).folder
+        for name, node in chosen.items()
     ]
 
 
@@ -59,15 +61,14 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
     """
     check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
-    nodes = [source.dataset for source in config.data.sources.values() if source.dataset.get("_target_") == CODED]
-    for node in [*nodes, *(node.decoys for node in nodes if node.get("decoys"))]:
+    for node in chain.from_iterable(coded_nodes(source.dataset) for source in config.data.sources.values()):
         name = Path(node.folder).name
         if name not in found:
             found[name] = node
-        elif found[name] != node and not _same_images(build(found[name].dataset), build(node.dataset)):
+        elif found[name] != node and not _same_images(*(build(without_codes(one)) for one in (found[name], node))):
             raise ValueError(f"Two data sets want the folder of codes '{name}': give one another folder.")
     if not found:
-        raise ValueError(f"No source of this data configuration has stored codes: wrap its dataset in {CODED}.")
+        raise ValueError("No source of this data configuration has stored codes: wrap its dataset in unimm.data.CodedDataset.")
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unimm.cli.builders import CODED, check_looks, looking_sources
+from unimm.cli.builders import check_looks, looking_sources, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.inference.load import load
 from unimm.precompute.features import encode_features
@@ -39,9 +39,7 @@ def store_features(config: DictConfig) -> list[Path]:
     words = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:
-        node = config.data.sources[name].dataset
-        # Codes are not looked at, and need not be there yet.
-        dataset = build(node.dataset if node.get("_target_") == CODED else node)
+        dataset = build(without_codes(config.data.sources[name].dataset))
         folder = Path(config.out) / name
         stored.append(encode_features(engine.model.pixels.tower, dataset, folder, source=name, **words).folder)
     return stored

@@ -206,7 +206,7 @@ def _said_of_codes(config: DictConfig) -> str:
         f"image_tokenizer={config.image_tokenizer} is not the one that {config.init_from} has learned from, and its codes mean "
         f"something else: code_embedding and code_head start afresh"
     )
-    if set(config.stage.learns) >= CODE_PARTS:
+    if set(config.stage.lr_scales) >= CODE_PARTS:
         return f"{told}."
     return f"{told}, and the stage '{config.stage.name}' leaves them so: one such as pretrain teaches them."
 

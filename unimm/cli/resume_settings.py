@@ -24,6 +24,9 @@ ONLY_AT_THE_START = ("init_parts", "fresh_parts", "text_vocabulary", "whitened_i
 RENAMED = {"Look": "VisionPretraining"}
 """Classes that older runs name otherwise."""
 
+RENAMED_KEYS = {"stage.learns": "stage.lr_scales", "trainer.sharding.way": "trainer.sharding.strategy"}
+"""Settings, and groups of them, that older runs name otherwise."""
+
 MOST_SAID = 8
 """Changes that a line names; all stand in config.yaml."""
 
@@ -73,7 +76,7 @@ class Resuming:
         self.settings = dict(flat_settings(config))
         self.fingerprints: dict[str, str] = {}
         self.notes: list[str] = []
-        before = self.record.get("settings", self.settings)
+        before = with_new_names(self.record.get("settings", self.settings))
         keys = sorted(key for key in before.keys() | self.settings.keys() if key != "out")
         changes = [Change.of(key, before, self.settings) for key in keys if before.get(key) != self.settings.get(key)]
         self.changes = [change for change in changes if change.before != change.now]  # a class may have moved
@@ -138,6 +141,18 @@ class Resuming:
             f"{self.folder} holds a run that began with {what}, and cannot go on otherwise: give what it began with, or begin "
             f"another run (out=FOLDER)."
         )
+
+
+def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an older run by the names that they have now."""
+
+    def new_name(key: str) -> str:
+        for old, new in RENAMED_KEYS.items():
+            if key == old or key.startswith(f"{old}."):
+                return new + key.removeprefix(old)
+        return key
+
+    return {new_name(key): value for key, value in settings.items()}
 
 
 def flat_settings(config: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -71,7 +71,7 @@ def train(config: DictConfig) -> Path:
     run.config = with_sizes(config, learner.bundle.model)
     model, mixture = learner.bundle.model, learner.mixture
     initialize(learner, config.whitened_images)
-    if "vision" in learner.fresh and "vision" not in config.stage.learns:
+    if "vision" in learner.fresh and "vision" not in config.stage.lr_scales:
         logger.warning(
             f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
             f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
@@ -101,8 +101,8 @@ def train(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(run.config))
     trainer.fit()
     with trainer.averaged():
-        trainer.ask(lambda model: finish(learner.bundle_of(model.eval()), config), torch.device("cpu"))
-        trainer.ranks.wait()
+        trainer.run_on_rank0(lambda model: finish(learner.bundle_of(model.eval()), config), torch.device("cpu"))
+        trainer.ranks.barrier()
     return out / "model"
 
 
@@ -131,7 +131,7 @@ def finish(bundle: ModelBundle, config: DictConfig) -> None:
     """Write the trained model; before it the adapter that was merged into it, and after it its scores."""
     out = Path(config.out)
     if config.lora is not None:
-        save_adapter(out / "adapter", bundle.model, bundle.image_tokenizer, str(config.init_from), config.stage.learns)
+        save_adapter(out / "adapter", bundle.model, bundle.image_tokenizer, str(config.init_from), config.stage.lr_scales)
         merge(bundle.model)
     bundle.save(out / "model")
     if config.suite is not None:

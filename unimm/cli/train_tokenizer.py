@@ -50,7 +50,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     averaged = trainer.fit()
     if trainer.is_main:
         save_image_tokenizer(out / "model", averaged)
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
     return out / "model"
 
 

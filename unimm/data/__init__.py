@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, Question, Record
+    from unimm.data.records import Dataset, DatasetContext, Question, Record
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template
@@ -29,6 +29,7 @@ __all__ = [
     "CodedDataset",
     "Conversation",
     "Dataset",
+    "DatasetContext",
     "Description",
     "Dialogue",
     "DigitsWorld",
@@ -58,6 +59,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "Record": "records",
         "Dataset": "records",
+        "DatasetContext": "records",
         "Question": "records",
         "View": "views",
         "Conversation": "views",

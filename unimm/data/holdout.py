@@ -5,7 +5,7 @@ Which ones depends on the number of records alone, so sources that show the same
 
 import numpy as np
 
-from unimm.data.records import Dataset, Record
+from unimm.data.records import Dataset, DatasetContext, Record, bind
 from unimm.data.stores.digests import check, unchecked
 
 KEY = 7
@@ -24,6 +24,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self.dataset[int(self.places[index])]
+
+    def bind(self, context: DatasetContext) -> "Subset":
+        """The same records of the data set as it is used with these networks."""
+        return Subset(bind(self.dataset, context), self.places)
 
     def unchecked(self, index: int) -> Record:
         """A record whose image was not compared (`unimm.data.stores.digests`)."""

@@ -6,13 +6,16 @@ any worker of any rank can make any item and a run can resume from one integer.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
+
+MAX_WRAPPED = 64
+"""Data sets that another one holds in a list; a longer list is not looked through."""
 
 
 class Readable(Protocol):
@@ -138,9 +141,72 @@ class Record:
         return changed
 
 
+@dataclass(frozen=True)
+class DatasetContext:
+    """The networks that a data set will be used with, for those that hold what such a network made of their images.
+
+    tokenizer_hash: the fingerprint of the image tokenizer whose codes are learned; None: not known here.
+    tower: gives the fingerprint of the vision tower that reads stored features, and the height and width of its images. It is
+        called where something holds features, and raises ValueError where they cannot be used. None: not known here.
+    """
+
+    tokenizer_hash: str | None = None
+    tower: Callable[[], tuple[str, int]] | None = None
+
+
 class Dataset(Protocol):
-    """Records by index: random access, deterministic."""
+    """Records by index: random access, deterministic. Any class with these two methods is one; it need not inherit.
+
+    A data set may also have `bind(context: DatasetContext) -> Dataset`: see `bind`.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def bind(dataset: Dataset, context: DatasetContext) -> Dataset:
+    """A data set as it is used with the networks of a context: by its own `bind` where it has one. Any other is returned as it
+    is, with the data sets that it holds as attributes bound, so that a wrapper need not know of this.
+
+    Raises:
+        ValueError: it, or a data set that it wraps, holds codes or features of another network.
+    """
+    return _bound(dataset, context, {})
+
+
+def _bound(value: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
+    """`value` bound, where it is a data set or a few of them in a list, tuple or dict; anything else as it is.
+
+    done: what became of values, by their ids.
+    """
+    is_dataset = all(hasattr(value, name) for name in ("__len__", "__getitem__", "__dict__"))
+    is_group = isinstance(value, list | tuple | dict) and len(value) <= MAX_WRAPPED
+    if not (is_dataset or is_group):
+        return value
+    if id(value) not in done:
+        done[id(value)] = value  # what refers to itself ends here
+        done[id(value)] = _bound_dataset(value, context, done) if is_dataset else _bound_group(value, context, done)
+    return done[id(value)]
+
+
+def _bound_dataset(dataset: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
+    if hasattr(type(dataset), "bind"):  # of its class: a wrapper may pass unknown attributes on to what it wraps
+        return dataset.bind(context)
+    held = vars(dataset)
+    bound = {name: _bound(one, context, done) for name, one in held.items()}
+    if all(bound[name] is one for name, one in held.items()):
+        return dataset
+    other = copy.copy(dataset)
+    vars(other).update(bound)
+    return other
+
+
+def _bound_group(group: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
+    members = list(group.values()) if isinstance(group, dict) else list(group)
+    bound = [_bound(one, context, done) for one in members]
+    if all(new is old for new, old in zip(bound, members, strict=True)):
+        return group
+    if isinstance(group, dict):
+        return dict(zip(group, bound, strict=True))
+    return bound if isinstance(group, list) else tuple(bound)

@@ -28,15 +28,26 @@ DESCRIBE = {
 
 UNDERSTANDING, TEXT, DRAWING = "understanding", "text", "drawing"
 TASKS = (UNDERSTANDING, TEXT, DRAWING)
-"""What a view teaches, as Janus counts its data; only UNDERSTANDING looks at images."""
+"""What our views teach, as Janus counts its data."""
 
 
 class View(Protocol):
-    """One way to see a record. task: one of TASKS."""
+    """One way to see a record.
+
+    task: what it teaches: one of TASKS, or any other name, which a ratio of tasks then names too.
+
+    A view may also say `looks_at_images` (a bool): see `looks_at_images`.
+    """
 
     task: ClassVar[str]
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence: ...
+
+
+def looks_at_images(view: View) -> bool:
+    """Whether a view's sequences hold images for the vision tower, so that stored features can stand for them: as its own
+    `looks_at_images` says; where it says nothing, whether it teaches UNDERSTANDING."""
+    return getattr(view, "looks_at_images", view.task == UNDERSTANDING)
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,11 @@ def encode_dataset(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
-    ranks.wait()  # nobody begins before all have looked
+    ranks.barrier()  # nobody begins before all have looked
     if ranks.number == 0:
         unfinished.begin()
         forget_bad(unfinished)
-    ranks.wait()
+    ranks.barrier()
     job = Job(
         see=lambda pixels: _encode(tokenizer, pixels, precision).to(torch.int32).cpu(),
         prepare=partial(crop, size=tokenizer.image_size),
@@ -107,10 +107,10 @@ def encode_dataset(
         save_codes(out, codes, manifest, identities, unfinished.room.glob(PICTURE))
     if not is_new:
         work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
-    ranks.wait()
+    ranks.barrier()
     if ranks.number == 0:
         unfinished.drop()
-    ranks.wait()
+    ranks.barrier()
     stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
     if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
         work.say(f"WARNING: {out}: images are given back at only {stored.manifest.psnr:.1f} dB PSNR, see {out / PICTURE}.")

@@ -77,12 +77,12 @@ def encode_features(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
-    ranks.wait()  # nobody begins before all have looked
+    ranks.barrier()  # nobody begins before all have looked
     if ranks.number == 0:
         unfinished.begin()
         forget_bad(unfinished)
         _put_rows(unfinished, dataset, work)
-    ranks.wait()
+    ranks.barrier()
     raise_bad(unfinished, len(dataset))
     rows = load_rows(unfinished)
     shown = np.flatnonzero(rows >= 0)
@@ -108,7 +108,7 @@ def encode_features(
         unfinished.drop()
     if not is_new:
         work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
-    ranks.wait()
+    ranks.barrier()
     return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
 
 

@@ -31,7 +31,7 @@ def settle_precision(
     chosen = choose_precision(asked, weight.device)
     if asked != "auto":
         return chosen
-    chosen = "bf16" if work.ranks.first(chosen == "bf16") else "no"
+    chosen = "bf16" if work.ranks.broadcast(chosen == "bf16") else "no"
     found = begun_content(out) or read_json(out / manifest) or {}
     began = {precision_name(precision, weight): precision for precision in PRECISIONS if precision != "auto"}
     if not found:
@@ -39,7 +39,7 @@ def settle_precision(
     kept = began.get(str(found.get("precision")))
     is_of_another = any(found.get(name) != value for name, value in network.items())
     kept = chosen if kept is None or is_of_another else kept
-    kept = "bf16" if work.ranks.first(kept == "bf16") else "no"
+    kept = "bf16" if work.ranks.broadcast(kept == "bf16") else "no"
     if kept == chosen:
         return chosen
     work.say(

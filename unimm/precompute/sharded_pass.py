@@ -141,7 +141,7 @@ def make_parts(
         before()
     bad = _make(job, _parts(job, missing, found), known, unfinished, work)
     note_bad(unfinished, work.ranks.number, bad)
-    work.ranks.wait()
+    work.ranks.barrier()
     raise_bad(unfinished, len(job.images))
     return True
 

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on, so that all of them do the same after the same step.
+"""Collectives by which the processes of a run agree, so that all of them do the same after the same step.
 
 They talk over a gloo group of their own, on CPUs and with much patience: the default group of GPUs gives up after ten minutes,
 but the first process may evaluate or write a large checkpoint for longer, or another have more to do. A run of one process
@@ -29,7 +29,7 @@ class Ranks:
             assert isinstance(group, distributed.ProcessGroup)
             self._group = group
 
-    def largest(self, number: int) -> int:
+    def all_max(self, number: int) -> int:
         """The largest of the numbers that the processes come with."""
         if self._group is None:
             return number
@@ -39,9 +39,9 @@ class Ranks:
 
     def any(self, says: bool) -> bool:
         """Whether any process says so."""
-        return bool(self.largest(int(says)))
+        return bool(self.all_max(int(says)))
 
-    def first(self, number: float) -> float:
+    def broadcast(self, number: float) -> float:
         """The number that the first process comes with."""
         if self._group is None:
             return number
@@ -49,7 +49,7 @@ class Ranks:
         distributed.broadcast(shared, src=0, group=self._group)
         return float(shared)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here. Python goes on running, so that a signal that comes meanwhile is noted."""
         if self._group is None:
             return

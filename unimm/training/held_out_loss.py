@@ -39,9 +39,9 @@ class HeldOut:
                 return None
             objective.check(batch)
             with torch.no_grad(), accelerator.autocast():
-                tallies = objective(batch.to(accelerator.device))
-            for name, tally in tallies.items():
-                row = torch.stack([tally.loss.float(), tally.count.float()])
+                terms = objective(batch.to(accelerator.device))
+            for name, term in terms.items():
+                row = torch.stack([term.loss.float(), term.count.float()])
                 sums[name] = sums[name] + row if name in sums else row
         together = accelerator.reduce(torch.stack(list(sums.values())), "sum")
         assert isinstance(together, torch.Tensor)

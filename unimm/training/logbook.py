@@ -1,4 +1,4 @@
-"""What a run writes while it runs: numbers as JSONL and TensorBoard, pictures as PNG, and a progress line for the person.
+"""What a run reports while it runs: numbers as JSONL and TensorBoard, pictures as PNG, and a progress line for the person.
 
     run/metrics.jsonl          one line a report: {"step": 100, "loss/codes": 3.2, ...}
     run/tensorboard/           the same, and texts and pictures
@@ -7,6 +7,8 @@
 The same goes to the `trackers` that a run asks for. Only the first process of a run writes; the others hold a logbook that does
 nothing. What cannot be written (a full disk, a folder that is gone, a server that does not answer) is told once and left out:
 only checkpoints are worth stopping for.
+
+A `Meter` counts between two reports: sums over steps and, in a report, over ranks, so that what is logged is the global mean.
 """
 
 import json
@@ -15,14 +17,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from unimm.batch import Batch
+from unimm.models.ports.base import LossSums
+from unimm.training.flops import FlopCount
 from unimm.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
@@ -172,3 +179,84 @@ class ProgressLine:
         """End the live display."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class Read(NamedTuple):
+    """How much of something was read: positions that are no padding, all positions, images, operations."""
+
+    elements: int
+    positions: int
+    images: int
+    flops: int
+
+    @classmethod
+    def of(cls, batch: Batch, flop_count: FlopCount | None = None) -> "Read":
+        """Of a batch that still lies in main memory."""
+        return cls(batch.num_elements, batch.tokens.numel(), batch.num_images, flop_count.of(batch) if flop_count else 0)
+
+
+class Meter:
+    """Sums of losses, how much was read and how long it took, since the last report.
+
+    peak_flops: what the device of a rank computes in a second at most; None leaves MFU out.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.grad_norm = 0.0
+        self.peak_flops = peak_flops
+        self._clear()
+
+    def add_batch(self, read: Read, sums: dict[str, LossSums]) -> None:
+        """One micro-batch and what came of it."""
+        for name, one in sums.items():
+            row = torch.stack([one.loss.detach(), one.correct, one.count]).float()
+            self._sums[name] = self._sums[name] + row if name in self._sums else row
+        self._read += torch.tensor(read, dtype=torch.float64)
+
+    def add_time(self, seconds: float, waited: float) -> None:
+        """One step's seconds, and how many of them it waited for data."""
+        self._time += torch.tensor([seconds, waited])
+
+    def report(self, rate: float, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all ranks for the logbook; starts a new count. Every rank must call it at the same step."""
+        rows = [*self._sums.values(), self._read, self._time / accelerator.num_processes]
+        together = accelerator.reduce(torch.cat([row.float().to(accelerator.device) for row in rows]), "sum")
+        assert isinstance(together, torch.Tensor)
+        *sums, read, time = together.split([len(row) for row in rows])
+        values = _means(dict(zip(self._sums, sums, strict=True)), read, time)
+        if self.peak_flops and "speed/tflops_per_second" in values:
+            values["speed/mfu"] = 1e12 * values["speed/tflops_per_second"] / accelerator.num_processes / self.peak_flops
+        self._clear()
+        return values | {"optim/grad_norm": self.grad_norm, "optim/rate_factor": rate}
+
+    def note(self) -> str:
+        """One line for the progress bar: this rank's own numbers."""
+        values = _means(self._sums, self._read, self._time)
+        losses = " ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss/"))
+        speed = f"{values['speed/tokens_per_second']:,.0f} tok/s {values['speed/images_per_second']:,.0f} img/s"
+        return f"loss {losses} | {speed}"
+
+    def _clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._read = torch.zeros(len(Read._fields), dtype=torch.float64)
+        self._time = torch.zeros(2)  # seconds, seconds of waiting
+
+
+def _means(sums: dict[str, torch.Tensor], read: torch.Tensor, time: torch.Tensor) -> dict[str, float]:
+    """The numbers as they are logged, from sums."""
+    values = {}
+    for name, row in sums.items():
+        loss, correct, count = row.tolist()
+        if count:
+            values[f"loss/{name}"] = loss / count
+            values[f"accuracy/{name}"] = correct / count
+    elements, positions, images, flops = read.tolist()
+    seconds, waited = time.clamp(min=1e-9).tolist()
+    if flops:
+        values["speed/tflops_per_second"] = flops / seconds / 1e12
+    return values | {
+        "speed/tokens_per_second": elements / seconds,
+        "speed/images_per_second": images / seconds,
+        "speed/data_wait": waited / seconds,
+        "data/fill": elements / max(positions, 1),
+    }

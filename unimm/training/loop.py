@@ -1,14 +1,15 @@
 """The loop that all trainings share: steps until the budget is spent, reports, checkpoints, interruptions.
 
-What a step does, what is reported and what is kept is a subclass' affair. With several processes, whatever depends on a clock,
-on a signal, on a disk or on a number that is none is agreed on first, so that all of them do the same after the same step.
+A step is a batch, its gradient (`compute_gradient`, a subclass'), a check that it is finite on all processes, and the update
+(`apply_gradient`, a subclass'). With several processes, whatever depends on a clock, on a signal, on a disk or on a number that
+is not finite is agreed on first, so that all of them do the same after the same step.
 """
 
 import logging
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -21,16 +22,13 @@ from unimm.data.records import Dataset
 from unimm.runtime.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_number, check_whole
-from unimm.training.acceleration import make_accelerator, meet
+from unimm.training.acceleration import make_accelerator, meet, settle_precision
 from unimm.training.bad_records import DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.logbook import Logbook, ProgressLine
-from unimm.training.nonfinite import NotFiniteError
-from unimm.training.precision import settle_precision
-from unimm.training.run_state import Resumable
+from unimm.training.run_state import NotFiniteError, Resumable
 from unimm.training.schedule import Budget, Schedule
 from unimm.training.signals import StopRequest, init_worker, signals_blocked
-from unimm.training.step_rng import keyed_rng
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
 MAX_WORKERS = 1024
@@ -83,8 +81,20 @@ class _Ahead(NamedTuple):
     seconds: float
 
 
-class Meter(Protocol):
-    """Numbers between two reports."""
+class Gradient(NamedTuple):
+    """What a step has computed, before any weight has moved: the gradients themselves lie in the parameters.
+
+    norm, loss: scalars, of the gradient of all processes, and of this process' share of the loss. outcome: what else the
+    subclass wants to report once the step counts.
+    """
+
+    norm: torch.Tensor
+    loss: torch.Tensor
+    outcome: Any = None
+
+
+class StepMeter(Protocol):
+    """What counts between two reports."""
 
     def add_time(self, seconds: float, waited: float) -> None: ...
 
@@ -142,11 +152,15 @@ class Loop(Resumable):
         raise NotImplementedError
 
     def seed(self) -> int:
-        """Of what chance a step takes (dropout)."""
+        """Of the random numbers that a step draws (dropout)."""
         raise NotImplementedError
 
-    def update(self, batch: Any, meter: Any) -> None:
-        """One step of learning, unless `may_update` forbids it."""
+    def compute_gradient(self, batch: Any) -> Gradient:
+        """Forward and backward of a step."""
+        raise NotImplementedError
+
+    def apply_gradient(self, gradient: Gradient, meter: Any) -> None:
+        """Update the weights by a gradient that is finite, and count the step."""
         raise NotImplementedError
 
     def name_samples(self, batch: Any) -> list[str]:
@@ -158,7 +172,7 @@ class Loop(Resumable):
         return ()
 
     def forget_step(self) -> None:
-        """Undo what a step leaves behind before its update: gradients, and whatever else a forward changes."""
+        """Undo what `compute_gradient` leaves behind: gradients, and whatever else a forward pass changes."""
         raise NotImplementedError
 
     def report(self, meter: Any) -> dict[str, float]:
@@ -178,7 +192,7 @@ class Loop(Resumable):
         """How much of the run is done, 0 to 1."""
         return self.loop_config.budget.progress(self.step, self.seconds)
 
-    def run(self, title: str, meter: Meter) -> None:
+    def run(self, title: str, meter: StepMeter) -> None:
         """Steps to the end of the budget; always leaves a checkpoint behind, also when interrupted.
 
         Raises:
@@ -211,7 +225,7 @@ class Loop(Resumable):
             with suppress(OSError):  # nobody is there to read it
                 os.write(STDERR, line.encode())
 
-    def _steps(self, logbook: Logbook, line: ProgressLine, meter: Meter) -> None:
+    def _steps(self, logbook: Logbook, line: ProgressLine, meter: StepMeter) -> None:
         with signals_blocked():
             batches = iter(self._loader()) if self.progress < 1.0 else iter(())
         saved_at = time.monotonic()
@@ -254,7 +268,7 @@ class Loop(Resumable):
         told: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
         if error is not None:
             told = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved)
-        self.ranks.wait()  # a launcher ends all processes when the first one leaves: nobody leaves before it is said why
+        self.ranks.barrier()  # a launcher ends all processes when the first one leaves: nobody leaves before it is said why
         raise told from (None if told is error else error)
 
     def _is_stopped(self, error: Exception | None = None) -> bool:
@@ -262,7 +276,7 @@ class Loop(Resumable):
 
         error: why this process has no next step; it ends the run on all processes.
         """
-        agreed = self.ranks.largest(self.stop.number if error is None else NO_DATA)
+        agreed = self.ranks.all_max(self.stop.number if error is None else NO_DATA)
         if agreed == NO_DATA:
             self._leave(error)
         if agreed:
@@ -277,23 +291,20 @@ class Loop(Resumable):
         """The schedule's factor for the next update."""
         return self.loop_config.schedule.factor(self.step, self.progress)
 
-    def may_update(self, norm: torch.Tensor, loss: torch.Tensor, batch: Any) -> bool:
-        """Whether the weights may follow this gradient: not where it, or the loss of any process, would ruin them.
-
-        Args:
-            norm, loss: scalars, of the gradient of all processes and of this process' share of the loss.
-            batch: whose samples are named.
+    def update(self, batch: Any, meter: Any) -> None:
+        """One step of learning: its gradient, and the update, unless the gradient or the loss of any process is not finite.
 
         Raises:
-            NotFiniteError: they may not, and no more steps may be skipped.
+            NotFiniteError: it is not, and no more steps may be skipped.
         """
-        if self.guard.passes(norm, loss):
-            return True
+        gradient = self.compute_gradient(batch)
+        if self.guard.passes(gradient.norm, gradient.loss):
+            self.apply_gradient(gradient, meter)
+            return
         self.forget_step()
-        self.guard.skip(self.step + 1, float(norm), float(loss), self.name_samples(batch))
-        return False
+        self.guard.skip(self.step + 1, float(gradient.norm), float(gradient.loss), self.name_samples(batch))
 
-    def _one_step(self, ahead: "_Ahead", meter: Meter) -> None:
+    def _one_step(self, ahead: "_Ahead", meter: StepMeter) -> None:
         started = time.monotonic()
         self._doing = f"finishing step {self.step + 1:,}"
         with keyed_rng(self.seed(), self.step, self.ranks.number, self.accelerator.device):
@@ -301,7 +312,7 @@ class Loop(Resumable):
         seconds = ahead.seconds + time.monotonic() - started
         self.step += 1
         # With a budget in minutes all ranks go by the first one's clock.
-        self.seconds += self.ranks.first(seconds) if self.loop_config.budget.max_minutes is not None else seconds
+        self.seconds += self.ranks.broadcast(seconds) if self.loop_config.budget.max_minutes is not None else seconds
         meter.add_time(seconds, ahead.seconds)
 
     def _loader(self) -> DataLoader:
@@ -317,3 +328,12 @@ class Loop(Resumable):
             worker_init_fn=init_worker,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+
+
+@contextmanager
+def keyed_rng(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
+    """In this context torch's generators give the same numbers whenever the key is the same (dropout, replaced codes), so that
+    checkpoints need no generator's state; outside of it nothing has changed."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)
+        yield

@@ -14,13 +14,51 @@ from rich.console import Console
 
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
-from unimm.training.nonfinite import FiniteGuard
 from unimm.training.sharding import gather
 
 MAX_FAILED_SAVES = 3
 """So many checkpoints in a row that cannot be written end a run."""
 
 logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or the gradient of a step is not finite; the weights are as they were before it."""
+
+
+class FiniteGuard:
+    """Says, on all processes alike, whether a step is finite, and counts those that are not: at most `max_skipped` of a run may
+    be skipped, and the next one ends it.
+
+    `num_skipped` is of the whole run: checkpoints keep it.
+    """
+
+    def __init__(self, ranks: Ranks, max_skipped: int) -> None:
+        self.num_skipped = 0
+        self._ranks, self._max_skipped = ranks, max_skipped
+
+    def passes(self, norm: torch.Tensor, loss: torch.Tensor) -> bool:
+        """Whether the gradient's norm, and the loss of every process, is finite."""
+        return not self._ranks.any(not bool(torch.isfinite(norm) & torch.isfinite(loss)))
+
+    def skip(self, step: int, norm: float, loss: float, samples: list[str]) -> None:
+        """Report a step that did not pass, with this process' samples in it, and count it.
+
+        Raises:
+            NotFiniteError: no more steps may be skipped.
+        """
+        message = (
+            f"The loss or gradient of step {step} is not finite (norm {norm:g}, loss {loss:g}, process {self._ranks.number}): "
+            f"samples {', '.join(samples)}."
+        )
+        if self.num_skipped >= self._max_skipped:
+            before = f"; {self.num_skipped} steps were skipped before" if self.num_skipped else ""
+            raise NotFiniteError(
+                f"{message} The weights are as they were before it{before}. Lower the learning rate, look at these samples, "
+                f"or let the run pass over such steps with max_skipped_steps."
+            )
+        self.num_skipped += 1
+        logger.warning(f"{message} Its update is skipped, {self.num_skipped} of at most {self._max_skipped}.")
 
 
 class Resumable:
@@ -73,7 +111,7 @@ class Resumable:
                 save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
             except SaveError as error:
                 failure = error
-        self.ranks.wait()
+        self.ranks.barrier()
         if self.ranks.any(failure is not None):
             raise failure or SaveError(f"The first process could not write the checkpoint of step {self.step}.")
         self._saved_step = self.step
@@ -104,7 +142,7 @@ class Resumable:
         """
         folder = self.folder / CHECKPOINTS
         found = find_checkpoint(folder) if self.is_main else None  # once for all, for it reads every byte
-        step = int(self.ranks.first(-1 if found is None else found))
+        step = int(self.ranks.broadcast(-1 if found is None else found))
         if step < 0:
             return
         checkpoint = open_checkpoint(folder, step)

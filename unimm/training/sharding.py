@@ -4,11 +4,19 @@ PyTorch's `fully_shard` is called as it is: accelerate's way to it wants the opt
 would be in the way of ours. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
 is gathered layer by layer when it is needed. A batch without images, codes or text runs through the same modules with nothing
 in them, so that all processes always exchange the same in the same order.
+
+To be sampled, scored or written, a model in shards is put together on the first process (`FullModelGatherer`): before it is
+cut, its form is kept, the modules without weights. The whole model is the form with the weights of the moment, gathered one by
+one; only the first process holds it, which needs the memory for it beside its own shards, and frees it afterwards.
 """
 
-from collections.abc import Iterator
+import copy
+import gc
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,28 +25,35 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_whole
 from unimm.training.objectives.base import Objective
 
-WAYS = ("ddp", "fsdp", "hsdp")
+STRATEGIES = ("ddp", "fsdp", "hsdp")
+
+SPARE = 1.2
+"""So many times its weights a model takes where it decodes, at least: keys, values, and what lies between layers."""
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sharding:
     """How several processes hold one model.
 
-    way: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one copy, as a rule those of one machine.
+    strategy: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one copy, as a rule those of one machine.
 
-    Raises ValueError for another way, or hsdp without its shard size.
+    Raises ValueError for another strategy, or hsdp without its shard size.
     """
 
-    way: str = "ddp"
+    strategy: str = "ddp"
     shard_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.way not in WAYS:
-            raise ValueError(f"Unknown sharding '{self.way}': use {', '.join(WAYS)}.")
-        if (self.way == "hsdp") != (self.shard_size is not None):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"Unknown sharding '{self.strategy}': use {', '.join(STRATEGIES)}.")
+        if (self.strategy == "hsdp") != (self.shard_size is not None):
             raise ValueError("trainer.sharding.shard_size is how many processes share one copy: hsdp needs it, and only hsdp.")
         if self.shard_size is not None:
             check_whole(self, 1, "shard_size")
@@ -131,3 +146,61 @@ def load_whole(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """
     own = module.state_dict()
     module.load_state_dict({name: like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()})
+
+
+class FullModelGatherer:
+    """What puts a model together again.
+
+    model: before it is cut, compiled or told to keep less for its backward pass.
+    """
+
+    def __init__(self, model: UnifiedModel) -> None:
+        self._form = _with_parameters(model, lambda _, parameter: torch.empty_like(parameter, device="meta"))
+        self._has_warned = False
+
+    def run_on_rank0(
+        self, model: UnifiedModel, function: Callable[[UnifiedModel], T], is_first: bool, device: torch.device
+    ) -> T | None:
+        """What a function returns for the whole model, on the first process, in eval mode and without gradients; the others get
+        None at once. Every process must call it.
+
+        device: where the whole model is to lie; where a GPU has no memory for it, it lies on the CPU.
+        """
+        weights = model.state_dict()
+        names = [name for name, _ in self._form.named_parameters()]  # tied ones once
+        if is_first:
+            device = self._with_room(device, sum(weights[name].numel() * weights[name].element_size() for name in names))
+        gathered = gather({name: weights[name] for name in names}, is_first, device)
+        if not is_first:
+            return None
+        whole = _with_parameters(self._form, lambda name, _: gathered.pop(name)).to(device).eval()
+        try:
+            return function(whole)
+        finally:
+            del whole
+            gc.collect()  # engines and decoders may lie in circles
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _with_room(self, device: torch.device, num_bytes: int) -> torch.device:
+        if device.type != "cuda":
+            return device
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if SPARE * num_bytes <= free:
+            return device
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                f"The whole model takes {num_bytes / 1e9:.1f} GB, and the first process has {free / 1e9:.1f} GB left on "
+                f"{device}: it is sampled and scored on the CPU, which takes long. To do without, say trainer.sample_every=0 "
+                f"trainer.validate_every=0."
+            )
+        return torch.device("cpu")
+
+
+def _with_parameters(model: UnifiedModel, make: Callable[[str, nn.Parameter], torch.Tensor]) -> UnifiedModel:
+    """A copy of a model with other tensors for its parameters, which learn nothing; what is tied stays tied."""
+    others: dict[int, Any] = {
+        id(parameter): nn.Parameter(make(name, parameter), requires_grad=False) for name, parameter in model.named_parameters()
+    }
+    return copy.deepcopy(model, others)

@@ -17,10 +17,10 @@ from unimm.models.lora import adapter_parameters
 
 @dataclass(frozen=True)
 class Stage:
-    """learns: factor on the learning rate of each part that learns; parts that are not named are frozen."""
+    """lr_scales: factor on the learning rate of each part that is trained; parts that are not named are frozen."""
 
     name: str
-    learns: dict[str, float]
+    lr_scales: dict[str, float]
 
 
 def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
@@ -30,21 +30,21 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
     Raises:
         ValueError: the stage names a part that the model does not have.
     """
-    unknown = sorted(set(stage.learns) - set(parts))
+    unknown = sorted(set(stage.lr_scales) - set(parts))
     if unknown:
         raise ValueError(f"Stage '{stage.name}' names unknown parts {unknown}: a model has {', '.join(parts)}.")
     for part in parts.values():
         part.requires_grad_(False)
     for name, part in parts.items():
-        whole = list(part.parameters()) if name in stage.learns else []
+        whole = list(part.parameters()) if name in stage.lr_scales else []
         for parameter in adapter_parameters(part) or whole:
             parameter.requires_grad_(True)
 
 
 def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
     """The factor on the learning rate of each part in which something learns: 1 for adapters where the stage names none."""
-    adapted = {name: 1.0 for name, part in parts.items() if name not in stage.learns and adapter_parameters(part)}
-    return {**stage.learns, **adapted}
+    adapted = {name: 1.0 for name, part in parts.items() if name not in stage.lr_scales and adapter_parameters(part)}
+    return {**stage.lr_scales, **adapted}
 
 
 def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) -> Table:

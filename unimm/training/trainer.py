@@ -30,14 +30,12 @@ from unimm.training.activation_checkpointing import checkpoint_activations
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops
-from unimm.training.full_model import FullModelGatherer
 from unimm.training.held_out_loss import HeldOut
-from unimm.training.logbook import Logbook
-from unimm.training.loop import Loop, LoopConfig
-from unimm.training.meter import Meter, Read
+from unimm.training.logbook import Logbook, Meter, Read
+from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.objectives.base import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
-from unimm.training.sharding import Sharding, let_go, load_whole, no_exchange, shard, whole
+from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, no_exchange, shard, whole
 from unimm.training.step_cost import warn_of_cost
 from unimm.training.trainable_parts import Stage, factors, freeze, show, stage_table
 
@@ -146,8 +144,8 @@ class Trainer(Loop):
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
         self.flop_count = objective.flop_count()
-        self.is_sharded = config.sharding.way != "ddp" and self.accelerator.num_processes > 1
-        self.assembly = FullModelGatherer(model) if self.is_sharded else None
+        self.is_sharded = config.sharding.strategy != "ddp" and self.accelerator.num_processes > 1
+        self.gatherer = FullModelGatherer(model) if self.is_sharded else None
         checkpoint_activations(model.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:
@@ -168,14 +166,15 @@ class Trainer(Loop):
         shard(self.objective.to(device), self.config.sharding, self.ranks.count, device, self.precision == "bf16")
         return self.objective
 
-    def ask(self, question: Callable[[UnifiedModel], T], device: torch.device | None = None) -> T | None:
-        """What the first process finds by the model in one piece; every process must ask, and the others get None at once.
+    def run_on_rank0(self, function: Callable[[UnifiedModel], T], device: torch.device | None = None) -> T | None:
+        """What a function returns for the model in one piece, on the first process; every process must call it, and the others
+        get None at once.
 
-        device: where a model in shards is put together, and then let go; default: where it trains.
+        device: where a model in shards is put together for as long; default: where it trains.
         """
-        if self.assembly is not None:
-            return self.assembly.ask(self.model, question, self.is_main, device or self.accelerator.device)
-        return question(self.model) if self.is_main else None
+        if self.gatherer is not None:
+            return self.gatherer.run_on_rank0(self.model, function, self.is_main, device or self.accelerator.device)
+        return function(self.model) if self.is_main else None
 
     def averaged(self) -> AbstractContextManager[None]:
         """In this context the model has its averaged weights, and after it its own again; without an average it has its own."""
@@ -211,12 +210,12 @@ class Trainer(Loop):
         """The mixture's."""
         return self.mixture.seed
 
-    def update(self, batch: StepBatch, meter: Meter) -> None:
-        """One optimizer step over the micro-batches of this rank."""
+    def compute_gradient(self, batch: StepBatch) -> Gradient:
+        """Forward and backward over the micro-batches of this rank."""
         self.wrapped.train()
         self.origin = batch.origin
         counts = self._global_counts(batch.batches)
-        tallied, losses = [], []
+        sums, losses = [], []
         last = len(batch.batches) - 1
         for number, micro_batch in enumerate(batch.batches):
             self.objective.check(micro_batch)
@@ -224,23 +223,24 @@ class Trainer(Loop):
             micro_batch = micro_batch.to(self.accelerator.device)
             with no_exchange(self.wrapped, self.accelerator) if number < last else nullcontext():
                 with self.accelerator.autocast():
-                    tallies = self.wrapped(micro_batch)
-                loss = sum(self.config.weights.get(name, 1.0) * tally.loss / counts[name] for name, tally in tallies.items())
+                    terms: dict[str, LossSums] = self.wrapped(micro_batch)
+                loss = sum(self.config.weights.get(name, 1.0) * term.loss / counts[name] for name, term in terms.items())
                 # Gradients are averaged over ranks; the sums are already divided by global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            tallied.append((read, {name: LossSums(*(each.detach() for each in tally)) for name, tally in tallies.items()}))
+            sums.append((read, {name: LossSums(*(each.detach() for each in term)) for name, term in terms.items()}))
             losses.append(torch.as_tensor(loss).detach())
-        learned = [p for p in self.objective.parameters() if p.requires_grad]
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.max_grad_norm)
         else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
-        norm = whole(norm)
-        if not self.may_update(norm, torch.stack(losses).sum(), batch):
-            return
-        for read, tallies in tallied:
-            meter.add_batch(read, tallies)
-        meter.grad_norm = float(norm)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        return Gradient(whole(norm), torch.stack(losses).sum(), sums)
+
+    def apply_gradient(self, gradient: Gradient, meter: Meter) -> None:
+        """One optimizer step."""
+        for read, sums in gradient.outcome:
+            meter.add_batch(read, sums)
+        meter.grad_norm = float(gradient.norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
         if self.ema is not None:
@@ -281,7 +281,7 @@ class Trainer(Loop):
         sample = self.sample
         if sample is not None and self.is_due(self.config.sample_every):
             with self._looking():
-                self.ask(lambda model: sample(model, self.step, logbook))
+                self.run_on_rank0(lambda model: sample(model, self.step, logbook))
         if self._is_validated():
             self._validate(logbook)
 
@@ -298,7 +298,7 @@ class Trainer(Loop):
             scores: dict[str, float] | None = {}
             validate = self.validate
             if validate is not None and losses is not None:
-                scores = self.ask(lambda model: validate(model, self.step, losses))
+                scores = self.run_on_rank0(lambda model: validate(model, self.step, losses))
         # After everything: a run that is killed in between has not validated, and will.
         if self.is_main and losses is not None and scores is not None:
             logbook.numbers(self.step, {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()})
@@ -313,7 +313,7 @@ class Trainer(Loop):
             yield
             let_go(self.wrapped)
         self.model.set_attention(self._attention())
-        self.ranks.wait()
+        self.ranks.barrier()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights, their average, and the optimizers' state."""

@@ -11,7 +11,7 @@ from unimm.training.image_tokenizer.discriminator import AdversaryConfig, PatchD
 from unimm.training.image_tokenizer.metrics import measure_usage
 from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
-from unimm.training.muon import orthogonalise
+from unimm.training.optimizers import orthogonalise
 
 
 @pytest.mark.parametrize("muon_lr", [0.02, None])

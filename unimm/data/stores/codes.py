@@ -15,14 +15,14 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, Record
+from unimm.data.records import Dataset, DatasetContext, Record
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
@@ -143,22 +143,28 @@ class StoredCodes:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
+        stored = cls(folder, manifest)
         expectations = {
             "tokenizer_hash": expect_tokenizer_hash,
             "num_records": expect_num_records,
             "image_size": expect_image_size,
         }
         for name, expected in expectations.items():
-            found = getattr(manifest, name)
-            if expected is not None and found != expected:
-                raise ValueError(
-                    f"The codes in {folder} were made with {name} {found}, not {expected}: make them again with `unimm encode`."
-                )
-        stored = cls(folder, manifest)
+            if expected is not None:
+                stored.expect(name, expected)
         shape = tuple(stored._slice("codes").get_shape())
         if shape != (manifest.num_records, manifest.num_codes):
             raise ValueError(f"The codes in {folder} are damaged: {shape} on disk, {manifest} in the manifest.")
         return stored
+
+    def expect(self, name: str, expected: str | int) -> None:
+        """Raises ValueError where the manifest says something else; says both sides."""
+        found = getattr(self.manifest, name)
+        if found != expected:
+            raise ValueError(
+                f"The codes in {self.folder} were made with {name} {found}, not {expected}: make them again with "
+                f"`unimm encode`."
+            )
 
     def __len__(self) -> int:
         return self.manifest.num_records
@@ -233,6 +239,16 @@ class CodedDataset(ComparedDataset):
                 f"tokenizer: make them again with `unimm encode`."
             )
         self.check_some()
+
+    def bind(self, context: DatasetContext) -> Self:
+        """The same data set, if its codes are those of the image tokenizer that is used.
+
+        Raises:
+            ValueError: they are another one's.
+        """
+        if context.tokenizer_hash is not None:
+            self.codes.expect("tokenizer_hash", context.tokenizer_hash)
+        return super().bind(context)
 
     def unchecked(self, index: int) -> Record:
         """A record, whose image was not compared with the one that its codes are of."""

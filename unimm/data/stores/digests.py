@@ -10,19 +10,20 @@ also where times of writing are set back (`cp -p`, tar), and a stamp is kept onl
 read. A file that was copied has another stamp: its bytes are read, and may well be the same.
 """
 
+import copy
 import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from unimm.data.image import image_hash
 from unimm.data.image_forms import plain_form
-from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage
+from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, UnreadImage, bind
 
 HALF = 16
 """Bytes of a digest, and of a stamp."""
@@ -114,6 +115,19 @@ class ComparedDataset(ABC):
         self.check(index)
         return record
 
+    def bind(self, context: DatasetContext) -> Self:
+        """The same data set, for the networks of a context (`unimm.data.records.bind`).
+
+        Raises:
+            ValueError: what is stored was made by another network.
+        """
+        inner = bind(self.dataset, context)
+        if inner is self.dataset:
+            return self
+        other = copy.copy(self)
+        other.dataset = inner
+        return other
+
     @abstractmethod
     def unchecked(self, index: int) -> Record:
         """A record, not compared."""
@@ -138,15 +152,17 @@ class ComparedDataset(ABC):
 
 def unchecked(dataset: Dataset, index: int) -> Record:
     """A record of any data set, by `unchecked` where it has that."""
-    read: Any = getattr(dataset, "unchecked", dataset.__getitem__)
-    return read(index)
+    if hasattr(type(dataset), "unchecked"):  # of its class: a wrapper may pass unknown attributes on to what it wraps
+        own: Any = dataset
+        return own.unchecked(index)
+    return dataset[index]
 
 
 def check(dataset: Dataset, index: int) -> None:
     """Raises ValueError where a record carries what was stored of another image."""
-    compare: Any = getattr(dataset, "check", None)
-    if compare is not None:
-        compare(index)
+    if hasattr(type(dataset), "check"):
+        own: Any = dataset
+        own.check(index)
 
 
 def key_at(dataset: Dataset, index: int) -> str:

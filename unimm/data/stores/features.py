@@ -19,7 +19,7 @@ import logging
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from unimm.data.image import image_hash, look, pixels_to_array
-from unimm.data.records import Dataset, ImageLike, Record, SeenImage
+from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, write_json
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
@@ -150,20 +150,24 @@ class StoredFeatures:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        for name, wanted in expected.items():
-            found = getattr(manifest, name)
-            if found != wanted:
-                raise ValueError(
-                    f"The features in {folder} were made with {name} {found}, not {wanted}: make them again with "
-                    f"`unimm encode-features`."
-                )
         stored = cls(folder, manifest, load_file(folder / ROWS)["rows"].numpy())
+        for name, value in expected.items():
+            stored.expect(name, value)
         num_shards = -(-manifest.num_images // manifest.shard_rows)
         lengths = [tuple(stored._shard(number)["features"].get_shape()) for number in range(num_shards)]
         whole = (sum(shape[0] for shape in lengths), {shape[1:] for shape in lengths})
         if whole != (manifest.num_images, {(manifest.num_patches, manifest.width)}) or len(stored.rows) != manifest.num_records:
             raise ValueError(f"The features in {folder} are damaged: {whole} on disk, {manifest} in the manifest.")
         return stored
+
+    def expect(self, name: str, expected: str | int) -> None:
+        """Raises ValueError where the manifest says something else; says both sides."""
+        found = getattr(self.manifest, name)
+        if found != expected:
+            raise ValueError(
+                f"The features in {self.folder} were made with {name} {found}, not {expected}: make them again with "
+                f"`unimm encode-features`."
+            )
 
     def __len__(self) -> int:
         return self.manifest.num_images
@@ -227,22 +231,21 @@ class FeaturedDataset(ComparedDataset):
     """A data set whose records carry the features of their image. Images are not decoded, but the first one once; they are only
     compared with those that were looked at.
 
-    tower_hash: of the vision tower that is to read on from them.
+    tower_hash, image_size: of the vision tower that is to read on from them; None: known later, by `bind`.
 
     Raises ValueError where the folder holds the features of other images, of another tower, or of images prepared otherwise;
     and when a record is read whose image is another than the one that was looked at.
     """
 
-    def __init__(self, dataset: Dataset, folder: str | Path, tower_hash: str, image_size: int) -> None:
+    def __init__(
+        self, dataset: Dataset, folder: str | Path, tower_hash: str | None = None, image_size: int | None = None
+    ) -> None:
         super().__init__(dataset)
-        self.features = StoredFeatures.open(
-            folder,
-            tower_hash=tower_hash,
-            image_size=image_size,
-            preparation=preparation_fingerprint(image_size),
-            num_records=len(dataset),
-        )
+        given = {"tower_hash": tower_hash, "image_size": image_size}
+        self.features = StoredFeatures.open(folder, **{name: value for name, value in given.items() if value is not None})
         manifest = self.features.manifest
+        self.features.expect("preparation", preparation_fingerprint(manifest.image_size))
+        self.features.expect("num_records", len(dataset))
         ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
         if ends != (manifest.first_key, manifest.last_key):
             raise ValueError(
@@ -262,6 +265,18 @@ class FeaturedDataset(ComparedDataset):
                 f"pictures are not noticed: run `unimm encode-features` again, which makes them anew, to be sure."
             )
         self.check_some()
+
+    def bind(self, context: DatasetContext) -> Self:
+        """The same data set, if its features are those of the vision tower that is used.
+
+        Raises:
+            ValueError: they are another one's, or that tower has no use for any.
+        """
+        if context.tower is not None:
+            tower_hash, image_size = context.tower()
+            self.features.expect("tower_hash", tower_hash)
+            self.features.expect("image_size", image_size)
+        return super().bind(context)
 
     def unchecked(self, index: int) -> Record:
         """A record, whose image was not compared with the one that its features are of."""

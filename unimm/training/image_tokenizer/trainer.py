@@ -36,7 +36,7 @@ from unimm.training.image_tokenizer.metrics import (
 )
 from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.logbook import Logbook
-from unimm.training.loop import Loop, LoopConfig
+from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.optimizers import check_betas, tokenizer_optimizers
 
 
@@ -136,8 +136,8 @@ class TokenizerTrainer(Loop):
         """The keys of this process' records in the present step."""
         return self.batches.names(self.step)
 
-    def update(self, batch: Tensor, meter: TokenizerMeter) -> None:
-        """One step of the tokenizer, of its average and, once it has started, of the adversary."""
+    def compute_gradient(self, batch: Tensor) -> Gradient:
+        """Forward and backward of the tokenizer and, once it has started, of the adversary."""
         pixels_NCHW = batch.to(self.accelerator.device)
         self.wrapped.train()
         self._kept = [buffer.clone() for buffer in self.model.buffers()]  # the codebook moves inside the forward
@@ -157,8 +157,11 @@ class TokenizerTrainer(Loop):
         if adversary is not None:
             terms["discriminator"], adversary_norm = adversary.learn(pixels_NCHW, drawn.pixels.detach())
             loss, norm = loss + terms["discriminator"], norm + adversary_norm
-        if not self.may_update(norm, loss.detach(), batch):
-            return
+        return Gradient(norm, loss.detach(), (terms, drawn.codes, adversary))
+
+    def apply_gradient(self, gradient: Gradient, meter: TokenizerMeter) -> None:
+        """One step of the tokenizer, of its average and, once it has started, of the adversary."""
+        terms, codes, adversary = gradient.outcome
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.rate()
@@ -167,7 +170,7 @@ class TokenizerTrainer(Loop):
         if adversary is not None:
             adversary.step()
         self._average()
-        meter.add(terms, drawn.codes)
+        meter.add(terms, codes)
 
     def seed(self) -> int:
         """The configuration's."""
@@ -206,7 +209,7 @@ class TokenizerTrainer(Loop):
             drawn_NCHW, codes_NT = reconstruct(self.ema, self.validation_NCHW)
             if not self.stop.made or self.progress >= 1.0:
                 self._log_validation(logbook, drawn_NCHW, codes_NT, self.validation_NCHW)
-        self.ranks.wait()
+        self.ranks.barrier()
 
     def _log_validation(self, logbook: Logbook, drawn_NCHW: Tensor, codes_NT: Tensor, target_NCHW: Tensor) -> None:
         values = measure_fidelity(drawn_NCHW, target_NCHW)

@@ -8,9 +8,9 @@ import torch
 from toys import make_config, make_trainer
 
 from unimm.runtime.rank_sync import Ranks
-from unimm.training import precision
+from unimm.training import acceleration
+from unimm.training.acceleration import settle_precision
 from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from unimm.training.precision import settle_precision
 from unimm.training.schedule import Budget
 
 CPU = torch.device("cpu")
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 def on(monkeypatch: pytest.MonkeyPatch, chosen: str, has_bf16: bool = True) -> None:
     """A machine on which `auto` chooses so."""
-    monkeypatch.setattr(precision, "choose_precision", lambda asked, device: chosen if asked == "auto" else asked)
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(acceleration, "choose_precision", lambda asked, device: chosen if asked == "auto" else asked)
+    monkeypatch.setattr(acceleration, "cpu_has_bf16", lambda: has_bf16)
 
 
 def begun(folder: Path, kept: str | None) -> Path:
@@ -60,7 +60,7 @@ def test_the_first_process_decides_for_all(tmp_path: Path, monkeypatch: pytest.M
     on(monkeypatch, "no")
     second = Ranks()
     second.number = 1
-    monkeypatch.setattr(second, "first", lambda number: 1.0)  # the first one says bf16
+    monkeypatch.setattr(second, "broadcast", lambda number: 1.0)  # the first one says bf16
     assert settle_precision("auto", CPU, tmp_path, second) == ("bf16", [])
 
 
