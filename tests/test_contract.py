@@ -69,8 +69,8 @@ OPTIONS = {
     "caption": "--model --language --max-new-tokens --temperature --device --dtype --weights",
     "answer": "--model --max-new-tokens --temperature --device --dtype --weights",
     "generate": (
-        "--model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --guidance-interval --best-of "
-        "--device --dtype --weights"
+        "--model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --guidance-interval "
+        "--best-of --device --dtype --weights"
     ),
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "report": "--out",

@@ -13,6 +13,7 @@ from unimm.eval import ValidationConfig, evaluate, load_task
 from unimm.eval.suites import TASKS, choose_tasks
 from unimm.eval.validation import Validation
 from unimm.inference.engine import Engine
+from unimm.runtime import plugins
 
 MODULE = '''
 """A task of one's own, and things that are none."""
@@ -66,6 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "half.py").write_text("import no_such_package\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_trusted", {"unimm"})
     yield tmp_path
     for name in ("own_tasks", "half"):
         sys.modules.pop(name, None)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import unimm
 from unimm.cli.app import app
 from unimm.runtime import plugins
+from unimm.runtime.atomic_files import read_json
 from unimm.training.logbook import read_numbers
 
 CONF = Path(__file__).parent / "conf"
@@ -71,3 +72,13 @@ def test_every_command_opens_it_where_its_code_is_allowed(place: Path, monkeypat
     done("train", *HERE, "+experiment=stripes", "data=stripes", *words)
     first, last = (unimm.load(name, "cpu").image_tokenizer.quantize.codebook for name in ("run/model", "further/model"))
     assert first.equal(last)
+
+
+def test_its_task_is_run_by_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming the package's task allows the code of its models, too."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(plugins, "_trusted", {"unimm"})
+    monkeypatch.setenv("UNIMM_ALLOW_CODE", "0")
+    done("eval", "--task", "stripes.task:LeftColours?num_items=2", "--model", "run/model", "--device", "cpu", "--out", "scores")
+    scores = read_json(place / "scores/scores.json")
+    assert scores is not None and scores["tasks"]["left_colours"]["count"] == 2

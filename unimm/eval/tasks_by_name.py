@@ -9,13 +9,12 @@ import difflib
 import inspect
 import json
 import re
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from unimm.eval.task import Task
+from unimm.runtime.plugins import trust
 
 PARTS = ("name", "num_items", "run")
 """What a task has (`unimm.eval.Task`)."""
@@ -68,9 +67,7 @@ def check_task(task: Any, what: str) -> Task:
 def _find(place: str, module_name: str, attribute: str) -> Any:
     if not module_name or not attribute:
         raise ValueError(f"'{place}' names no task: write pkg.module:Task.")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # as `python -m` looks there; last, so that nothing installed is hidden
+    trust([module_name])
     try:
         found: Any = import_module(module_name)
     except ImportError as error:

@@ -9,10 +9,12 @@ Importing a module runs it, and a model folder may come from anybody. What a fol
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 GROUP = "unimm.plugins"
@@ -25,8 +27,15 @@ _trusted: set[str] = {"unimm"}
 
 
 def trust(paths: Iterable[str]) -> None:
-    """Let folders name parts of these import paths' packages from now on: the user has named them here."""
-    _trusted.update(path.partition(".")[0] for path in paths)
+    """Let folders name parts of these import paths' packages from now on: the user has named them here.
+
+    They may lie in the folder that the command runs in: it is searched last, so that it hides nothing that is installed.
+    """
+    packages = {path.partition(".")[0] for path in paths}
+    here = str(Path.cwd())
+    if packages - _trusted and here not in sys.path:
+        sys.path.append(here)
+    _trusted.update(packages)
 
 
 def take_allow_code(words: Iterable[str]) -> list[str]:

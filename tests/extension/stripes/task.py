@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from stripes.data import QUESTION, Stripes
 from unimm import Engine
-from unimm.eval import Example, Result
-from unimm.eval.task import summarize, tell
+from unimm.eval import Example, Result, collect, summarize
 
 
 class LeftColours:
@@ -24,4 +23,4 @@ class LeftColours:
         examples = [
             Example(one.key, QUESTION, one.facts[0], text, text == one.facts[0], image=one.image) for one, text in pairs
         ]
-        return summarize(self.name, tell(examples, progress))
+        return summarize(self.name, collect(examples, progress))
