@@ -42,6 +42,7 @@ from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
 from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig
 from unimm.runtime.atomic_files import whole_folder, write_json
+from unimm.runtime.format_version import check_format
 
 VERSION = 1
 MODEL_TYPE = "unimm"
@@ -136,8 +137,8 @@ def load_model(
     folder = find_folder(path_or_hub_id, from_pickle)
     raw = read_config(folder)
     own = dict(raw.get("unimm") or {})
-    if own.pop("version", VERSION) > VERSION:
-        raise ValueError(f"{folder} was written by a newer unimm: update it with `pip install -U unimm`.")
+    check_format(own, VERSION, folder / CONFIG, "version")
+    own.pop("version", None)
     config, tokenizer_config, names = _read_layout(raw, folder, allow_code)
     files = open_weights(folder, torch.device(device), from_pickle)
     config = _settle_tie(config, files, names)

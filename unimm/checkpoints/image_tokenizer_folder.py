@@ -19,9 +19,12 @@ from unimm.checkpoints.further_modules import image_tokenizer_config
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.runtime.atomic_files import whole_folder, write_json
+from unimm.runtime.format_version import FORMAT_VERSION, check_format, stamped
 
 MODEL_TYPE = "unimm_image_tokenizer"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+"""The newest version of these folders that is read, and the one that is written."""
 
 
 def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
@@ -34,7 +37,7 @@ def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         content = {"model_type": MODEL_TYPE, "fingerprint": fingerprint(tokenizer), **to_json(tokenizer.config)}
-        write_json(folder / CONFIG, content)
+        write_json(folder / CONFIG, stamped(FORMAT, content))
 
 
 def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu", allow_code: bool = False) -> ImageTokenizer:
@@ -51,7 +54,9 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu", a
     content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if content.pop("model_type", None) != MODEL_TYPE:
         raise ValueError(f"{folder} is a folder of another kind of model, not of an image tokenizer ({MODEL_TYPE}).")
-    content.pop("fingerprint", None)
+    check_format(content, FORMAT, folder / CONFIG)
+    for key in ("fingerprint", FORMAT_VERSION):
+        content.pop(key, None)
     tokenizer = ImageTokenizer(image_tokenizer_config(content, str(folder / CONFIG), allow_code))
     try:
         tokenizer.load_state_dict(load_file(folder / WEIGHTS))

@@ -48,6 +48,7 @@ from unimm.eval.tasks.drawings import DrawingSettings
 from unimm.inference.load import load
 from unimm.runtime.atomic_files import write_json
 from unimm.runtime.devices import bf16_is_faster, choose_device
+from unimm.runtime.format_version import check_format, stamped
 from unimm.training.logbook import read_numbers
 
 TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08
@@ -60,6 +61,9 @@ FIRST_CODED = 0.125
 
 NUM_DRAWINGS = 16
 DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
+
+FORMAT = 1
+"""Of quickstart.json: the newest version that is read, and the one that is written."""
 
 STARTED_FROM = {
     False: "vision tower and image tokenizer of the demo model (not its projector, trunk, embeddings or heads)",
@@ -207,9 +211,10 @@ class _Clock:
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self._path = out / "quickstart.json"
-        self.state: dict[str, Any] = {**settings, "done": {}, "budgets": {}, "seconds": 0.0}
+        self.state: dict[str, Any] = stamped(FORMAT, {**settings, "done": {}, "budgets": {}, "seconds": 0.0})
         if self._path.is_file():
             kept = {"from_nothing": True, **json.loads(self._path.read_text(encoding="utf-8"))}
+            check_format(kept, FORMAT, self._path)
             if any(kept[name] != value for name, value in settings.items()):
                 nothing = " --from-nothing" * kept["from_nothing"]
                 raise ValueError(

@@ -22,6 +22,7 @@ from unimm.data.mixture import Mixture
 from unimm.data.plan import CHUNK, PlanCursor, Planned, RowLayout, SampleSize, cut_lengths, measured, tell_cuts
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.environment import loader_processes
+from unimm.runtime.format_version import check_format
 
 MARK = "plan.json"
 VERSION = 1
@@ -39,6 +40,7 @@ class StoredPlan:
         made_for = read_json(self.folder / MARK)
         if made_for is None:
             raise ValueError(f"{self.folder} holds no plan: make one with `unimm plan`, by the words of the training.")
+        check_format(made_for, VERSION, self.folder / MARK, "version")
         expected = describe(mixture, shape)
         differ = sorted(key for key in expected if made_for.get(key) != expected[key])
         if differ:

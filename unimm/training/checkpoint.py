@@ -20,9 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimm.runtime.atomic_files import read_json, replace_folder, temporary_folder, write_json
+from unimm.runtime.format_version import check_format, stamped
 from unimm.training.sharding import like
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FORMAT = 1
+"""The newest version of checkpoints that is read, and the one that is written."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of a run that they lie in."""
 
@@ -70,7 +74,8 @@ def _write(final: Path, checkpoint: Checkpoint) -> None:
     try:
         save_file(_apart(checkpoint.tensors), temporary / TENSORS)
         write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
-        write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
+        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST, stamped(FORMAT, digests))
         replace_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +115,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def find_checkpoint(folder: Path) -> int | None:
-    """The step of the newest checkpoint below `folder` whose manifest holds, or None. Reads every byte of it."""
+    """The step of the newest checkpoint below `folder` whose manifest holds, or None. Reads every byte of it.
+
+    Raises:
+        ValueError: a newer unimm wrote it.
+    """
     for candidate in reversed(_folders(folder)):
         problem = _problem(candidate)
         if problem is None:
@@ -183,7 +192,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None."""
+    """Why a checkpoint cannot be trusted, or None. ValueError: a newer unimm wrote it, which is no damage to pass over."""
     if not (folder / MANIFEST).is_file():
         return "it has no manifest"
     try:
@@ -191,6 +200,7 @@ def _problem(folder: Path) -> str | None:
         files = {name: manifest[name] for name in (TENSORS, STATE)}
     except (ValueError, KeyError, TypeError):
         return "its manifest cannot be read"
+    check_format(manifest, FORMAT, folder / MANIFEST)
     for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

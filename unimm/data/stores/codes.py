@@ -25,9 +25,12 @@ from unimm.data.image import image_hash
 from unimm.data.records import Dataset, DatasetContext, Record
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
+from unimm.runtime.format_version import check_format, stamped
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
+FORMAT = 1
+"""The newest version of these folders that is read, and the one that is written."""
 WHAT = "a folder of stored codes"
 FREE = ("unimm_version", "psnr", "psnr_worst", "psnr_images")
 """What may differ between codes that are the same."""
@@ -117,7 +120,7 @@ def save_codes(
         save_file(tensors if identities is None else {**tensors, "identities": identities}, temporary / CODES)
         for picture in pictures:
             shutil.copyfile(picture, temporary / picture.name)
-        write_json(temporary / MANIFEST, asdict(manifest))
+        write_json(temporary / MANIFEST, stamped(FORMAT, asdict(manifest)))
 
 
 class StoredCodes:
@@ -274,6 +277,8 @@ def _read_manifest(folder: Path) -> CodesManifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(CodesManifest)}
-        return CodesManifest(**{name: value for name, value in content.items() if name in known})
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = CodesManifest(**{name: value for name, value in content.items() if name in known})
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"The manifest of the codes in {folder} cannot be read: {error}.") from error
+    check_format(content, FORMAT, path)
+    return manifest

@@ -30,10 +30,13 @@ from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
 from unimm.runtime.atomic_files import read_json, write_json
+from unimm.runtime.format_version import check_format, stamped
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
 
 ROWS, MANIFEST = "rows.safetensors", "manifest.json"
 WHAT = "a folder of stored features"
+FORMAT = 1
+"""The newest version of these folders that is read, and the one that is written."""
 FREE = ("num_images", "unimm_version")
 """What is known in the end, or may differ between features that are the same."""
 OF = ("num_records", "source", "first_key", "last_key", "first_image", "shard_rows")
@@ -125,7 +128,7 @@ def load_rows(unfinished: ResumableFolder) -> np.ndarray:
 
 def finish_features(unfinished: ResumableFolder, manifest: FeaturesManifest) -> None:
     """Give them their place; features that were there are replaced. manifest: with the number of images."""
-    unfinished.put(MANIFEST, lambda path: write_json(path, asdict(manifest)))
+    unfinished.put(MANIFEST, lambda path: write_json(path, stamped(FORMAT, asdict(manifest))))
     unfinished.finish()
 
 
@@ -308,6 +311,8 @@ def _read_manifest(folder: Path) -> FeaturesManifest:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return FeaturesManifest(**{field.name: content[field.name] for field in fields(FeaturesManifest)})
+        manifest = FeaturesManifest(**{field.name: content[field.name] for field in fields(FeaturesManifest)})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"The manifest of the features in {folder} cannot be read: {error}.") from error
+    check_format(content, FORMAT, path)
+    return manifest
