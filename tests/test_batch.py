@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sequence import sequences
+from test_sequence import NUMBERS, sequences
 
 from unimm.batch import PADDING, Batch, collate
 from unimm.sequence import Kind, Segment, Sequence
@@ -25,15 +25,48 @@ def test_targets_are_the_next_elements() -> None:
     assert batch.documents[0].tolist() == [1] * 7 + [2] * 4 + [0]
     assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 0]
     assert batch.documents[1].tolist() == [1] * 4 + [0] * 8
-    assert batch.pixels.shape == (1, 3, 4, 4)
+    assert batch.images.pixels.shape == (1, 3, 4, 4)
     assert (batch.num_targets(Kind.TEXT), batch.num_targets(Kind.CODES)) == (2, 4)
     assert batch.num_elements == 15
 
 
-def test_decoys_are_read_and_not_learned() -> None:
-    plain, disguised = collate([[DRAWING]]), collate([[DRAWING.with_decoys(np.array([11, 12]))]])
-    assert disguised.tokens[0].tolist() == [1, 8, 11, 12]
-    assert plain.targets.tolist() == disguised.targets.tolist() == [[0, 9, 10, 0]]
+def test_what_is_corrupted_is_read_and_not_learned() -> None:
+    plain, corrupted = collate([[DRAWING]]), collate([[DRAWING.with_corrupted(np.array([11, 12]))]])
+    assert corrupted.tokens[0].tolist() == [1, 8, 11, 12]
+    assert plain.targets.tolist() == corrupted.targets.tolist() == [[0, 9, 10, 0]]
+
+
+def test_elements_have_weights_of_their_own() -> None:
+    answer = Segment.text([6, 7, 8], weight=np.array([0.5, 0.0, -2.0]))
+    batch = collate([[Sequence((Segment.text([1]), answer))]])
+    assert batch.weights.tolist() == [[0.5, 0.0, -2.0, 0.0]] and batch.num_targets(Kind.TEXT) == -1.5
+    assert batch.targets.tolist() == [[6, 0, 8, 0]]
+    assert batch.target_kinds.tolist() == [[Kind.TEXT, PADDING, Kind.TEXT, PADDING]]
+
+
+def test_images_of_different_lengths_share_a_batch() -> None:
+    """Each is told with its row, where it starts there, and its positions; unopened ones are read now."""
+    short, long = Segment.look(lambda: IMAGE, 2), Segment.seen(np.ones((4, 8), np.float16), 5)
+    text = Segment.text([1])
+    batch = collate([[Sequence((text, short)), Sequence((text, long, short))], [], [Sequence((long, text))]])
+    assert batch.image_spans.tolist() == [[0, 1, 2], [0, 4, 5], [0, 9, 2], [2, 0, 5]]
+    assert batch.images.is_seen.tolist() == [False, True, False, True] and batch.num_images == 4
+    assert batch.images.pixels.shape == (2, 3, 4, 4) and batch.images.features.shape == (2, 4, 8)
+    for row, start, length in batch.image_spans.tolist():
+        assert (batch.kinds[row, start : start + length] == Kind.PIXELS).all()
+
+
+def test_numbers_of_a_kind_from_outside() -> None:
+    given, learned = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(3, 2)
+    sequence = Sequence((Segment.array(NUMBERS, given), Segment.text([1]), Segment.array(NUMBERS, learned, learn=True)))
+    batch = collate([[sequence], [DRAWING]])
+    assert torch.equal(batch.contents[NUMBERS].values, torch.from_numpy(np.concatenate([given, learned])).float())
+    assert batch.contents[NUMBERS].weights.tolist() == [0, 0, 1, 1, 1]
+    assert int((batch.kinds == NUMBERS).sum()) == 5 and batch.num_targets(NUMBERS) == 3
+    assert collate([[DRAWING]]).contents.keys() == {Kind.PIXELS}
+    other = Sequence((Segment.array(NUMBERS, np.ones((1, 3))), Segment.text([1])))
+    with pytest.raises(ValueError, match=r"NUMBERS must have one form.*\(2,\).*\(3,\)"):
+        collate([[sequence], [other]])
 
 
 @settings(max_examples=50)
@@ -60,7 +93,7 @@ def test_alignment(rows: list[list[Sequence]]) -> None:
         assert (batch.kinds[b, start:] == PADDING).all() and (batch.documents[b, start:] == 0).all()
         assert (batch.weights[b, start:] == 0).all()
     looked_at = [s for row in rows for sequence in row for s in sequence.segments if s.kind == Kind.PIXELS]
-    assert len(batch.pixels) == len(looked_at)
+    assert len(batch.images.pixels) == len(looked_at)
     check_mask(batch)
 
 
@@ -85,7 +118,7 @@ def test_open_sequences_give_what_is_given() -> None:
 def test_missing_rows_are_padding() -> None:
     batch = collate([[DRAWING]], num_positions=6, num_rows=3)
     assert batch.tokens.shape == (3, 6) and batch.num_elements == 4
-    assert batch.pixels.shape[:2] == (0, 3)
+    assert batch.images.pixels.shape[:2] == (0, 3)
     check_mask(batch)
 
 
@@ -101,4 +134,6 @@ def test_what_does_not_fit_is_told_with_both_numbers() -> None:
 
 def test_a_batch_moves_as_a_whole() -> None:
     moved = collate([[CAPTION]]).to("meta")
-    assert all(getattr(moved, name).device.type == "meta" for name in Batch.__dataclass_fields__)
+    tensors = [getattr(moved, name) for name in Batch.__dataclass_fields__ if name != "contents"]
+    tensors += [getattr(moved.images, name) for name in ("pixels", "features", "is_seen")]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

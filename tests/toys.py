@@ -16,7 +16,6 @@ from unimm.data.steps import Steps
 from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import Segment, Sequence
 from unimm.training.objectives.base import Objective
 from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.schedule import Budget, Schedule
@@ -52,15 +51,6 @@ class Squares:
             questions=(Question("What colour is it?", colour), Question("Where is it?", PLACES[place])),
             text=Text(f"There is one {colour} square."),
         )
-
-
-def contents(sequence: Sequence) -> list[tuple[Segment, bytes, bytes]]:
-    """A sequence as values of which `==` sees everything: segments leave their pixels and features out when they compare."""
-    return [(segment, _bytes(segment.pixels), _bytes(segment.features)) for segment in sequence.segments]
-
-
-def _bytes(array: np.ndarray | None) -> bytes:
-    return b"" if array is None else repr((array.dtype, array.shape)).encode() + array.tobytes()
 
 
 def make_template() -> Template:

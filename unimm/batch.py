@@ -1,36 +1,88 @@
 """Many sequences as aligned tensors: the only thing that data hands to a model.
 
-Shapes: B rows, T positions, N images, H W pixels. A row holds one or more sequences one after another (its documents);
+Shapes: B rows, T positions, I images, H W pixels. A row holds one or more sequences one after another (its documents);
 what is left over at its end is padding. Everything is aligned by position: `tokens[b, t]` is the element at position t and
-`targets[b, t]` is the element that has to follow it, with `weights[b, t]` saying whether the loss looks at that.
+`targets[b, t]` is the element that has to follow it, and `weights[b, t]` how much its loss counts.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from unimm.sequence import Kind, Segment, Sequence
+from unimm.sequence import Image, Kind, Segment, Sequence
 
 PADDING = -1
 """In `kinds`: a position that belongs to no sequence."""
 
+_COLUMNS = ("tokens", "kinds", "targets", "target_kinds", "weights", "documents", "positions")
+
+
+class Tensors:
+    """A dataclass of tensors, and of dictionaries of such dataclasses, that moves as a whole."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return self._map(lambda one: one.to(device, non_blocking=True) if isinstance(one, torch.Tensor) else one.to(device))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""
+        return self._map(lambda one: one.pin_memory())
+
+    def _map(self, move: Any) -> Self:
+        moved = {}
+        for f in fields(self):  # pyright: ignore[reportArgumentType]
+            one = getattr(self, f.name)
+            moved[f.name] = {key: move(value) for key, value in one.items()} if isinstance(one, dict) else move(one)
+        return type(self)(**moved)
+
 
 @dataclass(frozen=True)
-class Batch:
+class Images(Tensors):
+    """The images of a batch in reading order: content of PIXELS.
+
+    pixels: (N, 3, H, W) float; those that are looked at now.
+    features: (M, P, C) float; of the others, which a frozen vision tower has looked at before.
+    is_seen: (N + M,) bool; for every image, whether its features are there instead of its pixels.
+    """
+
+    pixels: torch.Tensor
+    features: torch.Tensor
+    is_seen: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.is_seen)
+
+
+@dataclass(frozen=True)
+class Elements(Tensors):
+    """The elements of a batch in reading order that are arrays of numbers: content of a kind from outside.
+
+    values: (n, ...) float; one for each position of the kind. weights: (n,) float; how much the loss of each counts.
+    """
+
+    values: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
     """Rows of sequences as tensors.
 
-    tokens: (B, T) long; ids of TEXT, codes of CODES, 0 elsewhere.
+    tokens: (B, T) long; ids of kinds that have some (TEXT, CODES), 0 elsewhere.
     kinds: (B, T) long; `Kind` of the element, `PADDING` where there is none.
     targets: (B, T) long; the next element of the same document, 0 where nothing is learned.
     target_kinds: (B, T) long; the kind of that element, `PADDING` where nothing is learned.
-    weights: (B, T) float; 1 where the target is learned, else 0.
+    weights: (B, T) float; how much the loss of that element counts, 0 where nothing is learned.
     documents: (B, T) long; 1, 2, ... for the sequences of a row, 0 for padding. Attention never crosses them.
     positions: (B, T) long; restart with every document.
-    pixels: (N, 3, H, W) float; the images that are looked at, in reading order.
-    features: (M, P, C) float; of further images, which a frozen vision tower has looked at before, in reading order.
-    is_seen: (N + M,) bool; for every image in reading order, whether its features are there instead of its pixels.
+    image_spans: (I, 3) long; for every image in reading order its row, where it starts there, and its number of positions.
+    contents: what is not ids, by kind: `Images` of PIXELS (always there), `Elements` of other kinds that the batch holds.
     """
 
     tokens: torch.Tensor
@@ -40,27 +92,22 @@ class Batch:
     weights: torch.Tensor
     documents: torch.Tensor
     positions: torch.Tensor
-    pixels: torch.Tensor
-    features: torch.Tensor
-    is_seen: torch.Tensor
+    image_spans: torch.Tensor
+    contents: dict[Kind, Any]
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return replace(self, **moved)
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from where a GPU reads faster; a loader asks for it."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
-
-    def num_targets(self, kind: Kind) -> torch.Tensor:
-        """How many targets of a kind the loss looks at: a float scalar, the sum of their weights."""
-        return (self.weights * (self.target_kinds == kind)).sum()
+    @property
+    def images(self) -> Images:
+        """The images that are looked at, or were before."""
+        return self.contents[Kind.PIXELS]
 
     @property
     def num_images(self) -> int:
         """Images that are looked at, or were before: N + M."""
-        return len(self.is_seen)
+        return len(self.image_spans)
+
+    def num_targets(self, kind: Kind) -> torch.Tensor:
+        """How many targets of a kind count in the loss: a float scalar, the sum of their weights."""
+        return (self.weights * (self.target_kinds == kind)).sum()
 
     @property
     def num_elements(self) -> int:
@@ -92,8 +139,11 @@ def collate(
         num_positions: T; default: the longest row.
         num_rows: B; default: the number of rows. Missing rows are padding, so that shapes can be kept fixed.
 
+    Images that are unopened are read now.
+
     Raises:
-        ValueError: a row is longer than `num_positions`, there are too many rows, or images differ in size.
+        ValueError: a row is longer than `num_positions`, there are too many rows, images differ in size or cannot be read, or
+            arrays of one kind differ in form.
     """
     filled = [_Row.of(row) for row in rows]
     longest = max((row.length for row in filled), default=0)
@@ -104,18 +154,24 @@ def collate(
     if len(filled) > height:
         raise ValueError(f"{len(filled)} rows do not fit into {height}: raise the number of rows.")
     columns = {}
-    for name in ("tokens", "kinds", "targets", "target_kinds", "weights", "documents", "positions"):
+    for name in _COLUMNS:
         empty = PADDING if name in ("kinds", "target_kinds") else 0
         column = np.full((height, width), empty, dtype=np.float32 if name == "weights" else np.int64)
         for index, row in enumerate(filled):
-            column[index, : row.length] = getattr(row, name)
+            column[index, : row.length] = row.columns[name]
         columns[name] = torch.from_numpy(column)
-    images = [image for row in filled for image in row.images]
-    return Batch(
-        **columns,
-        pixels=_stack([image.pixels for image in images if image.pixels is not None], (3, 1, 1)),
-        features=_stack([image.features for image in images if image.features is not None], (1, 1)),
-        is_seen=torch.tensor([image.features is not None for image in images], dtype=torch.bool),
+    spans = [(index, start, image.num_positions) for index, row in enumerate(filled) for image, start in row.images]
+    contents: dict[Kind, Any] = {Kind.PIXELS: _images([image for row in filled for image, _ in row.images])}
+    for kind in {segment.kind: None for row in filled for segment in row.arrays}:
+        contents[kind] = _elements(kind, [segment for row in filled for segment in row.arrays if segment.kind == kind])
+    return Batch(**columns, image_spans=torch.tensor(spans, dtype=torch.long).view(-1, 3), contents=contents)
+
+
+def _images(images: list[Image]) -> Images:
+    return Images(
+        pixels=_stack([image.open() for image in images if not image.is_features], (3, 1, 1)),
+        features=_stack([image.open() for image in images if image.is_features], (1, 1)),
+        is_seen=torch.tensor([image.is_features for image in images], dtype=torch.bool),
     )
 
 
@@ -123,63 +179,72 @@ def _stack(images: list[np.ndarray], empty: tuple[int, ...]) -> torch.Tensor:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"The images of a batch must have one size, not {sorted(shapes)}.")
-    if not images:
-        return torch.zeros(0, *empty)
-    return torch.from_numpy(np.stack(images).astype(np.float32, copy=False))
+    return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, *empty)
+
+
+def _elements(kind: Kind, segments: list[Segment]) -> Elements:
+    arrays = [np.asarray(segment.content) for segment in segments]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise ValueError(
+            f"The elements of {kind.name} must have one form, not {sorted({array.shape[1:] for array in arrays})}."
+        )
+    weights = [np.full(segment.length, segment.weight, dtype=np.float32) for segment in segments]
+    return Elements(torch.from_numpy(np.concatenate(arrays)), torch.from_numpy(np.concatenate(weights)))
 
 
 @dataclass
 class _Row:
-    """One row while it is put together; arrays of its length."""
+    """One row while it is put together: arrays of its length by name, its images with their first positions, other arrays."""
 
-    tokens: np.ndarray
-    kinds: np.ndarray
-    targets: np.ndarray
-    target_kinds: np.ndarray
-    weights: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
-    images: list[Segment]
+    columns: dict[str, np.ndarray]
+    images: list[tuple[Image, int]]
+    arrays: list[Segment]
 
     @property
     def length(self) -> int:
-        return len(self.tokens)
+        return len(self.columns["tokens"])
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> "_Row":
-        documents = [_document(sequence.given, number) for number, sequence in enumerate(sequences, start=1)]
-        joined = {
+        given = [sequence.given for sequence in sequences]
+        documents = [_document(sequence, number) for number, sequence in enumerate(given, start=1)]
+        columns = {
             name: np.concatenate([document[name] for document in documents]) if documents else np.zeros(0, np.int64)
-            for name in ("tokens", "kinds", "targets", "target_kinds", "weights", "documents", "positions")
+            for name in _COLUMNS
         }
-        return cls(**joined, images=[image for document in documents for image in document["images"]])
+        row, first = cls(columns, [], []), 0
+        for sequence in given:
+            for segment, start, _ in sequence.spans():
+                if segment.image is not None:
+                    row.images.append((segment.image, first + start))
+                elif not segment.has_ids:
+                    row.arrays.append(segment)
+            first += sequence.length
+        return row
 
 
-def _document(sequence: Sequence, number: int) -> dict:
+def _document(sequence: Sequence, number: int) -> dict[str, np.ndarray]:
     """One closed sequence as arrays, with every target aligned to the position that predicts it."""
     length = sequence.length
     tokens = np.zeros(length, np.int64)
-    read = np.zeros(length, np.int64)  # tokens, but for decoys
+    read = np.zeros(length, np.int64)  # tokens, but for what is corrupted
     kinds = np.empty(length, np.int64)
-    learned = np.zeros(length, bool)
-    images = []
+    weights = np.empty(length, np.float32)
     for segment, start, stop in sequence.spans():
         kinds[start:stop] = segment.kind
-        learned[start:stop] = segment.learn
-        if segment.kind == Kind.PIXELS:
-            images.append(segment)
-        else:
-            tokens[start:stop] = segment.ids
-            read[start:stop] = segment.decoys or segment.ids
+        weights[start:stop] = segment.weight
+        if segment.has_ids:
+            tokens[start:stop] = segment.content_ids
+            read[start:stop] = segment.content_ids if segment.corrupted is None else segment.corrupted
     # The first element has no predecessor: nothing can learn it.
-    follows = np.append(learned[1:], False)
+    weights = np.append(weights[1:], np.float32(0))
+    follows = weights != 0
     return {
         "tokens": read,
         "kinds": kinds,
         "targets": np.where(follows, np.append(tokens[1:], 0), 0),
         "target_kinds": np.where(follows, np.append(kinds[1:], PADDING), PADDING),
-        "weights": follows.astype(np.float32),
+        "weights": weights,
         "documents": np.full(length, number, np.int64),
         "positions": np.arange(length),
-        "images": images,
     }

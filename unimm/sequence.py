@@ -8,118 +8,18 @@ the last one is learned (training) or left open to be filled (inference, evaluat
     drawing, training     TEXT("a cat", condition="text") . CODES(learn)
     drawing, inference    TEXT("a cat", condition="text") . CODES(open)
 
-Nothing here knows strings, tensors' devices or models; the file imports nothing of the package.
+A segment holds elements of one kind: ids, an image, or, of a kind from outside, an array of numbers. Nothing here knows
+strings, tensors' devices or models.
 """
 
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-BLANK = -1
-"""Inside the ids of an open segment: an element that is not known yet."""
+from unimm.segment import BLANK, Image, Kind, Segment, read_only
 
-
-class Kind(IntEnum):
-    """What an element of a sequence is, and thus which port reads and writes it."""
-
-    TEXT = 0
-    """Token ids of the text tokenizer; predicted one by one."""
-    PIXELS = 1
-    """An image looked at: continuous features, several positions an image; never predicted."""
-    CODES = 2
-    """An image written: codes of the image tokenizer; predicted one by one."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of elements of one kind. Use the constructors `text`, `look`, `codes` and `blank`.
-
-    ids: the elements of TEXT and CODES (in an open segment: those already known, `BLANK` where unknown).
-    pixels: (3, H, W) float32 in [-1, 1], of PIXELS only.
-    features: (P, C) float32, of PIXELS only, instead of pixels: what a frozen vision tower made of them before.
-    num_positions: how many positions the image takes in the sequence.
-    learn: whether the loss looks at it.
-    condition: the name of the condition it belongs to ("text", "image"), which guidance drops; None for what always stays.
-    limit: at most so many elements are to be filled in; None means closed.
-    stop: ids that end an open TEXT segment early.
-    decoys: ids that are read in the place of `ids`, which are learned all the same: one learns to go on from what is wrong.
-    """
-
-    kind: Kind
-    ids: tuple[int, ...] = ()
-    pixels: np.ndarray | None = field(default=None, compare=False)
-    features: np.ndarray | None = field(default=None, compare=False)
-    num_positions: int = 0
-    learn: bool = False
-    condition: str | None = None
-    limit: int | None = None
-    stop: tuple[int, ...] = ()
-    decoys: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind == Kind.PIXELS:
-            has_one = (self.pixels is None) != (self.features is None)
-            if not has_one or self.num_positions < 1 or self.ids or self.is_open or self.learn:
-                raise ValueError(
-                    "A PIXELS segment takes pixels, or their features, and a positive number of positions, and is neither open "
-                    "nor learned."
-                )
-        elif self.pixels is not None or self.features is not None or self.num_positions:
-            raise ValueError(f"A {self.kind.name} segment takes ids, not pixels.")
-        if self.decoys and (not self.learn or len(self.decoys) != len(self.ids)):
-            raise ValueError(
-                f"Decoys stand in the place of ids that are learned: {len(self.decoys)} of them for {len(self.ids)}."
-            )
-        if self.is_open:
-            if self.limit is None or self.limit < 1:
-                raise ValueError(f"An open segment needs a limit of at least 1 element, not {self.limit}.")
-            if len(self.ids) > self.limit:
-                raise ValueError(f"An open segment of {self.limit} elements cannot hold {len(self.ids)} known ones.")
-        elif BLANK in self.ids:
-            raise ValueError("A closed segment cannot hold blanks: give it a limit to leave it open.")
-
-    @classmethod
-    def text(cls, ids: list[int] | tuple[int, ...], learn: bool = False, condition: str | None = None) -> "Segment":
-        """Given or learned text: ids of the text tokenizer."""
-        return cls(Kind.TEXT, tuple(int(i) for i in ids), learn=learn, condition=condition)
-
-    @classmethod
-    def look(cls, pixels: np.ndarray, num_positions: int, condition: str | None = None) -> "Segment":
-        """An image to look at: pixels (3, H, W) in [-1, 1] that take `num_positions` positions."""
-        return cls(Kind.PIXELS, pixels=pixels, num_positions=num_positions, condition=condition)
-
-    @classmethod
-    def seen(cls, features: np.ndarray, num_positions: int, condition: str | None = None) -> "Segment":
-        """An image that was looked at before: its features (P, C), in the place of its pixels."""
-        return cls(Kind.PIXELS, features=features, num_positions=num_positions, condition=condition)
-
-    @classmethod
-    def codes(cls, ids: list[int] | np.ndarray, learn: bool = False, condition: str | None = None) -> "Segment":
-        """Given or learned image codes, in raster order."""
-        return cls(Kind.CODES, tuple(int(i) for i in ids), learn=learn, condition=condition)
-
-    @classmethod
-    def blank(cls, kind: Kind, limit: int, known: tuple[int, ...] = (), stop: tuple[int, ...] = ()) -> "Segment":
-        """An open segment: up to `limit` elements to fill, some of them perhaps known already."""
-        return cls(kind, tuple(known), limit=limit, stop=tuple(stop))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is something left to fill."""
-        return self.limit is not None
-
-    def known(self, place: int, otherwise: int) -> int:
-        """The element at a place of an open segment where it is known, else `otherwise`."""
-        return self.ids[place] if place < len(self.ids) and self.ids[place] != BLANK else otherwise
-
-    @property
-    def length(self) -> int:
-        """How many positions it takes; an open segment counts its limit."""
-        if self.limit is not None:
-            return self.limit
-        return self.num_positions if self.kind == Kind.PIXELS else len(self.ids)
+__all__ = ["BLANK", "Image", "Kind", "Segment", "Sequence", "Span"]
 
 
 class Span(NamedTuple):
@@ -132,9 +32,13 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Sequence:
-    """An ordered tuple of segments; only the last may be open."""
+    """An ordered tuple of segments; only the last may be open.
+
+    full_length: positions that it had before its end was cut off, for want of room; None where nothing was cut.
+    """
 
     segments: tuple[Segment, ...]
+    full_length: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
@@ -151,8 +55,8 @@ class Sequence:
 
     @property
     def num_learned_codes(self) -> int:
-        """How many of its positions are codes that the loss looks at."""
-        return sum(segment.length for segment in self.segments if segment.kind == Kind.CODES and segment.learn)
+        """How many of its positions are learned and are not text: codes, and what else is predicted."""
+        return sum(segment.length for segment in self.segments if segment.kind != Kind.TEXT and segment.learn)
 
     @property
     def is_open(self) -> bool:
@@ -162,7 +66,7 @@ class Sequence:
     @property
     def given(self) -> "Sequence":
         """The closed part: the sequence without its open segment."""
-        return Sequence(self.segments[:-1]) if self.is_open else self
+        return replace(self, segments=self.segments[:-1]) if self.is_open else self
 
     def spans(self) -> list[Span]:
         """Every segment with the positions it takes."""
@@ -171,6 +75,14 @@ class Sequence:
             spans.append(Span(segment, start, start + segment.length))
             start += segment.length
         return spans
+
+    def opened(self) -> "Sequence":
+        """The same sequence, its images open: what cannot be read is noticed now.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        return replace(self, segments=tuple(segment.opened() for segment in self.segments))
 
     def unconditioned(self, pad_id: int, drop: frozenset[str] | set[str] = frozenset({"text"})) -> "Sequence":
         """The same sequence with the named conditions replaced by pads: the only definition of the null prompt.
@@ -182,32 +94,31 @@ class Sequence:
         def dropped(segment: Segment) -> Segment:
             if segment.condition is None or segment.condition not in drop:
                 return segment
-            return Segment.text((pad_id,) * segment.length, condition=segment.condition)
+            return Segment.text(np.full(segment.length, pad_id), condition=segment.condition)
 
-        return Sequence(tuple(dropped(segment) for segment in self.segments))
+        return replace(self, segments=tuple(dropped(segment) for segment in self.segments))
 
-    def with_decoys(self, codes: np.ndarray) -> "Sequence":
-        """The same sequence, in which the codes that are learned are read as these (num_codes,)."""
+    def with_corrupted(self, codes: np.ndarray) -> "Sequence":
+        """The same sequence, in which these (num_codes,) are read in place of the codes that are learned."""
 
-        def disguised(segment: Segment) -> Segment:
-            if segment.kind != Kind.CODES or not segment.learn:
-                return segment
-            return replace(segment, decoys=tuple(int(code) for code in codes))
+        def corrupted(segment: Segment) -> Segment:
+            return replace(segment, corrupted=codes) if segment.kind == Kind.CODES and segment.learn else segment
 
-        return Sequence(tuple(disguised(segment) for segment in self.segments))
+        return replace(self, segments=tuple(corrupted(segment) for segment in self.segments))
 
-    def fill(self, ids: list[int] | tuple[int, ...]) -> "Sequence":
-        """The sequence with its open segment closed by `ids`, which must agree with what was known of it."""
+    def fill(self, content: Any) -> "Sequence":
+        """The sequence with its open segment closed by `content`: ids (n,), which must agree with what was known of it, or an
+        array (n, ...)."""
         last = self.segments[-1]
         if last.limit is None:
             raise ValueError("This sequence has no open segment to fill.")
-        if len(ids) > last.limit:
-            raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(ids)}.")
-        for position, (known, given) in enumerate(zip(last.ids, ids, strict=False)):
+        if len(content) > last.limit:
+            raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(content)}.")
+        closed = replace(last, content=read_only(content), limit=None, stop=())
+        for position, (known, given) in enumerate(zip(last.ids, closed.ids, strict=False)):
             if known not in (BLANK, given):
                 raise ValueError(f"Element {position} of the open segment is known to be {known}, not {given}.")
-        closed = replace(last, ids=tuple(int(i) for i in ids), limit=None, stop=())
-        return Sequence((*self.segments[:-1], closed))
+        return replace(self, segments=(*self.segments[:-1], closed))
 
     def show(self) -> str:
         """One line for a human: every segment's kind, length and role."""

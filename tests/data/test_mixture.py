@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import Squares, contents, make_mixture, make_template
+from toys import Squares, make_mixture, make_template
 
+from unimm.batch import collate
 from unimm.data.image import look
 from unimm.data.mixture import Mixture, Source, _key, _orders, _shuffled, in_ratio
 from unimm.data.records import Record
 from unimm.data.template import Template
 from unimm.data.views import Conversation, Drawing, PlainText
-from unimm.sequence import Kind, Segment, Sequence
+from unimm.sequence import Segment, Sequence
 
 WEIGHTS = st.lists(st.just(0.0) | st.floats(0.01, 10), min_size=1, max_size=6).filter(any)
 
@@ -49,7 +50,7 @@ def test_shares_of_tokens() -> None:
     mixture = weighted([1.0, 1.0], "tokens")
     tokens = Counter()
     for sample in mixture.samples(0, 2000):
-        tokens[sample[0]] += mixture.outline(sample).sequence.length
+        tokens[sample[0]] += mixture.sequence(sample).length
     assert tokens[0] / tokens[1] == pytest.approx(1, abs=0.05)
     assert weighted([1.0, 1.0]).shares == [0.5, 0.5] and mixture.shares[0] > 0.6
 
@@ -104,21 +105,11 @@ def test_a_sample_is_the_same_in_any_process() -> None:
     mixture = make_mixture()
     there = pickle.loads(pickle.dumps(mixture))
     for sample in mixture.samples(10, 10):
-        assert contents(there.sequence(sample)) == contents(mixture.sequence(sample))
+        assert there.sequence(sample) == mixture.sequence(sample)
         assert there.name(sample) == mixture.name(sample)
-    assert contents(make_mixture(seed=1).sequence((0, 5))) != contents(mixture.sequence((0, 5)))
+    assert make_mixture(seed=1).sequence((0, 5)) != mixture.sequence((0, 5))
     names = [mixture.name(sample) for sample in mixture.samples(0, 5)]
     assert names == NAMES and _key(0, "talk", "view") == KEY, "what follows from names does not hang on Python's hashes"
-
-
-def test_what_tells_sequences_apart_sees_their_images() -> None:
-    """`contents`, which these tests rely on: `==` of sequences does not look at pixels and features."""
-    image, features = np.zeros((3, 16, 16), dtype=np.float32), np.zeros((4, 8), dtype=np.float32)
-    one, other = (Sequence((Segment.look(pixels, 4), Segment.seen(seen, 4))) for pixels, seen in ((image, features),) * 2)
-    assert contents(one) == contents(other)
-    for pixels, seen in ((image + 1, features), (image, features + 1), (image.astype(np.float64), features)):
-        changed = Sequence((Segment.look(pixels, 4), Segment.seen(seen, 4)))
-        assert changed == one and contents(changed) != contents(one)
 
 
 class Closed(Squares):
@@ -129,28 +120,24 @@ class Closed(Squares):
         return Record(whole.key, "nobody/has/this.png", whole.captions, questions=whole.questions, text=whole.text)
 
 
-def test_an_outline_has_the_sequence_s_form_and_opens_no_image() -> None:
-    """In the place of pixels it holds which of its images belongs there; opened, it is the sequence."""
+def test_a_sequence_opens_no_image_until_it_is_asked_to() -> None:
     mixture = make_mixture()
-    num_images = 0
-    for sample in mixture.samples(0, 40):
-        outline, sequence = mixture.outline(sample), mixture.sequence(sample)
-        assert outline.sequence == sequence
-        assert contents(mixture.open(sample, outline)) == contents(sequence)
-        unopened, opened = (
-            [segment.pixels for segment in one.segments if segment.kind == Kind.PIXELS] for one in (outline.sequence, sequence)
-        )
-        num_images += len(opened)
-        assert [int(pixels.flat[0]) for pixels in unopened if pixels is not None] == list(range(len(outline.images)))
-        for pixels, image in zip(opened, outline.images, strict=True):
-            assert pixels is not None and np.array_equal(pixels, look(image, 16))
-    assert num_images > 10
+    images = [
+        segment.image
+        for sample in mixture.samples(0, 40)
+        for segment in mixture.sequence(sample).segments
+        if segment.image is not None
+    ]
+    assert len(images) > 10 and all(callable(image.source) for image in images)
+    shown = {look(Squares()[index].image, 16).tobytes() for index in range(len(Squares()))}
+    assert {image.open().tobytes() for image in images} <= shown
     sources = [Source(source.name, Closed(), source.view, source.weight) for source in mixture.sources if source.name != "draw"]
     closed = Mixture(sources, mixture.template)
-    talk = closed.samples(0, 1)[0]
-    assert closed.outline(talk).images == ("nobody/has/this.png",)
-    with pytest.raises(ValueError, match=r"this\.png"):
-        closed.sequence(talk)
+    talk = closed.sequence(closed.samples(0, 1)[0])
+    assert talk.length > 4
+    for opens in (talk.opened, lambda: collate([[talk]])):
+        with pytest.raises(ValueError, match=r"this\.png"):
+            opens()
 
 
 def test_images_are_those_that_are_looked_at() -> None:

@@ -48,11 +48,11 @@ def test_it_is_the_plan_and_goes_on_behind_its_end(folder: Path, monkeypatch: py
 def test_only_rows_that_are_asked_for_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = make_mixture()
     plan = Plan(mixture, 64, 9, stored=StoredPlan(folder, mixture, SHAPE))
-    outlined = []
-    outline = mixture.outline
-    monkeypatch.setattr(mixture, "outline", lambda sample, most: outlined.append(sample) or outline(sample, most))
+    made = []
+    make = mixture.sequence
+    monkeypatch.setattr(mixture, "sequence", lambda sample, most: made.append(sample) or make(sample, most))
     rows = plan.rows(40, slice(2, None, 3))
-    assert outlined == [one.sample for row in rows for one in row] and len(rows) == 3
+    assert made == [one.sample for row in rows for one in row] and len(rows) == 3
 
 
 def test_workers_make_the_same(folder: Path, tmp_path: Path) -> None:
@@ -122,5 +122,5 @@ def test_a_plan_cuts_as_a_training_would_and_says_it(tmp_path: Path, caplog: pyt
     store_plan(tmp_path / "plan", mixture, RowLayout(40, 9), 1, num_workers=1)
     assert len(caplog.records) == 1 and "samples are longer than there is room for" in caplog.text
     stored = Plan(mixture, 40, 9, stored=StoredPlan(tmp_path / "plan", mixture, RowLayout(40, 9)))
-    made, planned = ([[one.outline.sequence for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
+    made, planned = ([[one.sequence for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
     assert made == planned

@@ -28,7 +28,7 @@ def elements(sequence: Sequence) -> list[tuple]:
     """Every position of the given part: its kind and its id, or its place in the image."""
     flat: list[tuple] = []
     for segment in sequence.given.segments:
-        contents = range(segment.num_positions) if segment.kind == Kind.PIXELS else segment.ids
+        contents = range(segment.length) if segment.kind == Kind.PIXELS else segment.ids
         flat += [(segment.kind, content) for content in contents]
     return flat
 

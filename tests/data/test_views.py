@@ -106,8 +106,8 @@ def test_a_dialogue_stays_one_where_questions_would_be_drawn_by_chance(image: np
     assert all(see(Conversation(1, 0.0), seed, record) == whole for seed in range(5))
     drawn = [see(Conversation(4, 0.0), seed, replace(RECORD, questions=QUESTIONS)) for seed in range(5)]
     assert len({text_of(sequence) for sequence in drawn}) > 1, "questions that stand by themselves are chosen by chance"
-    outline = TEMPLATE.outline(lambda template: Conversation(1, 0.0)(record, template, np.random.default_rng(0)), 60)
-    assert outline.sequence == see(Dialogue(60), record=record) and outline.full_length == whole.length
+    cut = Conversation(1, 0.0)(record, TEMPLATE.limited(60), np.random.default_rng(0))
+    assert cut == see(Dialogue(60), record=record) and cut.full_length == whole.length
 
 
 LONG = "红色的正方形 and a very long story about it. " * 20
@@ -127,16 +127,15 @@ def test_a_text_that_is_too_long_loses_its_end(view: View, words: dict) -> None:
     record = replace(RECORD, **words)
     whole = see(view, record=record)
     for most in (50, 51, 52, 53, whole.length - 1):
-        outline = TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), most)
-        cut = outline.sequence
-        assert most - 3 <= cut.length <= most and outline.full_length == whole.length
+        cut = view(record, TEMPLATE.limited(most), np.random.default_rng(0))
+        assert most - 3 <= cut.length <= most and cut.full_length == whole.length
         ends = [s.ids for s in cut.segments if s.kind == Kind.CODES]
         assert ends == [s.ids for s in whole.segments if s.kind == Kind.CODES], "an image is never cut"
         told = text_of(cut).removesuffix("\n\n:") if isinstance(view, Drawing) else text_of(cut).rstrip("\ufffd")
         assert text_of(whole).startswith(told) and len(told) > 5
-    assert TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), whole.length).full_length is None
+    assert view(record, TEMPLATE.limited(whole.length), np.random.default_rng(0)).full_length is None
     with pytest.raises(ValueError, match="Record squares/6 takes"):
-        TEMPLATE.outline(lambda template: view(record, template, np.random.default_rng(0)), 1)
+        view(record, TEMPLATE.limited(1), np.random.default_rng(0))
 
 
 def test_the_prompt_is_dropped_as_often_as_asked() -> None:
@@ -159,7 +158,7 @@ def test_decoys_are_shown_as_often_as_asked_and_never_without_a_prompt() -> None
     record = RECORD.with_decoys(codes)
     drawn = [see(Drawing(0.3, decoys=0.5), seed, record) for seed in range(2000)]
     pad = TEMPLATE.tokenizer.special.pad
-    disguised = [sequence.segments[-1].decoys == tuple(codes) for sequence in drawn]
+    disguised = [np.array_equal(sequence.segments[-1].corrupted, codes) for sequence in drawn]
     assert not any(pad in sequence.segments[1].ids for sequence, one in zip(drawn, disguised, strict=True) if one)
     assert abs(np.mean(disguised) - 0.35) < 0.04
     assert all(sequence.segments[-1].ids == tuple(RECORD.codes) for sequence in drawn)
@@ -173,8 +172,8 @@ def test_vague_prompts_keep_what_was_drawn() -> None:
     texts = (Text("A red square."), Text("a square", vague=True))
     record = replace(RECORD, captions=texts[:1], prompts=texts[1:]).with_decoys(np.arange(len(RECORD.codes)))
     drawn = [see(Drawing(0.0, decoys=1.0), seed, record) for seed in range(40)]
-    assert len({bool(sequence.segments[-1].decoys) for sequence in drawn}) == 2
-    assert all(bool(sequence.segments[-1].decoys) == ("red" in text_of(sequence)) for sequence in drawn)
+    assert len({sequence.segments[-1].corrupted is None for sequence in drawn}) == 2
+    assert all((sequence.segments[-1].corrupted is not None) == ("red" in text_of(sequence)) for sequence in drawn)
 
 
 def test_prompts_are_captions_and_prompts() -> None:

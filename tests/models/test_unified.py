@@ -97,9 +97,10 @@ def test_empty_ports_have_zero_gradients(sequence: Sequence, idle: tuple[str, ..
 
 def test_the_model_does_not_change_its_batch(model: UnifiedModel, samples: list[Sequence]) -> None:
     batch = collate([samples])
-    before = {name: getattr(batch, name).clone() for name in ("tokens", "targets", "weights", "pixels", "positions")}
+    tensors = [batch.tokens, batch.targets, batch.weights, batch.positions, batch.images.pixels]
+    before = [tensor.clone() for tensor in tensors]
     model(batch)
-    assert all(torch.equal(getattr(batch, name), tensor) for name, tensor in before.items())
+    assert all(torch.equal(one, other) for one, other in zip(tensors, before, strict=True))
 
 
 def test_mismatches_are_told_with_both_numbers(model: UnifiedModel) -> None:

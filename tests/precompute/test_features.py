@@ -96,7 +96,9 @@ def test_losses_are_those_of_the_images(model: UnifiedModel, tmp_path: Path, bli
     for dtype, bound in bounds.items():
         of_features = batches(mixtures[dtype])
         for ours, theirs in zip(of_features, of_images, strict=True):
-            assert len(ours.pixels) == 0 and len(ours.features) == ours.num_images == len(theirs.pixels) > 0
+            assert (
+                len(ours.images.pixels) == 0 and len(ours.images.features) == ours.num_images == len(theirs.images.pixels) > 0
+            )
             assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.kinds, theirs.kinds)
             assert losses(model, ours) == pytest.approx(losses(model, theirs), abs=bound, rel=0)
 
@@ -133,7 +135,8 @@ def test_images_and_features_share_a_batch(model: UnifiedModel) -> None:
     plain = [Sequence((Segment.look(one, 4), text)) for one in pixels]
     mixed = [Sequence((Segment.seen(one, 4), text)) if n in (0, 2) else plain[n] for n, one in enumerate(stored)]
     batch, wanted = collate([mixed[:3], mixed[3:]]), collate([plain[:3], plain[3:]])
-    assert batch.is_seen.tolist() == [True, False, True, False] and (len(batch.pixels), len(batch.features)) == (2, 2)
+    images = batch.images
+    assert images.is_seen.tolist() == [True, False, True, False] and (len(images.pixels), len(images.features)) == (2, 2)
     with torch.no_grad():
         torch.testing.assert_close(model.embed(batch), model.embed(wanted), atol=1e-6, rtol=0)
     assert batch.to("cpu").num_images == 4 and model(batch)[Kind.TEXT].count == 8
@@ -277,5 +280,5 @@ def test_views_say_what_they_teach() -> None:
     assert tasks == {"talk": "understanding", "draw": "drawing", "text": "text"}
     for view, task in ((Conversation(), "understanding"), (Drawing(), "drawing"), (PlainText(), "text")):
         source = Source("one", Squares(), view)
-        outline = Mixture([source], make_template()).outline((0, 0))
-        assert bool(outline.images) == (task == "understanding") == (view.task == "understanding")
+        shown = [one for one in Mixture([source], make_template()).sequence((0, 0)).segments if one.image]
+        assert bool(shown) == (task == "understanding") == (view.task == "understanding")

@@ -53,7 +53,7 @@ def test_words_belong_to_the_image_of_their_document() -> None:
         batch = collate(rows, num_positions=40)
         labels = word_labels(batch, image_documents(batch), vocabulary_size=12)
         found = [set(row.nonzero().flatten().tolist()) for row in labels]
-        assert found == [expected[round(float(pixels[0, 0, 0]), 1)] for pixels in batch.pixels]
+        assert found == [expected[round(float(pixels[0, 0, 0]), 1)] for pixels in batch.images.pixels]
 
 
 def test_patches_belong_to_the_image_of_their_document() -> None:
@@ -65,7 +65,7 @@ def test_patches_belong_to_the_image_of_their_document() -> None:
     for rows in ([[one, two]], [[without, two], [one]], [[two], [without], [one]], [[without, without]]):
         batch = collate(rows, num_positions=40)
         images, codes = patch_labels(batch, image_documents(batch), num_patches=4)
-        values = [round(float(pixels[0, 0, 0]), 1) for pixels in batch.pixels[images]]
+        values = [round(float(pixels[0, 0, 0]), 1) for pixels in batch.images.pixels[images]]
         assert {value: row.tolist() for value, row in zip(values, codes, strict=True)} == {
             value: expected[value] for value in values
         }

@@ -114,7 +114,7 @@ def _open_ours(trial: Trial) -> Work:
         drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _prompts(PROMPT, trial.num_images)]
         texts = []
         for image, question in _questions(trial):
-            asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens)
+            asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens).opened()
             # Without stop ids: random weights stop anywhere.
             texts.append(Sequence((*asked.segments[:-1], Segment.blank(Kind.TEXT, num_tokens))))
         drawn = [Request(one, Sampling(1.0, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]

@@ -130,8 +130,7 @@ class _Unpacked(Steps):
     """A row a conversation, as long as the longest of the batch."""
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
-        template = self.plan.mixture.template
-        return collate([[template.open(one.outline)] for row in rows for one in row])
+        return collate([[one.sequence] for row in rows for one in row])
 
 
 class _Timed(Trainer):
@@ -152,7 +151,7 @@ class _Timed(Trainer):
 
 
 def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> dict[str, float]:
-    lengths = [mixture.outline(sample).sequence.length for sample in mixture.samples(0, 500)]
+    lengths = [mixture.sequence(sample).length for sample in mixture.samples(0, 500)]
     num_steps = trial.num_warm_up + trial.num_steps
     num_tokens = round(trial.num_samples * sum(lengths) / len(lengths))
     num_positions = min(trial.num_positions, max(num_tokens, *lengths))  # a step of few conversations is a shorter row
@@ -255,8 +254,8 @@ def _as_janus_reads(sequence: Any, placeholder: int) -> dict[str, Any]:
     """A conversation as `transformers`' Janus takes it: what it learns, it shifts itself."""
     ids, labels, pixels = [], [], None
     for segment in sequence.segments:
-        own = [placeholder] * segment.num_positions if segment.pixels is not None else list(segment.ids)
-        pixels = segment.pixels if segment.pixels is not None else pixels
+        own = [placeholder] * segment.length if segment.image else list(segment.ids)
+        pixels = segment.pixels if segment.image else pixels
         ids += own
         labels += own if segment.learn else [-100] * len(own)
     assert pixels is not None

@@ -16,7 +16,7 @@ import numpy as np
 
 from unimm.data.records import Dataset
 from unimm.data.stores.digests import check, unchecked
-from unimm.data.template import Outline, Template
+from unimm.data.template import Template
 from unimm.data.views import TASKS, View
 from unimm.sequence import Sequence
 
@@ -95,27 +95,22 @@ class Mixture:
         """`count` samples of the stream from number `start` on."""
         return list(itertools.islice(self._stream(start), count))
 
-    def sequence(self, sample: Sample) -> Sequence:
-        """A sample, ready to be learned."""
-        return self.open(sample, self.outline(sample))
-
-    def open(self, sample: Sample, outline: Outline) -> Sequence:
-        """A sample that was outlined, ready to be learned: what is stored of its image is compared with it first.
+    def check(self, sample: Sample) -> None:
+        """Compare what is stored of a sample's image with the image, before it is learned.
 
         Raises:
             ValueError: codes or features are of another image.
         """
         check(self.sources[sample[0]].dataset, self._index(sample))
-        return self.template.open(outline)
 
-    def outline(self, sample: Sample, max_positions: int | None = None) -> Outline:
-        """A sample whose images are not opened yet. max_positions: what is longer is cut, where its view can."""
+    def sequence(self, sample: Sample, max_positions: int | None = None) -> Sequence:
+        """A sample, its images unopened. max_positions: what is longer is cut, where its view can."""
         source, number = sample
         chosen = self.sources[source]
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
         record = unchecked(chosen.dataset, self._index(sample))
-        return self.template.outline(lambda template: chosen.view(record, template, rng), max_positions)
+        return chosen.view(record, self.template.limited(max_positions), rng)
 
     def name(self, sample: Sample) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""
@@ -125,10 +120,12 @@ class Mixture:
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
-        showing = {source for source in active if self.outline((source, 0)).images}
+        showing = {source for source in active if any(one.image for one in self.sequence((source, 0)).segments)}
         samples = (sample for sample in self._stream(0) if sample[0] in showing)
         for sample in samples if showing else ():
-            yield from (segment.pixels for segment in self.sequence(sample).segments if segment.pixels is not None)
+            self.check(sample)
+            shown = (one.image for one in self.sequence(sample).segments if one.image is not None)
+            yield from (image.open() for image in shown if not image.is_features)
 
     @cached_property
     def shares(self) -> list[float]:
@@ -160,7 +157,7 @@ class Mixture:
         return int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
 
     def _mean_length(self, source: int) -> float:
-        return float(np.mean([self.outline((source, number)).sequence.length for number in range(MEASURED)]))
+        return float(np.mean([self.sequence((source, number)).length for number in range(MEASURED)]))
 
 
 def _key(*parts: int | str) -> int:

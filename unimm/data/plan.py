@@ -19,8 +19,8 @@ from torch.utils.data import get_worker_info
 
 from unimm.data.mixture import Mixture, Sample
 from unimm.data.packing import check_length, fill_rows
-from unimm.data.template import Outline
 from unimm.runtime.number_checks import check_whole
+from unimm.sequence import Sequence
 
 WINDOW_ROWS = 256
 """Rows that are filled together, at least: what stays empty at the end of so many is little."""
@@ -43,10 +43,10 @@ class PlanCursor:
 
 
 class Planned(NamedTuple):
-    """A sample that has its place, and its outline: it is made once, and its images are opened where it is learned."""
+    """A sample that has its place, and its sequence, whose images are opened where it is learned."""
 
     sample: Sample
-    outline: Outline
+    sequence: Sequence
 
 
 class SampleSize(NamedTuple):
@@ -58,22 +58,21 @@ class SampleSize(NamedTuple):
     full_length: int | None = None
 
     @classmethod
-    def of(cls, outline: Outline) -> "SampleSize":
-        """Of a sample's outline."""
-        return cls(outline.sequence.length, outline.sequence.num_learned_codes, outline.full_length)
+    def of(cls, sequence: Sequence) -> "SampleSize":
+        """Of a sample's sequence."""
+        return cls(sequence.length, sequence.num_learned_codes, sequence.full_length)
 
 
-def measured(mixture: Mixture, sample: Sample, num_positions: int) -> Outline:
-    """The outline of a sample, cut to a row of so many positions where its view can cut.
+def measured(mixture: Mixture, sample: Sample, num_positions: int) -> Sequence:
+    """The sequence of a sample, cut to a row of so many positions where its view can cut.
 
     Raises:
         ValueError: it does not fit; says which one.
     """
-    outline = mixture.outline(sample, num_positions)
-    length = outline.sequence.length
-    if length > num_positions:
-        check_length(length, num_positions, f"The sample {mixture.name(sample)}")
-    return outline
+    sequence = mixture.sequence(sample, num_positions)
+    if sequence.length > num_positions:
+        check_length(sequence.length, num_positions, f"The sample {mixture.name(sample)}")
+    return sequence
 
 
 def cut_lengths(sizes: list[SampleSize], first: int) -> dict[int, int]:
@@ -223,7 +222,7 @@ class Plan:
 
 
 class _Measured:
-    """A window whose samples were all outlined to fill it."""
+    """A window whose samples were all measured to fill it."""
 
     def __init__(self, mixture: Mixture, shape: RowLayout, first: int) -> None:
         self.planned: list[Planned] = []
@@ -231,8 +230,8 @@ class _Measured:
         while room >= 0:
             for sample in mixture.samples(first + len(self.planned), CHUNK):
                 self.planned.append(Planned(sample, measured(mixture, sample, shape.num_positions)))
-                room -= self.planned[-1].outline.sequence.length
-        sizes = [SampleSize.of(one.outline) for one in self.planned]
+                room -= self.planned[-1].sequence.length
+        sizes = [SampleSize.of(one.sequence) for one in self.planned]
         self.cut = cut_lengths(sizes, first)
         self._steps = shape.deal(sizes, mixture.seed, first)
         self.end = first + sum(len(row) for step in self._steps for row in step)

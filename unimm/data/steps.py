@@ -26,7 +26,7 @@ class StepBatch:
 
 
 class Steps(TorchDataset):
-    """The steps of one rank, by number: every so-manieth row of the plan, so that all ranks see all kinds.
+    """The steps of one rank, by number: every `num_ranks`-th row of the plan, so that all ranks see all kinds.
 
     num_micro_batches: how many forward passes a step takes.
 
@@ -58,5 +58,7 @@ class Steps(TorchDataset):
         return StepBatch([self._collate(part) for part in parts], samples, self.plan.origin(step))
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
-        sequences = [[self.plan.mixture.open(*one) for one in row] for row in rows]
-        return collate(sequences, self.plan.shape.num_positions)
+        for row in rows:
+            for one in row:
+                self.plan.mixture.check(one.sample)
+        return collate([[one.sequence for one in row] for row in rows], self.plan.shape.num_positions)

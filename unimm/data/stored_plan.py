@@ -69,7 +69,7 @@ class StoredPlan:
         return _StoredWindow(self, number, int(self._windows[number + 1]))
 
     def row(self, number: int) -> list[Planned]:
-        """A row by its number from the start, its samples outlined.
+        """A row by its number from the start, its samples measured.
 
         Raises:
             ValueError: a sample has not the length that was stored.
@@ -79,10 +79,10 @@ class StoredPlan:
         for (source, index), length in zip(self._samples[start:stop], self._lengths[start:stop], strict=True):
             sample = int(source), int(index)
             planned.append(Planned(sample, measured(self.mixture, sample, self.shape.num_positions)))
-            if planned[-1].outline.sequence.length != length:
+            if planned[-1].sequence.length != length:
                 raise ValueError(
                     f"{self.folder} was planned for other data: {self.mixture.name(sample)} takes "
-                    f"{planned[-1].outline.sequence.length} positions, not {length}; plan again with `unimm plan`."
+                    f"{planned[-1].sequence.length} positions, not {length}; plan again with `unimm plan`."
                 )
         return planned
 

@@ -15,7 +15,7 @@ and end of an image, and no end after a drawing, as in Janus. Source: Janus' con
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
@@ -60,17 +60,6 @@ class Turn:
     learn: bool = True
 
 
-class Outline(NamedTuple):
-    """A sequence whose PIXELS hold no image, but the number of one in `images`.
-
-    full_length: its positions before its view cut its end off; None where nothing was cut.
-    """
-
-    sequence: Sequence
-    images: tuple[ImageLike, ...]
-    full_length: int | None = None
-
-
 class Template:
     """Writes conversations, drawing prompts and plain texts as sequences.
 
@@ -98,35 +87,15 @@ class Template:
         self.num_positions = num_positions
         self.encode = encode
         self.max_positions = max_positions
-        self._unopened: list[ImageLike] | None = None
-        self._full_length: int | None = None
 
-    def outline(self, write: Callable[["Template"], Sequence], max_positions: int | None = None) -> "Outline":
-        """What `write` makes with this template, with its images left unopened: to measure it, and to open it later.
-
-        max_positions: that there is room for, beside those that the model was made for; views cut what is longer.
-        """
-        unopened = copy.copy(self)
-        unopened._unopened, unopened._full_length = [], None
-        unopened.max_positions = smallest(max_positions, self.max_positions)
-        sequence = write(unopened)
-        return Outline(sequence, tuple(unopened._unopened), unopened._full_length)
-
-    def note_cut(self, full_length: int) -> None:
-        """A view says that it has cut a sequence of so many positions: its outline will tell."""
-        if self._unopened is not None:
-            self._full_length = full_length
-
-    def open(self, outline: "Outline") -> Sequence:
-        """The sequence that an outline is of, its images prepared for the vision tower."""
-
-        def opened(segment: Segment) -> Segment:
-            return segment if segment.pixels is None else self.pixels(outline.images[int(segment.pixels.flat[0])])
-
-        return Sequence(tuple(opened(segment) for segment in outline.sequence.segments))
+    def limited(self, max_positions: int | None) -> "Template":
+        """The same template for sequences of at most so many positions, beside those that the model was made for."""
+        template = copy.copy(self)
+        template.max_positions = smallest(max_positions, self.max_positions)
+        return template
 
     def look(self, image: ImageLike, codes: np.ndarray | None = None) -> ImageSegments:
-        """An image inside a conversation, as the prompt format sees it.
+        """An image inside a conversation, as the prompt format sees it; its pixels unopened.
 
         Raises:
             ValueError: it sees codes, and there are none.
@@ -141,13 +110,10 @@ class Template:
         return tuple(segments)
 
     def pixels(self, image: ImageLike) -> Segment:
-        """An image, prepared for the vision tower; or what it made of it, where that is stored."""
-        if self._unopened is None:
-            if isinstance(image, SeenImage):
-                return Segment.seen(image.features(), self.num_positions, condition="image")
-            return Segment.look(look(image, self.image_size), self.num_positions, condition="image")
-        self._unopened.append(image)
-        return Segment.look(np.full((1, 1, 1), len(self._unopened) - 1), self.num_positions, condition="image")
+        """An image that is prepared for the vision tower when it is opened; or the features that are stored of it."""
+        if isinstance(image, SeenImage):
+            return Segment.seen(image.features, self.num_positions, condition="image")
+        return Segment.look(partial(look, image, self.image_size), self.num_positions, condition="image")
 
     def chat(self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None) -> Sequence:
         """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn; of the rest of

@@ -9,7 +9,7 @@ says it. Where not even a piece has room, the record is named.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
@@ -146,7 +146,7 @@ class Drawing:
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
         if self.decoys and not prompt.vague and rng.random() < self.decoys:
-            return sequence.with_decoys(_need(record, "decoys"))
+            return sequence.with_corrupted(_need(record, "decoys"))
         return sequence
 
     def _texts(self, record: Record, rng: np.random.Generator) -> tuple[Text, ...]:
@@ -176,9 +176,7 @@ def _talk(record: Record, template: Template, pairs: list[tuple[str, str]], max_
         pairs = pairs[:-1]
         sequence = template.chat(_turns(image, pairs))
     sequence = _shortened(sequence, -1, record, template, most)
-    if sequence.length < whole.length:
-        template.note_cut(whole.length)
-    return sequence
+    return replace(sequence, full_length=whole.length) if sequence.length < whole.length else sequence
 
 
 def _shortened(sequence: Sequence, place: int, record: Record, template: Template, most: int | None) -> Sequence:
@@ -187,12 +185,11 @@ def _shortened(sequence: Sequence, place: int, record: Record, template: Templat
         return sequence
     segments = list(sequence.segments)
     text = segments[place]
-    room = len(text.ids) - (sequence.length - most)
+    room = text.length - (sequence.length - most)
     if room < 1:
-        raise _too_long(record, sequence.length - len(text.ids), most)
-    template.note_cut(sequence.length)
-    segments[place] = Segment.text(text.ids[:room], learn=text.learn)
-    return Sequence(tuple(segments))
+        raise _too_long(record, sequence.length - text.length, most)
+    segments[place] = Segment.text(text.content_ids[:room], learn=text.learn)
+    return Sequence(tuple(segments), full_length=sequence.length)
 
 
 def _prompted(prompt: str, write: Callable[[str], Sequence], record: Record, template: Template) -> Sequence:
@@ -200,16 +197,15 @@ def _prompted(prompt: str, write: Callable[[str], Sequence], record: Record, tem
     sequence, most = write(prompt), template.max_positions
     if most is None or sequence.length <= most:
         return sequence
-    template.note_cut(sequence.length)
-    ids = template.tokenizer.encode(prompt)
-    around = sequence.length - len(ids)
+    full_length, ids = sequence.length, template.tokenizer.encode(prompt)
+    around = full_length - len(ids)
     while sequence.length > most:
         ids = ids[: len(ids) - (sequence.length - most)]
         cut = template.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER} ")  # half a character
         if not cut:
             raise _too_long(record, around, most)
         sequence = write(cut)
-    return sequence
+    return replace(sequence, full_length=full_length)
 
 
 def _too_long(record: Record, length: int, most: int) -> ValueError:

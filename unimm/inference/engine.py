@@ -138,7 +138,7 @@ class Engine:
         for text in questions:
             check_text(text, "question")
         asked = [Turn("user", (self.template.look(one), text)) for one, text in zip(images, questions, strict=True)]
-        requests = [Request(self.template.chat([turn], limit), settings) for turn in asked]
+        requests = [Request(self.template.chat([turn], limit).opened(), settings) for turn in asked]
         texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
         return texts if is_list else texts[0]
 
@@ -202,7 +202,7 @@ class Engine:
     ) -> Request:
         limit = whole_number("max_new_tokens", max_new_tokens, 1)
         turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
-        return Request(self.template.chat(turns, limit, system_prompt), sampling, logprobs=logprobs)
+        return Request(self.template.chat(turns, limit, system_prompt).opened(), sampling, logprobs=logprobs)
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -312,5 +312,5 @@ class Engine:
             sampling: for all of them, or a list with one for each.
             branches: guidance by other prompts than `guidance_scale` has it for, as `Request` takes them; or a list of those.
         """
-        requests = requests_for(sequences, sampling, guidance_scale, branches)
+        requests = requests_for([sequence.opened() for sequence in sequences], sampling, guidance_scale, branches)
         return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]

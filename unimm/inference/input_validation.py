@@ -51,14 +51,15 @@ def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
     size = model.config.vision.image_size
     for segment in sequence.segments:
         if segment.kind == Kind.PIXELS:
-            if segment.pixels is not None and segment.pixels.shape != (3, size, size):
-                raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {segment.pixels.shape}.")
+            pixels = segment.pixels
+            if pixels is not None and pixels.shape != (3, size, size):
+                raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {pixels.shape}.")
             continue
         most = model.vocabulary_ports[segment.kind].vocabulary_size
-        known = [one for one in segment.ids if one != BLANK]  # which closed segments do not hold
-        if known and not (min(known) >= 0 and max(known) < most):
-            strange = next(one for one in known if not 0 <= one < most)
-            raise ValueError(f"The model has no element {strange} of {segment.kind.name}: they go from 0 to {most - 1}.")
+        ids = segment.content_ids
+        strange = ids[((ids < 0) | (ids >= most)) & (ids != BLANK)]  # closed segments hold no blanks
+        if len(strange):
+            raise ValueError(f"The model has no element {strange[0]} of {segment.kind.name}: they go from 0 to {most - 1}.")
 
 
 def check_weights(own: dict[str, torch.nn.Parameter], new: dict[str, torch.Tensor]) -> None:

@@ -35,7 +35,7 @@ def ask_whether_shown(template: Template, image: ImageLike, prompt: str) -> Sequ
         ValueError: the prompt is empty or no text.
     """
     check_text(prompt, "prompt")
-    return template.chat([Turn("user", (template.look(image), SHOWS.format(prompt)))], 1)
+    return template.chat([Turn("user", (template.look(image), SHOWS.format(prompt)))], 1).opened()
 
 
 def check_lengths(model: UnifiedModel, sequences: list[Sequence]) -> None:

@@ -169,7 +169,7 @@ class UnifiedModel(nn.Module):
         embeddings_nD = None
         for kind, port in {Kind.PIXELS: self.pixels, **self.vocabulary_ports}.items():
             where_m = (kinds_n == kind).nonzero().squeeze(1)
-            values_mD = port.embed_batch(batch) if isinstance(port, PixelsPort) else port.embed(tokens_n[where_m])
+            values_mD = port.embed_batch(batch.images) if isinstance(port, PixelsPort) else port.embed(tokens_n[where_m])
             if len(values_mD) != len(where_m):
                 raise ValueError(
                     f"The batch holds {len(where_m)} positions of {kind.name}, but its images take {len(values_mD)}: "

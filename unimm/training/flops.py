@@ -92,7 +92,7 @@ class FlopCount:
         sizes = document_sizes(batch.documents)
         sizes = sizes[sizes > 0]
         # Images whose features are stored do not go through the tower.
-        num_seen, num_images = len(batch.pixels), batch.num_images
+        num_seen, num_images = len(batch.images.pixels), batch.num_images
         is_wanted_BT = batch.target_kinds != PADDING
         pairs = int((sizes * (sizes + 1) // 2).sum())
         last_pairs = int((batch.positions + 1)[is_wanted_BT].sum()) if self.wanted.flops else pairs

@@ -59,11 +59,12 @@ class HeldOut:
             yield collate(sequences, self.num_positions, self.num_rows)
 
     def _open(self, sample: Sample) -> Sequence:
-        return self.mixture.open(sample, self.mixture.outline(sample, self.num_positions))
+        self.mixture.check(sample)
+        return self.mixture.sequence(sample, self.num_positions)
 
     def _pack(self) -> list[list[Sample]]:
         """Which samples share a row."""
         active = [(number, source) for number, source in enumerate(self.mixture.sources) if source.weight > 0]
         samples = [(number, n) for number, source in active for n in range(len(source.dataset))]
-        lengths = [measured(self.mixture, sample, self.num_positions).sequence.length for sample in samples]
+        lengths = [measured(self.mixture, sample, self.num_positions).length for sample in samples]
         return [[samples[index] for index in row] for row in best_fit(lengths, self.num_positions)]

@@ -114,14 +114,12 @@ def test_images_inside_of_files_are_read_when_they_are_looked_at(
         original = kind.read
         monkeypatch.setattr(kind, "read", lambda image, original=original: read.append(image) or original(image))
     template = make_template()
-    outlines = [
-        template.outline(lambda t, record=record: Conversation(caption_share=1.0)(record, t, np.random.default_rng(0)))
+    sequences = [
+        Conversation(caption_share=1.0)(record, template, np.random.default_rng(0))
         for record in read_all(pickle.loads(pickle.dumps(dataset)))
     ]
     assert not read
-    opened = [
-        segment.pixels for outline in outlines for segment in template.open(outline).segments if segment.pixels is not None
-    ]
+    opened = [one.image.open() for sequence in sequences for one in sequence.segments if one.image]
     assert len(read) == 4 and all(np.array_equal(one, other) for one, other in zip(opened, expected, strict=True))
 
 

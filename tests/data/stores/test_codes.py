@@ -177,9 +177,9 @@ def test_codes_of_another_picture_are_noticed_where_they_would_be_learned(tmp_pa
             coded[1]
     assert coded.unchecked(1).key == "noise/1", "who plans may read it"
     mixture = Mixture([Source("draw", Subset(coded, np.array([1])), Drawn(), 1.0)], make_template())
-    outline = mixture.outline((0, 0))
+    assert mixture.sequence((0, 0)).num_learned_codes > 0
     with pytest.raises(ValueError, match=told):
-        mixture.open((0, 0), outline)
+        mixture.check((0, 0))
     with pytest.raises(ValueError, match="record noise/59 has now"):
         CodedDataset(Exchanged(59, 60), tmp_path / "codes")
     negatives = CodedDataset(Exchanged(1, 60), tmp_path / "codes")

@@ -227,9 +227,7 @@ class Row:
     @cached_property
     def prefix_key(self) -> tuple:
         """Equal for rows with the same prefix: their given elements, images by identity."""
-        return tuple(
-            (segment.kind, segment.ids, id(segment.pixels), id(segment.features)) for segment in self.sequence.segments
-        )
+        return tuple((segment.kind, segment.ids, segment.image and id(segment.image)) for segment in self.sequence.segments)
 
     @property
     def is_over(self) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from unimm.batch import Batch
+from unimm.batch import Images
 from unimm.models.vision.tower import VisionTower
 
 
@@ -19,27 +19,27 @@ class PixelsPort(nn.Module):
         """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image."""
         return self.projector(self.features(pixels_NCHW)).flatten(0, 1)
 
-    def embed_batch(self, batch: Batch) -> torch.Tensor:
+    def embed_batch(self, images: Images) -> torch.Tensor:
         """The images of a batch -> embeddings (I * P, D), image after image, in reading order."""
-        return self.projector(self.batch_features(batch)).flatten(0, 1)
+        return self.projector(self.batch_features(images)).flatten(0, 1)
 
-    def batch_features(self, batch: Batch) -> torch.Tensor:
+    def batch_features(self, images: Images) -> torch.Tensor:
         """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.
 
         Raises:
             ValueError: features are stored that this tower cannot have made.
         """
-        looked_NPC = self.features(batch.pixels)
-        if not len(batch.features):
+        looked_NPC = self.features(images.pixels)
+        if not len(images.features):
             return looked_NPC
-        if batch.features.shape[1:] != looked_NPC.shape[1:]:
+        if images.features.shape[1:] != looked_NPC.shape[1:]:
             raise ValueError(
-                f"Stored features are {tuple(batch.features.shape[1:])} an image, this vision tower makes "
+                f"Stored features are {tuple(images.features.shape[1:])} an image, this vision tower makes "
                 f"{tuple(looked_NPC.shape[1:])}: store its own with `unimm encode-features`."
             )
-        features_IPC = looked_NPC.new_empty(batch.num_images, *looked_NPC.shape[1:])
-        features_IPC = features_IPC.index_put((~batch.is_seen,), looked_NPC)
-        return features_IPC.index_put((batch.is_seen,), batch.features.to(looked_NPC.dtype))
+        features_IPC = looked_NPC.new_empty(len(images), *looked_NPC.shape[1:])
+        features_IPC = features_IPC.index_put((~images.is_seen,), looked_NPC)
+        return features_IPC.index_put((images.is_seen,), images.features.to(looked_NPC.dtype))
 
     def features(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """pixels (N, 3, H, W) in [-1, 1] -> patch features (N, P, C), also of no images at all.

@@ -38,7 +38,7 @@ class VisionPretraining(Objective):
         self.place_head = nn.Linear(width, 2 * self.num_rows)
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
-        features_NPC = self.model.pixels.batch_features(batch)
+        features_NPC = self.model.pixels.batch_features(batch.images)
         documents_N = image_documents(batch)
         return {
             "words": self._words(features_NPC, batch, documents_N),
@@ -47,12 +47,12 @@ class VisionPretraining(Objective):
         }
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        num_images = torch.tensor(float(batch.num_images), device=batch.pixels.device)
+        num_images = torch.tensor(float(batch.num_images), device=batch.tokens.device)
         codes_nP = patch_labels(batch, image_documents(batch), self.model.config.vision.num_patches)[1]
         num_patches = num_images * self.model.config.vision.num_patches
         return {
             "words": num_images,
-            "patches": torch.tensor(float(codes_nP.numel()), device=batch.pixels.device),
+            "patches": torch.tensor(float(codes_nP.numel()), device=batch.tokens.device),
             "places": num_patches,
         }
 
@@ -98,10 +98,8 @@ def document_numbers(batch: Batch) -> torch.Tensor:
 
 def image_documents(batch: Batch) -> torch.Tensor:
     """(N,) long: the number of the document that holds each image."""
-    is_image_BT = batch.kinds == Kind.PIXELS
-    # Every image takes as many positions as the others, so every so-manieth position begins one.
-    positions = int(is_image_BT.sum()) // max(batch.num_images, 1)
-    return document_numbers(batch)[is_image_BT][:: max(positions, 1)].contiguous()
+    rows_I, starts_I, _ = batch.image_spans.unbind(1)
+    return document_numbers(batch)[rows_I, starts_I]
 
 
 def word_labels(batch: Batch, documents_N: torch.Tensor, vocabulary_size: int) -> torch.Tensor:

@@ -1,0 +1,297 @@
+"""A segment: a run of elements of one kind inside a sequence, given, learned or left open.
+
+Its content is ids, an image, or, of a kind from outside, an array of numbers.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+BLANK = -1
+"""Inside the ids of an open segment: an element that is not known yet."""
+
+_BUILT_IN = {"TEXT": 0, "PIXELS": 1, "CODES": 2}
+
+
+class Kind(int):
+    """What an element of a sequence is, and thus which port embeds and predicts it.
+
+    A number, to stand in tensors, and a name: `Kind("LATENTS")` is the kind of that name, one and the same wherever it is
+    written, with a number that follows from the name. A port of that kind is all that a model needs to know it.
+
+    Raises ValueError where the number of a name is another name's already.
+    """
+
+    TEXT: ClassVar["Kind"]
+    """Token ids of the text tokenizer; predicted one by one."""
+    PIXELS: ClassVar["Kind"]
+    """An image looked at: continuous features, several positions an image; never predicted."""
+    CODES: ClassVar["Kind"]
+    """An image written: codes of the image tokenizer; predicted one by one."""
+
+    name: str
+    _known: ClassVar[dict[int, "Kind"]] = {}
+
+    def __new__(cls, name: str) -> "Kind":
+        number = _BUILT_IN.get(name, zlib.crc32(name.encode()) | 1 << 32)
+        known = cls._known.get(number)
+        if known is None:
+            known = cls._known[number] = super().__new__(cls, number)
+            known.name = name
+        if known.name != name:
+            raise ValueError(f"The kinds {name!r} and {known.name!r} would have the same number: give one another name.")
+        return known
+
+    def __repr__(self) -> str:
+        return f"Kind({self.name!r})"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[type["Kind"], tuple[str]]:
+        return Kind, (self.name,)
+
+
+Kind.TEXT, Kind.PIXELS, Kind.CODES = (Kind(name) for name in _BUILT_IN)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image to look at that takes `num_positions` positions: its pixels (3, H, W) float32 in [-1, 1]; or, where
+    `is_features`, what a frozen vision tower made of them before, (P, C) float32.
+
+    source: these numbers, or a function that reads them. A sequence with such an *unopened* image can be measured and moved
+        around; the image is read when a batch is made of it, and not kept.
+    """
+
+    num_positions: int
+    source: np.ndarray | Callable[[], np.ndarray]
+    is_features: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_positions < 1:
+            raise ValueError(f"An image takes at least 1 position, not {self.num_positions}.")
+
+    def open(self) -> np.ndarray:
+        """Pixels (3, H, W) or features (P, C), float32; an unopened image is read anew each time."""
+        array = self.source() if callable(self.source) else self.source
+        return array.astype(np.float32, copy=False)
+
+    def opened(self) -> "Image":
+        """The same image, open."""
+        return replace(self, source=self.open()) if callable(self.source) else self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both show the same; opens those that are unopened."""
+        if not isinstance(other, Image):
+            return NotImplemented
+        if self is other or (self._form == other._form and self.source is other.source):
+            return True
+        return self._form == other._form and np.array_equal(self.open(), other.open())
+
+    def __hash__(self) -> int:
+        return hash(self._form)
+
+    @property
+    def _form(self) -> tuple[int, bool]:
+        return self.num_positions, self.is_features
+
+
+Content = np.ndarray | Image
+"""What a segment holds: ids (n,) int64, an image, or an array (n, ...) float32, which has an element in each of n places."""
+
+Weight = float | np.ndarray
+"""How much the loss of each element of a segment counts: one number for all of them, or an array (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A run of elements of one kind. Use the constructors `text`, `codes`, `look`, `seen`, `array` and `blank`.
+
+    content: the elements: ids, in an open segment those already known, `BLANK` where unknown; an image of PIXELS; or an array
+        of a kind from outside. Arrays are not copied, and can only be read here.
+    weight: how much the loss of each element counts; 0: it is given, not learned.
+    condition: the name of the condition it belongs to ("text", "image"), which guidance drops; None for what always stays.
+    limit: at most so many elements are to be filled in; None means closed.
+    stop: ids that end an open TEXT segment early.
+    corrupted: ids that are read in place of the content, which is learned all the same: one learns to go on from what is wrong.
+    """
+
+    kind: Kind
+    content: Content
+    weight: Weight = 0.0
+    condition: str | None = None
+    limit: int | None = None
+    stop: tuple[int, ...] = ()
+    corrupted: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        content = self.content if isinstance(self.content, Image) else read_only(self.content)
+        object.__setattr__(self, "content", content)
+        if not isinstance(self.weight, int | float):
+            object.__setattr__(self, "weight", read_only(np.asarray(self.weight, dtype=np.float32)))
+        if self.corrupted is not None:
+            object.__setattr__(self, "corrupted", read_only(self.corrupted))
+        self._check_form()
+        if self.is_open:
+            if self.limit is None or self.limit < 1:
+                raise ValueError(f"An open segment needs a limit of at least 1 element, not {self.limit}.")
+            if self.num_known > self.limit:
+                raise ValueError(f"An open segment of {self.limit} elements cannot hold {self.num_known} known ones.")
+        elif self.has_ids and len(self.content_ids) and self.content_ids.min() == BLANK:
+            raise ValueError("A closed segment cannot hold blanks: give it a limit to leave it open.")
+
+    def _check_form(self) -> None:
+        if (self.kind == Kind.PIXELS) != isinstance(self.content, Image):
+            raise ValueError(f"A PIXELS segment holds an image, and no other does: this one is of {self.kind.name}.")
+        if self.kind == Kind.PIXELS and (self.is_open or self.learn):
+            raise ValueError("A PIXELS segment is neither open nor learned.")
+        if self.kind in (Kind.TEXT, Kind.CODES) and not self.has_ids:
+            raise ValueError(f"A {self.kind.name} segment holds ids (n,), whole numbers.")
+        if isinstance(self.weight, np.ndarray) and self.weight.shape != (self.num_known,):
+            raise ValueError(f"{self.num_known} elements take as many weights, or a single one, not {self.weight.shape}.")
+        if self.corrupted is not None and not (self.learn and self.has_ids and self.corrupted.shape == (self.num_known,)):
+            raise ValueError(
+                f"Corrupted inputs stand in place of as many ids that are learned: {len(self.corrupted)} for {self.num_known}."
+            )
+
+    @classmethod
+    def text(cls, ids: Any, learn: bool = False, condition: str | None = None, weight: Weight | None = None) -> "Segment":
+        """Given or learned text: ids (n,) of the text tokenizer, a list, tuple or array. weight: default 1 if learned."""
+        return cls(Kind.TEXT, _ids(ids), _weight(learn, weight), condition)
+
+    @classmethod
+    def codes(cls, ids: Any, learn: bool = False, condition: str | None = None, weight: Weight | None = None) -> "Segment":
+        """Given or learned image codes (n,) in raster order, as a list, a tuple or an array. weight: default 1 if learned."""
+        return cls(Kind.CODES, _ids(ids), _weight(learn, weight), condition)
+
+    @classmethod
+    def look(cls, pixels: np.ndarray | Callable[[], np.ndarray], num_positions: int, condition: str | None = None) -> "Segment":
+        """An image to look at: pixels (3, H, W) in [-1, 1], or a function that reads them, and the positions they take."""
+        return cls(Kind.PIXELS, Image(num_positions, pixels), condition=condition)
+
+    @classmethod
+    def seen(
+        cls, features: np.ndarray | Callable[[], np.ndarray], num_positions: int, condition: str | None = None
+    ) -> "Segment":
+        """An image that was looked at before: its features (P, C), or a function that reads them, in place of its pixels."""
+        return cls(Kind.PIXELS, Image(num_positions, features, is_features=True), condition=condition)
+
+    @classmethod
+    def array(
+        cls,
+        kind: Kind,
+        values: np.ndarray,
+        learn: bool = False,
+        condition: str | None = None,
+        weight: Weight | None = None,
+    ) -> "Segment":
+        """Elements of a kind from outside: an array (n, ...) of numbers, of n positions, given or learned."""
+        return cls(kind, np.asarray(values, dtype=np.float32), _weight(learn, weight), condition)
+
+    @classmethod
+    def blank(cls, kind: Kind, limit: int, known: Any = (), stop: tuple[int, ...] = ()) -> "Segment":
+        """An open segment: up to `limit` elements to fill, some of them perhaps known already (ids, `BLANK` where not)."""
+        return cls(kind, _ids(known), limit=limit, stop=tuple(stop))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something left to fill."""
+        return self.limit is not None
+
+    @property
+    def learn(self) -> bool:
+        """Whether any of its elements counts in the loss."""
+        return bool(np.any(self.weight))
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether its content is ids."""
+        return isinstance(self.content, np.ndarray) and self.content.dtype == np.int64
+
+    @property
+    def content_ids(self) -> np.ndarray:
+        """Its ids (n,) int64; none where it holds something else."""
+        return self.content if isinstance(self.content, np.ndarray) and self.has_ids else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """Its ids as numbers of Python's, for people; none where it holds something else."""
+        return tuple(self.content_ids.tolist())
+
+    @property
+    def image(self) -> Image | None:
+        """Its image, of PIXELS."""
+        return self.content if isinstance(self.content, Image) else None
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """The pixels (3, H, W) of its image; of an unopened one they are read now. None where there is none, or features."""
+        return None if self.image is None or self.image.is_features else self.image.open()
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """The features (P, C) of its image, where it was looked at before; they may be read now."""
+        return self.image.open() if self.image is not None and self.image.is_features else None
+
+    def known(self, place: int, otherwise: int) -> int:
+        """The element at a place of an open segment where it is known, else `otherwise`."""
+        return self.ids[place] if place < len(self.ids) and self.ids[place] != BLANK else otherwise
+
+    @property
+    def num_known(self) -> int:
+        """Elements that it holds; positions of its image."""
+        return self.content.num_positions if isinstance(self.content, Image) else len(self.content)
+
+    @property
+    def length(self) -> int:
+        """How many positions it takes; an open segment counts its limit."""
+        return self.num_known if self.limit is None else self.limit
+
+    def opened(self) -> "Segment":
+        """The same segment, its image open."""
+        return replace(self, content=self.image.opened()) if self.image is not None and callable(self.image.source) else self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all of it is the same, also what its image shows."""
+        if not isinstance(other, Segment):
+            return NotImplemented
+        return self._rest == other._rest and _is_same(self.content, other.content)
+
+    def __hash__(self) -> int:
+        return hash((self._rest, self.ids))
+
+    @property
+    def _rest(self) -> tuple:
+        corrupted = None if self.corrupted is None else self.corrupted.tobytes()
+        weight = np.broadcast_to(np.float32(self.weight), self.num_known).tobytes()
+        return self.kind, weight, self.condition, self.limit, self.stop, corrupted
+
+
+def _weight(learn: bool, weight: Weight | None) -> Weight:
+    return float(learn) if weight is None else weight
+
+
+def _ids(ids: Any) -> np.ndarray:
+    """Ids (n,) int64 of a list, a tuple or an array of whole numbers."""
+    return np.asarray(ids, dtype=np.int64)
+
+
+def read_only(content: Any) -> np.ndarray:
+    """Ids as int64 and other numbers as float32, as an array that cannot be written to; not copied where it need not be."""
+    array = np.asarray(content)
+    is_ids = array.ndim == 1 and (array.size == 0 or array.dtype.kind in "iub")
+    if not is_ids and (array.ndim == 0 or array.dtype.kind != "f"):
+        raise ValueError(f"A segment holds ids (n,), an image or numbers (n, ...), not {array.dtype} {array.shape}.")
+    array = array.astype(np.int64 if is_ids else np.float32, copy=False).view()
+    array.flags.writeable = False
+    return array
+
+
+def _is_same(one: Content, other: Content) -> bool:
+    if isinstance(one, Image) or isinstance(other, Image):
+        return one == other
+    return one.dtype == other.dtype and np.array_equal(one, other)
