@@ -38,7 +38,11 @@ from unimm.training.trainer import TrainerConfig
 
 CONF = conf_folder()
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
-OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+NODES = "data/nodes"
+"""Pieces that other configurations are put together from: nobody chooses them."""
+OPTIONS = sorted(
+    name for path in CONF.glob("*/**/*.yaml") if not (name := str(path.relative_to(CONF).with_suffix(""))).startswith(NODES)
+)
 GIVEN = {
     "train": ["image_tokenizer=x", "codes=x"],
     "train_tokenizer": [],
@@ -58,9 +62,9 @@ FILES = {
     "data/mixed_look": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
-NOT_DRAWN = ("data/llava", "data/text", "data/worlds_lesson")
+NOT_DRAWN = ("data/llava", "data/text", "data/worlds/lesson")
 """Data of which nothing is encoded."""
-DATA_OF = {"llava_align": "data/llava", "llava_finetune": "data/llava", "draw_finetune": "data/image_folder"}
+DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 """Experiments on the user's own files."""
 
 
@@ -74,7 +78,7 @@ def ways() -> dict[str, tuple[str, list[str]]]:
     """Every way to choose: each root as it is, with each option of its groups, and each experiment with the verb it names."""
     found: dict[str, tuple[str, list[str]]] = {root: (root, []) for root in ROOTS}
     for option in OPTIONS:
-        group, name = option.split("/")
+        group, name = option.split("/", 1)
         if group == "experiment":
             said = re.search(r"^# For `unimm ([\w-]+)`", (CONF / f"{option}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
             assert said, f"{option} does not say which verb it is for"
@@ -132,6 +136,37 @@ def test_every_option_belongs_to_a_root() -> None:
     words = [word for _, chosen in BACKENDS.values() for word in chosen if "." not in word.split("=")[0]]
     used = {word.removeprefix("+").replace("=", "/") for word in words}
     assert set(OPTIONS) == used
+
+
+def test_recipes_lie_in_folders_of_their_own() -> None:
+    """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
+    data = {"image_folder", "jsonl", "llava", "mixed", "mixed_look", "parquet", "text", "webdataset", "worlds"}
+    assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
+    texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
+    for world in ("ShapesWorld", "DigitsWorld"):
+        assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
+
+
+def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
+    """Sources are drawn by their number: put together from nodes, they must not change places."""
+    weights = {
+        "worlds": [0.38, 0.37, 0.13, 0.1, 0.02],
+        "worlds/coded": [0.38, 0.37, 0.13, 0.1, 0.02],
+        "worlds/decoys": [0.17, 0.26, 0.03, 0.03, 0.02, 0.02, 0.04, 0.06, 0.08, 0.06, 0.14, 0.12, 0.12],
+    }
+    for name, expected in weights.items():
+        sources = compose_config("train", [*GIVEN["train"], f"data={name}"]).data.sources
+        assert [source.weight for source in sources.values()] == expected
+    assert [*sources][:4] == ["shapes_talk", "shapes_draw", "digits_talk", "digits_draw"]
+    node = OmegaConf.to_container(sources.arrange.dataset, resolve=True)
+    shapes = {"_target_": "unimm.data.ShapesWorld", "split": "train", "num_records": 30000, "seed": 0, "lesson": "arrange"}
+    decoys = {
+        "_target_": "unimm.data.CodedDataset",
+        "dataset": {**shapes, "recoloured": True},
+        "folder": "x/arrange_recoloured",
+    }
+    assert node == {"_target_": "unimm.data.CodedDataset", "dataset": shapes, "folder": "x/arrange", "decoys": decoys}
 
 
 @pytest.mark.parametrize("way", BACKENDS)

@@ -106,7 +106,7 @@ def test_features_are_stored_in_bfloat16_a_folder_a_source(place: Path) -> None:
 def test_what_was_joined_can_begin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage I from the folder that `join` has written, with what its tower sees."""
     monkeypatch.chdir(place)
-    for verb in ("encode-features", "+experiment=janus_pro_align"):
+    for verb in ("encode-features", "+experiment=janus/pro_align"):
         line = next(line for line in fenced_lines(RECIPE) if verb in line)
         for before, after in (("life/look/model", "start"), ("life/features", "seen"), ("life/align", "joined")):
             line = line.replace(f"runs/{before}", f"runs/{after}")
@@ -120,14 +120,14 @@ def test_what_was_joined_can_begin(place: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_papers_numbers_stand_in_the_files() -> None:
     """Ratio, learning rate, weight decay, schedule, warm-up and steps, as the papers' tables have them."""
     expected = {
-        "janus_align": ((1, 0, 1), 1e-3, 0.0, "cosine", 300, 10_000),
-        "janus_pretrain": ((2, 3, 5), 1e-4, 0.0, "constant", 5_000, 180_000),
-        "janus_finetune": ((7, 3, 10), 2e-5, 0.1, "constant", 0, 24_000),
-        "janus_pro_align": ((1, 0, 3), 1e-3, 0.0, "constant", 600, 20_000),
-        "janus_pro_pretrain": ((2, 3, 5), 1e-4, 0.0, "constant", 5_000, 270_000),
-        "janus_pro_finetune": ((5, 1, 4), 4e-5, 0.0, "constant", 0, 80_000),
-        "llava_align": (None, 1e-3, 0.0, "cosine", 66, 2_181),
-        "llava_finetune": (None, 2e-5, 0.0, "cosine", 156, 5_198),
+        "janus/align": ((1, 0, 1), 1e-3, 0.0, "cosine", 300, 10_000),
+        "janus/pretrain": ((2, 3, 5), 1e-4, 0.0, "constant", 5_000, 180_000),
+        "janus/finetune": ((7, 3, 10), 2e-5, 0.1, "constant", 0, 24_000),
+        "janus/pro_align": ((1, 0, 3), 1e-3, 0.0, "constant", 600, 20_000),
+        "janus/pro_pretrain": ((2, 3, 5), 1e-4, 0.0, "constant", 5_000, 270_000),
+        "janus/pro_finetune": ((5, 1, 4), 4e-5, 0.0, "constant", 0, 80_000),
+        "llava/align": (None, 1e-3, 0.0, "cosine", 66, 2_181),
+        "llava/finetune": (None, 2e-5, 0.0, "cosine", 156, 5_198),
     }
     for name, wanted in expected.items():
         config = compose_config("train", [f"+experiment={name}"])
@@ -160,7 +160,7 @@ def test_features_that_do_not_fit_are_refused(
 ) -> None:
     """The line of stage I with other words."""
     monkeypatch.chdir(place)
-    line = next(line for line in fenced_lines(RECIPE) if "janus_pro_align" in line)
+    line = next(line for line in fenced_lines(RECIPE) if "janus/pro_align" in line)
     replaced = ("+experiment", "init_from", "out", *(word.split("=")[0] for word in words))
     kept = [word for word in [*line.split()[2:], *TOY_TRAINER] if word.split("=")[0] not in replaced]
     result = CliRunner().invoke(app, ["train", *kept, *words, "out=runs/refused"])

@@ -73,7 +73,7 @@ def test_mistakes_end_in_one_sentence(words: tuple[str, ...], told: str) -> None
 def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) -> None:
     """Two sources may say different things of the same images; of other images they want a folder of their own."""
     put = "data.sources.put.dataset.dataset"
-    words = ("data=worlds_mastery", *SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes", f"{put}.num_records=5")
+    words = ("data=worlds/mastery", *SMALL, f"image_tokenizer={tokenizer_folder}", "out=codes", f"{put}.num_records=5")
     result = call(*words)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("codes").iterdir()) == ["digits", "shapes"]
@@ -85,7 +85,7 @@ def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) 
 def test_decoys_are_encoded_beside_what_they_disguise(tokenizer_folder: Path) -> None:
     small = [f"data.sources.{name}.dataset.dataset.num_records=5" for name in ("put", "arrange", "relate_draw", "count")]
     small += [f"data.sources.{name}.dataset.decoys.dataset.num_records=5" for name in ("shapes_draw", "arrange", "count")]
-    result = call("data=worlds_decoys", *SMALL, *small, f"image_tokenizer={tokenizer_folder}", "out=codes")
+    result = call("data=worlds/decoys", *SMALL, *small, f"image_tokenizer={tokenizer_folder}", "out=codes")
     assert result.exit_code == 0, result.output
     names = ["arrange", "arrange_recoloured", "count", "count_recoloured", "digits", "shapes", "shapes_recoloured"]
     assert sorted(path.name for path in Path("codes").iterdir()) == names

@@ -108,7 +108,7 @@ def test_deletions_additions_and_groups_are_left_alone() -> None:
     words = [
         "~data.sources.draw",
         "~suite=quick",
-        "+experiment=quickstart",
+        "+experiment=quickstart/unified",
         "++x.y=1",
         "data@other=text",
         "lora.targets=[trunk,vision]",

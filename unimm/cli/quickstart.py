@@ -120,7 +120,7 @@ def _image_tokenizer(clock: "_Clock", out: Path, minutes: float, words: list[str
     with clock.part("image tokenizer") as todo:
         if todo:
             budget = clock.budget("image tokenizer", TOKENIZER_SHARE * minutes)
-            train_tokenizer(_compose("train_tokenizer", "quickstart_tokenizer", tokenizer.parent, budget, words))
+            train_tokenizer(_compose("train_tokenizer", "quickstart/tokenizer", tokenizer.parent, budget, words))
     return tokenizer
 
 
@@ -149,7 +149,7 @@ def _vision_tower(clock: "_Clock", out: Path, minutes: float, words: list[str], 
             budget = clock.budget("vision tower", LOOK_SHARE * minutes)
             sources = (("shapes", plan.num_shapes), ("digits", plan.num_digits))
             records = [f"data.sources.{name}.dataset.dataset.num_records={count}" for name, count in sources]
-            train(_compose("train", "quickstart_look", look.parent, budget, [*words, *records]))
+            train(_compose("train", "quickstart/look", look.parent, budget, [*words, *records]))
     return look
 
 
@@ -161,7 +161,7 @@ def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str],
             budget = clock.budget("unified model", max(left, MIN_TRAINING_SHARE * minutes))
             own = [f"trainer.compile={plan.compile}", f"trainer.num_rows={plan.num_rows}"]
             own.append(f"+trainer.weights.text={plan.text_weight}")
-            made = train(_compose("train", "quickstart", out / "unified", budget, [*words, *own]))
+            made = train(_compose("train", "quickstart/unified", out / "unified", budget, [*words, *own]))
             replace(ModelBundle.load(made), drawing=DRAWING).save(out / "model")
 
 
