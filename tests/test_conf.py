@@ -161,12 +161,9 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
     assert [*sources][:4] == ["shapes_talk", "shapes_draw", "digits_talk", "digits_draw"]
     node = OmegaConf.to_container(sources.arrange.dataset, resolve=True)
     shapes = {"_target_": "unimm.data.ShapesWorld", "split": "train", "num_records": 30000, "seed": 0, "lesson": "arrange"}
-    decoys = {
-        "_target_": "unimm.data.CodedDataset",
-        "dataset": {**shapes, "recoloured": True},
-        "folder": "x/arrange_recoloured",
-    }
-    assert node == {"_target_": "unimm.data.CodedDataset", "dataset": shapes, "folder": "x/arrange", "decoys": decoys}
+    coded = {"_target_": "unimm.data.CodedDataset", "folder": "x/arrange", "dataset": shapes}
+    decoys = {**coded, "folder": "x/arrange_recoloured", "dataset": {**shapes, "recoloured": True}}
+    assert node == {**coded, "decoys": decoys}
 
 
 @pytest.mark.parametrize("way", BACKENDS)
