@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from omegaconf import OmegaConf
 from PIL import Image
 from typer.testing import CliRunner
 from users_files import make_all
@@ -145,6 +146,22 @@ def test_long_trainings_compose() -> None:
             assert compose_config(verb.replace("-", "_"), words).out
         composed.add(keys)
     assert len(lines) > 20
+
+
+KEY = re.compile(r"\b((?:trainer|tokenizer_trainer|validation|tracking|lora|model)\.[a-z_.]+)=")
+
+
+def test_keys_in_texts_exist() -> None:
+    """What a page says can be overridden, in its text too, is in the configuration that commands compose."""
+    config = OmegaConf.create({})
+    for root, words in (("train", ["lora=default", "codes=x"]), ("train_tokenizer", [])):
+        config = OmegaConf.merge(config, OmegaConf.to_container(compose_config(root, words)))
+    pages = [page for page in DOCUMENTS if page.name != "LOG.md"]
+    named = {(page.name, key) for page in pages for key in KEY.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 30
+    for page, key in sorted(named):
+        parent, _, last = key.rpartition(".")
+        assert last in OmegaConf.select(config, parent), f"{page} names {key}"
 
 
 def test_launchers_take_the_overrides_of_the_command() -> None:

@@ -304,7 +304,7 @@ def scaling(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of trainings of several sizes and lengths.")],
     predict: Annotated[
         list[str] | None,
-        typer.Option(metavar="PARAMETERS:POSITIONS", help="A run to come, such as 1e9:20e9; repeat it [default: none]."),
+        typer.Option(metavar="PARAMETERS:TOKENS", help="A run to come, such as 1e9:20e9; repeat it [default: none]."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scaling.json and scaling.png [default: RUNS].")] = None,
 ) -> None:

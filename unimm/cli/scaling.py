@@ -23,37 +23,38 @@ def run(folder: Path, predict: list[str], out: Path | None) -> None:
         out: folder of scaling.json and scaling.png; None: the folder of the runs.
 
     Raises:
-        ValueError: there are too few runs, or a prediction is asked for in other words.
+        ValueError: there are too few runs, or a prediction is written in another form.
     """
-    wanted = [read_counts(words) for words in predict]
+    asked = [read_counts(text) for text in predict]
     runs, unfinished = find_runs(folder)
     if unfinished:
-        status.print(f"Left out, for they are not finished: {', '.join(unfinished)}.")
+        status.print(f"Left out, since they are not finished: {', '.join(unfinished)}.")
     kinds = sorted({kind for run in runs for kind in run.losses}, reverse=True)  # text first
-    told_by = {kind: [run for run in runs if kind in run.losses] for kind in kinds}
-    if any(not why_not_enough(known) for known in told_by.values()):  # where none tells a law, the fit says so
+    known_by = {kind: [run for run in runs if kind in run.losses] for kind in kinds}
+    if any(not why_not_enough(known) for known in known_by.values()):  # where none is enough for a law, the fit says so
         for kind in kinds:
-            if why := why_not_enough(told_by[kind]):
-                status.print(f"No law of {kind}, for it takes more than {why}.")
-                del told_by[kind]
+            if why := why_not_enough(known_by[kind]):
+                status.print(f"No law of {kind}, since it takes more than {why}.")
+                del known_by[kind]
     with status.status(f"Fitting {len(runs)} runs"):
-        laws = {kind: fit(known, kind) for kind, known in told_by.items()}
-        others = {kind: fit_without_each(known, kind) for kind, known in told_by.items() if wanted}
+        laws = {kind: fit(known, kind) for kind, known in known_by.items()}
+        others = {kind: fit_without_each(known, kind) for kind, known in known_by.items() if asked}
     show_runs(sorted(runs, key=lambda run: (run.parameters, run.positions)), laws)
     for kind, law in laws.items():
         console.print(f"{kind}: {law.floor:.3g} + {law.a:.3g} / N^{law.alpha:.2f} + {law.b:.3g} / D^{law.beta:.2f}")
-        if law.untold:
+        if law.undetermined:
             status.print(
-                f"These runs do not tell {' and '.join(law.untold)} of {kind}: it lies on the edge of what is searched."
+                f"These runs do not determine {' and '.join(law.undetermined)} of {kind}: "
+                f"it lies on the edge of what is searched."
             )
     predictions = []
-    for parameters, positions in wanted:
+    for parameters, positions in asked:
         for kind, law in laws.items():
             spread = sorted(other(parameters, positions) for other in others[kind])
-            told = {"kind": kind, "parameters": parameters, "positions": positions, "loss": law(parameters, positions)}
-            predictions.append({**told, "without_one_run": [spread[0], spread[-1]]})
+            prediction = {"kind": kind, "parameters": parameters, "positions": positions, "loss": law(parameters, positions)}
+            predictions.append({**prediction, "without_one_run": [spread[0], spread[-1]]})
             console.print(
-                f"{kind} at {short(parameters)} parameters and {short(positions)} positions: {told['loss']:.3g} "
+                f"{kind} at {short(parameters)} parameters and {short(positions)} tokens: {prediction['loss']:.3g} "
                 f"({spread[0]:.3g} to {spread[-1]:.3g} without one of the runs)"
             )
     out = out or folder
@@ -64,30 +65,30 @@ def run(folder: Path, predict: list[str], out: Path | None) -> None:
     console.print(f"{out / 'scaling.png'}, {out / 'scaling.json'}")
 
 
-def read_counts(words: str) -> tuple[float, float]:
+def read_counts(text: str) -> tuple[float, float]:
     """N and D of "N:D".
 
     Raises:
         ValueError: these are no two positive numbers.
     """
     try:
-        parameters, positions = (float(word) for word in words.split(":"))
+        parameters, positions = (float(part) for part in text.split(":"))
     except ValueError:
         parameters = positions = 0.0
     if not (0 < parameters < math.inf and 0 < positions < math.inf):
-        raise ValueError(f"'{words}' is no run to predict: give PARAMETERS:POSITIONS, such as 1e9:20e9.")
+        raise ValueError(f"'{text}' is no run to predict: give PARAMETERS:TOKENS, such as 1e9:20e9.")
     return parameters, positions
 
 
 def show_runs(runs: list[Run], laws: dict[str, Law]) -> None:
     """A line a run: its size, its length, its losses and what the law says of them; below, scores by size and length."""
-    losses = Table("run", "trunk", "positions", *(f"{kind} (law)" for kind in laws), box=None)
+    losses = Table("run", "trunk", "tokens", *(f"{kind} (law)" for kind in laws), box=None)
     for one in runs:
-        told = [
+        cells_of_run = [
             f"{one.losses[kind]:.3f} ({law(one.parameters, one.positions):.3f})" if kind in one.losses else "-"
             for kind, law in laws.items()
         ]
-        losses.add_row(one.name, short(one.parameters), short(one.positions), *told)
+        losses.add_row(one.name, short(one.parameters), short(one.positions), *cells_of_run)
     console.print(losses)
     tasks = sorted({task for one in runs for task in one.scores})
     if not tasks:
@@ -102,6 +103,6 @@ def show_runs(runs: list[Run], laws: dict[str, Law]) -> None:
     for task in tasks:
         scores.add_section()
         for place, size in enumerate(sorted({size for known, size, _ in cells if known == task})):
-            told = [f"{fmean(cells[task, size, length]):.3f}" if (task, size, length) in cells else "-" for length in lengths]
-            scores.add_row("" if place else task.replace("_", " "), short(size), *told)
+            row = [f"{fmean(cells[task, size, length]):.3f}" if (task, size, length) in cells else "-" for length in lengths]
+            scores.add_row("" if place else task.replace("_", " "), short(size), *row)
     console.print(scores)

@@ -181,7 +181,7 @@ class _Output:
 
 
 class _Display:
-    """A live bar a task in a terminal, a line a finished task elsewhere, nothing where it is not wanted."""
+    """A live bar a task in a terminal, a line a finished task elsewhere, nothing where progress is off."""
 
     def __init__(self, console: Console | None, active: bool) -> None:
         self._console = (console or Console()) if active else Console(quiet=True)

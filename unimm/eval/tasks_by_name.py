@@ -102,7 +102,7 @@ def _read_value(text: str) -> Any:
 def _check_arguments(made: Any, arguments: dict[str, Any], place: str) -> None:
     try:
         signature = inspect.signature(made)
-    except ValueError:  # written in C, some without a signature: the call itself tells
+    except ValueError:  # written in C, some without a signature: the call itself shows
         return
     try:
         signature.bind(**arguments)

@@ -45,14 +45,14 @@ def test_noise_widens_what_is_said_of_larger_runs() -> None:
 
 
 @pytest.mark.parametrize("kept", [slice(0, 5), slice(0, 6), slice(0, 12, 3)])
-def test_too_few_runs_tell_no_law(kept: slice) -> None:
+def test_too_few_runs_determine_no_law(kept: slice) -> None:
     """Five; six of two sizes; four of one length."""
-    with pytest.raises(ValueError, match="do not tell a law: train at least 6, of 3 sizes and 3 lengths"):
+    with pytest.raises(ValueError, match="do not determine a law: train at least 6, of 3 sizes and 3 lengths"):
         fit(make_runs()[kept], "text")
 
 
 def test_lengths_that_differ_by_how_full_rows_were_are_one() -> None:
-    """Eight runs of four sizes, all of a million positions or nearly so, tell nothing of D."""
+    """Eight runs of four sizes, all of a million positions or nearly so, say nothing of D."""
     rng = np.random.default_rng(0)
     runs = [replace(run, positions=1e6 * (1 + 0.01 * rng.standard_normal())) for run in make_runs()[:8]]
     assert count_lengths(runs) == 1 and count_lengths(make_runs()) == 3
@@ -61,17 +61,17 @@ def test_lengths_that_differ_by_how_full_rows_were_are_one() -> None:
         fit(runs, "text")
 
 
-def test_what_runs_do_not_tell_is_named() -> None:
-    assert not fit(make_runs(), "text").untold
+def test_what_runs_do_not_determine_is_named() -> None:
+    assert not fit(make_runs(), "text").undetermined
     flat = [replace(run, losses={"text": 30.0 / run.parameters**0.35}) for run in make_runs()]
-    assert "floor" in fit(flat, "text").untold
+    assert "floor" in fit(flat, "text").undetermined
 
 
 def test_a_prediction_takes_a_run_to_spare() -> None:
-    """Six runs tell a law and, without one, none."""
+    """Six runs determine a law and, without one, none."""
     six = [run for number, run in enumerate(make_runs()) if number in (0, 2, 4, 6, 8, 10)]
     fit(six, "text")
-    with pytest.raises(ValueError, match=r"Without one of them, the 6 runs with a loss of text tell no law.*at least 7"):
+    with pytest.raises(ValueError, match=r"Without one of them, the 6 runs with a loss of text determine no law.*at least 7"):
         fit_without_each(six, "text")
 
 
@@ -107,9 +107,9 @@ def test_what_trainings_left_is_read(folder: Path, tiny_engine: Engine) -> None:
 
 def test_the_verb_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
     for words, told in (
-        ([str(folder)], "8 runs of 1 sizes and 8 lengths with a loss of text do not tell a law"),
+        ([str(folder)], "8 runs of 1 sizes and 8 lengths with a loss of text do not determine a law"),
         ([str(folder), "--predict", "inf:1e9"], "'inf:1e9' is no run to predict"),
-        ([str(folder), "--predict", "big"], "'big' is no run to predict: give PARAMETERS:POSITIONS, such as 1e9:20e9."),
+        ([str(folder), "--predict", "big"], "'big' is no run to predict: give PARAMETERS:TOKENS, such as 1e9:20e9."),
         ([str(tmp_path)], "holds no finished trainings"),
     ):
         result = CliRunner().invoke(app, ["scaling", *words])
@@ -124,7 +124,7 @@ def test_a_kind_that_few_runs_learned_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("unimm.cli.scaling.find_runs", lambda folder: (runs, []))
     result = CliRunner().invoke(app, ["scaling", str(tmp_path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "No law of codes, for it takes more than 3 runs of 1 sizes and 3 lengths." in " ".join(result.stderr.split())
+    assert "No law of codes, since it takes more than 3 runs of 1 sizes and 3 lengths." in " ".join(result.stderr.split())
     assert list(json.loads((tmp_path / "out/scaling.json").read_text())["laws"]) == ["text"]
 
 
@@ -136,7 +136,7 @@ def test_the_verb_writes_a_table_a_plot_and_numbers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("unimm.cli.scaling.find_runs", lambda folder: (runs, ["late"]))
     result = CliRunner().invoke(app, ["scaling", str(tmp_path), "--predict", "1e9:20e9", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "not finished: late" in result.stderr and "1B parameters and 20B positions" in result.stdout
+    assert "not finished: late" in result.stderr and "1B parameters and 20B tokens" in result.stdout
     content = json.loads((tmp_path / "out/scaling.json").read_text())
     assert len(content["runs"]) == 12 and content["predictions"][0]["loss"] < min(r["losses"]["text"] for r in content["runs"])
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")

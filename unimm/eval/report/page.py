@@ -131,7 +131,7 @@ def read_evaluation(folder: Path, run: Path) -> Evaluation:
 
 
 def choose_examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failures first, of every category in turn; then right ones, in the same way."""
+    """Failures first, of every category in turn; then correct ones, alike."""
     chosen = []
     for is_right in (False, True):
         lines: dict[str, list[dict[str, Any]]] = {}

@@ -1,8 +1,8 @@
 """Pictures of examples to look at: drawings with their prompts, and reconstructions below their originals.
 
-A frame tells the verdict: green is right, red is wrong. Chinese prompts need a font that has their characters; where the
+The frame is the verdict: green is right, red is wrong. Chinese prompts need a font that has their characters; where the
 system has none, what the prompt asks for is written in English instead, with the prompt's language before it ("[zh] one red
-circle"), for empty boxes would tell nothing.
+circle"), since empty boxes would say nothing.
 """
 
 import os

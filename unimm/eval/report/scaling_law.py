@@ -1,10 +1,10 @@
-"""Scaling: how the loss falls with the parameters of the trunk and with the positions learned from, fitted to runs.
+"""Scaling: how the loss falls with the parameters of the trunk and with the tokens learned from, fitted to runs.
 
     L(N, D) = floor + A / N**alpha + B / D**beta        Hoffmann et al. 2022 (arXiv 2203.15556), their third approach
 
-N counts the trunk alone, without embeddings, heads and vision tower; D the positions of all steps that hold something. A run's
-loss is its mean over the last tenth of its reports: meant for data that no run sees twice, where a training loss is also
-the loss on unseen data, and for schedules that have come to their end.
+N counts the trunk alone, without embeddings, heads and vision tower; D the tokens of all steps, without padding. A run's loss
+is its mean over the last tenth of its reports: meant for data that no run sees twice, where a training loss is also the loss on
+unseen data, and for schedules that have come to their end.
 """
 
 import itertools
@@ -38,7 +38,7 @@ LEAST_RUNS = 6
 """A law has five numbers."""
 
 SAME_LENGTH = 0.1
-"""Runs whose positions differ by less than this part count as of one length: it moves a little with how full rows were."""
+"""Runs whose tokens differ by less than this part count as of one length: they vary a little with how full rows were."""
 
 STARTS = ((-6.0, -2.0, 0.0), (-2.0, 2.0), (0.2, 0.6), (-2.0, 2.0), (0.2, 0.6))
 """Where the search begins: log floor, log A, alpha, log B, beta; the best end counts, as the sum has several valleys."""
@@ -75,7 +75,7 @@ class Law:
         return self.floor + self.a / parameters**self.alpha + self.b / positions**self.beta
 
     @property
-    def untold(self) -> list[str]:
+    def undetermined(self) -> list[str]:
         """Which of floor, alpha and beta lie on the edge of what is searched."""
         edges = {"floor": (0, np.log(self.floor)), "alpha": (2, self.alpha), "beta": (4, self.beta)}
         return [
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> Run:
         parameters=sum(parameter.numel() for parameter in model.parts()["trunk"].parameters()),
         positions=fills[-1][0] * trainer["num_rows"] * trainer["num_positions"] * fmean(fill for _, fill in fills),
         losses=losses,
-        scores={task: told["score"] for task, told in scored["tasks"].items()},
+        scores={task: score["score"] for task, score in scored["tasks"].items()},
     )
 
 
@@ -140,7 +140,7 @@ def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
     near: a law to search from, instead of everywhere.
 
     Raises:
-        ValueError: the runs are too few, or too much alike, to tell its five numbers.
+        ValueError: the runs are too few, or too much alike, to determine its five numbers.
     """
     known = [run for run in runs if kind in run.losses]
     if near is None:
@@ -165,8 +165,8 @@ def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
         return np.stack([of_floor, of_n, -of_n * far_n, of_d, -of_d * far_d], axis=1)
 
     starts = itertools.product(*STARTS) if near is None else [near.point(middle_n, middle_d)]
-    words: dict[str, Any] = {"jac": slopes, "bounds": BOUNDS, "loss": "huber", "f_scale": HUBER, "x_scale": "jac"}
-    best = min((least_squares(apart, start, **words) for start in starts), key=lambda end: end.cost)
+    options: dict[str, Any] = {"jac": slopes, "bounds": BOUNDS, "loss": "huber", "f_scale": HUBER, "x_scale": "jac"}
+    best = min((least_squares(apart, start, **options) for start in starts), key=lambda end: end.cost)
     return Law.at(best.x, middle_n, middle_d)
 
 
@@ -174,21 +174,21 @@ def fit_without_each(runs: list[Run], kind: str) -> list[Law]:
     """The laws of all runs but one, for every one: how far a single run moves what the law says.
 
     Raises:
-        ValueError: without one the runs are too few, or too much alike, to tell a law.
+        ValueError: without one the runs are too few, or too much alike, to determine a law.
     """
     known = [run for run in runs if kind in run.losses]
     whole = fit(known, kind)
     others = [[*known[:left], *known[left + 1 :]] for left in range(len(known))]
     if any(why_not_enough(rest) for rest in others):
         raise ValueError(
-            f"Without one of them, the {len(known)} runs with a loss of {kind} tell no law, so how sure a prediction is cannot "
-            f"be said: train more, at least {LEAST_RUNS + 1}, two of each size."
+            f"Without one of them, the {len(known)} runs with a loss of {kind} determine no law, so the uncertainty "
+            f"of a prediction is unknown: train more, at least {LEAST_RUNS + 1}, two of each size."
         )
     return [fit(rest, kind, whole) for rest in others]
 
 
 def why_not_enough(runs: list[Run]) -> str | None:
-    """What these runs lack to tell a law's numbers; None: nothing."""
+    """What these runs lack to determine a law; None: nothing."""
     sizes, lengths = {run.parameters for run in runs}, count_lengths(runs)
     if len(runs) >= LEAST_RUNS and len(sizes) >= 3 and lengths >= 3:
         return None
@@ -208,12 +208,12 @@ def count_lengths(runs: list[Run]) -> int:
 def _check_enough(runs: list[Run], kind: str) -> None:
     if why := why_not_enough(runs):
         raise ValueError(
-            f"{why} with a loss of {kind} do not tell a law: train at least {LEAST_RUNS}, of 3 sizes and 3 lengths."
+            f"{why} with a loss of {kind} do not determine a law: train at least {LEAST_RUNS}, of 3 sizes and 3 lengths."
         )
 
 
 def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:
-    """Losses against positions, a colour a size, with the law's curves, a panel a kind; then scores, where there are any, a
+    """Losses against tokens, a colour a size, with the law's curves, a panel a kind; then scores, where there are any, a
     panel a task. The suffix says which format."""
     from matplotlib.figure import Figure
 
@@ -246,7 +246,7 @@ def plot(runs: list[Run], laws: dict[str, Law], path: Path) -> None:
 
 
 def _finish(axes: Any, lengths: list[float], title: str) -> None:
-    axes.set(xscale="log", xlabel="positions learned from", ylabel=title)
+    axes.set(xscale="log", xlabel="tokens learned from", ylabel=title)
     ticks = lengths[:: -(-len(lengths) // MAX_TICKS)]
     axes.set_xticks(ticks, [short(length) for length in ticks])
     axes.minorticks_off()

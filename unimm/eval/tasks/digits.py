@@ -38,7 +38,7 @@ class DigitsDrawings(Drawings):
 
 
 def drawing_item(number: int) -> DrawingItem:
-    """Drawing `number`: which digit, in which words."""
+    """Drawing `number`: which digit, by which wording."""
     wording, digit = divmod(number, NUM_DIGITS)
     prompt = drawing_prompt(digit, wording)
     return DrawingItem(f"digits/drawing/{number}", prompt, f"digit {digit}", str(digit), partial(judge_digit, digit))
