@@ -1,4 +1,4 @@
-"""A model that goes on with another image tokenizer: what reads and writes codes starts afresh, and that is said."""
+"""A model that goes on with another image tokenizer: what reads and writes codes is reinitialised, and that is said."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_another_image_tokenizer_is_other_codes(
     learner = open_learner(compose_config("train", [*words, "image_tokenizer=codec"]))
     (note,) = learner.notes
     assert note.startswith("image_tokenizer=codec is not the one that")
-    assert note.endswith("code_embedding and code_head start afresh.")
+    assert note.endswith("code_embedding and code_head are reinitialised.")
     assert learner.fresh == {"code_embedding", "code_head"}
     assert learner.bundle.model.config.codes.codebook_size == 2 * before.config.codes.codebook_size
     for name in ("vision", "projector", "trunk", "text_embedding", "text_head"):
@@ -43,7 +43,7 @@ def test_another_image_tokenizer_is_other_codes(
         assert all(torch.equal(old[key], new[key]) for key in old)
     train(compose_config("train", [*words, "image_tokenizer=codec", "stage=finetune"]))
     said = " ".join(capsys.readouterr().out.split())
-    assert "image_tokenizer=codec is not the one that" in said and said.count("start afresh") == 1
+    assert "image_tokenizer=codec is not the one that" in said and said.count("are reinitialised") == 1
     assert load("run/model").image_tokenizer.codebook_size == 2 * own.codebook_size
-    with pytest.raises(ValueError, match="An adapter knows no image tokenizer but its model's"):
+    with pytest.raises(ValueError, match="An adapter uses its model's image tokenizer"):
         open_learner(compose_config("train", [*words, "image_tokenizer=codec", "lora=default"]))

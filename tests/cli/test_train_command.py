@@ -260,23 +260,23 @@ def test_a_model_goes_on_with_another_text_tokenizer(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["lora=default", "text_tokenizer=new"], "An adapter knows no text tokenizer but its model's"),
+        (["lora=default", "text_tokenizer=new"], "An adapter uses its model's text tokenizer"),
         (["init_parts=[eyes]", *sizes(48)], "There is no part 'eyes' in a model: choose among vision, projector, trunk"),
         (
             ["init_parts=[vision,trunk]", *sizes(48)],
             r"The trunk of the model to start from differs in size: layers.0.* \(64,\) ",
         ),
-        (["init_parts=[vision]", "init_from=null"], "init_parts are those of a model that has learned already: add init_from"),
+        (["init_parts=[vision]", "init_from=null"], "init_parts are those of a trained model: add init_from"),
         (
             ["fresh_parts=[vision]", "init_from=null"],
-            "fresh_parts are those of a model that has learned already: add init_from",
+            "fresh_parts are those of a trained model: add init_from",
         ),
         (["fresh_parts=[eyes]"], "There is no part 'eyes' in a model: choose among vision, projector, trunk"),
         (
             ["fresh_parts=[vision]", "init_parts=[trunk]"],
             "init_parts names what is taken over, fresh_parts what is not: give one",
         ),
-        (["fresh_parts=[projector]", "lora=default"], "An adapter holds no parts that start afresh"),
+        (["fresh_parts=[projector]", "lora=default"], "An adapter holds no reinitialised parts"),
         (["image_tokenizer=null", "init_from=null"], "The key 'image_tokenizer' has no value yet: add image_tokenizer="),
         (["model.projector.depth=1"], r"model.projector.depth=1 is not used, since .*\(depth=2\).* fresh_parts=\[projector\]"),
         (
@@ -316,7 +316,7 @@ def test_records_are_held_out_and_choose_the_best(place: Path, given: list[str],
     [
         (
             ["held_out=1", "trainer.validate_every=0"],
-            "Nothing looks at the records that are held out: add trainer.validate_every",
+            "No validation uses the records that are held out: add trainer.validate_every",
         ),
         (["validation.monitor=loss"], "is the loss on records that are held out: add held_out=RECORDS"),
         (["held_out=-1"], "held_out is a whole number of at least 0"),

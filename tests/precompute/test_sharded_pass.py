@@ -161,7 +161,7 @@ def test_what_is_damaged_or_other_is_not_taken(tower: VisionTower, tmp_path: Pat
         with pytest.raises(RuntimeError):
             make()
     room = tmp_path / ".store.unfinished"
-    with pytest.raises(ValueError, match=r"another dtype \(bfloat16, now float32\): give the same words .* or remove"):
+    with pytest.raises(ValueError, match=r"another dtype \(bfloat16, now float32\): repeat the command .* or remove"):
         make(dtype="float32")
     with pytest.raises(ValueError, match="begun with another precision"):
         make(precision="bf16")

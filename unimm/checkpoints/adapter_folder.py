@@ -5,9 +5,9 @@ Written with the names of `transformers`' Janus wherever the model is one, so th
     unimm.load(BASE, adapter=FOLDER)                                                   merged, at once
     PeftModel.from_pretrained(JanusForConditionalGeneration.from_pretrained(BASE), FOLDER)
 
-and with our own names for the rest. Parts that learned as a whole beside the adapters lie in it whole, as peft's
+and with our own names for the rest. Parts that were trained in full beside the adapters lie in it in full, as peft's
 `modules_to_save`: base and adapter together are always the model. Reading needs no peft, and adds to the weights what the
-matrices make; what a config asks for that is not plain LoRA is refused by name. Nothing is pickled or unpickled.
+matrices make; settings that are not plain LoRA are refused by name. Nothing is pickled or unpickled.
 """
 
 import json
@@ -33,7 +33,7 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE_SAMPLE = "unimm_base_sample"
-"""In the metadata of the tensors' file: a few weights of the base, to tell another base of the same size."""
+"""In the metadata of the tensors' file: a few weights of the base, to detect another base of the same size."""
 
 SAMPLE_SIZE = 32
 PLAIN = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"), "peft_type": ("LORA",)}
@@ -44,7 +44,7 @@ HARMLESS = {
     *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save"),
     *("peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora"),
 }
-"""Settings of peft that are followed here, or that change nothing once an adapter has learned."""
+"""Settings of peft that are followed here, or that change nothing once an adapter is trained."""
 
 
 class _Home(NamedTuple):
@@ -59,11 +59,11 @@ class _Home(NamedTuple):
 
 
 def save_adapter(
-    path: str | Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, base: str, learned: Iterable[str] = ()
+    path: str | Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, base: str, trained: Iterable[str] = ()
 ) -> None:
-    """Write the adapters of a model, and the parts that learned as a whole, replacing an adapter folder that was there.
+    """Write the adapters of a model, and the parts that were trained in full, replacing an adapter folder that was there.
 
-    base: the folder or hub id of the model that they were attached to. learned: parts by name; those with adapters need
+    base: the folder or hub id of the model that they were attached to. trained: parts by name; those with adapters need
     not be left out.
 
     Raises:
@@ -72,7 +72,7 @@ def save_adapter(
     names = OWN if janus_config.why_not_janus(model.config, image_tokenizer.config) else TRANSFORMERS
     layers = adapted_layers(model)
     tensors = _adapter_tensors(layers, names)
-    whole = _whole_tensors(model, learned, names)
+    whole = _whole_tensors(model, trained, names)
     sample = {name: _sample(layers[name].base_layer.weight) for name in (next(iter(layers)), next(reversed(layers)))}
     with whole_folder(Path(path).resolve(), CONFIG, "an adapter folder") as folder:
         write_json(folder / CONFIG, _peft_config(model, tensors, whole, base))
@@ -93,9 +93,9 @@ def _adapter_tensors(layers: dict[str, Any], names: Names) -> dict[str, Tensor]:
     return tensors
 
 
-def _whole_tensors(model: UnifiedModel, learned: Iterable[str], names: Names) -> dict[str, Tensor]:
+def _whole_tensors(model: UnifiedModel, trained: Iterable[str], names: Names) -> dict[str, Tensor]:
     parts = model.parts()
-    chosen = [parts[name] for name in learned if name in parts and not adapter_parameters(parts[name])]
+    chosen = [parts[name] for name in trained if name in parts and not adapter_parameters(parts[name])]
     moved = {id(parameter) for part in chosen for parameter in part.parameters()}
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -162,7 +162,7 @@ def merge_adapter(model: UnifiedModel, adapter: str | Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. ValueError: it is missing, or asks for more than plain LoRA."""
+    """adapter_config.json. ValueError: it is missing, or is of more than plain LoRA."""
     config = read_json(folder / CONFIG)
     if config is None:
         raise ValueError(f"{folder} has no {CONFIG}: name an adapter folder, written by `unimm train lora=default` or by peft.")
@@ -232,7 +232,7 @@ def _homes(model: UnifiedModel, names: Names) -> dict[str, _Home]:
 
 
 def _check_ties(parameters: dict[str, Any], homes: dict[str, _Home], whole: list[str], folder: Path) -> None:
-    """ValueError: one of two tied weights was learned without the other: the model has one place for both."""
+    """ValueError: one of two tied weights was trained without the other: the model has one place for both."""
     names: dict[int, set[str]] = {}
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), set()).add(name)
@@ -245,7 +245,7 @@ def _check_ties(parameters: dict[str, Any], homes: dict[str, _Home], whole: list
 
 
 def _check_sample(model: UnifiedModel, folder: Path, config: dict[str, Any]) -> None:
-    """Tell another base of the same size. ValueError: its weights differ by more than another dtype explains."""
+    """Detect another base of the same size. ValueError: its weights differ by more than another dtype explains."""
     with safe_open(folder / TENSORS, framework="pt") as file:
         samples = json.loads((file.metadata() or {}).get(BASE_SAMPLE, "{}"))
     for name, values in samples.items():

@@ -91,7 +91,7 @@ class ModelBundle:
         """Read a model folder, a hub id, or "demo"; arguments as `unimm.checkpoints.folder.load_model` has them.
 
         Raises:
-            ValueError: there is no such model or adapter, it cannot be read, or it asks for what unimm cannot do.
+            ValueError: there is no such model or adapter, it cannot be read, or unimm cannot follow what it says.
         """
         return cls.of(load_model(path_or_hub_id, device, dtype, from_pickle, adapter, allow_code))
 

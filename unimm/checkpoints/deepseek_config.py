@@ -1,4 +1,4 @@
-"""Sizes of DeepSeek's own Janus repositories (`model_type: multi_modality`), told as a JanusConfig of `transformers`.
+"""Sizes of DeepSeek's own Janus repositories (`model_type: multi_modality`), as a JanusConfig of `transformers`.
 
 Their config.json names classes and gives each its keywords: towers and the image tokenizer have fixed sizes by name, the trunk
 is a Llama whose unwritten sizes are LlamaConfig's defaults. Source: deepseek-ai/Janus, janus/models. The names of the weights

@@ -1,5 +1,5 @@
 """Fingerprints: stored codes and stored features name the network that made them by one, so that another's are refused, and a
-run names what it began from.
+run names what it started from.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ def tower_fingerprint(tower: VisionTower) -> str:
 
 
 def model_fingerprint(tensors: Iterable[tuple[str, Tensor]], per_tensor: int = 64) -> str:
-    """sha256 over names, dtypes, shapes and some elements of each tensor: tells a model from one that has learned on, at no
-    price."""
+    """sha256 over names, dtypes, shapes and some elements of each tensor: distinguishes a model from one that was trained
+    on, and takes no time."""
     some = {f"{name} {tuple(t.shape)}": t.detach().flatten()[:: max(1, t.numel() // per_tensor)] for name, t in tensors}
     return fingerprint_of({}, some)
 

@@ -1,6 +1,6 @@
 """A model as a folder: config.json, safetensors and the small files around them. Whole or not there; nothing is pickled.
 
-Three layouts, told apart by `model_type` in config.json:
+Three layouts, distinguished by `model_type` in config.json:
 
 - `janus`: what `transformers` reads as JanusForConditionalGeneration. Written whenever the model is expressible so. Of the
   quantizer it holds the codebook alone, which we store row-normalised: decoding stays the same, since Janus normalises at each
@@ -9,7 +9,7 @@ Three layouts, told apart by `model_type` in config.json:
   weights: our state dicts, names unchanged, the image tokenizer's under `image_tokenizer.`.
 - `multi_modality`: DeepSeek's own repositories. Read, never written.
 
-In what we write, the key `unimm` holds the version of this format and what the caller wants kept (`extra`), such as the prompt
+In what we write, the key `unimm` holds the version of this format and what the caller adds (`extra`), such as the prompt
 format, and the configs of `further_modules`. Parts of another package are named by `_target_` (`unimm.runtime.plugins`).
 """
 
@@ -145,7 +145,7 @@ def load_model(
     with empty_parameters():
         model, image_tokenizer = UnifiedModel(config), ImageTokenizer(tokenizer_config, learns=False)
     if config.trunk_config().tie_word_embeddings:
-        model.text.head.weight = model.text.embedding.weight  # taken apart by the way to parameters without memory
+        model.text.head.weight = model.text.embedding.weight  # parameters on "meta" are separate ones
     _assign(model, image_tokenizer, files, None if adapter else dtype, names)
     if adapter is not None:
         merge_adapter(model, adapter)
@@ -274,13 +274,13 @@ def _assign(
     model: UnifiedModel, image_tokenizer: ImageTokenizer, files: WeightFiles, dtype: torch.dtype | None, names: Names
 ) -> None:
     """Put the files' tensors in place of the empty ones. ValueError: the names or shapes of files and model differ."""
-    wanted = _tensors(model, image_tokenizer, names)
+    expected = _tensors(model, image_tokenizer, names)
     for name in [name for name in files.shapes if names.unused.fullmatch(name)]:
         files.leave_out(name)
-    files.check({k: v for name, tensor in wanted.items() for k, v in names.entries(name, tuple(tensor.shape)).items()})
+    files.check({k: v for name, tensor in expected.items() for k, v in names.entries(name, tuple(tensor.shape)).items()})
     parameters = {*dict(model.named_parameters()), *(f"{PREFIX}{name}" for name, _ in image_tokenizer.named_parameters())}
     model_tensors, tokenizer_tensors, codebook = {}, {}, None
-    for name, meant in wanted.items():
+    for name, meant in expected.items():
         parts = [files.read(theirs) for theirs in names.entries(name, tuple(meant.shape))]
         tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(meant.shape)
         if name == CODEBOOK:

@@ -71,7 +71,7 @@ def read_further_modules(
     if not further.all():
         return further
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} lacks {WEIGHTS}, which its config.json asks for: copy or download the folder again.")
+        raise ValueError(f"{folder} lacks {WEIGHTS}, which its config.json names: copy or download the folder again.")
     files = SafetensorFiles(folder, torch.device("cpu"), [folder / WEIGHTS])
     states = {prefix: module.state_dict() for prefix, module in further.all().items()}
     files.check({f"{prefix}.{name}": tuple(t.shape) for prefix, state in states.items() for name, t in state.items()})

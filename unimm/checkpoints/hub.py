@@ -30,7 +30,7 @@ def upload_model(folder: str | Path, repo_id: str, private: bool | None = None) 
         The address of the model.
 
     Raises:
-        ValueError: nobody is logged in, the name is none, or the hub refuses: one sentence says what to do.
+        ValueError: nobody is logged in, the name is no valid one, or the hub refuses: one sentence says what to do.
     """
     api = HfApi()
     try:

@@ -1,7 +1,7 @@
 """An image tokenizer as a folder (config.json, model.safetensors), and the fingerprint that ties stored codes to it.
 
 The folder is our own: inside a Janus the same tokenizer is written under transformers' names (`unimm.checkpoints.folder`). Its
-weights keep the names of the state dict, the quantizer's moving averages included, so that it can also learn on.
+weights keep the names of the state dict, the quantizer's moving averages included, so that it can be trained on.
 """
 
 import json
@@ -75,7 +75,7 @@ def fingerprint(tokenizer: ImageTokenizer) -> str:
     quantizer = tokenizer.config.quantizer
     if isinstance(quantizer, QuantizerConfig):
         sizes |= {name: getattr(quantizer, name) for name in ("kind", "codebook_size", "code_dim", "levels")}
-    else:  # another package's: nobody here knows which of its fields matter
+    else:  # another package's: any field may matter
         sizes["quantizer"] = to_json(quantizer)
     tensors: dict[str, Tensor] = {n: p for n, p in tokenizer.named_parameters() if not n.startswith("quantize.")}
     tensors["codebook"] = tokenizer.quantize.codebook

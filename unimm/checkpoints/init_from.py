@@ -1,7 +1,7 @@
-"""Parts that have learned before: a language model of `transformers` as the trunk, a SigLIP as the vision tower, and parts of
+"""Parts that are pretrained: a language model of `transformers` as the trunk, a SigLIP as the vision tower, and parts of
 another model of ours, whose text vocabulary may change.
 
-What stage I of Janus and LLaVA's first stage begin with; projector, code embedding and image head are new. A vocabulary that
+What stage I of Janus and LLaVA's first stage start from; projector, code embedding and image head are new. A vocabulary that
 grows by special tokens gets them as means of the others. The tower computes exact GELU, as Janus' does, whatever a SigLIP's
 config names: most name its tanh approximation, which is close.
 """
@@ -28,14 +28,14 @@ EMBEDDING, HEAD = "text.embedding.weight", "text.head.weight"
 
 
 def read_trunk_sizes(folder: Path) -> dict[str, Any]:
-    """A language model's config as `UnifiedConfig.trunk` wants it.
+    """A language model's config as `UnifiedConfig.trunk` has it.
 
     Raises:
         ValueError: there is none, or its weights are quantized.
     """
     raw = read_config(folder)
     if raw.get("quantization_config"):
-        raise ValueError(f"{folder} holds quantized weights, which cannot learn: name the model that they were made from.")
+        raise ValueError(f"{folder} holds quantized weights, which cannot be trained: name the model that they were made from.")
     if "model_type" not in raw or "hidden_size" not in raw:
         raise ValueError(f"{folder} holds no language model: its config.json names no model_type with a hidden_size.")
     return clean_trunk(raw)
@@ -67,10 +67,10 @@ def load_trunk(model: UnifiedModel, folder: Path) -> None:
     Raises:
         ValueError: the weights are missing, pickled, or of other sizes.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(("trunk.", "text."))}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(("trunk.", "text."))}
     if model.text.head.weight is model.text.embedding.weight:
-        del wanted[HEAD]
-    _load(wanted, open_weights(folder, torch.device("cpu")), LANGUAGE_MODEL)
+        del expected[HEAD]
+    _load(expected, open_weights(folder, torch.device("cpu")), LANGUAGE_MODEL)
 
 
 def load_tower(model: UnifiedModel, folder: Path) -> None:
@@ -79,11 +79,11 @@ def load_tower(model: UnifiedModel, folder: Path) -> None:
     Raises:
         ValueError: the weights are missing, pickled, or of other sizes.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(TOWER)}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(TOWER)}
     files = open_weights(folder, torch.device("cpu"))
     # A tower alone is written without the first part of its names by newer versions of transformers.
     is_bare = not any(name.startswith("vision_model.") for name in files.shapes)
-    _load(wanted, files, SIGLIP_TOWER if is_bare else SIGLIP)
+    _load(expected, files, SIGLIP_TOWER if is_bare else SIGLIP)
 
 
 def take_parts(model: UnifiedModel, source: UnifiedModel, names: Iterable[str]) -> None:
@@ -103,7 +103,7 @@ def take_parts(model: UnifiedModel, source: UnifiedModel, names: Iterable[str]) 
             if here.get(key) != there.get(key):
                 raise ValueError(
                     f"The {name} of the model to start from differs in size: {key} is {there.get(key, 'missing')} there and "
-                    f"{here.get(key, 'missing')} here; give `model` the same sizes, or start that part afresh."
+                    f"{here.get(key, 'missing')} here; give `model` the same sizes, or reinitialise that part (fresh_parts)."
                 )
         own[name].load_state_dict(others[name].state_dict())
 
@@ -112,7 +112,7 @@ def take_parts(model: UnifiedModel, source: UnifiedModel, names: Iterable[str]) 
 def change_vocabulary(model: UnifiedModel, pieces: list[list[int]], special: dict[str, int]) -> None:
     """Give a model another text vocabulary, in place.
 
-    Each new token begins as the mean of the old ones that wrote it (Gee et al. 2022, arXiv 2402.09977), where it is read and
+    Each new token starts as the mean of the old ones that wrote it (Gee et al. 2022, arXiv 2402.09977), where it is read and
     where it is predicted, and as the mean of all where there are none.
 
     pieces: for each new id, the old ids.

@@ -51,9 +51,9 @@ def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) 
     if quantizer.code_dim != config.codes.code_dim:
         wide = (config.codes.code_dim, quantizer.code_dim)
         reasons.append(f"code embeddings are {wide[0]} wide and the codebook {wide[1]}, a Janus has one width for both")
-    looks, draws = config.vision.image_size // config.vision.patch_size, image_tokenizer.grid_size
-    if looks != draws:
-        reasons.append(f"it looks at {looks}x{looks} patches and draws {draws}x{draws} codes, a Janus has one grid for both")
+    seen, drawn = config.vision.image_size // config.vision.patch_size, image_tokenizer.grid_size
+    if seen != drawn:
+        reasons.append(f"it looks at {seen}x{seen} patches and draws {drawn}x{drawn} codes, a Janus has one grid for both")
     trunk_config = config.trunk_config()
     if not (is_llama_shaped(trunk_config) or _has_embed_tokens(trunk_config)):
         reasons.append(f"a '{trunk_config.model_type}' trunk does not call its token embedding `embed_tokens`")
@@ -72,7 +72,7 @@ def to_janus_config(
 ) -> dict[str, Any]:
     """The `JanusConfig` as JSON-able values, every size and tie written (defaults have changed between versions).
 
-    How the quantizer learns is no part of a Janus: it goes under `unimm`, a key that `transformers` keeps and ignores.
+    How the quantizer is trained is no part of a Janus: it goes under `unimm`, a key that `transformers` keeps and ignores.
     ValueError: the model is not expressible (`why_not_janus`).
     """
     if reasons := why_not_janus(config, image_tokenizer):
@@ -111,7 +111,7 @@ def from_janus_config(janus: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTok
     if problems := _foreign_parts(vision, vq, text["hidden_size"]):
         raise ValueError(f"This Janus has parts that unimm lacks: {'; '.join(problems)}.")
     config = UnifiedConfig(
-        # The top level decides whether the head is tied, as in transformers; the text config's own word may differ.
+        # The top level decides whether the head is tied, as in transformers; the text config's own value may differ.
         trunk=clean_trunk(text) | {"tie_word_embeddings": full["tie_word_embeddings"]},
         vision=VisionConfig(
             image_size=vision["image_size"],
@@ -128,7 +128,7 @@ def from_janus_config(janus: Mapping[str, Any]) -> tuple[UnifiedConfig, ImageTok
 
 
 def _image_tokenizer_config(vq: Mapping[str, Any], grid_size: int, learning: Mapping[str, Any]) -> ImageTokenizerConfig:
-    """`learning`: how the quantizer learned, where we wrote it."""
+    """learning: the quantizer's training settings, where we wrote them."""
     sizes = {"kind": "cosine", "codebook_size": vq["num_embeddings"], "code_dim": vq["embed_dim"]}
     levels = tuple(vq["channel_multiplier"])
     return ImageTokenizerConfig(
@@ -198,7 +198,7 @@ _FIXED: dict[str, dict[str, Any]] = {
     },
     "vq_config": {"in_channels": 3, "out_channels": 3, "double_latent": False, "hidden_act": "gelu"},
 }
-"""What a JanusConfig leaves open and every released Janus agrees on: ours is built so and no other way."""
+"""What a JanusConfig leaves open and every released Janus agrees on: ours has these values."""
 
 
 def _foreign_parts(vision: dict[str, Any], vq: dict[str, Any], width: int) -> list[str]:

@@ -1,6 +1,6 @@
 """The small files around a Janus' weights, so that `AutoProcessor`, `generate` and `pipeline("any-to-any")` work on the folder.
 
-The tokenizer's own files are not here: whoever holds the tokenizer writes them beside these.
+The tokenizer's own files are not here: the caller writes them beside these.
 """
 
 import re
@@ -27,7 +27,7 @@ def write_processor(folder: Path, image_size: int, num_positions: int, prompt_fo
     """preprocessor_config.json, processor_config.json and chat_template.jinja.
 
     image_size: H = W in pixels of an image looked at. num_positions: that it takes in a sequence.
-    prompt_format: user, assistant (the role words), system_prompt; what is missing is Janus-Pro's.
+    prompt_format: user, assistant (the roles), system_prompt; what is missing is Janus-Pro's.
     """
     preprocessor = {
         "image_processor_type": "JanusImageProcessor",
@@ -76,8 +76,8 @@ def chat_template(user: str, assistant: str) -> str:
 
     The begin-of-sentence token is the tokenizer's to add.
     """
-    words = {"USER": user, "ASSISTANT": assistant, "IMAGE": IMAGE_PLACEHOLDER}
-    return re.sub("|".join(words), lambda match: repr(words[match[0]]), _CHAT_TEMPLATE)
+    values = {"USER": user, "ASSISTANT": assistant, "IMAGE": IMAGE_PLACEHOLDER}
+    return re.sub("|".join(values), lambda match: repr(values[match[0]]), _CHAT_TEMPLATE)
 
 
 _CHAT_TEMPLATE = """\
@@ -106,7 +106,7 @@ def model_card(num_parameters: int, reasons: list[str], notes: str = "") -> str:
     """README.md of a model folder.
 
     reasons: why it is no Janus for `transformers` (`why_not_janus`); empty when it is one.
-    notes: Markdown that whoever trained it adds: recipe, data, scores, licence.
+    notes: Markdown of the person who trained it: recipe, data, scores, licence.
     """
     usage = "unimm" if reasons else "transformers"
     opens = (

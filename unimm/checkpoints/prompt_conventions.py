@@ -1,4 +1,4 @@
-"""What a checkpoint says about how it wants to be used, beside its weights: its prompts, its drawings, its images.
+"""What a checkpoint says about its use, beside its weights: how prompts are written, images drawn and images prepared.
 
     model type       prompts                                      drawings                 images
     unimm, janus     config.json, key `unimm` (if we wrote it)    generation_config.json   preprocessor_config.json
@@ -6,7 +6,7 @@
     multi_modality   processor_config.json (`sft_format`)         -                        preprocessor_config.json
 
 The image processor may also stand inside processor_config.json. What is not written is as in Janus. What is written and cannot
-be followed is refused: a wrong prompt or scale of pixels would be heard only as a worse model.
+be followed is refused: a wrong prompt or scale of pixels would only show as a worse model.
 """
 
 import json
@@ -43,7 +43,7 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
     """How the prompts of a model folder are written. config: its config.json.
 
     Raises:
-        ValueError: the folder says so in a way that unimm cannot follow.
+        ValueError: it is written in a form that unimm does not have.
     """
     kept = (config.get("unimm") or {}).get("prompt_format")
     if kept is not None:
@@ -58,7 +58,7 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
         if name not in SFT_FORMATS:
             known = " and ".join(SFT_FORMATS)
             raise ValueError(f"{folder / 'processor_config.json'}: unknown sft_format '{name}', unimm writes {known}.")
-        # "deepseek" once meant the old roles; the tokenizer tells which.
+        # "deepseek" once meant the old roles; the tokenizer shows which.
         return PromptFormat(**{**roles, **SFT_FORMATS[name]}, system_prompt=DEFAULT_SYSTEM_PROMPT)
     if config.get("model_type") == janus_config.MODEL_TYPE:
         system_prompt = DEFAULT_SYSTEM_PROMPT if processor.get("use_default_system_prompt") else ""
@@ -69,7 +69,7 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
 
 
 def read_drawing_defaults(folder: Path) -> DrawingDefaults:
-    """How a model folder says that it draws (generation_config.json); Janus' way where it does not.
+    """Sampling settings of drawings in a model folder (generation_config.json); Janus' where it has none.
 
     Raises:
         ValueError: a value is no number.
@@ -92,8 +92,8 @@ def check_image_preparation(folder: Path) -> None:
     written = (read_json(folder / "processor_config.json") or {}).get("image_processor")
     written = written or read_json(folder / "preprocessor_config.json") or {}
     half = [0.5, 0.5, 0.5]
-    wanted = {"image_mean": half, "image_std": half, "do_normalize": True, "do_rescale": True, "do_resize": True}
-    for name, value in wanted.items():
+    expected = {"image_mean": half, "image_std": half, "do_normalize": True, "do_rescale": True, "do_resize": True}
+    for name, value in expected.items():
         if written.get(name, value) != value:
             raise ValueError(
                 f"The image processor in {folder}: {name} is {json.dumps(written[name])}, but unimm prepares images "
@@ -102,14 +102,14 @@ def check_image_preparation(folder: Path) -> None:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The processor's chat template, where the folder has one; a tokenizer's own may know no images and is not asked."""
+    """The processor's chat template, where the folder has one; not a tokenizer's own, which may have no images."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     return (read_json(folder / "chat_template.json") or {}).get("chat_template")
 
 
 def _roles_of(template: str, folder: Path, tokenizer: TextTokenizer) -> dict[str, str]:
-    """The role words of a chat template: it is asked to write a turn, and that is read. ValueError: it is not Janus' shape."""
+    """The roles of a chat template, read from a turn that it renders. ValueError: it has not Janus' form."""
     turn = {"role": "user", "content": [{"type": "text", "text": "QUESTION"}]}
     try:
         written = tokenizer.tokenizer.apply_chat_template(

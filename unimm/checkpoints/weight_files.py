@@ -1,7 +1,7 @@
 """Where a model's files are and what they hold: a folder or hub id to config.json and tensors, mapped from disk.
 
 Weights lie in safetensors. Pickles are opened only where the caller says so (`unimm convert --from-pickle`), and then with
-PyTorch's own reader of plain tensors (`weights_only=True`); else a folder that has nothing better is refused, with the way out.
+PyTorch's own reader of plain tensors (`weights_only=True`); else a folder that has nothing better is refused, with what to do.
 """
 
 import pickle
@@ -28,7 +28,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-WANTED = ["*.json", "*.safetensors", "*.jinja"]  # of a hub repository; code and pickles stay there
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]  # of a hub repository; code and pickles stay there
 MAPPED_BYTES = 2**28  # read from a mapping before it is renewed
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -54,7 +54,7 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
         raise ValueError(
             f"There is no folder {name}: name a model's folder, or a hub id such as deepseek-community/Janus-Pro-1B."
         )
-    return download_model(name, [*WANTED, "*.bin"] if from_pickle else WANTED)
+    return download_model(name, [*DOWNLOADED, "*.bin"] if from_pickle else DOWNLOADED)
 
 
 def _check_finished(path: Path) -> None:

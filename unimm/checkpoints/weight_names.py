@@ -1,10 +1,10 @@
 """One table of weight names: ours, `transformers`' Janus, and DeepSeek's own repositories; and those of parts alone, a SigLIP's
-and a language model's in `transformers`. No other file knows a foreign one.
+and a language model's in `transformers`. No other file contains a foreign one.
 
     ours                transformers                            DeepSeek
     trunk.norm.weight   model.language_model.norm.weight        language_model.model.norm.weight
 
-The image tokenizer's tensors are spoken of as `image_tokenizer.*`. Of its quantizer a Janus holds the codebook alone. Sources:
+The image tokenizer's tensors are called `image_tokenizer.*`. Of its quantizer a Janus holds the codebook alone. Sources:
 transformers/models/janus, deepseek-ai/Janus.
 """
 

@@ -16,7 +16,7 @@ console = Console(highlight=False, soft_wrap=True)
 status = Console(stderr=True)
 
 
-def convert(  # noqa: PLR0913 - as many as the verb has options
+def convert(  # noqa: PLR0913 - as many as the command has options
     source: str,
     out: Path,
     from_pickle: bool = False,
@@ -32,7 +32,7 @@ def convert(  # noqa: PLR0913 - as many as the verb has options
     Args:
         from_pickle: read PyTorch's .bin files where the source has no safetensors.
         dtype: of the weights that are written; None: as they are stored.
-        drawing: how it draws where a caller does not say, instead of its own way; names of `DrawingDefaults`.
+        drawing: how it draws where a caller does not say, instead of its own defaults; names of `DrawingDefaults`.
         notes: a Markdown file that becomes a part of the model card.
         adapter: a folder or hub id of LoRA matrices that were made for the source, to merge into its weights.
         push_to_hub: the hub repository to upload the result to. private: see `upload_model`.

@@ -1,4 +1,4 @@
-"""`unimm join`: a language model, a SigLIP and an image tokenizer as one model, whose stage I is still to come."""
+"""`unimm join`: a language model, a SigLIP and an image tokenizer as one model, to be trained from stage I on."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -42,4 +42,4 @@ def join(trunk: str, vision: str, image_tokenizer: str, out: Path, seed: int = 0
             init_codes_from_codebook(model.codes, images.quantize.codebook)
         reasons = ModelBundle(model.eval(), {DEFAULT: images}, tokenizer).save(out)
     layout = f"in unimm's own layout: {'; '.join(reasons)}" if reasons else "opens in transformers as a Janus, too"
-    status.print(f"{out} {layout}. Its projector and its image head have learned nothing yet: stage I is next.")
+    status.print(f"{out} {layout}. Its projector and its image head are untrained: stage I is next.")

@@ -1,8 +1,8 @@
-"""Who is to learn, and from what: a fresh model, one that has learned before (`init_from`), or some of its parts in a new one.
+"""The model to train and its data: a fresh model, a trained one (`init_from`), or some of its parts in a fresh one.
 
 Sizes of a model come from `model` in the configuration where it is fresh or takes `init_parts` of another; else from the model
-of `init_from`, but for `fresh_parts`: these start again, in the sizes that the command line gives them. So do the parts that
-read and write codes where `image_tokenizer` is another than the model has learned from, since its codes mean something else.
+of `init_from`, but for `fresh_parts`: these are reinitialised, in the sizes that the command line gives them. So are the parts
+that read and write codes where `image_tokenizer` is another than the model was trained with: its codes mean something else.
 """
 
 import copy
@@ -76,16 +76,16 @@ def check_start(config: DictConfig) -> None:
     """Raises ValueError where settings about the model to start from contradict each other, before it is read."""
     for name in ("init_parts", "fresh_parts"):
         if config[name] is not None and config.init_from is None:
-            raise ValueError(f"{name} are those of a model that has learned already: add init_from=FOLDER, or leave them out.")
+            raise ValueError(f"{name} are those of a trained model: add init_from=FOLDER, or leave them out.")
     if config.init_parts is not None and config.fresh_parts is not None:
         raise ValueError("init_parts names what is taken over, fresh_parts what is not: give one of them.")
     if config.lora is not None:
         if config.init_from is None:
-            raise ValueError("LoRA adapts a model that has learned already: add init_from=FOLDER, or leave lora out.")
+            raise ValueError("LoRA adapts a trained model: add init_from=FOLDER, or leave lora out.")
         if config.text_tokenizer is not None:
-            raise ValueError("An adapter knows no text tokenizer but its model's: leave text_tokenizer out, or lora.")
+            raise ValueError("An adapter uses its model's text tokenizer: leave text_tokenizer out, or lora.")
         if config.fresh_parts is not None:
-            raise ValueError("An adapter holds no parts that start afresh: leave fresh_parts out, or lora.")
+            raise ValueError("An adapter holds no reinitialised parts: leave fresh_parts out, or lora.")
     if config.image_tokenizer is None and config.init_from is None:
         raise ValueError(
             "The key 'image_tokenizer' has no value yet: add image_tokenizer=..., or init_from=... of a model that has one."
@@ -93,9 +93,9 @@ def check_start(config: DictConfig) -> None:
 
 
 def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
-    """The model, with the adapters that are asked for, and its data.
+    """The model, with adapters where they are configured, and its data.
 
-    with_weights: else a fresh model takes no memory, and can learn nothing.
+    with_weights: False: a fresh model has no memory for its weights, as a plan needs none.
 
     Raises:
         ValueError: the configuration names something that is not there, or contradicts itself.
@@ -109,7 +109,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     image_tokenizer = image_tokenizers[DEFAULT]
     fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
     datasets = build_datasets(config, fingerprints["image_tokenizer"])
-    fresh, notes = _parts_that_start_afresh(config, start, fingerprints["image_tokenizer"])
+    fresh, notes = _parts_to_initialise(config, start, fingerprints["image_tokenizer"])
     if start is not None:
         start = with_text_tokenizer(start, config, datasets.values())
         fingerprints["init_from"] = model_fingerprint(start.model.named_parameters())
@@ -119,7 +119,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
         if start is None or config.init_parts is not None:
             model = build_model(config, tokenizer, image_tokenizer)
         elif fresh:
-            model = UnifiedModel(_renewed(config, start.model.config, fresh, image_tokenizer, tokenizer))
+            model = UnifiedModel(_with_fresh_sizes(config, start.model.config, fresh, image_tokenizer, tokenizer))
         else:
             model = start.model
         if start and with_weights and model is not start.model:
@@ -158,7 +158,7 @@ def with_text_tokenizer(bundle: ModelBundle, config: DictConfig, datasets: Itera
 
 
 def adapt(model: UnifiedModel, config: DictConfig) -> UnifiedModel:
-    """The model, with adapters where the configuration asks for them."""
+    """The model, with adapters where they are configured."""
     if config.lora is not None:
         attach(model, build(config.lora))
     return model
@@ -174,8 +174,8 @@ def with_sizes(config: DictConfig, model: UnifiedModel) -> DictConfig:
     return kept
 
 
-def _parts_that_start_afresh(config: DictConfig, start: ModelBundle | None, codes_of: str) -> tuple[set[str], list[str]]:
-    """The names of the parts of the model to come that know nothing, and a line where that is not what was asked for.
+def _parts_to_initialise(config: DictConfig, start: ModelBundle | None, codes_of: str) -> tuple[set[str], list[str]]:
+    """The names of the parts to initialise, and a note where that are more than the configuration names.
 
     codes_of: the fingerprint of the image tokenizer that made the codes.
 
@@ -185,38 +185,38 @@ def _parts_that_start_afresh(config: DictConfig, start: ModelBundle | None, code
     if start is None:
         return {*PARTS_OF["trunk"], *PARTS_OF["vision"], *PARTS_OF["projector"], *CODE_PARTS}, []
     names = set(start.model.parts())
-    asked: list[str] = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
-    if unknown := [name for name in asked if name not in names]:
+    named: list[str] = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
+    if unknown := [name for name in named if name not in names]:
         raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
-    fresh: set[str] = set(asked) if config.init_parts is None else names - set(asked)
+    fresh: set[str] = set(named) if config.init_parts is None else names - set(named)
     notes: list[str] = []
     if fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
         if config.lora is not None:
-            raise ValueError("An adapter knows no image tokenizer but its model's: leave image_tokenizer out, or lora.")
+            raise ValueError("An adapter uses its model's image tokenizer: leave image_tokenizer out, or lora.")
         fresh |= CODE_PARTS
-        notes.append(_said_of_codes(config))
+        notes.append(_note_on_codes(config))
     if config.init_parts is None:
         _check_sizes(config, start.model.config, fresh)
     return fresh, notes
 
 
-def _said_of_codes(config: DictConfig) -> str:
-    """That codes mean something else, and what follows."""
-    told = (
-        f"image_tokenizer={config.image_tokenizer} is not the one that {config.init_from} has learned from, and its codes mean "
-        f"something else: code_embedding and code_head start afresh"
+def _note_on_codes(config: DictConfig) -> str:
+    """The note that code_embedding and code_head are reinitialised, and whether the stage trains them."""
+    note = (
+        f"image_tokenizer={config.image_tokenizer} is not the one that {config.init_from} was trained with, and its codes mean "
+        f"something else: code_embedding and code_head are reinitialised"
     )
     if set(config.stage.lr_scales) >= CODE_PARTS:
-        return f"{told}."
-    return f"{told}, and the stage '{config.stage.name}' leaves them so: one such as pretrain teaches them."
+        return f"{note}."
+    return f"{note}, and the stage '{config.stage.name}' does not train them: one such as pretrain does."
 
 
-def _renewed(
+def _with_fresh_sizes(
     config: DictConfig, own: UnifiedConfig, fresh: set[str], image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
 ) -> UnifiedConfig:
     """The sizes of a model to start from, but those of fresh parts as the command line gives them, or the image tokenizer."""
     given: UnifiedConfig = build(config.model)
-    taken = {group: getattr(given, group) for group in PARTS_OF if _is_sized(group, fresh) and _words(config, group)}
+    taken = {group: getattr(given, group) for group in PARTS_OF if _is_sized(group, fresh) and _given_keys(config, group)}
     sizes = replace(own, **taken)
     if "trunk" in taken:
         sizes = replace(sizes, trunk={**given.trunk, **trunk_ids(tokenizer)})
@@ -227,27 +227,27 @@ def _renewed(
 
 
 def _is_sized(group: str, fresh: set[str]) -> bool:
-    """Whether a group of sizes is of parts that start afresh."""
+    """Whether a group of sizes is of parts to initialise."""
     return "trunk" in fresh if group == "trunk" else bool(PARTS_OF[group] & fresh)
 
 
-def _words(config: DictConfig, group: str) -> list[str]:
+def _given_keys(config: DictConfig, group: str) -> list[str]:
     """Keys that the command line gives of a group of the model's sizes."""
-    keys = [word.lstrip("+~").partition("=")[0] for word in overrides_of(config)]
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides_of(config)]
     return [key for key in keys if key == "model" or f"{key}.".startswith(f"model.{group}.")]
 
 
 def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> None:
     """Raises ValueError where the command line gives a size that the model to start from does not have, and keeps."""
     for group in PARTS_OF:
-        keys = [] if _is_sized(group, fresh) else _words(config, group)
+        keys = [] if _is_sized(group, fresh) else _given_keys(config, group)
         has = {**own.trunk_config().to_dict(), **own.trunk} if group == "trunk" else asdict(getattr(own, group))
         for name, value in config.model[group].items():
             is_given = any(key in ("model", f"model.{group}", f"model.{group}.{name}") for key in keys)
             if is_given and name != "_target_" and value is not None and has.get(name) != value:
                 raise ValueError(
                     f"model.{group}.{name}={value} is not used, since {config.init_from} has sizes of its own "
-                    f"({name}={has.get(name)}): leave it out, or let these parts start afresh, "
+                    f"({name}={has.get(name)}): leave it out, or reinitialise these parts, "
                     f"fresh_parts=[{','.join(sorted(PARTS_OF[group]))}]."
                 )
 

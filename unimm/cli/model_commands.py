@@ -1,4 +1,4 @@
-"""The verbs that make models out of models: written anew, put together from parts, averaged."""
+"""The commands that make models out of models: convert, join, average."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +21,8 @@ def convert(
         ),
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: as stored].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
-    temperature: Annotated[float | None, typer.Option(help="What drawings use where nobody says" + OWN)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="The default of its drawings" + OWN)] = None,
+    temperature: Annotated[float | None, typer.Option(help="The default of its drawings" + OWN)] = None,
     notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of SOURCE, folder or hub id, to merge into it.")] = None,
     push_to_hub: Annotated[
@@ -53,7 +53,7 @@ def join(
     out: Annotated[Path, typer.Option(help="Folder to write; a model that is there is replaced.")],
     seed: Annotated[int, typer.Option(help="Of what is new.")] = 0,
 ) -> None:
-    """Put a model together from parts that have learned; projector and image head are new. What stage I starts from.
+    """Put a model together from pretrained parts; projector and image head are untrained. What stage I starts from.
 
     \b
     Example:

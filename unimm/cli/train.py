@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
-    """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written by themselves, to
-    `out`/adapter, and merged into the model. With an EMA it is the average that is written; with validation, the best model so
+    """Run one stage to its end, write the model, and score it where a suite is named. Adapters are written to `out`/adapter,
+    and merged into the model. With an EMA it is the average that is written; with validation, the best model so
     far lies in `out`/best.
 
     Returns:
@@ -57,7 +57,7 @@ def train(config: DictConfig) -> Path:
     check_whole(config, 1, "text_vocabulary")
     check_start(config)
     if config.suite is not None:
-        build_suite(config.suite)  # a name that is none is told now, not after hours
+        build_suite(config.suite)  # an unknown name fails now, not after hours
     trainer_config: TrainerConfig = build(config.trainer)
     validation_config: ValidationConfig = build(config.validation)
     check_held_out(config, trainer_config, validation_config)
@@ -73,7 +73,7 @@ def train(config: DictConfig) -> Path:
     initialize(learner, config.whitened_images)
     if "vision" in learner.fresh and "vision" not in config.stage.lr_scales:
         logger.warning(
-            f"The vision tower has learned nothing yet, and the stage '{config.stage.name}' leaves it as it is: "
+            f"The vision tower is untrained, and the stage '{config.stage.name}' freezes it: "
             f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
         )
     objective = build(config.objective, model=model)
@@ -89,8 +89,8 @@ def train(config: DictConfig) -> Path:
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
 
-    looks = (sample_records, validate, learner.held_out)
-    trainer = Trainer(objective, mixture, trainer_config, out, config.device, *looks)
+    callbacks = (sample_records, validate, learner.held_out)
+    trainer = Trainer(objective, mixture, trainer_config, out, config.device, *callbacks)
     trainer.say([] if trainer.step else learner.notes)
     run.follow(trainer)
     if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
@@ -110,7 +110,7 @@ def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: Valid
     """Raises ValueError where records would be held out for nothing, or their loss is to choose and there are none."""
     check_whole(config, 0, "held_out")
     if config.held_out and not trainer.validate_every:
-        raise ValueError("Nothing looks at the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
+        raise ValueError("No validation uses the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
     if validation.monitor == LOSS and not config.held_out:
         raise ValueError(f"validation.monitor={LOSS} is the loss on records that are held out: add held_out=RECORDS.")
 
@@ -152,7 +152,7 @@ def initialize(learner: Learner, num_images: int) -> None:
 
 
 def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
-    """Captions of, and drawings after, a few training records: what the model can do so far, unless the run is to end."""
+    """Write captions of a few training records, and drawings from their captions, to the logbook, unless the run is stopped."""
     datasets = [source.dataset for source in mixture.sources[:2]]
     records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
     records = [record for record in records if record.image is not None and record.captions]
@@ -175,7 +175,7 @@ def _row(images: list[Image.Image]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's words in, a trained model and its results out."""
+    """The command: Hydra's arguments in, a trained model and its results out."""
 
     def job(config: DictConfig) -> None:
         train(config)

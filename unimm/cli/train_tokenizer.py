@@ -31,7 +31,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
     run = Resuming(config, "tokenizer_trainer", ("tokenizer",))
-    # The process group must be there before the quantizer is built; unless told that it is a CPU, accelerate makes none there.
+    # The process group must be there before the quantizer is built; accelerate makes none for a CPU unless it is named.
     state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
     tokenizer = ImageTokenizer(build(config.tokenizer), sync_codebook=state.num_processes > 1)
@@ -55,7 +55,7 @@ def train_tokenizer(config: DictConfig) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's words in, a trained image tokenizer and its results out."""
+    """The command: Hydra's arguments in, a trained image tokenizer and its results out."""
 
     def job(config: DictConfig) -> None:
         train_tokenizer(config)

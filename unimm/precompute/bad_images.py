@@ -52,18 +52,22 @@ def is_hopeless(num_bad: int, num_seen: int) -> bool:
 def note_bad(unfinished: ResumableFolder, rank: int, bad: list[BadImage]) -> None:
     """Leave word of a process' bad images for all processes."""
     if bad:
-        (unfinished.room / f"bad-{rank}.json").write_text(json.dumps(bad), encoding="utf-8")
+        (unfinished.workspace / f"bad-{rank}.json").write_text(json.dumps(bad), encoding="utf-8")
 
 
 def forget_bad(unfinished: ResumableFolder) -> None:
     """What an earlier run met may have been mended; by the first process, before the others begin."""
-    for path in unfinished.room.glob("bad*"):
+    for path in unfinished.workspace.glob("bad*"):
         path.unlink()
 
 
 def raise_bad(unfinished: ResumableFolder, num_images: int) -> None:
     """Raises ValueError where any process met a bad image: names them, and says where all are listed if they are many."""
-    bad = [BadImage(*one) for path in sorted(unfinished.room.glob("bad-*.json")) for one in json.loads(path.read_text("utf-8"))]
+    bad = [
+        BadImage(*one)
+        for path in sorted(unfinished.workspace.glob("bad-*.json"))
+        for one in json.loads(path.read_text("utf-8"))
+    ]
     if not bad:
         return
     num_named = min(len(bad), MOST_NAMED)
@@ -71,7 +75,7 @@ def raise_bad(unfinished: ResumableFolder, num_images: int) -> None:
         num_named -= 1
     others = ""
     if num_named < len(bad):
-        listed = unfinished.room / "bad_images.txt"
+        listed = unfinished.workspace / "bad_images.txt"
         listed.write_text("".join(f"{one.key}\t{one.reason}\n" for one in bad), encoding="utf-8")
         others = f"; and {len(bad) - num_named:,} others, see {listed}"
     raise ValueError(

@@ -94,8 +94,8 @@ def encode_dataset(
         nonlocal manifest
         some = reconstruct_some(tokenizer, dataset, precision, f"{job.title}, a sample and back", work.is_silent)
         if some is not None:
-            some.picture.save(unfinished.room / PICTURE)
-            work.say(some.tell(job.title, f"{unfinished.room / PICTURE} (in {out} when it is done)"))
+            some.picture.save(unfinished.workspace / PICTURE)
+            work.say(some.tell(job.title, f"{unfinished.workspace / PICTURE} (in {out} when it is done)"))
             mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
             manifest = replace(manifest, psnr=mean, psnr_worst=worst, psnr_images=len(some.psnr))
 
@@ -104,7 +104,7 @@ def encode_dataset(
     if is_new and ranks.number == 0:
         parts = [load_part(unfinished, number) for number in range(job.num_parts)]
         codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        save_codes(out, codes, manifest, identities, unfinished.room.glob(PICTURE))
+        save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE))
     if not is_new:
         work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
     ranks.barrier()

@@ -1,6 +1,6 @@
 """Files that are whole or not there: a folder is written under another name, flushed to disk, then renamed.
 
-Everything that we write for keeps (checkpoints, models, stored codes) goes this way, so that an interrupt or a full disk never
+Everything that we keep (checkpoints, models, stored codes) goes this way, so that an interrupt or a full disk never
 leaves half a folder under a good name.
 """
 
@@ -31,10 +31,10 @@ def whole_folder(final: Path, mark: str, what: str) -> Iterator[Path]:
 
 
 def check_replaceable(final: Path, mark: str, what: str) -> None:
-    """Let only our own be replaced: long work asks before it begins.
+    """Check, before long work begins, that only a folder of ours would be replaced.
 
     Raises:
-        ValueError: `final` is there and not empty, but lacks the file `mark` that tells `what` we write.
+        ValueError: `final` is there and not empty, but lacks the file `mark` by which `what` we write is recognised.
     """
     if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / mark).is_file()):
         raise ValueError(f"{final} is there and is not {what}: choose another path.")
@@ -82,7 +82,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_json(path: Path, content: Any) -> None:
-    """`write_json` under another name, then renamed: whoever reads, at whatever moment, finds the old file or the new one."""
+    """`write_json` under another name, then renamed: a reader always finds the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     write_json(temporary, content)
     temporary.replace(path)

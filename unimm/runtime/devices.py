@@ -1,4 +1,4 @@
-"""Which device and which number format to use when nobody says; and how a process keeps its memory on a CPU."""
+"""The device and the dtype to use by default; and how a process keeps its memory on a CPU."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """The given device, or the best that is here: cuda, mps, cpu. There is one cpu and one mps, which "cpu:0" names, too.
 
     Raises:
-        ValueError: the device that was asked for is not here, or none that unimm knows.
+        ValueError: the device that was asked for is not here, or unknown to unimm.
     """
     if device is None:
         if torch.cuda.is_available():
@@ -87,7 +87,7 @@ def cpu_has_vnni() -> bool:
 
 
 def small_cpu() -> bool:
-    """Whether UNIMM_CPU=avx2 asks that this processor be taken for one with AVX2 and nothing newer, for tests and benches.
+    """Whether UNIMM_CPU=avx2 is set: treat this processor as one with AVX2 and nothing newer, for tests and benchmarks.
 
     Raises:
         ValueError: the variable has another value.
@@ -98,18 +98,18 @@ def small_cpu() -> bool:
     return asked == "avx2"
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
+def choose_precision(precision: str, device: torch.device) -> str:
     """What a training or a pass over data computes in: "no" (float32) or "bf16" (autocast to bfloat16).
 
-    asked: one of these, or "auto": bf16 on a GPU with instructions for it, and on a CPU where a short trial finds it faster.
+    precision: one of these, or "auto": bf16 on a GPU with instructions for it, and on a CPU where a trial finds it faster.
 
     Raises:
         ValueError: it is none of PRECISIONS.
     """
-    if asked not in PRECISIONS:
-        raise ValueError(f"Unknown precision '{asked}': use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
-    if asked != "auto":
-        return asked
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision '{precision}': use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if device.type == "cpu" and bf16_is_faster() else "no"
@@ -183,8 +183,8 @@ KEPT_BYTES = 2**31 - 1
 def keep_memory() -> bool:
     """Let the C library keep freed memory for the next tensors, up to 2 GiB, for the whole process.
 
-    Otherwise it hands large blocks to the system and asks for them again, page by page, at every operation: a fifth to a third
-    of the time of a training step or an image's decoding on a CPU (recipes/LOG.md). UNIMM_KEEP_MEMORY=0 changes nothing.
+    Otherwise it returns large blocks to the system and requests them again, page by page, at every operation: a fifth to a
+    third of the time of a training step or an image's decoding on a CPU (recipes/LOG.md). UNIMM_KEEP_MEMORY=0 changes nothing.
 
     Returns:
         Whether it was done: only glibc (Linux) has the switch.

@@ -18,7 +18,7 @@ SMALL_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_E
 
 WAIT_PASSIVELY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 """For GNU's and for Intel's OpenMP: threads that wait for each other sleep. By default they spin, and use up their share of
-a core that another process wants: a training beside one busy process then takes 3 to 4 times as long (recipes/LOG.md)."""
+a core that another process could use: a training beside one busy process then takes 3 to 4 times as long (recipes/LOG.md)."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -30,7 +30,7 @@ PREPARED: set[str] = set()
 
 
 def prepare_libraries() -> None:
-    """Of every process that imports unimm: the processor that is asked for; of a command, also how its threads behave."""
+    """Called by `import unimm`: apply UNIMM_CPU, and in commands the settings of threads."""
     if os.environ.get("UNIMM_CPU") == "avx2":
         os.environ |= SMALL_CPU
         # Kernels that torch.compile has kept of the larger processor give nan here.
@@ -49,7 +49,7 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def is_command(argv: list[str]) -> bool:
-    """Whether a process was started as `python -m unimm...`, as launchers do; argv: all its words, Python's own too."""
+    """Whether a process was started as `python -m unimm...`, as launchers do; argv: all its arguments, Python's own too."""
     return any(flag == "-m" and name.split(".")[0] == "unimm" for flag, name in pairwise(argv))
 
 
@@ -59,11 +59,11 @@ def usable_cores() -> int:
     return allowed_cores() if quota is None else max(1, min(allowed_cores(), math.ceil(quota)))
 
 
-def loader_processes(asked: int) -> int:
-    """How many processes are to load data where so many are asked for: not more than this process' share of the cores, of
-    which a launcher's other processes here (LOCAL_WORLD_SIZE) want theirs. None where none is asked for."""
+def loader_processes(num_workers: int) -> int:
+    """The number of data loading processes: `num_workers`, but no more than this process' share of the cores, which it divides
+    with a launcher's other processes on this machine (LOCAL_WORLD_SIZE). 0 stays 0."""
     share = usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return min(asked, max(1, share))
+    return min(num_workers, max(1, share))
 
 
 def allowed_cores() -> int:
@@ -74,14 +74,14 @@ def allowed_cores() -> int:
 def cgroup_quota(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
     """Processor time that the cgroup of this process may use, in cores; None where it is not limited. Versions 2 and 1.
 
-    What a cgroup above it may use binds it, too; inside of a container its path may be the host's, and only the root is there.
+    What a cgroup above it may use limits it, too; inside of a container its path may be the host's, and only the root is there.
     """
     quotas = [quota for place in _cgroups(root, own) if (quota := _quota(place)) is not None]
     return min(quotas, default=None)
 
 
 def cgroup_memory(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
-    """Bytes that the cgroup of this process may use, and uses: of those that bind it the one with the least room; None where
+    """Bytes that the cgroup of this process may use, and uses: of those that limit it the one with the least left; None where
     it is not limited."""
     limits = [limit for place in _cgroups(root, own, "memory") if (limit := _memory(place)) is not None]
     return min(limits, key=lambda limit: limit[0] - limit[1], default=None)
@@ -128,7 +128,7 @@ def _quota(place: Path) -> float | None:
 
 
 def _memory(place: Path) -> tuple[int, int] | None:
-    """Limit and use; what only caches files does not count, for it is given back when there is need."""
+    """Limit and use; what only caches files does not count, since the system frees it when memory is short."""
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         if not ((place / limit).is_file() and (place / used).is_file()):
             continue

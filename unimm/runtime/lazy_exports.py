@@ -1,4 +1,4 @@
-"""Public names of a package, imported from their modules when they are first asked for.
+"""Public names of a package, imported from their modules at first use.
 
 YAML names classes by these short names (`_target_: unimm.data.JsonLines`), so that files may move without breaking a
 configuration, and `import unimm.data` stays quick.

@@ -38,13 +38,13 @@ def trust(paths: Iterable[str]) -> None:
     _trusted.update(packages)
 
 
-def take_allow_code(words: Iterable[str]) -> list[str]:
-    """The words of a command line without `--allow-code`; where it is among them, code is allowed from now on, here and in the
-    processes that this one starts."""
-    words = list(words)
-    if "--allow-code" in words:
+def take_allow_code(arguments: Iterable[str]) -> list[str]:
+    """The arguments of a command line without `--allow-code`; where it is among them, code is allowed from now on, here and in
+    the processes that this one starts."""
+    arguments = list(arguments)
+    if "--allow-code" in arguments:
         os.environ[ALLOW_CODE] = "1"
-    return [word for word in words if word != "--allow-code"]
+    return [argument for argument in arguments if argument != "--allow-code"]
 
 
 def code_is_allowed(package: str, allow_code: bool = False) -> bool:
@@ -53,10 +53,10 @@ def code_is_allowed(package: str, allow_code: bool = False) -> bool:
     Raises:
         ValueError: UNIMM_ALLOW_CODE is neither 0 nor 1.
     """
-    asked = os.environ.get(ALLOW_CODE, "0")
-    if asked not in ("0", "1", ""):
-        raise ValueError(f"{ALLOW_CODE}={asked} is unknown: use 1, or leave it out.")
-    return allow_code or asked == "1" or package in _trusted or package in _registered()
+    value = os.environ.get(ALLOW_CODE, "0")
+    if value not in ("0", "1", ""):
+        raise ValueError(f"{ALLOW_CODE}={value} is unknown: use 1, or leave it out.")
+    return allow_code or value == "1" or package in _trusted or package in _registered()
 
 
 def import_target(path: str, where: str, allow_code: bool = False) -> Any:

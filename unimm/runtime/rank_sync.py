@@ -1,8 +1,8 @@
 """Collectives by which the processes of a run agree, so that all of them do the same after the same step.
 
-They talk over a gloo group of their own, on CPUs and with much patience: the default group of GPUs gives up after ten minutes,
-but the first process may evaluate or write a large checkpoint for longer, or another have more to do. A run of one process
-agrees with itself.
+They communicate over a gloo group of their own, on CPUs with a long timeout: the default group of GPUs gives up after ten
+minutes, but the first process may evaluate or write a large checkpoint for longer, or another have more to do. In a run of one
+process every method returns its own value.
 """
 
 import time
@@ -11,38 +11,38 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 """How long the others wait for one process. Where one is gone rather than slow, its closed connection ends the wait at once."""
 
 
 class Ranks:
     """All processes of a run. Every method is called by all of them at the same place.
 
-    number, count: which of how many this one is; several have met already in torch's default process group.
+    number, count: which of how many this one is; with several, torch's default process group must exist.
     """
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
         self._group: distributed.ProcessGroup | None = None
         if self.count > 1:
-            group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
             assert isinstance(group, distributed.ProcessGroup)
             self._group = group
 
     def all_max(self, number: int) -> int:
-        """The largest of the numbers that the processes come with."""
+        """The largest of the processes' numbers."""
         if self._group is None:
             return number
         shared = torch.tensor(number)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=self._group)
         return int(shared)
 
-    def any(self, says: bool) -> bool:
-        """Whether any process says so."""
-        return bool(self.all_max(int(says)))
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self.all_max(int(flag)))
 
     def broadcast(self, number: float) -> float:
-        """The number that the first process comes with."""
+        """The first process' number."""
         if self._group is None:
             return number
         shared = torch.tensor(number, dtype=torch.float64)

@@ -1,10 +1,10 @@
 """A folder that is made file by file, for hours, by one process or several, and goes on where it stopped.
 
     .NAME.unfinished/            beside NAME, until it is whole
-        begun.json               what is being made, and how: nobody goes on with something else
+        begun.json               what is being made, and how, so that nothing else is continued
         00007.sha256             its file is whole, and has this hash
         whole/                   what will be NAME
-        kept/                    files that were made in the same way of something else, to take from
+        kept/                    files with the same settings of other content, to reuse
 
 A file is written beside `whole`, flushed to disk and moved there, and only then proved: what a kill has left half-written is
 never read. The first process begins and finishes the folder; its files any process writes, each its own.
@@ -49,45 +49,45 @@ class ResumableFolder:
         check_replaceable(final, mark, what)
         self.final, self.content = final, content
         self._name = name
-        self.room = room_of(final)
-        self.whole, self._kept = self.room / "whole", self.room / "kept"
+        self.workspace = workspace_of(final)
+        self.whole, self._kept = self.workspace / "whole", self.workspace / "kept"
         begun = begun_content(final)
         self._is_other = begun is not None and begun != content
         differ = sorted(key for key in {*(begun or {}), *content} - {*of} if begun and begun.get(key) != content.get(key))
-        if begun and differ and (self.kept() or any(self.room.glob("*.sha256"))):
+        if begun and differ and (self.kept() or any(self.workspace.glob("*.sha256"))):
             raise ValueError(
                 f"{final} was begun with another {', '.join(differ)} ({begun.get(differ[0])}, now {content.get(differ[0])}): "
-                f"give the same words to go on, or remove {self.room} to start over."
+                f"repeat the command with the same settings to go on, or remove {self.workspace} to start over."
             )
         self._is_made_otherwise = bool(differ)
 
     def begin(self) -> None:
-        """Make room, or find what was made; by the first process, before the others look."""
+        """Create the workspace, or find what was made; by the first process, before the others look."""
         if self._is_made_otherwise:
             self.drop()
         self.whole.mkdir(parents=True, exist_ok=True)
-        for left in self.room.glob("*.tmp"):
+        for left in self.workspace.glob("*.tmp"):
             left.unlink()
         if self._is_other:
             self._set_aside()
-        if self._is_other or not (self.room / BEGUN).is_file():
-            self._write(self.room / BEGUN, lambda path: write_json(path, self.content))
+        if self._is_other or not (self.workspace / BEGUN).is_file():
+            self._write(self.workspace / BEGUN, lambda path: write_json(path, self.content))
 
     def kept(self) -> list[Path]:
-        """Files that were made in the same way of something else."""
+        """Files with the same settings of other content."""
         return sorted(self._kept.glob("*.safetensors"))
 
     def keep(self, write: Callable[[Path], object]) -> None:
-        """Write a file to take from the next time."""
+        """Write a file for reuse by the next attempt."""
         self._kept.mkdir(exist_ok=True)
         self._write(self._kept / f"{secrets.token_hex(8)}.safetensors", write)
 
     def begun(self, numbers: Iterable[int]) -> list[int]:
-        """Those files of these that were there whole when they were written; a look tells, and nothing is read."""
+        """Those files of these that were there whole when they were written; only looks for their hashes."""
         return [number for number in numbers if self._proof(number).is_file()]
 
     def missing(self, numbers: Iterable[int], advance: Callable[[int], object] = lambda _: None) -> list[int]:
-        """Those files of these that are not there whole; reads every byte of the others, and tells `advance` after each."""
+        """Those files of these that are not there whole; reads every byte of the others, and calls `advance(1)` after each."""
         found = []
         for number in numbers:
             if not self._proof(number).is_file():
@@ -127,13 +127,13 @@ class ResumableFolder:
         self.drop()
 
     def drop(self) -> None:
-        """Forget everything that was made."""
-        shutil.rmtree(self.room, ignore_errors=True)
+        """Remove everything that was made."""
+        shutil.rmtree(self.workspace, ignore_errors=True)
 
     def _set_aside(self) -> None:
-        """Whole files of something else become files to take from."""
+        """Whole files of other content become files for reuse."""
         self._kept.mkdir(exist_ok=True)
-        for proof in sorted(self.room.glob("*.sha256")):
+        for proof in sorted(self.workspace.glob("*.sha256")):
             if self._is_proved(int(proof.stem)):
                 self.path(int(proof.stem)).replace(self._kept / f"{secrets.token_hex(8)}.safetensors")
             proof.unlink()
@@ -141,7 +141,7 @@ class ResumableFolder:
         self.whole.mkdir()
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        temporary = self.room / f"{path.name}.tmp"
+        temporary = self.workspace / f"{path.name}.tmp"
         write(temporary)
         flush(temporary)
         temporary.replace(path)
@@ -152,17 +152,17 @@ class ResumableFolder:
         return proof.is_file() and path.is_file() and proof.read_text() == _digest(path)
 
     def _proof(self, number: int) -> Path:
-        return self.room / f"{number:05}.sha256"
+        return self.workspace / f"{number:05}.sha256"
 
 
-def room_of(final: Path) -> Path:
-    """Where a folder is made."""
+def workspace_of(final: Path) -> Path:
+    """Where a folder is made until it is whole."""
     return final.with_name(f".{final.name}.unfinished")
 
 
 def begun_content(final: Path) -> dict[str, Any] | None:
-    """What was begun there, None where nothing was."""
-    return read_json(room_of(final) / BEGUN)
+    """The content of what was begun there, None where nothing was."""
+    return read_json(workspace_of(final) / BEGUN)
 
 
 def same_content(one: dict[str, Any] | None, other: dict[str, Any], free: tuple[str, ...]) -> bool:
