@@ -18,7 +18,7 @@ from unimm.checkpoints.folder import load_model
 from unimm.eval import validation as validations
 from unimm.eval.suites import TASKS, VALIDATION_TASKS, BuiltInTask, build_suite
 from unimm.eval.validation import Validation, ValidationConfig, make_task
-from unimm.inference.decode.stoppable import Stopped
+from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.engine import Engine
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import read_json

@@ -21,10 +21,7 @@ class AtOnce:
     def __init__(self, *_) -> None:
         pass
 
-    def __enter__(self) -> "AtOnce":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def shutdown(self, **_) -> None:
         pass
 
     def submit(self, work, *words) -> Future:

@@ -17,8 +17,8 @@ from test_decoder import PROMPTS, drawing, question
 from test_llama_decode import relative_error
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.cuda_graphs import Graphs
-from unimm.inference.decode.decoder import Limits
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling

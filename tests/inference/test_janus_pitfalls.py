@@ -226,7 +226,7 @@ def test_words_that_were_added_in_transformers_are_written_and_shown(tmp_path: P
     prompt = PROMPT.replace(": a", ": is <loc_2> red?")
     inputs = processor(text=[prompt], return_tensors="pt")
     messages = [{"role": "user", "content": "is <loc_2> red?"}]
-    given = engine._chat_request(messages, 6, Sampling()).sequence.given
+    given = engine._chat_request(messages, 6)[0].sequence.given
     assert [i for segment in given.segments for i in segment.ids] == inputs["input_ids"][0].tolist()
     ids = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     found = engine.complete(messages, max_new_tokens=6)

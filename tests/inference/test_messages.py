@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from unimm.data.image import look
-from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
 from unimm.inference.messages import PLACEHOLDER
 from unimm.inference.text_stream import TextStream
@@ -29,7 +28,7 @@ def asked(*images: Any, text: str = QUESTION) -> dict[str, Any]:
 
 def read(engine: Engine, messages: Any) -> tuple[Sequence, list[np.ndarray]]:
     """The prompt, and its images (which sequences do not compare)."""
-    sequence = engine._chat_request(messages, 8, Sampling()).sequence
+    sequence = engine._chat_request(messages, 8)[0].sequence
     return sequence, [segment.pixels for segment in sequence.segments if segment.pixels is not None]
 
 
@@ -79,7 +78,7 @@ def test_an_answer_that_has_begun_is_continued(tiny_engine: Engine) -> None:
     assert [*ids[-3], *ids[-2]] == joint if len(ids) > len(alone.segments) else list(ids[-2]) == joint
     assert sequence.segments[-1] == alone.segments[-1] and len(pixels) == 1
     found = tiny_engine.complete(messages, max_new_tokens=8)
-    assert list(found.ids) == tiny_engine.decoder.fill([tiny_engine._chat_request(messages, 8, Sampling())])[0]
+    assert list(found.ids) == tiny_engine.decoder.fill([tiny_engine._chat_request(messages, 8)[0]])[0]
     assert found.text == tiny_engine.tokenizer.decode(found.ids).rstrip()
     assert "".join(tiny_engine.chat(messages, stream=True, max_new_tokens=8)).rstrip() == found.text
 

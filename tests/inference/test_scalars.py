@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.inference.decode.limits import Limits
+from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine

@@ -23,7 +23,7 @@ from unimm.eval.suites import TASKS, VALIDATION_TASKS, Items
 from unimm.eval.task import Example, Task
 from unimm.eval.tasks.drawings import DrawingSettings
 from unimm.eval.tasks_by_name import is_outside, load_task
-from unimm.inference.decode.stoppable import Stopped
+from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
 from unimm.runtime.number_checks import check_whole

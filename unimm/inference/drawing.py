@@ -1,12 +1,13 @@
-"""Images as they are drawn: codes in, pictures out; previews of what is there so far, and whole pictures as soon as they are.
+"""Images as they are drawn: codes in, pictures out; previews of the codes so far, and whole pictures as soon as they are full.
 
 Turning codes into pixels is another network's work. A second thread does it, on a GPU on a stream of its own, so that the next
-codes do not wait for it; previews that come too late are left out. What is drawn is the same with previews and without.
+codes do not wait for it; previews that come too late are left out. Codes are the same with previews and without.
 """
 
-from collections.abc import Callable, Generator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class DrawingProgress:
-    """How far a drawing is: `step` of `num_steps` codes an image are there, on average.
+    """How far a drawing is: `step` of `num_steps` codes an image are chosen, on average.
 
     images: previews of all images, or at the end (`is_final`) the images; None where there are none at this step.
     """
@@ -94,7 +95,7 @@ def draw(
     """Fill the open codes of requests, all of the same number.
 
     Args:
-        coder: turns codes into pictures; None: codes are all that is wanted.
+        coder: turns codes into pictures; None: there are only codes.
         preview_every: codes an image between previews; 0: none.
 
     Returns:
@@ -108,9 +109,9 @@ def draw(
 
 
 def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
-    """The end of a drawing; the callback is told every step of it."""
+    """The end of a drawing; the callback is called with the progress of every step."""
     state = DrawingProgress(0, 0)
-    with closing(progress):  # a callback that raises ends the drawing, however long somebody keeps what it raised
+    with closing(progress):  # a callback that raises ends the drawing, however long its exception is kept
         for state in progress:
             if callback is not None and state.num_steps:
                 callback(state)
@@ -120,33 +121,77 @@ def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProg
 def _draw(
     requests: list[Request], steps: Generator[dict[int, int]], coder: ImageCoder | None, preview_every: int
 ) -> Generator[DrawingProgress]:
-    filled: list[list[int]] = [[] for _ in requests]
-    num_steps = (requests[0].blank.limit or 0) if requests else 0
-    with ThreadPoolExecutor(1, "unimm-images") as room, closing(steps):
-        finished: list[tuple[list[int], Future[list[Image.Image]]]] = []
-        waiting: list[int] = []
-        preview: Future[list[Image.Image]] | None = None
-        shown = 0
-        for new in steps:
-            for index, token in new.items():
-                filled[index].append(token)
-            step = sum(len(codes) for codes in filled) // len(filled)
-            waiting += [index for index in new if len(filled[index]) == num_steps]
-            is_last = step == num_steps
-            # On a CPU two networks at a time only get into each other's way.
-            if coder is not None and waiting and (is_last or coder.has_own_stream):
-                finished.append((waiting, room.submit(coder.decode, torch.tensor([filled[index] for index in waiting]))))
-                waiting = []
-            if is_last:
-                continue
-            images = None
-            if preview is not None and preview.done():
-                images, preview = preview.result(), None
-            if coder is not None and preview_every and preview is None and step - shown >= preview_every:
-                preview, shown = room.submit(_preview, coder, [list(codes) for codes in filled], num_steps), step
-            yield DrawingProgress(step, num_steps, images, False, filled, tuple(map(len, filled)))
-        images = None if coder is None else _in_order(finished)
-    yield DrawingProgress(num_steps, num_steps, images, True, filled, tuple(map(len, filled)))
+    with closing(_Drawing(requests, coder, preview_every)) as drawing:
+        with closing(steps):
+            for new in steps:
+                if (progress := drawing.advance(new)) is not None:
+                    yield progress
+        final = drawing.finish()
+    yield final
+
+
+async def adraw(
+    decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
+) -> AsyncGenerator[DrawingProgress]:
+    """As `draw`, for coroutines."""
+    with closing(_Drawing(requests, coder, whole_number("preview_every", preview_every, 0))) as drawing:
+        async with aclosing(decoder.asteps(requests)) as steps:
+            async for new in steps:
+                if (progress := drawing.advance(new)) is not None:
+                    yield progress
+        final = await asyncio.to_thread(drawing.finish)
+    yield final
+
+
+class _Drawing:
+    """The images of one call: their codes so far, and a thread that turns codes into pictures."""
+
+    def __init__(self, requests: list[Request], coder: ImageCoder | None, preview_every: int) -> None:
+        self._coder, self._preview_every = coder, preview_every
+        self._filled: list[list[int]] = [[] for _ in requests]
+        self._num_steps = (requests[0].blank.limit or 0) if requests else 0
+        self._thread = ThreadPoolExecutor(1, "unimm-images")
+        self._images: list[tuple[list[int], Future[list[Image.Image]]]] = []
+        self._full: list[int] = []  # images whose codes are all there, and which nothing was done with yet
+        self._preview: Future[list[Image.Image]] | None = None
+        self._last_preview = 0
+
+    def advance(self, new: dict[int, int]) -> DrawingProgress | None:
+        """The next codes; returns the progress, but of the last step."""
+        for index, token in new.items():
+            self._filled[index].append(token)
+        step = sum(len(codes) for codes in self._filled) // len(self._filled)
+        self._full += [index for index in new if len(self._filled[index]) == self._num_steps]
+        is_last = step == self._num_steps
+        # On a CPU two networks at a time only slow each other down.
+        if self._coder is not None and self._full and (is_last or self._coder.has_own_stream):
+            codes = torch.tensor([self._filled[index] for index in self._full])
+            self._images.append((self._full, self._thread.submit(self._coder.decode, codes)))
+            self._full = []
+        return None if is_last else self._progress(step, self._next_preview(step))
+
+    def _next_preview(self, step: int) -> list[Image.Image] | None:
+        images = None
+        if self._preview is not None and self._preview.done():
+            images, self._preview = self._preview.result(), None
+        if self._coder is None or not self._preview_every or self._preview is not None:
+            return images
+        if step - self._last_preview >= self._preview_every:
+            codes = [list(codes) for codes in self._filled]
+            self._preview = self._thread.submit(_preview, self._coder, codes, self._num_steps)
+            self._last_preview = step
+        return images
+
+    def _progress(self, step: int, images: list[Image.Image] | None, is_final: bool = False) -> DrawingProgress:
+        return DrawingProgress(step, self._num_steps, images, is_final, self._filled, tuple(map(len, self._filled)))
+
+    def finish(self) -> DrawingProgress:
+        """Wait for the images; returns the final progress."""
+        return self._progress(self._num_steps, None if self._coder is None else _in_order(self._images), is_final=True)
+
+    def close(self) -> None:
+        """Let the thread end after what it is doing."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> list[Image.Image]:

@@ -4,7 +4,9 @@ It prepares images, writes prompts as open sequences, has the decode loop fill t
 back into images. It knows no HTTP and no files but the model's own folder.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,16 @@ from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.views import DESCRIBE
-from unimm.inference.decode.decoder import Decoder, Limits
+from unimm.inference.decode.admission_queue import Limits
+from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Branch, Request, requests_for
 from unimm.inference.decode.sampling import Sampling
-from unimm.inference.decode.stoppable import StoppableDecoder
-from unimm.inference.drawing import DrawingProgress, draw, drawing_requests, finish
+from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
 from unimm.inference.image_codec import ImageCoder
 from unimm.inference.input_validation import check_text, check_weights, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.scalars import whole_number
-from unimm.inference.text_stream import Completion, write
+from unimm.inference.text_stream import Completion, astream, awrite, write
 from unimm.inference.text_stream import stream as write_stream
 from unimm.inference.vqa_score import ask_whether_shown, check_best_of, choose_best, probability_of_yes
 from unimm.sequence import Sequence
@@ -37,7 +39,7 @@ class Engine:
         bundle: the model with its tokenizers and conventions, in eval mode, on its device.
         limits: how much it decodes at once, and how much may wait.
         weights, deterministic: as `Decoder` and `ImageCoder` have them.
-        is_stopped: once it returns True, decoding ends with `Stopped` (`StoppableDecoder`).
+        is_stopped: called before every step of decoding; once it returns True, whatever is being filled ends with `Stopped`.
     """
 
     def __init__(
@@ -64,8 +66,7 @@ class Engine:
             lambda image: self.encode_image(image).numpy(),
         )
         self.tokenizer = self.template.tokenizer  # it shows no roles
-        settings = (model, bundle.tokenizer.special.pad, limits, weights, deterministic)
-        self.decoder = Decoder(*settings) if is_stopped is None else StoppableDecoder(*settings, is_stopped=is_stopped)
+        self.decoder = Decoder(model, bundle.tokenizer.special.pad, limits, weights, deterministic, is_stopped)
 
     @property
     def device(self) -> torch.device:
@@ -95,9 +96,7 @@ class Engine:
         """
         own, new = dict(self.model.named_parameters(remove_duplicate=False)), dict(tensors)
         check_weights(own, new)
-        with self.decoder.updating():
-            for name, tensor in new.items():
-                own[name].copy_(tensor)
+        self.decoder.swap_weights(lambda: [own[name].copy_(tensor) for name, tensor in new.items()])
 
     # -- text out -----------------------------------------------------------------------------------------------------
 
@@ -167,16 +166,13 @@ class Engine:
             messages: as `transformers`, OpenAI or DeepSeek write them (`unimm.inference.messages`). A first one of role
                 "system" replaces the model's own system prompt; a last one of the assistant's is what its answer begins with,
                 and the text goes on where that ends.
-            stream: give the text piece by piece as it comes.
+            stream: return an iterator over the pieces of the text, as they come.
             stop: as in `complete`.
-
-        Returns:
-            The text, or an iterator over its pieces.
         """
         if not stream:
             return self.complete(messages, max_new_tokens, temperature, stop, **sampling).text
-        request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling))
-        return write_stream(self.decoder, self.tokenizer, request, read_stop(stop), continues_answer(messages))
+        request, *stops = self._chat_request(messages, max_new_tokens, temperature, stop, **sampling)
+        return write_stream(self.decoder, self.tokenizer, request, *stops)
 
     def complete(
         self,
@@ -194,15 +190,48 @@ class Engine:
             logprobs: keep the log-probability of every token.
             sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
         """
-        request = self._chat_request(messages, max_new_tokens, Sampling(temperature, **sampling), logprobs)
-        return write(self.decoder, self.tokenizer, [request], read_stop(stop), continues_answer(messages))[0]
+        request, *stops = self._chat_request(messages, max_new_tokens, temperature, stop, logprobs, **sampling)
+        return write(self.decoder, self.tokenizer, [request], *stops)[0]
+
+    async def acomplete(
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        **sampling,
+    ) -> Completion:
+        """As `complete`, for coroutines; so are `astream_chat` and `astream_images`, which are read with `async for`.
+
+        They start a thread of the engine's own that makes the steps: requests of all tasks are decoded together, and the event
+        loop is never blocked. A task that is cancelled, or an iterator that is closed, takes its requests with it.
+        """
+        settings = (messages, max_new_tokens, temperature, stop, logprobs)
+        request, *stops = await asyncio.to_thread(self._chat_request, *settings, **sampling)
+        return (await awrite(self.decoder, self.tokenizer, [request], *stops))[0]
+
+    async def astream_chat(self, messages: list[Message], **settings: Any) -> AsyncGenerator[str]:
+        """As `chat` with `stream=True`, for coroutines: `async for piece in engine.astream_chat(messages)`."""
+        request, *stops = await asyncio.to_thread(self._chat_request, messages, **settings)
+        async with aclosing(astream(self.decoder, self.tokenizer, request, *stops)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def _chat_request(
-        self, messages: list[Message], max_new_tokens: int, sampling: Sampling, logprobs: bool = False
-    ) -> Request:
-        limit = whole_number("max_new_tokens", max_new_tokens, 1)
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        **sampling: Any,
+    ) -> tuple[Request, Any, Any]:
+        """The request, its stop strings, and whether it continues an answer: as `write` and `stream` take them."""
+        limit, settings = whole_number("max_new_tokens", max_new_tokens, 1), Sampling(temperature, **sampling)
         turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
-        return Request(self.template.chat(turns, limit, system_prompt).opened(), sampling, logprobs=logprobs)
+        request = Request(self.template.chat(turns, limit, system_prompt).opened(), settings, logprobs=logprobs)
+        return request, read_stop(stop), continues_answer(messages)
 
     # -- images out ---------------------------------------------------------------------------------------------------
 
@@ -261,6 +290,15 @@ class Engine:
         """
         return draw(self.decoder, self._requests(prompt, num_images, seed, settings), self.coder, preview_every)
 
+    async def astream_images(
+        self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
+    ) -> AsyncGenerator[DrawingProgress]:
+        """As `stream_images`, for coroutines: `async for progress in engine.astream_images(prompt)`."""
+        requests = await asyncio.to_thread(self._requests, prompt, num_images, seed, settings)
+        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every)) as drawing:
+            async for progress in drawing:
+                yield progress
+
     def generate_codes(
         self,
         prompt: str | list[str],
@@ -270,10 +308,8 @@ class Engine:
         callback: Callable[[DrawingProgress], None] | None = None,
         **settings,
     ) -> torch.Tensor:
-        """The codes that `generate_images` decodes: (num_images, num_codes) long on the CPU.
-
-        A list of prompts gives (num_prompts, num_images, num_codes). There is no `best_of`.
-        """
+        """The codes that `generate_images` decodes, without `best_of`: (num_images, num_codes) long on the CPU, or of a list of
+        prompts (num_prompts, num_images, num_codes)."""
         num_images = whole_number("num_images", num_images, 1)
         requests = self._requests(prompt, num_images, seed, settings)
         if not requests:
@@ -286,11 +322,7 @@ class Engine:
         return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
 
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
-        """codes (num_images, num_codes) or (num_codes,) -> PIL images.
-
-        Raises:
-            ValueError: a code is outside the codebook, or their number is not that of an image.
-        """
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images; with the errors of `ImageCoder.decode`."""
         return self.coder.decode(codes)
 
     def encode_image(self, image: ImageLike | list) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Texts as they are written: ids in, pieces of text out, ended by an id or by a stop string."""
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 
 from unimm.data.text import StreamDecoder, TextTokenizer
@@ -81,45 +81,79 @@ def write(
     decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
 ) -> list[Completion]:
     """Fill the open texts of requests; `continues` as in `TextStream`."""
-    writers = [TextStream(tokenizer, stop, continues) for _ in requests]
-    jobs: list[Job] = []
-
-    def is_over(index: int, token: int) -> bool:
-        writers[index].push(token)
-        return writers[index].is_over
-
-    with closing(decoder.steps(requests, is_over, jobs)) as steps:
+    writing = _Writing(tokenizer, len(requests), stop, continues)
+    with closing(decoder.steps(requests, writing.is_over, writing.jobs)) as steps:
         for _ in steps:
             pass
-    return [_complete(job, writer) for job, writer in zip(jobs, writers, strict=True)]
+    return writing.finish()
+
+
+async def awrite(
+    decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
+) -> list[Completion]:
+    """As `write`, for coroutines."""
+    writing = _Writing(tokenizer, len(requests), stop, continues)
+    async with aclosing(decoder.asteps(requests, writing.is_over, writing.jobs)) as steps:
+        async for _ in steps:
+            pass
+    return writing.finish()
+
+
+class _Writing:
+    """The texts of one call, while they are written."""
+
+    def __init__(self, tokenizer: TextTokenizer, count: int, stop: tuple[str, ...], continues: bool) -> None:
+        self.jobs: list[Job] = []
+        self._streams = [TextStream(tokenizer, stop, continues) for _ in range(count)]
+
+    def is_over(self, index: int, token: int) -> bool:
+        self._streams[index].push(token)
+        return self._streams[index].is_over
+
+    def finish(self) -> list[Completion]:
+        return [_complete(job, stream) for job, stream in zip(self.jobs, self._streams, strict=True)]
 
 
 def stream(
     decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
 ) -> Iterator[str]:
     """The pieces of one text. A request that cannot be filled is refused before the first is asked for."""
-    writer = TextStream(tokenizer, stop, continues)
-    steps = decoder.steps([request], lambda _, token: writer.is_over)
-    return _pieces(writer, steps)
+    text = TextStream(tokenizer, stop, continues)
+    return _pieces(text, decoder.steps([request], lambda _, token: text.is_over))
 
 
-def _pieces(writer: TextStream, steps: Generator[dict[int, int]]) -> Iterator[str]:
-    with closing(steps):
-        for new in steps:
-            if piece := writer.push(new[0]):
+async def astream(
+    decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
+) -> AsyncGenerator[str]:
+    """As `stream`, for coroutines."""
+    text = TextStream(tokenizer, stop, continues)
+    async with aclosing(decoder.asteps([request])) as steps:
+        async for new in steps:
+            if piece := text.push(new[0]):
                 yield piece
-            if writer.is_over:
+            if text.is_over:
                 return
-    if rest := writer.finish():
+    if rest := text.finish():
         yield rest
 
 
-def _complete(job: Job, writer: TextStream) -> Completion:
-    writer.finish()
-    ended_itself = writer.is_over or job.filled[-1] in job.request.blank.stop
+def _pieces(text: TextStream, steps: Generator[dict[int, int]]) -> Iterator[str]:
+    with closing(steps):
+        for new in steps:
+            if piece := text.push(new[0]):
+                yield piece
+            if text.is_over:
+                return
+    if rest := text.finish():
+        yield rest
+
+
+def _complete(job: Job, text: TextStream) -> Completion:
+    text.finish()
+    ended_itself = text.is_over or job.filled[-1] in job.request.blank.stop
     size = job.num_taken
     return Completion(
-        text=writer.text,
+        text=text.text,
         ids=tuple(job.filled[:size]),
         finish_reason="stop" if ended_itself else "length",
         logprobs=tuple(job.logprobs[:size]) if job.request.logprobs else None,

@@ -4,6 +4,7 @@ A request is one row, or one for each branch of its guidance: from the step wher
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -140,12 +141,14 @@ def requests_for(
 class Job:
     """A request that was submitted, and how far it is.
 
+    on_news: called after a step that filled an element of it, or ended it.
     filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them its caller has.
     error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
     ticket: int
     request: Request
+    on_news: "Callable[[Job], None] | None" = None
     filled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     num_taken: int = 0

@@ -117,7 +117,7 @@ class RunningBatch:
             for job in jobs:
                 job.prefills_alone = True
                 if len(jobs) == 1:
-                    job.done, job.error = True, error
+                    job.error, job.done = error, True  # in this order: others read without a lock
             self._retries += jobs if len(jobs) > 1 else []
             return
         self._join(prefill)

@@ -1,0 +1,347 @@
+"""What is decoded when: requests wait in a queue, are admitted when rows are free, and get one element a step until they end.
+
+A step moves every row by one position and chooses one id a request (`running_batch`, `step`); the given part of admitted
+requests is prefilled beside it (`prefill`). Steps are made by a thread of the scheduler's own (`start`), or by whoever asks for
+results. Any number of threads may use one scheduler.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from unimm.inference.decode.admission_queue import AdmissionQueue, Limits, QueueFull, Stats
+from unimm.inference.decode.request import Job, Request, Row
+from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
+from unimm.inference.decode.threads import FairRLock, StepThread
+from unimm.inference.input_validation import check_elements
+from unimm.models.unified import UnifiedModel
+
+PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
+"""Positions that one step prefills at most by default, so that running requests do not wait for admitted ones for long."""
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Decoding was stopped by `is_stopped` before it was done."""
+
+
+class Scheduler:
+    """Queue, running batch, their lock, and the thread that makes steps. Arguments as `Decoder` has them."""
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        pad_id: int,
+        limits: Limits | None = None,
+        weights: str | None = None,
+        deterministic: bool = False,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.limits = limits or Limits()
+        self.max_positions = self.limits.max_positions or model.config.max_positions
+        self.is_stopped = is_stopped
+        kind = next(model.parameters()).device.type
+        self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
+        most = self.limits.max_cache_bytes
+        config = ComputeConfig(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most)
+        self._running = RunningBatch(model, pad_id, config)
+        self._lock = FairRLock()
+        self._changed = threading.Condition()
+        self._queue = AdmissionQueue()
+        self._jobs: dict[int, Job] = {}
+        self._aborted: list[int] = []
+        self._next_ticket = 0
+        self._thread = StepThread(self, Scheduler._step_in_thread)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> None:
+        """ValueError: this request can never be filled here, and why."""
+        request.check()
+        check_elements(request.sequence, self.model)
+        if request.num_rows > self.limits.max_rows:
+            raise ValueError(
+                f"Guidance takes {request.num_rows} rows, but the engine decodes {self.limits.max_rows} at once: give it "
+                f"limits with max_rows={request.num_rows}."
+            )
+        length = request.sequence.length
+        if length > self.max_positions:
+            whose = "the engine takes" if self.max_positions < self.model.config.max_positions else "the model was made for"
+            raise ValueError(
+                f"The request takes {length} positions (prompt, images and what is to be filled), but {whose} "
+                f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
+            )
+        with self._lock:  # it may arrange the model for decoding: once, and by one thread
+            self._running.check_capacity(request.num_rows, length)
+
+    def submit(self, request: Request, on_news: Callable[[Job], None] | None = None) -> int:
+        """Put a request in the queue; returns its ticket.
+
+        on_news: called after every step that filled an element of it, or ended it, by the thread that makes the step, which
+            holds the scheduler's lock: it must return at once.
+
+        Raises:
+            ValueError: it can never be filled.
+            QueueFull: too many requests wait already.
+        """
+        self.check(request)
+        return self._enqueue(request, on_news).ticket
+
+    def _enqueue(self, request: Request, on_news: Callable[[Job], None] | None) -> Job:
+        with self._lock:
+            self._drop_aborted()
+            job, most = Job(self._next_ticket, request, on_news), self.limits.max_waiting
+            ahead = [*self._running.jobs, *self._queue]
+            if most is not None and len(self._queue) >= most and not self._has_capacity([*ahead, job]):
+                raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
+            self._next_ticket += 1
+            self._jobs[job.ticket] = job
+            self._queue.push(job)
+        self._thread.wake()
+        return job
+
+    def wait(self, ticket: int, timeout: float | None = None) -> bool:
+        """Block until a request has ids to take or is done; returns False where that takes longer than `timeout` seconds.
+
+        Without a thread of the scheduler's own (`start`) the caller's makes the steps.
+
+        Raises:
+            KeyError: there is no such ticket.
+            Exception: a step that the caller's thread made failed.
+        """
+        return self._wait_for([self._jobs[ticket]], timeout)
+
+    def _wait_for(self, jobs: list[Job], timeout: float | None = None) -> bool:
+        """`wait` for any of these."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not any(job.has_news or job.done for job in jobs):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            if not self.is_started:
+                self.step()
+                continue
+            with self._changed:
+                if not any(job.has_news or job.done for job in jobs):
+                    self._changed.wait(left)
+        return True
+
+    def take(self, ticket: int) -> tuple[list[int], bool]:
+        """The ids of a request that were filled since the last call, and whether it is done; then its ticket is spent.
+
+        Raises:
+            KeyError: there is no such ticket.
+            Exception: why this request could not be filled; its ticket is spent, too.
+        """
+        with self._lock:
+            self._drop_aborted()
+            job = self._jobs[ticket]
+            new = job.take()
+            if job.done:
+                self._aborted.append(ticket)
+                self._drop_aborted()
+            if job.error is not None:
+                raise job.error
+            return new, job.done
+
+    def abort(self, ticket: int) -> None:
+        """Drop a request, whether it waits or runs; others are not affected. A spent ticket is ignored.
+
+        The garbage collector may call this (a stream that was dropped in a reference cycle) in the middle of a step of the same
+        thread. The request is then only marked: no row may move before that step has ended. It is only marked, too, where the
+        scheduler's own thread drops it before its next step: nothing blocks.
+        """
+        self._aborted.append(ticket)
+        if self.is_started:
+            self._thread.wake()
+        elif not self._lock.is_mine:
+            with self._lock:
+                self._drop_aborted()
+
+    @torch.inference_mode()
+    def _drop_aborted(self) -> None:
+        """Drop what was aborted or is spent, between two steps; the lock is held."""
+        while self._aborted:
+            job = self._jobs.pop(self._aborted.pop(), None)
+            if job is None:
+                continue
+            was_done, job.done = job.done, True  # nothing more is taken from it, and its rows are retired
+            if not was_done and job in self._queue:
+                self._queue.remove(job)
+            elif not was_done or not self._jobs:  # with the last one, also what was launched for it is read
+                self._finish_pending()
+
+    def _finish_pending(self) -> None:
+        """Read the step in flight, and let finished requests leave."""
+        with self._device_as_current():
+            self._running.read_pending_step()
+            self._running.retire_rows()
+
+    # -- the state of all of them -------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """What it is doing now, and totals since it was made."""
+        with self._lock:
+            self._drop_aborted()
+            running = self._running
+            return Stats(
+                num_waiting=len(self._queue),
+                num_running=len(running.jobs),
+                num_rows=len(running.rows) + (len(running.prefill.rows) if running.prefill else 0),
+                cache_bytes=running.num_cache_bytes,
+                prefilled_positions=running.prefilled_positions,
+                decoded_rows=running.decoded_rows,
+                decoded_steps=running.decoded_steps,
+            )
+
+    def release(self) -> None:
+        """Free the memory of keys and values unless a request uses it; the next request allocates it again."""
+        with self._lock:
+            self._drop_aborted()
+            self._running.release()
+
+    def reload_weights(self) -> None:
+        """Read the model's weights again: they have changed. Running requests go on with the new ones."""
+        with self._lock:
+            self._running.reload_weights()
+
+    def swap_weights(self, change: Callable[[], object]) -> None:
+        """Call `change`, which changes the model's weights, between two steps, and read them again."""
+        with self._lock:
+            self._drop_aborted()
+            with torch.inference_mode():
+                self._finish_pending()
+            change()
+            self._running.reload_weights()
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a thread of its own makes the steps."""
+        return self._thread.is_started
+
+    def start(self) -> None:
+        """Let a thread of its own make steps while there are requests, until `stop`. Once more changes nothing."""
+        with self._lock:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End that thread after the step that it is in. Requests stay, for threads that `wait` for them or the next `start`."""
+        self._thread.stop()
+        self._notify()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Move every row by one position and choose one id for every request; finished requests leave and waiting ones join.
+
+        Requests whose prefill fails are prefilled again, each alone; one that fails alone keeps the error for itself (`take`).
+        When anything else raises (out of memory), all requests end with an error, and the scheduler is as new.
+
+        Raises:
+            Stopped: `is_stopped` says so; nothing was done.
+        """
+        if self.is_stopped is not None and self.is_stopped():
+            raise Stopped
+        with self._lock, self._device_as_current():
+            self._drop_aborted()
+            try:
+                self._step()
+                self._queue.push_back(self._running.take_retries())
+            except BaseException as error:
+                self._fail(error)
+                raise
+            finally:
+                self._report()
+
+    def _fail(self, error: BaseException) -> None:
+        """End all requests: a step has failed."""
+        why = type(error).__name__ + (f": {error}" if str(error) else "")
+        with self._lock:
+            for job in self._jobs.values():
+                if not job.done:
+                    dropped = f"The requests were dropped because a step of the engine failed ({why}): ask again."
+                    job.error = error if isinstance(error, Stopped) else RuntimeError(dropped)
+                    job.done = True
+            self._queue = AdmissionQueue()
+            self._running.reset()
+
+    def _report(self) -> None:
+        """After a step: call listeners, and wake threads that wait."""
+        for job in list(self._jobs.values()):
+            if job.on_news is not None and (job.has_news or job.done):
+                job.on_news(job)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _step_in_thread(self) -> bool:
+        """One step by the scheduler's own thread; returns False where there is nothing to do."""
+        with self._lock:
+            if not self._aborted and not self._queue and all(job.done for job in self._running.jobs):
+                return False
+        try:
+            self.step()
+        except Stopped as stopped:
+            self._fail(stopped)
+            self._report()
+        except Exception:
+            logger.exception("A step of the decoder failed: its requests were dropped, and callers get an error.")
+        return True
+
+    def _device_as_current(self) -> AbstractContextManager[Any]:
+        """Streams, events and graphs of a GPU are the current one's."""
+        device = next(self.model.parameters()).device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _step(self) -> None:
+        running = self._running
+        if self._queue and not running.is_current:
+            running.reload_weights()
+        if not running.step(has_waiting=bool(self._queue)):
+            return
+        if running.prefill is None:
+            rows = self._admit()
+            if not rows:
+                return
+            running.start_prefill(rows)
+        running.advance_prefill()
+        running.retire_rows()
+
+    def _admit(self) -> list[Row]:
+        """Rows of requests from the queue, as many as fit; capacity is reserved for all their rows, also later ones."""
+        jobs, there = [], self._running.jobs
+        while self._queue:
+            job = self._queue.next(there + jobs)
+            if jobs and (job.prefills_alone or jobs[0].prefills_alone):
+                break
+            if not self._has_capacity([*there, *jobs, job]):
+                if jobs or there:
+                    break
+                self._running.release()  # what a cache of another shape has reserved
+            positions = sum(one.num_prefilled for one in [*jobs, job])
+            if jobs and positions > self._prefill_positions:
+                break
+            self._queue.remove(job)
+            jobs.append(job)
+        if jobs:
+            self._running.reserve(*_size([*there, *jobs]))
+        return [row for job in jobs for row in job.rows(self.pad_id)]
+
+    def _has_capacity(self, jobs: list[Job]) -> bool:
+        rows, slots = _size(jobs)
+        return rows <= self.limits.max_rows and self._running.has_capacity(rows, slots)
+
+
+def _size(jobs: list[Job]) -> tuple[int, int]:
+    """Rows and slots that requests take at most."""
+    return sum(job.request.num_rows for job in jobs), max(job.request.sequence.length for job in jobs)
