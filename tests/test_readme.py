@@ -248,6 +248,55 @@ def test_the_evaluation_guide_runs(workplace: Path, monkeypatch: pytest.MonkeyPa
     assert [*read["answers"]] == ["shapes_answers", "digits_answers"] and Path("runs/eval/report.html").is_file()
 
 
+def test_the_code_of_the_extending_guide_is_that_of_the_package_in_the_tests() -> None:
+    """Which tests/extension runs; so none of it is out of date."""
+    package = ROOT / "tests/extension"
+    files = [path.read_text(encoding="utf-8") for path in package.rglob("*") if path.suffix in (".py", ".yaml")]
+    blocks = [block for language in ("python", "yaml") for block in fenced(RECIPES / "extend.md", language)]
+    assert len(blocks) >= 6
+    for block in blocks:
+        assert any(block in file for file in files), block
+
+
+DRAWN = ("shapes_draw", "digits_draw")
+TOY = {
+    "train-tokenizer": [
+        *("tokenizer.channel_multipliers=[1,1,1,1]", "tokenizer.num_res_blocks=1", "images.batch_size=4", "num_validation=4"),
+        *("tokenizer_trainer.budget.max_steps=2", "tokenizer_trainer.num_workers=0", "device=cpu"),
+    ],
+    "encode": ["device=cpu"],
+    "train": ["trainer.budget.max_steps=2", "trainer.num_workers=0", "trainer.compile=false", "device=cpu"],
+}
+
+
+@pytest.mark.slow
+def test_the_extending_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the package and its configurations in the folder that the commands run in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("mine").symlink_to(ROOT / "tests/extension/conf")
+    Path("stripes").symlink_to(ROOT / "tests/extension/stripes")
+    for line in fenced_lines(RECIPES / "extend.md"):
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        run(line, *TOY.get(line.split()[1], []))
+    assert Path("runs/stripes/scores/scores.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_training_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's life in four lines, from a dozen images and with a model of one layer."""
+    monkeypatch.chdir(tmp_path)
+    small = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "whitened_images=8", "text_vocabulary=300"]
+    lines = fenced(RECIPES / "train.md", "bash")[0].splitlines()
+    assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "train", "train"]
+    for line in lines:
+        sources = () if "train-tokenizer" in line else ("shapes", "digits") if "look" in line.split("init_from")[0] else DRAWN
+        few = [f"data.sources.{name}.dataset.dataset.num_records={8 if 'shapes' in name else 4}" for name in sources]
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        run(line, *TOY[line.split()[1]], *few, *(small if " train " in line and "init_from" not in line else ()))
+    assert Path("runs/mine/unified/model/config.json").is_file()
+
+
 LEARNING = [line for line in fenced_lines(RECIPES / "your_own_data.md") if line.split()[1] in ("encode", "train")]
 TINY_RUN = {
     "encode": ["device=cpu"],
