@@ -8,20 +8,25 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from unimm.runtime.lazy_exports import public_name
 from unimm.runtime.plugins import TARGET, import_target
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass as JSON-able values, dataclasses in them too; `_target_` with those of other packages."""
+def to_json(config: Any, is_named: bool = False) -> dict[str, Any]:
+    """The fields of a dataclass as JSON-able values, dataclasses in them too; `_target_` with those of other packages.
+
+    is_named: with ours, too: where nothing else says of which class it is.
+    """
     kind = type(config)
-    target = {} if kind.__module__.startswith("unimm.") else {TARGET: f"{kind.__module__}.{kind.__qualname__}"}
+    is_named = is_named or not kind.__module__.startswith("unimm.")
+    target = {TARGET: public_name(kind)} if is_named else {}
     return target | {one.name: _value(getattr(config, one.name)) for one in fields(config)}
 
 
-def from_json(kind: type, values: Mapping[str, Any], where: str, allow_code: bool = False) -> Any:
+def from_json(kind: type | None, values: Mapping[str, Any], where: str, allow_code: bool = False) -> Any:
     """The dataclass `kind` of JSON values, or the one that `_target_` names among them.
 
-    where: the file and the keys in it, for errors.
+    kind: None: `_target_` has to name it. where: the file and the keys in it, for errors.
 
     Raises:
         ValueError: a key is unknown or missing; or the class is of a package that may not be imported (`import_target`), or is
@@ -33,6 +38,8 @@ def from_json(kind: type, values: Mapping[str, Any], where: str, allow_code: boo
         kind = import_target(str(target), where, allow_code)
         if not (isinstance(kind, type) and is_dataclass(kind)):
             raise ValueError(f"{where} names {target}, which is no dataclass: it must be the class of a part's configuration.")
+    if kind is None:
+        raise ValueError(f"{where} does not say what it is of: add {TARGET}, the import path of its config class.")
     try:
         return kind(**values)
     except TypeError as error:

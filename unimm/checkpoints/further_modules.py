@@ -97,11 +97,11 @@ def _head_json(name: str, head: nn.Module) -> dict[str, Any]:
     config = getattr(head, "config", None)
     if not is_dataclass(config) or isinstance(config, type) or not hasattr(config, "build"):
         raise ValueError(f"The head '{name}' has no config that could build it again: give it one, a dataclass with build().")
-    return {TARGET: f"{type(config).__module__}.{type(config).__qualname__}", **to_json(config)}
+    return to_json(config, is_named=True)
 
 
 def _build_head(values: Mapping[str, Any], where: str, allow_code: bool) -> nn.Module:
-    config = from_json(object, values, where, allow_code)
+    config = from_json(None, values, where, allow_code)
     if not hasattr(config, "build"):
         raise ValueError(f"{where} names {values.get(TARGET)}, which has no build(): it is not the config of a head.")
     return config.build()
