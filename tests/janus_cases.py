@@ -229,7 +229,7 @@ def our_answers(model: UnifiedModel, image_tokenizer: Any, config: JanusConfig, 
     """The same of our models. config: the Janus' own, for drawing the same input."""
     ids, pixels, codes = _inputs(config, seed)
     embeddings = model.text.embed(ids)
-    embeddings[ids == IMAGE_ID] = model.pixels.embed(pixels)
+    embeddings[ids == IMAGE_ID] = model.pixels.projector(model.pixels.features(pixels)).flatten(0, 1)
     length = ids.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     hidden = model.hidden(embeddings, mask, torch.arange(length)[None])

@@ -46,6 +46,11 @@ class Kind(int):
             raise ValueError(f"The kinds {name!r} and {known.name!r} would have the same number: give one another name.")
         return known
 
+    @classmethod
+    def of(cls, number: int) -> "Kind":
+        """The kind with this number, which was made in this process before."""
+        return cls._known[number]
+
     def __repr__(self) -> str:
         return f"Kind({self.name!r})"
 

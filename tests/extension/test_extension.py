@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from stripes.data import Stripes
+from stripes.port import NUMBERS, NumbersPort
+from stripes.projector import PixelShuffle
 from stripes.quantizer import Signs
 from typer.testing import CliRunner
 
@@ -49,10 +51,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_parts_are_what_was_trained(place: Path) -> None:
     losses = read_numbers(place / "run" / "metrics.jsonl")[-1]
-    assert {"loss/text", "loss/codes", "loss/tether"} <= set(losses)
-    assert losses["loss/tether"] > 0
+    assert {"loss/text", "loss/codes", "loss/numbers", "loss/tether"} <= set(losses)
+    assert losses["loss/tether"] > 0 and 0 < losses["loss/numbers"] < 10
     engine = unimm.load(place / "run" / "model", "cpu", allow_code=True)
     assert isinstance(engine.image_tokenizer.quantize, Signs)
+    assert isinstance(engine.model.pixels.projector, PixelShuffle) and engine.template.num_positions == 4
+    port = engine.model.ports[NUMBERS]
+    assert isinstance(port, NumbersPort) and port.unknown.weight.norm() > 0
 
 
 def test_every_command_opens_it_where_its_code_is_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

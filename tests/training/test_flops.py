@@ -35,7 +35,7 @@ def test_it_is_what_torch_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     """
     monkeypatch.setenv("CXX", "no-such-compiler")  # what its own kernel does, torch cannot count
     library_beside.cache_clear()
-    monkeypatch.setattr(unified, "WANTED_ROUNDED", 1)
+    monkeypatch.setattr(unified, "ROUND_LOSS_POSITIONS", 1)
     model = make_model()
     objective = Likelihood(model)
     freeze(objective.parts(), stage)
@@ -50,7 +50,7 @@ def test_it_is_what_torch_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     is_wanted = batch.target_kinds != PADDING
     hidden_of_wanted = int((lengths[:, None] - 1 - batch.positions)[is_wanted].sum())
     hidden = ((count.num_layers - 1) * hidden_pairs + hidden_of_wanted) * count.a_pair
-    padding = (batch.documents.numel() - batch.num_elements) * (count.trunk.flops - count.wanted.flops)
+    padding = (batch.documents.numel() - batch.num_elements) * (count.trunk.flops - count.behind.flops)
     assert count.of(batch) + hidden + padding == pytest.approx(counter.get_total_flops(), rel=0.025)
     library_beside.cache_clear()
 

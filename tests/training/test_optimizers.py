@@ -17,7 +17,7 @@ def groups_of(model: UnifiedModel, config: OptimizerConfig, factors: dict[str, f
     """Parameter name -> (optimizer, rate, decay); fails where one is moved twice."""
     names = {id(p): name for name, p in model.named_parameters()}
     found: dict[str, tuple] = {}
-    for optimizer, one in Optimizers(model.parts(), factors or EVERYTHING.lr_scales, config).all.items():
+    for optimizer, one in Optimizers(model.parts(), factors or EVERYTHING.lr_scales, config, model.hidden_parts()).all.items():
         for group in one.param_groups:
             for parameter in group["params"]:
                 name = names[id(parameter)]
@@ -56,7 +56,7 @@ def test_factors_scale_rates_and_what_is_not_named_stays_out() -> None:
 
 
 def test_scale_goes_from_the_base_rate() -> None:
-    optimizers = Optimizers(make_model().parts(), {"trunk": 0.5}, CONFIG)
+    optimizers = Optimizers(make_model().parts(), {"trunk": 0.5}, CONFIG, ["trunk"])
     for factor in (0.5, 0.1, 1.0):
         optimizers.scale(factor)
         rates = {name: {group["lr"] for group in one.param_groups} for name, one in optimizers.all.items()}
@@ -66,7 +66,7 @@ def test_scale_goes_from_the_base_rate() -> None:
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, muon_lr=None)])
 def test_a_step_moves_by_about_the_rate_and_clears_the_gradients(config: OptimizerConfig) -> None:
     model = make_model()
-    optimizers = Optimizers(model.parts(), EVERYTHING.lr_scales, replace(config, weight_decay=0.0))
+    optimizers = Optimizers(model.parts(), EVERYTHING.lr_scales, replace(config, weight_decay=0.0), model.hidden_parts())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -96,7 +96,7 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
         peak_tflops=setting.peak_tflops,
     )
     with tempfile.TemporaryDirectory() as folder:
-        mixture = _mixture(world, config, tokenizer, setting.seed)
+        mixture = _mixture(world, model, tokenizer, setting.seed)
         trainer = _Measured(Likelihood(model), mixture, trainer_config, Path(folder), str(device))
         trainer.num_warm_up = setting.num_warm_up
         trainer.fit()
@@ -131,13 +131,15 @@ def _texts(world: ShapesWorld) -> Iterator[str]:
         yield from (words for asked in record.questions for words in (asked.text, asked.answer))
 
 
-def _mixture(world: ShapesWorld, config: UnifiedConfig, tokenizer: TextTokenizer, seed: int) -> Mixture:
+def _mixture(world: ShapesWorld, model: UnifiedModel, tokenizer: TextTokenizer, seed: int) -> Mixture:
+    config, codes = model.config, model.config.codes
+    assert codes is not None, "drawing is part of what is measured"
     sources = [
         Source("look", world, Conversation(10, 0.15)),
         Source("text", _Pages(world), PlainText()),
-        Source("draw", CodedAtRandom(world, config.codes.num_codes, config.codes.codebook_size), Drawing(0.1)),
+        Source("draw", CodedAtRandom(world, codes.num_codes, codes.codebook_size), Drawing(0.1)),
     ]
-    template = Template(tokenizer, PromptFormat(), config.vision.image_size, config.vision.num_patches)
+    template = Template(tokenizer, PromptFormat(), config.vision.image_size, model.num_image_positions)
     return Mixture(in_ratio(sources, RATIO), template, seed)
 
 

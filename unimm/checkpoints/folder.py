@@ -173,7 +173,9 @@ def change_dtype(
                 parameter.data = parameter.data.to(dtype)
 
 
-def _check_codes(codes: CodesConfig, image_tokenizer: ImageTokenizer) -> None:
+def _check_codes(codes: CodesConfig | None, image_tokenizer: ImageTokenizer) -> None:
+    if codes is None:
+        return
     ours, theirs = (codes.num_codes, codes.codebook_size), (image_tokenizer.num_codes, image_tokenizer.codebook_size)
     if ours != theirs:
         raise ValueError(
@@ -214,8 +216,8 @@ def _write_configs(
         config = janus_config.to_janus_config(model.config, image_tokenizer.config, special, dtype)
     config["unimm"] = {**extra, **config.get("unimm", {}), "version": VERSION}
     write_json(folder / CONFIG, config)
-    vision = model.config.vision
-    janus_processor.write_processor(folder, vision.image_size, vision.num_patches, extra.get("prompt_format") or {})
+    image = model.config.vision.image_size, model.num_image_positions
+    janus_processor.write_processor(folder, *image, extra.get("prompt_format") or {})
 
 
 def _read_layout(raw: Mapping[str, Any], folder: Path, allow_code: bool) -> tuple[UnifiedConfig, ImageTokenizerConfig, Names]:
@@ -235,7 +237,10 @@ def _read_own_sizes(raw: Mapping[str, Any], allow_code: bool) -> tuple[UnifiedCo
     kinds = {"vision": VisionConfig, "codes": CodesConfig, "projector": ProjectorConfig}
     sizes = dict(raw.get("model") or {})
     for key, kind in kinds.items():
-        sizes[key] = from_json(kind, sizes.get(key) or {}, f"config.json, model.{key}", allow_code)
+        if key not in sizes or sizes[key] is not None:  # a model that draws nothing has no codes
+            sizes[key] = from_json(kind, sizes.get(key) or {}, f"config.json, model.{key}", allow_code)
+    ports: dict[str, Any] = sizes.get("ports") or {}
+    sizes["ports"] = {k: from_json(object, v, f"config.json, model.ports.{k}", allow_code) for k, v in ports.items()}
     image_tokenizer = image_tokenizer_config(raw.get("image_tokenizer") or {}, "config.json, image_tokenizer", allow_code)
     return from_json(UnifiedConfig, sizes, "config.json, model", allow_code), image_tokenizer
 

@@ -39,9 +39,18 @@ class SpecialIds(Protocol):
 def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) -> list[str]:
     """Which parts of a model `transformers`' Janus cannot express; empty when it can."""
     reasons = []
-    if config.projector.kind != "mlp":
-        reasons.append(f"the projector is '{config.projector.kind}', a Janus has 'mlp'")
-    for name, depth in (("projector", config.projector.depth), ("code aligner", config.codes.aligner_depth)):
+    for name, port in config.ports.items():
+        reasons.append(f"it has a port '{name}' ({type(port).__name__}), a Janus has text, pixels and codes")
+    if config.codes is None:
+        return [*reasons, "it draws nothing, a Janus has codes"]
+    depths = {"code aligner": config.codes.aligner_depth}
+    projector = config.projector
+    if isinstance(projector, ProjectorConfig) and projector.kind == "mlp":
+        depths["projector"] = projector.depth
+    else:
+        own = projector.kind if isinstance(projector, ProjectorConfig) else type(projector).__name__
+        reasons.append(f"the projector is '{own}', a Janus has 'mlp'")
+    for name, depth in depths.items():
         if not 1 <= depth <= MAX_DEPTH:
             reasons.append(f"the {name} has {depth} layers, our table of names goes from 1 to {MAX_DEPTH}")
     quantizer = image_tokenizer.quantizer
@@ -154,7 +163,8 @@ def clean_trunk(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vision_json(config: UnifiedConfig, width: int) -> dict[str, Any]:
-    vision = config.vision
+    vision, projector = config.vision, config.projector
+    assert isinstance(projector, ProjectorConfig), "no other is a Janus"
     return {
         "model_type": "janus_vision_model",
         "image_size": vision.image_size,
@@ -165,12 +175,13 @@ def _vision_json(config: UnifiedConfig, width: int) -> dict[str, Any]:
         "num_attention_heads": vision.num_heads,
         "mlp_ratio": vision.mlp_ratio,
         "projection_dim": width,
-        "depth": config.projector.depth,
+        "depth": projector.depth,
         **_FIXED["vision_config"],
     }
 
 
 def _vq_json(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, width: int) -> dict[str, Any]:
+    assert config.codes is not None, "a Janus draws"
     return {
         "model_type": "janus_vqgan",
         "num_embeddings": image_tokenizer.quantizer.codebook_size,

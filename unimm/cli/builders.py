@@ -168,12 +168,15 @@ def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, voca
         "codebook_size": image_tokenizer.quantizer.codebook_size,
         "code_dim": image_tokenizer.code_dim,
     }
+    trunk = {**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary}
+    if sizes.codes is None:
+        return replace(sizes, trunk=trunk)
     for name, value in own.items():
         given = getattr(sizes.codes, name)
         if given not in (None, value) and name != "code_dim":
             raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
     codes = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
-    return replace(sizes, codes=codes, trunk={**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary})
+    return replace(sizes, codes=codes, trunk=trunk)
 
 
 def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
@@ -205,9 +208,8 @@ def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
 def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel, own: PromptFormat) -> Template:
     """How prompts for this model are written: as the configuration says, else its own way."""
     prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
-    vision = model.config.vision
-    longest = model.config.max_positions
-    return Template(tokenizer, prompt_format, vision.image_size, vision.num_patches, max_positions=longest)
+    image = model.config.vision.image_size, model.num_image_positions
+    return Template(tokenizer, prompt_format, *image, max_positions=model.config.max_positions)
 
 
 def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:

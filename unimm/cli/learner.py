@@ -220,7 +220,7 @@ def _with_fresh_sizes(
     sizes = replace(own, **taken)
     if "trunk" in taken:
         sizes = replace(sizes, trunk={**given.trunk, **trunk_ids(tokenizer)})
-    if fresh >= CODE_PARTS:
+    if fresh >= CODE_PARTS and sizes.codes is not None:
         codes = dict.fromkeys(("num_codes", "codebook_size", "code_dim"))
         sizes = sizes if "codes" in taken else replace(sizes, codes=replace(sizes.codes, **codes))
     return fill_sizes(sizes, image_tokenizer.config, len(tokenizer))
@@ -241,8 +241,9 @@ def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> Non
     """Raises ValueError where the command line gives a size that the model to start from does not have, and keeps."""
     for group in PARTS_OF:
         keys = [] if _is_sized(group, fresh) else _given_keys(config, group)
-        has = {**own.trunk_config().to_dict(), **own.trunk} if group == "trunk" else asdict(getattr(own, group))
-        for name, value in config.model[group].items():
+        settings = getattr(own, group)
+        has = {**own.trunk_config().to_dict(), **own.trunk} if group == "trunk" else (settings and asdict(settings)) or {}
+        for name, value in (config.model[group] or {}).items():
             is_given = any(key in ("model", f"model.{group}", f"model.{group}.{name}") for key in keys)
             if is_given and name != "_target_" and value is not None and has.get(name) != value:
                 raise ValueError(

@@ -147,7 +147,8 @@ def initialize(learner: Learner, num_images: int) -> None:
     if images:
         init_vision_from_patches(model.pixels.tower, torch.from_numpy(np.stack(images)))
     codebook = learner.bundle.image_tokenizer.quantize.codebook
-    if fresh >= {"code_embedding", "code_head"} and codebook.shape == model.codes.embedding.weight.shape:
+    draws = model.config.codes is not None and fresh >= {"code_embedding", "code_head"}
+    if draws and codebook.shape == model.codes.embedding.weight.shape:
         init_codes_from_codebook(model.codes, codebook)
 
 

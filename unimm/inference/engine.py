@@ -62,7 +62,7 @@ class Engine:
             bundle.tokenizer,
             self.prompt_format,
             vision.image_size,
-            vision.num_patches,
+            model.num_image_positions,
             lambda image: self.encode_image(image).numpy(),
         )
         self.tokenizer = self.template.tokenizer  # it shows no roles

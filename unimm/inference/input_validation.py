@@ -8,7 +8,7 @@ from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
 from unimm.inference.scalars import shorten
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import BLANK, Kind, Sequence
+from unimm.sequence import Sequence
 
 MAX_PROMPT_CHARACTERS = 50_000
 """Longer texts are refused before they reach the tokenizer: no model here could read them."""
@@ -48,18 +48,13 @@ def pair(image: ImageLike | list, question: str | list[str]) -> tuple[list, list
 
 def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
     """ValueError: an element is none that the model knows. Prefilled beside others it would be their trouble, too."""
-    size = model.config.vision.image_size
     for segment in sequence.segments:
-        if segment.kind == Kind.PIXELS:
-            pixels = segment.pixels
-            if pixels is not None and pixels.shape != (3, size, size):
-                raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {pixels.shape}.")
-            continue
-        most = model.vocabulary_ports[segment.kind].vocabulary_size
-        ids = segment.content_ids
-        strange = ids[((ids < 0) | (ids >= most)) & (ids != BLANK)]  # closed segments hold no blanks
-        if len(strange):
-            raise ValueError(f"The model has no element {strange[0]} of {segment.kind.name}: they go from 0 to {most - 1}.")
+        ports = model.predicted_ports if segment.is_open else model.ports
+        if segment.kind not in ports:
+            known = ", ".join(kind.name for kind in ports)
+            what = "fills in" if segment.is_open else "reads"
+            raise ValueError(f"The model {what} {known}, not {segment.kind.name}.")
+        ports[segment.kind].check(segment)
 
 
 def check_weights(own: dict[str, torch.nn.Parameter], new: dict[str, torch.Tensor]) -> None:

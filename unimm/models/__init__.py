@@ -11,16 +11,26 @@ if TYPE_CHECKING:
     from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
-    from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
-    from unimm.models.vision.projectors import ProjectorConfig
+    from unimm.models.ports.base import Filler, LossSums, Passes, Port, PortConfig, PredictedPort, VocabularyPort
+    from unimm.models.ports.codes import CodesConfig
+    from unimm.models.unified import UnifiedConfig, UnifiedModel
+    from unimm.models.vision.projectors import Projector, ProjectorConfig, ProjectorSettings
     from unimm.models.vision.tower import VisionConfig, VisionTower
 
 __all__ = [
     "CodesConfig",
+    "Filler",
     "ImageTokenizer",
     "ImageTokenizerConfig",
     "LoraConfig",
+    "LossSums",
+    "Passes",
+    "Port",
+    "PortConfig",
+    "PredictedPort",
+    "Projector",
     "ProjectorConfig",
+    "ProjectorSettings",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
@@ -28,6 +38,7 @@ __all__ = [
     "UnifiedModel",
     "VisionConfig",
     "VisionTower",
+    "VocabularyPort",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -35,10 +46,15 @@ __getattr__, __dir__ = lazy_exports(
     {
         "UnifiedModel": "unified",
         "UnifiedConfig": "unified",
-        "CodesConfig": "unified",
+        "CodesConfig": "ports.codes",
         "VisionConfig": "vision.tower",
         "VisionTower": "vision.tower",
+        "Projector": "vision.projectors",
         "ProjectorConfig": "vision.projectors",
+        "ProjectorSettings": "vision.projectors",
+        **dict.fromkeys(
+            ("Filler", "LossSums", "Passes", "Port", "PortConfig", "PredictedPort", "VocabularyPort"), "ports.base"
+        ),
         "ImageTokenizer": "image_tokenizer.model",
         "ImageTokenizerConfig": "image_tokenizer.model",
         "QuantizerConfig": "image_tokenizer.quantizers",

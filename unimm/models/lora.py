@@ -17,10 +17,6 @@ from torch import nn
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_number, check_whole
 
-PARTS = ("trunk", "vision", "projector")
-"""Parts that adapters can be attached to. Not the heads: `cross_entropy` multiplies by a head's own weight, and would pass the
-adapter over."""
-
 ADAPTER = "default"
 """The name of the one adapter, as peft calls it."""
 
@@ -45,7 +41,7 @@ class LoraConfig:
         check_number(self, "alpha", above=0)
         check_number(self, "dropout", below=1)
         if not self.targets:
-            raise ValueError(f"lora.targets is empty: name {', '.join(PARTS)}, or layers of them such as trunk.q_proj.")
+            raise ValueError("lora.targets is empty: name trunk, vision, projector, or layers of them such as trunk.q_proj.")
 
 
 def attach(model: UnifiedModel, config: LoraConfig) -> None:
@@ -88,15 +84,17 @@ def target_layers(model: UnifiedModel, targets: tuple[str, ...] | list[str]) -> 
     """The names of the linear layers that targets mean.
 
     Raises:
-        ValueError: a target is no part that takes adapters, or no layer of one.
+        ValueError: a target is no part that takes adapters, or no layer of one. Heads take none: `linear_cross_entropy`
+            multiplies by a head's own weight, and would pass the adapter over.
     """
+    parts = model.hidden_parts()
     names = {id(module): name for name, module in model.named_modules()}
     chosen: list[str] = []
     for target in targets:
         part, _, layer = target.partition(".")
-        if part not in PARTS:
+        if part not in parts:
             raise ValueError(
-                f"lora.targets: '{part}' takes no adapter, {', '.join(PARTS)} do. A head, an embedding or the code aligner "
+                f"lora.targets: '{part}' takes no adapter, {', '.join(parts)} do. A head, an embedding or the code aligner "
                 f"learns as a whole where the stage names it."
             )
         inside = [names[id(module)] for module in model.parts()[part].modules() if isinstance(module, nn.Linear)]

@@ -1,14 +1,15 @@
 """The unified model: one autoregressive Transformer and a port for each kind of element.
 
-    tokens, pixels, codes --ports embed--> embeddings (B, T, D) --trunk--> hidden (B, T, D) --port of the next element--> ids
+    content --port of its kind--> embeddings (B, T, D) --trunk--> hidden (B, T, D) --port of the next element--> losses, logits
 
 Shapes: B rows, T positions, D trunk width. The trunk is any causal language model of `transformers`, without its own token
 embedding and head: those belong to the text port. One of Llama's shape is computed by layers of our own.
 Source: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,11 @@ from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
 from unimm.models.llama import LlamaTrunk
 from unimm.models.llama_layer import is_llama_shaped
-from unimm.models.ports.base import LossSums, VocabularyPort
-from unimm.models.ports.codes import CodesPort
+from unimm.models.ports.base import LossSums, Port, PortConfig, PredictedPort, VocabularyPort
+from unimm.models.ports.codes import CodesConfig
 from unimm.models.ports.pixels import PixelsPort
 from unimm.models.ports.text import TextPort
-from unimm.models.vision.projectors import ProjectorConfig, build_projector
+from unimm.models.vision.projectors import ProjectorConfig, ProjectorSettings
 from unimm.models.vision.tower import VisionConfig, VisionTower
 from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Kind
@@ -34,25 +35,9 @@ TRUNK_SIZES = (
 )
 """What a trunk's config counts, where it does."""
 
-WANTED_ROUNDED = 128
-"""What the number of wanted positions is a multiple of: every new number is a new shape to the last layer's products, which
-oneDNN compiles anew."""
-
-
-@dataclass(frozen=True)
-class CodesConfig:
-    """What the model must know of the image tokenizer: codes an image, codebook size and the width of a code."""
-
-    SIZES: ClassVar[tuple[str, ...]] = ("num_codes", "codebook_size", "code_dim")
-
-    num_codes: int
-    codebook_size: int
-    code_dim: int = 8
-    aligner_depth: int = 2
-
-    def __post_init__(self) -> None:
-        # What is not given yet comes from the image tokenizer.
-        check_whole(self, 1, "aligner_depth", *(name for name in self.SIZES if getattr(self, name) is not None))
+ROUND_LOSS_POSITIONS = 128
+"""What the number of positions with a loss is a multiple of: every new number is a new shape to the last layer's products,
+which oneDNN compiles anew."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +45,16 @@ class UnifiedConfig:
     """Everything that fixes the shape of a unified model.
 
     trunk: a `transformers` text config as keywords: `model_type` ("llama", "qwen3", ...) and its sizes.
+    codes: None: the model draws nothing.
+    projector: one of ours, or of another package.
+    ports: of further kinds, each by the name that its module has in the model.
     """
 
     trunk: dict[str, Any]
     vision: VisionConfig
-    codes: CodesConfig
-    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    codes: CodesConfig | None
+    projector: ProjectorSettings = field(default_factory=ProjectorConfig)
+    ports: Mapping[str, PortConfig] = field(default_factory=dict)
 
     def trunk_config(self) -> PreTrainedConfig:
         """The trunk's config as `transformers` knows it; what is not given takes the defaults there."""
@@ -82,58 +71,88 @@ class UnifiedConfig:
 
 
 class UnifiedModel(nn.Module):
-    """Everything that is trained together. The image tokenizer is not part of it: codes come from the data."""
+    """Everything that is trained together. The image tokenizer is not part of it: codes come from the data.
+
+    Raises ValueError where a port cannot have the name or the kind that it is given.
+    """
+
+    text: TextPort
+    pixels: PixelsPort
+    codes: Any
+    """The port of CODES, where the model draws."""
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__()
         self.config = config
         trunk_config = config.trunk_config()
         self.width: int = trunk_config.hidden_size
-        self.skips_unused_positions = is_llama_shaped(trunk_config)  # where nothing is wanted of it
+        self.skips_unused_positions = is_llama_shaped(trunk_config)  # of the last layer, where no loss is
         self.trunk: Any = LlamaTrunk(trunk_config) if self.skips_unused_positions else _transformers_trunk(trunk_config)
         self._cache_keyword = cache_keyword(self.trunk)
         tower = VisionTower(config.vision)
-        codes = config.codes
         self.text = TextPort(trunk_config.vocab_size, self.width, tied=bool(trunk_config.tie_word_embeddings))
-        self.pixels = PixelsPort(tower, build_projector(config.projector, config.vision.width, self.width))
-        self.codes = CodesPort(codes.codebook_size, codes.code_dim, self.width, codes.aligner_depth)
+        self.pixels = PixelsPort(tower, config.projector.build(config.vision.width, self.width))
+        if config.codes is not None:
+            self.codes = config.codes.build(self.width)
         std = getattr(trunk_config, "initializer_range", 0.02)
         for embedding in (self.text.embedding, self.text.head):
             nn.init.normal_(embedding.weight, std=std)
+        for name, port in config.ports.items():
+            self._add_port(name, port.build(self.width))
+
+    def _add_port(self, name: str, port: Port) -> None:
+        if hasattr(self, name) or "." in name or name == "image_tokenizer":
+            raise ValueError(f"A port cannot be named '{name}' in a model: choose another name below model.ports.")
+        if port.kind in self.ports:
+            raise ValueError(f"The port '{name}' is of {port.kind.name}, which has a port already: one kind, one port.")
+        if taken := set(port.parts()) & set(self.parts()):
+            raise ValueError(f"The port '{name}' names a part '{min(taken)}', which the model has already: rename it.")
+        self.add_module(name, port)
+
+    @property
+    def ports(self) -> dict[Kind, Port]:
+        """Every port, by kind."""
+        names = ("pixels", "text", "codes", *self.config.ports)
+        return {port.kind: port for name in names if (port := getattr(self, name, None)) is not None}
+
+    @property
+    def predicted_ports(self) -> dict[Kind, PredictedPort]:
+        """The ports whose elements can be learned and filled in, by kind."""
+        return {kind: port for kind, port in self.ports.items() if isinstance(port, PredictedPort)}
 
     @property
     def vocabulary_ports(self) -> dict[Kind, VocabularyPort]:
-        """The ports whose elements can be predicted, by kind."""
-        return {Kind.TEXT: self.text, Kind.CODES: self.codes}
+        """The ports whose elements are ids, by kind."""
+        return {kind: port for kind, port in self.ports.items() if isinstance(port, VocabularyPort)}
+
+    @property
+    def num_image_positions(self) -> int:
+        """Positions that an image which is looked at takes."""
+        return self.pixels.num_positions
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that a training stage can name; together they hold every parameter once (tied ones aside)."""
-        return {
-            "vision": self.pixels.tower,
-            "projector": self.pixels.projector,
-            "trunk": self.trunk,
-            "text_embedding": self.text.embedding,
-            "text_head": self.text.head,
-            "code_embedding": nn.ModuleList([self.codes.embedding, self.codes.aligner]),
-            "code_head": self.codes.head,
-        }
+        ports = self.ports.values()
+        named = {name: part for port in ports if not isinstance(port, PredictedPort) for name, part in port.parts().items()}
+        named["trunk"] = self.trunk
+        return named | {name: part for port in ports if isinstance(port, PredictedPort) for name, part in port.parts().items()}
+
+    def hidden_parts(self) -> tuple[str, ...]:
+        """The parts that are layers inside a network, no embeddings or heads: Muon may move their matrices, and they take
+        adapters."""
+        return ("trunk", *(name for port in self.ports.values() for name in port.hidden_parts))
 
     def layers(self) -> list[nn.Module]:
-        """The layers of trunk and vision tower: what is repeated, and takes most memory."""
-        return [*self.trunk.layers, *self.pixels.tower.transformer.blocks]
+        """The layers of trunk and ports: what is repeated, and takes most memory."""
+        return [*self.trunk.layers, *(unit for port in self.ports.values() for unit in port.units())]
 
-    def set_attention(self, way: str) -> None:
-        """How the trunk attends from now on, one of `unimm.models.attention.BACKENDS`; what is cached wants "sdpa".
-
-        With "documents", for training on a CPU, the vision tower takes plain products: the backward pass of PyTorch's fused
-        kernel takes several times as long as theirs there (recipes/LOG.md).
-        """
+    def set_attention(self, backend: str) -> None:
+        """How the trunk attends from now on, one of `unimm.models.attention.BACKENDS`; a cache needs "sdpa"."""
         if not self.skips_unused_positions:
             register_documents()
-        self.trunk.set_attn_implementation(way)
-        for module in self.pixels.tower.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", way != "documents")  # noqa: B010 - a plain attribute, whatever the types say
+        self.trunk.set_attn_implementation(backend)
+        for port in self.ports.values():
+            port.set_attention(backend)
 
     def compile_layers(self, dynamic: bool | None = None) -> None:
         """Compile the trunk layer by layer: the layers are alike, so one compilation serves them all. The vision tower gains
@@ -144,36 +163,45 @@ class UnifiedModel(nn.Module):
         for layer in self.trunk.layers:
             layer.compile(dynamic=dynamic)
 
+    def check(self, batch: Batch) -> None:
+        """Raises ValueError where a batch in main memory holds a kind that the model has no port for, or learns one that it
+        cannot predict."""
+        for kinds, ports, what in ((batch.kinds, self.ports, "reads"), (batch.target_kinds, self.predicted_ports, "predicts")):
+            for number in kinds.unique().tolist():
+                if number != PADDING and number not in ports:
+                    known = ", ".join(kind.name for kind in ports)
+                    raise ValueError(f"The model {what} {known}, not {Kind.of(number).name}: leave it out, or add its port.")
+
     def forward(self, batch: Batch) -> dict[Kind, LossSums]:
-        """The likelihood of everything that is learned in a batch, as sums and counts a kind."""
+        """The losses of everything that is learned in a batch, as sums and counts a kind."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)
-        # Positions that nothing is learned at are not wanted of the last layer (but some, for a round number), nor behind it.
-        kinds_N, targets_N, weights_N = (x.flatten() for x in (batch.target_kinds, batch.targets, batch.weights))
-        loss_positions_M = _rounded_up(kinds_N != PADDING).nonzero().squeeze(1)
+        # Of the last layer, and behind it, only positions with a loss are computed (and a few others, for a round number).
+        ports = self.predicted_ports
+        is_read_N = {kind: port.is_read(batch).flatten() for kind, port in ports.items()}
+        any_N = torch.stack(list(is_read_N.values())).any(0)
+        loss_positions_M = _rounded_up(any_N).nonzero().squeeze(1)
         hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, loss_positions_M=loss_positions_M)
-        tallies = {}
-        for kind, port in self.vocabulary_ports.items():
-            is_kind_M = kinds_N[loss_positions_M] == kind
-            chosen_m = loss_positions_M[is_kind_M]
-            tallies[kind] = port.loss(hidden_MD[is_kind_M], targets_N[chosen_m], weights_N[chosen_m])
-        return tallies
+        sums = {}
+        for kind, port in ports.items():
+            is_read_M = is_read_N[kind][loss_positions_M]
+            sums[kind] = port.loss(hidden_MD[is_read_M], *port.targets(batch, loss_positions_M[is_read_M]))
+        return sums
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """(B, T, D): every port embeds its own elements, also when there are none.
 
         Raises:
-            ValueError: the images do not take as many positions as the batch holds for them.
+            ValueError: the content of a kind, such as images, does not take as many positions as the batch holds for it.
         """
         kinds_n = batch.kinds.flatten()
-        tokens_n = batch.tokens.flatten()
         embeddings_nD = None
-        for kind, port in {Kind.PIXELS: self.pixels, **self.vocabulary_ports}.items():
+        for kind, port in self.ports.items():
             where_m = (kinds_n == kind).nonzero().squeeze(1)
-            values_mD = port.embed_batch(batch.images) if isinstance(port, PixelsPort) else port.embed(tokens_n[where_m])
+            values_mD = port.embed(port.content(batch, where_m))
             if len(values_mD) != len(where_m):
                 raise ValueError(
-                    f"The batch holds {len(where_m)} positions of {kind.name}, but its images take {len(values_mD)}: "
-                    f"image size, patch size and the number of positions a segment claims must agree."
+                    f"The batch holds {len(where_m)} positions of {kind.name}, but its content takes {len(values_mD)}: "
+                    f"image size, patch size, projector and the number of positions a segment claims must agree."
                 )
             if embeddings_nD is None:
                 embeddings_nD = values_mD.new_zeros(len(kinds_n), self.width)
@@ -189,11 +217,11 @@ class UnifiedModel(nn.Module):
         cache: Cache | None = None,
         loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The trunk: (B, T, D) -> (B, T, D), or (M, D) of the positions that are wanted of all rows one after another.
+        """The trunk: (B, T, D) -> (B, T, D), or (M, D) of some positions, counted over all rows.
 
-        mask: as the way to attend wants it (`unimm.models.attention`): for "sdpa" (B, 1, T, S) bool, true where a position may
-            look; S counts what the cache holds too.
-        wanted_M: (M,) long, rising; not with a cache.
+        mask: as the attention backend takes it (`unimm.models.attention`): for "sdpa" (B, 1, T, S) bool, true where a position
+            may look; S counts what the cache holds too.
+        loss_positions_M: (M,) long, rising; not with a cache.
         """
         if self.skips_unused_positions:
             if loss_positions_M is not None:
@@ -221,7 +249,8 @@ def _transformers_trunk(config: PreTrainedConfig) -> nn.Module:
     return trunk
 
 
-def _rounded_up(is_wanted_N: torch.Tensor) -> torch.Tensor:
-    """The wanted positions, (N,) bool, and the first others, up to a multiple of `WANTED_ROUNDED` if there are so many."""
-    missing = -is_wanted_N.sum() % WANTED_ROUNDED
-    return is_wanted_N | (~is_wanted_N & ((~is_wanted_N).cumsum(0) <= missing))
+def _rounded_up(is_read_N: torch.Tensor) -> torch.Tensor:
+    """The positions that are read, (N,) bool, and the first others, up to a multiple of `ROUND_LOSS_POSITIONS` if there are so
+    many."""
+    missing = -is_read_N.sum() % ROUND_LOSS_POSITIONS
+    return is_read_N | (~is_read_N & ((~is_read_N).cumsum(0) <= missing))

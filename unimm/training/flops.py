@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from unimm.batch import PADDING, Batch
+from unimm.batch import Batch
 from unimm.models.attention import document_sizes
 from unimm.models.unified import UnifiedModel
-from unimm.sequence import Kind
 
 PEAKS = {
     "B200": 2250e12,
@@ -61,47 +60,48 @@ class FlopCount:
     """The FLOPs of batches, for what learns of a model now. Layers that look at a window alone count as if they saw it all."""
 
     def __init__(self, model: UnifiedModel) -> None:
-        parts = model.parts()
-        before = any(p.requires_grad for name in ("text_embedding", "code_embedding") for p in parts[name].parameters())
-        self.vision = _part(parts["vision"])
-        self.projector = _part(parts["projector"], self.vision.is_followed)
-        self.aligner = _part(parts["code_embedding"])
-        self.trunk = _part(parts["trunk"], self.projector.is_followed or before)
-        self.heads = {
-            Kind.TEXT: _part(parts["text_head"], self.trunk.is_followed),
-            Kind.CODES: _part(parts["code_head"], self.trunk.is_followed),
-        }
-        self.num_patches = model.config.vision.num_patches
-        vision, trunk = model.config.vision, model.config.trunk_config()
+        self.model = model
+        self.paths = {kind: _path(port.path()) for kind, port in model.ports.items()}
+        is_followed = any(part.is_followed for parts in self.paths.values() for part in parts[-1:])
+        self.trunk = _part(model.trunk, is_followed)
+        self.heads = {kind: _path(port.head_path(), self.trunk.is_followed) for kind, port in model.predicted_ports.items()}
+        trunk = model.config.trunk_config()
         width = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
         # Scores and their sums, each 2 operations a pair and dimension, of one layer.
         self.a_pair = 4 * trunk.num_attention_heads * width * self.trunk.times
         self.num_layers = trunk.num_hidden_layers
         last = model.trunk.layers[-1]
         behind = [last.self_attn.o_proj, last.mlp] if model.skips_unused_positions else []
-        self.wanted = _part(nn.ModuleList(behind), self.trunk.is_followed)
-        self.an_image = 4 * vision.num_layers * vision.width * self.num_patches**2 * self.vision.times
+        self.behind = _part(nn.ModuleList(behind), self.trunk.is_followed)
 
     def about(self, num_positions: int) -> int:
-        """Forward and backward pass of so many positions through trunk and the larger head, before their batch is made: without
-        attention and images."""
-        return num_positions * (self.trunk.flops + max(head.flops for head in self.heads.values()))
+        """Forward and backward pass of so many positions through trunk and the largest head, before their batch is made:
+        without attention and images."""
+        return num_positions * (self.trunk.flops + max(sum(part.flops for part in head) for head in self.heads.values()))
 
     def of(self, batch: Batch) -> int:
         """Forward and backward pass of a batch that still lies in main memory."""
         sizes = document_sizes(batch.documents)
         sizes = sizes[sizes > 0]
-        # Images whose features are stored do not go through the tower.
-        num_seen, num_images = len(batch.images.pixels), batch.num_images
-        is_wanted_BT = batch.target_kinds != PADDING
+        is_read = {kind: port.is_read(batch) for kind, port in self.model.predicted_ports.items()}
+        any_BT = torch.stack(list(is_read.values())).any(0)
         pairs = int((sizes * (sizes + 1) // 2).sum())
-        last_pairs = int((batch.positions + 1)[is_wanted_BT].sum()) if self.wanted.flops else pairs
-        count = int(sizes.sum()) * (self.trunk.flops - self.wanted.flops) + int(is_wanted_BT.sum()) * self.wanted.flops
+        last_pairs = int((batch.positions + 1)[any_BT].sum()) if self.behind.flops else pairs
+        count = int(sizes.sum()) * (self.trunk.flops - self.behind.flops) + int(any_BT.sum()) * self.behind.flops
         count += ((self.num_layers - 1) * pairs + last_pairs) * self.a_pair
-        count += num_seen * (self.num_patches * self.vision.flops + self.an_image)
-        count += num_images * self.num_patches * self.projector.flops
-        count += int((batch.kinds == Kind.CODES).sum()) * self.aligner.flops
-        return count + sum(int((batch.target_kinds == kind).sum()) * head.flops for kind, head in self.heads.items())
+        for kind, port in self.model.ports.items():
+            for part, passes in zip(self.paths[kind], port.passes(batch), strict=True):
+                count += passes.vectors * part.flops + passes.attention * part.times
+        return count + sum(int(is_read[kind].sum()) * part.flops for kind, head in self.heads.items() for part in head)
+
+
+def _path(modules: list[nn.Module], is_followed: bool = False) -> list[_Part]:
+    """The parts that something goes through one after another. is_followed: whether gradients pass through what goes in."""
+    parts: list[_Part] = []
+    for module in modules:
+        parts.append(_part(module, is_followed))
+        is_followed = parts[-1].is_followed
+    return parts
 
 
 def _part(part: nn.Module, is_followed: bool = False) -> _Part:

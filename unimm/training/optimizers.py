@@ -7,7 +7,7 @@ at first, and an orthogonal step would be a large one. `torch.optim.Muon` takes 
 one shape go through together, and a convolution's (out, in, kh, kw) is a matrix (out, in kh kw).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class Optimizers:
         parts: dict[str, nn.Module],
         factors: dict[str, float],
         config: OptimizerConfig,
+        hidden_parts: Collection[str],
         muon_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """
@@ -69,6 +70,7 @@ class Optimizers:
             parts: the model's parts by name.
             factors: learning-rate factor a part; parts that are not named do not learn, nor what is frozen in others.
             config: rates and settings.
+            hidden_parts: the parts whose matrices Muon moves, where it does.
             muon_dtype: of Muon's products.
 
         Raises:
@@ -77,7 +79,7 @@ class Optimizers:
         groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
         seen: set[int] = set()
         for name, factor in factors.items():
-            for group in _groups_of(name, parts[name], config, seen):
+            for group in _groups_of(name, parts[name], config, seen, name in hidden_parts):
                 rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
                 group["lr"] = group["base_lr"] = (rate or config.lr) * factor
                 groups[group.pop("optimizer")].append(group)
@@ -108,7 +110,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[int]) -> list[dict]:
+def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[int], is_hidden: bool) -> list[dict]:
     """One part's parameters as groups: Muon's matrices, decayed, not decayed. Tied parameters go to the first part."""
     embeddings = {id(p) for m in part.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     chosen: dict[tuple[str, float], list[nn.Parameter]] = {}
@@ -117,7 +119,7 @@ def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[in
             continue
         seen.add(id(parameter))
         is_matrix = parameter.dim() == 2 and id(parameter) not in embeddings
-        hidden = is_matrix and name in ("trunk", "vision", "projector") and not is_adapter(parameter_name)
+        hidden = is_matrix and is_hidden and not is_adapter(parameter_name)
         optimizer = "muon" if hidden and config.muon_lr is not None else "adamw"
         decayed = is_matrix or (parameter.dim() > 2 and "pos_embed" not in parameter_name)
         key = (optimizer, config.weight_decay if decayed else 0.0)

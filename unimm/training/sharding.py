@@ -72,20 +72,23 @@ class Sharding:
 
 
 def shard(objective: Objective, sharding: Sharding, num_processes: int, device: torch.device, is_bf16: bool) -> None:
-    """Cut an objective's parameters into shards, in place: each layer of the Transformer a unit, and each block of a vision
-    tower that learns; the rest is one.
+    """Cut an objective's parameters into shards, in place: each layer of the Transformer a unit, and each layer of a port's
+    part that learns, such as the vision tower; the rest is one. A frozen part with layers stays whole in every process.
     """
     shape = sharding.mesh_shape(num_processes)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
     model = objective.model
-    tower = model.pixels.tower
-    is_tower_frozen = not any(parameter.requires_grad for parameter in tower.parameters())
     # Gradients are summed in float32 whatever is computed in.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_bf16 else MixedPrecisionPolicy()
-    units = [*model.trunk.layers, *([] if is_tower_frozen else tower.transformer.blocks)]
+    units, whole = list(model.trunk.layers), set[nn.Parameter]()
+    for port in model.ports.values():
+        for part in port.parts().values():
+            inside = [unit for unit in port.units() if any(unit is module for module in part.modules())]
+            is_frozen = not any(parameter.requires_grad for parameter in part.parameters())
+            units += [] if is_frozen else inside
+            whole |= set(part.parameters()) if is_frozen and inside else set()
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
-    whole = set(tower.parameters()) if is_tower_frozen else set()
     fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
 

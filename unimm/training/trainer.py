@@ -153,7 +153,7 @@ class Trainer(Loop):
             model.compile_layers(dynamic=True if self.accelerator.device.type == "cpu" else None)
         self.wrapped = self._distribute()
         learning = factors(objective.parts(), config.stage)
-        self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, self.muon_dtype)
+        self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, objective.hidden_parts(), self.muon_dtype)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
         self.resume()

@@ -53,8 +53,7 @@ class DecodeModel:
         else:
             of_heads = weights if weights == "int8" else None
             if on_cpu or of_heads:
-                self.heads[Kind.TEXT] = make_linear([model.text.head], of_heads)
-                self.heads[Kind.CODES] = _chain(model.codes.head, of_heads)
+                self.heads = {kind: _chain(port.head, of_heads) for kind, port in model.vocabulary_ports.items()}
             if is_known:
                 self.layers = [_Layer(layer, weights) for layer in model.trunk.layers]
         self._versions = _versions(model)
@@ -161,7 +160,9 @@ def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-def _chain(head: nn.Sequential, weights: str | None) -> Linear:
+def _chain(head: nn.Linear | nn.Sequential, weights: str | None) -> Linear:
+    if isinstance(head, nn.Linear):
+        return make_linear([head], weights)
     steps = [make_linear([part], weights) if isinstance(part, nn.Linear) else part for part in head]
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -186,7 +187,7 @@ def _check_weights(weights: str, model: UnifiedModel, is_known: bool) -> None:
 
 
 def _has_room_for_copies(model: UnifiedModel) -> bool:
-    parts = (model.trunk, model.text.head, model.codes.head)
+    parts = (model.trunk, *(port.head for port in model.vocabulary_ports.values()))
     needed = sum(parameter.nbytes for part in parts for parameter in part.parameters())
     return needed < 0.7 * psutil.virtual_memory().available
 

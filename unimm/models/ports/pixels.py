@@ -1,29 +1,43 @@
-"""Images looked at: vision tower and projector. N images as pixels, I all images, P patches, C vision width, D trunk width."""
+"""Images looked at: vision tower and projector.
 
-import torch
-from torch import nn
+Shapes: N images as pixels, I all images, P patches, P' positions an image takes, C vision width, D trunk width.
+"""
 
-from unimm.batch import Images
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from unimm.batch import Batch, Images
+from unimm.models.ports.base import Passes, Port
 from unimm.models.vision.tower import VisionTower
+from unimm.sequence import Kind, Segment
 
 
-class PixelsPort(nn.Module):
-    """Images looked at: vision tower and projector. Nothing is ever predicted here."""
+class PixelsPort(Port):
+    """Images looked at: vision tower and projector (a `Projector`). Nothing is ever predicted here."""
+
+    kind = Kind.PIXELS
+    hidden_parts: ClassVar[tuple[str, ...]] = ("vision", "projector")
 
     def __init__(self, tower: VisionTower, projector: nn.Module) -> None:
         super().__init__()
         self.tower = tower
-        self.projector = projector
+        self.projector: Any = projector
 
-    def embed(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """pixels (N, 3, H, W) in [-1, 1] -> embeddings (N * P, D), image after image."""
-        return self.projector(self.features(pixels_NCHW)).flatten(0, 1)
+    @property
+    def num_positions(self) -> int:
+        """P': positions that an image takes."""
+        return self.projector.num_positions(self.tower.config.num_patches)
 
-    def embed_batch(self, images: Images) -> torch.Tensor:
-        """The images of a batch -> embeddings (I * P, D), image after image, in reading order."""
-        return self.projector(self.batch_features(images)).flatten(0, 1)
+    def content(self, batch: Batch, where_n: Tensor) -> Images:
+        """The images, in reading order."""
+        return batch.images
 
-    def batch_features(self, images: Images) -> torch.Tensor:
+    def embed(self, content: Images) -> Tensor:
+        """The images of a batch -> embeddings (I * P', D), image after image, in reading order."""
+        return self.projector(self.batch_features(content)).flatten(0, 1)
+
+    def batch_features(self, images: Images) -> Tensor:
         """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.
 
         Raises:
@@ -41,7 +55,7 @@ class PixelsPort(nn.Module):
         features_IPC = features_IPC.index_put((~images.is_seen,), looked_NPC)
         return features_IPC.index_put((images.is_seen,), images.features.to(looked_NPC.dtype))
 
-    def features(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    def features(self, pixels_NCHW: Tensor) -> Tensor:
         """pixels (N, 3, H, W) in [-1, 1] -> patch features (N, P, C), also of no images at all.
 
         Raises:
@@ -54,3 +68,31 @@ class PixelsPort(nn.Module):
             raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {tuple(pixels_NCHW.shape[1:])}.")
         dtype = next(self.tower.parameters()).dtype
         return self.tower(pixels_NCHW.to(dtype))
+
+    def check(self, segment: Segment) -> None:
+        size, pixels = self.tower.config.image_size, segment.pixels
+        if pixels is not None and pixels.shape != (3, size, size):
+            raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {pixels.shape}.")
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.tower, "projector": self.projector}
+
+    def units(self) -> list[nn.Module]:
+        return list(self.tower.transformer.blocks)
+
+    def set_attention(self, backend: str) -> None:
+        """With "documents", for training on a CPU, the tower takes plain products: the backward pass of PyTorch's fused kernel
+        takes several times as long as theirs there (recipes/LOG.md)."""
+        for module in self.tower.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", backend != "documents")  # noqa: B010 - a plain attribute, whatever the types say
+
+    def passes(self, batch: Batch) -> list[Passes]:
+        """Images whose features are stored do not go through the tower."""
+        config, num_looked = self.tower.config, len(batch.images.pixels)
+        # Scores and their sums, each 2 operations a pair of patches and dimension.
+        an_image = 4 * config.num_layers * config.width * config.num_patches**2
+        return [
+            Passes(num_looked * config.num_patches, num_looked * an_image),
+            Passes(int(batch.image_spans[:, 2].sum())),
+        ]

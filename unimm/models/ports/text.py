@@ -1,13 +1,15 @@
 """Text tokens in and out: the trunk's token embedding and language head. n elements, D trunk width, V vocabulary."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unimm.models.ports.base import VocabularyPort
+from unimm.sequence import Kind
 
 
 class TextPort(VocabularyPort):
-    """Text tokens in and out: the trunk's token embedding and language head."""
+    """Text tokens in and out: the trunk's token embedding and language head. tied: both are one matrix."""
+
+    kind = Kind.TEXT
 
     def __init__(self, vocabulary_size: int, width: int, tied: bool = False) -> None:
         super().__init__()
@@ -17,11 +19,11 @@ class TextPort(VocabularyPort):
         if tied:
             self.head.weight = self.embedding.weight
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.embedding(ids)
+    def embed(self, content: Tensor) -> Tensor:
+        return self.embedding(content)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden)
+    def parts(self) -> dict[str, nn.Module]:
+        return {"text_embedding": self.embedding, "text_head": self.head}
 
-    def before_logits(self, hidden_nD: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
-        return hidden_nD, self.head
+    def path(self) -> list[nn.Module]:
+        return [self.embedding]

@@ -1,13 +1,34 @@
 """Projectors carry patch features (N, P, C) into the trunk, (N, P', D). Source: Janus (arXiv 2410.13848).
 
+One of another package is named in a model's config by its own config class (`_target_`), a `ProjectorSettings`.
+
 Shapes: N images, P patches, C vision width, P' positions an image takes, D trunk width.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from unimm.runtime.number_checks import check_whole
+
+
+class Projector(Protocol):
+    """A module (N, P, C) -> (N, P', D), also of no images, that says how many positions an image takes."""
+
+    def num_positions(self, num_patches: int) -> int:
+        """P' of an image of so many patches: what prompts, packing and the engine plan with."""
+        ...
+
+    def __call__(self, features_NPC: Tensor) -> Tensor: ...
+
+
+class ProjectorSettings(Protocol):
+    """What a model needs of a projector's config, a frozen dataclass whose fields are JSON."""
+
+    def build(self, vision_width: int, trunk_width: int) -> nn.Module:
+        """The projector, a `Projector`, from vision width C to trunk width D."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +45,22 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         check_whole(self, 1, "depth")
 
+    def build(self, vision_width: int, trunk_width: int) -> nn.Module:
+        """The projector.
+
+        Raises:
+            ValueError: the name is none of `PROJECTORS`.
+        """
+        if self.kind not in PROJECTORS:
+            raise ValueError(
+                f"Unknown projector '{self.kind}': use one of {', '.join(sorted(PROJECTORS))}, or the config class of your own "
+                f"(model.projector._target_)."
+            )
+        return PROJECTORS[self.kind](self, vision_width, trunk_width)
+
 
 class MLP(nn.Sequential):
-    """`depth` linear layers with exact GELU between them: Janus' aligners of both ports."""
+    """`depth` linear layers with exact GELU between them: Janus' aligners of both ports. A position a patch."""
 
     def __init__(self, width_in: int, width_out: int, depth: int = 2) -> None:
         layers: list[nn.Module] = [nn.Linear(width_in, width_out)]
@@ -34,17 +68,10 @@ class MLP(nn.Sequential):
             layers += [nn.GELU(), nn.Linear(width_out, width_out)]
         super().__init__(*layers)
 
+    def num_positions(self, num_patches: int) -> int:
+        """As many as patches."""
+        return num_patches
+
 
 PROJECTORS = {"mlp": lambda config, width_in, width_out: MLP(width_in, width_out, config.depth)}
-"""Projectors by name: (config, vision width, trunk width) -> module (N, P, C) -> (N, P', D)."""
-
-
-def build_projector(config: ProjectorConfig, vision_width: int, trunk_width: int) -> nn.Module:
-    """The projector that the config names.
-
-    Raises:
-        ValueError: the name is none of `PROJECTORS`.
-    """
-    if config.kind not in PROJECTORS:
-        raise ValueError(f"Unknown projector '{config.kind}': use one of {', '.join(sorted(PROJECTORS))}.")
-    return PROJECTORS[config.kind](config, vision_width, trunk_width)
+"""Our projectors by name: (config, vision width, trunk width) -> `Projector`."""

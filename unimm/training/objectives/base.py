@@ -36,6 +36,10 @@ class Objective(nn.Module):
         """Everything with parameters that a stage can name: the model's parts and the objective's own."""
         return self.model.parts()
 
+    def hidden_parts(self) -> tuple[str, ...]:
+        """The parts whose matrices Muon may move: layers inside a network, no embeddings or heads."""
+        return self.model.hidden_parts()
+
     def flop_count(self) -> FlopCount | None:
         """What counts the operations of a step, for what learns now; None where there is no such count."""
         return None

@@ -1,4 +1,4 @@
-"""The likelihood of the next element of everything that is learned: text and codes."""
+"""The likelihood of everything that is learned: text, codes, and what else the model's ports predict."""
 
 import torch
 
@@ -18,6 +18,7 @@ class Likelihood(Objective):
         self.max_positions = model.config.max_positions
 
     def check(self, batch: Batch) -> None:
+        self.model.check(batch)
         longest = int(batch.positions.max()) + 1
         if longest > self.max_positions:
             raise ValueError(
@@ -27,10 +28,10 @@ class Likelihood(Objective):
             )
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
-        return {kind.name.lower(): tally for kind, tally in self.model(batch).items()}
+        return {kind.name.lower(): sums for kind, sums in self.model(batch).items()}
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {kind.name.lower(): batch.num_targets(kind) for kind in self.model.vocabulary_ports}
+        return {kind.name.lower(): port.num_targets(batch) for kind, port in self.model.predicted_ports.items()}
 
     def flop_count(self) -> FlopCount:
         return FlopCount(self.model)

@@ -33,32 +33,29 @@ class VisionPretraining(Objective):
         self.model = model
         width = model.config.vision.width
         self.word_head = nn.Linear(width, model.text.embedding.num_embeddings)
-        self.patch_head = nn.Linear(width, model.config.codes.codebook_size)
+        codes = model.config.codes
+        self.patch_head = None if codes is None else nn.Linear(width, codes.codebook_size)
         self.num_rows = model.config.vision.image_size // model.config.vision.patch_size
         self.place_head = nn.Linear(width, 2 * self.num_rows)
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
         features_NPC = self.model.pixels.batch_features(batch.images)
         documents_N = image_documents(batch)
-        return {
-            "words": self._words(features_NPC, batch, documents_N),
-            "patches": self._patches(features_NPC, batch, documents_N),
-            "places": self._places(features_NPC),
-        }
+        patches = {} if self.patch_head is None else {"patches": self._patches(features_NPC, batch, documents_N)}
+        return {"words": self._words(features_NPC, batch, documents_N), **patches, "places": self._places(features_NPC)}
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         num_images = torch.tensor(float(batch.num_images), device=batch.tokens.device)
-        codes_nP = patch_labels(batch, image_documents(batch), self.model.config.vision.num_patches)[1]
-        num_patches = num_images * self.model.config.vision.num_patches
-        return {
-            "words": num_images,
-            "patches": torch.tensor(float(codes_nP.numel()), device=batch.tokens.device),
-            "places": num_patches,
-        }
+        num_patches = self.model.config.vision.num_patches
+        counts = {"words": num_images, "places": num_images * num_patches}
+        if self.patch_head is not None:
+            codes_nP = patch_labels(batch, image_documents(batch), num_patches)[1]
+            counts["patches"] = torch.tensor(float(codes_nP.numel()), device=batch.tokens.device)
+        return counts
 
     def parts(self) -> dict[str, nn.Module]:
         heads = {"word_head": self.word_head, "patch_head": self.patch_head, "place_head": self.place_head}
-        return {**self.model.parts(), **heads}
+        return {**self.model.parts(), **{name: head for name, head in heads.items() if head is not None}}
 
     def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         logits_NPV = self.word_head(features_NPC).float()
@@ -71,6 +68,7 @@ class VisionPretraining(Objective):
 
     def _patches(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         images_n, codes_nP = patch_labels(batch, documents_N, features_NPC.shape[1])
+        assert self.patch_head is not None
         logits_mK = self.patch_head(features_NPC[images_n]).flatten(0, 1).float()
         targets_m = codes_nP.flatten()
         loss = F.cross_entropy(logits_mK, targets_m, reduction="sum")
