@@ -26,6 +26,9 @@ SIGNATURES = {
     "Engine.answer": "self, image, question, max_new_tokens=128, temperature=0.0, stop=None",
     "Engine.chat": "self, messages, stream=False, max_new_tokens=256, temperature=0.0, stop=None",
     "Engine.complete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False",
+    "Engine.acomplete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False",
+    "Engine.astream_chat": "self, messages",
+    "Engine.astream_images": "self, prompt, num_images=1, seed=0, preview_every=64",
     "Engine.generate_images": (
         "self, prompt, num_images=1, seed=0, guidance_scale=None, temperature=None, top_k=None, top_p=None, callback=None"
     ),
@@ -41,7 +44,7 @@ SIGNATURES = {
     "Sequence": "segments",
     "Sequence.spans": "self",
     "Sequence.unconditioned": "self, pad_id, drop=frozenset({'text'})",
-    "Sequence.fill": "self, ids",
+    "Sequence.fill": "self, content",
     "Sequence.show": "self",
     "eval.evaluate": "engine, tasks, out_folder=None, progress=True, console=None",
     "eval.load_task": "name",
@@ -133,7 +136,7 @@ def test_further_settings_are_documented(name: str) -> None:
 
 def test_public_names() -> None:
     assert {*unimm.__all__} >= {"Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load"}
-    assert {"TEXT", "PIXELS", "CODES"} <= {kind.name for kind in unimm.Kind}
+    assert all(getattr(unimm.Kind, name) is not None for name in ("TEXT", "PIXELS", "CODES"))
     for package, names in (
         (unimm.eval, "Task Result Example Judgement Score evaluate collect summarize split_batches load_task build_suite"),
         (unimm.data, "Record Dataset View Conversation Dialogue Drawing PlainText JsonLines ImageFolder Parquet WebDataset"),
