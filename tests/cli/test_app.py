@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from unimm.cli.app import ORDER, Verbs, app, picture_paths
+from unimm.cli.app import ORDER, Commands, app, picture_paths
 from unimm.eval.tasks.drawings import DrawingSettings
 
 WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")
@@ -60,11 +60,11 @@ def test_help_names_every_verb_in_order_and_nothing_that_does_not_work() -> None
 
 
 def test_a_verb_that_nobody_has_placed_is_listed_last() -> None:
-    placed = typer.Typer(cls=Verbs)
+    placed = typer.Typer(cls=Commands)
     for name in ("of-somebody-elses", "caption", "demo"):
         placed.command(name)(lambda: None)
     group = typer.main.get_command(placed)
-    assert isinstance(group, Verbs)
+    assert isinstance(group, Commands)
     assert group.list_commands(typer.Context(group)) == ["demo", "caption", "of-somebody-elses"]
 
 

@@ -1,4 +1,4 @@
-"""Hydra's errors in one sentence that names the key, and the key that was probably meant."""
+"""Errors in one sentence: those of Hydra that need no command line, those of the system, and what stays a bug."""
 
 from pathlib import Path
 
@@ -11,8 +11,6 @@ from unimm.cli.errors import explain, plain_errors
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment/quickstart.yaml").write_text("# @package _global_\nrate: 0.2\n")
     budget = "budget:\n  _target_: unimm.training.Budget\n  max_steps: 10\n"
     (tmp_path / "main.yaml").write_text(f"{budget}rate: 0.1\nneeded: ???\n")
     return tmp_path
@@ -34,11 +32,6 @@ def test_an_unknown_key_names_the_nearest_one(conf: Path) -> None:
     assert sentence(conf, "max_stepz=1").endswith("did you mean 'budget.max_steps'?")
     assert sentence(conf, "zebra=1") == "There is no key 'zebra' in the configuration."
     assert "'budget.zebra'" in sentence(conf, "needed=1", "+budget.zebra=1")
-
-
-def test_a_missing_experiment_names_those_that_are_there(conf: Path) -> None:
-    assert sentence(conf, "+experiment=quickstrat").endswith("did you mean 'quickstart'?")
-    assert sentence(conf, "+experiment=zebra").endswith("there is quickstart.")
 
 
 def test_a_bad_value_names_its_key_and_the_reason(conf: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from unimm.cli.app import app, expand_home
 from unimm.cli.compose import compose_config, run_with_hydra
 from unimm.cli.conf import conf_folder
-from unimm.cli.overrides import FLAGS, FUNCTIONS, ONE_PATH, PATHS, VALUED_OPTIONS, as_typed, quote, split_words
+from unimm.cli.overrides import FLAGS, FUNCTIONS, ONE_PATH, PATHS, VALUED_OPTIONS, as_typed, quote, split_arguments
 
 parser = OverridesParser.create()
 
@@ -121,7 +121,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value("data.folder=~/photos") == "/home/ü/photos"
     assert value("data.paths=[~/a, b/~c]") == ["/home/ü/a", "b/~c"]
     assert value("out=~") == "/home/ü"
-    assert split_words(["--config-dir=~/conf", "-cd", "~/conf"]).options == ["--config-dir=/home/ü/conf", "-cd", "/home/ü/conf"]
+    assert split_arguments(["--config-dir=~/conf", "-cd", "~/conf"]).options == [
+        "--config-dir=/home/ü/conf",
+        "-cd",
+        "/home/ü/conf",
+    ]
 
 
 def test_commas_are_swept_over_with_multirun() -> None:
@@ -144,15 +148,15 @@ def test_what_is_wrong_is_left_for_hydra_to_tell(word: str) -> None:
 
 
 def test_options_are_told_from_overrides() -> None:
-    words = split_words(
+    words = split_arguments(
         ["a=1", "--config-dir", "mine", "shapes", "-cn", "own", "b=2", "~c", "--info", "all", "-m", "--resolve"]
     )
     assert words.options == ["--config-dir", "mine", "-cn", "own", "--info", "all", "-m", "--resolve"]
     assert words.overrides == ["a=1", "b=2", "~c"]
     assert words.names == ["shapes"]
-    assert words.is_multirun and split_words(["--multi"]).is_multirun and not split_words(["-cm"]).is_multirun
+    assert words.is_multirun and split_arguments(["--multi"]).is_multirun and not split_arguments(["-cm"]).is_multirun
     with pytest.raises(ValueError, match="Unknown option --lr: settings are written key=value"):
-        split_words(["--lr", "3"])
+        split_arguments(["--lr", "3"])
 
 
 def test_hydras_options_and_functions_are_all_known() -> None:

@@ -88,9 +88,9 @@ def test_losses_stand_beside_what_guessing_gives(run: Path, capsys: pytest.Captu
 def test_a_tower_is_what_the_next_training_begins_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log(run, {"step": 83, "loss/words": 0.4, "accuracy/words": 0.5})
     told = told_of_training(capsys, "objective=look", "stage=look", "suite=quick")
-    assert "  unimm train stage=pretrain init_from=run/model image_tokenizer=tok codes=codes out=...\n" in told
+    assert "  unimm train stage=pretrain init_from=run/model codes=codes out=...\n" in told
     tell_training(compose_config("train", ["out=run", "image_tokenizer=tok", "objective=look"]))
-    assert "image_tokenizer=tok codes=... out=...\n" in capsys.readouterr().out
+    assert "init_from=run/model codes=... out=...\n" in capsys.readouterr().out
     assert "generate" not in told and "scores" not in told  # which are not there yet
     (run / "scores").mkdir()
     write_json(run / "scores/scores.json", {"tasks": {"shapes_answers": {"score": 0.7}}})

@@ -1,6 +1,6 @@
-"""The verbs. Each reads its words, asks the engine or a composition root, and prints; what it does is done elsewhere.
+"""The commands. Each reads its arguments, calls the engine or a module of its own, and prints; the work is done elsewhere.
 
-Heavy imports stay inside the verbs: `unimm --help` must not wait for torch.
+Heavy imports stay inside the commands: `unimm --help` must not wait for torch.
 """
 
 import os
@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from unimm.cli.bench.app import bench
 from unimm.cli.doctor.command import doctor
 from unimm.cli.errors import plain_errors
-from unimm.cli.hydra_commands import verbs
+from unimm.cli.hydra_commands import configured
 from unimm.cli.model_commands import models
 from unimm.runtime.plugins import take_allow_code
 
@@ -27,18 +27,18 @@ ORDER = (
     *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
-"""As a newcomer meets them: a model at once, then how one is made, then what is done with it."""
+"""The order of `unimm --help`: a model at once, then how one is made, then what is done with it; others come last."""
 
 
-class Verbs(TyperGroup):
-    """A group whose verbs are listed in that order, and end in one sentence when something goes wrong."""
+class Commands(TyperGroup):
+    """A group whose commands are listed in that order, and end in one sentence when something goes wrong."""
 
     def list_commands(self, ctx):
-        place = {verb: number for number, verb in enumerate(ORDER)}
-        return sorted(super().list_commands(ctx), key=lambda verb: place.get(verb, len(ORDER)))
+        place = {name: number for number, name in enumerate(ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: place.get(name, len(ORDER)))
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, [expand_home(word) for word in take_allow_code(args)])
+        return super().parse_args(ctx, [expand_home(argument) for argument in take_allow_code(args)])
 
     def invoke(self, ctx):
         with plain_errors():
@@ -46,14 +46,14 @@ class Verbs(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(verbs)
+app.add_typer(configured)
 app.add_typer(models)
 app.add_typer(doctor)
 app.add_typer(bench, name="bench")

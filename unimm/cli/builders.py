@@ -190,14 +190,38 @@ def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Te
     return Mixture(sources, template, config.seed, config.data.weigh_by)
 
 
+def check_image_tokenizer(config: DictConfig) -> None:
+    """Raises ValueError where neither an image tokenizer is named nor a model to start from, which has one."""
+    if config.image_tokenizer is None and config.init_from is None:
+        raise ValueError(
+            "The key 'image_tokenizer' has no value yet: add image_tokenizer=..., or init_from=... of a model that has one."
+        )
+
+
+def check_codes(config: DictConfig) -> None:
+    """Raises ValueError where a source reads stored codes, and no folder of them is named; other data needs none."""
+    if not OmegaConf.is_missing(config, "codes"):
+        return
+    sources = OmegaConf.to_container(config.data.sources, resolve=False)
+    assert isinstance(sources, dict)
+    coded = [str(name) for name, source in sources.items() if "${codes}" in str(source)]
+    if coded:
+        those, them = ("source", "it") if len(coded) == 1 else ("sources", "them")
+        raise ValueError(
+            f"The {those} {', '.join(coded)} of this data read stored codes: add codes=FOLDER, which `unimm encode` writes "
+            f"with the same data=..., or leave {them} out: {' '.join(f'~data.sources.{name}' for name in coded)}."
+        )
+
+
 def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
     """The trained image tokenizer that the configuration names, frozen: of `unimm train-tokenizer`, or out of a model (a folder
-    or hub id).
+    or hub id); else that of the model to start from, `init_from`.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    named = str(config.image_tokenizer)
+    check_image_tokenizer(config)
+    named = str(config.init_from if config.image_tokenizer is None else config.image_tokenizer)
     path = DEMO if named == "demo" else Path(named)
     content = read_json(path / CONFIG)
     if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):

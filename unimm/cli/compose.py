@@ -17,13 +17,16 @@ from accelerate import PartialState
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unimm.cli.conf import conf_folder
+from unimm.cli.config_help import help_template
 from unimm.cli.errors import plain_errors
+from unimm.cli.hydra_errors import CommandLine, check_overrides, explained
 from unimm.cli.library_warnings import quiet_libraries
-from unimm.cli.overrides import as_typed, quote, split_words
+from unimm.cli.overrides import Arguments, as_typed, quote, split_arguments
 from unimm.runtime.devices import choose_device
 from unimm.runtime.number_checks import check_whole
 from unimm.runtime.plugins import TARGET, take_allow_code, trust
@@ -33,26 +36,52 @@ MAX_SEED = 2**63 - 1
 
 
 def compose_config(root: str, overrides: list[str]) -> DictConfig:
-    """A root configuration (`train`, `train_tokenizer`, `encode`) with overrides, as the shell verbs compose it."""
+    """A root configuration (`train`, `train_tokenizer`, `encode`) with overrides, as the shell's commands compose it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
-        return _noted(compose(root, overrides=as_typed(overrides)), overrides)
+        config = compose(root, overrides=as_typed(overrides), return_hydra_config=True)
+        choice = config.hydra.runtime.choices.get("model")
+        with open_dict(config):
+            del config["hydra"]
+        return _noted(config, overrides, root, choice)
 
 
-_OVERRIDES: dict[int, tuple[str, ...]] = {}
+_GIVEN: dict[int, tuple[str, ...]] = {}
 
 
-def overrides_of(config: DictConfig) -> tuple[str, ...]:
-    """The overrides that a configuration was composed with: what its user has asked for, beside what the files say."""
-    return _OVERRIDES.get(id(config), ())
+def given_sizes(config: DictConfig) -> tuple[str, ...]:
+    """The keys below `model` that a configuration was composed with, on the command line or in a file, beside the option of the
+    group; `model` alone: the option itself was chosen on the command line."""
+    return _GIVEN.get(id(config), ())
 
 
-def _noted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Remember a configuration's overrides as long as it lives; folders may name parts of the packages that it names."""
+def _noted(config: DictConfig, overrides: Iterable[str], root: str, choice: str | None) -> DictConfig:
+    """Remember which sizes a configuration was given as long as it lives, which matters where its model starts from another;
+    folders may name parts of the packages that it names.
+
+    choice: the option of the group `model`. Hydra has to be initialized.
+    """
     trust(_targets(OmegaConf.to_container(config, resolve=False)))
-    _OVERRIDES[id(config)] = tuple(overrides)
-    weakref.finalize(config, _OVERRIDES.pop, id(config), None)
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    given = [key for key in keys if key.split(".")[0] == "model"]
+    if choice is not None and config.get("init_from") is not None:
+        loader = GlobalHydra.instance().config_loader()
+        plain = loader.load_configuration(root, overrides=[f"model={choice}"], run_mode=RunMode.RUN)
+        before, now = (dict(_leaves(one.model, "model")) for one in (plain, config))
+        given += [key for key, value in now.items() if key not in before or before[key] != value]
+    _GIVEN[id(config)] = tuple(dict.fromkeys(given))
+    weakref.finalize(config, _GIVEN.pop, id(config), None)
     return config
+
+
+def _leaves(node: DictConfig, name: str) -> Iterator[tuple[str, Any]]:
+    """Every value below a node by its whole key, as it is written."""
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from _leaves(child, f"{name}.{key}")
+        else:
+            yield f"{name}.{key}", OmegaConf.to_container(OmegaConf.create([child]))
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -64,24 +93,36 @@ def _targets(node: Any) -> Iterator[str]:
         yield from _targets(child)
 
 
-def run_with_hydra(root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None) -> None:
-    """Compose a root configuration from the words of the command line and do the job; mistakes end in one sentence.
+def run_with_hydra(
+    root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None, names: str | None = None
+) -> None:
+    """Compose a root configuration from the arguments of the command line and do the job; mistakes end in one sentence.
 
-    argv: the words; default: those that the process was called with.
+    argv: the arguments; default: those that the process was called with.
+    names: the key of a list that takes the arguments without a key.
     """
     quiet_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
-
-    def plain_job(config: DictConfig) -> None:
-        with plain_errors():  # inside too: Hydra would add a line of its own
-            job(_noted(config, HydraConfig.get().overrides.task))
-
     with plain_errors(), TemporaryDirectory(prefix="unimm-sweep-") as sweep:
-        words = split_words(take_allow_code(sys.argv[1:] if argv is None else argv))
-        if words.is_multirun and not words.has_own_sweep:
-            words.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
-        sys.argv[1:] = words.for_hydra()
-        hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
+        arguments = split_arguments(take_allow_code(sys.argv[1:] if argv is None else argv))
+        if names is not None and arguments.names:
+            listed = f"{names}=[{','.join(map(quote, arguments.names))}]"
+            arguments = Arguments(arguments.options, [*arguments.overrides, listed], [])
+        line = CommandLine(root, arguments)
+        check_overrides(line)
+        if arguments.asks_for_help:
+            arguments.overrides.append(f"hydra.help.template={quote(help_template(root, line.choices))}")
+        if arguments.is_multirun and not arguments.has_own_sweep:
+            arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
+
+        def plain_job(config: DictConfig) -> None:
+            with plain_errors(), explained(line):  # inside too: Hydra would add a line of its own
+                hydra_config = HydraConfig.get()
+                job(_noted(config, hydra_config.overrides.task, root, hydra_config.runtime.choices.get("model")))
+
+        sys.argv[1:] = arguments.for_hydra()
+        with explained(line):
+            hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
     leave_group()
 
 

@@ -6,7 +6,6 @@ itself what training will ask for. Interrupted, it goes on where it stopped; a l
     torchrun --nproc_per_node 8 -m unimm.cli.encode image_tokenizer=FOLDER out=CODES
 """
 
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from omegaconf import DictConfig
 
 from unimm.cli.builders import coded_nodes, open_image_tokenizer, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
-from unimm.cli.errors import plain_errors
-from unimm.cli.overrides import quote, split_words
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import image_digest
 from unimm.precompute.codes import encode_dataset
@@ -88,11 +85,8 @@ def _digest(record: Record) -> bytes | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: names of data sets, and Hydra's words."""
-    with plain_errors():
-        words = split_words(sys.argv[1:] if argv is None else argv)
-    chosen = [f"names=[{','.join(map(quote, words.names))}]"] if words.names else []
-    run_with_hydra("encode", lambda config: print_paths(encode(config)), [*words.options, *words.overrides, *chosen])
+    """The command: names of data sets and overrides in, folders out."""
+    run_with_hydra("encode", lambda config: print_paths(encode(config)), argv, names="names")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The verbs that are configured: all their words, `--help` among them, are Hydra's; each is done in a module of its name."""
+"""The commands that Hydra configures: it reads their arguments, `--help` among them; each is done in a module of its name."""
 
 import typer
 
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-verbs = typer.Typer(rich_markup_mode=None)
+configured = typer.Typer(rich_markup_mode=None)
 
 
-@verbs.command(context_settings=HYDRA, add_help_option=False)
+@configured.command(context_settings=HYDRA, add_help_option=False)
 def train(ctx: typer.Context) -> None:
-    """Train a unified model. All words go to Hydra; `unimm train --help` lists them.
+    """Train a unified model. Arguments are Hydra's; `unimm train --help` lists groups, experiments and keys.
 
     \b
     Examples:
@@ -21,9 +21,9 @@ def train(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
-@verbs.command("train-tokenizer", context_settings=HYDRA, add_help_option=False)
+@configured.command("train-tokenizer", context_settings=HYDRA, add_help_option=False)
 def train_tokenizer(ctx: typer.Context) -> None:
-    """Train an image tokenizer. All words go to Hydra; `unimm train-tokenizer --help` lists them.
+    """Train an image tokenizer. Arguments are Hydra's; `unimm train-tokenizer --help` lists groups, experiments and keys.
 
     \b
     Example:
@@ -34,9 +34,9 @@ def train_tokenizer(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
-@verbs.command(context_settings=HYDRA, add_help_option=False)
+@configured.command(context_settings=HYDRA, add_help_option=False)
 def plan(ctx: typer.Context) -> None:
-    """Store which samples share which row of a training. The words are those of `unimm train`, and trainer.plan=FOLDER.
+    """Store which samples share which row of a training. Arguments are those of `unimm train`, and trainer.plan=FOLDER.
 
     Ranks and workers then need not plan: worth it for many of them, or where samples are slow to make.
 
@@ -50,9 +50,9 @@ def plan(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
-@verbs.command(context_settings=HYDRA, add_help_option=False)
+@configured.command(context_settings=HYDRA, add_help_option=False)
 def encode(ctx: typer.Context) -> None:
-    """Store images as codes. Names choose data sets, all other words go to Hydra; `unimm encode --help` lists them.
+    """Store images as codes. Names choose data sets; `unimm encode --help` lists groups and keys.
 
     \b
     Examples:
@@ -64,9 +64,9 @@ def encode(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
-@verbs.command("encode-features", context_settings=HYDRA, add_help_option=False)
+@configured.command("encode-features", context_settings=HYDRA, add_help_option=False)
 def encode_features(ctx: typer.Context) -> None:
-    """Store what a frozen vision tower sees. All words go to Hydra; `unimm encode-features --help` lists them.
+    """Store a frozen vision tower's features. Arguments are Hydra's; `unimm encode-features --help` lists groups and keys.
 
     \b
     Example:

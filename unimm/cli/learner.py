@@ -24,12 +24,14 @@ from unimm.cli.builders import (
     build_model,
     build_template,
     build_text_tokenizer,
+    check_codes,
+    check_image_tokenizer,
     fill_sizes,
     open_image_tokenizer,
     trunk_ids,
     with_features,
 )
-from unimm.cli.compose import build, overrides_of
+from unimm.cli.compose import build, check_given, given_sizes
 from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
@@ -86,10 +88,9 @@ def check_start(config: DictConfig) -> None:
             raise ValueError("An adapter uses its model's text tokenizer: leave text_tokenizer out, or lora.")
         if config.fresh_parts is not None:
             raise ValueError("An adapter holds no reinitialised parts: leave fresh_parts out, or lora.")
-    if config.image_tokenizer is None and config.init_from is None:
-        raise ValueError(
-            "The key 'image_tokenizer' has no value yet: add image_tokenizer=..., or init_from=... of a model that has one."
-        )
+    check_image_tokenizer(config)
+    check_given(config.data, "data")
+    check_codes(config)
 
 
 def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
@@ -232,9 +233,8 @@ def _is_sized(group: str, fresh: set[str]) -> bool:
 
 
 def _given_keys(config: DictConfig, group: str) -> list[str]:
-    """Keys that the command line gives of a group of the model's sizes."""
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides_of(config)]
-    return [key for key in keys if key == "model" or f"{key}.".startswith(f"model.{group}.")]
+    """Keys of a group of the model's sizes that the command line or a file gives beside the group's option."""
+    return [key for key in given_sizes(config) if key == "model" or f"{key}.".startswith(f"model.{group}.")]
 
 
 def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> None:

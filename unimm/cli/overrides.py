@@ -1,10 +1,10 @@
-"""The words after a verb that Hydra reads: its options, and overrides `key=value`, whose paths may be written as people write
-them.
+"""The arguments of a command that Hydra reads: its options, and overrides `key=value`, whose paths may be written as people
+write them.
 
 Hydra's grammar gives a meaning to `=`, `(`, `,`, `[`, `{`, `~` and `:`, and knows no letters but ASCII. Each value is shown to
 its parser. What that can read keeps the meaning that Hydra's documentation gives it: numbers, null, lists, dicts, quotes,
 escapes, `${...}`, and sweeps with --multirun. What it cannot read is taken as it is typed, put in quotes for Hydra; also inside
-lists, dicts and sweeps. A leading `~/` becomes the home folder, which shells do only at the beginning of a word. A list or
+lists, dicts and sweeps. A leading `~/` becomes the home folder, which shells do only at the beginning of an argument. A list or
 dict that does not end stays as it is: a mistake that Hydra names.
 
 Of keys that are known to be paths, a number and a comma are part of the name: `out=2024`, `codes=a,b`.
@@ -47,7 +47,7 @@ PATHS = re.compile(r"data\.(.+\.)?(paths|captions|conversations|texts)")
 CLOSES = {"[": "]", "{": "}", "(": ")"}
 
 
-class Words(NamedTuple):
+class Arguments(NamedTuple):
     """Hydra's options with their values; its overrides; and what is neither, such as names of data sets."""
 
     options: list[str]
@@ -57,35 +57,50 @@ class Words(NamedTuple):
     @property
     def is_multirun(self) -> bool:
         """Whether values with commas are swept over."""
-        flags = any(word == "-m" or (len(word) > 3 and "--multirun".startswith(word)) for word in self.options)
+        flags = any(option == "-m" or (len(option) > 3 and "--multirun".startswith(option)) for option in self.options)
         return flags or "hydra.mode=MULTIRUN" in self.overrides
 
     @property
     def has_own_sweep(self) -> bool:
         """Whether they choose where or how it is swept: other sweepers and launchers keep files of theirs there."""
-        return any(word.lstrip("+").startswith(("hydra/", "hydra.sweep", "hydra.launcher")) for word in self.overrides)
+        return any(one.lstrip("+").startswith(("hydra/", "hydra.sweep", "hydra.launcher")) for one in self.overrides)
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether the configuration is to be shown instead of used."""
+        return any(option == "-h" or (len(option) > 4 and "--help".startswith(option)) for option in self.options)
+
+    @property
+    def config_dirs(self) -> list[str]:
+        """The folders of a user's own configurations."""
+        found = []
+        for place, option in enumerate(self.options):
+            name, has_value, value = option.partition("=")
+            if name == "-cd" or (name.startswith("--config-d") and "--config-dir".startswith(name)):
+                found += [value] if has_value else self.options[place + 1 : place + 2]
+        return found
 
     def for_hydra(self) -> list[str]:
         """The options, whose parser wants all else together, and the overrides in Hydra's grammar, which refuses names."""
         return [*self.options, *as_typed([*self.overrides, *self.names], self.is_multirun)]
 
 
-def split_words(words: list[str]) -> Words:
-    """What each word of a command line is.
+def split_arguments(arguments: list[str]) -> Arguments:
+    """What each argument of a command line is.
 
     Raises:
         ValueError: an option is none of Hydra's.
     """
-    found = Words([], [], [])
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-") or word == "-":
-            (found.overrides if "=" in word or word.startswith("~") else found.names).append(word)
+    found = Arguments([], [], [])
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-") or argument == "-":
+            (found.overrides if "=" in argument or argument.startswith("~") else found.names).append(argument)
             continue
-        name, has_value, value = word.partition("=")
+        name, has_value, value = argument.partition("=")
         if not _is_option(name):
             raise ValueError(f"Unknown option {name}: settings are written key=value, and --help lists them.")
-        found.options.append(f"{name}={os.path.expanduser(value)}" if has_value else word)  # noqa: PTH111 - a word
+        found.options.append(f"{name}={os.path.expanduser(value)}" if has_value else argument)  # noqa: PTH111 - not a path
         if not has_value and _takes_value(name):
             found.options.extend(os.path.expanduser(value) for value in [next(rest, None)] if value is not None)  # noqa: PTH111
     return found
@@ -93,7 +108,7 @@ def split_words(words: list[str]) -> Words:
 
 def as_typed(overrides: list[str], is_multirun: bool = False) -> list[str]:
     """Overrides in Hydra's grammar, with what it cannot read in quotes. Doing it twice changes nothing."""
-    return [_override(word, is_multirun) for word in overrides]
+    return [_override(override, is_multirun) for override in overrides]
 
 
 def quote(text: str) -> str:
@@ -114,10 +129,10 @@ def _takes_value(name: str) -> bool:
     return name in VALUED_OPTIONS or (name.startswith("--") and any(option.startswith(name) for option in VALUED_OPTIONS))
 
 
-def _override(word: str, is_multirun: bool) -> str:
-    key, has_value, value = word.partition("=")
-    if not has_value or _read(f"{key}=1") is None:  # a deletion; or a key that is none, which Hydra tells
-        return word
+def _override(override: str, is_multirun: bool) -> str:
+    key, has_value, value = override.partition("=")
+    if not has_value or _read(f"{key}=1") is None:  # a deletion; or a key that is none, which Hydra refuses
+        return override
     name = key.lstrip("+")
     is_one = ONE_PATH.fullmatch(name) is not None
     is_path = is_one or PATHS.fullmatch(name) is not None
@@ -134,7 +149,7 @@ def _value(text: str, is_path: bool, is_sweep: bool) -> str:
         return text
     if (container := _container(text)) is not None:
         inside = _inside(text, container, is_path, is_read=read is not None)
-        # Hydra drops the quotes in choice(...) when it sweeps, and the same choice without the word is swept with them.
+        # Hydra drops the quotes in choice(...) when it sweeps, and the same choices without the function are swept with them.
         return inside[len(container) : -1] if is_sweep and container.startswith("choice") and inside != text else inside
     if read is not None and not read.is_sweep_override():
         return text if _is_meant(text, read.value()) else quote(text)
@@ -204,8 +219,8 @@ def _parts(text: str) -> list[str] | None:
 
 
 def _signs(text: str, start: int) -> Iterator[tuple[int, str]]:
-    """Characters from `start` on with their places, without those that are escaped or in quotes: an apostrophe inside of a word
-    opens none."""
+    """Characters from `start` on with their places, without those that are escaped or in quotes: an apostrophe inside of a
+    word opens none."""
     place = start
     while place < len(text):
         sign = text[place]
@@ -225,9 +240,9 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
-def _read(word: str) -> Any:
+def _read(override: str) -> Any:
     """Hydra's reading of an override, or None where its grammar does not allow it."""
     try:
-        return _parser().parse_override(word)
+        return _parser().parse_override(override)
     except HydraException:
         return None

@@ -149,9 +149,8 @@ def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> 
     model, report = _path(out / "model"), f"unimm report {_path(out)}"
     if str(config.objective._target_).endswith(".VisionPretraining"):
         codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # words alone may have been learned
-        parts = {"init_from": out / "model", "image_tokenizer": config.image_tokenizer, "codes": codes}
-        words = " ".join(shlex.quote(f"{key}={value}") for key, value in parts.items())
-        return [f"unimm train stage=pretrain {words} out=...", report]
+        overrides = " ".join(shlex.quote(one) for one in (f"init_from={out / 'model'}", f"codes={codes}"))
+        return [f"unimm train stage=pretrain {overrides} out=...", report]
     commands = [f"unimm caption photo.png --model {model}"]
     if "loss/codes" in last:
         commands.insert(0, f"unimm generate {_prompt(out)} --model {model}")
