@@ -44,7 +44,7 @@ SIGNATURES = {
     "Sequence": "segments",
     "Sequence.spans": "self",
     "Sequence.unconditioned": "self, pad_id, drop=frozenset({'text'})",
-    "Sequence.fill": "self, content",
+    "Sequence.fill": "self, ids",
     "Sequence.show": "self",
     "eval.evaluate": "engine, tasks, out_folder=None, progress=True, console=None",
     "eval.load_task": "name",

@@ -106,15 +106,15 @@ class Sequence:
 
         return replace(self, segments=tuple(corrupted(segment) for segment in self.segments))
 
-    def fill(self, content: Any) -> "Sequence":
-        """The sequence with its open segment closed by `content`: ids (n,), which must agree with what was known of it, or an
-        array (n, ...)."""
+    def fill(self, ids: Any) -> "Sequence":
+        """The sequence with its open segment closed by `ids` (n,), which must agree with what was known of it; or, of a kind
+        whose elements are no ids, by an array (n, ...)."""
         last = self.segments[-1]
         if last.limit is None:
             raise ValueError("This sequence has no open segment to fill.")
-        if len(content) > last.limit:
-            raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(content)}.")
-        closed = replace(last, content=read_only(content), limit=None, stop=())
+        if len(ids) > last.limit:
+            raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(ids)}.")
+        closed = replace(last, content=read_only(ids), limit=None, stop=())
         for position, (known, given) in enumerate(zip(last.ids, closed.ids, strict=False)):
             if known not in (BLANK, given):
                 raise ValueError(f"Element {position} of the open segment is known to be {known}, not {given}.")

@@ -88,7 +88,7 @@ def test_prompts_are_the_same_ids(case: tuple, engine: Engine) -> None:
         sequence = engine.template.chat([Turn("user", (engine.template.look(image), f"{text} \n"))], NUM_TOKENS)
         ids: list[int] = []
         for segment in sequence.given.segments:
-            ids += list(segment.ids) if segment.pixels is None else [placeholder] * segment.num_positions
+            ids += list(segment.ids) if segment.pixels is None else [placeholder] * segment.length
         assert ids == expected["input_ids"][0].tolist()
         torch.testing.assert_close(torch.from_numpy(engine.template.pixels(image).pixels)[None], expected["pixel_values"])
         expected = processor(text=[prompt_of(processor, text, False)], generation_mode="image", return_tensors="pt")
