@@ -10,9 +10,8 @@ import torch
 from conftest import tiny_model, tiny_text_tokenizer
 
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Plan
+from unimm.data.plan import Plan, Steps
 from unimm.data.records import Question, Record, Text
-from unimm.data.steps import Steps
 from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel

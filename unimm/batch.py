@@ -5,7 +5,7 @@ what is left over at its end is padding. Everything is aligned by position: `tok
 `targets[b, t]` is the element that has to follow it, and `weights[b, t]` how much its loss counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -83,6 +83,7 @@ class Batch(Tensors):
     positions: (B, T) long; restart with every document.
     image_spans: (I, 3) long; for every image in reading order its row, where it starts there, and its number of positions.
     contents: what is not ids, by kind: `Images` of PIXELS (always there), `Elements` of other kinds that the batch holds.
+    samples: (D, 2) long; for every document in reading order which sample it is of, 0, 1, ..., and its place in that sample.
     """
 
     tokens: torch.Tensor
@@ -94,6 +95,7 @@ class Batch(Tensors):
     positions: torch.Tensor
     image_spans: torch.Tensor
     contents: dict[Kind, Any]
+    samples: torch.Tensor
 
     @property
     def images(self) -> Images:
@@ -131,6 +133,7 @@ def collate(
     rows: Iterable[Iterable[Sequence]],
     num_positions: int | None = None,
     num_rows: int | None = None,
+    samples: Iterable[Iterable[tuple[Hashable, int]]] | None = None,
 ) -> Batch:
     """Rows of sequences -> Batch.
 
@@ -138,6 +141,8 @@ def collate(
         rows: the sequences of each row, in order. Open sequences contribute what is given of them.
         num_positions: T; default: the longest row.
         num_rows: B; default: the number of rows. Missing rows are padding, so that shapes can be kept fixed.
+        samples: for every sequence of each row the name of the sample that it is of, and its place there; default: each is a
+            sample of its own.
 
     Images that are unopened are read now.
 
@@ -145,6 +150,7 @@ def collate(
         ValueError: a row is longer than `num_positions`, there are too many rows, images differ in size or cannot be read, or
             arrays of one kind differ in form.
     """
+    rows = [list(row) for row in rows]
     filled = [_Row.of(row) for row in rows]
     longest = max((row.length for row in filled), default=0)
     width = longest if num_positions is None else num_positions
@@ -164,7 +170,22 @@ def collate(
     contents: dict[Kind, Any] = {Kind.PIXELS: _images([image for row in filled for image, _ in row.images])}
     for kind in {segment.kind: None for row in filled for segment in row.arrays}:
         contents[kind] = _elements(kind, [segment for row in filled for segment in row.arrays if segment.kind == kind])
-    return Batch(**columns, image_spans=torch.tensor(spans, dtype=torch.long).view(-1, 3), contents=contents)
+    spans_I3 = torch.tensor(spans, dtype=torch.long).view(-1, 3)
+    return Batch(**columns, image_spans=spans_I3, contents=contents, samples=_numbered(rows, samples))
+
+
+def _numbered(rows: list[list[Sequence]], samples: Iterable[Iterable[tuple[Hashable, int]]] | None) -> torch.Tensor:
+    """(D, 2) long: `Batch.samples`."""
+    if samples is None:
+        numbers = [(number, 0) for number in range(sum(len(row) for row in rows))]
+    else:
+        named, known = [one for row in samples for one in row], {}
+        numbers = [(known.setdefault(name, len(known)), place) for name, place in named]
+        if len(numbers) != sum(len(row) for row in rows):
+            raise ValueError(
+                f"{len(numbers)} samples are named for {sum(len(row) for row in rows)} sequences: name one for each."
+            )
+    return torch.tensor(numbers, dtype=torch.long).view(-1, 2)
 
 
 def _images(images: list[Image]) -> Images:

@@ -19,7 +19,7 @@ import numpy as np
 
 from unimm.segment import BLANK, Image, Kind, Segment, read_only
 
-__all__ = ["BLANK", "Image", "Kind", "Segment", "Sequence", "Span"]
+__all__ = ["BLANK", "Image", "Kind", "Sample", "Segment", "Sequence", "Span"]
 
 
 class Span(NamedTuple):
@@ -132,3 +132,31 @@ class Sequence:
             return f"{segment.kind.name}({', '.join([str(segment.length), *marks])})"
 
         return " · ".join(word(segment) for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sequences that are learned together: as a rule one; an image and its text, a chosen and a rejected answer, a group of
+    rollouts. They lie in one row where they fit into it, else in rows of one micro-batch, and never attend to each other.
+
+    Raises ValueError where there is none, or one is open.
+    """
+
+    sequences: tuple[Sequence, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sequences", tuple(self.sequences))
+        if not self.sequences or any(sequence.is_open for sequence in self.sequences):
+            raise ValueError("A sample holds at least one sequence, and none that is open.")
+
+    @property
+    def length(self) -> int:
+        """Positions of all its sequences."""
+        return sum(sequence.length for sequence in self.sequences)
+
+    @property
+    def full_length(self) -> int | None:
+        """Positions that it had before an end was cut off; None where nothing was cut."""
+        if all(sequence.full_length is None for sequence in self.sequences):
+            return None
+        return sum(sequence.full_length or sequence.length for sequence in self.sequences)

@@ -33,7 +33,7 @@ def test_every_sample_is_learned_once_and_rows_do_not_overflow(num_rows: int, nu
     found = [sample for rows in steps for sample in samples_of(rows)]
     assert sorted(found) == sorted(mixture.samples(0, len(found)))
     for rows in steps:
-        assert all(sum(one.sequence.length for one in row) <= num_positions for row in rows)
+        assert all(sum(one.length for one in row) <= num_positions for row in rows)
 
 
 def test_every_step_and_every_rank_has_every_kind() -> None:
@@ -81,17 +81,17 @@ def test_what_is_too_long_is_cut_counted_and_said_once(caplog: pytest.LogCapture
     plan = Plan(make_mixture(), 40, 9)
     rows = [plan.rows(step) for step in range(2 * plan.shape.num_steps)]
     planned = [one for step in rows for row in step for one in row]
-    cut = [one for one in planned if one.sequence.full_length is not None]
-    assert cut and all(one.sequence.length <= 40 < one.sequence.full_length for one in cut)
+    cut = [one for one in planned if one.sequences[0].full_length is not None]
+    assert cut and all(one.length <= 40 < one.sequences[0].full_length for one in cut)
     assert {make_mixture().sources[one.sample[0]].name for one in cut} == {"talk"}
     (record,) = caplog.records
     told = re.search(
         r"([\d,]+) of [\d,]+ samples are longer .* talk \d+ \(squares/\d+\) with (\d+) positions", record.getMessage()
     )
     assert told and 0 < int(told[1].replace(",", "")) <= len(cut)
-    assert int(told[2]) == max(one.sequence.full_length for one in cut)
+    assert int(told[2]) == max(one.sequences[0].full_length for one in cut)
     whole = Plan(make_mixture(), 64, 9)
-    assert {one.sequence.full_length for row in whole.rows(0) for one in row} == {None} and len(caplog.records) == 1
+    assert {one.sequences[0].full_length for row in whole.rows(0) for one in row} == {None} and len(caplog.records) == 1
 
 
 def test_the_built_in_mixture_fills_its_rows() -> None:
@@ -111,7 +111,7 @@ def test_the_built_in_mixture_fills_its_rows() -> None:
         rows = compose_config("train", ["image_tokenizer=x", "codes=x", f"trainer={trainer}"]).trainer
         num_positions, num_rows = rows.num_positions, rows.num_rows
         plan = Plan(mixture, num_positions, num_rows)
-        lengths = [one.sequence.length for step in range(4) for row in plan.rows(step) for one in row]
+        lengths = [one.length for step in range(4) for row in plan.rows(step) for one in row]
         fill = sum(lengths) / (4 * num_rows * num_positions)
         print(f"trainer={trainer}, {num_rows} rows of {num_positions}: {fill:.1%} of positions")
         assert fill >= 0.97

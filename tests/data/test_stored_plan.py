@@ -9,7 +9,8 @@ from toys import Squares, make_config, make_mixture, make_template, make_trainer
 
 from unimm.data import stored_plan
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Plan, PlanCursor, RowLayout
+from unimm.data.packing import RowLayout
+from unimm.data.plan import Plan, PlanCursor
 from unimm.data.stored_plan import StoredPlan, store_plan
 from unimm.data.views import Conversation
 from unimm.training.logbook import read_numbers
@@ -49,8 +50,8 @@ def test_only_rows_that_are_asked_for_are_made(folder: Path, monkeypatch: pytest
     mixture = make_mixture()
     plan = Plan(mixture, 64, 9, stored=StoredPlan(folder, mixture, SHAPE))
     made = []
-    make = mixture.sequence
-    monkeypatch.setattr(mixture, "sequence", lambda sample, most: made.append(sample) or make(sample, most))
+    make = mixture.sample
+    monkeypatch.setattr(mixture, "sample", lambda sample, most: made.append(sample) or make(sample, most))
     rows = plan.rows(40, slice(2, None, 3))
     assert made == [one.sample for row in rows for one in row] and len(rows) == 3
 
@@ -122,5 +123,5 @@ def test_a_plan_cuts_as_a_training_would_and_says_it(tmp_path: Path, caplog: pyt
     store_plan(tmp_path / "plan", mixture, RowLayout(40, 9), 1, num_workers=1)
     assert len(caplog.records) == 1 and "samples are longer than there is room for" in caplog.text
     stored = Plan(mixture, 40, 9, stored=StoredPlan(tmp_path / "plan", mixture, RowLayout(40, 9)))
-    made, planned = ([[one.sequence for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
+    made, planned = ([[one.sequences for one in row] for row in plan.rows(3)] for plan in (stored, Plan(mixture, 40, 9)))
     assert made == planned

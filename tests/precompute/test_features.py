@@ -17,9 +17,8 @@ from unimm.batch import Batch, collate
 from unimm.checkpoints.fingerprint import tower_fingerprint
 from unimm.data.image import look
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Plan
+from unimm.data.plan import Plan, Steps
 from unimm.data.records import Record
-from unimm.data.steps import Steps
 from unimm.data.stores import features as features_file
 from unimm.data.stores.features import FeaturedDataset, StoredFeatures, shard_rows
 from unimm.data.views import Conversation, Drawing, PlainText

@@ -15,7 +15,7 @@ from toys import make_mixture
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import load_image_tokenizer, save_image_tokenizer
 from unimm.cli.quickstart import quickstart
-from unimm.data.plan import RowLayout
+from unimm.data.packing import RowLayout
 from unimm.data.stored_plan import StoredPlan, store_plan
 from unimm.data.stores.codes import CodesManifest, StoredCodes, save_codes
 from unimm.data.stores.features import FeaturesManifest, StoredFeatures, finish_features, put_rows, unfinished_features
@@ -67,9 +67,11 @@ def test_each_form_has_a_version(form: str, tmp_path: Path) -> None:
     write(folder)
     content = json.loads((folder / name).read_text())
     key = "version" if form == "plan" else "format_version"
+    newest = 2 if form == "plan" else 1  # 2: a plan with samples that take several rows
     assert content[key] == 1 and read(folder) is not None
-    (folder / name).write_text(json.dumps({**content, key: 2}))
-    with pytest.raises(ValueError, match=rf"{key} 2, this one reads up to 1\): update it with `pip install -U unimm`"):
+    (folder / name).write_text(json.dumps({**content, key: newest + 1}))
+    told = rf"{key} {newest + 1}, this one reads up to {newest}\): update it with `pip install -U unimm`"
+    with pytest.raises(ValueError, match=told):
         read(folder)
     if form != "plan":  # which always had one
         del content[key]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from unimm.cli.compose import build, compose_config, seed_everything
 from unimm.cli.errors import explain
 from unimm.data.image_batches import ImageBatches, ImageSource
-from unimm.data.plan import RowLayout
+from unimm.data.packing import RowLayout
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.models.unified import UnifiedConfig
 from unimm.precompute.sharded_pass import PassConfig

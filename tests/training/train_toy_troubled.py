@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toys import make_config, make_mixture, make_trainer
 
 from unimm.cli.compose import leave_group
-from unimm.data.steps import StepBatch, Steps
+from unimm.data.plan import StepBatch, Steps
 from unimm.models.unified import UnifiedModel
 from unimm.training import checkpoint
 from unimm.training.objectives.likelihood import Likelihood

@@ -21,8 +21,7 @@ from unimm.batch import Batch, collate
 from unimm.bench.subprocess_trials import peak_bytes
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.mixture import Mixture, Source
-from unimm.data.plan import Planned
-from unimm.data.steps import Steps
+from unimm.data.plan import Planned, Steps
 from unimm.data.views import Conversation
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
@@ -130,7 +129,7 @@ class _Unpacked(Steps):
     """A row a conversation, as long as the longest of the batch."""
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
-        return collate([[one.sequence] for row in rows for one in row])
+        return collate([[sequence] for row in rows for one in row for sequence in one.sequences])
 
 
 class _Timed(Trainer):

@@ -11,7 +11,7 @@ from rich.console import Console
 from unimm.cli.compose import build, run_with_hydra, seed_everything
 from unimm.cli.learner import open_learner
 from unimm.cli.progress import steps_bar
-from unimm.data.plan import RowLayout
+from unimm.data.packing import RowLayout
 from unimm.data.stored_plan import store_plan
 from unimm.training.trainer import TrainerConfig
 

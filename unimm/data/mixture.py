@@ -18,9 +18,9 @@ from unimm.data.records import Dataset
 from unimm.data.stores.digests import check, unchecked
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
-from unimm.sequence import Sequence
+from unimm.sequence import Image, Sample, Sequence
 
-Sample = tuple[int, int]
+SampleId = tuple[int, int]
 """(source, how many of its samples came before)."""
 
 WEIGHED_BY = ("samples", "tokens")
@@ -91,11 +91,11 @@ class Mixture:
         self.seed = seed
         self.weigh_by = weigh_by
 
-    def samples(self, start: int, count: int) -> list[Sample]:
-        """`count` samples of the stream from number `start` on."""
+    def samples(self, start: int, count: int) -> list[SampleId]:
+        """Which samples come in the stream: `count` of them from number `start` on."""
         return list(itertools.islice(self._stream(start), count))
 
-    def check(self, sample: Sample) -> None:
+    def check(self, sample: SampleId) -> None:
         """Compare what is stored of a sample's image with the image, before it is learned.
 
         Raises:
@@ -103,16 +103,28 @@ class Mixture:
         """
         check(self.sources[sample[0]].dataset, self._index(sample))
 
-    def sequence(self, sample: Sample, max_positions: int | None = None) -> Sequence:
-        """A sample, its images unopened. max_positions: what is longer is cut, where its view can."""
+    def sample(self, sample: SampleId, max_positions: int | None = None) -> Sample:
+        """A sample, its images unopened. max_positions: of each sequence; what is longer is cut, where its view can."""
         source, number = sample
         chosen = self.sources[source]
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
         record = unchecked(chosen.dataset, self._index(sample))
-        return chosen.view(record, self.template.limited(max_positions), rng)
+        made = chosen.view(record, self.template.limited(max_positions), rng)
+        return made if isinstance(made, Sample) else Sample((made,))
 
-    def name(self, sample: Sample) -> str:
+    def sequence(self, sample: SampleId, max_positions: int | None = None) -> Sequence:
+        """The sequence of a sample that has one.
+
+        Raises:
+            ValueError: it has several.
+        """
+        sequence, *others = self.sample(sample, max_positions).sequences
+        if others:
+            raise ValueError(f"The sample {self.name(sample)} has {1 + len(others)} sequences: Mixture.sample gives them.")
+        return sequence
+
+    def name(self, sample: SampleId) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""
         source = self.sources[sample[0]]
         return f"{source.name} {sample[1]} ({unchecked(source.dataset, self._index(sample)).key})"
@@ -120,12 +132,11 @@ class Mixture:
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
-        showing = {source for source in active if any(one.image for one in self.sequence((source, 0)).segments)}
+        showing = {source for source in active if _images(self.sample((source, 0)))}
         samples = (sample for sample in self._stream(0) if sample[0] in showing)
         for sample in samples if showing else ():
             self.check(sample)
-            shown = (one.image for one in self.sequence(sample).segments if one.image is not None)
-            yield from (image.open() for image in shown if not image.is_features)
+            yield from (image.open() for image in _images(self.sample(sample)) if not image.is_features)
 
     @cached_property
     def shares(self) -> list[float]:
@@ -135,7 +146,7 @@ class Mixture:
             weights = [weight and weight / self._mean_length(source) for source, weight in enumerate(weights)]
         return [weight / sum(weights) for weight in weights]
 
-    def _stream(self, start: int) -> Iterator[Sample]:
+    def _stream(self, start: int) -> Iterator[SampleId]:
         """Samples from number `start` on: the n-th of a source is due at (n + 1/2) / share, and whoever is due first comes."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
         # At this time fewer than `start` have come, for every share of time is rounded up by at most a half.
@@ -151,13 +162,18 @@ class Mixture:
             if passed >= start:
                 yield source, number
 
-    def _index(self, sample: Sample) -> int:
+    def _index(self, sample: SampleId) -> int:
         chosen = self.sources[sample[0]]
         epoch, place = divmod(sample[1], len(chosen.dataset))
         return int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
 
     def _mean_length(self, source: int) -> float:
-        return float(np.mean([self.sequence((source, number)).length for number in range(MEASURED)]))
+        return float(np.mean([self.sample((source, number)).length for number in range(MEASURED)]))
+
+
+def _images(sample: Sample) -> list[Image]:
+    """Those that a sample shows, unopened."""
+    return [one.image for sequence in sample.sequences for one in sequence.segments if one.image is not None]
 
 
 def _key(*parts: int | str) -> int:

@@ -1,9 +1,10 @@
-"""The plan: which samples share which row of which step. A pure function of (mixture, T, rows a step).
+"""The plan: which samples share which row of which step, and the steps of each rank as batches. A pure function of (mixture, T,
+rows a step).
 
 Rows are filled a window of steps at a time: samples are taken from the mixture's stream as long as best fit finds room for
-them in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then dealt out to its
-steps, so that each step has its share of every kind, and lie in an order in which every n-th row has it, too: what ranks and
-micro-batches take. How many of these there are does not enter the plan.
+them in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then assigned to its
+steps (`unimm.data.packing`), so that each step has its share of every kind, and lie in an order in which every n-th row has it,
+too: what ranks and micro-batches take. How many of these there are does not enter the plan.
 
 To fill a window, all of its samples are measured, by whoever wants a row of it. Where there are many ranks, or samples are slow
 to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
@@ -11,22 +12,27 @@ to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
-from unimm.data.mixture import Mixture, Sample
-from unimm.data.packing import check_length, fill_rows
-from unimm.runtime.number_checks import check_whole
-from unimm.sequence import Sequence
-
-WINDOW_ROWS = 256
-"""Rows that are filled together, at least: what stays empty at the end of so many is little."""
-
-MAX_POSITIONS = 2**31 - 1
-"""Of a step, at most."""
+from unimm.batch import Batch, collate
+from unimm.data.mixture import Mixture, SampleId
+from unimm.data.packing import (
+    WHOLE,
+    Piece,
+    RowLayout,
+    SampleSize,
+    check_length,
+    num_placed,
+    row_groups,
+    share_out,
+    split_sample,
+)
+from unimm.sequence import Sample, Sequence
 
 CHUNK = 256
 """Samples that are measured at a time."""
@@ -43,36 +49,45 @@ class PlanCursor:
 
 
 class Planned(NamedTuple):
-    """A sample that has its place, and its sequence, whose images are opened where it is learned."""
+    """What a row holds of a sample: sequences, whose images are opened where they are learned, and their places in it."""
 
-    sample: Sample
-    sequence: Sequence
-
-
-class SampleSize(NamedTuple):
-    """What the plan asks of a sample: its positions, how many of them are codes that are learned, and how many it would have
-    if nothing had been cut (None: nothing was)."""
-
-    length: int
-    num_learned_codes: int
-    full_length: int | None = None
+    sample: SampleId
+    sequences: tuple[Sequence, ...]
+    places: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequence: Sequence) -> "SampleSize":
-        """Of a sample's sequence."""
-        return cls(sequence.length, sequence.num_learned_codes, sequence.full_length)
+    def of(cls, name: SampleId, sample: Sample, part: int, num_positions: int) -> "Planned":
+        """All of a sample (`WHOLE`), or one part of what takes several rows of so many positions."""
+        all_of_it = range(len(sample.sequences))
+        places = all_of_it if part == WHOLE else split_sample(SampleSize.of(sample).lengths, num_positions)[part]
+        return cls(name, tuple(sample.sequences[place] for place in places), tuple(places))
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in its row."""
+        return sum(sequence.length for sequence in self.sequences)
 
 
-def measured(mixture: Mixture, sample: Sample, num_positions: int) -> Sequence:
-    """The sequence of a sample, cut to a row of so many positions where its view can cut.
+def measured(mixture: Mixture, name: SampleId, num_positions: int, num_rows: int | None = None) -> Sample:
+    """A sample, its sequences cut to a row of so many positions where its view can cut.
+
+    num_rows: a step has; None: it does not matter.
 
     Raises:
-        ValueError: it does not fit; says which one.
+        ValueError: a sequence does not fit into a row, or the sample into a step; says which one.
     """
-    sequence = mixture.sequence(sample, num_positions)
-    if sequence.length > num_positions:
-        check_length(sequence.length, num_positions, f"The sample {mixture.name(sample)}")
-    return sequence
+    sample = mixture.sample(name, num_positions)
+    for sequence in sample.sequences:
+        if sequence.length > num_positions:
+            check_length(sequence.length, num_positions, f"The sample {mixture.name(name)}")
+    if num_rows is not None and sample.length > num_positions:
+        needed = len(split_sample(SampleSize.of(sample).lengths, num_positions))
+        if needed > num_rows:
+            raise ValueError(
+                f"The sample {mixture.name(name)} has {len(sample.sequences)} sequences that are learned together, which take "
+                f"{needed} rows, and a step has {num_rows}: raise trainer.num_rows or trainer.num_positions."
+            )
+    return sample
 
 
 def cut_lengths(sizes: list[SampleSize], first: int) -> dict[int, int]:
@@ -80,8 +95,8 @@ def cut_lengths(sizes: list[SampleSize], first: int) -> dict[int, int]:
     return {first + place: size.full_length for place, size in enumerate(sizes) if size.full_length is not None}
 
 
-def tell_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[int, int]) -> None:
-    """Say how many of some samples lost their end, if any did: by the log of one process of a run.
+def warn_of_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[int, int]) -> None:
+    """Say how many of some samples lost their end, if any did: in the log of one process of a run.
 
     cut: the lengths that they had, by their numbers in the stream.
     """
@@ -96,53 +111,17 @@ def tell_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[
     )
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """Rows of so many positions, so many of them a step.
-
-    Raises ValueError where there are none, or more than any machine learns from.
-    """
-
-    num_positions: int
-    num_rows: int
-
-    def __post_init__(self) -> None:
-        check_whole(self, 1, "num_rows", "num_positions")
-        if (positions := self.num_positions * self.num_rows) > MAX_POSITIONS:
-            raise ValueError(
-                f"{self.num_rows:,} rows of {self.num_positions:,} positions are {positions:,} in a step, more than any run "
-                f"learns from at once: lower num_rows or num_positions."
-            )
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of a window."""
-        return -(-WINDOW_ROWS // self.num_rows)
-
-    @property
-    def room(self) -> int:
-        """Positions of a window."""
-        return self.num_positions * self.num_rows * self.num_steps
-
-    def deal(self, sizes: list[SampleSize], seed: int, first: int) -> list[list[list[int]]]:
-        """A window: for each step, for each of its rows, which of the samples it holds; as many of the first as find room.
-
-        sizes: of samples from number `first` of the stream on, more than fit.
-        """
-        filled = fill_rows([size.length for size in sizes], self.num_positions, self.num_rows * self.num_steps)
-        rows = sorted(filled, key=lambda row: sum(sizes[index].num_learned_codes for index in row))
-        # Dealt out in order, the first steps of a window would have the least codes, a few of them where rows are few.
-        rng = np.random.Generator(np.random.Philox(key=[seed, first]))
-        return [rows[column :: self.num_steps] for column in rng.permutation(self.num_steps)]
-
-
 class Window(Protocol):
     """The rows of a window's steps; `end` is the first sample after it."""
 
     end: int
 
-    def rows(self, step: int, part: slice) -> list[list[Planned]]:
-        """Rows of the window's n-th step."""
+    def groups(self, step: int) -> list[list[int]]:
+        """The rows of the window's n-th step that belong together, by number; as a rule each is alone."""
+        ...
+
+    def rows(self, step: int, numbers: Iterable[int]) -> list[list[Planned]]:
+        """Rows of the window's n-th step, by number."""
         ...
 
 
@@ -181,16 +160,21 @@ class Plan:
         self._stored = stored
         self._first = self._origin = origin or PlanCursor()
         self._window: Window | None = None
-        self._has_told_cuts = False
+        self._has_warned = False
 
-    def rows(self, step: int, part: slice = slice(None)) -> list[list[Planned]]:
+    def rows(self, step: int, part: slice | Iterable[int] = slice(None)) -> list[list[Planned]]:
         """What each row of a step holds, or each of a part of them.
 
         Raises:
             ValueError: a sample is longer than a row, or a stored plan is one of other data.
             IndexError: the step lies before the plan's origin.
         """
-        return self._go_to(step).rows(step - self._origin.step, part)
+        numbers = range(self.shape.num_rows)[part] if isinstance(part, slice) else part
+        return self._go_to(step).rows(step - self._origin.step, numbers)
+
+    def groups(self, step: int) -> list[list[int]]:
+        """The rows of a step that belong together, by number: a micro-batch that gets one gets all of a group."""
+        return self._go_to(step).groups(step - self._origin.step)
 
     def origin(self, step: int) -> PlanCursor:
         """The window that holds a step: enough to plan on from there."""
@@ -214,27 +198,107 @@ class Plan:
         stored = None if self._stored is None else self._stored.window(self._origin)
         if stored is not None:
             return stored
-        window = _Measured(self.mixture, self.shape, self._origin.sample)
-        if window.cut and not self._has_told_cuts:
-            tell_cuts(self.mixture, self.shape.num_positions, len(window.planned), window.cut)
-            self._has_told_cuts = True
+        window = _MeasuredWindow(self.mixture, self.shape, self._origin.sample)
+        if window.cut and not self._has_warned:
+            warn_of_cuts(self.mixture, self.shape.num_positions, len(window.samples), window.cut)
+            self._has_warned = True
         return window
 
 
-class _Measured:
+class _MeasuredWindow:
     """A window whose samples were all measured to fill it."""
 
     def __init__(self, mixture: Mixture, shape: RowLayout, first: int) -> None:
-        self.planned: list[Planned] = []
+        self.names: list[SampleId] = []
+        self.samples: list[Sample] = []
+        self._num_positions = shape.num_positions
         room = shape.room
         while room >= 0:
-            for sample in mixture.samples(first + len(self.planned), CHUNK):
-                self.planned.append(Planned(sample, measured(mixture, sample, shape.num_positions)))
-                room -= self.planned[-1].sequence.length
-        sizes = [SampleSize.of(one.sequence) for one in self.planned]
+            for name in mixture.samples(first + len(self.names), CHUNK):
+                self.names.append(name)
+                self.samples.append(measured(mixture, name, shape.num_positions, shape.num_rows))
+                room -= self.samples[-1].length
+        sizes = [SampleSize.of(sample) for sample in self.samples]
         self.cut = cut_lengths(sizes, first)
-        self._steps = shape.deal(sizes, mixture.seed, first)
-        self.end = first + sum(len(row) for step in self._steps for row in step)
+        self._steps = shape.assign_rows(sizes, mixture.seed, first)
+        self.end = first + num_placed(self._steps)
 
-    def rows(self, step: int, part: slice) -> list[list[Planned]]:
-        return [[self.planned[index] for index in row] for row in self._steps[step][part]]
+    def groups(self, step: int) -> list[list[int]]:
+        return row_groups(next((piece.sample for piece in row if piece.part != WHOLE), None) for row in self._steps[step])
+
+    def rows(self, step: int, numbers: Iterable[int]) -> list[list[Planned]]:
+        return [[self._planned(piece) for piece in self._steps[step][number]] for number in numbers]
+
+    def _planned(self, piece: Piece) -> Planned:
+        return Planned.of(self.names[piece.sample], self.samples[piece.sample], piece.part, self._num_positions)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of a step.
+
+    batches: a micro-batch for each forward pass. samples: what they hold. origin: the window of the plan that the step is in.
+    """
+
+    batches: list[Batch]
+    samples: list[SampleId]
+    origin: PlanCursor
+
+    def pin_memory(self) -> "StepBatch":
+        """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""
+        return StepBatch([batch.pin_memory() for batch in self.batches], self.samples, self.origin)
+
+
+class Steps(TorchDataset):
+    """The steps of one rank, by number, as batches: what a loader's workers make ahead.
+
+    A rank gets every `num_ranks`-th row of the plan, and a micro-batch of it every `num_micro_batches`-th of these, so that all
+    see all kinds. Rows that belong together stay together: then a micro-batch may have some rows more than another, or a single
+    one that is all padding.
+
+    num_micro_batches: how many forward passes a step takes.
+
+    Raises ValueError where a micro-batch would get no row at all.
+    """
+
+    def __init__(
+        self, plan: Plan, num_micro_batches: int = 1, rank: int = 0, num_ranks: int = 1, num_steps: int = 1 << 40
+    ) -> None:
+        num_rows = plan.shape.num_rows
+        if num_rows < num_ranks * num_micro_batches:
+            raise ValueError(
+                f"{num_rows} rows cannot be cut into {num_micro_batches} micro-batches for each of {num_ranks} processes: "
+                f"raise trainer.num_rows to at least {num_ranks * num_micro_batches}."
+            )
+        self.plan = plan
+        self.num_micro_batches = num_micro_batches
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.num_steps = num_steps
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> StepBatch:
+        shares = share_out(self.plan.groups(step), self.num_ranks * self.num_micro_batches)[self.rank :: self.num_ranks]
+        own = sorted(number for share in shares for number in share)
+        rows = dict(zip(own, self.plan.rows(step, own), strict=True))
+        batches = [self._collate([rows[number] for number in share] or [[]]) for share in shares]
+        samples = dict.fromkeys(one.sample for row in rows.values() for one in row)
+        return StepBatch(batches, list(samples), self.plan.origin(step))
+
+    def _collate(self, rows: list[list[Planned]]) -> Batch:
+        for row in rows:
+            for one in row:
+                self.plan.mixture.check(one.sample)
+        return collate_rows(rows, self.plan.shape.num_positions)
+
+
+def collate_rows(rows: list[list[Planned]], num_positions: int, num_rows: int | None = None) -> Batch:
+    """Planned rows as a batch of rows of so many positions, which knows what of them are samples."""
+    return collate(
+        [[sequence for one in row for sequence in one.sequences] for row in rows],
+        num_positions,
+        num_rows,
+        samples=[[(one.sample, place) for one in row for place in one.places] for row in rows],
+    )

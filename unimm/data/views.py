@@ -17,7 +17,7 @@ import numpy as np
 from unimm.data.records import Question, Record, Text
 from unimm.data.template import ImageSegments, Template, Turn, smallest
 from unimm.runtime.number_checks import check_probability, check_whole
-from unimm.sequence import Segment, Sequence
+from unimm.sequence import Sample, Segment, Sequence
 
 DESCRIBE = {
     "en": ("Describe the image.", "What is in the picture?", "Write a caption."),
@@ -41,7 +41,7 @@ class View(Protocol):
 
     task: ClassVar[str]
 
-    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence: ...
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence | Sample: ...
 
 
 def looks_at_images(view: View) -> bool:

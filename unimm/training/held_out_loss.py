@@ -1,20 +1,22 @@
-"""The loss on samples that nothing learns from, shared out among the processes of a run."""
+"""The loss on held-out samples, shared out among the processes of a run."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
 
-from unimm.batch import Batch, collate
-from unimm.data.mixture import Mixture, Sample
-from unimm.data.packing import best_fit
-from unimm.data.plan import measured
-from unimm.sequence import Sequence
+from unimm.batch import Batch
+from unimm.data.mixture import Mixture, SampleId
+from unimm.data.packing import WHOLE, SampleSize, best_fit, split_sample
+from unimm.data.plan import Planned, collate_rows, measured
 from unimm.training.objectives.base import Objective
+
+Row = list[tuple[SampleId, int]]
+"""What a row holds: samples, and which part of each (`unimm.data.packing.WHOLE`: all of it)."""
 
 
 class HeldOut:
-    """Every record of every source of a mixture once, always in the same words.
+    """Every record of every source of a mixture once, always with the same choices of its view.
 
     Args:
         mixture: of held-out records; a source of weight 0 is left out, else weights do not count.
@@ -24,7 +26,7 @@ class HeldOut:
 
     def __init__(self, mixture: Mixture, num_positions: int, num_rows: int) -> None:
         self.mixture, self.num_positions, self.num_rows = mixture, num_positions, num_rows
-        self._rows: list[list[Sample]] | None = None
+        self._packed: tuple[list[Row], list[list[Row]]] | None = None
 
     def losses(
         self, objective: Objective, weights: dict[str, float], accelerator: Accelerator, is_stopped: Callable[[], bool]
@@ -51,20 +53,31 @@ class HeldOut:
 
     def _batches(self, rank: int, num_ranks: int) -> Iterator[Batch]:
         """A rank's share, as many batches as the others': shards are gathered for each of them. Missing rows are padding."""
-        if self._rows is None:
-            self._rows = self._pack()
-        for start in range(0, len(self._rows), self.num_rows * num_ranks):
-            rows = self._rows[start : start + self.num_rows * num_ranks][rank::num_ranks]
-            sequences = [[self._open(sample) for sample in row] for row in rows]
-            yield collate(sequences, self.num_positions, self.num_rows)
+        if self._packed is None:
+            self._packed = self._pack()
+        rows, groups = self._packed
+        for start in range(0, len(rows), self.num_rows * num_ranks):
+            yield self._collate(rows[start : start + self.num_rows * num_ranks][rank::num_ranks])
+        for start in range(0, len(groups), num_ranks):
+            own = groups[start : start + num_ranks][rank : rank + 1]
+            yield self._collate(own[0] if own else [])
 
-    def _open(self, sample: Sample) -> Sequence:
-        self.mixture.check(sample)
-        return self.mixture.sequence(sample, self.num_positions)
+    def _collate(self, rows: list[Row]) -> Batch:
+        return collate_rows(
+            [[self._open(*one) for one in row] for row in rows], self.num_positions, max(self.num_rows, len(rows))
+        )
 
-    def _pack(self) -> list[list[Sample]]:
-        """Which samples share a row."""
+    def _open(self, name: SampleId, part: int) -> Planned:
+        self.mixture.check(name)
+        return Planned.of(name, self.mixture.sample(name, self.num_positions), part, self.num_positions)
+
+    def _pack(self) -> tuple[list[Row], list[list[Row]]]:
+        """Rows of samples that fit into one, and the rows of each sample that takes several, which share a batch."""
         active = [(number, source) for number, source in enumerate(self.mixture.sources) if source.weight > 0]
-        samples = [(number, n) for number, source in active for n in range(len(source.dataset))]
-        lengths = [measured(self.mixture, sample, self.num_positions).length for sample in samples]
-        return [[samples[index] for index in row] for row in best_fit(lengths, self.num_positions)]
+        names = [(number, n) for number, source in active for n in range(len(source.dataset))]
+        sizes = [SampleSize.of(measured(self.mixture, name, self.num_positions)) for name in names]
+        num_parts = [len(split_sample(size.lengths, self.num_positions)) for size in sizes]
+        whole = [(name, size.length) for name, size, count in zip(names, sizes, num_parts, strict=True) if not count]
+        rows = best_fit([length for _, length in whole], self.num_positions)
+        groups = [[[(name, part)] for part in range(count)] for name, count in zip(names, num_parts, strict=True) if count]
+        return [[(whole[index][0], WHOLE) for index in row] for row in rows], groups

@@ -16,10 +16,10 @@ from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
-from unimm.data.plan import Plan, PlanCursor, RowLayout
+from unimm.data.packing import RowLayout
+from unimm.data.plan import Plan, PlanCursor, StepBatch, Steps
 from unimm.data.records import Dataset
 from unimm.data.run_signature import check_order, order_of_rows
-from unimm.data.steps import StepBatch, Steps
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
 from unimm.models.ports.base import LossSums
