@@ -11,9 +11,12 @@ from conftest import tiny_model, tiny_text_tokenizer
 from stripes.data import COLOURS, Stripes
 from stripes.port import NUMBERS, NumbersConfig, Palette, palette_prompt
 from stripes.projector import ShuffleConfig
+from users_files import make_image_folder
 
 from unimm.batch import collate
 from unimm.checkpoints.bundle import ModelBundle
+from unimm.cli.compose import compose_config
+from unimm.cli.learner import open_learner
 from unimm.data.template import PromptFormat, Template
 from unimm.inference.engine import Engine
 from unimm.models.attention import mask_of
@@ -173,3 +176,25 @@ def test_a_model_that_draws_nothing(template: Template, tiny_engine: Engine, tmp
     assert asked == Engine(bundle).answer(STRIPES[0].image, "What?", max_new_tokens=4)
     with pytest.raises(ValueError, match="fills in TEXT, not CODES"):
         engine.generate_codes("red")
+
+
+def test_a_trained_model_gets_a_further_kind(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a configuration: what it had is taken over, the port's parts are new, and that is said."""
+    make_image_folder(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    port = ["+model.ports.numbers._target_=stripes.port.NumbersConfig", "+model.ports.numbers.size=2"]
+    words = [*("data=image_folder", "data.folder=photos", "~data.sources.draw"), f"init_from={tiny_folder}"]
+    learner = open_learner(compose_config("train", [*words, *port]))
+    assert learner.fresh == {"numbers_in", "numbers_out"} and "The port 'numbers' is new to" in learner.notes[0]
+    before = ModelBundle.load(tiny_folder).model
+    model = learner.bundle.model
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.state_dict().items())
+    assert learner.bundle.save("model") == ["it has a port 'numbers' (NumbersConfig), a Janus has text, pixels and codes"]
+    again = open_learner(compose_config("train", [*words[:-1], "init_from=model", *port[:1]]))  # whose sizes it has already
+    assert again.fresh == set() and again.bundle.model.config.ports == {"numbers": NumbersConfig(2)}
+    other = open_learner(
+        compose_config("train", [*words[:-1], "init_from=model", *port[:1], "fresh_parts=[numbers_in,numbers_out]"])
+    )
+    assert other.bundle.model.config.ports == {"numbers": NumbersConfig(3)}
+    with pytest.raises(ValueError, match=r"leave model.ports.numbers out, or lora"):
+        open_learner(compose_config("train", [*words, *port, "lora=default"]))

@@ -210,6 +210,9 @@ def _write_configs(
 ) -> None:
     if reasons:
         sizes = {**to_json(model.config), "trunk": janus_config.trunk_dict(model.config)}
+        del sizes["ports"]
+        if model.config.ports:
+            sizes["ports"] = {name: to_json(port, is_named=True) for name, port in model.config.ports.items()}
         config = {"model_type": MODEL_TYPE, "model": sizes, "image_tokenizer": to_json(image_tokenizer.config)}
     else:
         dtype = next(model.parameters()).dtype
@@ -240,7 +243,7 @@ def _read_own_sizes(raw: Mapping[str, Any], allow_code: bool) -> tuple[UnifiedCo
         if key not in sizes or sizes[key] is not None:  # a model that draws nothing has no codes
             sizes[key] = from_json(kind, sizes.get(key) or {}, f"config.json, model.{key}", allow_code)
     ports: dict[str, Any] = sizes.get("ports") or {}
-    sizes["ports"] = {k: from_json(object, v, f"config.json, model.ports.{k}", allow_code) for k, v in ports.items()}
+    sizes["ports"] = {k: from_json(None, v, f"config.json, model.ports.{k}", allow_code) for k, v in ports.items()}
     image_tokenizer = image_tokenizer_config(raw.get("image_tokenizer") or {}, "config.json, image_tokenizer", allow_code)
     return from_json(UnifiedConfig, sizes, "config.json, model", allow_code), image_tokenizer
 

@@ -110,7 +110,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     image_tokenizer = image_tokenizers[DEFAULT]
     fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
     datasets = build_datasets(config, fingerprints["image_tokenizer"])
-    fresh, notes = _parts_to_initialise(config, start, fingerprints["image_tokenizer"])
+    fresh, notes = _parts_to_initialise(config, start, fingerprints["image_tokenizer"]) if start else (set[str](), [])
     if start is not None:
         start = with_text_tokenizer(start, config, datasets.values())
         fingerprints["init_from"] = model_fingerprint(start.model.named_parameters())
@@ -119,10 +119,11 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     with nullcontext() if with_weights else torch.device("meta"):
         if start is None or config.init_parts is not None:
             model = build_model(config, tokenizer, image_tokenizer)
-        elif fresh:
-            model = UnifiedModel(_with_fresh_sizes(config, start.model.config, fresh, image_tokenizer, tokenizer))
+        elif fresh or _added_ports(config, start.model):
+            model = UnifiedModel(_with_fresh_sizes(config, start.model, fresh, image_tokenizer, tokenizer))
         else:
             model = start.model
+        fresh |= set(model.parts()) - set(start.model.parts() if start else ())
         if start and with_weights and model is not start.model:
             take_parts(model, start.model, set(model.parts()) - fresh)
         model = adapt(model, config)
@@ -175,30 +176,38 @@ def with_sizes(config: DictConfig, model: UnifiedModel) -> DictConfig:
     return kept
 
 
-def _parts_to_initialise(config: DictConfig, start: ModelBundle | None, codes_of: str) -> tuple[set[str], list[str]]:
-    """The names of the parts to initialise, and a note where that are more than the configuration names.
+def _parts_to_initialise(config: DictConfig, start: ModelBundle, codes_of: str) -> tuple[set[str], list[str]]:
+    """The names of the parts of a model to start from that are initialised again, and notes where that are more than the
+    configuration names, or where ports are added.
 
     codes_of: the fingerprint of the image tokenizer that made the codes.
 
     Raises:
         ValueError: there is no such part; or sizes are given of parts that have theirs.
     """
-    if start is None:
-        return {*PARTS_OF["trunk"], *PARTS_OF["vision"], *PARTS_OF["projector"], *CODE_PARTS}, []
     names = set(start.model.parts())
     named: list[str] = list((config.fresh_parts if config.init_parts is None else config.init_parts) or ())
     if unknown := [name for name in named if name not in names]:
         raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
     fresh: set[str] = set(named) if config.init_parts is None else names - set(named)
     notes: list[str] = []
-    if fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
+    if names >= CODE_PARTS and fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
         if config.lora is not None:
             raise ValueError("An adapter uses its model's image tokenizer: leave image_tokenizer out, or lora.")
         fresh |= CODE_PARTS
         notes.append(_note_on_codes(config))
+    for name in _added_ports(config, start.model):
+        if config.lora is not None:
+            raise ValueError(f"An adapter holds no further port: leave model.ports.{name} out, or lora.")
+        notes.append(f"The port '{name}' is new to {config.init_from}: it is trained where stage.lr_scales names its parts.")
     if config.init_parts is None:
         _check_sizes(config, start.model.config, fresh)
     return fresh, notes
+
+
+def _added_ports(config: DictConfig, model: UnifiedModel) -> list[str]:
+    """The names of the configured ports that a model to start from lacks."""
+    return [str(name) for name in config.model.get("ports") or {} if name not in model.config.ports]
 
 
 def _note_on_codes(config: DictConfig) -> str:
@@ -213,12 +222,15 @@ def _note_on_codes(config: DictConfig) -> str:
 
 
 def _with_fresh_sizes(
-    config: DictConfig, own: UnifiedConfig, fresh: set[str], image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
+    config: DictConfig, own: UnifiedModel, fresh: set[str], image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
 ) -> UnifiedConfig:
-    """The sizes of a model to start from, but those of fresh parts as the command line gives them, or the image tokenizer."""
+    """The sizes of a model to start from, but those of fresh parts as the command line gives them, or the image tokenizer; with
+    the configured ports that it lacks, or whose parts are fresh."""
     given: UnifiedConfig = build(config.model)
     taken = {group: getattr(given, group) for group in PARTS_OF if _is_sized(group, fresh) and _given_keys(config, group)}
-    sizes = replace(own, **taken)
+    kept = {name for name in own.config.ports if not fresh & set(getattr(own, name).parts())}
+    ports = {**own.config.ports, **{name: port for name, port in given.ports.items() if name not in kept}}
+    sizes = replace(own.config, **taken, ports=ports)
     if "trunk" in taken:
         sizes = replace(sizes, trunk={**given.trunk, **trunk_ids(tokenizer)})
     if fresh >= CODE_PARTS and sizes.codes is not None:
@@ -242,10 +254,13 @@ def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> Non
     for group in PARTS_OF:
         keys = [] if _is_sized(group, fresh) else _given_keys(config, group)
         settings = getattr(own, group)
-        has = {**own.trunk_config().to_dict(), **own.trunk} if group == "trunk" else (settings and asdict(settings)) or {}
+        if group == "trunk":
+            has = {**own.trunk_config().to_dict(), **own.trunk}
+        else:
+            has = {} if settings is None else {"_target_": public_name(type(settings)), **asdict(settings)}
         for name, value in (config.model[group] or {}).items():
             is_given = any(key in ("model", f"model.{group}", f"model.{group}.{name}") for key in keys)
-            if is_given and name != "_target_" and value is not None and has.get(name) != value:
+            if is_given and value is not None and has.get(name) != value:
                 raise ValueError(
                     f"model.{group}.{name}={value} is not used, since {config.init_from} has sizes of its own "
                     f"({name}={has.get(name)}): leave it out, or reinitialise these parts, "
