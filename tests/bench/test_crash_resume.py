@@ -13,17 +13,17 @@ from unimm.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left: the run that nobody touched."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left: the run that was left alone."""
     folder = tmp_path_factory.mktemp("kills")
-    (verdict,) = run_kills(["unified"], [1], [1], num_kills=3, room=folder)
+    (verdict,) = run_kills(["unified"], [1], [1], num_kills=3, workspace=folder)
     assert verdict.differences == []
     assert verdict.num_kills == 3 and verdict.training.num_steps == 24
     return folder
 
 
-def test_every_kind_of_difference_is_seen(room: Path, tmp_path: Path) -> None:
-    training, alone, other = ToyTraining("unified", 24), room / "unified-1-alone", tmp_path / "other"
+def test_every_kind_of_difference_is_seen(workspace: Path, tmp_path: Path) -> None:
+    training, alone, other = ToyTraining("unified", 24), workspace / "unified-1-alone", tmp_path / "other"
     shutil.copytree(alone, other)
     assert list(find_differences(alone, other, training)) == []
     order = (other / "order-0.txt").read_text().splitlines()
@@ -58,12 +58,12 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["unified", "tokenizer"])
 def test_two_processes_with_workers_that_die_three_times(model: str, tmp_path: Path) -> None:
-    (verdict,) = run_kills([model], [2], [2], num_kills=3, room=tmp_path)
+    (verdict,) = run_kills([model], [2], [2], num_kills=3, workspace=tmp_path)
     assert verdict.differences == []
 
 
 def test_a_folder_called_like_the_figures_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own room is removed, before and after; nothing else is."""
+    """Its own folder is removed, before and after; nothing else is."""
     photos = tmp_path / "kills"
     photos.mkdir()
     (photos / "mine.png").write_bytes(b"mine")

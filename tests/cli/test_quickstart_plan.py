@@ -76,7 +76,7 @@ def test_kept_and_read_again() -> None:
 
 def test_the_words_name_what_is_coded() -> None:
     plan = make_plan(SLOW, 15, 0.75, False)
-    config = compose_config("encode", ["image_tokenizer=demo", *plan.words])
+    config = compose_config("encode", ["image_tokenizer=demo", *plan.overrides])
     assert config.data.sources.shapes_draw.dataset.dataset.num_records == plan.num_shapes
     few, many = ShapesWorld(num_records=10), ShapesWorld(num_records=20)
     assert few[3].facts == many[3].facts, "fewer records are the first of many"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unimm.cli.compose import compose_config
-from unimm.cli.results import tell_tokenizer, tell_training
+from unimm.cli.results import print_tokenizer_results, print_training_results
 from unimm.runtime.atomic_files import write_json
 
 
@@ -24,8 +24,8 @@ def log(run: Path, *lines: dict[str, float]) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def told_of_tokenizer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    tell_tokenizer(compose_config("train_tokenizer", ["out=run", *words]))
+def printed_by_tokenizer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    print_tokenizer_results(compose_config("train_tokenizer", ["out=run", *words]))
     return capsys.readouterr().out
 
 
@@ -38,8 +38,8 @@ VALIDATED = {
 def test_an_image_tokenizer_says_how_well_it_gives_images_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log(run, {"step": 80, "codes/usage": 0.1, "codes/perplexity": 9.0}, VALIDATED)
     (run / "samples/00000083-reconstructions.png").touch()
-    told = told_of_tokenizer(capsys, "images.batch_size=8")
-    assert told == (
+    text = printed_by_tokenizer(capsys, "images.batch_size=8")
+    assert text == (
         "\nImage tokenizer trained: 83 steps of 8 images (664 together), 2.5 minutes\n"
         "  quality    PSNR 21.9 dB, SSIM 0.75, 76 % of 512 codes used (perplexity 236), on 128 validation images\n"
         "  model      run/model\n"
@@ -56,19 +56,19 @@ def test_images_of_ones_own_are_named_again_and_those_that_were_learned_from_are
     (run.parent / "photos/a.png").touch()
     log(run, VALIDATED | {"validation/psnr": 9.9})
     own = ["images=image_folder", "images.folder=photos"]
-    told = told_of_tokenizer(capsys, *own, "images.validation_folder=photos")
-    assert "on 1 images that it was trained on\n" in told and "WARNING: under 15 dB" in told
-    assert "  unimm encode image_tokenizer=run/model data=image_folder data.folder=photos out=run/codes\n" in told
+    text = printed_by_tokenizer(capsys, *own, "images.validation_folder=photos")
+    assert "on 1 images that it was trained on\n" in text and "WARNING: under 15 dB" in text
+    assert "  unimm encode image_tokenizer=run/model data=image_folder data.folder=photos out=run/codes\n" in text
 
 
 def test_without_a_validation_the_last_steps_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log(run, {"step": 80, "codes/usage": 0.1, "codes/perplexity": 9.0})
-    told = told_of_tokenizer(capsys)
-    assert "quality    10 % of 512 codes used (perplexity 9), in the last training steps\n" in told and "PSNR" not in told
+    text = printed_by_tokenizer(capsys)
+    assert "quality    10 % of 512 codes used (perplexity 9), in the last training steps\n" in text and "PSNR" not in text
 
 
-def told_of_training(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    tell_training(compose_config("train", ["out=run", "image_tokenizer=tok", "codes=codes", *words]))
+def printed_by_training(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    print_training_results(compose_config("train", ["out=run", "image_tokenizer=tok", "codes=codes", *words]))
     return capsys.readouterr().out
 
 
@@ -78,26 +78,26 @@ def test_losses_stand_beside_what_guessing_gives(run: Path, capsys: pytest.Captu
     write_json(run / "model/config.json", {"vq_config": {"num_embeddings": 512}})
     (run / "samples/00000080-captions.txt").write_text("a dog's ball\n    -> a red ball\n")
     (run / "samples/00000080-drawings.png").touch()
-    told = told_of_training(capsys, "trainer.num_rows=64", "trainer.num_positions=4096")
-    assert "83 steps of 262,144 positions (21.8 million together), 2.5 minutes\n" in told
-    assert "  loss       codes 5.579 (guessing: ln 512 = 6.238), 8.1 % right\n             text 0.410\n" in told
-    assert "  drawings   run/samples/00000080-drawings.png\n" in told and "validation" not in told
-    assert """  unimm generate 'a dog'"'"'s ball' --model run/model\n""" in told
+    text = printed_by_training(capsys, "trainer.num_rows=64", "trainer.num_positions=4096")
+    assert "83 steps of 262,144 positions (21.8 million together), 2.5 minutes\n" in text
+    assert "  loss       codes 5.579 (guessing: ln 512 = 6.238), 8.1 % right\n             text 0.410\n" in text
+    assert "  drawings   run/samples/00000080-drawings.png\n" in text and "validation" not in text
+    assert """  unimm generate 'a dog'"'"'s ball' --model run/model\n""" in text
 
 
 def test_a_tower_is_what_the_next_training_begins_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log(run, {"step": 83, "loss/words": 0.4, "accuracy/words": 0.5})
-    told = told_of_training(capsys, "objective=look", "stage=look", "suite=quick")
-    assert "  unimm train stage=pretrain init_from=run/model codes=codes out=...\n" in told
-    tell_training(compose_config("train", ["out=run", "image_tokenizer=tok", "objective=look"]))
+    text = printed_by_training(capsys, "objective=look", "stage=look", "suite=quick")
+    assert "  unimm train stage=pretrain init_from=run/model codes=codes out=...\n" in text
+    print_training_results(compose_config("train", ["out=run", "image_tokenizer=tok", "objective=look"]))
     assert "init_from=run/model codes=... out=...\n" in capsys.readouterr().out
-    assert "generate" not in told and "scores" not in told  # which are not there yet
+    assert "generate" not in text and "scores" not in text  # which are not there yet
     (run / "scores").mkdir()
     write_json(run / "scores/scores.json", {"tasks": {"shapes_answers": {"score": 0.7}}})
-    assert "  scores     shapes_answers 0.70; see run/scores\n" in told_of_training(capsys, "suite=quick")
+    assert "  scores     shapes_answers 0.70; see run/scores\n" in printed_by_training(capsys, "suite=quick")
 
 
 def test_only_the_first_process_tells(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     log(run)
     monkeypatch.setenv("RANK", "1")
-    assert not told_of_training(capsys) and not told_of_tokenizer(capsys)
+    assert not printed_by_training(capsys) and not printed_by_tokenizer(capsys)

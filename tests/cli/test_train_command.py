@@ -183,7 +183,7 @@ def test_a_training_by_a_stored_plan_is_the_same(place: Path, given: list[str], 
     planned = CliRunner().invoke(app, ["plan", *fresh, "trainer.plan=other"])
     assert planned.exit_code == 0, planned.output
     for words, told in (
-        ([], "Say where the plan is to lie: trainer.plan=FOLDER"),
+        ([], "Say where to write the plan: trainer.plan=FOLDER"),
         (["trainer.plan=x", "trainer.budget.max_steps=null", "trainer.budget.max_minutes=1"], "minutes cannot be planned"),
         (["trainer.plan=photos"], "is there and is not a plan"),
     ):

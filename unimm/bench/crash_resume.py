@@ -1,11 +1,11 @@
 """Training that is killed again and again learns what training left alone learns, to the bit.
 
 A small training is killed (SIGKILL) at random moments, every other time inside the writing of a checkpoint, and started again,
-until it has died often enough; then it runs to its end. Compared with a run that nobody touched are: the last checkpoint
+until it has died often enough; then it runs to its end. Compared with a run that was left alone are: the last checkpoint
 (weights, their average where there is one, optimizers, adversary, all tensors bit for bit, its state but for the clock), the
 batch of every step of every process as a digest, also where a step was done twice, and every logged number but speeds.
 
-Lives are forks of one server process that has imported everything, so that a life starts in a second; a kill is as final.
+Each start is a fork of one server process that has imported everything, and takes a second; a kill is as final.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
 STEPS_A_KILL = 2 * SAVE_EVERY
-"""How far a life comes at most, with which a run is long enough to die as often as asked for."""
+"""Steps at most between a start and a kill: a run of so many for each kill is long enough."""
 
 STUCK_SECONDS = 300.0
 
@@ -45,25 +45,25 @@ class Verdict:
 
 
 def run_kills(
-    models: list[str], workers: list[int], processes: list[int], num_kills: int, room: Path, seed: int = 0
+    models: list[str], workers: list[int], processes: list[int], num_kills: int, workspace: Path, seed: int = 0
 ) -> Iterator[Verdict]:
-    """Kill every combination `num_kills` times; `room` is a folder to work in. The same seed draws the same moments.
+    """Kill every combination `num_kills` times; `workspace` is a folder to work in. The same seed draws the same moments.
 
     Raises:
-        RuntimeError: a training failed by itself, or does not come forward.
+        RuntimeError: a training failed by itself, or makes no progress.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["unimm.bench.toy_training"])
     for model, count in itertools.product(models, processes):
         alone = ToyTraining(model, (num_kills + 1) * STEPS_A_KILL, num_processes=count)
-        untouched = room / f"{model}-{count}-alone"
-        _Life(context, alone, untouched).finish()
+        untouched = workspace / f"{model}-{count}-alone"
+        _Attempt(context, alone, untouched).finish()
         for number in workers:
             training = replace(alone, num_workers=number)
-            folder = room / f"{model}-{count}-{number}"
+            folder = workspace / f"{model}-{count}-{number}"
             started = time.monotonic()
             half_written = _kill_often(context, training, folder, num_kills, random.Random(f"{seed}/{training}"))
-            _Life(context, training, folder).finish()
+            _Attempt(context, training, folder).finish()
             repeated = len(_lines(folder / "order-0.txt")) - training.num_steps
             differences = list(find_differences(untouched, folder, training))
             yield Verdict(training, num_kills, half_written, repeated, time.monotonic() - started, differences)
@@ -72,23 +72,23 @@ def run_kills(
 
 
 def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: int, dice: random.Random) -> int:
-    """Lives that end by a kill; gives how many left a half-written checkpoint."""
+    """Start and kill a training again and again; gives how many kills left a half-written checkpoint."""
     half_written = 0
     for number in range(num_kills):
-        life = _Life(context, training, folder)
+        attempt = _Attempt(context, training, folder)
         if number % 2:
-            life.wait_for_save()
+            attempt.wait_for_save()
             time.sleep(dice.uniform(0.0, 0.02))
         else:
-            life.wait_for_steps(dice.randrange(1, STEPS_A_KILL))
+            attempt.wait_for_steps(dice.randrange(1, STEPS_A_KILL))
             time.sleep(dice.uniform(0.0, 0.05))
-        life.kill(dice.sample(range(training.num_processes), training.num_processes), dice.choice((0.0, 0.1)))
+        attempt.kill(dice.sample(range(training.num_processes), training.num_processes), dice.choice((0.0, 0.1)))
         half_written += bool(list((folder / "checkpoints").glob(".step-*")))
     return half_written
 
 
-class _Life:
-    """The processes of a training between a start and a death."""
+class _Attempt:
+    """The processes of a training between a start and a kill."""
 
     def __init__(self, context: Any, training: ToyTraining, folder: Path) -> None:
         self._folder, self._training = folder, training
@@ -134,7 +134,7 @@ class _Life:
 
 
 def find_differences(one: Path, other: Path, training: ToyTraining) -> Iterator[str]:
-    """What the ends and the ways of two runs of the same training do not share."""
+    """What differs between two runs of the same training: their ends, and their batches and numbers on the way."""
     kept, again = load_checkpoint(one / "checkpoints"), load_checkpoint(other / "checkpoints")
     if kept is None or again is None or (kept.step, again.step) != (training.num_steps, training.num_steps):
         yield "a last checkpoint is missing"

@@ -35,11 +35,11 @@ def main(repository: str, trial: dict) -> None:
     tokenizer = SimpleNamespace(encode=lambda prompt: list(range(1, PROMPT_IDS)))
     processor = SimpleNamespace(tokenizer=tokenizer, pad_id=0)
     os.chdir(tempfile.mkdtemp())  # it saves its drawings where it is
-    words = {"parallel_size": trial["num_images"], "cfg_weight": trial["guidance_scale"]}
-    generate(model, processor, "", image_token_num_per_image=NUM_CODES, **words)  # warm
+    settings = {"parallel_size": trial["num_images"], "cfg_weight": trial["guidance_scale"]}
+    generate(model, processor, "", image_token_num_per_image=NUM_CODES, **settings)  # warm
     seconds.update(decode=0.0, first=None)
     started = seconds["started"] = time.perf_counter()
-    generate(model, processor, "", image_token_num_per_image=NUM_CODES, **words)
+    generate(model, processor, "", image_token_num_per_image=NUM_CODES, **settings)
     drawing = seconds["drawn"] - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     measured = {
@@ -84,9 +84,9 @@ def build(config: dict) -> Any:
 def find_function(path: Path, name: str):
     """One function of a script, without running the rest of it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    wanted = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", "") == name]
+    needed = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", "") == name]
     names: dict = {}
-    exec(compile(ast.Module(wanted, []), str(path), "exec"), names)
+    exec(compile(ast.Module(needed, []), str(path), "exec"), names)
     return names[name]
 
 
@@ -106,9 +106,9 @@ def watch(model: Any, device: torch.device) -> dict:
             seconds["first"] = settle()
         return prepare(ids)
 
-    def decoded(*words, **more):
+    def decoded(*arguments, **more):
         seconds["drawn"] = settle()
-        pixels = decode_code(*words, **more)
+        pixels = decode_code(*arguments, **more)
         seconds["decode"] = settle() - seconds["drawn"]
         return pixels
 

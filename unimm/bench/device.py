@@ -37,10 +37,10 @@ class Part:
 
     Args:
         name: short; also of the file that keeps what it prints.
-        command: the words of its process.
+        command: the arguments of its process.
         weight: of its share of the time.
-        least_seconds: with fewer it would tell nothing.
-        shown: the words as a user would give them [default: `command`].
+        least_seconds: with fewer it would measure nothing.
+        shown: the arguments as a user would give them [default: `command`].
         result: a JSON file that the process writes, for `Outcome.result`.
         needs: the name of an earlier part that must have been done.
         why_not: it is skipped for this reason.
@@ -141,7 +141,7 @@ def _why_skipped(part: Part, before: list[Outcome], left: float) -> str:
 def _run(part: Part, outcome: Outcome, is_stopped: Callable[[], bool]) -> None:
     """Run one part for as long as it may, and write down what became of it."""
     limit = outcome.limit_seconds
-    words = [word.replace(MINUTES, _minutes(outcome)) for word in part.command]
+    arguments = [argument.replace(MINUTES, _minutes(outcome)) for argument in part.command]
     if part.result is not None:
         part.result.unlink(missing_ok=True)  # of an earlier day
     started = time.monotonic()
@@ -150,7 +150,7 @@ def _run(part: Part, outcome: Outcome, is_stopped: Callable[[], bool]) -> None:
         with Path(outcome.output).open("wb") as output:
             # Without buffers, for what is in them is lost with the process; in a session of its own, to end all that it starts.
             process = subprocess.Popen(
-                words,
+                arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -177,7 +177,7 @@ def _minutes(outcome: Outcome) -> str:
 
 
 def _wait(process: subprocess.Popen, outcome: Outcome, deadline: float, is_stopped: Callable[[], bool]) -> None:
-    """Until the process ends, its time is over, or somebody stops all."""
+    """Until the process ends, its time is over, or all is stopped."""
     while process.poll() is None:
         if is_stopped():
             return

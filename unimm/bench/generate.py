@@ -47,9 +47,9 @@ class Trial:
 
 @dataclass
 class Work:
-    """A trial made ready: fill everything (and tell when the first ids are there), codes to pixels.
+    """A prepared trial: fill everything (and report when the first ids are there), codes to pixels.
 
-    num_codes: an image. floor_bytes: that a step must read; 0 where nobody counts them.
+    num_codes: an image. floor_bytes: that a step must read; 0 where they are not counted.
     """
 
     fill: Callable[[Callable[[], None]], torch.Tensor]
@@ -229,7 +229,7 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def main() -> None:
-    """One trial, given and told as JSON."""
+    """One trial: JSON in, JSON out."""
     print(json.dumps(run_trial(Trial(**json.loads(sys.argv[1])))))
 
 

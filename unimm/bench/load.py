@@ -76,7 +76,7 @@ def _loader(who: str) -> Callable[[str, torch.device, torch.dtype], list[torch.T
 
 
 def main() -> None:
-    """One trial, given and told as JSON."""
+    """One trial: JSON in, JSON out."""
     print(json.dumps(run_trial(Trial(**json.loads(sys.argv[1])))))
 
 

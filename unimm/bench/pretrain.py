@@ -103,9 +103,9 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
         numbers = read_numbers(Path(folder) / "metrics.jsonl")[-1]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
     names = ("speed/", "loss/", "data/")
-    told = {name: value for name, value in numbers.items() if name.startswith(names)}
+    reported = {name: value for name, value in numbers.items() if name.startswith(names)}
     seconds = trainer.seconds - trainer.seconds_before
-    return {**told, "ms_a_step": 1e3 * seconds / setting.num_steps, "peak_gib": peak / 2**30}
+    return {**reported, "ms_a_step": 1e3 * seconds / setting.num_steps, "peak_gib": peak / 2**30}
 
 
 class _Measured(Trainer):
@@ -128,7 +128,7 @@ def _texts(world: ShapesWorld) -> Iterator[str]:
     for index in range(300):
         record = world[index]
         yield from (text.text for text in record.captions)
-        yield from (words for asked in record.questions for words in (asked.text, asked.answer))
+        yield from (text for question in record.questions for text in (question.text, question.answer))
 
 
 def _mixture(world: ShapesWorld, model: UnifiedModel, tokenizer: TextTokenizer, seed: int) -> Mixture:

@@ -26,8 +26,8 @@ def run_in_turns(
 ) -> list[dict[str, Any]]:
     """The medians of what each trial measured, beside its own fields.
 
-    trials: frozen dataclasses with a field `who`. `progress` is told which one is next. others: the command of a peer that the
-        module does not know; the trial is its last word. keep: called after each trial with what is measured until then.
+    trials: frozen dataclasses with a field `who`. progress: called with the next one. others: the command of a peer that the
+        module does not know; the trial is its last argument. keep: called after each trial with what is measured until then.
 
     Raises:
         ValueError: a trial failed; the last line that it said. UNIMM_DEBUG=1 shows all of it.

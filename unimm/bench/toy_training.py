@@ -58,7 +58,7 @@ def live(training: ToyTraining, folder: Path, rank: int, port: int) -> None:
     silence = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    if training.num_processes > 1:  # as torchrun tells it
+    if training.num_processes > 1:  # as torchrun sets it
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": training.num_processes, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
     torch.manual_seed(SEED)

@@ -133,7 +133,7 @@ class _Unpacked(Steps):
 
 
 class _Timed(Trainer):
-    """A trainer that tells the clock."""
+    """A trainer that reports its steps to the clock."""
 
     clock: Clock
     is_packed: bool
@@ -262,7 +262,7 @@ def _as_janus_reads(sequence: Any, placeholder: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One trial, given and told as JSON."""
+    """One trial: JSON in, JSON out."""
     measured = run_trial(Trial(**json.loads(sys.argv[1])))
     print(json.dumps(measured))
 

@@ -100,7 +100,7 @@ def demo(
 ) -> None:
     """See at once what the model that comes with unimm can do: captions, answers and drawings, on one sheet.
 
-    It takes seconds and downloads nothing. The pictures that it writes are there to try the other verbs on.
+    It takes seconds and downloads nothing. The pictures that it writes are there to try the other commands on.
 
     \b
     Example:
@@ -141,7 +141,7 @@ def caption(
     model: Model = None,
     language: Annotated[str, typer.Option(help="Language to ask in: en or zh.")] = "en",
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest tokens.")] = 0.0,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -164,7 +164,7 @@ def answer(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it, in quotes.")],
     model: Model = None,
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest words.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest tokens.")] = 0.0,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -209,7 +209,7 @@ def generate(
 
     engine = open_model(model, device, dtype, weights)
     paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
-    with drawing_bar() as told:
+    with drawing_bar() as advance:
         images = engine.generate_images(
             prompt,
             num_images,
@@ -218,7 +218,7 @@ def generate(
             temperature,
             top_k,
             top_p,
-            told,
+            advance,
             min_p=min_p,
             guidance_interval=guidance_interval,
             best_of=best_of,
@@ -319,15 +319,15 @@ def scaling(
     run(runs, predict or [], out)
 
 
-def expand_home(word: str) -> str:
-    """An option's value with the home folder for a leading ~, which shells put only at the beginning of a word."""
-    option, _, value = word.partition("=")
+def expand_home(argument: str) -> str:
+    """An option's value with the home folder for a leading ~, which shells put only at the beginning of an argument."""
+    option, _, value = argument.partition("=")
     # Not Path's, which raises where there is no such user, and drops a slash at the end.
-    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else word  # noqa: PTH111
+    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else argument  # noqa: PTH111
 
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
-    """The engine of the model that the words name; else of the quickstart's where it is, else of the demo."""
+    """The engine of the model that is named; else of the quickstart's where it is, else of the demo."""
     named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
     from unimm.inference.load import load
 

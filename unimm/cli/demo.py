@@ -1,6 +1,6 @@
 """`unimm demo`: what the model that comes with the package makes of a few pictures and prompts, on one sheet.
 
-    out/photo.png, photo-2.png, photo-3.png, digit.png  pictures that it looks at, to try other verbs on
+    out/photo.png, photo-2.png, photo-3.png, digit.png  pictures that it looks at, to try other commands on
     out/drawing-1.png ...                               what it draws
     out/demo.png                                        all of it on one sheet
 
@@ -77,7 +77,7 @@ class Card:
 def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = True) -> None:
     """Write the pictures and the sheet into a folder, and say what they are.
 
-    seed: of the drawings. device: as of `unimm.load`. show: open the sheet, where somebody sits before a screen.
+    seed: of the drawings. device: as of `unimm.load`. show: open the sheet, where there is a screen.
     """
     out.mkdir(parents=True, exist_ok=True)
     pictures = {name: Image.fromarray(render(scene)) for name, scene in SCENES.items()}
@@ -114,8 +114,8 @@ def _draw(engine: Engine, out: Path, seed: int) -> list[Card]:
     from unimm.cli.progress import drawing_bar
 
     cards = []
-    with drawing_bar() as told:
-        drawings = engine.generate_images(list(PROMPTS), seed=seed, callback=told)
+    with drawing_bar() as advance:
+        drawings = engine.generate_images(list(PROMPTS), seed=seed, callback=advance)
     for number, (prompt, (image,)) in enumerate(zip(PROMPTS, drawings, strict=True), start=1):
         path = out / f"drawing-{number}.png"
         image.save(path)
@@ -160,7 +160,7 @@ def _set_lines(card: Card) -> list[tuple[int, str, tuple[int, int, int]]]:
 
 
 def has_screen() -> bool:
-    """Whether somebody sits before a screen of this machine: not in a pipe, not behind ssh, not in a container."""
+    """Whether there is a screen of this machine: not in a pipe, not behind ssh, not in a container."""
     if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
         return False
     if sys.platform.startswith("linux"):

@@ -43,9 +43,9 @@ def encode(config: DictConfig) -> list[Path]:
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    words = {"precision": config.precision, "work": PassConfig(config.batch_size, config.num_workers, ranks)}
+    settings = {"precision": config.precision, "work": PassConfig(config.batch_size, config.num_workers, ranks)}
     return [
-        encode_dataset(tokenizer, build(without_codes(node)), node.folder, name=name, **words).folder
+        encode_dataset(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder
         for name, node in chosen.items()
     ]
 
@@ -70,7 +70,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
 
 
 def _same_images(one: Dataset, other: Dataset) -> bool:
-    """Whether two data sets show the same images, as far as some from all over tell, whatever they say of them.
+    """Whether two data sets show the same images, judged by a sample from all over, whatever their texts.
 
     Training compares each of them."""
     if len(one) != len(other):

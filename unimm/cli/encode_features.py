@@ -36,17 +36,17 @@ def store_features(config: DictConfig) -> list[Path]:
     engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
     check_looks(engine.prompt_format)
     work = PassConfig(config.batch_size, config.num_workers, ranks)
-    words = {"precision": config.precision, "dtype": config.dtype, "work": work}
+    settings = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:
         dataset = build(without_codes(config.data.sources[name].dataset))
         folder = Path(config.out) / name
-        stored.append(encode_features(engine.model.pixels.tower, dataset, folder, source=name, **words).folder)
+        stored.append(encode_features(engine.model.pixels.tower, dataset, folder, source=name, **settings).folder)
     return stored
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's words in, folders out."""
+    """The command: overrides in, folders out."""
     run_with_hydra("encode_features", lambda config: print_paths(store_features(config)), argv)
 
 

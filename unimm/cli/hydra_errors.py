@@ -236,7 +236,7 @@ def command_of(experiment: str, choices: Choices) -> str | None:
 
 
 def _explain_composition(message: str, line: CommandLine) -> str:
-    """Errors of Hydra that are told by their text alone."""
+    """Errors of Hydra that only their text tells apart."""
     choices = line.choices
     if found := re.search(r"In 'experiment/([^']+)': Could not override '([^']+)'\. No match in the defaults list", message):
         name, group = found.groups()

@@ -1,6 +1,6 @@
 """`unimm plan`: which samples share which row of which step of a training, stored once for all its ranks and workers.
 
-It takes the words of `unimm train`, and `trainer.plan=FOLDER` says where to; the training then goes by the same words.
+It takes the arguments of `unimm train`, and `trainer.plan=FOLDER` says where to; the training then takes the same.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ def plan(config: DictConfig) -> Path:
         Its folder, `trainer.plan`.
 
     Raises:
-        ValueError: it is not said where to, or how many steps there are, or something that is named is not there.
+        ValueError: the folder or the number of steps is missing, or something that is named is not there.
     """
     trainer: TrainerConfig = build(config.trainer)
     if trainer.plan is None:
-        raise ValueError("Say where the plan is to lie: trainer.plan=FOLDER.")
+        raise ValueError("Say where to write the plan: trainer.plan=FOLDER.")
     num_steps = trainer.budget.max_steps
     if num_steps is None:
         raise ValueError(
@@ -43,7 +43,7 @@ def plan(config: DictConfig) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: the words of `unimm train` in, a plan out."""
+    """The command: the arguments of `unimm train` in, a plan out."""
     run_with_hydra("train", lambda config: print(plan(config)), argv)
 
 

@@ -17,15 +17,15 @@ def drawing_bar() -> Iterator[Callable[[DrawingProgress], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("drawing", total=None)
 
-        def told(state: DrawingProgress) -> None:
+        def advance(state: DrawingProgress) -> None:
             progress.update(task, completed=state.step, total=state.num_steps)
 
-        yield told
+        yield advance
 
 
 @contextmanager
 def steps_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over steps; gives the callback that is told how many are done."""
+    """A bar over steps; gives the callback that takes how many are done."""
     console = Console(stderr=True)
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

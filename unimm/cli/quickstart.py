@@ -57,7 +57,7 @@ TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08
 MIN_TRAINING_SHARE = 0.2
 
 FIRST_CODED = 0.125
-"""Of the pictures that get codes: their pace tells how many there is time for."""
+"""Of the pictures that get codes: by their pace, as many as there is time for are coded."""
 
 NUM_DRAWINGS = 16
 DRAWING = DrawingDefaults(guidance_scale=2.5, temperature=0.6)
@@ -86,7 +86,7 @@ def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False,
     Raises:
         ValueError: `out` holds a quickstart with other settings or on another device, or there is no such device.
     """
-    where = None if device is None else str(choose_device(device))  # a mistake in it is told before anything is written
+    where = None if device is None else str(choose_device(device))  # a mistake in it is reported before anything is written
     clock = _Clock(out, {"seed": seed, "minutes": minutes, "from_nothing": from_nothing})
     clock.keep("started_from", STARTED_FROM[from_nothing])
     with clock.part("machine") as todo:
@@ -103,45 +103,45 @@ def quickstart(out: Path, seed: int, minutes: float, from_nothing: bool = False,
         if todo:
             plan = _codes(plan, minutes, [f"out={out / 'codes'}", f"image_tokenizer={tokenizer}", *common])
             clock.keep("plan", asdict(plan))
-    words = [*common, f"image_tokenizer={tokenizer}", f"codes={out / 'codes'}"]
+    overrides = [*common, f"image_tokenizer={tokenizer}", f"codes={out / 'codes'}"]
     start = ["init_from=demo", "init_parts=[vision]", "text_tokenizer=new"]
     if from_nothing:
-        start = [f"init_from={_vision_tower(clock, out, minutes, words, plan)}"]
-    _unified_model(clock, out, minutes, [*words, *start, *plan.words], plan)
+        start = [f"init_from={_vision_tower(clock, out, minutes, overrides, plan)}"]
+    _unified_model(clock, out, minutes, [*overrides, *start, *plan.overrides], plan)
     with clock.part("evaluation") as todo:
         if todo:
             _evaluate(out, out / "model", seed, plan.suite, machine.device)
-    _tell(out, clock, machine, plan)
+    _print_results(out, clock, machine, plan)
 
 
-def _image_tokenizer(clock: "_Clock", out: Path, minutes: float, words: list[str]) -> Path:
+def _image_tokenizer(clock: "_Clock", out: Path, minutes: float, overrides: list[str]) -> Path:
     """The folder of an image tokenizer that has learned from random weights."""
     tokenizer = out / "tokenizer" / "model"
     with clock.part("image tokenizer") as todo:
         if todo:
             budget = clock.budget("image tokenizer", TOKENIZER_SHARE * minutes)
-            train_tokenizer(_compose("train_tokenizer", "quickstart/tokenizer", tokenizer.parent, budget, words))
+            train_tokenizer(_compose("train_tokenizer", "quickstart/tokenizer", tokenizer.parent, budget, overrides))
     return tokenizer
 
 
-def _codes(plan: Plan, minutes: float, words: list[str]) -> Plan:
+def _codes(plan: Plan, minutes: float, overrides: list[str]) -> Plan:
     """Code some of the shapes, then as many pictures as the codes' share of the time allows at the pace that these had.
 
     Returns:
         The plan with the number of pictures that have codes.
     """
     started = time.monotonic()
-    encode(compose_config("encode", [*words, "names=[shapes]", *plan.with_codes(FIRST_CODED).words]))
+    encode(compose_config("encode", [*overrides, "names=[shapes]", *plan.with_codes(FIRST_CODED).overrides]))
     seconds = (time.monotonic() - started) / FIRST_CODED * plan.num_pictures / plan.num_shapes
     if seconds > CODES_SHARE * 60 * minutes:
         fewer = plan.with_codes(max(FIRST_CODED, CODES_SHARE * 60 * minutes / seconds))
         console.print(f"slower than measured: {fewer.num_pictures:,} pictures get codes instead of {plan.num_pictures:,}")
         plan = fewer
-    encode(compose_config("encode", [*words, *plan.words]))
+    encode(compose_config("encode", [*overrides, *plan.overrides]))
     return plan
 
 
-def _vision_tower(clock: "_Clock", out: Path, minutes: float, words: list[str], plan: Plan) -> Path:
+def _vision_tower(clock: "_Clock", out: Path, minutes: float, overrides: list[str], plan: Plan) -> Path:
     """The folder of a model whose vision tower has learned to see."""
     look = out / "look" / "model"
     with clock.part("vision tower") as todo:
@@ -149,11 +149,11 @@ def _vision_tower(clock: "_Clock", out: Path, minutes: float, words: list[str], 
             budget = clock.budget("vision tower", LOOK_SHARE * minutes)
             sources = (("shapes", plan.num_shapes), ("digits", plan.num_digits))
             records = [f"data.sources.{name}.dataset.dataset.num_records={count}" for name, count in sources]
-            train(_compose("train", "quickstart/look", look.parent, budget, [*words, *records]))
+            train(_compose("train", "quickstart/look", look.parent, budget, [*overrides, *records]))
     return look
 
 
-def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str], plan: Plan) -> None:
+def _unified_model(clock: "_Clock", out: Path, minutes: float, overrides: list[str], plan: Plan) -> None:
     """Trained for what is left of the time, and written with its drawing defaults."""
     with clock.part("unified model") as todo:
         if todo:
@@ -161,14 +161,14 @@ def _unified_model(clock: "_Clock", out: Path, minutes: float, words: list[str],
             budget = clock.budget("unified model", max(left, MIN_TRAINING_SHARE * minutes))
             own = [f"trainer.compile={plan.compile}", f"trainer.num_rows={plan.num_rows}"]
             own.append(f"+trainer.weights.text={plan.text_weight}")
-            made = train(_compose("train", "quickstart/unified", out / "unified", budget, [*words, *own]))
+            made = train(_compose("train", "quickstart/unified", out / "unified", budget, [*overrides, *own]))
             replace(ModelBundle.load(made), drawing=DRAWING).save(out / "model")
 
 
-def _compose(root: str, experiment: str, out: Path, minutes: float, words: list[str]) -> DictConfig:
+def _compose(root: str, experiment: str, out: Path, minutes: float, overrides: list[str]) -> DictConfig:
     trainer = "tokenizer_trainer" if root == "train_tokenizer" else "trainer"
     length = f"{trainer}.budget.max_minutes={minutes}"
-    return compose_config(root, [f"+experiment={experiment}", f"out={out}", length, *words])
+    return compose_config(root, [f"+experiment={experiment}", f"out={out}", length, *overrides])
 
 
 def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> None:
@@ -179,7 +179,7 @@ def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> Non
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 
-def _tell(out: Path, clock: "_Clock", machine: Machine, plan: Plan) -> None:
+def _print_results(out: Path, clock: "_Clock", machine: Machine, plan: Plan) -> None:
     """What was made, whether it is as good as was announced, and what to try next."""
     scores: dict[str, Any] = json.loads((out / "scores" / "scores.json").read_text(encoding="utf-8"))["tasks"]
     learned = _positions_learned(out / "unified")

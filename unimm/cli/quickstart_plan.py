@@ -1,7 +1,7 @@
 """What `unimm quickstart` does on the machine at hand: its speed, measured in seconds, and the sizes that follow from it.
 
 A quickstart has a time, not a number of steps, so what it reaches depends on how many positions are learned in that time. The
-speed of one forward and backward pass of the trunk predicts that number; EXPECTED tells what runs of so many positions reached.
+speed of one forward and backward pass of the trunk predicts that number; EXPECTED holds what runs of so many positions reached.
 """
 
 import math
@@ -128,7 +128,7 @@ class Plan:
     text_weight: float = 1.0
 
     @property
-    def words(self) -> list[str]:
+    def overrides(self) -> list[str]:
         """For Hydra: how many records have codes. The same for `encode` and `train`."""
         sources = (("shapes", self.num_shapes), ("digits", self.num_digits))
         return [f"data.sources.{name}_draw.dataset.dataset.num_records={count}" for name, count in sources]
@@ -150,10 +150,10 @@ class Plan:
             return (
                 f"preset '{self.preset}': about {self.positions / 1e6:.1f} million positions; no such run was recorded before"
             )
-        told = ", ".join(
+        scores = ", ".join(
             f"{name} {value:.2f}" for name, value in zip(("answers", "captions", "drawings"), self.expected, strict=True)
         )
-        return f"preset '{self.preset}': about {self.positions / 1e6:.1f} million positions; expect {told}"
+        return f"preset '{self.preset}': about {self.positions / 1e6:.1f} million positions; expect {scores}"
 
 
 def measure_machine(device: str | None = None) -> Machine:
@@ -223,7 +223,7 @@ def shortfall(plan: Plan, scores: dict[str, Any], positions: float) -> str | Non
             f"busier than when it was measured. Run it again when it is idle, or with more --minutes."
         )
     else:
-        reason = "it learned as long as planned, so this is chance from run to run, or a fault: another --seed tells."
+        reason = "it learned as long as planned, so this is chance from run to run, or a fault: try another --seed."
     return f"Worse than announced: {', '.join(worse)}; {reason}"
 
 

@@ -28,7 +28,7 @@ Line = tuple[str, str]
 """A label and its text."""
 
 
-def tell_training(config: DictConfig) -> None:
+def print_training_results(config: DictConfig) -> None:
     """The results of `unimm train`, by the first of its processes."""
     if not _is_first():
         return
@@ -37,7 +37,7 @@ def tell_training(config: DictConfig) -> None:
     trainer = config.trainer
     positions = trainer.num_rows * trainer.num_positions
     title = f"Trained (stage '{config.stage.name}'): {_length(out, positions, 'positions')}"
-    lines = [("loss", told) for told in _losses(last, _codebook_size(out / "model"))]
+    lines = [("loss", text) for text in _losses(last, _codebook_size(out / "model"))]
     lines += [*_best(config, out), *_scores(config, out), ("model", str(out / "model"))]
     if config.lora is not None:
         lines.append(("adapter", str(out / "adapter")))
@@ -45,7 +45,7 @@ def tell_training(config: DictConfig) -> None:
     _print(title, lines, _next_of_training(config, out, last))
 
 
-def tell_tokenizer(config: DictConfig) -> None:
+def print_tokenizer_results(config: DictConfig) -> None:
     """The results of `unimm train-tokenizer`, by the first of its processes."""
     if not _is_first():
         return
@@ -64,8 +64,8 @@ def _print(title: str, lines: list[Line], commands: list[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(f"\n{title}", "bold"))
     before = ""
-    for label, told in lines:
-        console.print(Text.assemble((f"  {'' if label == before else label:{LABEL_WIDTH}}", "dim"), told))
+    for label, text in lines:
+        console.print(Text.assemble((f"  {'' if label == before else label:{LABEL_WIDTH}}", "dim"), text))
         before = label
     console.print(Text("\nNext:", "bold"))
     for command in commands:
@@ -100,11 +100,11 @@ def _losses(last: dict[str, float], num_codes: int | None) -> Iterator[str]:
         if not key.startswith("loss/"):
             continue
         name = key.removeprefix("loss/")
-        told = f"{name} {loss:.3f}"
+        text = f"{name} {loss:.3f}"
         if name == "codes" and num_codes:
-            told += f" (guessing: ln {num_codes:,} = {math.log(num_codes):.3f})"
+            text += f" (guessing: ln {num_codes:,} = {math.log(num_codes):.3f})"
         right = last.get(f"accuracy/{name}")
-        yield told if right is None else f"{told}, {100 * right:.1f} % right"
+        yield text if right is None else f"{text}, {100 * right:.1f} % right"
 
 
 def _codebook_size(model: Path) -> int | None:
@@ -121,8 +121,8 @@ def _best(config: DictConfig, out: Path) -> Iterator[Line]:
         return
     first = [record["monitor"]] if record["monitor"] in record["scores"] else []
     names = [*first, *(name for name in record["scores"] if name not in first)]
-    told = ", ".join(f"{name} {record['scores'][name]:.3f}" for name in names)
-    yield "validation", f"{told} (best by {_chosen_by(record['monitor'])}, at step {record['step']:,})"
+    text = ", ".join(f"{name} {record['scores'][name]:.3f}" for name in names)
+    yield "validation", f"{text} (best by {_chosen_by(record['monitor'])}, at step {record['step']:,})"
     yield "best", str(out / "best")
 
 
@@ -134,8 +134,8 @@ def _scores(config: DictConfig, out: Path) -> Iterator[Line]:
     """Of the suite that the finished model was scored by."""
     scores: dict[str, Any] | None = read_json(out / "scores" / "scores.json") if config.suite is not None else None
     if scores is not None:
-        told = ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items())
-        yield "scores", f"{told}; see {out / 'scores'}"
+        text = ", ".join(f"{name} {task['score']:.2f}" for name, task in scores["tasks"].items())
+        yield "scores", f"{text}; see {out / 'scores'}"
 
 
 def _newest(out: Path, name: str) -> Iterator[Line]:
@@ -148,7 +148,7 @@ def _newest(out: Path, name: str) -> Iterator[Line]:
 def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> list[str]:
     model, report = _path(out / "model"), f"unimm report {_path(out)}"
     if str(config.objective._target_).endswith(".VisionPretraining"):
-        codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # words alone may have been learned
+        codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # the loss of words alone needs none
         overrides = " ".join(shlex.quote(one) for one in (f"init_from={out / 'model'}", f"codes={codes}"))
         return [f"unimm train stage=pretrain {overrides} out=...", report]
     commands = [f"unimm caption photo.png --model {model}"]
@@ -170,13 +170,13 @@ def _fidelity(config: DictConfig, last: dict[str, float]) -> Iterator[Line]:
     psnr, ssim = last.get("validation/psnr"), last.get("validation/ssim")
     group, where = ("", "in the last training steps") if psnr is None else ("validation/", _validated_on(config))
     usage, perplexity = last.get(f"{group}codes/usage"), last.get(f"{group}codes/perplexity")
-    told = [] if psnr is None else [f"PSNR {psnr:.1f} dB"]
-    told += [] if ssim is None else [f"SSIM {ssim:.2f}"]
+    text = [] if psnr is None else [f"PSNR {psnr:.1f} dB"]
+    text += [] if ssim is None else [f"SSIM {ssim:.2f}"]
     if usage is not None and perplexity is not None:
         size = build(config.tokenizer).quantizer.codebook_size
-        told.append(f"{100 * usage:.0f} % of {size:,} codes used (perplexity {perplexity:.0f})")
-    if told:
-        yield "quality", f"{', '.join(told)}, {where}"
+        text.append(f"{100 * usage:.0f} % of {size:,} codes used (perplexity {perplexity:.0f})")
+    if text:
+        yield "quality", f"{', '.join(text)}, {where}"
     if psnr is not None and psnr < TOO_LOW:
         yield "quality", f"WARNING: under {TOO_LOW:.0f} dB its codes do not show these images: train longer, or on more of them"
 
@@ -191,12 +191,12 @@ def _validated_on(config: DictConfig) -> str:
 
 def _next_of_tokenizer(config: DictConfig, out: Path) -> str:
     """Code the images; data of one's own is named again."""
-    words = [f"image_tokenizer={out / 'model'}"]
+    overrides = [f"image_tokenizer={out / 'model'}"]
     targets = [str(source.dataset._target_) for source in config.images.sources.values()]
     if not all(target.startswith(WORLDS) for target in targets):
         folder = config.images.get("folder")
-        words += ["data=..."] if folder is None else ["data=image_folder", f"data.folder={folder}"]
-    return " ".join(["unimm encode", *map(shlex.quote, [*words, f"out={out / 'codes'}"])])
+        overrides += ["data=..."] if folder is None else ["data=image_folder", f"data.folder={folder}"]
+    return " ".join(["unimm encode", *map(shlex.quote, [*overrides, f"out={out / 'codes'}"])])
 
 
 def _path(path: Path) -> str:

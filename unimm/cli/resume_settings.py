@@ -104,9 +104,9 @@ class Resuming:
             self.notes.append(f"{key}={began} has changed since {self.folder} began: the run goes on from weights of its own.")
 
     def follow(self, trainer: Loop) -> None:
-        """Say from where a run goes on and with what that has changed; checkpoints and config.yaml tell it from now on.
+        """Say from which step a run resumes and with which changes; checkpoints and config.yaml record them from now on.
 
-        A run that has no more steps to make keeps what it has told so far.
+        A run that has no more steps to make keeps its record.
         """
         console = Console(quiet=not trainer.is_main, highlight=False)
         for note in self.notes if trainer.step else []:
@@ -128,13 +128,13 @@ class Resuming:
         """That nothing more is learned, by which limit, and what to do about it."""
         budget, key = trainer.loop_config.budget, f"{self.trainer_key}.budget"
         if budget.max_steps is not None and trainer.step >= budget.max_steps:
-            limit, word = f"made {trainer.step:,} steps of max_steps={budget.max_steps}", f"{key}.max_steps"
+            limit, setting = f"made {trainer.step:,} steps of max_steps={budget.max_steps}", f"{key}.max_steps"
         else:
             spent = f"{trainer.seconds / 60:.1f} minutes of max_minutes={budget.max_minutes:g}"
-            limit, word = f"learned for {spent}", f"{key}.max_minutes"
+            limit, setting = f"learned for {spent}", f"{key}.max_minutes"
         unused = [change for change in self.changes if not change.key.startswith(f"{key}.")]
         rest = f" Not used, since nothing more is learned: {_listed(unused)}." if unused else ""
-        return f"{self.folder} has already {limit}: raise {word} to go on.{rest}"
+        return f"{self.folder} has already {limit}: raise {setting} to go on.{rest}"
 
     def _refusal(self, what: str) -> ValueError:
         return ValueError(

@@ -18,7 +18,7 @@ from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.builders import NEW, TEXT_TOKENIZER
 from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_of
 from unimm.cli.learner import Learner, check_start, open_learner, with_sizes
-from unimm.cli.results import tell_training
+from unimm.cli.results import print_training_results
 from unimm.cli.resume_settings import Resuming
 from unimm.data.mixture import Mixture
 from unimm.eval.runner import evaluate
@@ -180,6 +180,6 @@ def main(argv: list[str] | None = None) -> None:
 
     def job(config: DictConfig) -> None:
         train(config)
-        tell_training(config)
+        print_training_results(config)
 
     run_with_hydra("train", job, argv)

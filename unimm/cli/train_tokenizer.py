@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.cli.compose import build, check_given, run_with_hydra, seed_everything, settings_of
-from unimm.cli.results import tell_tokenizer
+from unimm.cli.results import print_tokenizer_results
 from unimm.cli.resume_settings import Resuming
 from unimm.data.image import crop
 from unimm.data.image_batches import ImageBatches, ImageSource
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def job(config: DictConfig) -> None:
         train_tokenizer(config)
-        tell_tokenizer(config)
+        print_tokenizer_results(config)
 
     run_with_hydra("train_tokenizer", job, argv)
 

@@ -23,7 +23,7 @@ TAIL = 3
 def read_apart(code: str, names: list[str], seconds: float, begin: Callable[[str], None] = lambda name: None) -> Readings:
     """What a Python process with that code reads; each of `names` has a reading, failed or not.
 
-    seconds: for each of them. begin: told the name of each reading when it is begun.
+    seconds: for each of them. begin: called with the name of each reading when it is begun.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code],  # -P: nothing in the current folder takes a library's place
@@ -50,15 +50,15 @@ def read_apart(code: str, names: list[str], seconds: float, begin: Callable[[str
         _end(process)
     if why is None:
         threads[1].join(1)
-        words = " / ".join(line.strip() for line in said if line and line.strip()).split(" / ")[-TAIL:]
-        why = f"the process ended with {_code(process.returncode)}: {' / '.join(words)}".rstrip(": ")
+        last = " / ".join(line.strip() for line in said if line and line.strip()).split(" / ")[-TAIL:]
+        why = f"the process ended with {_code(process.returncode)}: {' / '.join(last)}".rstrip(": ")
     for name in names:
         readings.setdefault(name, {"failed": why if current in (None, name) else f"{AFTER}{current} failed before"})
     return readings
 
 
 def write_readings(sections: dict[str, Callable[[], Reading]]) -> None:
-    """The other side: read all, and tell each on what was standard output; what libraries print goes to standard error."""
+    """The other process: read all, and report each on what was standard output; what libraries print goes to standard error."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -69,7 +69,7 @@ def write_readings(sections: dict[str, Callable[[], Reading]]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody is there to be told any more."""
+    """There is no reader any more."""
     os.read(0, 1)
     os._exit(1)
 
@@ -86,11 +86,11 @@ def _collect(
             return current, f"it did not end within {seconds:g} seconds"
         if line is None:
             return current, None
-        told = json.loads(line)
-        if "reading" in told:
-            readings[told["name"]], current = told["reading"], None
+        message = json.loads(line)
+        if "reading" in message:
+            readings[message["name"]], current = message["reading"], None
         else:
-            current = told["name"]
+            current = message["name"]
             begin(current)
 
 
@@ -113,5 +113,5 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _code(code: int) -> str:
-    """An exit code, or the signal's name, in words."""
+    """An exit code, or the signal's name, as text."""
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -38,13 +38,13 @@ def check_processor(readings: Readings) -> Iterator[Finding]:
     processor = readings["processor"]
     asked, instructions = processor["UNIMM_CPU"], processor["instructions"] or {}
     if asked == "avx2":
-        told = "UNIMM_CPU=avx2 makes this processor behave like one with AVX2 and nothing newer."
-        yield Finding(NOTE, "processor", told, "unset UNIMM_CPU")
+        what = "UNIMM_CPU=avx2 makes this processor behave like one with AVX2 and nothing newer."
+        yield Finding(NOTE, "processor", what, "unset UNIMM_CPU")
     elif asked:
         yield Finding(BROKEN, "processor", f"UNIMM_CPU={asked} is unknown.", "unset UNIMM_CPU, or set it to avx2")
     if instructions.get("AVX2") is False:
-        told = "It has no AVX2: all computing on it is several times slower."
-        yield Finding(PROBLEM, "processor", told, "use another machine, or a GPU")
+        what = "It has no AVX2: all computing on it is several times slower."
+        yield Finding(PROBLEM, "processor", what, "use another machine, or a GPU")
 
 
 def check_threads(readings: Readings) -> Iterator[Finding]:
@@ -53,24 +53,24 @@ def check_threads(readings: Readings) -> Iterator[Finding]:
     usable = threads["usable"]
     own = {name: value for name, value in threads["settings"].items() if name not in threads["set_by_unimm"]}
     if usable < threads["allowed"]:
-        told = f"A quota lets {threads['quota']:g} of {threads['allowed']} cores run: unimm uses as many threads as that."
-        yield Finding(NOTE, "threads", told, "give the container more: docker run --cpus=N, or limits.cpu of a pod")
+        what = f"A quota lets {threads['quota']:g} of {threads['allowed']} cores run: unimm uses as many threads as that."
+        yield Finding(NOTE, "threads", what, "give the container more: docker run --cpus=N, or limits.cpu of a pod")
     elif threads["allowed"] < (threads["cores"] or 0):
-        told = f"This process may use {threads['allowed']} of {threads['cores']} cores (its affinity)."
-        yield Finding(NOTE, "threads", told, "start it without taskset, or ask the batch system for more")
+        what = f"This process may use {threads['allowed']} of {threads['cores']} cores (its affinity)."
+        yield Finding(NOTE, "threads", what, "start it without taskset, or ask the batch system for more")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         number = own.get(name, "").split(",")[0]
         if number.isdecimal() and int(number) != usable:
-            told = "the others are idle" if int(number) < usable else "they get into each other's way"
-            yield Finding(PROBLEM, "threads", f"{name}={own[name]}, where {usable} cores are usable: {told}.", f"unset {name}")
+            what = "the others are idle" if int(number) < usable else "they get into each other's way"
+            yield Finding(PROBLEM, "threads", f"{name}={own[name]}, where {usable} cores are usable: {what}.", f"unset {name}")
     if spinning := [name for name, value in own.items() if _spins(name, value)]:
-        told = (
+        what = (
             f"{', '.join(f'{name}={own[name]}' for name in spinning)}: waiting threads spin, and a training beside other work"
         )
-        yield Finding(PROBLEM, "threads", f"{told} takes 3 to 4 times as long.", f"unset {' '.join(spinning)}")
+        yield Finding(PROBLEM, "threads", f"{what} takes 3 to 4 times as long.", f"unset {' '.join(spinning)}")
     if threads["busy"] > max(BUSY, 0.1 * usable):
-        told = f"Other processes use about {threads['busy']:.1f} cores: speeds are lower now than on an idle machine."
-        yield Finding(NOTE, "threads", told, "run it again when the machine is idle")
+        what = f"Other processes use about {threads['busy']:.1f} cores: speeds are lower now than on an idle machine."
+        yield Finding(NOTE, "threads", what, "run it again when the machine is idle")
 
 
 def _spins(name: str, value: str) -> bool:
@@ -84,22 +84,22 @@ def check_memory(readings: Readings) -> Iterator[Finding]:
     memory = readings["memory"]
     limit = min(memory["total"], memory["cgroup_limit"] or memory["total"])
     if memory["available"] < MIN_MEMORY:
-        told = f"Only {gib(memory['available'])} are free, less than a training needs."
-        yield Finding(PROBLEM, "memory", told, "end other programs, or raise the container's limit: docker run --memory=8g")
+        what = f"Only {gib(memory['available'])} are free, less than a training needs."
+        yield Finding(PROBLEM, "memory", what, "end other programs, or raise the container's limit: docker run --memory=8g")
     elif limit < MIN_TOTAL_MEMORY:
         yield Finding(NOTE, "memory", f"{gib(limit)} are enough for the quickstart, and for little more.")
     if memory["address_space_limit"] is not None:
-        told = f"A process may use {gib(memory['address_space_limit'])} of addresses, of which torch reserves many."
-        yield Finding(PROBLEM, "memory", told, "ulimit -v unlimited")
+        what = f"A process may use {gib(memory['address_space_limit'])} of addresses, of which torch reserves many."
+        yield Finding(PROBLEM, "memory", what, "ulimit -v unlimited")
     if memory["shared"] is not None and memory["shared"] < MIN_SHARED:
-        told = f"/dev/shm has {gib(memory['shared'])} free: loader workers hand batches over in it, and die when it is full."
-        yield Finding(PROBLEM, "memory", told, "docker run --shm-size=2g (or --ipc=host), or trainer.num_workers=0")
+        what = f"/dev/shm has {gib(memory['shared'])} free: loader workers hand batches over in it, and die when it is full."
+        yield Finding(PROBLEM, "memory", what, "docker run --shm-size=2g (or --ipc=host), or trainer.num_workers=0")
 
 
 def check_disks(readings: Readings) -> Iterator[Finding]:
     """Folders that are full or cannot be written."""
     disks = readings["disks"]
-    told: set[tuple[int, int]] = set()
+    reported: set[tuple[int, int]] = set()
     for use, folder in disks["folders"].items():
         mend = MENDS_OF_FOLDERS[use]
         if has_failed(folder):
@@ -107,8 +107,8 @@ def check_disks(readings: Readings) -> Iterator[Finding]:
             yield Finding(level, "disk", f"There is no folder for it ({use}): {folder['failed']}", mend)
         elif folder["why_not"]:
             yield Finding(PROBLEM, "disk", f"{folder['path']} ({use}) cannot be written: {folder['why_not']}.", mend)
-        elif folder["free"] < MIN_DISK[use] and (disk := (folder["total"], folder["free"])) not in told:
-            told.add(disk)  # on which several of the folders may be
+        elif folder["free"] < MIN_DISK[use] and (disk := (folder["total"], folder["free"])) not in reported:
+            reported.add(disk)  # on which several of the folders may be
             yield Finding(PROBLEM, "disk", f"{folder['path']} ({use}) has {gib(folder['free'])} free.", mend)
     asked, used = disks["TMPDIR"], disks["folders"]["temporary files"].get("path")
     if asked and used and used.rstrip("/") != asked.rstrip("/"):
@@ -120,8 +120,8 @@ def check_speeds(readings: Readings) -> Iterator[Finding]:
     """A CPU that is all there is, and slow though it has nothing else to do."""
     speed = readings["speeds"].get("cpu", {}).get("float32", {}).get("product", SLOW_CPU)
     if readings["choices"]["device"] == "cpu" and speed < SLOW_CPU and readings["threads"]["busy"] <= BUSY:
-        told = f"The CPU computes {speed:.0f} GFLOP/s in float32, which is little."
-        yield Finding(NOTE, "speed", told, "give `unimm quickstart` more --minutes")
+        what = f"The CPU computes {speed:.0f} GFLOP/s in float32, which is little."
+        yield Finding(NOTE, "speed", what, "give `unimm quickstart` more --minutes")
 
 
 CHECKS = (

@@ -1,4 +1,4 @@
-"""What unimm would use on a machine where nobody says, and why: pure functions of readings."""
+"""What unimm would use on a machine by default, and why: pure functions of readings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ LEVELS = (BROKEN, PROBLEM, NOTE)
 
 @dataclass(frozen=True)
 class Finding:
-    """level: one of LEVELS. about: a word, such as "memory". what: a sentence. mend: what to do, if anything."""
+    """level: one of LEVELS. about: a topic, such as "memory". what: a sentence. mend: what to do, if anything."""
 
     level: str
     about: str
@@ -40,15 +40,15 @@ def find(readings: Readings, checks: Iterable[Check]) -> list[Finding]:
 
 
 def failed_readings(readings: Readings) -> Iterable[Finding]:
-    """What could not be read. Of what torch is asked each reason is told once: one that is not there fails every question."""
-    told: set[str] = set()
+    """What could not be read. Of readings through torch, each reason is reported once: without torch all fail."""
+    reported: set[str] = set()
     for name in sorted(readings, key=lambda name: ASKED_OF_TORCH.index(name) if name in ASKED_OF_TORCH else -1):
         if not has_failed(readings[name]):
             continue
         reason = readings[name]["failed"]
-        if name in ASKED_OF_TORCH and (reason in told or reason.startswith(AFTER) or "torch" in told):
+        if name in ASKED_OF_TORCH and (reason in reported or reason.startswith(AFTER) or "torch" in reported):
             continue
-        told |= {reason, name}
+        reported |= {reason, name}
         what, mend = FATAL.get(name, ("This could not be read", REPORT))
         yield Finding(BROKEN if name in FATAL else PROBLEM, name, f"{what}: {reason}", mend)
 

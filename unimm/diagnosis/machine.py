@@ -60,7 +60,7 @@ def read_system() -> Reading:
 
 
 def read_processor() -> Reading:
-    """Its name and instruction sets (None where the system does not tell), and as what unimm is asked to take it."""
+    """Its name and instruction sets (None where the system does not say), and the setting of UNIMM_CPU."""
     flags, sets = processor_flags(), ARM if platform.machine().lower() in ("aarch64", "arm64") else X86
     return {
         "name": processor_name(),
@@ -70,7 +70,7 @@ def read_processor() -> Reading:
 
 
 def read_threads() -> Reading:
-    """Cores that are there, allowed and paid for, how busy they are, and what libraries are told about threads."""
+    """Cores that are there, allowed and paid for, how busy they are, and the variables that limit libraries' threads."""
     import psutil
 
     busy = psutil.cpu_percent(interval=0.25) / 100 * (psutil.cpu_count() or 1)
@@ -147,8 +147,8 @@ def _ask_nvidia() -> Reading:
             "nvidia_failed": " ".join((said.stdout + said.stderr).split())[:200] or f"exit code {said.returncode}",
         }
     names = ("name", "driver", "total_mib", "used_mib")
-    lines = [[word.strip() for word in line.split(",")] for line in said.stdout.splitlines() if line.strip()]
-    return {"nvidia": [dict(zip(names, words, strict=False)) for words in lines], "nvidia_failed": None}
+    lines = [[field.strip() for field in line.split(",")] for line in said.stdout.splitlines() if line.strip()]
+    return {"nvidia": [dict(zip(names, fields, strict=False)) for fields in lines], "nvidia_failed": None}
 
 
 def _read_folder(folder: Path) -> Reading:

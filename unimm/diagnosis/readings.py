@@ -1,4 +1,4 @@
-"""One reading after another, none of which may end the others; and nothing secret or personal in what they tell."""
+"""One reading after another, none of which may end the others; and nothing secret or personal in what they report."""
 
 import os
 import re

@@ -28,7 +28,7 @@ SETTINGS = (
     *("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MALLOC_CONF"),
 )
 PRIVATE_SETTINGS = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-"""Of which only is told that they are set."""
+"""Of these only whether they are set is reported."""
 
 HUB_SECONDS = 1.0
 """For counting what is in the hub's cache: there may be a million files."""
@@ -61,10 +61,10 @@ def git_commit() -> str | None:
     root = Path(unimm.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    words = ["git", "-C", str(root)]
+    command = ["git", "-C", str(root)]
     try:
-        named = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*words, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        named = subprocess.run([*command, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):  # no git
         return None
     return None if named.returncode else named.stdout.strip() + ("+" if changed.stdout.strip() else "")
@@ -108,13 +108,13 @@ def _unmet(name: str) -> list[Reading]:
 def read_compiler() -> Reading:
     """The C++ compiler of our kernels and of torch.compile."""
     try:
-        words = find_compiler()
+        command = find_compiler()
     except OSError as error:
         return {"path": None, "version": None, "why_not": str(error), "CXX": os.environ.get("CXX")}
-    said = subprocess.run([*words, "--version"], capture_output=True, text=True, errors="replace", timeout=20)
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", timeout=20)
     lines = said.stdout.splitlines() or [""]
-    why_not = None if said.returncode == 0 else f"{words[0]} --version ends with exit code {said.returncode}"
-    return {"path": " ".join(words), "version": lines[0].strip() or None, "why_not": why_not, "CXX": os.environ.get("CXX")}
+    why_not = None if said.returncode == 0 else f"{command[0]} --version ends with exit code {said.returncode}"
+    return {"path": " ".join(command), "version": lines[0].strip() or None, "why_not": why_not, "CXX": os.environ.get("CXX")}
 
 
 def read_hub() -> Reading:

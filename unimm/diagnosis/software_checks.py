@@ -34,8 +34,8 @@ def check_python(readings: Readings) -> Iterator[Finding]:
     python = readings["python"]
     numbers = tuple(int(word) for word in python["version"].split(".")[:2] if word.isdecimal())
     if numbers < MIN_PYTHON:
-        told = f"Python {python['version']} is older than {'.'.join(map(str, MIN_PYTHON))}."
-        yield Finding(BROKEN, "python", told, "make an environment with a newer Python: uv venv --python 3.12")
+        what = f"Python {python['version']} is older than {'.'.join(map(str, MIN_PYTHON))}."
+        yield Finding(BROKEN, "python", what, "make an environment with a newer Python: uv venv --python 3.12")
     if python["implementation"] != "CPython":
         yield Finding(PROBLEM, "python", f"{python['implementation']} is not CPython, for which torch is made.", "use CPython")
 
@@ -45,12 +45,12 @@ def check_packages(readings: Readings) -> Iterator[Finding]:
     packages = readings["packages"]
     for one in packages["unmet"]:
         has = "it is not installed" if one["has"] is None else f"{one['has']} is installed"
-        told = f"{one['package']} needs {one['needs']}, and {has}."
+        what = f"{one['package']} needs {one['needs']}, and {has}."
         level = BROKEN if one["package"] == "unimm" else PROBLEM
-        yield Finding(level, "packages", told, f"pip install '{one['needs']}'")
+        yield Finding(level, "packages", what, f"pip install '{one['needs']}'")
     if not has_failed(readings.get("unimm")) and readings["unimm"]["version"] is None:
-        told = f"unimm is not installed: it runs from {readings['unimm']['folder']}, and what it needs cannot be checked."
-        yield Finding(PROBLEM, "packages", told, "pip install -e . in the checkout")
+        what = f"unimm is not installed: it runs from {readings['unimm']['folder']}, and what it needs cannot be checked."
+        yield Finding(PROBLEM, "packages", what, "pip install -e . in the checkout")
 
 
 def check_numpy(readings: Readings) -> Iterator[Finding]:
@@ -64,12 +64,12 @@ def check_compiler(readings: Readings) -> Iterator[Finding]:
     compiler, python = readings["compiler"], readings["python"]
     if compiler["why_not"]:
         reason = compiler["why_not"].rstrip(".").partition(": install")[0]
-        told = f"{reason}: without our kernels and torch.compile attention, drawing and training are slower."
+        what = f"{reason}: without our kernels and torch.compile attention, drawing and training are slower."
         mend = "unset CXX" if compiler["CXX"] else how_to_install(readings, True, not python["has_headers"])
-        yield Finding(PROBLEM, "compiler", told, mend)
+        yield Finding(PROBLEM, "compiler", what, mend)
     elif not python["has_headers"]:
-        told = f"Python's headers are missing ({python['headers']}): torch.compile needs them."
-        yield Finding(PROBLEM, "compiler", told, how_to_install(readings, False, True))
+        what = f"Python's headers are missing ({python['headers']}): torch.compile needs them."
+        yield Finding(PROBLEM, "compiler", what, how_to_install(readings, False, True))
 
 
 def check_kernels(readings: Readings) -> Iterator[Finding]:
@@ -81,12 +81,12 @@ def check_kernels(readings: Readings) -> Iterator[Finding]:
     if reason.startswith("Only on Linux"):
         yield Finding(NOTE, "kernels", "Our C++ kernels are for Linux: PyTorch's are used here, which are slower.")
     else:
-        told = f"{', '.join(failed)} cannot be compiled: {reason}"
-        yield Finding(PROBLEM, "kernels", told, how_to_install(readings, True, False) + "; else report it with this page")
+        what = f"{', '.join(failed)} cannot be compiled: {reason}"
+        yield Finding(PROBLEM, "kernels", what, how_to_install(readings, True, False) + "; else report it with this page")
 
 
 def check_compile(readings: Readings) -> Iterator[Finding]:
-    """torch.compile does not work, for a reason that is not told already."""
+    """torch.compile does not work, for a reason that is not reported already."""
     reason = readings["compile"]["why_not"]
     compiler, python = readings.get("compiler"), readings.get("python")
     told_already = (
@@ -102,15 +102,15 @@ def check_demo(readings: Readings) -> Iterator[Finding]:
     """A model that says nonsense: numbers go wrong on this machine, with these libraries."""
     demo = readings["demo"]
     if demo["expected"] not in demo["said"]:
-        told = f"The demo model says '{demo['said']}' of a picture of a {demo['expected']}: something computes wrongly here."
-        yield Finding(BROKEN, "demo", told, "try UNIMM_CPU=avx2, or --device cpu; and report it with this page")
+        what = f"The demo model says '{demo['said']}' of a picture of a {demo['expected']}: something computes wrongly here."
+        yield Finding(BROKEN, "demo", what, "try UNIMM_CPU=avx2, or --device cpu; and report it with this page")
 
 
 def check_hub(readings: Readings) -> Iterator[Finding]:
     """Offline."""
     if readings["hub"]["is_offline"]:
-        told = f"The hub is switched off (HF_HUB_OFFLINE): only models in {readings['hub']['cache']} are found."
-        yield Finding(NOTE, "hub", told, "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE")
+        what = f"The hub is switched off (HF_HUB_OFFLINE): only models in {readings['hub']['cache']} are found."
+        yield Finding(NOTE, "hub", what, "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE")
 
 
 def check_environment(readings: Readings) -> Iterator[Finding]:
@@ -119,8 +119,8 @@ def check_environment(readings: Readings) -> Iterator[Finding]:
         if readings["environment"].get(name, "0") not in ("0", ""):
             yield Finding(NOTE, "torch.compile", f"{name} switches it off.", f"unset {name}")
     if readings["environment"].get("UNIMM_KEEP_MEMORY") == "0":
-        told = "UNIMM_KEEP_MEMORY=0: freed memory goes back to the system at once, which costs a fifth of a CPU's time."
-        yield Finding(NOTE, "memory", told, "unset UNIMM_KEEP_MEMORY")
+        what = "UNIMM_KEEP_MEMORY=0: freed memory goes back to the system at once, which costs a fifth of a CPU's time."
+        yield Finding(NOTE, "memory", what, "unset UNIMM_KEEP_MEMORY")
 
 
 CHECKS = (

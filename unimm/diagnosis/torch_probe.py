@@ -28,7 +28,7 @@ def read_kernels() -> Reading:
 
 def read_torch() -> Reading:
     """How it was built, and what it takes the processor for."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         import torch
     capabilities = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
@@ -41,7 +41,7 @@ def read_torch() -> Reading:
         "capabilities": {name: value for name, value in capabilities.items() if isinstance(value, bool | str | int)},
         "has_onednn": torch.backends.mkldnn.is_available(),
         "why_no_numpy": _why_no_numpy(),
-        "warnings": _lines(told),
+        "warnings": _lines(caught),
     }
 
 
@@ -49,7 +49,7 @@ def read_devices() -> Reading:
     """What torch can use, and what it says where it cannot."""
     import torch
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         has_cuda = torch.cuda.is_available()
         cards = [
@@ -60,7 +60,7 @@ def read_devices() -> Reading:
         "cards": cards,
         "has_mps": torch.backends.mps.is_available(),
         "is_built_for_mps": torch.backends.mps.is_built(),
-        "warnings": _lines(told),
+        "warnings": _lines(caught),
     }
 
 
@@ -149,6 +149,6 @@ def _why_no_numpy() -> str | None:
     return None
 
 
-def _lines(told: list[warnings.WarningMessage]) -> list[str]:
+def _lines(caught: list[warnings.WarningMessage]) -> list[str]:
     """Each once, in one line."""
-    return list(dict.fromkeys(" ".join(str(one.message).split())[:400] for one in told))
+    return list(dict.fromkeys(" ".join(str(one.message).split())[:400] for one in caught))

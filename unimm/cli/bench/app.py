@@ -1,4 +1,4 @@
-"""`unimm bench ...`: one verb a benchmark; what each does is in `unimm.bench`."""
+"""`unimm bench ...`: one command a benchmark; what each does is in `unimm.bench`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ bench = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Time unimm, where there is one beside a peer: one run, the same weights, every figure with where it was measured. Or "
-    "kill trainings.",
+    "kill trainings and compare.",
 )
 
 
@@ -22,7 +22,7 @@ def load(
     ),
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is reported.")] = 3,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
         "runs/bench/load.json"
     ),
@@ -55,7 +55,7 @@ def generate(
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
     ] = None,
     only_weights: Annotated[bool, typer.Option("--only-weights", help="Time nothing but unimm with --weights.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is reported.")] = 1,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
     ),
@@ -102,9 +102,9 @@ def train(
     ] = True,
     attention: Annotated[
         list[str] | None,
-        typer.Option(help="Time unimm with another way to attend too: sdpa, documents, flex_attention; repeat it."),
+        typer.Option(help="Time unimm with another attention backend too: sdpa, documents, flex_attention; repeat it."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is told.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is reported.")] = 1,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/train.json")
     ),
@@ -176,7 +176,7 @@ def device(
         "runs/bench/device.json"
     ),
 ) -> None:
-    """All that a GPU should be asked, in a few minutes: its tests, drawing beside transformers, few bits, MFU, the quickstart.
+    """What is worth measuring on a GPU, in a few minutes: tests, drawing against transformers, quantized weights, MFU.
 
     In order of worth, each a process of its own that ends when its share of the time is over; what does not fit is skipped. The
     file is whole after each part: Ctrl-C or SIGTERM costs the part that runs. What a part has printed lies in OUT.parts. The
@@ -192,14 +192,14 @@ def device(
     run(minutes, device, toy, out)
 
 
-@bench.command()
-def kills(
+@bench.command("crash-resume")
+def crash_resume(
     count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
     training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,
     workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
     processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it, as JSON.")] = Path(
-        "runs/bench/kills.json"
+        "runs/bench/crash_resume.json"
     ),
 ) -> None:
     """Whether a training that is killed again and again ends, to the bit, as one that was left alone.
@@ -209,7 +209,7 @@ def kills(
 
     \b
     Example:
-      unimm bench kills --kills 20
+      unimm bench crash-resume --kills 20
     """
     from unimm.cli.bench.crash_resume import run
 

@@ -25,8 +25,10 @@ VOCABULARY = 1024
 
 
 @contextmanager
-def checkpoint(model: str, dtype: torch.dtype, tell: Callable[[str], None]) -> Iterator[Path]:
-    """The folder `model`, or for as long as it is used one with random weights of that name. `tell` hears what takes time.
+def checkpoint(model: str, dtype: torch.dtype, report: Callable[[str], None]) -> Iterator[Path]:
+    """The folder `model`, or for as long as it is used one with random weights of that name.
+
+    report: called with what takes time.
 
     Raises:
         ValueError: there is neither a folder nor a size of that name.
@@ -37,7 +39,7 @@ def checkpoint(model: str, dtype: torch.dtype, tell: Callable[[str], None]) -> I
     if model not in (known := known_sizes()):
         raise ValueError(f"There is no model '{model}': name a folder, or one of {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as room:
-        tell(f"Writing random weights of {model}")
+        report(f"Writing random weights of {model}")
         write_random_checkpoint(Path(room) / "model", *sizes_of(model), dtype)
         yield Path(room) / "model"
 
@@ -57,8 +59,8 @@ def sizes_of(name: str) -> tuple[UnifiedConfig, ImageTokenizerConfig]:
         raise ValueError(f"There is no model '{name}': choose one of {', '.join(known)}.")
     config: Any = build(compose_config("train", [f"model={name}", "image_tokenizer=x", "codes=x"]).model)
     grid = config.vision.image_size // config.vision.patch_size
-    words = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]
-    tokenizer = build(compose_config("train_tokenizer", words).tokenizer)
+    overrides = ["tokenizer=vq16", f"tokenizer.image_size={16 * grid}"] if name.startswith("janus") else ["tokenizer=tiny"]
+    tokenizer = build(compose_config("train_tokenizer", overrides).tokenizer)
     return fill_sizes(config, tokenizer, VOCABULARY), tokenizer
 
 

@@ -1,4 +1,4 @@
-"""`unimm bench kills`: the composition root of `unimm.bench.crash_resume`; a line a training, and all of it as JSON."""
+"""`unimm bench crash-resume`: the composition root of `unimm.bench.crash_resume`; a line a training, and all of it as JSON."""
 
 import shutil
 from dataclasses import asdict
@@ -16,7 +16,7 @@ console = Console(highlight=False)
 
 
 def run(models: list[str], workers: list[int], processes: list[int], kills: int, out: Path) -> None:
-    """Kill every combination, tell what came of it.
+    """Kill every combination, and print how each ended.
 
     Raises:
         SystemExit: a training that was killed learned something else (1); its folder is kept beside `out`.
@@ -25,23 +25,23 @@ def run(models: list[str], workers: list[int], processes: list[int], kills: int,
     if unknown := set(models) - {"unified", "tokenizer"}:
         raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
     check_writable(out)
-    room = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
-    shutil.rmtree(room, ignore_errors=True)
+    workspace = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
+    shutil.rmtree(workspace, ignore_errors=True)
     verdicts = []
-    for verdict in run_kills(models, workers, processes, kills, room):
+    for verdict in run_kills(models, workers, processes, kills, workspace):
         verdicts.append(verdict)
         one = verdict.training
         outcome = f"differs: {', '.join(verdict.differences)}" if verdict.differences else "equal to the bit"
         console.print(
             f"{one.model}, {one.num_processes} processes, {one.num_workers} workers: {outcome} ({verdict.seconds:.0f} s)"
         )
-    told = [asdict(verdict) for verdict in verdicts]
-    write_json(out, {"bench": "kills", "provenance": provenance(torch.device("cpu")), "measured": told})
+    measured = [asdict(verdict) for verdict in verdicts]
+    write_json(out, {"bench": "crash-resume", "provenance": provenance(torch.device("cpu")), "measured": measured})
     show(verdicts)
     console.print(out)
     if any(verdict.differences for verdict in verdicts):
         raise SystemExit(1)
-    shutil.rmtree(room)
+    shutil.rmtree(workspace)
 
 
 def show(verdicts: list[Verdict]) -> None:

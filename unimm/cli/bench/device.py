@@ -73,20 +73,20 @@ def run(minutes: float, device: str, toy: bool, out: Path, parts: list[Part] | N
     check_writable(out)
     logs = out.with_name(f"{out.name}.parts").absolute()  # a name of our own: what is there from before is removed
     shutil.rmtree(logs, ignore_errors=True)
-    told: dict[str, Any] = {"bench": "device", "minutes": minutes, "toy": toy, "provenance": provenance(where)}
+    header: dict[str, Any] = {"bench": "device", "minutes": minutes, "toy": toy, "provenance": provenance(where)}
 
     def record(outcomes: list[Outcome], new: Outcome) -> None:
-        replace_json(out, {**told, "status": "running", "parts": [asdict(one) for one in outcomes]})
+        replace_json(out, {**header, "status": "running", "parts": [asdict(one) for one in outcomes]})
         console.print(progress_line(new), markup=False, soft_wrap=True)
 
     with tempfile.TemporaryDirectory() as room, stop_on_signals() as stop:
         parts = device_parts(where, toy, logs, Path(room) / "model") if parts is None else parts
         outcomes = run_parts(parts, deadline - time.monotonic(), logs, record, lambda: stop.made)
         status = f"interrupted by {signal.Signals(stop.number).name}" if stop.made else "done"
-        replace_json(out, {**told, "status": status, "parts": [asdict(one) for one in outcomes]})
+        replace_json(out, {**header, "status": status, "parts": [asdict(one) for one in outcomes]})
     for name in LARGE:
         shutil.rmtree(logs / "quickstart" / name, ignore_errors=True)
-    show(told["provenance"]["device"], outcomes)
+    show(header["provenance"]["device"], outcomes)
     console.print(str(out))
     if stop.made:
         stop.obey()
@@ -119,14 +119,14 @@ def device_parts(where: torch.device, toy: bool, logs: Path, weights: Path) -> l
     model, many, steps = ("tiny", 2, TOY_STEPS) if toy else SIZES[max(least for least in SIZES if least <= gib)]
     dtype = "bfloat16" if kind == "cuda" else "float32"
 
-    def unimm_part(name: str, words: list[str], weight: float, least: float, result: Path, **more: Any) -> Part:
-        shown = " ".join(["unimm", *words]).replace(str(weights), model)
+    def unimm_part(name: str, arguments: list[str], weight: float, least: float, result: Path, **more: Any) -> Part:
+        shown = " ".join(["unimm", *arguments]).replace(str(weights), model)
         whole_errors = {**visible, "UNIMM_DEBUG": "1"}
-        return Part(name, [*UNIMM, *words], weight, least, shown, result, environment=whole_errors, **more)
+        return Part(name, [*UNIMM, *arguments], weight, least, shown, result, environment=whole_errors, **more)
 
-    def bench(name: str, verb: str, words: list[str], weight: float, least: float, **more: Any) -> Part:
+    def bench(name: str, command: str, arguments: list[str], weight: float, least: float, **more: Any) -> Part:
         out = logs / f"{name}.json"
-        asked = ["bench", verb, "--device", kind, *words, "--out", str(out)]
+        asked = ["bench", command, "--device", kind, *arguments, "--out", str(out)]
         return unimm_part(name, asked, weight, TOY_SECONDS if toy else least, out, **more)
 
     drawing, one, several = ["--model", str(weights), "--dtype", dtype], ["--batch", "1"], ["--batch", str(many)]
@@ -169,8 +169,11 @@ def tests(visible: dict[str, str], toy: bool) -> list[Part]:
     parts = []
     for path in sorted(files, key=lambda path: list(TESTS).index(path.stem) if path.stem in TESTS else len(TESTS)):
         weight, least = TESTS.get(path.stem, (0.3, 10.0))
-        words = ["-m", "gpu", "--tb=short", "-rfE", str(path.relative_to(ROOT))]
-        command, shown = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words], " ".join(["pytest", *words])
+        arguments = ["-m", "gpu", "--tb=short", "-rfE", str(path.relative_to(ROOT))]
+        command, shown = (
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+            " ".join(["pytest", *arguments]),
+        )
         name = path.stem.replace("_", "-")
         parts.append(Part(name, command, weight, TOY_SECONDS if toy else least, shown, folder=ROOT, environment=visible))
     return parts
@@ -235,8 +238,8 @@ def show(device: str, outcomes: list[Outcome]) -> None:
         if one.status in ("failed", "timed out"):
             wide.print(f"\n{one.name}, {one.output}:", *one.tail[-10:], sep="\n  ", markup=False)
     table = Table(title=device, title_justify="left")
-    for title in ("part", "status", "s", "at most", "told"):
-        table.add_column(title, justify="right" if title in ("s", "at most") else "left", no_wrap=title != "told")
+    for title in ("part", "status", "s", "at most", "result"):
+        table.add_column(title, justify="right" if title in ("s", "at most") else "left", no_wrap=title != "result")
     for one in outcomes:
         seconds = (f"{one.seconds:.0f}", f"{one.limit_seconds:.0f}") if one.status != "skipped" else ("-", "-")
         table.add_row(one.name, one.status, *seconds, headline(one).replace("[", "\\["))

@@ -66,15 +66,15 @@ def run(
         others = {"deepseek": [python, deepseek_script.__file__, str(repository)]}
 
         def keep(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            """After each trial: one that fails, or that nobody waits for, costs no figure of those before it."""
+            """After each trial: one that fails or is given up costs no figure of those before it."""
             named = [{**one, "folder": model} for one in measured]
             replace_json(out, {"bench": "generate", "repeats": repeats, "provenance": origin, "measured": named})
             return named
 
-        def tell(trial: Trial) -> None:
+        def report(trial: Trial) -> None:
             shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {trial.who}, {trial.weights}")
 
-        measured = run_in_turns("unimm.bench.generate", trials, repeats, tell, others, keep)
+        measured = run_in_turns("unimm.bench.generate", trials, repeats, report, others, keep)
     show(model, name, keep(measured))
     picture = out.with_suffix(".png")
     groups = {label(one): {name_of(other): other["ms_a_step"] for other in alike(one, measured)} for one in measured}

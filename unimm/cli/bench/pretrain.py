@@ -15,7 +15,7 @@ console = Console(highlight=False)
 
 
 def run(model: str, device: str | None, setting: Setting, out: Path) -> None:
-    """Pretrain a model with random weights for some steps, and tell how much of the device it used.
+    """Pretrain a model with random weights for some steps, and report how much of the device it used.
 
     Args:
         model: a size by name (a file of conf/model).
@@ -31,8 +31,8 @@ def run(model: str, device: str | None, setting: Setting, out: Path) -> None:
     where = choose_device(device)
     measured = run_pretraining(config, setting, where)
     show(model, setting, measured)
-    told = {"model": model, "setting": vars(setting), "measured": measured}
-    write_json(out, {"bench": "pretrain", "provenance": provenance(where), **told})
+    result = {"model": model, "setting": vars(setting), "measured": measured}
+    write_json(out, {"bench": "pretrain", "provenance": provenance(where), **result})
     console.print(str(out))
 
 

@@ -50,7 +50,7 @@ def command(
 
 
 def diagnose(begin: Callable[[str], None]) -> dict[str, Any]:
-    """All of it, plain and without secrets. begin: told what is looked at next.
+    """All of it, plain and without secrets. begin: called with what is examined next.
 
     Returns:
         {"format", "date", "works", "findings": [{"level", "about", "what", "mend"}], "choices": [{"what", "value", "why",

@@ -23,7 +23,7 @@ Row = tuple[str, str]
 
 @contextmanager
 def waiting() -> Iterator[Callable[[str], None]]:
-    """While it is yielded, a terminal shows what the function that it yields was told last."""
+    """Inside, a terminal shows what the function that it yields was called with last."""
     console = Console(stderr=True)
     with console.status("Looking at the machine ...") as status:
         yield lambda name: status.update(f"Looking at {WAITED_FOR.get(name, name)} ...")
@@ -86,23 +86,23 @@ def _row(console: Console, label: Text, value: Text) -> None:
         console.print(Text.assemble(" " * INDENT, left, gap, line), soft_wrap=True)
 
 
-def _told(readings: dict[str, Reading], name: str, tell: Callable[[Reading], str]) -> str:
+def _shown(readings: dict[str, Reading], name: str, show: Callable[[Reading], str]) -> str:
     reading = readings[name]
-    return f"{FAILED}{reading['failed']}" if "failed" in reading else tell(reading)
+    return f"{FAILED}{reading['failed']}" if "failed" in reading else show(reading)
 
 
 def _machine(readings: dict[str, Reading]) -> Iterator[Row]:
-    yield "system", _told(readings, "system", _system)
-    yield "processor", _told(readings, "processor", lambda one: one["name"])
-    yield "instructions", _told(readings, "processor", _instructions)
-    yield "cores", _told(readings, "threads", _cores)
-    yield "thread settings", _told(readings, "threads", _thread_settings)
-    yield "memory", _told(readings, "memory", _memory)
-    yield "GPU", _told(readings, "devices", lambda one: _cards(one, readings["gpus"]))
+    yield "system", _shown(readings, "system", _system)
+    yield "processor", _shown(readings, "processor", lambda one: one["name"])
+    yield "instructions", _shown(readings, "processor", _instructions)
+    yield "cores", _shown(readings, "threads", _cores)
+    yield "thread settings", _shown(readings, "threads", _thread_settings)
+    yield "memory", _shown(readings, "memory", _memory)
+    yield "GPU", _shown(readings, "devices", lambda one: _cards(one, readings["gpus"]))
 
 
 def _system(one: Reading) -> str:
-    extras = [word for word, is_so in (("in a container", one["is_container"]), ("WSL", one["is_wsl"])) if is_so]
+    extras = [name for name, is_so in (("in a container", one["is_container"]), ("WSL", one["is_wsl"])) if is_so]
     return ", ".join(filter(None, [one["name"], one["kernel"], one["architecture"], one["libc"], *extras]))
 
 
@@ -169,19 +169,22 @@ def _speed(number: float) -> str:
 
 
 def _software(readings: dict[str, Reading]) -> Iterator[Row]:
-    yield "python", _told(readings, "python", lambda one: f"{one['version']}, {one['executable']}")
-    yield "torch", _told(readings, "torch", _torch)
-    yield "packages", _told(readings, "packages", _packages)
-    yield "not installed", _told(readings, "packages", _missing)
-    yield "C++ compiler", _told(readings, "compiler", lambda one: one["version"] or one["why_not"] or "")
+    yield "python", _shown(readings, "python", lambda one: f"{one['version']}, {one['executable']}")
+    yield "torch", _shown(readings, "torch", _torch)
+    yield "packages", _shown(readings, "packages", _packages)
+    yield "not installed", _shown(readings, "packages", _missing)
+    yield "C++ compiler", _shown(readings, "compiler", lambda one: one["version"] or one["why_not"] or "")
     yield (
         "Python's headers",
-        _told(readings, "python", lambda one: "here" if one["has_headers"] else f"not here: {one['headers']}"),
+        _shown(readings, "python", lambda one: "here" if one["has_headers"] else f"not here: {one['headers']}"),
     )
-    yield "our C++ kernels", _told(readings, "kernels", _kernels)
-    yield "torch.compile", _told(readings, "compile", lambda one: one["why_not"] or f"works ({one['seconds']:g} s)")
-    yield "demo model", _told(readings, "demo", lambda one: f"says of a large red circle: {one['said']} ({one['seconds']:g} s)")
-    yield "hub", _told(readings, "hub", _hub)
+    yield "our C++ kernels", _shown(readings, "kernels", _kernels)
+    yield "torch.compile", _shown(readings, "compile", lambda one: one["why_not"] or f"works ({one['seconds']:g} s)")
+    yield (
+        "demo model",
+        _shown(readings, "demo", lambda one: f"says of a large red circle: {one['said']} ({one['seconds']:g} s)"),
+    )
+    yield "hub", _shown(readings, "hub", _hub)
 
 
 def _torch(one: Reading) -> str:
