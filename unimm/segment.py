@@ -134,28 +134,32 @@ class Segment:
     corrupted: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        content = self.content if isinstance(self.content, Image) else read_only(self.content)
-        object.__setattr__(self, "content", content)
+        if not isinstance(self.content, Image):
+            object.__setattr__(self, "content", read_only(self.content))
         if not isinstance(self.weight, int | float):
             object.__setattr__(self, "weight", read_only(np.asarray(self.weight, dtype=np.float32)))
         if self.corrupted is not None:
             object.__setattr__(self, "corrupted", read_only(self.corrupted))
         self._check_form()
-        if self.is_open:
-            if self.limit is None or self.limit < 1:
+        if self.limit is not None:
+            if self.limit < 1:
                 raise ValueError(f"An open segment needs a limit of at least 1 element, not {self.limit}.")
             if self.num_known > self.limit:
                 raise ValueError(f"An open segment of {self.limit} elements cannot hold {self.num_known} known ones.")
-        elif self.has_ids and len(self.content_ids) and self.content_ids.min() == BLANK:
+        elif self.has_ids and np.any(self.content_ids == BLANK):
             raise ValueError("A closed segment cannot hold blanks: give it a limit to leave it open.")
 
     def _check_form(self) -> None:
-        if (self.kind == Kind.PIXELS) != isinstance(self.content, Image):
-            raise ValueError(f"A PIXELS segment holds an image, and no other does: this one is of {self.kind.name}.")
-        if self.kind == Kind.PIXELS and (self.is_open or self.learn):
-            raise ValueError("A PIXELS segment is neither open nor learned.")
-        if self.kind in (Kind.TEXT, Kind.CODES) and not self.has_ids:
-            raise ValueError(f"A {self.kind.name} segment holds ids (n,), whole numbers.")
+        kind = self.kind
+        if kind == Kind.PIXELS:
+            if self.image is None:
+                raise ValueError("A PIXELS segment holds an image.")
+            if self.limit is not None or self.learn:
+                raise ValueError("A PIXELS segment is neither open nor learned.")
+        elif self.image is not None:
+            raise ValueError(f"A PIXELS segment holds an image, and no other does: this one is of {kind.name}.")
+        elif (kind == Kind.TEXT or kind == Kind.CODES) and not self.has_ids:
+            raise ValueError(f"A {kind.name} segment holds ids (n,), whole numbers.")
         if isinstance(self.weight, np.ndarray) and self.weight.shape != (self.num_known,):
             raise ValueError(f"{self.num_known} elements take as many weights, or a single one, not {self.weight.shape}.")
         if self.corrupted is not None and not (self.learn and self.has_ids and self.corrupted.shape == (self.num_known,)):
@@ -210,7 +214,7 @@ class Segment:
     @property
     def learn(self) -> bool:
         """Whether any of its elements counts in the loss."""
-        return bool(np.any(self.weight))
+        return bool(self.weight) if isinstance(self.weight, int | float) else bool(np.any(self.weight))
 
     @property
     def has_ids(self) -> bool:

@@ -13,6 +13,7 @@ strings, tensors' devices or models.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,12 +49,12 @@ class Sequence:
             if segment.is_open:
                 raise ValueError("Only the last segment of a sequence may be open.")
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Positions of all segments together; an open segment counts its limit."""
         return sum(segment.length for segment in self.segments)
 
-    @property
+    @cached_property
     def num_learned_codes(self) -> int:
         """How many of its positions are learned and are not text: codes, and what else is predicted."""
         return sum(segment.length for segment in self.segments if segment.kind != Kind.TEXT and segment.learn)

@@ -113,7 +113,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     """Nothing of it may reach the kernel, which trusts what it is told."""
     q, k, v = (torch.randn(60, 4, 8) for _ in range(3))
     sizes = torch.tensor([20, -4, 36])
-    with pytest.raises(ValueError, match="Documents of 60 positions, of which 60 ask, have 60 keys and 40 queries"):
+    with pytest.raises(ValueError, match="Documents of 60 positions, 60 of them with queries, have 60 keys and 40 queries"):
         attend_within_documents(q[:40], k, v, sizes, None)
     with pytest.raises(ValueError, match="Documents of 59 positions"):
         attend_within_documents(q, k, v, torch.tensor([59]), None)

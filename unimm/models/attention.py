@@ -1,10 +1,10 @@
-"""How the trunk attends within the documents of packed rows, and never across them: three ways with the same result.
+"""Attention within the documents of packed rows, and never across them: three backends with the same result.
 
-    sdpa             torch's fused kernels over whole rows, with a mask: anywhere, and the only way that takes a cache
+    sdpa             torch's fused kernels over whole rows, with a mask: anywhere, and the only one that takes a cache
     documents        document by document, by a kernel of our own: training on a CPU (rows of any length cost the same there)
     flex_attention   FlexAttention over those blocks of a row that hold something: training on a GPU
 
-Padding is nobody's document. What the trunk makes of it depends on the way, and nothing looks at it.
+Padding belongs to no document. What the trunk makes of it depends on the backend, and nothing reads it.
 """
 
 from inspect import signature
@@ -25,15 +25,15 @@ Mask: TypeAlias = "torch.Tensor | BlockMask"
 
 
 def choose_attention(device: str, is_compiled: bool) -> str:
-    """The way that a training's trunk attends within rows where nobody says; device: its type, such as "cuda"."""
+    """The default backend of a training. device: its type, such as "cuda"."""
     if device == "cpu":
         return "documents"
     return "flex_attention" if is_compiled and device == "cuda" else "sdpa"
 
 
 def register_documents() -> None:
-    """Have trunks of `transformers` know the way "documents"."""
-    # Here, for it loads every library for quantized weights that is installed, and they talk.
+    """Register the backend "documents" with `transformers`, for its trunks."""
+    # Imported here: it loads every library for quantized weights that is installed, and they print.
     from transformers import AttentionInterface
 
     AttentionInterface.register("documents", torch.compiler.disable(attend_by_document))
@@ -44,11 +44,11 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
-def mask_of(way: str, batch: Batch) -> Mask:
-    """What the trunk needs to know of a batch's documents."""
-    if way == "documents":
+def mask_of(backend: str, batch: Batch) -> Mask:
+    """A batch's documents as a backend takes them."""
+    if backend == "documents":
         return document_sizes(batch.documents)
-    if way == "flex_attention":
+    if backend == "flex_attention":
         return block_mask(batch.documents)
     return batch.attention_mask()
 
@@ -62,7 +62,7 @@ def document_sizes(documents_BT: torch.Tensor) -> torch.Tensor:
 
 
 def block_mask(documents_BT: torch.Tensor) -> "BlockMask":
-    """What FlexAttention may skip and what it must look at, for the documents of every row."""
+    """The blocks that FlexAttention computes, for the documents of every row."""
     from torch.nn.attention.flex_attention import create_block_mask  # loads sympy, half a second
 
     def sees(row: torch.Tensor, head: torch.Tensor, position: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

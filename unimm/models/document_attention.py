@@ -3,7 +3,7 @@
 The kernel takes bfloat16 and float32. It is compiled when it is first needed; where there is no compiler, or where its inputs
 are of another kind, documents attend one by one through PyTorch's own.
 
-Shapes: N positions, M of them ask, H heads, G heads of keys that H heads share, E head width, m documents.
+Shapes: N positions, M of them with queries, H heads, G heads of keys that H heads share, E head width, m documents.
 """
 
 import ctypes
@@ -27,22 +27,23 @@ def attend_within_documents(
     """Causal attention of each document to itself, rows one after another; G heads of keys that H heads share.
 
     Args:
-        q_MHE: scaled queries, in the dtype of keys and values: of every position (M = N), or of those that are wanted.
+        q_MHE: scaled queries, in the dtype of keys and values: of every position (M = N), or of those with a loss.
         sizes_m: of the documents, as `unimm.models.attention.document_sizes` gives them.
-        wanted_M: long, rising: the positions that ask. None: all.
+        loss_positions_M: long, rising: the positions that have queries. None: all.
 
     Returns:
         (M, H, E), zero where there is padding. Differentiable once.
 
     Raises:
-        ValueError: documents, positions that ask, queries and keys are not as many.
+        ValueError: documents, positions, queries and keys do not agree in number.
     """
     starts = F.pad(sizes_m.abs().cumsum(0), (1, 0))
     loss_positions_M = None if loss_positions_M is None else loss_positions_M.to(starts.device, torch.long).contiguous()
     numbers = int(starts[-1]), len(k_NGE if loss_positions_M is None else loss_positions_M)
     if numbers != (len(k_NGE), len(q_MHE)):
         raise ValueError(
-            f"Documents of {numbers[0]} positions, of which {numbers[1]} ask, have {len(k_NGE)} keys and {len(q_MHE)} queries."
+            f"Documents of {numbers[0]} positions, {numbers[1]} of them with queries, have {len(k_NGE)} keys and {len(q_MHE)} "
+            f"queries."
         )
     firsts = starts if loss_positions_M is None else torch.searchsorted(loss_positions_M, starts)
     with torch.autocast(v_NGE.device.type, enabled=False):
@@ -75,7 +76,7 @@ def _one_by_one(
 
 
 class _Documents(ctypes.Structure):
-    """What the kernel is told of them, as it declares it."""
+    """The documents as the kernel's own struct."""
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("num_documents", "num_heads", "num_key_heads", "width")),
@@ -117,7 +118,7 @@ def _call(
 
 
 def _is_the_kernels(q_MHE: torch.Tensor, k_NGE: torch.Tensor, v_NGE: torch.Tensor) -> bool:
-    """Whether it is made for such: plain tensors on a CPU, all alike, rows in whole words of 32 bits."""
+    """Whether the kernel takes these: plain tensors on a CPU, of one dtype, rows a multiple of 32 bits."""
     qkv = (q_MHE, k_NGE, v_NGE)
     are_alike = all(type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype == q_MHE.dtype for x in qkv)
     fits = k_NGE.shape == v_NGE.shape and q_MHE.shape[1] % k_NGE.shape[1] == 0 and q_MHE.shape[2] == k_NGE.shape[2]

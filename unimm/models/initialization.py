@@ -1,8 +1,8 @@
 """Where fresh weights start from: what the data and the image tokenizer know already need not be learned again.
 
-    start_vision    patches are whitened, places are sine waves        a tower from nothing tells shapes many times sooner
-    start_codes     codes begin as the tokenizer's own vectors         codes that look alike begin alike, and are
-                                                                       taken for each other first, told apart later
+    init_vision_from_patches    patches are whitened, places are sine waves     a new tower tells shapes many times sooner
+    init_codes_from_codebook    codes begin as the tokenizer's own vectors      codes that look alike begin alike, and are
+                                                                                told apart later
 
 Both only set initial values: the model's form stays a Janus', and everything goes on learning. Figures: recipes/LOG.md.
 """

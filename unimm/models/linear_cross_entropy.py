@@ -59,8 +59,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk_logits: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = ctx.needs_input_grad[:3]
-        grads = _Gradients(hidden_nD, weight_VD, bias_V, wanted)
+        needed = ctx.needs_input_grad[:3]
+        grads = _Gradients(hidden_nD, weight_VD, bias_V, needed)
         head_VD = weight_VD.to(dtype)
         loss = torch.zeros((), device=hidden_nD.device)
         correct = torch.zeros((), device=hidden_nD.device)
@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             correct += ((logits_mV.argmax(-1) == targets_m1[:, 0]) * weights_m).sum()
             total_m1 = logits_mV.logsumexp(-1, keepdim=True)
             loss += ((total_m1 - logits_mV.gather(1, targets_m1))[:, 0] * weights_m).sum()
-            if any(wanted):
+            if any(needed):
                 slope_mV = logits_mV.sub_(total_m1).exp_()  # the probabilities, in place of the logits
                 slope_mV.scatter_add_(1, targets_m1, slope_mV.new_full(targets_m1.shape, -1.0))
                 grads.add(chunk, slope_mV.mul_(weights_m[:, None]), hidden_mD, head_VD)
@@ -92,15 +92,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Gradients:
-    """Sums of the gradients of a head's input, weight and bias, for what is wanted of them."""
+    """Sums of the gradients of a head's input, weight and bias, for those that are needed."""
 
     def __init__(
-        self, hidden_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, wanted: tuple[bool, ...]
+        self, hidden_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, needed: tuple[bool, ...]
     ) -> None:
-        self.hidden_nD = torch.zeros_like(hidden_nD) if wanted[0] else None
+        self.hidden_nD = torch.zeros_like(hidden_nD) if needed[0] else None
         # In float32 whatever the weights are: thousands of chunks are added up.
-        self.weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted[1] else None
-        self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wanted[2] and bias_V is not None else None
+        self.weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
+        self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needed[2] and bias_V is not None else None
         self.dtypes = (hidden_nD.dtype, weight_VD.dtype, weight_VD.dtype if bias_V is None else bias_V.dtype)
 
     def add(self, chunk: slice, slope_mV: torch.Tensor, hidden_mD: torch.Tensor, head_VD: torch.Tensor) -> None:

@@ -2,10 +2,10 @@
 
 Names of parameters, first values from a seed and results are theirs, which tests compare it with; so are the config and every
 kind of rotary positions. Their own modules take as long to import as torch and `transformers` together (torchvision,
-dynamo, every library for quantized weights), which who asks a small model a question would wait for. Other trunks are
+dynamo, every library for quantized weights), longer than a small model takes to answer. Other trunks are
 `transformers`' own (`unimm.models.unified`).
 
-Shapes: B rows, T positions, S positions to look at, M wanted positions, D trunk width, E head width.
+Shapes: B rows, T positions, S keys, M positions with a loss, D trunk width, E head width.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class LlamaTrunk(nn.Module):
         self.config = config
         self.set_attn_implementation("sdpa")
         std = config.initializer_range
-        # Theirs draw a token embedding before all else. The text port has its own, but a seed shall go on meaning the same.
+        # Theirs initialise a token embedding first. The text port has its own, but a seed is to give the same weights.
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -41,15 +41,15 @@ class LlamaTrunk(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def set_attn_implementation(self, way: str) -> None:
-        """How it attends from now on; as `transformers`' trunks call it.
+    def set_attn_implementation(self, backend: str) -> None:
+        """Sets the attention backend; named as in `transformers`.
 
         Raises:
             ValueError: it is none of `unimm.models.attention.BACKENDS`.
         """
-        if way not in BACKENDS:
-            raise ValueError(f"Unknown way to attend '{way}': use one of {', '.join(BACKENDS)}.")
-        self.config._attn_implementation = way
+        if backend not in BACKENDS:
+            raise ValueError(f"Unknown attention backend '{backend}': use one of {', '.join(BACKENDS)}.")
+        self.config._attn_implementation = backend
 
     def forward(
         self,
@@ -57,16 +57,16 @@ class LlamaTrunk(nn.Module):
         attention_mask: Mask,
         position_ids: torch.Tensor,
         cache: Any = None,
-        wanted: torch.Tensor | None = None,
+        loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D), or (1, M, D) of the wanted positions of all rows.
+        """(B, T, D) -> (B, T, D), or (1, M, D) of those positions, counted over all rows.
 
         cache: a `transformers` Cache, which keys and values are written to; none while it learns.
         """
         turns = self.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds
         for layer in self.layers:
-            hidden = layer(hidden, turns, attention_mask, cache, wanted)
+            hidden = layer(hidden, turns, attention_mask, cache, loss_positions_M)
         return self.norm(hidden)
 
 

@@ -1,11 +1,11 @@
-"""The layers of a trunk of Llama's shape (Llama, Qwen2, Qwen3): what `transformers`' compute, less what nobody looks at.
+"""The layers of a trunk of Llama's shape (Llama, Qwen2, Qwen3): what `transformers`' compute, less what no loss reads.
 
-Names of parameters and results are those of `transformers`' layers, which tests compare them with. Of the last layer only
-positions are wanted while it learns that something is predicted from, which in answers about pictures are one in ten: once
-queries, keys and values are made, it works for these alone, and for a few others that make their number a round one. One
-position a row at a time goes through the engine's own step (`unimm.inference.kernels.llama_decode`).
+Names of parameters and results are those of `transformers`' layers, which tests compare them with. In training,
+the last layer computes only positions with a loss, which in answers about pictures are one in ten, once queries, keys and
+values are there, and a few others that make their number a round one. One position a row at a time goes through the engine's
+own step (`unimm.inference.kernels.llama_decode`).
 
-Shapes: B rows, T positions, S positions to look at, M wanted positions, D trunk width, H query heads, E head width.
+Shapes: B rows, T positions, S keys, M positions with a loss, D trunk width, H query heads, E head width.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
 
 def is_llama_shaped(trunk: Any) -> bool:
-    """Whether a trunk, or its config, is Llama's kind of Transformer, which looks at all of its past."""
+    """Whether a trunk, or its config, is Llama's kind of Transformer, with full causal attention."""
     config = getattr(trunk, "config", trunk)
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"}
 
 
 class RMSNorm(nn.Module):
-    """arXiv 1910.07467, in float32 whatever it is given."""
+    """arXiv 1910.07467, computed in float32."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """(B, T, D) -> (B, T, D); the last one gives (1, M, D) if M positions are wanted."""
+    """(B, T, D) -> (B, T, D); the last one gives (1, M, D) of M positions with a loss."""
 
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
         self._within_documents: Callable[..., Any] = _within_documents
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        # Here, for it loads dynamo: of no use to who only asks a model, and half a second of his time.
+        # Here, since it loads dynamo, half a second that inference would spend for nothing.
         self._within_documents = cast(Any, torch.compiler.disable(_within_documents))
         super().compile(*args, **kwargs)
 
@@ -151,7 +151,7 @@ def _within_rows(
 ) -> torch.Tensor:
     """What the positions gather over whole rows: (B, T, H * E)."""
     if attention.config._attn_implementation != "sdpa":
-        # Here, for it loads every library for quantized weights that is installed, and they talk.
+        # Imported here: it loads every library for quantized weights that is installed, and they print.
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]

@@ -147,7 +147,7 @@ class UnifiedModel(nn.Module):
         return [*self.trunk.layers, *(unit for port in self.ports.values() for unit in port.units())]
 
     def set_attention(self, backend: str) -> None:
-        """How the trunk attends from now on, one of `unimm.models.attention.BACKENDS`; a cache needs "sdpa"."""
+        """Sets the trunk's attention backend, one of `unimm.models.attention.BACKENDS`; a cache needs "sdpa"."""
         if not self.skips_unused_positions:
             register_documents()
         self.trunk.set_attn_implementation(backend)
@@ -226,8 +226,8 @@ class UnifiedModel(nn.Module):
         if self.skips_unused_positions:
             if loss_positions_M is not None:
                 embeddings_BTD = embeddings_BTD.clone()  # the first layer would be compiled once more for a view
-            words = {"attention_mask": mask, "position_ids": positions_BT, "cache": cache, "wanted": loss_positions_M}
-            hidden = self.trunk(inputs_embeds=embeddings_BTD, **words)
+            arguments = {"attention_mask": mask, "position_ids": positions_BT, "cache": cache}
+            hidden = self.trunk(inputs_embeds=embeddings_BTD, **arguments, loss_positions_M=loss_positions_M)
             return hidden if loss_positions_M is None else hidden[0]
         by_document = self.trunk.config._attn_implementation == "documents"
         hidden = self.trunk(

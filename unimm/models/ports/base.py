@@ -90,7 +90,7 @@ class Port(nn.Module):
         return []
 
     def set_attention(self, backend: str) -> None:
-        """How the Transformer attends from now on, one of `unimm.models.attention.BACKENDS`: for layers that attend, too."""
+        """Called with the Transformer's attention backend, one of `unimm.models.attention.BACKENDS`, when it is set."""
 
     def path(self) -> list[nn.Module]:
         """What content goes through to become embeddings, in order: to count operations."""
