@@ -193,8 +193,8 @@ def test_a_wait_ends_in_time_and_a_stopped_thread_can_be_started_again(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, may_step = make_decoder(tiny_engine), threading.Event()
-    plain = decoder._step
-    monkeypatch.setattr(decoder, "_step", lambda: may_step.is_set() and plain())
+    plain = decoder._work.step
+    monkeypatch.setattr(decoder._work, "step", lambda: may_step.is_set() and plain())
     ticket = decoder.submit(requests_of(tiny_engine)[0])
     assert not decoder.wait(ticket, 0.02), "no step of the caller's fills anything"
     decoder.start()

@@ -19,7 +19,10 @@ class QueueFull(RuntimeError):
 
 @dataclass
 class Stats:
-    """What a decoder is doing, and totals of what it has done."""
+    """What a decoder is doing, and totals of what it has done.
+
+    fill_passes: passes over blanks that are filled in all at once.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
@@ -28,6 +31,7 @@ class Stats:
     prefilled_positions: int = 0
     decoded_rows: int = 0
     decoded_steps: int = 0
+    fill_passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
+from typing import Any
 
 from unimm.inference.decode.admission_queue import QueueFull
 from unimm.inference.decode.request import Job, Request
@@ -37,19 +38,22 @@ class Decoder(Scheduler):
         ValueError: such a step takes more than `max_cache_bytes`.
     """
 
-    def fill(self, requests: list[Request]) -> list[list[int]]:
-        """The ids that fill each request's open segment, in the requests' order; a stop id that ended one is included."""
-        filled: list[list[int]] = [[] for _ in requests]
+    def fill(self, requests: list[Request]) -> list[Any]:
+        """What fills each request's open segment, in the requests' order: ids, with the stop id that ended them; or, of a kind
+        that is filled in all at once, the content that its port makes."""
+        filled: list[list[Any]] = [[] for _ in requests]
         with closing(self.steps(requests)) as steps:
             for new in steps:
-                for index, token in new.items():
-                    filled[index].append(token)
-        return filled
+                for index, element in new.items():
+                    filled[index].append(element)
+        at_once = [request.blank.kind not in self.model.vocabulary_ports for request in requests]
+        return [one[0] if is_at_once else one for one, is_at_once in zip(filled, at_once, strict=True)]
 
     def steps(
         self, requests: list[Request], is_over: IsOver | None = None, jobs: list[Job] | None = None
-    ) -> Generator[dict[int, int]]:
-        """The same, step by step: each step gives {request: its next id} for all requests that are being filled.
+    ) -> Generator[dict[int, Any]]:
+        """The same, step by step: each step gives {request: its next id} for all requests that are being filled, and, when it
+        is there, {request: its content} of those that are filled in all at once.
 
         An iterator that is closed or dropped takes its requests with it.
 
@@ -63,7 +67,7 @@ class Decoder(Scheduler):
             self.check(request)
         return self._steps(_Call(self, requests, is_over, jobs))
 
-    def _steps(self, call: "_Call") -> Generator[dict[int, int]]:
+    def _steps(self, call: "_Call") -> Generator[dict[int, Any]]:
         with closing(call):
             while not call.is_done:
                 with self._lock:
@@ -79,7 +83,7 @@ class Decoder(Scheduler):
 
     async def asteps(
         self, requests: list[Request], is_over: IsOver | None = None, jobs: list[Job] | None = None
-    ) -> AsyncGenerator[dict[int, int]]:
+    ) -> AsyncGenerator[dict[int, Any]]:
         """As `steps`, for coroutines. It starts the decoder's own thread, and never blocks the event loop.
 
         A task that is cancelled takes its requests with it. Errors come with the first step.
@@ -172,9 +176,9 @@ class _Call:
         if self._is_closed:  # its task was cancelled meanwhile
             self.close()
 
-    def take(self) -> dict[int, int]:
+    def take(self) -> dict[int, Any]:
         """The next id of each request, where there is one."""
-        new: dict[int, int] = {}
+        new: dict[int, Any] = {}
         for index, job in list(self._left.items()):
             was_done = job.done  # before its last id is taken: both may come while we are here
             if (token := job.take_one()) is not None:

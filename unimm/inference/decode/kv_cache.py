@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from unimm.models.unified import UnifiedModel
+
 BUCKET = 64
 """Slots by which buffers grow at least."""
 
@@ -63,6 +65,12 @@ class RowCacheLayer(CacheLayerMixin):
         for buffer in (self.keys, self.values):
             buffer[target, :, :length] = buffer[source, :, :length]
 
+    def gather(self, sources: list[int], length: int) -> None:
+        """The first rows become these, in this order, as far as `length` positions."""
+        assert self.keys is not None and self.values is not None
+        for buffer in (self.keys, self.values):
+            buffer[: len(sources), :, :length] = buffer[sources, :, :length]
+
     @property
     def num_bytes(self) -> int:
         """Of both buffers."""
@@ -98,6 +106,15 @@ def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
     larger = torch.from_numpy(np.zeros(shape, np.float32)) if buffer.device.type == "cpu" else buffer.new_zeros(shape)
     larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
     return larger
+
+
+def cache_bytes(model: UnifiedModel, rows: int, slots: int) -> int:
+    """Of keys and values of so many rows and slots."""
+    config, weight = model.trunk.config, next(model.parameters())
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = 4 if weight.device.type == "cpu" else weight.element_size()
+    return 2 * rows * slots * config.num_hidden_layers * heads * head_dim * size
 
 
 class RowCache(Cache):
@@ -142,6 +159,12 @@ class RowCache(Cache):
         for layer in self.layers:
             assert isinstance(layer, RowCacheLayer)
             layer.copy(source, target, length)
+
+    def gather(self, sources: list[int], length: int) -> None:
+        """Let the first rows be these, in this order, as far as `length` positions."""
+        for layer in self.layers:
+            assert isinstance(layer, RowCacheLayer)
+            layer.gather(sources, length)
 
     @property
     def num_bytes(self) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from unimm.batch import collate
 from unimm.inference.decode.kv_cache import RowCache
-from unimm.inference.decode.request import Row
+from unimm.inference.decode.request import Job, Row
 from unimm.models.unified import UnifiedModel
 
 PADDING = 1.3
@@ -50,6 +50,16 @@ class Prefill:
         except StopIteration as end:
             return end.value
         return None
+
+    def fail(self, error: Exception) -> list[Job]:
+        """It has failed. A prefill of several requests does not say which of them it was: returns those to try again, each
+        alone; a single one keeps the error."""
+        jobs = list({row.job.ticket: row.job for row in self.rows}.values())
+        for job in jobs:
+            job.prefills_alone = True
+            if len(jobs) == 1:
+                job.fail(error)
+        return jobs if len(jobs) > 1 else []
 
     def finish(self) -> torch.Tensor:
         """Compute all that is left."""

@@ -4,9 +4,12 @@ A request is one row, or one for each branch of its guidance: from the step wher
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.scalars import real_number, shorten
@@ -142,14 +145,15 @@ class Job:
     """A request that was submitted, and how far it is.
 
     on_news: called after a step that filled an element of it, or ended it.
-    filled: its ids so far, `logprobs` beside them where they are asked for. num_taken: how many of them its caller has.
+    filled: its ids so far, `logprobs` beside them where they are asked for; or, of a kind that is filled in all at once, its
+        content as the only element. num_taken: how many of them its caller has.
     error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
     ticket: int
     request: Request
     on_news: "Callable[[Job], None] | None" = None
-    filled: list[int] = field(default_factory=list)
+    filled: list[Any] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     num_taken: int = 0
     done: bool = False
@@ -182,13 +186,23 @@ class Job:
         self.done = len(self.filled) == blank.limit or token in blank.stop
         return token
 
-    def take(self) -> list[int]:
+    def finish(self, content: Any) -> None:
+        """What fills its blank, of a kind that is filled in all at once."""
+        self.filled.append(content)
+        self.done = True
+
+    def fail(self, error: Exception) -> None:
+        """It cannot go on."""
+        self.error = error
+        self.done = True  # last: others read both without a lock
+
+    def take(self) -> list[Any]:
         """The ids since the last call."""
         new = self.filled[self.num_taken :]
         self.num_taken = len(self.filled)
         return new
 
-    def take_one(self) -> int | None:
+    def take_one(self) -> Any:
         """The first of these, if there is one."""
         if not self.has_news:
             return None
@@ -230,7 +244,7 @@ class Row:
     @cached_property
     def prefix_key(self) -> tuple:
         """Equal for rows with the same prefix: their given elements, images by identity."""
-        return tuple((segment.kind, segment.ids, segment.image and id(segment.image)) for segment in self.sequence.segments)
+        return tuple((segment.kind, _content_key(segment)) for segment in self.sequence.segments)
 
     @property
     def is_over(self) -> bool:
@@ -241,3 +255,9 @@ class Row:
     def num_slots(self) -> int:
         """Positions that it will have written at the end."""
         return self.job.request.sequence.length
+
+
+def _content_key(segment: Segment) -> Hashable:
+    if isinstance(segment.content, np.ndarray):
+        return segment.ids if segment.has_ids else segment.content.tobytes()
+    return id(segment.content)

@@ -6,11 +6,10 @@ it are read, wherever no row can leave or join between them.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.request import Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
@@ -100,10 +99,7 @@ class RunningBatch:
         self._is_up_to_date = False  # the padding of a step must not overwrite them
 
     def advance_prefill(self) -> None:
-        """The next part of a prefill; when it is done its rows join, with their first ids.
-
-        A prefill of several requests that fails does not say which of them it was: all of them are tried again, each alone.
-        """
+        """The next part of a prefill; when it is done its rows join, with their first ids."""
         prefill = self.prefill
         assert prefill is not None
         try:
@@ -113,12 +109,7 @@ class RunningBatch:
             chosen = self._decode_step().choose_first(prefill.rows, hidden_RD)
         except Exception as error:
             self.prefill = None
-            jobs = list({row.job.ticket: row.job for row in prefill.rows}.values())
-            for job in jobs:
-                job.prefills_alone = True
-                if len(jobs) == 1:
-                    job.error, job.done = error, True  # in this order: others read without a lock
-            self._retries += jobs if len(jobs) > 1 else []
+            self._retries += prefill.fail(error)
             return
         self._join(prefill)
         self._accept(chosen)
@@ -231,22 +222,25 @@ class RunningBatch:
     def check_capacity(self, rows: int, slots: int) -> None:
         """ValueError: so many rows of so many slots are too large for an empty cache."""
         most = self.config.max_cache_bytes
-        if most is not None and (needed := self._num_bytes(*self._new_cache().reserved(*self._rounded(rows, slots)))) > most:
+        if (
+            most is not None
+            and (needed := cache_bytes(self.model, *self._new_cache().reserved(*self._rounded(rows, slots)))) > most
+        ):
             takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
             if self.config.is_deterministic:
                 raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")
             raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
 
-    def has_capacity(self, rows: int, slots: int) -> bool:
-        """Whether the cache may hold so many rows of so many slots, beside what it has reserved."""
-        most = self.config.max_cache_bytes
-        return most is None or self._num_bytes(*self._cache.reserved(*self._rounded(rows, slots), ahead=False)) <= most
+    def bytes_for(self, rows: int, slots: int) -> int:
+        """Of keys and values, if the cache held so many rows of so many slots, beside what it has reserved."""
+        size = self._rounded(rows, slots) if rows else (0, 0)
+        return cache_bytes(self.model, *self._cache.reserved(*size, ahead=False))
 
     def reserve(self, rows: int, slots: int) -> None:
         """Let the cache hold so many rows of so many slots, and more for later requests where memory allows."""
         rows, slots = self._rounded(rows, slots)
         most = self.config.max_cache_bytes
-        ahead = most is None or self._num_bytes(*self._cache.reserved(rows, slots)) <= most
+        ahead = most is None or cache_bytes(self.model, *self._cache.reserved(rows, slots)) <= most
         self._cache.reserve(rows, slots, ahead)
 
     def _rounded(self, rows: int, slots: int) -> tuple[int, int]:
@@ -254,14 +248,6 @@ class RunningBatch:
         if self.config.is_deterministic:
             return self.config.max_rows, self.config.max_positions
         return self._decode_step().rounded(rows, slots)
-
-    def _num_bytes(self, rows: int, slots: int) -> int:
-        """Of keys and values."""
-        config: Any = self.model.trunk.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = 4 if next(self.model.parameters()).device.type == "cpu" else next(self.model.parameters()).element_size()
-        return 2 * rows * slots * config.num_hidden_layers * heads * head_dim * size
 
     @property
     def num_cache_bytes(self) -> int:

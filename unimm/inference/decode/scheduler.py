@@ -1,8 +1,7 @@
-"""What is decoded when: requests wait in a queue, are admitted when rows are free, and get one element a step until they end.
+"""Requests by their tickets, from any number of threads: submit, wait, take, abort; and who makes the steps.
 
-A step moves every row by one position and chooses one id a request (`running_batch`, `step`); the given part of admitted
-requests is prefilled beside it (`prefill`). Steps are made by a thread of the scheduler's own (`start`), or by whoever asks for
-results. Any number of threads may use one scheduler.
+Steps (`workload`) are made by a thread of the scheduler's own (`start`), or by whoever waits for results. A lock keeps them,
+and all that changes what they work on, apart.
 """
 
 import logging
@@ -14,15 +13,12 @@ from typing import Any
 
 import torch
 
-from unimm.inference.decode.admission_queue import AdmissionQueue, Limits, QueueFull, Stats
-from unimm.inference.decode.request import Job, Request, Row
-from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
+from unimm.inference.decode.admission_queue import Limits, Stats
+from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.threads import FairRLock, StepThread
+from unimm.inference.decode.workload import Workload
 from unimm.inference.input_validation import check_elements
 from unimm.models.unified import UnifiedModel
-
-PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
-"""Positions that one step prefills at most by default, so that running requests do not wait for admitted ones for long."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +28,7 @@ class Stopped(Exception):
 
 
 class Scheduler:
-    """Queue, running batch, their lock, and the thread that makes steps. Arguments as `Decoder` has them."""
+    """Tickets, the work, its lock, and the thread that makes steps. Arguments as `Decoder` has them."""
 
     def __init__(
         self,
@@ -47,14 +43,10 @@ class Scheduler:
         self.limits = limits or Limits()
         self.max_positions = self.limits.max_positions or model.config.max_positions
         self.is_stopped = is_stopped
-        kind = next(model.parameters()).device.type
-        self._prefill_positions = self.limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
-        most = self.limits.max_cache_bytes
-        config = ComputeConfig(weights, deterministic, self.limits.max_rows, self.max_positions, self._prefill_positions, most)
-        self._running = RunningBatch(model, pad_id, config)
+        self._work = Workload(model, pad_id, self.limits, self.max_positions, weights, deterministic)
+        self._running = self._work.running
         self._lock = FairRLock()
         self._changed = threading.Condition()
-        self._queue = AdmissionQueue()
         self._jobs: dict[int, Job] = {}
         self._aborted: list[int] = []
         self._next_ticket = 0
@@ -79,7 +71,7 @@ class Scheduler:
                 f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
             )
         with self._lock:  # it may arrange the model for decoding: once, and by one thread
-            self._running.check_capacity(request.num_rows, length)
+            self._work.check(request)
 
     def submit(self, request: Request, on_news: Callable[[Job], None] | None = None) -> int:
         """Put a request in the queue; returns its ticket.
@@ -97,13 +89,10 @@ class Scheduler:
     def _enqueue(self, request: Request, on_news: Callable[[Job], None] | None) -> Job:
         with self._lock:
             self._drop_aborted()
-            job, most = Job(self._next_ticket, request, on_news), self.limits.max_waiting
-            ahead = [*self._running.jobs, *self._queue]
-            if most is not None and len(self._queue) >= most and not self._has_capacity([*ahead, job]):
-                raise QueueFull(f"{len(self._queue)} requests wait already: ask again later.")
+            job = Job(self._next_ticket, request, on_news)
+            self._work.push(job)
             self._next_ticket += 1
             self._jobs[job.ticket] = job
-            self._queue.push(job)
         self._thread.wake()
         return job
 
@@ -173,16 +162,15 @@ class Scheduler:
             if job is None:
                 continue
             was_done, job.done = job.done, True  # nothing more is taken from it, and its rows are retired
-            if not was_done and job in self._queue:
-                self._queue.remove(job)
+            if not was_done and job in self._work.queue:
+                self._work.queue.remove(job)
             elif not was_done or not self._jobs:  # with the last one, also what was launched for it is read
                 self._finish_pending()
 
     def _finish_pending(self) -> None:
         """Read the step in flight, and let finished requests leave."""
         with self._device_as_current():
-            self._running.read_pending_step()
-            self._running.retire_rows()
+            self._work.finish_pending()
 
     # -- the state of all of them -------------------------------------------------------------------------------------
 
@@ -190,22 +178,13 @@ class Scheduler:
         """What it is doing now, and totals since it was made."""
         with self._lock:
             self._drop_aborted()
-            running = self._running
-            return Stats(
-                num_waiting=len(self._queue),
-                num_running=len(running.jobs),
-                num_rows=len(running.rows) + (len(running.prefill.rows) if running.prefill else 0),
-                cache_bytes=running.num_cache_bytes,
-                prefilled_positions=running.prefilled_positions,
-                decoded_rows=running.decoded_rows,
-                decoded_steps=running.decoded_steps,
-            )
+            return self._work.stats()
 
     def release(self) -> None:
         """Free the memory of keys and values unless a request uses it; the next request allocates it again."""
         with self._lock:
             self._drop_aborted()
-            self._running.release()
+            self._work.release()
 
     def reload_weights(self) -> None:
         """Read the model's weights again: they have changed. Running requests go on with the new ones."""
@@ -253,8 +232,7 @@ class Scheduler:
         with self._lock, self._device_as_current():
             self._drop_aborted()
             try:
-                self._step()
-                self._queue.push_back(self._running.take_retries())
+                self._work.step()
             except BaseException as error:
                 self._fail(error)
                 raise
@@ -270,8 +248,7 @@ class Scheduler:
                     dropped = f"The requests were dropped because a step of the engine failed ({why}): ask again."
                     job.error = error if isinstance(error, Stopped) else RuntimeError(dropped)
                     job.done = True
-            self._queue = AdmissionQueue()
-            self._running.reset()
+            self._work.reset()
 
     def _report(self) -> None:
         """After a step: call listeners, and wake threads that wait."""
@@ -287,7 +264,7 @@ class Scheduler:
     def _step_in_thread(self) -> bool:
         """One step by the scheduler's own thread; returns False where there is nothing to do."""
         with self._lock:
-            if not self._aborted and not self._queue and all(job.done for job in self._running.jobs):
+            if not self._aborted and self._work.is_idle:
                 return False
         try:
             self.step()
@@ -302,46 +279,3 @@ class Scheduler:
         """Streams, events and graphs of a GPU are the current one's."""
         device = next(self.model.parameters()).device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-    def _step(self) -> None:
-        running = self._running
-        if self._queue and not running.is_current:
-            running.reload_weights()
-        if not running.step(has_waiting=bool(self._queue)):
-            return
-        if running.prefill is None:
-            rows = self._admit()
-            if not rows:
-                return
-            running.start_prefill(rows)
-        running.advance_prefill()
-        running.retire_rows()
-
-    def _admit(self) -> list[Row]:
-        """Rows of requests from the queue, as many as fit; capacity is reserved for all their rows, also later ones."""
-        jobs, there = [], self._running.jobs
-        while self._queue:
-            job = self._queue.next(there + jobs)
-            if jobs and (job.prefills_alone or jobs[0].prefills_alone):
-                break
-            if not self._has_capacity([*there, *jobs, job]):
-                if jobs or there:
-                    break
-                self._running.release()  # what a cache of another shape has reserved
-            positions = sum(one.num_prefilled for one in [*jobs, job])
-            if jobs and positions > self._prefill_positions:
-                break
-            self._queue.remove(job)
-            jobs.append(job)
-        if jobs:
-            self._running.reserve(*_size([*there, *jobs]))
-        return [row for job in jobs for row in job.rows(self.pad_id)]
-
-    def _has_capacity(self, jobs: list[Job]) -> bool:
-        rows, slots = _size(jobs)
-        return rows <= self.limits.max_rows and self._running.has_capacity(rows, slots)
-
-
-def _size(jobs: list[Job]) -> tuple[int, int]:
-    """Rows and slots that requests take at most."""
-    return sum(job.request.num_rows for job in jobs), max(job.request.sequence.length for job in jobs)

@@ -1,0 +1,156 @@
+"""One step of everything that is decoded: requests wait in a queue, are admitted when rows are free, and leave when filled.
+
+A step moves every row by one position and chooses one id a request (`running_batch`, `step`); beside it, part of a pass is
+computed over blanks that are filled in all at once (`fill_passes`), and part of a prefill of admitted requests (`prefill`).
+"""
+
+from unimm.inference.decode.admission_queue import AdmissionQueue, Limits, QueueFull, Stats
+from unimm.inference.decode.fill_passes import FillPasses
+from unimm.inference.decode.request import Job, Request
+from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
+from unimm.models.unified import UnifiedModel
+
+PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
+"""Positions that one step prefills at most by default, so that running requests do not wait for admitted ones for long."""
+
+
+class Workload:
+    """The queue, and the two batches that it feeds. `Scheduler` holds a lock around all of it."""
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        pad_id: int,
+        limits: Limits,
+        max_positions: int,
+        weights: str | None,
+        deterministic: bool,
+    ) -> None:
+        self.model, self.pad_id, self.limits = model, pad_id, limits
+        kind = next(model.parameters()).device.type
+        self._prefill_positions = limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
+        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes)
+        self.running = RunningBatch(model, pad_id, ComputeConfig(weights, deterministic, *sizes))
+        self.fills = FillPasses(model, self._prefill_positions, deterministic)
+        self.queue = AdmissionQueue()
+
+    def reset(self) -> None:
+        """Drop all requests."""
+        self.queue = AdmissionQueue()
+        self.running.reset()
+        self.fills.reset()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Requests that were admitted and have rows."""
+        return self.running.jobs + self.fills.jobs
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self.queue and all(job.done for job in self.jobs)
+
+    def check(self, request: Request) -> None:
+        """ValueError: it asks for what its kind does not have, or for more memory than there is."""
+        most = self.limits.max_cache_bytes
+        if not self._is_at_once(request):
+            self.running.check_capacity(request.num_rows, request.sequence.length)
+            return
+        if request.logprobs or request.guidance_interval != (0.0, 1.0):
+            kind = request.blank.kind.name
+            raise ValueError(f"{kind} is filled in all at once: it has no logprobs, and no guidance_interval of its elements.")
+        if most is not None:
+            self.fills.check_capacity(request.num_rows, request.sequence.length, most)
+
+    def _is_at_once(self, request: Request) -> bool:
+        """Whether its kind has no logits from which elements are chosen one by one."""
+        return request.blank.kind not in self.model.vocabulary_ports
+
+    def push(self, job: Job) -> None:
+        """Let a request wait. Raises `QueueFull` where too many wait already."""
+        most = self.limits.max_waiting
+        if most is not None and len(self.queue) >= most and not self._has_capacity([*self.jobs, *self.queue, job]):
+            raise QueueFull(f"{len(self.queue)} requests wait already: ask again later.")
+        self.queue.push(job)
+
+    def step(self) -> None:
+        """Every row advances, part of a pass and of a prefill are computed; requests leave and join."""
+        running, fills = self.running, self.fills
+        if self.queue and not running.is_current:
+            running.reload_weights()
+        may_join = running.step(has_waiting=bool(self.queue))
+        fills.step()
+        if may_join and running.prefill is None and fills.prefill is None:
+            self._admit()
+        if fills.prefill is not None:
+            self.queue.push_back(fills.advance_prefill())
+        if running.prefill is not None:
+            running.advance_prefill()
+            running.retire_rows()
+            self.queue.push_back(running.take_retries())
+
+    def _admit(self) -> None:
+        """Start the prefill of requests from the queue, as many as fit; capacity is reserved for all their rows, also later
+        ones. Requests that are filled in all at once are admitted apart from others."""
+        jobs, there = [], self.jobs
+        while self.queue:
+            job = self.queue.next(there + jobs)
+            if jobs and (job.prefills_alone or jobs[0].prefills_alone):
+                break
+            if jobs and self._is_at_once(job.request) != self._is_at_once(jobs[0].request):
+                break
+            if not self._has_capacity([*there, *jobs, job]):
+                if jobs or there:
+                    break
+                self.release()  # what caches of other shapes have reserved
+            positions = sum(one.num_prefilled for one in [*jobs, job])
+            if jobs and positions > self._prefill_positions:
+                break
+            self.queue.remove(job)
+            jobs.append(job)
+        rows = [row for job in jobs for row in job.rows(self.pad_id)]
+        if jobs and self._is_at_once(jobs[0].request):
+            self.fills.start_prefill(rows)
+        elif jobs:
+            self.running.reserve(*_size([job for job in [*there, *jobs] if not self._is_at_once(job.request)]))
+            self.running.start_prefill(rows)
+
+    def _has_capacity(self, jobs: list[Job]) -> bool:
+        if _size(jobs)[0] > self.limits.max_rows:
+            return False
+        most = self.limits.max_cache_bytes
+        if most is None:
+            return True
+        at_once = _size([job for job in jobs if self._is_at_once(job.request)])
+        others = _size([job for job in jobs if not self._is_at_once(job.request)])
+        return self.running.bytes_for(*others) + self.fills.bytes_for(*at_once) <= most
+
+    def finish_pending(self) -> None:
+        """Read the step in flight, and let finished requests leave."""
+        self.running.read_pending_step()
+        self.running.retire_rows()
+        self.fills.retire()
+
+    def release(self) -> None:
+        """Free the memory of keys and values unless a request uses it."""
+        self.running.release()
+        self.fills.release()
+
+    def stats(self) -> Stats:
+        """What it is doing now, and totals since it was made."""
+        running, fills = self.running, self.fills
+        return Stats(
+            num_waiting=len(self.queue),
+            num_running=len(self.jobs),
+            num_rows=len(running.rows) + len(fills.rows) + (len(running.prefill.rows) if running.prefill else 0),
+            cache_bytes=running.num_cache_bytes + fills.num_cache_bytes,
+            prefilled_positions=running.prefilled_positions + fills.prefilled_positions,
+            decoded_rows=running.decoded_rows,
+            decoded_steps=running.decoded_steps,
+            fill_passes=fills.num_passes,
+        )
+
+
+def _size(jobs: list[Job]) -> tuple[int, int]:
+    """Rows and slots that requests take at most."""
+    return sum(job.request.num_rows for job in jobs), max((job.request.sequence.length for job in jobs), default=0)
