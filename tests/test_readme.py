@@ -60,7 +60,8 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     """A folder as users have it after the quickstart, the demo and some trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
-    for model in ("runs/quickstart/model", "runs/photos/model", "runs/life/finetune/model", "models/janus-pro-1b"):
+    trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "life/finetune")]
+    for model in (*trained, "models/janus-pro-1b"):
         Path(model).parent.mkdir(parents=True)
         Path(model).symlink_to(tiny_folder)
     Path("runs/demo").mkdir()
@@ -300,7 +301,8 @@ def test_the_training_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Path("runs/mine/unified/model/config.json").is_file()
 
 
-LEARNING = [line for line in fenced_lines(RECIPES / "your_own_data.md") if line.split()[1] in ("encode", "train")]
+LINES = fenced_lines(RECIPES / "your_own_data.md")
+LEARNING = [line for line in LINES if line.split()[1] in ("encode", "train") and "runs/few" not in line]
 TINY_RUN = {
     "encode": ["device=cpu"],
     "train": [
@@ -326,6 +328,19 @@ def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, mon
     for name in ("photos", "jsonl", "parquet", "webdataset", "llava", "text"):
         assert (tmp_path / "runs" / name / "model/config.json").is_file(), name
     assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
+
+
+@pytest.mark.slow
+def test_a_few_pictures_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the image tokenizer, and two of the demo model."""
+    make_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in LINES if "runs/few" in line]
+    assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "train", "generate"]
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        run(line, *TOY.get(line.split()[1], []))
+    assert len(list(Path("runs/few/drawings").iterdir())) == 1
 
 
 def test_a_janus_is_adapted(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
