@@ -9,11 +9,12 @@ Interrupted, it goes on where it stopped; a launcher's processes share the work:
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.builders import check_looks, looking_sources, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
-from unimm.inference.load import load
 from unimm.precompute.features import encode_features
 from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.devices import keep_memory
@@ -33,15 +34,15 @@ def store_features(config: DictConfig) -> list[Path]:
     device, ranks = join_group(config.device)
     if device.type == "cpu":
         keep_memory()
-    engine = load(config.init_from, device, "float32")  # as a training opens it: the fingerprint counts dtypes
-    check_looks(engine.prompt_format)
+    bundle = ModelBundle.load(config.init_from, device, torch.float32)  # as in training: the fingerprint counts dtypes
+    check_looks(bundle.prompt_format)
     work = PassConfig(config.batch_size, config.num_workers, ranks)
     settings = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:
         dataset = build(without_codes(config.data.sources[name].dataset))
         folder = Path(config.out) / name
-        stored.append(encode_features(engine.model.pixels.tower, dataset, folder, source=name, **settings).folder)
+        stored.append(encode_features(bundle.model.pixels.tower, dataset, folder, source=name, **settings).folder)
     return stored
 
 
