@@ -1,4 +1,4 @@
-"""Many sequences as aligned tensors: the only thing that data hands to a model.
+"""A batch: sequences packed into rows, as aligned tensors with padding, documents and positions; what data hands to a model.
 
 Shapes: B rows, T positions, I images, H W pixels. A row holds one or more sequences one after another (its documents);
 what is left over at its end is padding. Everything is aligned by position: `tokens[b, t]` is the element at position t and

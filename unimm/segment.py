@@ -1,4 +1,4 @@
-"""A segment: a run of elements of one kind inside a sequence, given, learned or left open.
+"""A segment: a run of elements of one kind inside a sequence: context, supervised, or open (to be generated).
 
 Its content is ids, an image, or, of a kind from outside, an array of numbers.
 """

@@ -1,4 +1,5 @@
-"""A sequence of segments, the last of which may be open: the one idea of the project.
+"""A sequence of segments (text, image, codes), the last of which may be open, that is, still to be generated: the one idea of
+the project.
 
 Captioning, question answering, drawing, chat, editing and plain text are all the same thing: some segments are given, and
 the last one is learned (training) or left open to be filled (inference, evaluation). The tasks as sequences:

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its use, beside its weights: how prompts are written, images drawn and images prepared.
+"""Which prompt template, drawing settings and image preparation a checkpoint declares, in its files beside the weights.
 
     model type       prompts                                      drawings                 images
     unimm, janus     config.json, key `unimm` (if we wrote it)    generation_config.json   preprocessor_config.json

@@ -1,4 +1,4 @@
-"""Images as people hold them, brought to the forms that `unimm.data.image` decodes: a path, bytes, a PIL image, an array uint8.
+"""Input coercion of images: path, bytes, file object, data URI, PIL, array or tensor -> what `unimm.data.image` decodes.
 
     a file object            open("cat.png", "rb"), io.BytesIO, an upload: read from its beginning
     a tensor of PyTorch      (C, H, W) or (H, W, C) of 1, 3 or 4 channels; uint8 is 0..255, floats are 0..1

@@ -1,5 +1,5 @@
-"""The plan: which samples share which row of which step, and the steps of each rank as batches. A pure function of (mixture, T,
-rows a step).
+"""The packing plan: `packing` applied to a mixture, split into steps and shared out among ranks. A pure function of (mixture,
+T, rows a step).
 
 Rows are filled a window of steps at a time: samples are taken from the mixture's stream as long as best fit finds room for
 them in the window's rows, so every sample is learned once, in almost full rows. The rows of a window are then assigned to its

@@ -1,4 +1,5 @@
-"""The prompt format: conversations and drawing prompts -> sequences. No other file knows how a prompt is written.
+"""The prompt template: roles, separators and image placeholders; conversations and drawing prompts -> sequences. No other
+file writes prompts.
 
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES

@@ -1,4 +1,5 @@
-"""Views: one record seen as a task. A view turns a record into a closed sequence to learn from.
+"""Views: one record as one training sample of a task (caption, questions, text-to-image, plain text): sequences with what is
+learned.
 
 The random choices of a view (which wording, which questions, whether the prompt is dropped) come from the generator it is
 given, which is keyed by (seed, sample): the same sample is the same sequence on any rank, in any worker, in any order.

@@ -1,4 +1,4 @@
-"""Readings in a process of their own: one that crashes or hangs costs what comes after it, and never the page.
+"""Readings in a subprocess: one that crashes or hangs costs the readings after it, and never the page.
 
 The process writes a line of JSON when it begins with a reading and one when it is done: {"name"}, {"name", "reading"}.
 """

@@ -1,4 +1,4 @@
-"""Numbers as people hold them: Python's, NumPy's, and 0-d tensors of PyTorch's become plain ints and floats where they enter.
+"""Input coercion of numbers: NumPy's, and 0-d tensors of PyTorch's, to plain ints and floats.
 
 A NumPy integer that went on would wrap around at its own 64 or 32 bits, where noise is hashed in Python's.
 """

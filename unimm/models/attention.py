@@ -1,4 +1,5 @@
-"""Attention within the documents of packed rows, and never across them: three backends with the same result.
+"""Attention within the documents of packed rows, and never across them, by three backends with the same result: a CPU kernel
+of our own (`document_attention`), FlexAttention, SDPA with a mask.
 
     sdpa             torch's fused kernels over whole rows, with a mask: anywhere, and the only one that takes a cache
     documents        document by document, by a kernel of our own: training on a CPU (rows of any length cost the same there)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, chunk by chunk: the logits of a whole batch never exist at once.
+"""Cross-entropy of a linear head (text and codes alike), in chunks: the logits of a whole batch never exist at once.
 
 Logits of n positions over V ids take n * V floats, several times over: with 100,000 ids more than the rest of a model. Here
 the logits of a chunk are made, turned into losses, hits and gradients, and forgotten, so that memory is bounded by the chunk

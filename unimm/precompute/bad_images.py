@@ -1,4 +1,4 @@
-"""Images that cannot be used: met one by one, over hours and by several processes, and named all at once."""
+"""Images that cannot be read: gathered over hours and several processes, and named all at once."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A data set's images to stored codes, once, so that training never runs the image tokenizer.
+"""The job that fills stored codes: a data set's images through the image tokenizer, once, so that training never runs it.
 
 One dtype throughout, recorded beside the codes: an encoder in bf16 gives other codes than one in fp32. Processes may share the
 work, and what was interrupted goes on where it stopped (`unimm.precompute.sharded_pass`).

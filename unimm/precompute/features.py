@@ -1,4 +1,4 @@
-"""A data set's images to stored features of a frozen vision tower, once, so that training never runs the tower.
+"""The job that fills stored features: a data set's images through a frozen vision tower, once, so that training never runs it.
 
 The tower runs as it does in training: in its own dtype, or under autocast to bfloat16 (`precision`). Features are stored in
 bfloat16 unless told otherwise: half the space, in the dtype that a bfloat16 training rounds them to before the projector.

@@ -1,4 +1,4 @@
-"""Images that went through a network before: their rows in stored files, found by what the images are and not where they stand.
+"""Images that were computed before: their rows in stored files, found by what the images are and not by their place.
 
 A store that is made again takes from here what it needs: pictures that stayed, in whatever order and among whatever others.
 """

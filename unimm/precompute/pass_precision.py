@@ -1,4 +1,4 @@
-"""In which dtype a pass over data runs, where it may run on several machines: what a folder was begun in is kept to its end.
+"""The dtype of a pass over a data set, which may run on several machines: a folder is finished in the one that it was begun in.
 
 Codes and features of two dtypes differ a little, so a folder holds those of one. `auto` chooses by the device, and would choose
 otherwise on another kind of CPU: then the folder decides, and it is said. Of several processes the first one decides.

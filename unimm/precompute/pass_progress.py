@@ -1,4 +1,4 @@
-"""How far a pass over many images is: a bar in a terminal; elsewhere a line at least every ten seconds, also while nothing
+"""Progress of a pass over many images: a bar in a terminal, elsewhere a line at least every ten seconds, also while nothing
 moves.
 
 On stderr, so that results can be piped. A line tells what is done, how fast it goes and how long it will take.

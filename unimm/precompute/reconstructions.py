@@ -1,4 +1,4 @@
-"""How well an image tokenizer gives the images of a data set back: told before hours go into their codes.
+"""How well an image tokenizer reconstructs the images of a data set: said before hours go into their codes.
 
 A model that learns codes learns to draw what they can show. Where a tokenizer does not know such pictures (photos on white, and
 it was trained on shapes on black), its codes show something else, a training on them is content with its loss, and what it

@@ -1,4 +1,5 @@
-"""The images of a data set through a frozen network, part by part: what stored codes and stored features share.
+"""A pass of a data set's images through a frozen network in shards, which can be resumed: what stored codes and stored
+features share.
 
 A part is a file of so many rows, an image a row. It is computed by itself, in batches that begin with it, so that its bytes
 depend neither on how many processes share the work nor on where it was interrupted. Process r of n makes parts r, r + n, ...

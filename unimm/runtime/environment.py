@@ -1,6 +1,6 @@
-"""What libraries read from the environment when they are loaded: instruction set, number of threads, how idle threads wait.
+"""Environment variables that are set before torch is imported: instruction set, threads (affinity and cgroup quota), waiting.
 
-All of it must be set before torch is imported. The command line does so; in Python, set the variables, or call
+The command line sets them; in Python, set the variables, or call
 `unimm.runtime.environment.prepare_threads()`, before the first import of torch. What the user has set is left alone.
 """
 

@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or not there: tensors in safetensors, the rest in JSON, a manifest that proves both.
+"""A training checkpoint on disk: written whole or not at all; tensors in safetensors, the rest in JSON, a manifest with
+hashes. What goes into it: `run_state`.
 
     run/checkpoints/step-00000500/{tensors.safetensors, state.json, manifest.json}
 

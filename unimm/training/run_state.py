@@ -1,4 +1,5 @@
-"""A run that can be left and taken up: what of it a checkpoint keeps, written by the first process and read by all.
+"""What a training checkpoint keeps of a run (model, optimizer, average, place in the data), and how a run resumes from it:
+written by the first process, read by all.
 
 A checkpoint that cannot be written (a full disk) does not end the run, which may find room at the next one, but the third in a
 row does, and so does the last one: computing what will be lost is worth nothing.

@@ -1,1 +1,1 @@
-"""`unimm bench`: one command a benchmark; what each does is in `unimm.bench`."""
+"""`unimm bench`: a module for each command, and `app`, which declares them."""

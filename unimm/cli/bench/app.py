@@ -1,4 +1,4 @@
-"""`unimm bench ...`: one command a benchmark; what each does is in `unimm.bench`."""
+"""The commands of `unimm bench` with their options; what each measures is in `unimm.bench`."""
 
 import sys
 from pathlib import Path

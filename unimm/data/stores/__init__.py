@@ -1,1 +1,1 @@
-"""What was computed of a data set's images and lies on disk: codes, features."""
+"""On-disk formats of what was computed of a data set's images: codes, features. `unimm.precompute` fills them."""

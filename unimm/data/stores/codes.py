@@ -1,4 +1,5 @@
-"""A data set's images as codes on disk: what `unimm encode` writes and training reads instead of the image tokenizer.
+"""On-disk format of a data set's image codes: manifest and rows; `unimm encode` writes it, training reads it instead of
+running the image tokenizer.
 
     folder/codes.safetensors    "codes": (num_records, num_codes) uint16 or int32, row i of record i
                                 "identities": (num_records, 32) uint8, which image that was (`unimm.data.stores.digests`)

@@ -1,4 +1,4 @@
-"""Which picture it was: stored codes and features keep the identity of each image, so that those of another one are noticed.
+"""Digests of images: stored codes and features keep one of each image, so that those of another image are noticed.
 
     identity  (32,) uint8   a digest and a stamp, 16 bytes each
         digest  the first half of sha256 over the image as it is held: a file's bytes, an array's shape and values

@@ -1,5 +1,5 @@
-"""A data set's images as the features of a frozen vision tower, on disk: what `unimm encode-features` writes, and what training
-with `features=FOLDER` reads instead of running the tower.
+"""On-disk format of a data set's vision features: manifest and shards; `unimm encode-features` writes it, and training with
+`features=FOLDER` reads it instead of running the tower.
 
     features-00000.safetensors, ...   "features": (n, P, C) bfloat16 or float32, a row an image, n the same in all but the last
                                       "identities": (n, 32) uint8, which image that was (`unimm.data.stores.digests`)

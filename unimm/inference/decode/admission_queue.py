@@ -1,4 +1,4 @@
-"""Admission: how much is decoded at once, and the queue of requests that wait: in order within a kind, and kinds in turns.
+"""The waiting queue and its limits: requests are admitted in order within a kind, and kinds in turns.
 
 A drawing keeps its rows for hundreds of steps, a short text for a few. If both stood in one line, texts behind many drawings
 would wait for all of them; so the kind that has fewer requests running is served next, and the older request where they tie.

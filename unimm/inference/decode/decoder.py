@@ -1,4 +1,4 @@
-"""The decode loop as its callers see it: open segments in, what fills them out, all at once or step by step.
+"""The public interface of the decode loop: open segments in, what fills them out, all at once or step by step.
 
 Text and codes alike, many requests at once, which come and go between steps (`scheduler`). The loop knows ids and tensors, no
 strings and no images.

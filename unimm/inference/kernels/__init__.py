@@ -1,1 +1,1 @@
-"""The trunk arranged for decoding: one position of every row at a time."""
+"""The decode-only forward of a Llama-shaped trunk, and its linear layers with int8 or int4 weights."""

@@ -1,4 +1,5 @@
-"""A model arranged for decoding: one position of every row at a time, with as few and as fast operations as the device has.
+"""The decode-only forward of a Llama-shaped trunk: one position of every row at a time, with as few operations as the device
+allows.
 
 `transformers`' trunk serves every size and length; a decode step is always the same few products over one position a row, so
 the engine owns that one forward for trunks of Llama's shape (Llama, Qwen2, Qwen3): queries, keys and values as one product,

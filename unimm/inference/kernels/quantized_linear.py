@@ -1,4 +1,4 @@
-"""Linear layers for a few rows at a time, where reading the weights is all the time there is.
+"""Linear layers for a few rows at a time, weight-only int8 and int4 among them: reading the weights is all the time there is.
 
 On a CPU, PyTorch rearranges the weights of a bfloat16 product at every call; `PackedLinear` does it once (oneDNN's own layout,
 through the operators that torch.compile uses). Weights of 8 or 4 bits are read faster still: on a CPU through PyTorch's own

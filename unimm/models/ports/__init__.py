@@ -1,1 +1,1 @@
-"""One module a kind: how it is embedded, and how its next element is predicted."""
+"""Ports, one module a kind: the embedding of its elements and, where it can be predicted, its head and loss."""

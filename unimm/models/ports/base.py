@@ -1,4 +1,4 @@
-"""Ports: one object a kind of element, which owns all that is about it.
+"""Ports, one a kind (modality): the embedding of its elements and, where it can be predicted, its head, loss and decoding.
 
     Port            how its content is embedded; the names of its parts; its repeated layers; what it costs
     PredictedPort   and how it is predicted: a loss against hidden states of the Transformer, and one way to fill in a blank:

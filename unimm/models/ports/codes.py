@@ -1,4 +1,4 @@
-"""Images written: code embedding, aligner and image head, as in Janus (arXiv 2410.13848). n elements, D trunk width."""
+"""Image generation: embedding of VQ codes, aligner and image head, as in Janus (arXiv 2410.13848). n elements, D width."""
 
 from dataclasses import dataclass
 from typing import ClassVar

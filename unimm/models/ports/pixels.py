@@ -1,4 +1,4 @@
-"""Images looked at: vision tower and projector.
+"""Image understanding: vision tower and projector.
 
 Shapes: N images as pixels, I all images, P patches, P' positions an image takes, C vision width, D trunk width.
 """

@@ -1,4 +1,4 @@
-"""Text tokens in and out: the trunk's token embedding and language head. n elements, D trunk width, V vocabulary."""
+"""Text: the trunk's token embedding and language head. n elements, D trunk width, V vocabulary."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,5 @@
-"""The adversary of a reconstruction: a PatchGAN that tells drawn patches from real ones, with the hinge loss.
+"""The discriminator of VQGAN: a PatchGAN with the hinge loss. When it starts and what it weighs are the trainer's settings
+(conf/tokenizer_trainer/gan.yaml).
 
 PatchGAN from pix2pix (arXiv 1611.07004), hinge loss from arXiv 1705.02894, the adaptive weight from VQGAN (arXiv 2012.09841):
 the generator's adversarial loss is scaled so that its gradient at the decoder's last layer is as long as the reconstruction's.
