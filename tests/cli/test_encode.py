@@ -79,7 +79,7 @@ def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) 
     assert sorted(path.name for path in Path("codes").iterdir()) == ["digits", "shapes"]
     result = call(*words, f"{put}.seed=1")
     assert result.exit_code == 2, result.output
-    assert "Two data sets want the folder of codes 'shapes'" in result.stderr
+    assert "Two data sets of different images have the folder of codes 'shapes'" in result.stderr
 
 
 def test_decoys_are_encoded_beside_what_they_disguise(tokenizer_folder: Path) -> None:

@@ -71,18 +71,18 @@ def run_kills(
                 shutil.rmtree(folder)
 
 
-def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: int, dice: random.Random) -> int:
+def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: int, rng: random.Random) -> int:
     """Start and kill a training again and again; gives how many kills left a half-written checkpoint."""
     half_written = 0
     for number in range(num_kills):
         attempt = _Attempt(context, training, folder)
         if number % 2:
             attempt.wait_for_save()
-            time.sleep(dice.uniform(0.0, 0.02))
+            time.sleep(rng.uniform(0.0, 0.02))
         else:
-            attempt.wait_for_steps(dice.randrange(1, STEPS_A_KILL))
-            time.sleep(dice.uniform(0.0, 0.05))
-        attempt.kill(dice.sample(range(training.num_processes), training.num_processes), dice.choice((0.0, 0.1)))
+            attempt.wait_for_steps(rng.randrange(1, STEPS_A_KILL))
+            time.sleep(rng.uniform(0.0, 0.05))
+        attempt.kill(rng.sample(range(training.num_processes), training.num_processes), rng.choice((0.0, 0.1)))
         half_written += bool(list((folder / "checkpoints").glob(".step-*")))
     return half_written
 

@@ -121,7 +121,7 @@ class _Measured(Trainer):
         super().update(batch, meter)
 
     def save(self) -> None:
-        """Nobody wants these weights."""
+        """These weights are not kept."""
 
 
 def _texts(world: ShapesWorld) -> Iterator[str]:

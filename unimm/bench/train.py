@@ -35,7 +35,7 @@ from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
 STAGE = ("projector", "trunk", "text_embedding", "text_head")
-"""What learns: as in Janus' stage II, but for the parts that only drawings move."""
+"""What is trained: as in Janus' stage II, but for the parts that only drawings train."""
 
 THEIR_STAGE = ("model.aligner", "model.language_model", "lm_head")
 
@@ -44,7 +44,7 @@ THEIR_STAGE = ("model.aligner", "model.language_model", "lm_head")
 class Trial:
     """One measurement.
 
-    who: "unimm", "unimm, unpacked" with a row a conversation, or "unimm, WAY" with another way to attend
+    who: "unimm", "unimm, unpacked" with a row a conversation, or "unimm, BACKEND" with another attention backend
         (`unimm.models.attention.BACKENDS`); "transformers", or "transformers, compiled".
     num_samples: conversations a step; packed, as many rows of `num_positions` as they take on the average.
     num_steps, num_warm_up: measured, and passed over before.
@@ -163,7 +163,7 @@ def _run_ours(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) -> d
         num_rows=max(1, round(num_tokens / num_positions)),
         precision=trial.precision,
         compile=trial.compile,
-        attention=way if (way := trial.who.removeprefix("unimm, ")) in BACKENDS else "auto",
+        attention=backend if (backend := trial.who.removeprefix("unimm, ")) in BACKENDS else "auto",
         report_every=num_steps,
         save_minutes=60.0,
         num_workers=0 if trial.device == "cpu" else 4,

@@ -150,8 +150,8 @@ def seed_everything(seed: int) -> None:
 
 
 def check_given(config: DictConfig, name: str) -> None:
-    """Ask for what only the user knows, such as the path of a data set, by the name that stands in the file: not by one of the
-    places below it that take the value over.
+    """Check that what only the user knows, such as the path of a data set, is given; the error names the key of the file, not
+    one of those below it that take its value.
 
     Raises:
         ValueError: a key has no value.

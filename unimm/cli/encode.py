@@ -21,7 +21,7 @@ from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.devices import keep_memory
 
 NUM_COMPARED = 64
-"""Records of two data sets that want the same folder."""
+"""Records of two data sets with the same folder that are compared."""
 
 
 def encode(config: DictConfig) -> list[Path]:
@@ -54,7 +54,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
     """The nodes of all data sets with stored codes, by the name of their folder.
 
     Raises:
-        ValueError: there are none, or two that show different images want the same folder.
+        ValueError: there are none, or two that show different images name the same folder.
     """
     check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
@@ -63,7 +63,7 @@ def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
         if name not in found:
             found[name] = node
         elif found[name] != node and not _same_images(*(build(without_codes(one)) for one in (found[name], node))):
-            raise ValueError(f"Two data sets want the folder of codes '{name}': give one another folder.")
+            raise ValueError(f"Two data sets of different images have the folder of codes '{name}': give one another folder.")
     if not found:
         raise ValueError("No source of this data configuration has stored codes: wrap its dataset in unimm.data.CodedDataset.")
     return found

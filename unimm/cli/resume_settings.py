@@ -1,4 +1,4 @@
-"""A run that goes on with other settings than it had: what can be followed is followed and said in a line, the rest is refused.
+"""A run that resumes with other settings than it had: what can be followed is followed and reported, the rest is refused.
 
 Every checkpoint keeps, under `record`, the settings that its steps were made with and fingerprints of what the run began from
 (the model of `init_from`, the two tokenizers), so that a moved folder is no other one, and a folder that was written anew is.
@@ -85,7 +85,7 @@ class Resuming:
                 raise self._refusal(f"{change.key}={_shown(change.before)}, not {_shown(change.now)}")
 
     def check(self, fingerprints: dict[str, str]) -> None:
-        """Compare what the run began from with what it would go on from; asked before anything is built from it.
+        """Compare what the run began from with what it would resume from; called before anything is built from it.
 
         fingerprints: by the keys of `FOLDERS`.
 

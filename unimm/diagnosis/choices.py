@@ -82,8 +82,8 @@ def _why_threads(threads: dict) -> str:
 
 
 def _why_attention(readings: Readings) -> str:
-    way = readings["choices"]["attention"]
-    if way == "documents":
+    backend = readings["choices"]["attention"]
+    if backend == "documents":
         kernels = readings.get("kernels", {"failed": ""})
         is_ours = not has_failed(kernels) and not kernels["kernels"].get("document_attention", {"why_not": "?"})["why_not"]
         return (
@@ -91,7 +91,7 @@ def _why_attention(readings: Readings) -> str:
             if is_ours
             else "each document by itself, by PyTorch (our kernel is not there)"
         )
-    return "compiled, it skips what is masked" if way == "flex_attention" else "PyTorch's own, with a mask"
+    return "compiled, it skips what is masked" if backend == "flex_attention" else "PyTorch's own, with a mask"
 
 
 def _quickstart(readings: Readings) -> Iterator[Choice]:

@@ -38,10 +38,10 @@ def checkpoint(model: str, dtype: torch.dtype, report: Callable[[str], None]) ->
         return
     if model not in (known := known_sizes()):
         raise ValueError(f"There is no model '{model}': name a folder, or one of {', '.join(known)}.")
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as folder:
         report(f"Writing random weights of {model}")
-        write_random_checkpoint(Path(room) / "model", *sizes_of(model), dtype)
-        yield Path(room) / "model"
+        write_random_checkpoint(Path(folder) / "model", *sizes_of(model), dtype)
+        yield Path(folder) / "model"
 
 
 def known_sizes() -> list[str]:

@@ -79,8 +79,8 @@ def run(minutes: float, device: str, toy: bool, out: Path, parts: list[Part] | N
         replace_json(out, {**header, "status": "running", "parts": [asdict(one) for one in outcomes]})
         console.print(progress_line(new), markup=False, soft_wrap=True)
 
-    with tempfile.TemporaryDirectory() as room, stop_on_signals() as stop:
-        parts = device_parts(where, toy, logs, Path(room) / "model") if parts is None else parts
+    with tempfile.TemporaryDirectory() as folder, stop_on_signals() as stop:
+        parts = device_parts(where, toy, logs, Path(folder) / "model") if parts is None else parts
         outcomes = run_parts(parts, deadline - time.monotonic(), logs, record, lambda: stop.made)
         status = f"interrupted by {signal.Signals(stop.number).name}" if stop.made else "done"
         replace_json(out, {**header, "status": status, "parts": [asdict(one) for one in outcomes]})
@@ -110,7 +110,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def device_parts(where: torch.device, toy: bool, logs: Path, weights: Path) -> list[Part]:
-    """What a device is asked, in order of worth.
+    """What is measured on a device, in order of worth.
 
     logs: the folder for what the parts write. weights: the folder for the random model that several of them use.
     """

@@ -42,18 +42,18 @@ def run(
         precision: "no" (float32) or "bf16".
         sizes: conversations a step, positions of a row, steps that are measured, steps before them.
         compiled: whether unimm compiles, and transformers is timed a second time, compiled.
-        attention: other ways to attend, for a trial of unimm each.
+        attention: other attention backends, for a trial of unimm each.
         out: JSON file for the figures; the plot lies beside it.
 
     Raises:
-        ValueError: there is no such size or folder or way to attend, or a trial failed.
+        ValueError: there is no such size or folder or attention backend, or a trial failed.
     """
-    if unknown := [way for way in attention if way not in BACKENDS]:
+    if unknown := [backend for backend in attention if backend not in BACKENDS]:
         raise ValueError(f"Unknown attention '{unknown[0]}': use {', '.join(BACKENDS)}.")
     check_writable(out)
     where = choose_device(device)
     with status.status("") as shown, checkpoint(str(DEMO) if model == "demo" else model, torch.float32, shown.update) as at:
-        peers = (*WHO, *(f"unimm, {way}" for way in attention), *([COMPILED] if compiled else []))
+        peers = (*WHO, *(f"unimm, {backend}" for backend in attention), *([COMPILED] if compiled else []))
         trials = [Trial(who, str(at), str(where), precision, *sizes, compiled) for who in peers]
         measured = run_in_turns("unimm.bench.train", trials, repeats, lambda trial: shown.update(f"{trial.who} trains"))
     for one in measured:
