@@ -133,39 +133,44 @@ class Segment:
     stop: tuple[int, ...] = ()
     corrupted: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.content, Image):
-            object.__setattr__(self, "content", read_only(self.content))
-        if not isinstance(self.weight, int | float):
-            object.__setattr__(self, "weight", read_only(np.asarray(self.weight, dtype=np.float32)))
-        if self.corrupted is not None:
-            object.__setattr__(self, "corrupted", read_only(self.corrupted))
-        self._check_form()
-        if self.limit is not None:
-            if self.limit < 1:
-                raise ValueError(f"An open segment needs a limit of at least 1 element, not {self.limit}.")
-            if self.num_known > self.limit:
-                raise ValueError(f"An open segment of {self.limit} elements cannot hold {self.num_known} known ones.")
-        elif self.has_ids and np.any(self.content_ids == BLANK):
-            raise ValueError("A closed segment cannot hold blanks: give it a limit to leave it open.")
-
-    def _check_form(self) -> None:
-        kind = self.kind
-        if kind == Kind.PIXELS:
-            if self.image is None:
-                raise ValueError("A PIXELS segment holds an image.")
+    def __post_init__(self) -> None:  # planning makes millions of segments: what is usual is checked first
+        content, kind = self.content, self.kind
+        if isinstance(content, Image):
+            if kind != Kind.PIXELS:
+                raise ValueError(f"A PIXELS segment holds an image, and no other does: this one is of {kind.name}.")
             if self.limit is not None or self.learn:
                 raise ValueError("A PIXELS segment is neither open nor learned.")
-        elif self.image is not None:
-            raise ValueError(f"A PIXELS segment holds an image, and no other does: this one is of {kind.name}.")
-        elif (kind == Kind.TEXT or kind == Kind.CODES) and not self.has_ids:
+            return
+        content = read_only(content)
+        object.__setattr__(self, "content", content)
+        if kind == Kind.PIXELS:
+            raise ValueError("A PIXELS segment holds an image.")
+        if content.dtype != np.int64 and (kind == Kind.TEXT or kind == Kind.CODES):
             raise ValueError(f"A {kind.name} segment holds ids (n,), whole numbers.")
-        if isinstance(self.weight, np.ndarray) and self.weight.shape != (self.num_known,):
-            raise ValueError(f"{self.num_known} elements take as many weights, or a single one, not {self.weight.shape}.")
-        if self.corrupted is not None and not (self.learn and self.has_ids and self.corrupted.shape == (self.num_known,)):
-            raise ValueError(
-                f"Corrupted inputs stand in place of as many ids that are learned: {len(self.corrupted)} for {self.num_known}."
-            )
+        if type(self.weight) is not float or self.corrupted is not None:
+            self._check_learning(len(content))
+        if self.limit is not None:
+            self._check_limit(self.limit, len(content))
+        elif content.dtype == np.int64 and (content == BLANK).any():
+            raise ValueError("A closed segment cannot hold blanks: give it a limit to leave it open.")
+
+    def _check_learning(self, num_elements: int) -> None:
+        if not isinstance(self.weight, int | float):
+            object.__setattr__(self, "weight", read_only(np.asarray(self.weight, dtype=np.float32)))
+            if np.shape(self.weight) != (num_elements,):
+                raise ValueError(f"{num_elements} elements take as many weights, or a single one, not {np.shape(self.weight)}.")
+        if self.corrupted is not None:
+            object.__setattr__(self, "corrupted", read_only(self.corrupted))
+            if not (self.learn and self.has_ids and self.corrupted.shape == (num_elements,)):
+                raise ValueError(
+                    f"Corrupted inputs stand in place of as many learned ids: {len(self.corrupted)} for {num_elements}."
+                )
+
+    def _check_limit(self, limit: int, num_known: int) -> None:
+        if limit < 1:
+            raise ValueError(f"An open segment needs a limit of at least 1 element, not {limit}.")
+        if num_known > limit:
+            raise ValueError(f"An open segment of {limit} elements cannot hold {num_known} known ones.")
 
     @classmethod
     def text(cls, ids: Any, learn: bool = False, condition: str | None = None, weight: Weight | None = None) -> "Segment":
@@ -292,10 +297,12 @@ def _ids(ids: Any) -> np.ndarray:
 def read_only(content: Any) -> np.ndarray:
     """Ids as int64 and other numbers as float32, as an array that cannot be written to; not copied where it need not be."""
     array = np.asarray(content)
-    is_ids = array.ndim == 1 and (array.size == 0 or array.dtype.kind in "iub")
-    if not is_ids and (array.ndim == 0 or array.dtype.kind != "f"):
-        raise ValueError(f"A segment holds ids (n,), an image or numbers (n, ...), not {array.dtype} {array.shape}.")
-    array = array.astype(np.int64 if is_ids else np.float32, copy=False).view()
+    if array.dtype != np.int64 or array.ndim != 1:
+        is_ids = array.ndim == 1 and (array.size == 0 or array.dtype.kind in "iub")
+        if not is_ids and (array.ndim == 0 or array.dtype.kind != "f"):
+            raise ValueError(f"A segment holds ids (n,), an image or numbers (n, ...), not {array.dtype} {array.shape}.")
+        array = array.astype(np.int64 if is_ids else np.float32, copy=False)
+    array = array.view()
     array.flags.writeable = False
     return array
 

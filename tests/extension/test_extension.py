@@ -17,6 +17,7 @@ import unimm
 from unimm.cli.app import app
 from unimm.runtime import plugins
 from unimm.runtime.atomic_files import read_json
+from unimm.sequence import Kind
 from unimm.training.logbook import read_numbers
 
 CONF = Path(__file__).parent / "conf"
@@ -87,3 +88,17 @@ def test_its_task_is_run_by_name(place: Path, monkeypatch: pytest.MonkeyPatch) -
     done("eval", "--task", "stripes.task:LeftColours?num_items=2", "--model", "run/model", "--device", "cpu", "--out", "scores")
     scores = read_json(place / "scores/scores.json")
     assert scores is not None and scores["tasks"]["left_colours"]["count"] == 2
+
+
+def test_a_model_that_draws_nothing_is_trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the port of codes, beside a port of the package's own."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["unimm"])
+    silent = ("model.codes=null", "~data.sources.draw", "~stage.lr_scales.code_embedding", "~stage.lr_scales.code_head")
+    few = ("trainer.budget.max_steps=1", "trainer.sample_every=1", "image_tokenizer=tokenizer/model", "out=silent")
+    done("train", *HERE, "+experiment=stripes", *silent, *few)
+    losses = read_numbers(place / "silent" / "metrics.jsonl")[-1]
+    assert {"loss/text", "loss/numbers"} <= set(losses) and "loss/codes" not in losses
+    engine = unimm.load(place / "silent" / "model", "cpu", allow_code=True)
+    assert set(engine.model.ports) == {Kind.PIXELS, Kind.TEXT, NUMBERS}
+    assert isinstance(engine.caption("picture.png", max_new_tokens=2), str)

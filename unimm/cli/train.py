@@ -153,7 +153,8 @@ def initialize(learner: Learner, num_images: int) -> None:
 
 
 def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
-    """Write captions of a few training records, and drawings from their captions, to the logbook, unless the run is stopped."""
+    """Write captions of a few training records to the logbook, and drawings from their captions where the model draws, unless
+    the run is stopped."""
     datasets = [source.dataset for source in mixture.sources[:2]]
     records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
     records = [record for record in records if record.image is not None and record.captions]
@@ -164,7 +165,8 @@ def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> Non
         captions = engine.caption([record.image for record in records], max_new_tokens=64)
         lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
         logbook.text(step, "captions", "\n".join(lines))
-        logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
+        if engine.model.config.codes is not None:
+            logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
 
 
 def _row(images: list[Image.Image]) -> Image.Image:
