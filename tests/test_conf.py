@@ -162,8 +162,8 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
     node = OmegaConf.to_container(sources.arrange.dataset, resolve=True)
     shapes = {"_target_": "unimm.data.ShapesWorld", "split": "train", "num_records": 30000, "seed": 0, "lesson": "arrange"}
     coded = {"_target_": "unimm.data.CodedDataset", "folder": "x/arrange", "dataset": shapes}
-    decoys = {**coded, "folder": "x/arrange_recoloured", "dataset": {**shapes, "recoloured": True}}
-    assert node == {**coded, "decoys": decoys}
+    corrupted = {**coded, "folder": "x/arrange_recoloured", "dataset": {**shapes, "recoloured": True}}
+    assert node == {**coded, "corrupted": corrupted}
 
 
 @pytest.mark.parametrize("way", BACKENDS)
@@ -194,7 +194,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         dataset, view = bare_dataset(source.dataset), build(source.view)
         for index in range(min(30, len(dataset))):
             record = dataset[index]
-            record = record.with_codes(codes).with_decoys(codes) if is_coded(source.dataset) else record
+            record = record.with_codes(codes).with_corrupted_codes(codes) if is_coded(source.dataset) else record
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 

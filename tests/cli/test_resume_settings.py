@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
-from unimm.cli.resume_settings import Resuming, flat_settings
+from unimm.cli.resume_settings import Resuming, flat_settings, with_new_names
 from unimm.inference.load import load
 from unimm.training.checkpoint import Checkpoint, save_checkpoint
 
@@ -166,6 +166,14 @@ def test_settings_that_have_another_name_now_have_not_changed(begun: Path) -> No
     assert resuming(begun, GIVEN, **FINGERPRINTS).changes == []
     told = [str(one) for one in resuming(begun, [*GIVEN, "stage.lr_scales.vision=0.5"], **FINGERPRINTS).changes]
     assert told == ["stage.lr_scales.vision=0.5 (was 1.0)"]
+    older = {"data.sources.a.view.decoys": 0.5, "data.sources.a.dataset.decoys.folder": "x", "data.decoys": 1, "decoys": 2}
+    newer = {
+        "data.sources.a.view.corrupted": 0.5,
+        "data.sources.a.dataset.corrupted.folder": "x",
+        "data.decoys": 1,
+        "decoys": 2,
+    }
+    assert with_new_names(older) == newer
 
 
 def test_an_image_tokenizer_s_run_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

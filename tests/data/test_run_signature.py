@@ -1,5 +1,6 @@
 """A run goes on with the data that it began with, or is told what differs."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def test_other_data_is_refused(changes: dict[str, Any], told: str, tmp_path: Pat
     check_order(tmp_path, began, began)
     asked = "give what it began with, or begin another run"
     with pytest.raises(ValueError, match=f"began with {told}( and .*)?, and what .*: {asked}"):
+        check_order(tmp_path, began, now)
+
+
+def test_settings_of_views_that_have_another_name_now_are_compared(tmp_path: Path) -> None:
+    now = order_of_rows(make_mixture(), 64, 9)
+    assert now["sources"]["draw"]["view"] == {"name": "Drawing", "drop": 0.1, "prompt_share": None, "corrupted": 0.0}
+    began = copy.deepcopy(now)
+    began["sources"]["draw"]["view"]["decoys"] = began["sources"]["draw"]["view"].pop("corrupted")
+    assert check_order(tmp_path, began, now) == []
+    began["sources"]["draw"]["view"]["decoys"] = 0.5
+    with pytest.raises(ValueError, match=r"corrupted of view of draw 0\.5, not 0\.0"):
         check_order(tmp_path, began, now)
 
 

@@ -152,26 +152,26 @@ def test_the_prompt_is_dropped_as_often_as_asked() -> None:
     assert dropped != [pad in other.sequence((draw, n)).segments[1].ids for n in range(3000)]
 
 
-def test_decoys_are_shown_as_often_as_asked_and_never_without_a_prompt() -> None:
+def test_corrupted_codes_are_read_as_often_as_asked_and_never_without_a_prompt() -> None:
     """A view without them draws the same as ever; one that wants them names the record that has none."""
     codes = np.arange(len(RECORD.codes))
-    record = RECORD.with_decoys(codes)
-    drawn = [see(Drawing(0.3, decoys=0.5), seed, record) for seed in range(2000)]
+    record = RECORD.with_corrupted_codes(codes)
+    drawn = [see(Drawing(0.3, corrupted=0.5), seed, record) for seed in range(2000)]
     pad = TEMPLATE.tokenizer.special.pad
     disguised = [np.array_equal(sequence.segments[-1].corrupted, codes) for sequence in drawn]
     assert not any(pad in sequence.segments[1].ids for sequence, one in zip(drawn, disguised, strict=True) if one)
     assert abs(np.mean(disguised) - 0.35) < 0.04
     assert all(sequence.segments[-1].ids == tuple(RECORD.codes) for sequence in drawn)
     assert see(Drawing(0.3), 5, record) == see(Drawing(0.3), 5)
-    with pytest.raises(ValueError, match="has no decoys"):
-        see(Drawing(0.0, decoys=1.0))
+    with pytest.raises(ValueError, match="has no corrupted_codes"):
+        see(Drawing(0.0, corrupted=1.0))
 
 
 def test_vague_prompts_keep_what_was_drawn() -> None:
     """Who asks for "a square" may have it in any colour, so the colour drawn so far has to be kept."""
     texts = (Text("A red square."), Text("a square", vague=True))
-    record = replace(RECORD, captions=texts[:1], prompts=texts[1:]).with_decoys(np.arange(len(RECORD.codes)))
-    drawn = [see(Drawing(0.0, decoys=1.0), seed, record) for seed in range(40)]
+    record = replace(RECORD, captions=texts[:1], prompts=texts[1:]).with_corrupted_codes(np.arange(len(RECORD.codes)))
+    drawn = [see(Drawing(0.0, corrupted=1.0), seed, record) for seed in range(40)]
     assert len({sequence.segments[-1].corrupted is None for sequence in drawn}) == 2
     assert all((sequence.segments[-1].corrupted is not None) == ("red" in text_of(sequence)) for sequence in drawn)
 

@@ -27,6 +27,9 @@ RENAMED = {"Look": "VisionPretraining"}
 RENAMED_KEYS = {"stage.learns": "stage.lr_scales", "trainer.sharding.way": "trainer.sharding.strategy"}
 """Settings, and groups of them, that older runs name otherwise."""
 
+RENAMED_IN_SOURCES = {"dataset.decoys": "dataset.corrupted", "view.decoys": "view.corrupted"}
+"""The same for settings of any source of the data."""
+
 MOST_SAID = 8
 """Changes that a line names; all stand in config.yaml."""
 
@@ -147,6 +150,9 @@ def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of an older run by the names that they have now."""
 
     def new_name(key: str) -> str:
+        for old, new in RENAMED_IN_SOURCES.items():
+            if key.startswith("data.sources."):
+                key = f"{key}.".replace(f".{old}.", f".{new}.").removesuffix(".")
         for old, new in RENAMED_KEYS.items():
             if key == old or key.startswith(f"{old}."):
                 return new + key.removeprefix(old)

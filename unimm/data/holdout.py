@@ -1,4 +1,4 @@
-"""Records that are kept from being learned: the same ones of a data set, whatever the seed of a run and from stage to stage.
+"""Held-out records, from which nothing learns: the same ones of a data set, whatever the seed of a run and from stage to stage.
 
 Which ones depends on the number of records alone, so sources that show the same records in several ways hold out the same.
 """
@@ -39,7 +39,7 @@ class Subset:
 
 
 def hold_out(datasets: dict[str, Dataset], num_records: int) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
-    """What is learned from, and what is held out: `num_records` of each data set, by chance.
+    """What is learned from, and what is held out: `num_records` of each data set, drawn at random.
 
     Raises:
         ValueError: a data set has nothing left to learn from.

@@ -147,7 +147,7 @@ class Mixture:
         return [weight / sum(weights) for weight in weights]
 
     def _stream(self, start: int) -> Iterator[SampleId]:
-        """Samples from number `start` on: the n-th of a source is due at (n + 1/2) / share, and whoever is due first comes."""
+        """Samples from number `start` on: the n-th of a source is due at (n + 1/2) / share, and the first that is due comes."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
         # At this time fewer than `start` have come, for every share of time is rounded up by at most a half.
         time = max(0.0, start - len(active))

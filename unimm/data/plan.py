@@ -6,8 +6,8 @@ them in the window's rows, so every sample is learned once, in almost full rows.
 steps (`unimm.data.packing`), so that each step has its share of every kind, and lie in an order in which every n-th row has it,
 too: what ranks and micro-batches take. How many of these there are does not enter the plan.
 
-To fill a window, all of its samples are measured, by whoever wants a row of it. Where there are many ranks, or samples are slow
-to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
+To fill a window, all of its samples are measured, by every process that reads a row of it. Where there are many ranks, or
+samples are slow to make, the plan is stored once for all of them (`unimm.data.stored_plan`).
 """
 
 import logging

@@ -25,7 +25,7 @@ class Readable(Protocol):
 
 
 class TensorLike(Protocol):
-    """A tensor of PyTorch, which nobody needs to have imported."""
+    """A tensor of PyTorch, which need not be imported."""
 
     @property
     def dtype(self) -> Any: ...
@@ -34,8 +34,8 @@ class TensorLike(Protocol):
 
 
 class UnreadImage(ABC):
-    """An image that still lies inside something larger, an archive or a table, until somebody looks at it: a run is planned by
-    reading records far ahead, many times over, and may not move their images each time.
+    """An image that still lies inside something larger, an archive or a table, and is read when it is opened: a run is planned
+    by reading records far ahead, many times over, and must not read their images each time.
     """
 
     @abstractmethod
@@ -43,7 +43,7 @@ class UnreadImage(ABC):
         """The encoded image. Raises ValueError where it cannot be read."""
 
     def home(self) -> tuple[Path, str] | None:
-        """The file that it lies in, and where in there, told without reading; None: it cannot be told."""
+        """The file that it lies in, and where in there, found without reading it; None: that is not known."""
         return None
 
     def is_at_home(self) -> bool:
@@ -60,7 +60,7 @@ class SeenImage(ABC):
 
     @abstractmethod
     def original(self) -> "ImageLike":
-        """The image itself, for whoever wants to see it."""
+        """The image itself."""
 
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Readable | TensorLike | Mapping[str, Any] | UnreadImage | SeenImage
@@ -72,7 +72,8 @@ that is still unread; or one whose features are stored."""
 class Text:
     """A piece of natural language and its language ("en", "zh").
 
-    vague: whether it leaves open in what a record and its decoy differ, as "two circles" where that is in their colours.
+    vague: whether it is as true of the image of the record's `corrupted_codes`, as "two circles" where these have other
+        colours.
     """
 
     text: str
@@ -104,7 +105,8 @@ class Record:
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
-    decoys: (num_codes,) codes of an image that is like this one and wrong, such as the same in other colours.
+    corrupted_codes: (num_codes,) codes of an image that is like this one and wrong, such as the same in other colours: what a
+        model may read in place of its own codes while it learns these.
     questions: about the image, each by itself; or, where `is_dialogue`, the turns of one conversation, of which later ones lean
         on earlier ones.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
@@ -117,7 +119,7 @@ class Record:
     captions: tuple[Text, ...] = ()
     prompts: tuple[Text, ...] = ()
     codes: np.ndarray | None = None
-    decoys: np.ndarray | None = None
+    corrupted_codes: np.ndarray | None = None
     questions: tuple[Question, ...] = ()
     text: Text | None = None
     facts: Any = None
@@ -127,9 +129,9 @@ class Record:
         """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""
         return self._with("codes", codes)
 
-    def with_decoys(self, codes: np.ndarray) -> Self:
+    def with_corrupted_codes(self, codes: np.ndarray) -> Self:
         """The same record with the codes (num_codes,) of a wrong image beside its own."""
-        return self._with("decoys", codes)
+        return self._with("corrupted_codes", codes)
 
     def with_image(self, image: ImageLike) -> Self:
         """The same record with another image; what it had before stays unmade and unread."""

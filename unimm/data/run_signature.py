@@ -1,8 +1,8 @@
-"""What the order of samples follows from, in words that a checkpoint keeps: a run that goes on with other ones would learn some
-samples twice and others never, and nobody would see it.
+"""What the order of samples depends on, as checkpoints keep it: a run that went on with another order would learn some samples
+twice and others never, and no number would show it.
 
-Told are seed, sizes of steps, and of each source that is learned from its records, weight and view: what can be told without
-looking at samples. Processes, workers and passes are no part of it, for the order does not depend on them.
+That is the seed, the sizes of steps, and of each source that is learned from its records, weight and view, as far as they are
+known without reading samples. Processes, workers and passes are no part of it, for the order does not depend on them.
 """
 
 import json
@@ -19,8 +19,11 @@ from unimm.data.records import Dataset
 BAD_RECORDS = "bad_records.txt"
 """In a run's folder: a key and a reason a line, of records that it could not use and that may be taken out."""
 
-MOST_TOLD = 3
+MAX_NAMED = 3
 """Differences that a message names."""
+
+RENAMED_IN_VIEWS = {"decoys": "corrupted"}
+"""Settings of views that older runs name otherwise."""
 
 Order = dict[str, Any]
 """JSON-able; of sources by name."""
@@ -33,14 +36,14 @@ def order_of_rows(mixture: Mixture, num_positions: int, num_rows: int) -> Order:
         for one in mixture.sources
         if one.weight > 0
     }
-    told = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "num_positions": num_positions, "num_rows": num_rows}
+    sizes = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "num_positions": num_positions, "num_rows": num_rows}
     own = mixture.template
     template = {
         "prompt_format": asdict(own.prompt_format),
         "vocabulary": len(own.tokenizer),
         "max_positions": own.max_positions,
     }
-    return _as_read({**told, **template, "sources": sources})
+    return _as_read({**sizes, **template, "sources": sources})
 
 
 def order_of_images(batches: ImageBatches) -> Order:
@@ -51,20 +54,31 @@ def order_of_images(batches: ImageBatches) -> Order:
 
 def check_order(folder: Path, began: Order, now: Order) -> list[str]:
     """What has changed of the order of samples that a run in a folder began with, and may: records that were taken out of a
-    source, in the middle or such as the run could not use. What only one of them tells is not compared, but for sources.
+    source, in the middle or such as the run could not use. What only one of them holds is not compared, but for sources.
 
     Raises:
         ValueError: anything else has changed.
     """
-    began, notes = _without_removed(folder, began, now)
+    began, notes = _without_removed(folder, _with_new_names(began), now)
     found = list(_differences(began, now))
     if found:
-        told = " and ".join(f"{what} {before}, not {after}" for what, before, after in found[:MOST_TOLD])
+        differences = " and ".join(f"{what} {before}, not {after}" for what, before, after in found[:MAX_NAMED])
         raise ValueError(
-            f"{folder} holds a run that began with {told}, and what it has learned from depends on that: give what it began "
-            f"with, or begin another run (out=FOLDER), from its model if you like (init_from=FOLDER)."
+            f"{folder} holds a run that began with {differences}, and what it has learned from depends on that: give what it "
+            f"began with, or begin another run (out=FOLDER), from its model if you like (init_from=FOLDER)."
         )
     return notes
+
+
+def _with_new_names(began: Order) -> Order:
+    """What an older run began with, its views' settings by the names that they have now."""
+    sources = {
+        name: {**one, "view": {RENAMED_IN_VIEWS.get(key, key): value for key, value in one["view"].items()}}
+        if "view" in one
+        else one
+        for name, one in began.get("sources", {}).items()
+    }
+    return {**began, "sources": sources} if sources else began
 
 
 def _without_removed(folder: Path, began: Order, now: Order) -> tuple[Order, list[str]]:

@@ -120,7 +120,7 @@ class TextTokenizer:
         return self._backend.decode(plain, skip_special_tokens=skip_special)
 
     def spell(self, other: "TextTokenizer") -> list[list[int]]:
-        """How this tokenizer writes each id of another: for each, the ids here; none where they cannot be told.
+        """How this tokenizer writes each id of another: for each, the ids here; none where they are not known.
 
         A special token is the one that does the same, a piece that both have is itself, another is its text.
         """

@@ -126,19 +126,19 @@ class Drawing:
     drop: the probability that the prompt is the null prompt.
     prompt_share: the probability that it is one of the record's looser prompts and none of its captions, where it has both;
         None: each text is as likely as any other.
-    decoys: the probability that, where the prompt is neither dropped nor vague, what was drawn so far reads as in the record's
-        decoy, a wrong image. Codes before agree with the prompt in all that is learned, so one may go on from them and never
-        read the prompt again; where they do not, colours (or in what else decoys differ) have to be taken from the prompt. A
-        vague prompt leaves these to what was drawn: it cannot tell that a decoy is wrong.
+    corrupted: the probability that, where the prompt is neither dropped nor vague, the codes so far are read as those of a
+        wrong image, the record's `corrupted_codes`. Else they agree with the prompt in all that is learned, so a model may go
+        on from them and never read the prompt again; where they do not, colours (or in what else they differ) have to be taken
+        from the prompt. A vague prompt leaves these to what was drawn: it cannot say that it is wrong.
     """
 
     task: ClassVar[str] = DRAWING
     drop: float = 0.1
     prompt_share: float | None = None
-    decoys: float = 0.0
+    corrupted: float = 0.0
 
     def __post_init__(self) -> None:
-        check_probability(self, "drop", "decoys", *(["prompt_share"] if self.prompt_share is not None else []))
+        check_probability(self, "drop", "corrupted", *(["prompt_share"] if self.prompt_share is not None else []))
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _need(record, "codes")
@@ -146,8 +146,8 @@ class Drawing:
         sequence = _prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
-        if self.decoys and not prompt.vague and rng.random() < self.decoys:
-            return sequence.with_corrupted(_need(record, "decoys"))
+        if self.corrupted and not prompt.vague and rng.random() < self.corrupted:
+            return sequence.with_corrupted(_need(record, "corrupted_codes"))
         return sequence
 
     def _texts(self, record: Record, rng: np.random.Generator) -> tuple[Text, ...]:

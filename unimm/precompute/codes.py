@@ -62,7 +62,7 @@ def encode_dataset(
 
     Raises:
         ValueError: the data set is empty, images cannot be used (all of them are named), `out` holds something else than codes,
-            or was begun in another way.
+            or was begun with other settings.
     """
     work, out = work or PassConfig(), Path(out)
     ranks = work.ranks
@@ -71,7 +71,7 @@ def encode_dataset(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
-    ranks.barrier()  # nobody begins before all have looked
+    ranks.barrier()  # no process writes before all have looked
     if ranks.number == 0:
         unfinished.begin()
         forget_bad(unfinished)

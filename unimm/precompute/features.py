@@ -1,7 +1,7 @@
 """The job that fills stored features: a data set's images through a frozen vision tower, once, so that training never runs it.
 
 The tower runs as it does in training: in its own dtype, or under autocast to bfloat16 (`precision`). Features are stored in
-bfloat16 unless told otherwise: half the space, in the dtype that a bfloat16 training rounds them to before the projector.
+bfloat16 by default: half the space, in the dtype that a bfloat16 training rounds them to before the projector.
 Processes may share the work, and what was interrupted goes on where it stopped (`unimm.precompute.sharded_pass`).
 """
 
@@ -67,7 +67,7 @@ def encode_features(
 
     Raises:
         ValueError: no record has an image, images are not the same when they are read again or cannot be used (all of them are
-            named), the dtype is another, `out` holds something else than features, or was begun in another way.
+            named), the dtype is another, `out` holds something else than features, or was begun with other settings.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
@@ -77,7 +77,7 @@ def encode_features(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
-    ranks.barrier()  # nobody begins before all have looked
+    ranks.barrier()  # no process writes before all have looked
     if ranks.number == 0:
         unfinished.begin()
         forget_bad(unfinished)
@@ -150,7 +150,7 @@ def _first_image(dataset: Dataset) -> str:
             continue
         try:
             found = {image_hash(image) for image in (record.image, unchecked(dataset, index).image) if image is not None}
-        except ValueError:  # told with all others of the kind
+        except ValueError:  # reported with all others of the kind
             return ""
         if len(found) > 1:
             raise ValueError(

@@ -96,9 +96,9 @@ class _Places:
 
     def find(self, key: bytes | None) -> int:
         """The first place of a key, ABSENT where there is none."""
-        wanted = np.array([key], dtype=f"S{HALF}")
-        at = int(np.searchsorted(self._sorted, wanted)[0])
-        return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == wanted[0] else ABSENT
+        found = np.array([key], dtype=f"S{HALF}")
+        at = int(np.searchsorted(self._sorted, found)[0])
+        return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == found[0] else ABSENT
 
 
 def link_or_copy(source: Path, path: Path) -> None:

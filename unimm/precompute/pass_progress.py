@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 9.0
 
 @contextmanager
 def images_progress(title: str, total: int, quiet: bool = False, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Progress over so many images while the block runs; gives what is told that so many more are done."""
+    """Progress over so many images while the block runs; gives a function to call with how many more are done."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if quiet or not total:
         yield lambda _: None

@@ -46,12 +46,12 @@ class Reconstructions:
     def tell(self, title: str, where: str) -> str:
         """A line for a person, and a warning where codes cannot show the images."""
         mean, worst, count = float(self.psnr.mean()), float(self.psnr.min()), len(self.psnr)
-        told = f"{title}: given back at {mean:.1f} dB PSNR (mean of {count} images, the worst at {worst:.1f}); see {where}"
+        line = f"{title}: given back at {mean:.1f} dB PSNR (mean of {count} images, the worst at {worst:.1f}); see {where}"
         num_low = int((self.psnr < TOO_LOW).sum())
         if mean >= TOO_LOW and num_low < MANY * count:
-            return told
+            return line
         return (
-            f"{told}\n"
+            f"{line}\n"
             f"WARNING: {num_low} of {count} images are given back at under {TOO_LOW:.0f} dB: their codes do not show them, and "
             f"a model that learns from them will draw something else. Train an image tokenizer on these images (unimm "
             f"train-tokenizer images=image_folder images.folder=FOLDER images.validation_folder=FOLDER out=TOKENIZER), "
@@ -85,8 +85,8 @@ def reconstruct_some(
             advance(len(tried))
     if not originals:
         return None
-    wanted, given = (pixels_to_array(np.stack(images)) for images in (originals, made))
-    errors = np.square(wanted.astype(np.float64) - given).mean(axis=(1, 2, 3))
+    targets, given = (pixels_to_array(np.stack(images)) for images in (originals, made))
+    errors = np.square(targets.astype(np.float64) - given).mean(axis=(1, 2, 3))
     psnr = 10 * np.log10(255**2 / np.maximum(errors, SMALLEST_ERROR))
     return Reconstructions(psnr, _rows(originals, made, psnr))
 
@@ -100,7 +100,7 @@ def _there_and_back(tokenizer: ImageTokenizer, pixels_NCHW: np.ndarray, precisio
 
 
 def _rows(originals: list[np.ndarray], made: list[np.ndarray], psnr: np.ndarray) -> Image.Image:
-    """The worst image, then others by chance, above their reconstructions."""
+    """The worst image, then others at random, above their reconstructions."""
     worst = int(psnr.argmin())
     shown = [worst, *(index for index in range(len(psnr)) if index != worst)][:NUM_SHOWN]
     rows = [np.concatenate([images[index] for index in shown], axis=2) for images in (originals, made)]

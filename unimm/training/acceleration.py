@@ -39,7 +39,7 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
     if numbered and device.type == "cuda":
         torch.cuda.set_device(device)
     with patch_environment(**numbered):
-        # Unless told that it is a CPU, accelerate makes every process of a machine without GPUs a run of its own.
+        # Without cpu=True, accelerate makes every process of a machine without GPUs a run of its own.
         return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[ddp])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-WAYS = ("none", "selective", "full")
+MODES = ("none", "selective", "full")
 
 _ATEN = torch.ops.aten
 KEPT = {
@@ -31,25 +31,25 @@ KEPT = {
 """What costs more to compute again than to keep."""
 
 
-def checkpoint_activations(layers: Iterable[nn.Module], way: str) -> None:
+def checkpoint_activations(layers: Iterable[nn.Module], mode: str) -> None:
     """Have each layer keep less while it learns. Names of modules and parameters stay what they were; inference is not touched.
 
     Raises:
-        ValueError: the way is none of `WAYS`.
+        ValueError: the mode is none of `MODES`.
     """
-    if way not in WAYS:
-        raise ValueError(f"Unknown activation checkpointing '{way}': use one of {', '.join(WAYS)}.")
-    if way == "none":
+    if mode not in MODES:
+        raise ValueError(f"Unknown activation checkpointing '{mode}': use one of {', '.join(MODES)}.")
+    if mode == "none":
         return
     for layer in layers:
-        layer.forward = partial(_forward, layer, layer.forward, way)  # pyright: ignore[reportAttributeAccessIssue]
+        layer.forward = partial(_forward, layer, layer.forward, mode)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _forward(layer: nn.Module, forward: Any, way: str, *inputs: Any, **keywords: Any) -> Any:
-    is_empty = bool(inputs) and inputs[0].numel() == 0  # no images: nothing to keep, and `VisionTower` has its own way
+def _forward(layer: nn.Module, forward: Any, mode: str, *inputs: Any, **keywords: Any) -> Any:
+    is_empty = bool(inputs) and inputs[0].numel() == 0  # no images: nothing to keep
     if is_empty or not (layer.training and torch.is_grad_enabled()):
         return forward(*inputs, **keywords)
-    context = {} if way == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    context = {} if mode == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
     return checkpoint(forward, *inputs, use_reentrant=False, **context, **keywords)
 
 

@@ -48,16 +48,16 @@ def lost_step(error: Exception, step: int, datasets: Iterable[Dataset], folder: 
     if found.bad:
         lines = "".join(f"{key}\t{reason}\n" for key, reason in found.bad)
         unseen = found.num_records - found.num_seen
-        told = f", since {len(found.bad):,} of {found.num_seen:,} records cannot be used: {_named(found.bad)}"
-        told += f"; there was no time to look at {unseen:,} others" if unseen else ""
-        told += f"; {_listed(folder / BAD_RECORDS, lines)}"
+        why = f", since {len(found.bad):,} of {found.num_seen:,} records cannot be used: {_named(found.bad)}"
+        why += f"; there was no time to look at {unseen:,} others" if unseen else ""
+        why += f"; {_listed(folder / BAD_RECORDS, lines)}"
     else:
-        told = f": {reason_of(error)}"
+        why = f": {reason_of(error)}"
     if step == 1:
         done = "nothing was learned yet"
     else:
         done = f"the {step - 1:,} steps before it are saved" if is_saved else "what was learned before it could not be saved"
-    return DataError(f"Step {step:,} cannot be made{told}; {done}: mend these or take them out, and give the same line again.")
+    return DataError(f"Step {step:,} cannot be made{why}; {done}: mend these or take them out, and give the same line again.")
 
 
 def _listed(path: Path, lines: str) -> str:

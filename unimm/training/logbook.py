@@ -5,8 +5,8 @@
     run/samples/               pictures and texts, by step
 
 The same goes to the `trackers` that a run asks for. Only the first process of a run writes; the others hold a logbook that does
-nothing. What cannot be written (a full disk, a folder that is gone, a server that does not answer) is told once and left out:
-only checkpoints are worth stopping for.
+nothing. What cannot be written (a full disk, a folder that is gone, a server that does not answer) is reported once and left
+out: only checkpoints are worth stopping for.
 
 A `Meter` counts between two reports: sums over steps and, in a report, over ranks, so that what is logged is the global mean.
 """
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Logbook:
-    """Numbers, texts and pictures of one run, by step. trackers: are told the same, and closed with it."""
+    """Numbers, texts and pictures of one run, by step. trackers: get the same, and are closed with it."""
 
     def __init__(self, folder: Path, active: bool = True, trackers: list[Tracker] | None = None) -> None:
         self.folder = folder
@@ -117,7 +117,7 @@ class Logbook:
 
     @contextmanager
     def _spared(self, what: str, trouble: type[Exception] = OSError) -> Iterator[None]:
-        """Trouble with the disk in here costs what is written, not the run; of each kind it is told once."""
+        """Trouble with the disk in here costs what is written, not the run; of each kind it is reported once."""
         try:
             yield
         except trouble as error:

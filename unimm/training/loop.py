@@ -1,4 +1,4 @@
-"""The loop that all trainings share: steps until the budget is spent, reports, checkpoints, interruptions.
+"""The loop that all trainings share: steps until the budget is spent, reports, checkpoints, signals.
 
 A step is a batch, its gradient (`compute_gradient`, a subclass'), a check that it is finite on all processes, and the update
 (`apply_gradient`, a subclass'). With several processes, whatever depends on a clock, on a signal, on a disk or on a number that
@@ -121,7 +121,7 @@ class Loop(Resumable):
         return torch.bfloat16 if choose_precision("auto", self.accelerator.device) == "bf16" else torch.float32
 
     def track(self, config: TrackingConfig, settings: dict[str, Any]) -> None:
-        """Tell trackers of this run, from now on; all processes ask for it.
+        """Report to trackers from now on; called by all processes.
 
         settings: what the run is configured with, JSON-able, for the trackers to show.
 
@@ -176,7 +176,7 @@ class Loop(Resumable):
         raise NotImplementedError
 
     def report(self, meter: Any) -> dict[str, float]:
-        """Numbers since the last report; every rank is asked at the same step."""
+        """Numbers since the last report; called by every rank at the same step."""
         raise NotImplementedError
 
     def before_steps(self, logbook: Logbook) -> None:
@@ -222,7 +222,7 @@ class Loop(Resumable):
         """At once, beside whatever is being written: a step may take long."""
         if self.is_main:
             line = f"\n{name}: {self._doing}, then saving; {how} to stop at once.\n"
-            with suppress(OSError):  # nobody is there to read it
+            with suppress(OSError):  # standard error is closed
                 os.write(STDERR, line.encode())
 
     def _steps(self, logbook: Logbook, line: ProgressLine, meter: StepMeter) -> None:
@@ -265,11 +265,11 @@ class Loop(Resumable):
         """Save what was learned, and say why there is no next step."""
         if self.step:
             self.save_if_possible()
-        told: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
+        lost: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
         if error is not None:
-            told = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved)
-        self.ranks.barrier()  # a launcher ends all processes when the first one leaves: nobody leaves before it is said why
-        raise told from (None if told is error else error)
+            lost = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved)
+        self.ranks.barrier()  # a launcher ends all processes when the first one leaves: all wait until the reason is logged
+        raise lost from (None if lost is error else error)
 
     def _is_stopped(self, error: Exception | None = None) -> bool:
         """Whether a signal has come to any process; then all know which; one that comes meanwhile waits.

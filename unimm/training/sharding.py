@@ -1,7 +1,7 @@
 """How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in shards that groups repeat (HSDP).
 
-PyTorch's `fully_shard` is called as it is: accelerate's way to it wants the optimizers first and swaps their parameters, which
-would be in the way of ours. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
+PyTorch's `fully_shard` is called as it is: accelerate's wrapper needs the optimizers first and swaps their parameters, which
+ours do not allow. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
 is gathered layer by layer when it is needed. A batch without images, codes or text runs through the same modules with nothing
 in them, so that all processes always exchange the same in the same order.
 
@@ -117,7 +117,7 @@ def gather(tensors: dict[str, torch.Tensor], keep: bool, device: torch.device | 
     for name, tensor in tensors.items():
         in_one_piece = whole(tensor)
         if keep and in_one_piece is not tensor:
-            # Of rows that do not divide it is a part of something longer, which nobody can write into a file as it is.
+            # Of rows that do not divide it is a view of something longer, which cannot be written into a file as it is.
             is_part = in_one_piece.untyped_storage().nbytes() > in_one_piece.nbytes
             in_one_piece = in_one_piece.to(device, copy=is_part)
         if keep:
@@ -154,7 +154,7 @@ def load_whole(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 class FullModelGatherer:
     """What puts a model together again.
 
-    model: before it is cut, compiled or told to keep less for its backward pass.
+    model: before it is cut, compiled or set to checkpoint activations.
     """
 
     def __init__(self, model: UnifiedModel) -> None:

@@ -2,7 +2,7 @@
 
 Ctrl-C (SIGINT), SIGTERM and SIGUSR1, which schedulers send before they end a job, are only noted, so that the loop can finish
 its step, leave an evaluation early and write a checkpoint, on all processes after the same step. Then the run ends with the
-exit code that shells give to the signal (the person is told at once what is waited for):
+exit code that shells give to the signal (what is waited for is printed at once):
 
     130  Ctrl-C            138  SIGUSR1            143  SIGTERM
 

@@ -33,7 +33,7 @@ def warn_of_cost(
         count: of the operations that the model asks for; None where there is no such count, and then no line.
         num_positions: of a step, on one process.
         precision: "no" or "bf16".
-        has_muon: whether matrices are moved by Muon, as `trainer=cpu` does unless told otherwise.
+        has_muon: whether matrices are moved by Muon, as `trainer=cpu` does by default.
         device: where it trains.
     """
     if device.type != "cpu" or count is None:

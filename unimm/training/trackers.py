@@ -1,8 +1,8 @@
 """Experiment trackers beside TensorBoard, where they are asked for: Weights & Biases (`wandb`) and trackio.
 
-They are told the same numbers, texts and pictures. A run has one id, kept in its folder: one that goes on goes on there, too;
-steps that it repeats after a kill are told again. Where they write to is theirs to know: `wandb login` or WANDB_MODE=offline,
-TRACKIO_SPACE_ID or TRACKIO_DIR. A package is imported only when it is asked for.
+They get the same numbers, texts and pictures as the logbook. A run has one id, kept in its folder: one that goes on goes on
+there, too; steps that it repeats after a kill are reported again. Where they write to is configured as each of them wants it:
+`wandb login` or WANDB_MODE=offline, TRACKIO_SPACE_ID or TRACKIO_DIR. A package is imported only when it is asked for.
 """
 
 import html
@@ -22,7 +22,7 @@ IDENTITY = "trackers.json"
 
 
 class Tracker(Protocol):
-    """What a logbook tells everything to. Whatever a method raises is told once, and costs the run nothing."""
+    """What a logbook passes everything on to. An error that a method raises is reported once, and does not stop the run."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Which trackers a run is told to, and under which name.
+    """Which trackers a run reports to, and under which name.
 
     trackers: "wandb", "trackio", or both. project: what runs are gathered under. run_name: None: the name of the run's folder.
 

@@ -88,7 +88,7 @@ class TrainerConfig(LoopConfig):
         check_whole(self, 1, "num_micro_batches")
         for name, ways in (
             ("attention", ("auto", *attention.BACKENDS)),
-            ("activation_checkpointing", activation_checkpointing.WAYS),
+            ("activation_checkpointing", activation_checkpointing.MODES),
         ):
             if getattr(self, name) not in ways:
                 raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
@@ -112,7 +112,7 @@ class Trainer(Loop):
         sample, validate: called as sample(model, step, logbook) every `sample_every` steps, and validate(model, step, losses)
             every `validate_every`, on the first process, with the model in one piece and in eval mode, and its averaged weights
             where there are any; they should return early once `stop.made` of this trainer is true, and keep nothing of the
-            model. validate is told the losses on held-out samples and gives scores to log, or None where it left early: it is
+            model. validate gets the losses on held-out samples and returns scores to log, or None where it left early: it is
             called again when the run goes on.
         held_out: samples that nothing learns from, with the mean losses of which every validation begins.
     """
@@ -293,8 +293,8 @@ class Trainer(Loop):
         with self._looking():
             losses: dict[str, float] | None = {}
             if self.held_out is not None:
-                told = (self.objective, self.config.weights, self.accelerator)
-                losses = self.held_out.losses(*told, lambda: self.ranks.any(self.stop.made))
+                stop = (lambda: self.ranks.any(self.stop.made),)
+                losses = self.held_out.losses(self.objective, self.config.weights, self.accelerator, *stop)
             scores: dict[str, float] | None = {}
             validate = self.validate
             if validate is not None and losses is not None:
@@ -341,6 +341,6 @@ class Trainer(Loop):
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         resume_ema(self.ema, checkpoint, self.folder, self.is_main)
         plan = checkpoint.state["plan"]
-        began = checkpoint.state.get("order", plan)  # a plan once told the shape of its rows
+        began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
         self.say(check_order(self.folder, began, self.order))
         self.origin = PlanCursor(plan["step"], plan["sample"])

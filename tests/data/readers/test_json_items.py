@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimm.data.readers import json_items
-from unimm.data.readers.json_items import JsonFiles, JsonItems
+from unimm.data.readers import json_lines
+from unimm.data.readers.json_lines import JsonFiles, JsonItems
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text('a é中"\\{}[],:\n\u2028😀', max_size=8),
@@ -28,7 +28,7 @@ def test_a_list_and_lines_are_read_as_they_were_written(
     lines = "\n \n".join(json.dumps(item, ensure_ascii=escape) for item in items)
     (folder / "b.jsonl").write_text(lines, encoding=encoding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_items, "_WINDOW", window)
+        patch.setattr(json_lines, "_WINDOW", window)
         for path in (folder / "a.json", folder / "b.jsonl"):
             found = JsonItems(path)
             assert [found[index] for index in range(len(found))] == items

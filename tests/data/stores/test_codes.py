@@ -80,7 +80,7 @@ def test_coded_dataset(folder, tokenizer):
         CodedDataset(Noise(4), folder)
 
 
-def test_decoys_are_codes_of_the_same_records(folder, tmp_path, tokenizer):
+def test_corrupted_codes_are_of_the_same_records(folder, tmp_path, tokenizer):
     class Negatives(Noise):
         def __getitem__(self, index: int) -> Record:
             record = super().__getitem__(index)
@@ -88,12 +88,14 @@ def test_decoys_are_codes_of_the_same_records(folder, tmp_path, tokenizer):
 
     encode_dataset(tokenizer, Negatives(), tmp_path / "negatives", work=PassConfig(2, quiet=True))
     negatives = CodedDataset(Negatives(), tmp_path / "negatives")
-    record = CodedDataset(Noise(), folder, decoys=negatives)[3]
-    assert np.array_equal(record.codes, StoredCodes.open(folder)[3]) and np.array_equal(record.decoys, negatives[3].codes)
-    assert not np.array_equal(record.codes, record.decoys) and CodedDataset(Noise(), folder)[3].decoys is None
+    record = CodedDataset(Noise(), folder, corrupted=negatives)[3]
+    assert np.array_equal(record.codes, StoredCodes.open(folder)[3]) and np.array_equal(
+        record.corrupted_codes, negatives[3].codes
+    )
+    assert not np.array_equal(record.codes, record.corrupted_codes) and CodedDataset(Noise(), folder)[3].corrupted_codes is None
     encode_dataset(tokenizer, Noise(first=7), tmp_path / "others", work=PassConfig(2, quiet=True))
     with pytest.raises(ValueError, match="are of other records than the codes in"):
-        CodedDataset(Noise(), folder, decoys=CodedDataset(Noise(first=7), tmp_path / "others"))
+        CodedDataset(Noise(), folder, corrupted=CodedDataset(Noise(first=7), tmp_path / "others"))
 
 
 def test_refusals(folder, tmp_path):
@@ -184,7 +186,7 @@ def test_codes_of_another_picture_are_noticed_where_they_would_be_learned(tmp_pa
         CodedDataset(Exchanged(59, 60), tmp_path / "codes")
     negatives = CodedDataset(Exchanged(1, 60), tmp_path / "codes")
     with pytest.raises(ValueError, match=told):
-        CodedDataset(Noise(60), tmp_path / "codes", decoys=negatives)[1]
+        CodedDataset(Noise(60), tmp_path / "codes", corrupted=negatives)[1]
 
 
 class Drawn:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unimm.data.readers.fields import Fields, missing
-from unimm.data.readers.json_items import JsonItems
+from unimm.data.readers.json_lines import JsonItems
 from unimm.data.readers.paths import IMAGE_SUFFIXES, check_index, short, walk
 from unimm.data.records import ImageLike, Record, Text
 

@@ -1,14 +1,27 @@
 """JSON lines as a data set: one object a line, with names for its fields and images as paths below a folder.
 
-{"image": "cats/1.jpg", "caption": "A cat.", "question": "Which animal?", "answer": "a cat"}
+    {"image": "cats/1.jpg", "caption": "A cat.", "question": "Which animal?", "answer": "a cat"}
+
+The objects are found by index, without the file in memory, either one a line or in one list of objects: the file is read
+through once to note where each object begins and ends (16 bytes an object); after that an object costs one short read. A list
+is checked whole while it is read through, lines are checked when they are read.
 """
 
+import json
+import re
+from array import array
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
 
 from unimm.data.readers.fields import Fields
-from unimm.data.readers.json_items import JsonFiles
-from unimm.data.readers.paths import Paths, image_at
+from unimm.data.readers.paths import Paths, check_index, find_files, image_at, locate, short_names
 from unimm.data.records import Record
+
+_WINDOW = 1 << 24
+_WHITE = re.compile(r"[ \t\r\n]*")
+_BOM = b"\xef\xbb\xbf"
 
 
 class JsonLines:
@@ -26,7 +39,7 @@ class JsonLines:
         self.files = JsonFiles(paths)
         self.fields = fields
         self.root = None if root is None else Path(root)
-        _ = self[0]  # a wrong name or root is told now, not after the model is loaded
+        _ = self[0]  # a wrong name or root is an error now, not after the model is loaded
 
     def __len__(self) -> int:
         return len(self.files)
@@ -39,3 +52,125 @@ class JsonLines:
             return self.fields.record(item, key, where, lambda name: image_at(root, name, where))
         except ValueError as error:
             raise ValueError(f"{items.where(number)}: {error}") from None  # the line is counted only now: that takes a while
+
+
+class JsonItems:
+    """Index -> dict. Raises ValueError for a file that cannot be read or holds nothing, and for an object that is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+            file.seek(start)
+            self.is_list = file.read(1 << 16).lstrip().startswith(b"[")
+            file.seek(start)
+            starts, ends = _list_spans(file, path) if self.is_list else _line_spans(file)
+        if not len(starts):
+            raise ValueError(f"{path} holds no entries: give a file with a JSON object a line, or a list of them.")
+        self._starts, self._ends = np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        check_index(index, len(self))
+        with self.path.open("rb") as file:
+            file.seek(self._starts[index])
+            content = file.read(int(self._ends[index] - self._starts[index]))
+        try:
+            item = json.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.where(index)} is not JSON ({error}): mend it.") from None
+        if not isinstance(item, dict):
+            raise ValueError(f"{self.where(index)} is {type(item).__name__}, not an object: write {{...}} with named fields.")
+        return item
+
+    def where(self, index: int) -> str:
+        """The file and the line of an entry, counted from 1, for a person."""
+        with self.path.open("rb") as file:
+            line = _count_lines(file, int(self._starts[index]))
+        return f"{self.path}, line {line}"
+
+
+class JsonFiles:
+    """The entries of several files, one file after the other."""
+
+    def __init__(self, paths: Paths) -> None:
+        files = find_files(paths, (".jsonl", ".json"))
+        self.files = [JsonItems(file) for file in files]
+        self._names = short_names(files)
+        self._ends = np.cumsum([len(items) for items in self.files])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def find(self, index: int) -> tuple[JsonItems, int, str]:
+        """The file of an entry, its index in there, and its key."""
+        file, place = locate(self._ends, index)
+        return self.files[file], place, f"{self._names[file]}/{place}"
+
+
+def _line_spans(file: IO[bytes]) -> tuple[array, array]:
+    """Where lines begin and end; blank ones are none."""
+    starts, ends, at = array("q"), array("q"), file.tell()
+    for line in file:
+        if not line.isspace():
+            starts.append(at)
+            ends.append(at + len(line))
+        at += len(line)
+    return starts, ends
+
+
+def _list_spans(file: IO[bytes], path: Path) -> tuple[array, array]:
+    """Where the objects of a list begin and end.
+
+    The bytes are read as Latin-1: one character a byte, and JSON's own signs are ASCII, so places in the text are places in the
+    file. Only the places are used.
+    """
+    starts, ends = array("q"), array("q")
+    decode = json.JSONDecoder().raw_decode
+    base, at, text = file.tell(), 0, ""
+    expected = "["
+    while True:
+        at = _WHITE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess] - it matches nothing, too
+        problem, problem_at = f"expecting {' or '.join(expected)}", at
+        if at < len(text):
+            sign = text[at]
+            if sign not in expected or expected == "":
+                raise _not_json(path, base + at, "something behind its list" if not expected else problem)
+            if sign == "{":
+                try:
+                    end = decode(text, at)[1]
+                    starts.append(base + at)
+                    ends.append(base + end)
+                    at, expected = end, ",]"
+                    continue
+                except (ValueError, RecursionError) as error:
+                    problem, problem_at = str(getattr(error, "msg", error)), getattr(error, "pos", at)
+                    cut_short = problem.startswith("Unterminated string") or problem_at > len(text) - 16
+                    if not cut_short:
+                        raise _not_json(path, base + problem_at, problem) from None
+            else:
+                at += 1
+                expected = {"[": "{]", ",": "{", "]": ""}[sign]
+                continue
+        more = file.read(_WINDOW)
+        if not more and expected == "":
+            return starts, ends
+        if not more:
+            raise _not_json(path, base + problem_at, f"{problem}; the file ends too early")
+        base, at, text = base + at, 0, text[at:] + more.decode("latin-1")
+
+
+def _not_json(path: Path, place: int, problem: str) -> ValueError:
+    with path.open("rb") as file:
+        line = _count_lines(file, place)
+    return ValueError(f"{path}, line {line} is not JSON ({problem}): it should be a list of objects, [{{...}}, {{...}}].")
+
+
+def _count_lines(file: IO[bytes], place: int) -> int:
+    lines = 1
+    while place > 0 and (chunk := file.read(min(place, _WINDOW))):
+        lines += chunk.count(b"\n")
+        place -= len(chunk)
+    return lines

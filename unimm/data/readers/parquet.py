@@ -3,7 +3,7 @@
 Read by pyarrow, the reference library of the format: it reads one group of rows and the named columns alone, where the files
 lie. (`datasets` would first copy everything into a cache of its own and decode the images.) Parquet has no access to single
 rows: a row costs its group, and the last few groups are kept. So groups are best small: `datasets` writes images by 100. Images
-that are bytes stay unread until somebody looks at them.
+that are bytes are read when they are opened.
 """
 
 import logging
@@ -135,7 +135,7 @@ class Parquet:
 
 @dataclass(frozen=True)
 class ParquetImage(UnreadImage):
-    """An image in a table that stays unread until somebody looks at it."""
+    """An image in a table, read when it is opened."""
 
     table: Parquet = field(compare=False)
     number: int

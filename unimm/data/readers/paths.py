@@ -33,8 +33,8 @@ def find_files(paths: Paths, suffixes: tuple[str, ...]) -> list[Path]:
     for path in paths if isinstance(paths, list) else [paths]:
         files = list(_files_of(Path(path), suffixes))
         if not files:
-            wanted = "" if Path(path).is_file() else f" ({', '.join(suffixes)})"
-            raise ValueError(f"There is no file at {path}{wanted}: give a file, a folder or a pattern such as 'folder/*'.")
+            kinds = "" if Path(path).is_file() else f" ({', '.join(suffixes)})"
+            raise ValueError(f"There is no file at {path}{kinds}: give a file, a folder or a pattern such as 'folder/*'.")
         found |= dict.fromkeys(files)
     if not found:
         raise ValueError(f"No file is named: give a file, a folder or a pattern ({', '.join(suffixes)}).")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimm.data.readers.json_items import JsonItems
+from unimm.data.readers.json_lines import JsonItems
 from unimm.data.readers.paths import Paths, check_index, find_files, short_names
 from unimm.data.records import Record, Text
 
@@ -45,7 +45,7 @@ class PlainTextFiles:
         language: str = "en",
     ) -> None:
         if documents not in DOCUMENTS:
-            raise ValueError(f"Documents are told apart by {', '.join(DOCUMENTS)}, not by '{documents}'.")
+            raise ValueError(f"Documents are separated by {', '.join(DOCUMENTS)}, not by '{documents}'.")
         if max_characters < 1:
             raise ValueError(f"A piece of text has at least 1 character, not {max_characters}: raise max_characters.")
         self.files = find_files(paths, (".txt", *JSON))

@@ -119,8 +119,8 @@ def _scan(shard: Path) -> TarIndex:
                     places[role] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError) as error:
-        told = "it is compressed, unpack it to .tar" if _is_compressed(shard) else "copy or download it again"
-        raise ValueError(f"{shard} cannot be read as tar ({str(error).rstrip('.')}): {told}.") from None
+        advice = "it is compressed, unpack it to .tar" if _is_compressed(shard) else "copy or download it again"
+        raise ValueError(f"{shard} cannot be read as tar ({str(error).rstrip('.')}): {advice}.") from None
     with shard.open("rb") as file:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes damage for the end; a whole archive ends in zeros

@@ -1,7 +1,7 @@
 """WebDataset shards as a data set with random access: .tar files with `KEY.jpg` (png, webp) and `KEY.txt` or `KEY.json`.
 
 Each shard's index (see `tar_index`) is built when it is first opened; after that a record costs one read of its text, and its
-image is read when somebody looks at it. Only images, .txt and .json are read, never anything that would have to be unpickled.
+image is read when it is opened. Only images, .txt and .json are read, never anything that would have to be unpickled.
 Source of the format: webdataset/webdataset.
 """
 
@@ -62,9 +62,9 @@ class WebDataset:
         where = f"{shard}: sample {name}"
         start, size = samples.place(place, "image") or (0, 0)
         image = TarImage(shard, start, size, where)
-        wanted = ("json",) * self._wants_json + ("txt",) * self._wants_txt
+        roles = ("json",) * self._wants_json + ("txt",) * self._wants_txt
         with shard.open("rb") as file:
-            texts = {role: _read(file, samples.place(place, role), where) for role in wanted}
+            texts = {role: _read(file, samples.place(place, role), where) for role in roles}
         return self.fields.record(self._item(image, texts, where), f"{self._names[number]}/{name}", where, lambda value: value)
 
     def _item(self, image: "TarImage", texts: dict[str, bytes | None], where: str) -> dict[str, Any]:

@@ -73,16 +73,16 @@ def is_stored(folder: Path, manifest: CodesManifest) -> bool:
 
 
 def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
-    """The file of codes that lies there, if they were made in the same way, of whatever images."""
+    """The file of codes that lies there, if they were made with the same settings, of whatever images."""
     is_alike = same_content(read_json(folder / MANIFEST), asdict(manifest), (*FREE, *OF))
     return [folder / CODES] if is_alike and (folder / CODES).is_file() else []
 
 
 def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -> ResumableFolder:
-    """Codes in the making, in parts of so many records.
+    """Codes that are being written, in parts of so many records.
 
     Raises:
-        ValueError: something else lies there, or others were begun, to be made in another way.
+        ValueError: something else lies there, or others were begun, to be made with other settings.
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
     content["part_records"] = part_records
@@ -104,7 +104,7 @@ def save_codes(
 ) -> None:
     """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
 
-    identities: (num_records, 32), of their images; None: those of other images will not be told from them.
+    identities: (num_records, 32), of their images; None: codes of other images will not be noticed.
     pictures: files that are put beside the codes.
 
     Raises:
@@ -201,7 +201,8 @@ class StoredCodes:
 class CodedDataset(ComparedDataset):
     """A data set whose records carry the codes of their image.
 
-    decoys: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too.
+    corrupted: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too,
+        as `corrupted_codes`.
 
     Raises ValueError where the folder holds the codes of another data set, or of another tokenizer than `tokenizer_hash`; and
     when a record is read whose image is another than the one that was encoded.
@@ -212,7 +213,7 @@ class CodedDataset(ComparedDataset):
         dataset: Dataset,
         folder: str | Path,
         tokenizer_hash: str | None = None,
-        decoys: "CodedDataset | None" = None,
+        corrupted: "CodedDataset | None" = None,
     ) -> None:
         super().__init__(dataset)
         self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
@@ -235,12 +236,12 @@ class CodedDataset(ComparedDataset):
                 f"The codes in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
                 f"pictures are not noticed: run `unimm encode` again, which makes them anew, to be sure."
             )
-        self.decoys = decoys
+        self.corrupted = corrupted
         of_same = ("num_records", "first_key", "last_key", "tokenizer_hash")
-        if decoys and any(getattr(manifest, name) != getattr(decoys.codes.manifest, name) for name in of_same):
+        if corrupted and any(getattr(manifest, name) != getattr(corrupted.codes.manifest, name) for name in of_same):
             raise ValueError(
-                f"The decoys in {decoys.codes.folder} are of other records than the codes in {folder}, or of another image "
-                f"tokenizer: make them again with `unimm encode`."
+                f"The corrupted codes in {corrupted.codes.folder} are of other records than the codes in {folder}, or of "
+                f"another image tokenizer: make them again with `unimm encode`."
             )
         self.check_some()
 
@@ -257,18 +258,18 @@ class CodedDataset(ComparedDataset):
     def unchecked(self, index: int) -> Record:
         """A record, whose image was not compared with the one that its codes are of."""
         record = unchecked(self.dataset, index).with_codes(self.codes[index])
-        return record.with_decoys(self.decoys.codes[index]) if self.decoys else record
+        return record.with_corrupted_codes(self.corrupted.codes[index]) if self.corrupted else record
 
     def compare(self, index: int) -> None:
-        """Raises ValueError where a record's codes, or those of its decoy, are of another image than it has now."""
+        """Raises ValueError where a record's codes, or its corrupted ones, are of another image than it has now."""
         record = unchecked(self.dataset, index)
         if self.codes.has_identities and (record.image is None or not is_same(record.image, self.codes.identity(index))):
             raise ValueError(
                 f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
                 f"again, which makes only those that have changed."
             )
-        if self.decoys:
-            self.decoys.check(index)
+        if self.corrupted:
+            self.corrupted.check(index)
 
 
 def _read_manifest(folder: Path) -> CodesManifest:

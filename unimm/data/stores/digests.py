@@ -71,8 +71,8 @@ def image_stamp(image: ImageLike) -> bytes | None:
         status = home[0].stat()
     except OSError:
         return None
-    told = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, home[1]
-    return _sha(repr(told).encode())
+    identity = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, home[1]
+    return _sha(repr(identity).encode())
 
 
 def image_identity(image: ImageLike) -> np.ndarray:
@@ -166,7 +166,7 @@ def check(dataset: Dataset, index: int) -> None:
 
 
 def key_at(dataset: Dataset, index: int) -> str:
-    """The key of a record; empty where it cannot be read, which is told with all others of the kind."""
+    """The key of a record; empty where it cannot be read, which is reported with all others of the kind."""
     try:
         return unchecked(dataset, index).key
     except (ValueError, OSError):
@@ -201,7 +201,7 @@ def _may_rely_on(image: ImageLike) -> bool:
 
 
 def _sha(*parts: bytes | bytearray | memoryview) -> bytes:
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        told.update(part)
-    return told.digest()[:HALF]
+        digest.update(part)
+    return digest.digest()[:HALF]

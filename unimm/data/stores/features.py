@@ -78,7 +78,7 @@ class FeaturesManifest:
 
 
 def preparation_fingerprint(image_size: int) -> str:
-    """sha256 over what becomes of a fixed picture on its way to the vision tower: another one where that way has changed."""
+    """sha256 over what becomes of a fixed picture on its way to the vision tower: another one where preparation has changed."""
     picture = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (50, 83, 3), dtype=np.uint8)
     return hashlib.sha256(pixels_to_array(look(picture, image_size)).tobytes()).hexdigest()
 
@@ -94,17 +94,18 @@ def is_stored(folder: Path, manifest: FeaturesManifest) -> bool:
 
 
 def unfinished_features(folder: Path, manifest: FeaturesManifest) -> ResumableFolder:
-    """Features in the making, file by file: "features" (n, P, C), n being the manifest's `shard_rows` in all but the last.
+    """Features that are being written, file by file: "features" (n, P, C), n being the manifest's `shard_rows` in all but the
+    last.
 
     Raises:
-        ValueError: something else lies there, or others were begun, to be made in another way.
+        ValueError: something else lies there, or others were begun, to be made with other settings.
     """
     content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
     return ResumableFolder(folder, MANIFEST, WHAT, content, _shard_name, OF)
 
 
 def stored_files(folder: Path, manifest: FeaturesManifest) -> list[Path]:
-    """The files of features that lie there, if they were made in the same way, of whatever images."""
+    """The files of features that lie there, if they were made with the same settings, of whatever images."""
     found = read_json(folder / MANIFEST)
     if found is None or not same_content(found, asdict(manifest), (*FREE, *OF)):
         return []

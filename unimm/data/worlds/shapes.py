@@ -23,7 +23,7 @@ from unimm.runtime.number_checks import check_whole
 class ShapesWorld:
     """Scenes of 0-4 shapes, 64x64 px; splits "train", "validation", "test" and "held_out" (pairs never trained on).
 
-    `recoloured`: the same scenes with about half of the objects in other colours, as decoys of a `CodedDataset`.
+    `recoloured`: the same scenes with about half of the objects in other colours, as the corrupted codes of a `CodedDataset`.
     With `places`, questions and prompts are also about the part of the picture that something is in: for training, as
     benchmarks do not ask for it. With a `lesson` (one of LESSONS), these teach one skill, and scenes may be simple.
     Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for an unknown split or lesson
