@@ -1,9 +1,9 @@
-"""Activation checkpointing: less is kept for the backward pass, and computed again there.
+"""Activation checkpointing: fewer activations are kept for the backward pass, and the others recomputed there.
 
 none        everything is kept
-selective   of each layer of the trunk the products of matrices are kept; what lies between them is computed again, and so is
-            the last product of attention by document
-full        of each layer of the trunk what goes in is kept, and all of it is computed again: a third more work
+selective   of each layer of the trunk the results of matrix products are kept; what lies between them is recomputed, and so
+            is the last product of attention by document
+full        of each layer of the trunk the input is kept, and all of it is recomputed: a third more work
 """
 
 from collections.abc import Iterable
@@ -28,11 +28,12 @@ KEPT = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
 }
-"""What costs more to compute again than to keep."""
+"""What costs more to recompute than to keep."""
 
 
 def checkpoint_activations(layers: Iterable[nn.Module], mode: str) -> None:
-    """Have each layer keep less while it learns. Names of modules and parameters stay what they were; inference is not touched.
+    """Wrap the forward of each layer for training. Names of modules and parameters stay what they were; inference is not
+    touched.
 
     Raises:
         ValueError: the mode is none of `MODES`.

@@ -1,7 +1,7 @@
-"""Records that a run cannot use: when it meets one, all that can be found in a while are named at once.
+"""Records that cannot be read: when a run finds one, it searches for others for a while and names all of them at once.
 
-They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are mended or taken out, the run
-goes on (`unimm.data.run_signature` lets it, where nothing else has changed).
+They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are repaired or taken out, the
+run goes on (`unimm.data.run_signature` lets it, where nothing else has changed).
 """
 
 import re

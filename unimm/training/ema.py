@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of what learns: the weights to look at, to validate and to keep.
+"""The exponential moving average (EMA) of the trained parameters: what is sampled, validated and kept.
 
     average <- average + (1 - decay) (weight - average),    decay = min(ema_decay, (1 + n) / (10 + n)) at update n = 0, 1, ...
 
@@ -58,7 +58,7 @@ class Ema:
     def swapped(self) -> Iterator[None]:
         """In here the parameters hold their averages, and after it what they held before, to the bit, also where it raises.
 
-        Values are exchanged in place, so this takes the memory of one parameter. Nothing may learn in here.
+        Values are exchanged in place, so this takes the memory of one parameter. Nothing may be trained in here.
         """
         self._exchange()
         try:

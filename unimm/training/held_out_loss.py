@@ -1,4 +1,4 @@
-"""The loss on held-out samples, shared out among the processes of a run."""
+"""The loss on held-out samples, which the processes of a run share."""
 
 from collections.abc import Callable, Iterator
 

@@ -28,7 +28,7 @@ class OptimizerConfig:
     """Learning rates and AdamW's and Muon's settings.
 
     lr: AdamW's learning rate, before stage factors and schedule.
-    muon_lr: Muon's learning rate for hidden matrices; None: AdamW moves them too.
+    muon_lr: Muon's learning rate for hidden matrices; None: AdamW updates them too.
     """
 
     lr: float = 1e-3
@@ -55,7 +55,7 @@ def check_betas(betas: tuple[float, float] | list[float]) -> None:
 
 
 class Optimizers:
-    """AdamW and, where asked for, Muon, moved together. Groups keep their own base rate in `base_lr`."""
+    """AdamW and, where configured, Muon, stepped together. Groups keep their own base rate in `base_lr`."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class Optimizers:
         """
         Args:
             parts: the model's parts by name.
-            factors: learning-rate factor a part; parts that are not named do not learn, nor what is frozen in others.
+            factors: learning-rate factor a part; parts that are not named are not trained, nor what is frozen in others.
             config: rates and settings.
             hidden_parts: the parts whose matrices Muon moves, where it does.
             muon_dtype: of Muon's products.
 
         Raises:
-            ValueError: nothing learns.
+            ValueError: nothing is trainable.
         """
         groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
         seen: set[int] = set()
@@ -99,13 +99,13 @@ class Optimizers:
                 group["lr"] = group["base_lr"] * factor
 
     def step(self) -> None:
-        """One update of everything that learns, then clear the gradients."""
+        """One update of all trainable parameters, then clear the gradients."""
         for optimizer in self.all.values():
             optimizer.step()
         self.clear()
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for optimizer in self.all.values():
             optimizer.zero_grad(set_to_none=True)
 

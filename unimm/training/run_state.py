@@ -83,7 +83,7 @@ class Resumable:
         raise NotImplementedError
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up what `tensors` and `state` kept."""
+        """Load what `tensors` and `state` kept."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:

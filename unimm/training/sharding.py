@@ -1,4 +1,4 @@
-"""How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in shards that groups repeat (HSDP).
+"""How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in replicas of shards (HSDP).
 
 PyTorch's `fully_shard` is called as it is: accelerate's wrapper needs the optimizers first and swaps their parameters, which
 ours do not allow. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 class Sharding:
     """How several processes hold one model.
 
-    strategy: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one copy, as a rule those of one machine.
+    strategy: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one replica, as a rule those of one
+        machine.
 
     Raises ValueError for another strategy, or hsdp without its shard size.
     """
@@ -105,13 +106,13 @@ def no_exchange(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in one piece, wherever its shards are; all processes must ask for it."""
+    """A tensor in one piece, wherever its shards are; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: dict[str, torch.Tensor], keep: bool, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Tensors in one piece, one after another, on the device, for the processes that `keep` them; the others get none. What was
-    never cut stays where it is. All processes must ask for it.
+    never cut stays where it is. All processes must call it.
     """
     gathered = {}
     for name, tensor in tensors.items():
@@ -152,7 +153,7 @@ def load_whole(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 
 class FullModelGatherer:
-    """What puts a model together again.
+    """Puts a model in shards together again on the first process.
 
     model: before it is cut, compiled or set to checkpoint activations.
     """
@@ -202,7 +203,7 @@ class FullModelGatherer:
 
 
 def _with_parameters(model: UnifiedModel, make: Callable[[str, nn.Parameter], torch.Tensor]) -> UnifiedModel:
-    """A copy of a model with other tensors for its parameters, which learn nothing; what is tied stays tied."""
+    """A copy of a model with other tensors for its parameters, which are not trainable; what is tied stays tied."""
     others: dict[int, Any] = {
         id(parameter): nn.Parameter(make(name, parameter), requires_grad=False) for name, parameter in model.named_parameters()
     }

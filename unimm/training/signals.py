@@ -44,7 +44,7 @@ class StopRequest:
 
     @property
     def made(self) -> bool:
-        """Whether the run is to end after this step. Long work between steps asks, and leaves early."""
+        """Whether the run is to end after this step. Long work between steps checks it, and returns early."""
         return self.number != 0
 
     def __enter__(self) -> "StopRequest":
@@ -58,7 +58,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Do what the signal means, now that everything is saved."""
+        """Exit as the signal says, now that everything is saved."""
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.number)

@@ -1,6 +1,6 @@
-"""What a step costs on a CPU, said before the first one: hours without a line look like a hang.
+"""What a step costs on a CPU, printed before the first one: hours without a line look like a hang.
 
-It is predicted, from the products of matrices that a step asks for and the speed of such a product on this machine.
+It is predicted from the matrix products of a step and the speed of such a product on this machine.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def warn_of_cost(
         count: of the operations that the model asks for; None where there is no such count, and then no line.
         num_positions: of a step, on one process.
         precision: "no" or "bf16".
-        has_muon: whether matrices are moved by Muon, as `trainer=cpu` does by default.
+        has_muon: whether matrices are updated by Muon, as `trainer=cpu` does by default.
         device: where it trains.
     """
     if device.type != "cpu" or count is None:

@@ -1,6 +1,6 @@
-"""Stages: who learns, as a table. Janus' three are align (adapters and image head), pretrain (all but the vision tower) and
-finetune (everything); from scratch, everything learns at once. Where adapters are attached (`models.lora`), they learn instead
-of the part that they are in, whatever the stage says.
+"""Stages: which parts are trained, as a table. Janus' three are align (adapters and image head), pretrain (all but the vision
+tower) and finetune (everything); from scratch, everything is trained at once. Where adapters are attached (`models.lora`), they
+are trained instead of the part that they are in, whatever the stage says.
 
 Source: Janus (arXiv 2410.13848) §3.3 and Janus-Pro (arXiv 2501.17811); the image tokenizer is frozen in all of them.
 """
@@ -24,8 +24,8 @@ class Stage:
 
 
 def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
-    """Let exactly the parts that the stage names learn, and of parts with adapters exactly these; what two parts share learns
-    where either does.
+    """Make exactly the parts that the stage names trainable, and of parts with adapters exactly these; what two parts share is
+    trainable where either is.
 
     Raises:
         ValueError: the stage names a part that the model does not have.
@@ -42,7 +42,9 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
 
 
 def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
-    """The factor on the learning rate of each part in which something learns: 1 for adapters where the stage names none."""
+    """The factor on the learning rate of each part in which something is trainable: 1 for adapters where the stage names
+    none.
+    """
     adapted = {name: 1.0 for name, part in parts.items() if name not in stage.lr_scales and adapter_parameters(part)}
     return {**stage.lr_scales, **adapted}
 

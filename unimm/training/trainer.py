@@ -49,13 +49,13 @@ T = TypeVar("T")
 class TrainerConfig(LoopConfig):
     """How a run goes, beside what every loop has.
 
-    stage, optimizer: who learns, and by what.
+    stage, optimizer: which parts are trained, and how they are updated.
     num_positions: row length T that sequences are packed into.
     num_rows: rows a step, over all ranks and micro-batches.
     num_micro_batches: forward passes a rank takes for one update.
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
-    ema_decay: of the exponential moving average of what learns, in (0, 1); None: there is none. Where there is one, it is
-        what is sampled, validated and kept in the end.
+    ema_decay: of the exponential moving average of trained parameters, in (0, 1); None: there is none. Where there is one, it
+        is what is sampled, validated and kept in the end.
     sample_every, validate_every: in steps; 0 is never.
     sharding: how several processes hold the model.
     attention: how the trunk attends within rows, one of `attention.BACKENDS`; "auto" is "documents" on a CPU, and on a
@@ -114,7 +114,7 @@ class Trainer(Loop):
             where there are any; they should return early once `stop.made` of this trainer is true, and keep nothing of the
             model. validate gets the losses on held-out samples and returns scores to log, or None where it left early: it is
             called again when the run goes on.
-        held_out: samples that nothing learns from, with the mean losses of which every validation begins.
+        held_out: samples that are not trained on; every validation begins with their mean losses.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class Trainer(Loop):
         """Sample captions and drawings, and validate, when they are due."""
         sample = self.sample
         if sample is not None and self.is_due(self.config.sample_every):
-            with self._looking():
+            with self._evaluating():
                 self.run_on_rank0(lambda model: sample(model, self.step, logbook))
         if self._is_validated():
             self._validate(logbook)
@@ -289,8 +289,8 @@ class Trainer(Loop):
         return (self.validate is not None or self.held_out is not None) and self.is_due(self.config.validate_every)
 
     def _validate(self, logbook: Logbook) -> None:
-        """All processes find the losses on what is held out; then the first scores the model."""
-        with self._looking():
+        """All processes compute the held-out losses; then the first one scores the model."""
+        with self._evaluating():
             losses: dict[str, float] | None = {}
             if self.held_out is not None:
                 stop = (lambda: self.ranks.any(self.stop.made),)
@@ -304,8 +304,8 @@ class Trainer(Loop):
             logbook.numbers(self.step, {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()})
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """In this context the averaged model is asked, not taught; it ends when all processes are here."""
+    def _evaluating(self) -> Iterator[None]:
+        """In this context the averaged model is evaluated; it ends when all processes are here."""
         self.objective.eval()
         self.model.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.
@@ -323,7 +323,9 @@ class Trainer(Loop):
         return tensors if self.ema is None else tensors | self.ema.tensors()
 
     def state(self) -> dict[str, Any]:
-        """Stage and order of samples, so that no other takes it up, where in the plan the run is, and how old the average."""
+        """Stage and order of samples, which have to be the same to resume, where in the plan the run is, and the average's
+        age.
+        """
         ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
         return {"stage": self.config.stage.name, "order": self.order, "plan": asdict(self.origin), **ema}
 

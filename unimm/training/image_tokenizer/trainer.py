@@ -3,7 +3,7 @@
 A step is a reconstruction and its loss, an update of the tokenizer (Muon for its kernels where asked for, AdamW for the
 rest) and, from a given step on, one of an adversary. The codebook is no parameter: it follows its latents inside the
 forward. What is kept in the end is the exponential moving average of the weights. Images are keyed by (seed, place),
-other chance by (seed, step), so a run resumes to the bit.
+other random numbers by (seed, step), so a run resumes to the bit.
 """
 
 import copy
@@ -44,7 +44,7 @@ from unimm.training.optimizers import check_betas, tokenizer_optimizers
 class TokenizerTrainerConfig(LoopConfig):
     """How a run goes, beside what every loop has.
 
-    lr: AdamW's. muon_lr: Muon's for the kernels of encoder and decoder; None: AdamW moves them too.
+    lr: AdamW's. muon_lr: Muon's for the kernels of encoder and decoder; None: AdamW updates them too.
     smoothness: weight of the latents' `roughness`: fewer, steadier codes, which are easier to draw, for a less exact image.
     ema_decay: of the averaged weights, after a ramp over the first steps.
     validate_every: in steps; 0 is never (the end is always validated).
@@ -233,7 +233,7 @@ class TokenizerTrainer(Loop):
         return tensors
 
     def state(self) -> dict[str, Any]:
-        """The order of images, so that no other takes it up."""
+        """The order of images, which has to be the same to resume."""
         return {"order": self.order}
 
     def restore(self, checkpoint: Checkpoint) -> None:
