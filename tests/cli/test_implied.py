@@ -48,7 +48,7 @@ def test_codes_that_are_needed_are_asked_for_with_what_needs_them() -> None:
         check_start(compose_config("train", ["image_tokenizer=x"]))
     assert str(refused.value) == (
         "The sources shapes_draw, digits_draw of this data read stored codes: add codes=FOLDER, which `unimm encode` writes "
-        "with the same data=..., or leave them out: ~data.sources.shapes_draw ~data.sources.digits_draw."
+        "with the same data=..., or leave them out: '~data.sources.shapes_draw' '~data.sources.digits_draw'."
     )
     check_start(compose_config("train", ["image_tokenizer=x", "~data.sources.shapes_draw", "~data.sources.digits_draw"]))
 

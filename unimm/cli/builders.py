@@ -209,7 +209,7 @@ def check_codes(config: DictConfig) -> None:
         those, them = ("source", "it") if len(coded) == 1 else ("sources", "them")
         raise ValueError(
             f"The {those} {', '.join(coded)} of this data read stored codes: add codes=FOLDER, which `unimm encode` writes "
-            f"with the same data=..., or leave {them} out: {' '.join(f'~data.sources.{name}' for name in coded)}."
+            f"with the same data=..., or leave {them} out: {' '.join(repr(f'~data.sources.{name}') for name in coded)}."
         )
 
 
