@@ -13,7 +13,7 @@ from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.weight_names import MAX_DEPTH
 from unimm.models.image_tokenizer.model import ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
-from unimm.models.llama_layer import is_llama_shaped
+from unimm.models.llama import is_llama_shaped
 from unimm.models.unified import CodesConfig, UnifiedConfig
 from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig

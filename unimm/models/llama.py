@@ -1,21 +1,38 @@
-"""A trunk of Llama's shape: what `transformers`' LlamaModel, Qwen2Model and Qwen3Model are behind their token embedding.
+"""A trunk of Llama's shape: what `transformers`' LlamaModel, Qwen2Model and Qwen3Model are behind their token embedding, less
+what no loss reads.
 
 Names of parameters, first values from a seed and results are theirs, which tests compare it with; so are the config and every
 kind of rotary positions. Their own modules take as long to import as torch and `transformers` together (torchvision,
 dynamo, every library for quantized weights), longer than a small model takes to answer. Other trunks are
 `transformers`' own (`unimm.models.unified`).
 
-Shapes: B rows, T positions, S keys, M positions with a loss, D trunk width, E head width.
+In training, the last layer computes only positions with a loss, which in answers about pictures are one in ten, once queries,
+keys and values are there, and a few others that make their number a round one. One position a row at a time goes through the
+engine's own step (`unimm.inference.kernels.llama_decode`).
+
+Shapes: B rows, T positions, S keys, M positions with a loss, D trunk width, H query heads, E head width.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from unimm.models.attention import BACKENDS, Mask
-from unimm.models.llama_layer import DecoderLayer, RMSNorm
+from unimm.models.document_attention import attend_within_documents
+
+LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
+
+
+def is_llama_shaped(trunk: Any) -> bool:
+    """Whether a trunk, or its config, is Llama's kind of Transformer, with full causal attention."""
+    config = getattr(trunk, "config", trunk)
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return config.model_type in LLAMA_SHAPED and set(layers) == {"full_attention"}
 
 
 class LlamaTrunk(nn.Module):
@@ -98,3 +115,173 @@ def _frequencies(config: Any, kind: str) -> tuple[torch.Tensor, float]:
         return ROPE_INIT_FUNCTIONS[kind](config, None)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 1.0 / (config.rope_parameters["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float) / width)), 1.0
+
+
+class RMSNorm(nn.Module):
+    """arXiv 1910.07467, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.variance_epsilon = epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """What an attention has: projections, Qwen3's norms of queries and keys, and how it attends. The layer uses them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        is_qwen2 = config.model_type == "qwen2"  # its biases stand in no config
+        width, wide = config.hidden_size, config.num_attention_heads * self.head_dim
+        narrow, bias = config.num_key_value_heads * self.head_dim, is_qwen2 or config.attention_bias
+        self.q_proj = nn.Linear(width, wide, bias=bias)
+        self.k_proj = nn.Linear(width, narrow, bias=bias)
+        self.v_proj = nn.Linear(width, narrow, bias=bias)
+        self.o_proj = nn.Linear(wide, width, bias=bias and not is_qwen2)
+        if config.model_type == "qwen3":
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202), or with another activation that the config names."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, hidden, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
+        self.gate_proj = nn.Linear(width, hidden, bias=bias)
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, width, bias=bias)
+        self.act_fn = _activation(config.hidden_act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """(B, T, D) -> (B, T, D); the last one gives (1, M, D) of M positions with a loss."""
+
+    def __init__(self, config: Any, index: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.index, self.is_last = index, index == config.num_hidden_layers - 1
+        self._within_documents: Callable[..., Any] = _within_documents
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        # Here, since it loads dynamo, half a second that inference would spend for nothing.
+        self._within_documents = cast(Any, torch.compiler.disable(_within_documents))
+        super().compile(*args, **kwargs)
+
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        mask: Any,
+        cache: Any = None,
+        loss_positions_M: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """turns: cosines and sines (B, T, E). mask: of `unimm.models.attention`. cache: a `transformers` Cache, or none."""
+        attention = self.self_attn
+        cos, sin = (turn[:, :, None] for turn in turns)  # (B, T, 1, E): of all heads
+        x_BTD = self.input_layernorm(hidden_BTD)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (project(x_BTD).unflatten(-1, (-1, attention.head_dim)) for project in projections)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        dropout = attention.attention_dropout if attention.training else 0.0
+        if attention.config._attn_implementation == "documents":
+            # In the values' dtype, as `attend_by_document` does; here, where it can be compiled.
+            query, key = (query * attention.scaling).to(value.dtype), key.to(value.dtype)
+            seen, hidden = self._within_documents(
+                self.is_last, (query, key, value), hidden_BTD, mask, loss_positions_M, dropout
+            )
+        else:
+            # Queries and keys that a norm has widened under autocast are as the values again: kernels take one dtype.
+            query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
+            if cache is not None:
+                key, value = cache.update(key, value, self.index)
+            seen, hidden = _within_rows(attention, (query, key, value), mask, dropout), hidden_BTD
+            if self.is_last and loss_positions_M is not None:
+                seen, hidden = (x.flatten(0, 1)[loss_positions_M][None] for x in (seen, hidden))
+        hidden = hidden + attention.o_proj(seen)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864), halves paired as in Llama; all (..., E)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _activation(name: str) -> nn.Module:
+    if name == "silu":
+        return nn.SiLU()
+    from transformers.activations import ACT2FN  # here, for it loads accelerate and FSDP
+
+    return ACT2FN[name]
+
+
+def _within_rows(
+    attention: Attention, heads_BHTE: tuple[torch.Tensor, torch.Tensor, torch.Tensor], mask: Any, dropout: float
+) -> torch.Tensor:
+    """What the positions gather over whole rows: (B, T, H * E)."""
+    if attention.config._attn_implementation != "sdpa":
+        # Imported here: it loads every library for quantized weights that is installed, and they print.
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+        return attend(attention, *heads_BHTE, mask, scaling=attention.scaling, dropout=dropout)[0].flatten(2)
+    # Keys repeated rather than `enable_gqa`, which with a mask takes the slow kernel.
+    query, key, value = heads_BHTE
+    key, value = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (key, value))
+    seen_BHTE = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=attention.scaling)
+    return seen_BHTE.transpose(1, 2).flatten(2)
+
+
+def _within_documents(
+    is_last: bool,
+    heads: tuple[torch.Tensor, ...],
+    hidden_BTD: torch.Tensor,
+    sizes: torch.Tensor,
+    loss_positions_M: torch.Tensor | None,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the positions gather document by document, (B, T, H * E), and what they were, (B, T, D); or (1, M, ...)."""
+    query, key, value = (x.flatten(0, 1) for x in heads)
+    if loss_positions_M is None or not is_last:
+        seen_NHE = attend_within_documents(query, key, value, sizes, None, dropout)
+        return seen_NHE.view(*hidden_BTD.shape[:2], -1), hidden_BTD
+    hidden_MD, query_MHE = _Taken.apply(hidden_BTD.flatten(0, 1), loss_positions_M), _Taken.apply(query, loss_positions_M)
+    return attend_within_documents(query_MHE, key, value, sizes, loss_positions_M, dropout).flatten(1)[None], hidden_MD[None]
+
+
+class _Taken(torch.autograd.Function):
+    """Rows of (N, ...), each once at most, so that gradients need not be added up: on a CPU that is one row after another."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_rows = len(x)
+        return x[rows]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (rows,) = ctx.saved_tensors
+        slope = grads[0].new_zeros(ctx.num_rows, *grads[0].shape[1:])
+        slope[rows] = grads[0]
+        return slope, None

@@ -18,8 +18,7 @@ from transformers.cache_utils import Cache
 
 from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
-from unimm.models.llama import LlamaTrunk
-from unimm.models.llama_layer import is_llama_shaped
+from unimm.models.llama import LlamaTrunk, is_llama_shaped
 from unimm.models.ports.base import LossSums, Port, PortConfig, PredictedPort, VocabularyPort
 from unimm.models.ports.codes import CodesConfig
 from unimm.models.ports.pixels import PixelsPort

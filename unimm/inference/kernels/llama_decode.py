@@ -20,7 +20,7 @@ from torch import nn
 
 from unimm.inference.decode.kv_cache import RowCache, RowCacheLayer
 from unimm.inference.kernels.quantized_linear import QUANTIZED, Linear, make_linear
-from unimm.models.llama_layer import LLAMA_SHAPED, is_llama_shaped, rotate
+from unimm.models.llama import LLAMA_SHAPED, is_llama_shaped, rotate
 from unimm.models.lora import adapted_layers
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind

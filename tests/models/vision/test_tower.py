@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unimm.models.vision.tower import VisionConfig, VisionTower
-from unimm.models.vision.transformer import VisionTransformer
+from unimm.models.vision.tower import VisionConfig, VisionTower, VisionTransformer
 
 SIZES = VisionConfig(image_size=32, patch_size=8, width=48, num_layers=3, num_heads=4, mlp_ratio=3.7362)
 
