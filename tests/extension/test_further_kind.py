@@ -17,7 +17,7 @@ from unimm.batch import collate
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
-from unimm.data.template import PromptFormat, Template
+from unimm.data.template import PromptFormat, Template, Turn
 from unimm.inference.engine import Engine
 from unimm.models.attention import mask_of
 from unimm.models.lora import LoraConfig, attach
@@ -156,6 +156,26 @@ def test_a_model_whose_images_take_fewer_positions_answers(
     with pytest.raises(ValueError, match="The vision tower looks at"):
         engine.fill([Sequence((Segment.text([0]), Segment.look(np.zeros((3, 5, 5)), 1), Segment.blank(Kind.TEXT, 2)))])
     attach(model, LoraConfig(targets=("projector",)))
+
+
+def test_it_is_decoded_beside_text_and_codes(model: UnifiedModel, template: Template, tiny_engine: Engine) -> None:
+    """In one call of the engine, each as it is alone."""
+    engine = Engine(replace(tiny_engine.bundle, model=model.eval()))
+    question = template.chat([Turn("user", (template.look(STRIPES[1].image), "What?"))], 5)
+    asked = [
+        palette_prompt(STRIPES[0], template),
+        question,
+        template.draw("red", num_codes=4),
+        palette_prompt(STRIPES[5], template),
+    ]
+    together = [one.segments[-1] for one in engine.fill(asked)]
+    alone = [engine.fill([one])[0].segments[-1] for one in asked]
+    assert [one.kind for one in together] == [NUMBERS, Kind.TEXT, Kind.CODES, NUMBERS] and together[1:3] == alone[1:3]
+    with torch.no_grad():
+        for index in (0, 3):
+            plain = np.asarray(fill(model, asked[index]).segments[-1].content)
+            for filled in (together[index], alone[index]):
+                np.testing.assert_allclose(np.asarray(filled.content), plain, atol=1e-4)
 
 
 def test_a_model_that_draws_nothing(template: Template, tiny_engine: Engine, tmp_path: Path) -> None:
