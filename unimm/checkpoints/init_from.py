@@ -132,12 +132,12 @@ def change_vocabulary(model: UnifiedModel, pieces: list[list[int]], special: dic
 
 
 @torch.no_grad()
-def _load(wanted: dict[str, Tensor], files: WeightFiles, names: Names) -> None:
+def _load(own: dict[str, Tensor], files: WeightFiles, names: Names) -> None:
     """Copy a folder's tensors into these, which go by our names."""
     for name in [name for name in files.shapes if names.unused.fullmatch(name)]:
         files.leave_out(name)
-    entries = {name: names.entries(name, tuple(tensor.shape)) for name, tensor in wanted.items()}
-    if EMBEDDING in wanted and HEAD not in wanted:
+    entries = {name: names.entries(name, tuple(tensor.shape)) for name, tensor in own.items()}
+    if EMBEDDING in own and HEAD not in own:
         (tied,) = names.entries(HEAD, ())
         files.shapes.pop(tied, None)
     expected = {theirs: shape for parts in entries.values() for theirs, shape in parts.items()}
@@ -147,7 +147,7 @@ def _load(wanted: dict[str, Tensor], files: WeightFiles, names: Names) -> None:
             rows, width = expected[theirs]
             expected[theirs] = (min(rows, files.shapes.get(theirs, (rows,))[0]), width)
     files.check(expected)
-    for name, tensor in wanted.items():
+    for name, tensor in own.items():
         parts = [files.read(theirs) for theirs in entries[name]]
         read = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(tensor.dtype)
         if name in (EMBEDDING, HEAD):

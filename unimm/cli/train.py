@@ -53,16 +53,7 @@ def train(config: DictConfig) -> Path:
         ValueError: the configuration names something that is not there.
     """
     out = Path(config.out)
-    check_whole(config, 0, "whitened_images")
-    check_whole(config, 1, "text_vocabulary")
-    check_start(config)
-    if config.suite is not None:
-        build_suite(config.suite)  # an unknown name fails now, not after hours
-    trainer_config: TrainerConfig = build(config.trainer)
-    validation_config: ValidationConfig = build(config.validation)
-    check_held_out(config, trainer_config, validation_config)
-    tracking: TrackingConfig = build(config.tracking)
-    tracking.check()
+    trainer_config, validation_config, tracking = build_settings(config)
     own_sizes = config.init_from is None or config.init_parts is not None or config.fresh_parts is not None
     run = Resuming(config, "trainer", ("lora", "objective", *(("model",) if own_sizes else ())))
     seed_everything(config.seed)
@@ -70,12 +61,7 @@ def train(config: DictConfig) -> Path:
     run.check(learner.fingerprints)
     run.config = with_sizes(config, learner.bundle.model)
     model, mixture = learner.bundle.model, learner.mixture
-    initialize(learner, config.whitened_images)
-    if "vision" in learner.fresh and "vision" not in config.stage.lr_scales:
-        logger.warning(
-            f"The vision tower is untrained, and the stage '{config.stage.name}' freezes it: "
-            f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
-        )
+    initialize(learner, config)
     objective = build(config.objective, model=model)
 
     def is_stopped() -> bool:
@@ -104,6 +90,25 @@ def train(config: DictConfig) -> Path:
         trainer.run_on_rank0(lambda model: finish(learner.bundle_of(model.eval()), config), torch.device("cpu"))
         trainer.ranks.barrier()
     return out / "model"
+
+
+def build_settings(config: DictConfig) -> tuple[TrainerConfig, ValidationConfig, TrackingConfig]:
+    """The settings of trainer, validation and trackers; what is wrong in the configuration fails here, before anything is read.
+
+    Raises:
+        ValueError: a setting is out of range, unknown, or contradicts another.
+    """
+    check_whole(config, 0, "whitened_images")
+    check_whole(config, 1, "text_vocabulary")
+    check_start(config)
+    if config.suite is not None:
+        build_suite(config.suite)
+    trainer: TrainerConfig = build(config.trainer)
+    validation: ValidationConfig = build(config.validation)
+    check_held_out(config, trainer, validation)
+    tracking: TrackingConfig = build(config.tracking)
+    tracking.check()
+    return trainer, validation, tracking
 
 
 def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: ValidationConfig) -> None:
@@ -138,12 +143,18 @@ def finish(bundle: ModelBundle, config: DictConfig) -> None:
         evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
 
 
-def initialize(learner: Learner, num_images: int) -> None:
+def initialize(learner: Learner, config: DictConfig) -> None:
     """Initialise the fresh parts of a model from its data and image tokenizer: the patch embedding from whitened patches of
-    `num_images` training images (0: not), the code embedding from the tokenizer's codebook where it has its form.
+    `whitened_images` training images (0: not), the code embedding from the tokenizer's codebook where it has its form. A fresh
+    vision tower that the stage freezes is warned of.
     """
     model, fresh = learner.bundle.model, learner.fresh
-    images = list(islice(learner.mixture.images(), num_images)) if "vision" in fresh else []
+    if "vision" in fresh and "vision" not in config.stage.lr_scales:
+        logger.warning(
+            f"The vision tower is untrained, and the stage '{config.stage.name}' freezes it: "
+            f"give init_from=FOLDER of a model that can see, or choose stage=scratch."
+        )
+    images = list(islice(learner.mixture.images(), config.whitened_images)) if "vision" in fresh else []
     if images:
         init_vision_from_patches(model.pixels.tower, torch.from_numpy(np.stack(images)))
     codebook = learner.bundle.image_tokenizer.quantize.codebook
