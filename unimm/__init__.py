@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unimm.runtime.environment import prepare_libraries
 
 if TYPE_CHECKING:
-    from unimm.inference.decode.admission_queue import Limits
+    from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine
     from unimm.inference.load import load
     from unimm.sequence import Kind, Segment, Sequence
@@ -22,7 +22,7 @@ __all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "lo
 _HOMES = {
     "load": "unimm.inference.load",
     "Engine": "unimm.inference.engine",
-    "Limits": "unimm.inference.decode.admission_queue",
+    "Limits": "unimm.inference.decode.workload",
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",

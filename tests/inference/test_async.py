@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from unimm.inference.decode.admission_queue import Limits, QueueFull
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.workload import Limits, QueueFull
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
 

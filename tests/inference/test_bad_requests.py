@@ -9,10 +9,10 @@ from PIL import Image
 
 from unimm.batch import Batch
 from unimm.data.template import Turn
-from unimm.inference.decode.admission_queue import Limits, QueueFull
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.workload import Limits, QueueFull
 from unimm.inference.engine import Engine
 from unimm.sequence import Kind, Segment, Sequence
 

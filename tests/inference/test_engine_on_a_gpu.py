@@ -17,11 +17,11 @@ from test_decoder import PROMPTS, drawing, question
 from test_llama_decode import relative_error
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
-from unimm.inference.decode.admission_queue import Limits
-from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.step import Graphs
+from unimm.inference.decode.workload import Limits
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
 from unimm.inference.kernels.llama_decode import DecodeModel
@@ -168,7 +168,7 @@ def test_every_trunk_decodes_the_same(device: str, trunk: dict[str, Any]) -> Non
 
 @ON_EVERY_DEVICE
 def test_graphs_beyond_the_most_are_recorded_again(device: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimm.inference.decode.cuda_graphs.MOST", 2)
+    monkeypatch.setattr("unimm.inference.decode.step.MOST", 2)
     engine = make_engine(device)
     for _ in range(2):
         assert engine.decoder.fill(mix(engine)) == tiny_engine.decoder.fill(mix(tiny_engine))

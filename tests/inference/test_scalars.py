@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
-from unimm.inference.scalars import real_number, whole_number, whole_numbers
+from unimm.runtime.number_checks import real_number, whole_number, whole_numbers
 
 INTEGERS = [np.int64, np.uint32, np.int8, np.uint64, torch.tensor, np.array]
 REALS = [np.float32, np.float16, torch.tensor, np.array, Fraction]

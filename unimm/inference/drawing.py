@@ -21,7 +21,7 @@ from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.image_codec import ImageCoder
 from unimm.inference.input_validation import check_text
-from unimm.inference.scalars import whole_number, whole_numbers
+from unimm.runtime.number_checks import whole_number, whole_numbers
 
 GREY = (128, 128, 128)
 """Where a preview has nothing yet."""

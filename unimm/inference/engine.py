@@ -17,18 +17,18 @@ from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.views import DESCRIBE
-from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Branch, Request, requests_for
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.workload import Limits
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
 from unimm.inference.image_codec import ImageCoder
 from unimm.inference.input_validation import check_text, check_weights, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
-from unimm.inference.scalars import whole_number
 from unimm.inference.text_stream import Completion, astream, awrite, write
 from unimm.inference.text_stream import stream as write_stream
 from unimm.inference.vqa_score import ask_whether_shown, check_best_of, choose_best, probability_of_yes
+from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Sequence
 
 
@@ -89,7 +89,7 @@ class Engine:
 
     @torch.no_grad()
     def update_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy new values into the model's parameters, by name; what is on its way goes on with them.
+        """Copy new values into the model's parameters, by name; running requests go on with them.
 
         Raises:
             ValueError: a name or shape is none of the model's; then nothing has changed.
@@ -256,10 +256,11 @@ class Engine:
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.
             temperature: 0.0 takes the likeliest code every time.
-            callback: is told a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
+            callback: gets a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
                 raises stops the drawing.
-            more: `best_of`: draw each image so many times, and give the one that aligns best with the prompt (`alignment`), in
-                a little more than so many times the time. `min_p` of `Sampling`, `guidance_interval` of `Request`.
+            more: `best_of`: draw each image as often as this says, and return the one that aligns best with the prompt
+                (`alignment`); the time grows by a little more than that factor. `min_p` of `Sampling`, `guidance_interval` of
+                `Request`.
 
         Returns:
             A list of PIL images; a list of such lists for a list of prompts.
@@ -283,7 +284,7 @@ class Engine:
 
         Args:
             preview_every: codes an image between previews. They are made beside the drawing, and left out when they are late.
-            settings: as in `generate_images`, but for `best_of`: nobody knows the best one before all are there.
+            settings: as in `generate_images`, but for `best_of`: the best one is known when all are there.
 
         Returns:
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.

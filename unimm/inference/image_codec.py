@@ -20,7 +20,7 @@ class ImageCoder:
     """An image tokenizer in use.
 
     Args:
-        alone: one image at a time, so that nobody's numbers depend on company. In float32 on a CPU it is so in any case: sums
+        alone: one image at a time, for batch invariance. In float32 on a CPU it is so in any case: sums
             are split otherwise in a batch, and pixels would differ by a level.
         weights: "int8": decode in integers where a CPU gains from it (`int8_convolution`); all else changes nothing.
     """

@@ -6,8 +6,8 @@ import torch
 
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
-from unimm.inference.scalars import shorten
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.number_checks import shorten
 from unimm.sequence import Sequence
 
 MAX_PROMPT_CHARACTERS = 50_000
@@ -47,7 +47,7 @@ def pair(image: ImageLike | list, question: str | list[str]) -> tuple[list, list
 
 
 def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
-    """ValueError: an element is none that the model knows. Prefilled beside others it would be their trouble, too."""
+    """ValueError: an element is none that the model knows. Prefilled together with others it would make theirs fail, too."""
     for segment in sequence.segments:
         ports = model.predicted_ports if segment.is_open else model.ports
         if segment.kind not in ports:

@@ -5,7 +5,7 @@
     DeepSeek      {"role": "<|User|>", "content": "<image_placeholder>\\nWhat is this?", "images": [picture]}
 
 A last message of the assistant's is what its answer begins with; an empty one, as DeepSeek ends its conversations, is the place
-to answer. Whatever a message says that is not followed is refused: an image that nobody looked at would still get an answer.
+to answer. Whatever a message says that is not followed is refused: an answer to an image that was ignored would not show it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
 from unimm.inference.input_validation import MAX_PROMPT_CHARACTERS, check_text
-from unimm.inference.scalars import shorten
+from unimm.runtime.number_checks import shorten
 
 Message = dict[str, Any]
 """A chat message: {"role": ..., "content": text or a list of parts}, and with DeepSeek "images"."""
@@ -44,29 +44,29 @@ def read_messages(messages: list[Message], template: Template, max_positions: in
     The last turn is the assistant's where the last message is, and says something: it is to be continued.
 
     Raises:
-        ValueError: a role, key, part or image that is none, nobody to answer, or more than `max_positions` could hold; before
+        ValueError: an invalid role, key, part or image, no message to answer, or more than `max_positions` could hold; before
             any image is read.
     """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"Messages are a list of {_SHAPE}.")
-    told = [(_role(message), _read_content(message)) for message in messages]
-    if sum(len(text) for _, parts in told for text in parts if isinstance(text, str)) > MAX_PROMPT_CHARACTERS:
+    read = [(_role(message), _read_content(message)) for message in messages]
+    if sum(len(text) for _, parts in read for text in parts if isinstance(text, str)) > MAX_PROMPT_CHARACTERS:
         raise ValueError(f"The messages have more than {MAX_PROMPT_CHARACTERS:,} characters: no more are read.")
-    num_images = sum(not isinstance(part, str) for _, parts in told for part in parts)
+    num_images = sum(not isinstance(part, str) for _, parts in read for part in parts)
     each = 0 if template.prompt_format.sees == "codes" else template.num_positions
     if num_images * each > max_positions:
         raise ValueError(f"{num_images} images take {num_images * each} positions, and there are {max_positions}: show fewer.")
     system_prompt = None
-    if told and told[0][0] == "system":
-        if any(not isinstance(part, str) for part in told[0][1]):
+    if read and read[0][0] == "system":
+        if any(not isinstance(part, str) for part in read[0][1]):
             raise ValueError("A system message is text: show images in a user's message.")
-        system_prompt = " ".join(str(part) for part in told[0][1])
-        told = told[1:]
-    if told and told[-1][0] == "assistant" and not _says_something(told[-1][1]):
-        told = told[:-1]
-    if not any(role == "user" for role, _ in told):
+        system_prompt = " ".join(str(part) for part in read[0][1])
+        read = read[1:]
+    if read and read[-1][0] == "assistant" and not _says_something(read[-1][1]):
+        read = read[:-1]
+    if not any(role == "user" for role, _ in read):
         raise ValueError('There is no message to answer: give at least one of role "user".')
-    return [_read_turn(role, parts, template) for role, parts in told], system_prompt
+    return [_read_turn(role, parts, template) for role, parts in read], system_prompt
 
 
 def continues_answer(messages: list[Message]) -> bool:

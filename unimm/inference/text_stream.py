@@ -29,7 +29,7 @@ class Completion:
 class TextStream:
     """One text: `push` its ids, one after the other. Pieces never hold a part of what may become a stop string.
 
-    continues: it goes on with a text that is there already, so white space at its beginning counts.
+    continues: it continues a text, so leading white space counts.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...] = (), continues: bool = False) -> None:

@@ -15,9 +15,9 @@ from unimm.data.records import SHOWS, ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import TextTokenizer
 from unimm.inference.input_validation import check_text
-from unimm.inference.scalars import whole_number
 from unimm.models.attention import mask_of
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Segment, Sequence
 
 ANSWERS = ((" yes", " no"), (" Yes", " No"))
@@ -49,7 +49,7 @@ def check_lengths(model: UnifiedModel, sequences: list[Sequence]) -> None:
 
 
 def check_best_of(best_of: Any, model: UnifiedModel, template: Template, prompts: list[str]) -> int:
-    """Before the work of drawing: can the best of so many be chosen? Gives how many.
+    """Before the work of drawing: whether the best of `best_of` drawings can be chosen. Returns it as an int.
 
     Raises:
         ValueError: it is no number from 1 on, or a prompt is empty, or too long to be asked about.
@@ -67,7 +67,7 @@ def probability_of_yes(
 ) -> list[float]:
     """What remains for "yes", from 0 to 1, where each open sequence has to go on with "yes" or "no".
 
-    alone: one at a time, so that nobody's numbers depend on company.
+    alone: one at a time, for batch invariance.
 
     Raises:
         ValueError: a sequence is longer than the model was made for.

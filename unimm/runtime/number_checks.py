@@ -1,6 +1,12 @@
-"""Settings that are numbers, checked where they are given: one sentence instead of a division by zero an hour later."""
+"""Settings that are numbers, checked where they are given: one sentence instead of a division by zero an hour later.
+
+`check_...` look at the attributes of a settings object. `whole_number` and `real_number` convert an argument: Python's, NumPy's
+and 0-d tensors of PyTorch's numbers become plain ints and floats. (A NumPy integer that went on would wrap around at its own 64
+or 32 bits, where noise is hashed in Python's.)
+"""
 
 import math
+import operator
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -40,6 +46,43 @@ def check_probability(settings: object, *names: str) -> None:
     for name, value in _values(settings, names):
         if not _is_finite(value) or not 0 <= value <= 1:
             raise ValueError(f"{name} is a number from 0 to 1, not {value!r}.")
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """The value as an int. ValueError: it is no whole number (a bool is none), or less than `least`."""
+    at_least = "" if least is None else f" of at least {least}"
+    try:
+        if "bool" in str(getattr(value, "dtype", type(value))):
+            raise TypeError
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # of several elements, or of floats
+        raise ValueError(f"{name} is a whole number{at_least}, not {shorten(value)}.") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} is a whole number{at_least}, not {number}.")
+    return number
+
+
+def whole_numbers(name: str, values: Any, count: int) -> list[int]:
+    """One number for all, or a list, range, array or tensor with one for each of `count`. ValueError: it is neither."""
+    if not isinstance(values, list | tuple | range) and not getattr(values, "ndim", 0):
+        return [whole_number(name, values)] * count
+    return [whole_number(name, value) for value in values]
+
+
+def real_number(name: str, value: Any) -> float:
+    """The value as a float. ValueError: it is no number."""
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is a number, not {shorten(value)}.") from None
+
+
+def shorten(value: Any, length: int = 60) -> str:
+    """How a value is written, on one line and cut where it is long."""
+    text = " ".join(repr(value)[: 10 * length].split())
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _values(settings: object, names: tuple[str, ...]) -> Iterable[tuple[str, Any]]:

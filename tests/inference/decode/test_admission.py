@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from unimm.batch import collate
 from unimm.data.template import Turn
-from unimm.inference.decode.admission_queue import Limits, QueueFull
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.kv_cache import RowCacheLayer
 from unimm.inference.decode.request import Branch, Job, Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.decode.step import DecodeStep
+from unimm.inference.decode.workload import Limits, QueueFull
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 from unimm.sequence import Kind, Segment, Sequence

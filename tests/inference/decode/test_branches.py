@@ -9,10 +9,10 @@ import torch
 
 from unimm.batch import collate
 from unimm.data.template import Turn
-from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Branch, Job, Request, classifier_free
 from unimm.inference.decode.sampling import Sampler, Sampling, combine, guide
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.sequence import Kind, Segment, Sequence
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unimm.inference.decode.counter_noise import gumbel, stream_key
+from unimm.inference.decode.sampling import gumbel, stream_key
 
 EULER = 0.5772156649
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from unimm.batch import Elements, collate
 from unimm.data.template import Turn
-from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Branch, Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.models.ports.base import Filler, PredictedPort
 from unimm.models.unified import UnifiedModel

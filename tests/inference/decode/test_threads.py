@@ -13,12 +13,12 @@ import torch
 from conftest import tiny_model
 
 from unimm.inference.decode import running_batch
-from unimm.inference.decode.admission_queue import Limits
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.decode.threads import FairRLock
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.inference.kernels import llama_decode
 from unimm.models.unified import UnifiedModel

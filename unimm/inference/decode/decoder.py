@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from typing import Any
 
-from unimm.inference.decode.admission_queue import QueueFull
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.scheduler import Scheduler
+from unimm.inference.decode.workload import QueueFull
 
 IsOver = Callable[[int, int], bool]
 """Called with every request of a call (its index) and its next id: whether that ends it."""

@@ -203,13 +203,13 @@ class FillPasses:
             self.reset()
 
     def check_capacity(self, rows: int, slots: int, most: int) -> None:
-        """ValueError: so many rows of so many slots are too large for an empty cache of `most` bytes."""
+        """ValueError: these rows, with these slots each, are too large for an empty cache of `most` bytes."""
         if (needed := cache_bytes(self.model, *self._new_cache().reserved(rows, slots))) > most:
             takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
             raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
 
     def bytes_for(self, rows: int, slots: int) -> int:
-        """Of keys and values, if the cache held so many rows of so many slots, beside what it has reserved."""
+        """Of keys and values, if the cache had reserved these rows, with these slots each, too."""
         return cache_bytes(self.model, *self._cache.reserved(rows, slots, ahead=False))
 
     @property

@@ -53,7 +53,7 @@ class RowCacheLayer(CacheLayerMixin):
         return keys[:, :, :used], values[:, :, :used]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """`write` for `transformers`, whose attention wants keys in the dtype of its queries."""
+        """`write` for `transformers`, whose attention needs keys in the dtype of its queries."""
         keys, values = self.write(key_states, value_states)
         if keys.shape[2] == key_states.shape[2]:
             return key_states, value_states  # the first positions of their rows: there is nothing else to attend to
@@ -109,7 +109,7 @@ def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
 
 
 def cache_bytes(model: UnifiedModel, rows: int, slots: int) -> int:
-    """Of keys and values of so many rows and slots."""
+    """Of keys and values of these numbers of rows and slots."""
     config, weight = model.trunk.config, next(model.parameters())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -139,7 +139,7 @@ class RowCache(Cache):
         self.reserve(rows.stop, used)
 
     def reserve(self, num_rows: int, num_slots: int, ahead: bool = True) -> None:
-        """Let the buffers hold so many rows of so many slots, at their next use. ahead: and more rows for later requests."""
+        """Let the buffers hold this number of rows of slots, at their next use. ahead: and more rows for later requests."""
         self.num_rows, self.num_slots = self.reserved(num_rows, num_slots, ahead)
 
     def reserved(self, num_rows: int, num_slots: int, ahead: bool = True) -> tuple[int, int]:

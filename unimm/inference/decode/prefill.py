@@ -16,7 +16,7 @@ from unimm.inference.decode.request import Job, Row
 from unimm.models.unified import UnifiedModel
 
 PADDING = 1.3
-"""Sequences go together when the longest is at most so many times the shortest."""
+"""Sequences go together when the longest is at most this many times the shortest."""
 
 
 class Prefill:
@@ -24,7 +24,7 @@ class Prefill:
 
     Args:
         rows: each with what it begins with; `length` is set when it is written.
-        positions_a_step: so many at most, over all rows, in one `advance`.
+        positions_a_step: computed at most, over all rows, in one `advance`.
         alone: every row goes by itself, for batch invariance.
     """
 

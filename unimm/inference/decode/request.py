@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from unimm.inference.decode.sampling import Sampling
-from unimm.inference.scalars import real_number, shorten
+from unimm.runtime.number_checks import real_number, shorten
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 

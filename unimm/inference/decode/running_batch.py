@@ -220,7 +220,7 @@ class RunningBatch:
         return RowCache(len(self.model.trunk.layers), self.config.max_rows)
 
     def check_capacity(self, rows: int, slots: int) -> None:
-        """ValueError: so many rows of so many slots are too large for an empty cache."""
+        """ValueError: these rows, with these slots each, are too large for an empty cache."""
         most = self.config.max_cache_bytes
         if (
             most is not None
@@ -232,19 +232,19 @@ class RunningBatch:
             raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
 
     def bytes_for(self, rows: int, slots: int) -> int:
-        """Of keys and values, if the cache held so many rows of so many slots, beside what it has reserved."""
+        """Of keys and values, if the cache had reserved these rows, with these slots each, too."""
         size = self._rounded(rows, slots) if rows else (0, 0)
         return cache_bytes(self.model, *self._cache.reserved(*size, ahead=False))
 
     def reserve(self, rows: int, slots: int) -> None:
-        """Let the cache hold so many rows of so many slots, and more for later requests where memory allows."""
+        """Let the cache hold these rows, with these slots each, and more for later requests where memory allows."""
         rows, slots = self._rounded(rows, slots)
         most = self.config.max_cache_bytes
         ahead = most is None or cache_bytes(self.model, *self._cache.reserved(rows, slots)) <= most
         self._cache.reserve(rows, slots, ahead)
 
     def _rounded(self, rows: int, slots: int) -> tuple[int, int]:
-        """Rows and slots of a step over so many: steps round up, or are always of one size."""
+        """Rows and slots of a step over these numbers: steps round up, or are always of one size."""
         if self.config.is_deterministic:
             return self.config.max_rows, self.config.max_positions
         return self._decode_step().rounded(rows, slots)

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from unimm.inference.decode.admission_queue import Limits, Stats
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.threads import FairRLock, StepThread
-from unimm.inference.decode.workload import Workload
+from unimm.inference.decode.workload import Limits, Stats, Workload
 from unimm.inference.input_validation import check_elements
 from unimm.models.unified import UnifiedModel
 

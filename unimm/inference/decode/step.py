@@ -2,19 +2,19 @@
 
 What a step reads and writes of its rows (`DecodeBatch`) lies on the device and is made again only when rows come or go: an id
 that one step chooses is what the next one embeds, without a round trip to the host. So on a GPU the whole of it (embed, trunk,
-heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few: numbers of rows and slots are rounded up.
+heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few: numbers of rows and slots are rounded up. (A
+step of a 1B model is some hundred small kernels; launched one by one from Python they take longer than they run.)
 
 Shapes: R rows (and one more place, where the results of padding go), n requests of a kind, g further rows of theirs for the
 other branches of guidance, both rounded up, B branches but the first; D trunk width, V vocabulary.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from unimm.inference.decode.cuda_graphs import Graphs
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.request import Job, Row
 from unimm.inference.decode.sampling import Sampler, combine
@@ -22,10 +22,14 @@ from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.sequence import Kind
 
 SLOTS = 128
-"""Slots that a captured step reads: a multiple of so many."""
+"""Slots that a captured step reads are a multiple of this."""
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of rows that steps are captured for; beyond, multiples of the last."""
+
+
+MOST = 256
+"""Graphs that are kept; beyond, all are recorded again. Each holds a few MB."""
 
 
 class KindGroup:
@@ -53,7 +57,7 @@ class KindGroup:
         self.sampler = Sampler(
             samplings + samplings[:1] * pads,
             size.device,
-            [_seen(job) for job in self.jobs] + [[]] * pads if kind == Kind.TEXT else None,
+            [_seen(job, kind) for job in self.jobs] + [[]] * pads,
             vocabulary_size,
         )
         self.logprobs = any(job.request.logprobs for job in self.jobs)
@@ -204,8 +208,8 @@ class BatchRounding:
 class DecodeStep:
     """Moves all rows by one position.
 
-    fixed_rows, fixed_slots: always compute so many rows over so many slots, for batch invariance: kernels of different sizes
-        round differently.
+    fixed_rows, fixed_slots: rows and slots that every step computes, for batch invariance: kernels of different sizes round
+        differently.
     """
 
     def __init__(
@@ -219,7 +223,7 @@ class DecodeStep:
         self._batch: DecodeBatch | None = None
 
     def rounded(self, rows: int, slots: int) -> tuple[int, int]:
-        """Rows and slots that it computes for so many."""
+        """Rows and slots that it computes for these numbers."""
         return self.size.of_rows(rows), self._slots(slots)
 
     def set_rows(self, rows: list[Row]) -> None:
@@ -269,6 +273,44 @@ class DecodeStep:
         return -(-used // SLOTS) * SLOTS if self._graphs is not None else used
 
 
+class Graphs:
+    """Graphs of one function by the shape it is called for. Everything that it reads must stay at its place in memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Of high priority: streams of that pool are used for nothing else here; images are decoded on one of the others.
+        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._pool: Any = None
+
+    def run(self, shape: Hashable, work: Callable[[], Any], changed: list[torch.Tensor]) -> Any:
+        """What `work()` gives, as tensors that the next call may overwrite. changed: what it writes to beside them."""
+        if shape not in self._graphs:
+            if len(self._graphs) >= MOST:
+                self._graphs.clear()
+                self._pool = None  # what was recorded is gone, and its memory with it
+            self._graphs[shape] = self._record(work, changed)
+        graph, result = self._graphs[shape]
+        graph.replay()
+        return result
+
+    def _record(self, work: Callable[[], Any], changed: list[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        # Libraries make their workspaces at the first call, which must not be recorded; and that call counts for nothing.
+        before = [tensor.clone() for tensor in changed]
+        own = torch.cuda.current_stream()
+        self._stream.wait_stream(own)
+        with torch.cuda.stream(self._stream):
+            work()
+        own.wait_stream(self._stream)
+        for tensor, content in zip(changed, before, strict=True):
+            tensor.copy_(content)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may be decoding images meanwhile; what it does is not recorded.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = work()
+        self._pool = self._pool or graph.pool()
+        return graph, result
+
+
 def make_graphs(model: DecodeModel) -> Graphs | None:
     """Where steps can be captured: on a GPU, where nothing reads back to the host. Rotations that change with length do."""
     syncs = getattr(model.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if model.layers else True
@@ -276,9 +318,11 @@ def make_graphs(model: DecodeModel) -> Graphs | None:
     return Graphs(device) if device.type == "cuda" and not syncs else None
 
 
-def _seen(job: Job) -> list[int]:
-    """The ids of text that were given to a request or written by it."""
-    given = [token for segment in job.request.sequence.given.segments if segment.kind == Kind.TEXT for token in segment.ids]
+def _seen(job: Job, kind: Kind) -> list[int]:
+    """The ids of a kind that were given to a request or chosen for it, where a repetition penalty is for them."""
+    if job.request.sampling.repetition_penalty == 1.0:
+        return []
+    given = [token for segment in job.request.sequence.given.segments if segment.kind == kind for token in segment.ids]
     return given + job.filled
 
 

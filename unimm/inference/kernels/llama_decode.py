@@ -40,7 +40,7 @@ class DecodeModel:
     """
 
     def __init__(self, model: UnifiedModel, weights: str | None = None) -> None:
-        self.model = model
+        self.model, self._ports = model, model.vocabulary_ports
         self.layers: list[_Layer] | None = None
         self.heads: dict[Kind, Linear] = {}
         # What adapters add is in no weight yet.
@@ -65,13 +65,13 @@ class DecodeModel:
 
     def embed(self, kind: Kind, ids_n: torch.Tensor) -> torch.Tensor:
         """ids (n,) -> (n, D)."""
-        return self.model.vocabulary_ports[kind].embed(ids_n)
+        return self._ports[kind].embed(ids_n)
 
     def sample(self, kind: Kind, hidden_nD: torch.Tensor, choose: Callable[[torch.Tensor], T]) -> T:
         """One step of sampling of the rows that fill `kind`: as `VocabularyPort.sample`."""
         if kind in self.heads:
             return choose(self.heads[kind](hidden_nD))
-        return self.model.vocabulary_ports[kind].sample(hidden_nD, choose)
+        return self._ports[kind].sample(hidden_nD, choose)
 
     def advance(self, embeddings_RD: torch.Tensor, positions_R: torch.Tensor, used: int, cache: RowCache) -> torch.Tensor:
         """One position a row, written at its place in the cache: (R, D) -> hidden states (R, D).
@@ -149,7 +149,7 @@ def attend(
 def attend_fused(
     q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same by a fused kernel. Heads that share keys are so many queries of one head: not every such kernel knows groups."""
+    """The same by a fused kernel. Heads that share keys become queries of one head: not every such kernel knows groups."""
     q_RGnd = q_RHd.unflatten(1, (keys_RGSd.shape[1], -1))
     mask_R11S = mask_RG1S[:, :1].to(q_RHd.dtype)
     return F.scaled_dot_product_attention(q_RGnd, keys_RGSd, values_RGSd, mask_R11S, scale=scale).flatten(1, 2)

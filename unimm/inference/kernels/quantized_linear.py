@@ -25,7 +25,7 @@ GROUP = 64
 """Weights that share a scale in int4."""
 
 BLOCK = 16
-"""Of inputs (int8 without integer products) or outputs (int4), PyTorch's kernels for CPUs take so many at a time, or crash."""
+"""Of inputs (int8 without integer products) or outputs (int4), PyTorch's kernels for CPUs take multiples of this, or crash."""
 
 ROWS = 16
 """The number of rows that weights are packed for; others work too."""
