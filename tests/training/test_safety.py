@@ -297,14 +297,17 @@ def test_workers_outlive_a_signal_for_the_whole_job(number: signal.Signals) -> N
 
 
 def test_workers_end_where_their_parent_was_killed(tmp_path: Path) -> None:
-    """Also with batches too large for a pipe, which nobody takes any more."""
+    """Also with batches too large for a pipe, and one that begins when the parent is gone."""
     parent = (
         "import os, signal, time, torch\n"
         "from torch.utils.data import DataLoader\n"
         "from unimm.training import signals\n"
         "signals.SECONDS_BETWEEN_LOOKS = 0.1\n"
         "data = [b'x' * 300_000] * 50\n"
-        "batches = iter(DataLoader(data, batch_size=None, num_workers=2, worker_init_fn=signals.init_worker))\n"
+        "def begin(worker):\n"
+        "    time.sleep(2 * worker)\n"
+        "    signals.init_worker(worker)\n"
+        "batches = iter(DataLoader(data, batch_size=None, num_workers=2, worker_init_fn=begin))\n"
         "next(batches)\n"
         "print(*(worker.pid for worker in batches._workers), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

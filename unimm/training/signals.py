@@ -10,6 +10,7 @@ and the same command goes on from there. Further signals change nothing, since l
 has already sent to everybody; only a second Ctrl-C, seconds after the first, ends the process at once.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -108,7 +109,10 @@ def init_worker(worker: int) -> None:
 def _end_with_parent() -> None:
     """Wait for the SIGTERM by which the parent ends its workers (a scheduler's would cost the parent its step), or until the
     parent is gone: a worker that has batches to hand over would else wait for someone to take them, for ever."""
-    parent = os.getppid()
+    parent, started_by = os.getppid(), multiprocessing.parent_process()
+    # The parent may be gone before this thread looks for the first time; only a fork server stands between the two.
+    if started_by is not None and started_by.pid != parent and multiprocessing.get_start_method() != "forkserver":
+        os._exit(0)
     while os.getppid() == parent:
         met = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
         if met is not None and met.si_pid == parent:
