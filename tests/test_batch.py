@@ -45,7 +45,7 @@ def test_elements_have_weights_of_their_own() -> None:
 
 
 def test_images_of_different_lengths_share_a_batch() -> None:
-    """Each is told with its row, where it starts there, and its positions; unopened ones are read now."""
+    """A span is an image's row, where it starts there, and its positions; unopened ones are read now."""
     short, long = Segment.look(lambda: IMAGE, 2), Segment.seen(np.ones((4, 8), np.float16), 5)
     text = Segment.text([1])
     batch = collate([[Sequence((text, short)), Sequence((text, long, short))], [], [Sequence((long, text))]])

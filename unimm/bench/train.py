@@ -200,7 +200,7 @@ def _run_theirs(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) ->
         }
         return {**padded, "pixel_values": torch.stack([item["pixel_values"] for item in chosen])}
 
-    class Told(TrainerCallback):
+    class Reporter(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.count(*read.pop(0))
 
@@ -225,7 +225,7 @@ def _run_theirs(trial: Trial, engine: Engine, mixture: Mixture, folder: Path) ->
         **_by_length(TrainingArguments),
     )
     trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=_Items(items), data_collator=pad, callbacks=[Told()]
+        model=model, args=arguments, train_dataset=_Items(items), data_collator=pad, callbacks=[Reporter()]
     )
     return clock.measured(trainer.train().training_loss)
 

@@ -125,8 +125,8 @@ def with_features(
 
     if config.features is not None:
         folders = {name: Path(config.features) / name for name in looking_sources(config)}
-        told = reading_tower()
-        datasets = datasets | {name: FeaturedDataset(datasets[name], folder, *told) for name, folder in folders.items()}
+        identity = reading_tower()
+        datasets = datasets | {name: FeaturedDataset(datasets[name], folder, *identity) for name, folder in folders.items()}
     return {name: bind(dataset, DatasetContext(tower=reading_tower)) for name, dataset in datasets.items()}
 
 

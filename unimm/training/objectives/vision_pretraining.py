@@ -79,8 +79,8 @@ class VisionPretraining(Objective):
         logits_NPG = self.place_head(features_NPC).float()
         patches_P = torch.arange(features_NPC.shape[1], device=features_NPC.device)
         rows_m, columns_m = (
-            wanted_P.expand(len(features_NPC), -1).flatten()
-            for wanted_P in (patches_P // self.num_rows, patches_P % self.num_rows)
+            index_P.expand(len(features_NPC), -1).flatten()
+            for index_P in (patches_P // self.num_rows, patches_P % self.num_rows)
         )
         of_rows_mG, of_columns_mG = (part.flatten(0, 1) for part in logits_NPG.split(self.num_rows, dim=-1))
         loss = F.cross_entropy(of_rows_mG, rows_m, reduction="sum") + F.cross_entropy(of_columns_mG, columns_m, reduction="sum")
