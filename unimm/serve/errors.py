@@ -1,0 +1,118 @@
+"""What goes wrong, in OpenAI's form: {"error": {"message", "type", "param", "code"}}, and nothing of the server's inside.
+
+`ApiError` is what our own code raises for a client to read. Everything else is answered by a fixed sentence and a request id,
+under which the log has the exception: its text may hold paths, addresses or what another client has sent.
+"""
+
+import logging
+import secrets
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+SENTENCES = {
+    400: "The request cannot be read: send JSON as /docs describes it.",
+    404: "There is no such address here: /docs lists them.",
+    405: "This address does not take that method: /docs lists them.",
+}
+"""What is said where a library refuses a request."""
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        message: one sentence that says what to do. It goes to the client.
+        kind: OpenAI's `type`, which metrics count by.
+        param: the field that is meant, such as "messages.0.content".
+        code: a short word for programs, such as "model_not_found".
+        retry_after: seconds after which to ask again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As OpenAI writes it. What of it a client has written may be no valid Unicode."""
+        message, param = _printable(self.message), None if self.param is None else _printable(self.param)
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The answer."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return JSONResponse(self.body, self.status, headers)
+
+
+class ErrorDetail(BaseModel):
+    """Of an error: a sentence, its type, the field that is meant, and a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of an exception."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        sentence = SENTENCES.get(error.status_code, "The request was refused: /docs says what is understood.")
+        return ApiError(error.status_code, sentence)
+    request_id = secrets.token_hex(8)
+    logger.error("Request %s failed.", request_id, exc_info=error)
+    sentence = f"The server failed at this request: its log has the reason under the id {request_id}."
+    return ApiError(500, sentence, "server_error", code="internal_error")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let an app answer every exception in that form."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response
+
+    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first field that pydantic refuses. Its messages name types and limits, and quote nothing."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.")
+    place = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(place)[:200] or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"Unknown field {param!r}: /docs lists those that are understood.", param=param)
+    said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+    return ApiError(400, f"{param or 'body'}: {said}.", param=param)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
