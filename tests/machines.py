@@ -81,7 +81,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
         "token": None,
         "endpoint": "https://huggingface.co",
     },
-    "kernels": {"kernels": {name: {"why_not": None, "seconds": 0.0} for name in ("convolution", "document_attention")}},
+    "kernels": {"kernels": {name: {"why_not": None, "seconds": 0.0} for name in ("convolution", "attention")}},
     "torch": {
         "version": "2.14.1+cpu",
         "cuda": None,

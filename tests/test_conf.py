@@ -20,8 +20,8 @@ from unimm.checkpoints.janus_config import from_janus_config
 from unimm.cli import builders
 from unimm.cli.app import app
 from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes, is_coded, without_codes
+from unimm.cli.choices import conf_folder
 from unimm.cli.compose import build, compose_config
-from unimm.cli.conf import conf_folder
 from unimm.cli.encode import _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
@@ -31,7 +31,7 @@ from unimm.eval.validation import ValidationConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
-from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Objective
 from unimm.training.trackers import TrackingConfig
 from unimm.training.trainable_parts import freeze, stage_table
 from unimm.training.trainer import TrainerConfig

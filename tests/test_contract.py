@@ -17,7 +17,7 @@ import unimm
 import unimm.data
 import unimm.eval
 from unimm.cli.app import app
-from unimm.cli.conf import conf_folder
+from unimm.cli.choices import conf_folder
 
 SIGNATURES = {
     "load": "path, device=None, dtype=None, *, adapter=None",

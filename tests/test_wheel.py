@@ -45,7 +45,7 @@ def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path)
         own = {path.relative_to(ROOT) for path in (ROOT / "unimm").rglob(kind)}
         assert own and own == {path.relative_to(site) for path in site.rglob(kind) if path.is_relative_to(site / "unimm")}
     assert {path.name for path in site.rglob("LICENSE")} | {path.name for path in site.rglob("NOTICE")} == {"LICENSE", "NOTICE"}
-    code = "import unimm.cli.conf as conf; print(conf.conf_folder())"
+    code = "import unimm.cli.choices as conf; print(conf.conf_folder())"
     assert Path(run(site, tmp_path, sys.executable, "-c", code).strip()) == site / "unimm/conf"
     assert "seed: 7" in run(site, tmp_path, *UNIMM, "train", "--cfg", "job", "seed=7")
 

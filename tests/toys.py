@@ -15,9 +15,8 @@ from unimm.data.records import Question, Record, Text
 from unimm.data.template import PromptFormat, Template
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
-from unimm.training.objectives.base import Objective
-from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.objectives.likelihood import Likelihood, Objective
+from unimm.training.optimizers import Budget, Schedule
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import unimm
-from unimm.checkpoints.bundle import DEFAULT, ModelBundle
-from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
 from unimm.data.template import PromptFormat
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer

@@ -8,13 +8,13 @@ import pytest
 from conftest import tiny_text_tokenizer
 from janus_cases import CHAT_TEMPLATE, make_tokenizer
 
-from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT, chat_template
-from unimm.checkpoints.prompt_conventions import (
+from unimm.checkpoints.bundle import (
     DrawingDefaults,
     check_image_preparation,
     read_drawing_defaults,
     read_prompt_format,
 )
+from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT, chat_template
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
 from unimm.cli.app import app, expand_home
+from unimm.cli.choices import conf_folder
 from unimm.cli.compose import compose_config, run_with_hydra
-from unimm.cli.conf import conf_folder
 from unimm.cli.overrides import FLAGS, FUNCTIONS, ONE_PATH, PATHS, VALUED_OPTIONS, as_typed, quote, split_arguments
 
 parser = OverridesParser.create()

@@ -141,7 +141,7 @@ def test_a_crash_is_told_once() -> None:
 
 def test_the_compiler_is_the_reason_and_told_once() -> None:
     """Without one there are no kernels and no torch.compile."""
-    none = {"kernels": {name: {"why_not": NO_COMPILER} for name in ("convolution", "document_attention")}}
+    none = {"kernels": {name: {"why_not": NO_COMPILER} for name in ("convolution", "attention")}}
     readings = healthy(compiler={"why_not": NO_COMPILER}, kernels=none, compile={"why_not": "No working C++ compiler"})
     assert [one.about for one in find(readings, CHECKS)] == ["compiler"]
     works = {one.what: one.value for one in choose_all(readings)}

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimm.models import document_attention
-from unimm.models.document_attention import attend_within_documents
+from unimm.models import attention
+from unimm.models.attention import attend_within_documents
 from unimm.native import library_beside
 
 SIZES = st.lists(st.integers(-9, 150).filter(bool), min_size=1, max_size=7).filter(lambda sizes: max(sizes) > 0)
@@ -68,9 +68,9 @@ def test_is_plain_attention(dtype: torch.dtype, sizes: list[int], data: st.DataO
 @pytest.fixture
 def kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """By nothing else can documents attend."""
-    if document_attention._kernel() is None:
+    if attention._kernel() is None:
         pytest.skip("there is no C++ compiler")
-    monkeypatch.delattr(document_attention, "_one_by_one")
+    monkeypatch.delattr(attention, "_one_by_one")
 
 
 @pytest.mark.usefixtures("kernel_is_used")

@@ -13,7 +13,7 @@ from unimm.models.initialization import (
     kernel_features,
     sine_places,
 )
-from unimm.models.ports.codes import CodesPort
+from unimm.models.ports.vocabulary import CodesPort
 from unimm.models.vision.tower import VisionConfig, VisionTower
 
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from unimm.models.linear_cross_entropy import linear_cross_entropy
-from unimm.models.ports.codes import CodesPort
-from unimm.models.ports.text import TextPort
+from unimm.models.ports.vocabulary import CodesPort, TextPort
 
 NUM, WIDTH, VOCABULARY = 37, 8, 50
 

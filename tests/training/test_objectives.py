@@ -13,8 +13,7 @@ from unimm.data.views import Description
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Segment, Sequence
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives.base import Objective
-from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.objectives.likelihood import Likelihood, Objective
 from unimm.training.objectives.vision_pretraining import VisionPretraining, image_documents, patch_labels, word_labels
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.trainable_parts import Stage

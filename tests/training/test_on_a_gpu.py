@@ -38,7 +38,7 @@ from unimm.training.image_tokenizer.discriminator import AdversaryConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.schedule import Budget
+from unimm.training.optimizers import Budget
 from unimm.training.sharding import Sharding, shard, whole
 from unimm.training.trainable_parts import Stage
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.optimizers import Budget, Schedule
 
 SCHEDULES = st.builds(
     Schedule,

@@ -6,7 +6,7 @@ from conftest import tiny_model
 
 from unimm.cli.compose import compose_config
 from unimm.runtime.devices import Speed
-from unimm.training import step_cost
+from unimm.training import flops
 from unimm.training.flops import FlopCount
 
 CPU = torch.device("cpu")
@@ -31,13 +31,13 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         asked.append(dtype)
         return Speed(100.0, 100.0, 1.0)
 
-    monkeypatch.setattr(step_cost, "measure_speed", measured)
+    monkeypatch.setattr(flops, "measure_speed", measured)
     return asked
 
 
 def test_a_step_for_a_gpu_is_said_with_the_words_for_a_cpu() -> None:
     """65,536 positions of 9.6 GFLOP at 50 GFLOP/s are 3.5 hours; 2,048 of them 6.6 minutes."""
-    (line,) = step_cost.warn_of_cost(Count(), 16 * 4096, "no", False, CPU)
+    (line,) = flops.warn_of_cost(Count(), 16 * 4096, "no", False, CPU)
     assert line == (
         "WARNING: a step of 65,536 positions takes this CPU about 210 minutes (predicted from 100 GFLOP/s in "
         "float32, measured just now); steps for a CPU: trainer=cpu trainer.num_rows=2 trainer.num_positions=1024 "
@@ -55,19 +55,19 @@ def test_the_words_make_such_steps() -> None:
 
 
 def test_a_slow_step_of_few_positions_and_a_quick_one_of_many(speed: list[torch.dtype]) -> None:
-    (line,) = step_cost.warn_of_cost(Count(), 1024, "bf16", True, CPU)
+    (line,) = flops.warn_of_cost(Count(), 1024, "bf16", True, CPU)
     assert "about 3 minutes (predicted from 100 GFLOP/s in bfloat16, measured just now)" in line
     assert line.endswith("a GPU or a smaller model is quicker.")
     assert speed == [torch.bfloat16]
-    (line,) = step_cost.warn_of_cost(FlopCount(tiny_model(400)), 16 * 4096, "no", True, CPU)
+    (line,) = flops.warn_of_cost(FlopCount(tiny_model(400)), 16 * 4096, "no", True, CPU)
     assert "65,536 positions" in line and "num_positions=1024 (about 0 s each)" in line
 
 
 def test_nothing_is_said_or_measured_where_steps_are_quick(speed: list[torch.dtype]) -> None:
     small = FlopCount(tiny_model(400))
-    assert not [*step_cost.warn_of_cost(small, 6 * 1024, "no", True, CPU)]
-    assert not [*step_cost.warn_of_cost(Count(), 16 * 4096, "no", True, torch.device("cuda"))]
-    assert not [*step_cost.warn_of_cost(None, 16 * 4096, "no", True, CPU)]
+    assert not [*flops.warn_of_cost(small, 6 * 1024, "no", True, CPU)]
+    assert not [*flops.warn_of_cost(Count(), 16 * 4096, "no", True, torch.device("cuda"))]
+    assert not [*flops.warn_of_cost(None, 16 * 4096, "no", True, CPU)]
     assert not speed
 
 

@@ -19,8 +19,7 @@ from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.objectives.vision_pretraining import VisionPretraining
-from unimm.training.optimizers import OptimizerConfig
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import TrainerConfig
 

@@ -11,7 +11,7 @@ from unimm.data.records import Record
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer, TokenizerTrainerConfig
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.optimizers import Budget, Schedule
 
 SIZES = ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=QuantizerConfig(codebook_size=32, code_dim=4))
 

@@ -15,8 +15,7 @@ from unimm.models.lora import LoraConfig, attach
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.objectives.base import Objective
-from unimm.training.objectives.likelihood import Likelihood
+from unimm.training.objectives.likelihood import Likelihood, Objective
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer

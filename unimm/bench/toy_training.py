@@ -30,8 +30,7 @@ from unimm.models.vision.tower import VisionConfig
 from unimm.training.image_tokenizer.discriminator import AdversaryConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer, TokenizerTrainerConfig
 from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.optimizers import OptimizerConfig
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 

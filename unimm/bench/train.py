@@ -29,8 +29,7 @@ from unimm.inference.engine import Engine
 from unimm.models.attention import BACKENDS
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.likelihood import Likelihood
-from unimm.training.optimizers import OptimizerConfig
-from unimm.training.schedule import Budget, Schedule
+from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 

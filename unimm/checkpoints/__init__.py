@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from unimm.checkpoints.bundle import ModelBundle
-    from unimm.checkpoints.prompt_conventions import DrawingDefaults
+    from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle
 
 __all__ = ["DrawingDefaults", "ModelBundle"]
 
-__getattr__, __dir__ = lazy_exports(__name__, {"ModelBundle": "bundle", "DrawingDefaults": "prompt_conventions"})
+__getattr__, __dir__ = lazy_exports(__name__, {"ModelBundle": "bundle", "DrawingDefaults": "bundle"})

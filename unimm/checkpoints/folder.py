@@ -25,21 +25,20 @@ from torch import Tensor, nn
 from unimm.checkpoints import deepseek_config, janus_config, janus_processor
 from unimm.checkpoints.adapter_folder import merge_adapter
 from unimm.checkpoints.config_json import from_json, to_json
-from unimm.checkpoints.empty_model import empty_parameters
 from unimm.checkpoints.further_modules import (
     FurtherModules,
     image_tokenizer_config,
     read_further_modules,
     write_further_modules,
 )
-from unimm.checkpoints.weight_files import CONFIG, WeightFiles, find_folder, open_weights, read_config
+from unimm.checkpoints.weight_files import CONFIG, WeightFiles, empty_parameters, find_folder, open_weights, read_config
 from unimm.checkpoints.weight_names import CODEBOOK, DEEPSEEK, OWN, TRANSFORMERS, Names, Shapes
 from unimm.models.image_tokenizer.codebook import unit_rows
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.models.lora import adapted_layers
+from unimm.models.ports.pixels import ProjectorConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
-from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig
 from unimm.runtime.atomic_files import whole_folder, write_json
 from unimm.runtime.format_version import check_format

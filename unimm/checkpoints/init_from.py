@@ -18,7 +18,7 @@ from transformers import SiglipVisionConfig
 from unimm.checkpoints.janus_config import clean_trunk
 from unimm.checkpoints.weight_files import WeightFiles, open_weights, read_config
 from unimm.checkpoints.weight_names import LANGUAGE_MODEL, SIGLIP, SIGLIP_TOWER, Names
-from unimm.models.ports.text import TextPort
+from unimm.models.ports.vocabulary import TextPort
 from unimm.models.unified import UnifiedModel
 from unimm.models.vision.tower import VisionConfig
 

@@ -14,8 +14,8 @@ from unimm.checkpoints.weight_names import MAX_DEPTH
 from unimm.models.image_tokenizer.model import ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.llama import is_llama_shaped
+from unimm.models.ports.pixels import ProjectorConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig
-from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig
 
 MODEL_TYPE = "janus"

@@ -2,17 +2,26 @@
 
 Weights lie in safetensors. Pickles are opened only where the caller says so (`unimm convert --from-pickle`), and then with
 PyTorch's own reader of plain tensors (`weights_only=True`); else a folder that has nothing better is refused, with what to do.
+
+Tensors are put into models without memory (`empty_parameters`), whose parameters have shapes and dtypes alone until then.
+Buffers are made for real: what no file holds (rotary frequencies, masks) is then right by itself. Nothing is drawn at random
+for parameters that hold nothing, which also spares the imports of the operators that would work out the shape of it.
 """
 
 import pickle
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from unimm.checkpoints.hub import download_model
 from unimm.runtime.atomic_files import read_json
@@ -201,3 +210,33 @@ def _weight_paths(folder: Path, single: str, index: str) -> list[Path]:
 def _show(names: Any, most: int = 5) -> str:
     shown = sorted(names)[:most]
     return ", ".join(shown) + (", ..." if len(names) > most else "")
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Modules that this thread makes in here have their parameters on the device "meta"."""
+    thread = get_ident()
+
+    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or get_ident() != thread:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(cast(Any, emptied))  # of all threads: hence the thread's number
+    try:
+        with _NothingIsWritten():
+            yield
+    finally:
+        hook.remove()
+
+
+class _NothingIsWritten(TorchFunctionMode):
+    """What writes into a tensor without memory, such as an initialisation, is passed over."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # as torch.nn.init calls it
+        name = getattr(func, "__name__", "")
+        if isinstance(target, torch.Tensor) and target.is_meta and name.endswith("_") and not name.endswith("__"):
+            return target
+        return func(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from unimm.cli.conf import conf_folder
+import unimm
 
 NODES = "nodes"
 """A folder of a group whose files are no options of it."""
@@ -107,3 +107,12 @@ def _walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, bool]]:
         yield f"{prefix}{key}", is_group
         if is_group:
             yield from _walk(value, f"{prefix}{key}.")
+
+
+def conf_folder() -> Path:
+    """Where the configurations are: inside the wheel, or at the top of the checkout."""
+    package = Path(unimm.__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"No configurations beside {package}: install unimm again.")

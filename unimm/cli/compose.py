@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from unimm.cli.conf import conf_folder
+from unimm.cli.choices import conf_folder
 from unimm.cli.config_help import help_template
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_errors import CommandLine, check_overrides, explained

@@ -23,8 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from unimm.checkpoints.bundle import ModelBundle
-from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle
 from unimm.cli.compose import compose_config
 from unimm.cli.encode import encode
 from unimm.cli.quickstart_plan import (

@@ -85,7 +85,7 @@ def _why_attention(readings: Readings) -> str:
     backend = readings["choices"]["attention"]
     if backend == "documents":
         kernels = readings.get("kernels", {"failed": ""})
-        is_ours = not has_failed(kernels) and not kernels["kernels"].get("document_attention", {"why_not": "?"})["why_not"]
+        is_ours = not has_failed(kernels) and not kernels["kernels"].get("attention", {"why_not": "?"})["why_not"]
         return (
             "each document by itself, by our kernel"
             if is_ours

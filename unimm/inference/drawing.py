@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unimm.checkpoints.prompt_conventions import DrawingDefaults
+from unimm.checkpoints.bundle import DrawingDefaults
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
-    from unimm.models.ports.base import Filler, LossSums, Passes, Port, PortConfig, PredictedPort, VocabularyPort
-    from unimm.models.ports.codes import CodesConfig
+    from unimm.models.ports.base import Filler, LossSums, Passes, Port, PortConfig, PredictedPort
+    from unimm.models.ports.pixels import Projector, ProjectorConfig, ProjectorSettings
+    from unimm.models.ports.vocabulary import CodesConfig, VocabularyPort
     from unimm.models.unified import UnifiedConfig, UnifiedModel
-    from unimm.models.vision.projectors import Projector, ProjectorConfig, ProjectorSettings
     from unimm.models.vision.tower import VisionConfig, VisionTower
 
 __all__ = [
@@ -46,15 +46,14 @@ __getattr__, __dir__ = lazy_exports(
     {
         "UnifiedModel": "unified",
         "UnifiedConfig": "unified",
-        "CodesConfig": "ports.codes",
+        "CodesConfig": "ports.vocabulary",
+        "VocabularyPort": "ports.vocabulary",
         "VisionConfig": "vision.tower",
         "VisionTower": "vision.tower",
-        "Projector": "vision.projectors",
-        "ProjectorConfig": "vision.projectors",
-        "ProjectorSettings": "vision.projectors",
-        **dict.fromkeys(
-            ("Filler", "LossSums", "Passes", "Port", "PortConfig", "PredictedPort", "VocabularyPort"), "ports.base"
-        ),
+        "Projector": "ports.pixels",
+        "ProjectorConfig": "ports.pixels",
+        "ProjectorSettings": "ports.pixels",
+        **dict.fromkeys(("Filler", "LossSums", "Passes", "Port", "PortConfig", "PredictedPort"), "ports.base"),
         "ImageTokenizer": "image_tokenizer.model",
         "ImageTokenizerConfig": "image_tokenizer.model",
         "QuantizerConfig": "image_tokenizer.quantizers",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unimm.models.ports.codes import CodesPort
+from unimm.models.ports.vocabulary import CodesPort
 from unimm.models.vision.tower import VisionTower
 
 FLAT = 0.02

@@ -22,8 +22,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
-from unimm.models.attention import BACKENDS, Mask
-from unimm.models.document_attention import attend_within_documents
+from unimm.models.attention import BACKENDS, Mask, attend_within_documents
 
 LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 

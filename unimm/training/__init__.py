@@ -11,11 +11,9 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.discriminator import AdversaryConfig
     from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLossConfig
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
-    from unimm.training.objectives.base import Objective
-    from unimm.training.objectives.likelihood import Likelihood
+    from unimm.training.objectives.likelihood import Likelihood, Objective
     from unimm.training.objectives.vision_pretraining import VisionPretraining
-    from unimm.training.optimizers import OptimizerConfig
-    from unimm.training.schedule import Budget, Schedule
+    from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
     from unimm.training.sharding import Sharding
     from unimm.training.trackers import TrackingConfig
     from unimm.training.trainable_parts import Stage
@@ -42,13 +40,13 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "Stage": "trainable_parts",
-        "Objective": "objectives.base",
+        "Objective": "objectives.likelihood",
         "Likelihood": "objectives.likelihood",
         "VisionPretraining": "objectives.vision_pretraining",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
-        "Budget": "schedule",
-        "Schedule": "schedule",
+        "Budget": "optimizers",
+        "Schedule": "optimizers",
         "OptimizerConfig": "optimizers",
         "Sharding": "sharding",
         "TrackingConfig": "trackers",

@@ -9,7 +9,7 @@ from unimm.batch import Batch
 from unimm.data.mixture import Mixture, SampleId
 from unimm.data.packing import WHOLE, SampleSize, best_fit, split_sample
 from unimm.data.plan import Planned, collate_rows, measured
-from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Objective
 
 Row = list[tuple[SampleId, int]]
 """What a row holds: samples, and which part of each (`unimm.data.packing.WHOLE`: all of it)."""

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_whole
-from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Objective
 
 STRATEGIES = ("ddp", "fsdp", "hsdp")
 

@@ -29,14 +29,13 @@ from unimm.training import activation_checkpointing
 from unimm.training.activation_checkpointing import checkpoint_activations
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema, resume_ema
-from unimm.training.flops import peak_flops
+from unimm.training.flops import peak_flops, warn_of_cost
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import Logbook, Meter, Read
 from unimm.training.loop import Gradient, Loop, LoopConfig
-from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, no_exchange, shard, whole
-from unimm.training.step_cost import warn_of_cost
 from unimm.training.trainable_parts import Stage, factors, freeze, show, stage_table
 
 VALIDATION = "validation/"

@@ -9,7 +9,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unimm.checkpoints.image_tokenizer_folder import fingerprint, load_image_tokenizer, save_image_tokenizer
-from unimm.models.image_tokenizer.group_norm import GroupNorm
+from unimm.models.image_tokenizer.layers import GroupNorm
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 

@@ -15,7 +15,6 @@ from unimm.data.worlds.shapes import ShapesWorld
 from unimm.inference import image_codec
 from unimm.inference.image_codec import ImageCoder
 from unimm.models.image_tokenizer import int8_convolution
-from unimm.models.image_tokenizer.group_norm import GroupNorm
 from unimm.models.image_tokenizer.int8_convolution import (
     IntegerConv2d,
     IntegerUpsample,
@@ -25,9 +24,9 @@ from unimm.models.image_tokenizer.int8_convolution import (
     quantize_swish,
     with_integer_decoder,
 )
+from unimm.models.image_tokenizer.layers import GroupNorm, Upsample
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
-from unimm.models.image_tokenizer.upsample import Upsample
 from unimm.native import library_beside
 
 pytestmark = pytest.mark.skipif(not has_integer_convolutions(), reason="this processor has no integer convolutions")

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models.image_tokenizer import upsample
+from unimm.models.image_tokenizer import layers
+from unimm.models.image_tokenizer.layers import Upsample, convolve_doubled, parity_weights
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
-from unimm.models.image_tokenizer.upsample import Upsample, convolve_doubled, parity_weights
 
 
 def make_case(height: int, width: int, channels: int = 8, num_outputs: int = 8) -> tuple[torch.Tensor, ...]:
@@ -54,7 +54,7 @@ def test_bfloat16_errs_as_a_rounding_does():
 
 def test_only_large_maps_without_autograd_take_it(monkeypatch):
     taken = []
-    monkeypatch.setattr(upsample, "convolve_doubled", lambda *given: taken.append(given) or convolve_doubled(*given))
+    monkeypatch.setattr(layers, "convolve_doubled", lambda *given: taken.append(given) or convolve_doubled(*given))
     block = Upsample(8)
     for side, grad, takes in [(24, False, True), (23, False, False), (24, True, False)]:
         taken.clear()
@@ -68,7 +68,7 @@ def test_only_large_maps_without_autograd_take_it(monkeypatch):
 
 def test_decoder_is_the_same_with_and_without_autograd(monkeypatch):
     """The tokenizer's own decode: fast in inference, plain where it learns, nobody's inputs or weights changed."""
-    monkeypatch.setattr(upsample, "SMALL_MAP", 0)
+    monkeypatch.setattr(layers, "SMALL_MAP", 0)
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(
         ImageTokenizerConfig(32, 32, (1, 2, 2), 1, 32, quantizer=QuantizerConfig(codebook_size=64))

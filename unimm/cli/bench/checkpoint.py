@@ -14,8 +14,8 @@ import torch
 
 from unimm.bench.random_checkpoint import write_random_checkpoint
 from unimm.cli.builders import fill_sizes
+from unimm.cli.choices import conf_folder
 from unimm.cli.compose import build, compose_config
-from unimm.cli.conf import conf_folder
 from unimm.models.image_tokenizer.model import ImageTokenizerConfig
 from unimm.models.unified import UnifiedConfig
 from unimm.runtime.devices import choose_device, choose_dtype

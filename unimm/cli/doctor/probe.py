@@ -19,7 +19,7 @@ def read_choices() -> Reading:
     """As `torch_probe` has it, and what the configurations say for such a device."""
     import yaml
 
-    from unimm.cli.conf import conf_folder
+    from unimm.cli.choices import conf_folder
     from unimm.models.attention import choose_attention
     from unimm.runtime.environment import loader_processes
 

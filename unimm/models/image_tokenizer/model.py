@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unimm.models.image_tokenizer.group_norm import GroupNorm
+from unimm.models.image_tokenizer.layers import GroupNorm, Upsample
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer, QuantizerConfig, QuantizerSettings
-from unimm.models.image_tokenizer.upsample import Upsample
 from unimm.runtime.number_checks import check_number, check_whole
 
 NUM_GROUPS = 32  # of every GroupNorm: JanusVQVAE fixes it, so channels come in multiples of 32

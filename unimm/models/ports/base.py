@@ -12,15 +12,13 @@ Shapes: B rows, T positions, n elements, N images as pixels, I all images, P pat
 or codes), G branches of guidance.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from unimm.batch import Batch, Elements
-from unimm.models.linear_cross_entropy import linear_cross_entropy
-from unimm.sequence import BLANK, Image, Kind, Segment
+from unimm.sequence import Image, Kind, Segment
 
 T = TypeVar("T")
 
@@ -175,60 +173,6 @@ class PredictedPort(Port):
         if elements is not None:
             is_learned_BT = is_learned_BT.index_put((is_learned_BT,), elements.weights != 0)
         return is_learned_BT
-
-
-class VocabularyPort(PredictedPort):
-    """A port whose elements are ids of a vocabulary: what text and codes have in common. `head` ends in a linear layer."""
-
-    reads: ClassVar[Literal["previous", "own"]] = "previous"
-    vocabulary_size: int
-    head: Any
-
-    def content(self, batch: Batch, where_n: Tensor) -> Tensor:
-        """ids (n,)."""
-        return batch.tokens.flatten()[where_n]
-
-    def embed(self, content: Tensor) -> Tensor:
-        """ids (n,) -> embeddings (n, D)."""
-        raise NotImplementedError
-
-    def check(self, segment: Segment) -> None:
-        ids, most = segment.content_ids, self.vocabulary_size
-        strange = ids[((ids < 0) | (ids >= most)) & (ids != BLANK)]  # closed segments hold no blanks
-        if len(strange):
-            raise ValueError(f"The model has no element {strange[0]} of {self.kind.name}: they go from 0 to {most - 1}.")
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) -> logits (..., V)."""
-        return self.head(hidden)
-
-    def targets(self, batch: Batch, read_n: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids that follow these positions, and their weights."""
-        return batch.targets.flatten()[read_n], batch.weights.flatten()[read_n]
-
-    def loss(self, hidden_nD: Tensor, targets: Tensor, weights_n: Tensor) -> LossSums:
-        """The likelihood of the targets, ids (n,).
-
-        Raises:
-            ValueError: an adapter is attached to the head; its share would be lost here.
-        """
-        *first, last = self.head if isinstance(self.head, nn.Sequential) else [self.head]
-        for module in first:
-            hidden_nD = module(hidden_nD)
-        if not isinstance(last, nn.Linear):
-            raise ValueError(
-                f"The last layer of a head is a {type(last).__name__}, not a plain linear layer: heads take no adapter."
-            )
-        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n)
-        return LossSums(sums.loss, sums.correct, weights_n.sum())
-
-    def sample(self, hidden: Tensor, choose: Callable[[Tensor], T]) -> T:
-        """One step of sampling: hidden (n, D) -> what `choose` makes of logits (n, V)."""
-        return choose(self.logits(hidden))
-
-    def head_path(self) -> list[nn.Module]:
-        """The head."""
-        return [self.head]
 
 
 class PortConfig(Protocol):

@@ -1,1 +1,1 @@
-"""The vision tower and the projectors that carry its features into the trunk."""
+"""The vision tower."""

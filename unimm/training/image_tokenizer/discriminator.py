@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unimm.models.image_tokenizer.group_norm import GroupNorm
+from unimm.models.image_tokenizer.layers import GroupNorm
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.checkpoint import optimizer_tensors, restore_optimizer
 

@@ -11,7 +11,7 @@ from unimm.batch import Batch
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
-from unimm.training.objectives.base import Objective
+from unimm.training.objectives.likelihood import Objective
 
 
 class VisionPretraining(Objective):
