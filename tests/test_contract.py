@@ -25,8 +25,10 @@ SIGNATURES = {
     "Engine.caption": "self, image, max_new_tokens=128, temperature=0.0, language='en'",
     "Engine.answer": "self, image, question, max_new_tokens=128, temperature=0.0, stop=None",
     "Engine.chat": "self, messages, stream=False, max_new_tokens=256, temperature=0.0, stop=None",
-    "Engine.complete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False",
-    "Engine.acomplete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False",
+    "Engine.complete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False, top_logprobs=0",
+    "Engine.acomplete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False, top_logprobs=0",
+    "Engine.stream_complete": "self, messages",
+    "Engine.astream_complete": "self, messages",
     "Engine.astream_chat": "self, messages",
     "Engine.astream_images": "self, prompt, num_images=1, seed=0, preview_every=64",
     "Engine.generate_images": (

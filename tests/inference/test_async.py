@@ -1,6 +1,7 @@
 """Coroutines of one engine: what each gets is what a plain call gets, all of it from one batch; who is cancelled leaves."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ import torch
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.scheduler import EngineDead
 from unimm.inference.decode.workload import Limits, QueueFull
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine
@@ -155,3 +157,67 @@ def test_one_call_may_bring_more_than_may_wait(tiny_engine: Engine) -> None:
     decoder.submit(Request(tiny_engine.template.draw("a", num_codes=9)))
     with pytest.raises(QueueFull):
         decoder.submit(requests[0])
+
+
+def test_when_the_thread_dies_nobody_waits_for_ever(
+    engine: Engine, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coroutines, threads that wait and requests in the queue get an error that says why; a new start serves again."""
+    decoder, expected = engine.decoder, tiny_engine.complete(QUESTIONS[0], max_new_tokens=8)
+
+    def end(*_: object) -> None:
+        if len(decoder._jobs) == 6:
+            raise SystemExit("killed")
+        plain()
+
+    plain = decoder._work.step
+    drawn = tiny_engine.template.draw("a red circle", num_codes=100)
+    monkeypatch.setattr(decoder._work, "step", end)
+    decoder.start()
+    ticket = decoder.submit(Request(drawn))
+
+    async def ask() -> list:
+        async def draw() -> None:
+            async for _ in engine.astream_images("a"):
+                pass
+
+        asked = [engine.acomplete(question, max_new_tokens=100) for question in QUESTIONS]
+        return await asyncio.wait_for(asyncio.gather(*asked, draw(), return_exceptions=True), 60)
+
+    assert [type(error) for error in asyncio.run(ask())] == [EngineDead] * 5
+    assert not decoder.is_alive and not decoder.is_started and not decoder.has_work and decoder.stalled_seconds == 0.0
+    with pytest.raises(EngineDead, match=r"thread has died \(SystemExit: killed\)"):
+        assert decoder.wait(ticket, timeout=60)
+        decoder.take(ticket)
+    with pytest.raises(EngineDead, match=r"start it again with engine.decoder.start\(\)"):
+        engine.complete(QUESTIONS[0], max_new_tokens=8)
+    with pytest.raises(EngineDead):
+        asyncio.run(engine.acomplete(QUESTIONS[0], max_new_tokens=8))
+    monkeypatch.undo()
+    decoder.start()
+    assert decoder.is_alive and asyncio.run(engine.acomplete(QUESTIONS[0], max_new_tokens=8)) == expected
+    until(lambda: is_empty(decoder))
+
+
+def test_a_step_that_hangs_is_seen_from_outside(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the lock, which the hanging step holds."""
+    decoder, hangs = engine.decoder, threading.Event()
+    decoder.start()
+    assert decoder.stalled_seconds == 0.0
+    plain = decoder._work.step
+
+    def hang() -> None:
+        assert hangs.wait(60)
+        plain()
+
+    monkeypatch.setattr(decoder._work, "step", hang)
+
+    async def ask() -> None:
+        answer = asyncio.create_task(engine.acomplete(QUESTIONS[0], max_new_tokens=4))
+        await asyncio.to_thread(until, lambda: decoder.stalled_seconds > 0.1)
+        assert decoder.is_alive and decoder.has_work and time.monotonic() - decoder.last_step > 0.1
+        hangs.set()
+        await answer
+
+    asyncio.run(ask())
+    assert not decoder.has_work and decoder.stalled_seconds == 0.0

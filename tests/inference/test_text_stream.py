@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unimm.batch import collate
 from unimm.data.template import Turn
+from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine import Engine
 from unimm.inference.text_stream import TextStream
@@ -105,3 +107,60 @@ def test_new_weights_are_used_from_then_on(tiny_engine: Engine) -> None:
     engine.update_weights(new.items())
     assert [state.codes.tolist() for state in steps][-1] == [[int(before[0, 0]), 9, 9, 9]]
     assert engine.generate_codes("a red circle", seed=3).tolist() == [[9, 9, 9, 9]]
+
+
+def test_the_likeliest_tokens_are_those_of_the_logits(tiny_engine: Engine, picture: Image.Image) -> None:
+    """Equal to one pass over the whole text, with text and bytes of every token; images count as prompt."""
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]}]
+    told = tiny_engine.complete(messages, max_new_tokens=6, temperature=1.0, seed=4, top_logprobs=3)
+    assert told.tokens is not None and told.top_logprobs is not None and told.logprobs is not None
+    assert told.num_image_positions == 4 < told.num_prompt_positions
+    asked = tiny_engine.template.chat([Turn("user", (tiny_engine.template.look(picture), "What is it?"))], 6)
+    batch = collate([[asked.fill(told.ids)]])
+    with torch.inference_mode():
+        hidden = tiny_engine.model.hidden(tiny_engine.model.embed(batch), batch.attention_mask(), batch.positions)
+        expected = tiny_engine.model.text.logits(hidden[0, -7:-1]).log_softmax(-1)
+    top = expected.topk(3)
+    assert [[one.id for one in place] for place in told.top_logprobs] == top.indices.tolist()
+    found = torch.tensor([[one.logprob for one in place] for place in told.top_logprobs])
+    assert torch.allclose(found, top.values, atol=1e-4)
+    assert torch.allclose(torch.tensor(told.logprobs), expected.gather(1, torch.tensor(told.ids)[:, None])[:, 0], atol=1e-4)
+    assert [token.id for token in told.tokens] == list(told.ids)
+    assert b"".join(token.bytes for token in told.tokens).decode(errors="replace").strip() == told.text
+    assert tiny_engine.complete(messages, max_new_tokens=6, temperature=1.0, seed=4).ids == told.ids
+    with pytest.raises(ValueError, match="top_logprobs is at most 20, not 21"):
+        tiny_engine.complete(messages, top_logprobs=21)
+
+
+def test_others_in_the_batch_change_no_top_logprobs(tiny_engine: Engine) -> None:
+    template = tiny_engine.template
+    ask = [Request(template.chat([Turn("user", (text,))], 5), top_logprobs=k) for text, k in (("How many?", 2), ("Red?", 0))]
+    requests = [*ask, Request(template.draw("a", num_codes=4), Sampling(1.0), 3.0, top_logprobs=5)]
+    together: list[Job] = []
+    for _ in tiny_engine.decoder.steps(requests, jobs=together):
+        pass
+    assert [len(job.likeliest) for job in together] == [len(together[0].filled), 0, 4]
+    assert {len(place) for place in together[0].likeliest} == {2} and {len(place) for place in together[2].likeliest} == {5}
+    for job in together:
+        alone: list[Job] = []
+        for _ in tiny_engine.decoder.steps([job.request], jobs=alone):
+            pass
+        assert [[one for one, _ in place] for place in alone[0].likeliest] == [[o for o, _ in place] for place in job.likeliest]
+
+
+def test_chunks_join_to_the_completion(tiny_engine: Engine) -> None:
+    words = {"max_new_tokens": 30, "temperature": 1.0, "seed": 2, "logprobs": True, "top_logprobs": 2}
+    whole = tiny_engine.complete(MESSAGES, **words)
+    for stop in (None, whole.text[6:9]):
+        expected = tiny_engine.complete(MESSAGES, stop=stop, **words)
+        chunks = list(tiny_engine.stream_complete(MESSAGES, stop=stop, **words))
+        assert [chunk.completion for chunk in chunks] == [None] * (len(chunks) - 1) + [expected]
+        assert "".join(chunk.text for chunk in chunks).strip() == expected.text
+        assert sum((chunk.tokens for chunk in chunks), ()) == expected.tokens
+    assert all(chunk.tokens == () for chunk in tiny_engine.stream_complete(MESSAGES, max_new_tokens=3))
+
+
+@given(text=st.text(max_size=20))
+def test_bytes_of_tokens_are_those_of_their_text(text: str, tiny_engine: Engine) -> None:
+    tokenizer = tiny_engine.tokenizer
+    assert b"".join(tokenizer.token_bytes(token) for token in tokenizer.encode(text)) == text.encode()

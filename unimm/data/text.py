@@ -31,6 +31,17 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _MOST_BYTES = 4  # of a character in UTF-8
 
 
+def _letters_of_bytes() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (GPT-2): printable ones are themselves, the others follow
+    from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _letters_of_bytes()
+
+
 @dataclass(frozen=True)
 class SpecialIds:
     """Ids of the special tokens. user and assistant are None where a checkpoint writes roles as plain text."""
@@ -81,6 +92,7 @@ class TextTokenizer:
         # a vocabulary without bytes answers a strange character with its unknown token, which is no harm
         self._never = frozenset(i for i in self.control_ids if added[i].content != tokenizer.unk_token)
         self._remember = lru_cache(REMEMBERED)(self._encode)
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
 
     def __len__(self) -> int:
         """One more than the largest id: the rows that an embedding needs."""
@@ -118,6 +130,15 @@ class TextTokenizer:
         """Text of the ids, without control tokens unless skip_special is False; broken UTF-8 reads as U+FFFD."""
         plain = [piece for i in ids for piece in self._spelled.get(int(i), (int(i),))]
         return self._backend.decode(plain, skip_special_tokens=skip_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id stands for, in UTF-8: perhaps a part of a character; of a control token its name."""
+        piece = self._backend.id_to_token(int(token_id))
+        if piece is None:  # a row of the embedding that no token has
+            return b""
+        if piece not in self._added and self._is_byte_level and all(letter in _BYTES for letter in piece):
+            return bytes(_BYTES[letter] for letter in piece)
+        return (piece if token_id in self.control_ids else self.decode([token_id])).encode()
 
     def spell(self, other: "TextTokenizer") -> list[list[int]]:
         """How this tokenizer writes each id of another: for each, the ids here; none where they are not known.

@@ -7,6 +7,22 @@ from dataclasses import dataclass
 from unimm.data.text import StreamDecoder, TextTokenizer
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Job, Request
+from unimm.sequence import Kind
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its natural log-probability.
+
+    text: of this token alone; where it is a part of a character, with U+FFFD for it. bytes: the same in UTF-8, exactly.
+    top: the likeliest tokens of its place, the likeliest first, where they were asked for.
+    """
+
+    id: int
+    text: str
+    bytes: bytes
+    logprob: float
+    top: "tuple[TokenLogprob, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -16,7 +32,8 @@ class Completion:
     ids: its tokens, the one that ended it included.
     finish_reason: "stop", at a stop string or where the model ends its turn, or "length", at max_new_tokens.
     logprobs: natural log-probability of every id, where it was asked for.
-    num_prompt_positions: positions that prompt and images took.
+    num_prompt_positions: positions that prompt and images took; num_image_positions: those of the images among them.
+    tokens: of every id its text, log-probability and likeliest alternatives, where they were asked for.
     """
 
     text: str
@@ -24,6 +41,30 @@ class Completion:
     finish_reason: str
     logprobs: tuple[float, ...] | None
     num_prompt_positions: int
+    num_image_positions: int = 0
+    tokens: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def top_logprobs(self) -> tuple[tuple[TokenLogprob, ...], ...] | None:
+        """The likeliest tokens of every place, where they were asked for."""
+        return (
+            None
+            if self.tokens is None or not all(token.top for token in self.tokens)
+            else tuple(token.top for token in self.tokens)
+        )
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of a text as it is written.
+
+    text: the piece. tokens: those that were chosen since the last one, where log-probabilities were asked for.
+    completion: with the last chunk, whose piece may be empty: all of it.
+    """
+
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+    completion: Completion | None = None
 
 
 class TextStream:
@@ -104,6 +145,7 @@ class _Writing:
 
     def __init__(self, tokenizer: TextTokenizer, count: int, stop: tuple[str, ...], continues: bool) -> None:
         self.jobs: list[Job] = []
+        self._tokenizer = tokenizer
         self._streams = [TextStream(tokenizer, stop, continues) for _ in range(count)]
 
     def is_over(self, index: int, token: int) -> bool:
@@ -111,51 +153,90 @@ class _Writing:
         return self._streams[index].is_over
 
     def finish(self) -> list[Completion]:
-        return [_complete(job, stream) for job, stream in zip(self.jobs, self._streams, strict=True)]
+        return [_complete(job, stream, self._tokenizer) for job, stream in zip(self.jobs, self._streams, strict=True)]
 
 
 def stream(
     decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
-) -> Iterator[str]:
-    """The pieces of one text. A request that cannot be filled is refused before the first is asked for."""
-    text = TextStream(tokenizer, stop, continues)
-    return _pieces(text, decoder.steps([request], lambda _, token: text.is_over))
+) -> Iterator[TextChunk]:
+    """One text, chunk by chunk. A request that cannot be filled is refused before the first is asked for."""
+    chunks = _Chunks(tokenizer, stop, continues)
+    return _read(chunks, decoder.steps([request], chunks.is_over, chunks.jobs))
+
+
+def _read(chunks: "_Chunks", steps: Generator[dict[int, int]]) -> Iterator[TextChunk]:
+    with closing(steps):
+        for _ in steps:
+            if (chunk := chunks.next()) is not None:
+                yield chunk
+    yield chunks.last()
 
 
 async def astream(
     decoder: Decoder, tokenizer: TextTokenizer, request: Request, stop: tuple[str, ...] = (), continues: bool = False
-) -> AsyncGenerator[str]:
+) -> AsyncGenerator[TextChunk]:
     """As `stream`, for coroutines."""
-    text = TextStream(tokenizer, stop, continues)
-    async with aclosing(decoder.asteps([request])) as steps:
-        async for new in steps:
-            if piece := text.push(new[0]):
-                yield piece
-            if text.is_over:
-                return
-    if rest := text.finish():
-        yield rest
+    chunks = _Chunks(tokenizer, stop, continues)
+    async with aclosing(decoder.asteps([request], chunks.is_over, chunks.jobs)) as steps:
+        async for _ in steps:
+            if (chunk := chunks.next()) is not None:
+                yield chunk
+    yield chunks.last()
 
 
-def _pieces(text: TextStream, steps: Generator[dict[int, int]]) -> Iterator[str]:
-    with closing(steps):
-        for new in steps:
-            if piece := text.push(new[0]):
-                yield piece
-            if text.is_over:
-                return
-    if rest := text.finish():
-        yield rest
+class _Chunks:
+    """One text while it is written, cut into chunks."""
+
+    def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...], continues: bool) -> None:
+        self.jobs: list[Job] = []
+        self._tokenizer, self._text = tokenizer, TextStream(tokenizer, stop, continues)
+        self._piece, self._num_told = "", 0
+
+    def is_over(self, index: int, token: int) -> bool:
+        """Take the next id; returns whether the text is over."""
+        self._piece += self._text.push(token)
+        return self._text.is_over
+
+    def next(self) -> TextChunk | None:
+        """What was written since the last chunk, where it can be shown."""
+        return self._chunk() if self._piece else None
+
+    def last(self) -> TextChunk:
+        """What is left, and the whole."""
+        self._piece += self._text.finish()
+        return self._chunk(_complete(self.jobs[0], self._text, self._tokenizer))
+
+    def _chunk(self, completion: Completion | None = None) -> TextChunk:
+        piece, self._piece = self._piece, ""
+        tokens = _tokens(self.jobs[0], self._tokenizer, self._num_told) or ()
+        self._num_told += len(tokens)
+        return TextChunk(piece, tokens, completion)
 
 
-def _complete(job: Job, text: TextStream) -> Completion:
+def _tokens(job: Job, tokenizer: TextTokenizer, first: int = 0) -> tuple[TokenLogprob, ...] | None:
+    """The tokens that were taken of a request, from the `first` on; None where no log-probabilities were asked for."""
+
+    def token(token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        content = tokenizer.token_bytes(token_id)
+        return TokenLogprob(token_id, content.decode(errors="replace"), content, logprob, top)
+
+    request, last = job.request, job.num_taken
+    if not request.logprobs:
+        return None
+    tops = [tuple(token(*one) for one in likeliest) for likeliest in job.likeliest[first:last]] or [()] * (last - first)
+    return tuple(token(*one) for one in zip(job.filled[first:last], job.logprobs[first:last], tops, strict=True))
+
+
+def _complete(job: Job, text: TextStream, tokenizer: TextTokenizer) -> Completion:
     text.finish()
     ended_itself = text.is_over or job.filled[-1] in job.request.blank.stop
-    size = job.num_taken
+    size, given = job.num_taken, job.request.sequence.given
     return Completion(
         text=text.text,
         ids=tuple(job.filled[:size]),
         finish_reason="stop" if ended_itself else "length",
         logprobs=tuple(job.logprobs[:size]) if job.request.logprobs else None,
-        num_prompt_positions=job.request.sequence.given.length,
+        num_prompt_positions=given.length,
+        num_image_positions=sum(segment.length for segment in given.segments if segment.kind != Kind.TEXT),
+        tokens=_tokens(job, tokenizer),
     )

@@ -86,8 +86,10 @@ class Decoder(Scheduler):
     ) -> AsyncGenerator[dict[int, Any]]:
         """As `steps`, for coroutines. It starts the decoder's own thread, and never blocks the event loop.
 
-        A task that is cancelled takes its requests with it. Errors come with the first step.
+        A task that is cancelled takes its requests with it. Errors come with the first step; `EngineDead` where the thread has
+        died before, or dies meanwhile.
         """
+        self._check_alive()
         self.start()
         loop, has_news = asyncio.get_running_loop(), asyncio.Event()
 

@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 
 from unimm.inference.decode.sampling import Sampling
-from unimm.runtime.number_checks import real_number, shorten
+from unimm.runtime.number_checks import real_number, shorten, whole_number
 from unimm.sequence import BLANK, Kind, Segment, Sequence
+
+MAX_TOP_LOGPROBS = 20
+"""Of the likeliest elements at every place, at most (as in OpenAI's interface)."""
+
+Likeliest = tuple[tuple[int, float], ...]
+"""Elements with their natural log-probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Request:
     guidance_interval: the part of the open segment that guidance is for, from 0 to 1 (arXiv 2404.07724); beyond it, it costs
         nothing either.
     logprobs: keep the log-probability of every id, after guidance and before temperature.
+    top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
         scales i and t: `Branch(weight=t), Branch(frozenset({"text"}), i - t), Branch(frozenset({"text", "image"}), 1 - i)`.
@@ -59,8 +66,13 @@ class Request:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     logprobs: bool = False
     branches: tuple[Branch, ...] = ()
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
+        top_logprobs = whole_number("top_logprobs", self.top_logprobs, 0)
+        if top_logprobs > MAX_TOP_LOGPROBS:
+            raise ValueError(f"top_logprobs is at most {MAX_TOP_LOGPROBS}, not {top_logprobs}.")
+        object.__setattr__(self, "top_logprobs", top_logprobs)
         try:
             begin, end = self.guidance_interval
         except (TypeError, ValueError):
@@ -104,7 +116,7 @@ class Request:
         begin, end = self.guidance_interval
         if not 0.0 <= begin <= end <= 1.0:
             raise ValueError(f"guidance_interval is two ascending numbers from 0 to 1, not {begin} and {end}.")
-        if self.logprobs and any(element != BLANK for element in self.blank.ids):
+        if (self.logprobs or self.top_logprobs) and any(element != BLANK for element in self.blank.ids):
             raise ValueError("logprobs are of what is chosen: an open segment with known elements has none.")
         if self.sampling.repetition_penalty != 1.0 and self.blank.kind != Kind.TEXT:
             raise ValueError("repetition_penalty is for text: an image repeats its codes all the time.")
@@ -145,8 +157,8 @@ class Job:
     """A request that was submitted, and how far it is.
 
     on_news: called after a step that filled an element of it, or ended it.
-    filled: its ids so far, `logprobs` beside them where they are asked for; or, of a kind that is filled in all at once, its
-        content as the only element. num_taken: how many of them its caller has.
+    filled: its ids so far, `logprobs` and `likeliest` beside them where they are asked for; or, of a kind that is filled in all
+        at once, its content as the only element. num_taken: how many of them its caller has.
     error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
@@ -155,6 +167,7 @@ class Job:
     on_news: "Callable[[Job], None] | None" = None
     filled: list[Any] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likeliest: list[Likeliest] = field(default_factory=list)
     num_taken: int = 0
     done: bool = False
     error: Exception | None = None
@@ -175,14 +188,16 @@ class Job:
         others = enumerate(self.request.guidance[1:], start=1)
         return [Row(self, sequence.unconditioned(pad_id, branch.drop), number) for number, branch in others]
 
-    def accept(self, token: int, logprob: float) -> int:
+    def accept(self, token: int, logprob: float, likeliest: Likeliest = ()) -> int:
         """Append the next id, or the one that is known of that place; returns which."""
         blank = self.request.blank
         place = len(self.filled)
         token = blank.known(place, token)
-        self.filled.append(token)
         if self.request.logprobs:
             self.logprobs.append(logprob)
+        if self.request.top_logprobs:
+            self.likeliest.append(likeliest[: self.request.top_logprobs])
+        self.filled.append(token)  # after what belongs to it: others read without a lock
         self.done = len(self.filled) == blank.limit or token in blank.stop
         return token
 

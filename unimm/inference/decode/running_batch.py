@@ -154,8 +154,8 @@ class RunningBatch:
             self._accept(chosen)
 
     def _accept(self, chosen: PendingTokens) -> None:
-        for job, token, logprob in chosen.read():
-            if not job.done and job.accept(token, logprob) != token:
+        for job, token, logprob, likeliest in chosen.read():
+            if not job.done and job.accept(token, logprob, likeliest) != token:
                 self._is_up_to_date = False  # an element that was given is read next, not the one that was chosen
 
     def _starting_guidance(self) -> list[Job]:

@@ -26,6 +26,10 @@ class Stopped(Exception):
     """Decoding was stopped by `is_stopped` before it was done."""
 
 
+class EngineDead(RuntimeError):
+    """The thread that makes the steps has died; requests are refused until it is started again."""
+
+
 class Scheduler:
     """Tickets, the work, its lock, and the thread that makes steps. Arguments as `Decoder` has them."""
 
@@ -49,7 +53,8 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._aborted: list[int] = []
         self._next_ticket = 0
-        self._thread = StepThread(self, Scheduler._step_in_thread)
+        self._last_step = time.monotonic()
+        self._thread = StepThread(self, Scheduler._step_in_thread, Scheduler._bury)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -81,13 +86,17 @@ class Scheduler:
         Raises:
             ValueError: it can never be filled.
             QueueFull: too many requests wait already.
+            EngineDead: the scheduler's own thread has died.
         """
         self.check(request)
         return self._enqueue(request, on_news).ticket
 
     def _enqueue(self, request: Request, on_news: Callable[[Job], None] | None) -> Job:
         with self._lock:
+            self._check_alive()
             self._drop_aborted()
+            if not self.has_work:
+                self._last_step = time.monotonic()
             job = Job(self._next_ticket, request, on_news)
             self._work.push(job)
             self._next_ticket += 1
@@ -207,9 +216,50 @@ class Scheduler:
         return self._thread.is_started
 
     def start(self) -> None:
-        """Let a thread of its own make steps while there are requests, until `stop`. Once more changes nothing."""
+        """Let a thread of its own make steps while there are requests, until `stop`. Once more changes nothing, but where that
+        thread has died: then a new one begins, with no requests."""
         with self._lock:
+            if self._thread.died is not None:
+                self._bury(self._thread.died)
             self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are served: False once the thread of its own has died of an error, until the next `start`."""
+        return self._thread.died is None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or is being filled. Needs no lock, so it answers also where a step hangs."""
+        return any(not job.done for job in list(self._jobs.values()))
+
+    @property
+    def last_step(self) -> float:
+        """When the last step ended, or work began to wait after there was none: seconds of `time.monotonic`. Needs no lock."""
+        return self._last_step
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long its own thread has had work and ended no step; 0 where there is no work, or no such thread. A step takes
+        fractions of a second (the first one longer, where kernels are compiled). Needs no lock."""
+        return time.monotonic() - self._last_step if self.is_started and self.has_work else 0.0
+
+    def _check_alive(self) -> None:
+        if (error := self._thread.died) is not None:
+            raise EngineDead(f"The engine's thread has died ({_named(error)}): start it again with engine.decoder.start().")
+
+    def _end_all(self, error: Exception) -> None:
+        """Every request that is not done ends with an error."""
+        for job in self._jobs.values():
+            if not job.done:
+                job.fail(error)
+
+    def _bury(self, error: BaseException) -> None:
+        """The last act of the thread when it has died: nobody waits for ever."""
+        with self._lock:
+            self._end_all(EngineDead(f"The request was dropped because the engine's thread has died ({_named(error)})."))
+            self._work.reset()
+            self._report()
 
     def stop(self) -> None:
         """End that thread after the step that it is in. Requests stay, for threads that `wait` for them or the next `start`."""
@@ -236,17 +286,15 @@ class Scheduler:
                 self._fail(error)
                 raise
             finally:
+                self._last_step = time.monotonic()
                 self._report()
 
     def _fail(self, error: BaseException) -> None:
         """End all requests: a step has failed."""
-        why = type(error).__name__ + (f": {error}" if str(error) else "")
+        dropped = f"The requests were dropped because a step of the engine failed ({_named(error)}): ask again."
         with self._lock:
-            for job in self._jobs.values():
-                if not job.done:
-                    dropped = f"The requests were dropped because a step of the engine failed ({why}): ask again."
-                    job.error = error if isinstance(error, Stopped) else RuntimeError(dropped)
-                    job.done = True
+            if isinstance(error, Exception) or not self._thread.is_mine:  # else `_bury` follows
+                self._end_all(error if isinstance(error, Stopped) else RuntimeError(dropped))
             self._work.reset()
 
     def _report(self) -> None:
@@ -278,3 +326,7 @@ class Scheduler:
         """Streams, events and graphs of a GPU are the current one's."""
         device = next(self.model.parameters()).device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _named(error: BaseException) -> str:
+    return type(error).__name__ + (f": {error}" if str(error) else "")

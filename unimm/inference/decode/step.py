@@ -6,7 +6,7 @@ heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few:
 step of a 1B model is some hundred small kernels; launched one by one from Python they take longer than they run.)
 
 Shapes: R rows (and one more place, where the results of padding go), n requests of a kind, g further rows of theirs for the
-other branches of guidance, both rounded up, B branches but the first; D trunk width, V vocabulary.
+other branches of guidance, both rounded up, B branches but the first; D trunk width, V vocabulary, k likeliest ids.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from unimm.inference.decode.kv_cache import RowCache
-from unimm.inference.decode.request import Job, Row
+from unimm.inference.decode.request import MAX_TOP_LOGPROBS, Job, Likeliest, Row
 from unimm.inference.decode.sampling import Sampler, combine
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.sequence import Kind
@@ -60,7 +60,10 @@ class KindGroup:
             [_seen(job, kind) for job in self.jobs] + [[]] * pads,
             vocabulary_size,
         )
-        self.logprobs = any(job.request.logprobs for job in self.jobs)
+        # All that the likeliest are asked for at most, or none: few shapes.
+        has_top = any(job.request.top_logprobs for job in self.jobs)
+        self.num_likeliest = min(MAX_TOP_LOGPROBS, vocabulary_size) if has_top else 0
+        self.logprobs = has_top or any(job.request.logprobs for job in self.jobs)
 
     def _branches(self, rows: list[Row], number: dict[Job, int]) -> tuple[list[list[int]], list[list[float]]]:
         """What `combine` reads of the rows of other branches, (B, n) each."""
@@ -78,7 +81,7 @@ class KindGroup:
     @property
     def shape(self) -> Hashable:
         """Groups of the same shape run the same operations."""
-        return (self.num_requests, len(self.owners), len(self.places), self.logprobs, self.sampler.settings)
+        return (self.num_requests, len(self.owners), len(self.places), self.logprobs, self.num_likeliest, self.sampler.settings)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -86,15 +89,19 @@ class KindGroup:
         return [self.reads, self.writes, self.owners, self.places, self.weights, self.steps, *self.sampler.tensors]
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits (n + g, V) -> ids (n,), and their log-probabilities (n,), or none of them (0,)."""
+        """logits (n + g, V) -> ids (n, 1 + k): the chosen one and the likeliest; and log-probabilities (n, 1 + k), or none of
+        them (n, 0)."""
         logits_nV = logits[: self.num_requests]
         if len(self.owners):
             logits_nV = combine(logits, self.places, self.weights)
-        ids_n = self.sampler(logits_nV, self.steps)
+        ids_n1 = self.sampler(logits_nV, self.steps)[:, None]
         self.steps += 1
         if not self.logprobs:
-            return ids_n, ids_n.new_zeros(0, dtype=torch.float32)
-        return ids_n, logits_nV.float().log_softmax(-1).gather(1, ids_n[:, None])[:, 0]
+            return ids_n1, ids_n1.new_zeros(len(ids_n1), 0, dtype=torch.float32)
+        logprobs_nV = logits_nV.float().log_softmax(-1)
+        if self.num_likeliest:
+            ids_n1 = torch.cat([ids_n1, logprobs_nV.topk(self.num_likeliest).indices], dim=1)
+        return ids_n1, logprobs_nV.gather(1, ids_n1)
 
 
 class DecodeBatch:
@@ -134,15 +141,16 @@ class DecodeBatch:
             group.jobs = other.groups[kind].jobs
 
     def choose(self, model: DecodeModel, hidden_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next id of every request, group after group, and log-probabilities where a group has them; ids are kept."""
+        """What each group chooses, one after another, in a row; the next id of every request is kept."""
         ids, logprobs = [], []
         for kind, group in self.groups.items():
-            ids_n, logprobs_n = model.sample(kind, hidden_RD[group.reads], group.choose)
+            ids_nk, logprobs_nk = model.sample(kind, hidden_RD[group.reads], group.choose)
+            ids_n = ids_nk[:, 0]
             self.ids[group.writes[: group.num_requests]] = ids_n
             if len(group.owners):
                 self.ids[group.writes[group.num_requests :]] = ids_n[group.owners]
-            ids.append(ids_n)
-            logprobs.append(logprobs_n)
+            ids.append(ids_nk.flatten())
+            logprobs.append(logprobs_nk.flatten())
         return torch.cat(ids), torch.cat(logprobs)
 
     def embed(self, model: DecodeModel) -> torch.Tensor:
@@ -161,7 +169,9 @@ class PendingTokens:
     """What one step has chosen, on its way from the device to the host."""
 
     def __init__(self, batch: DecodeBatch, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
-        self._groups = [(group.jobs, group.num_requests, group.logprobs) for group in batch.groups.values()]
+        self._groups = [
+            (group.jobs, group.num_requests, group.logprobs, group.num_likeliest) for group in batch.groups.values()
+        ]
         self._arrived: torch.cuda.Event | None = None
         self._ids, self._logprobs = ids, logprobs
         if ids.is_cuda:
@@ -169,15 +179,16 @@ class PendingTokens:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> Iterator[tuple[Job, int, float]]:
-        """Every request with its next id and that one's log-probability, 0 where it was not asked for."""
+    def read(self) -> Iterator[tuple[Job, int, float, Likeliest]]:
+        """Every request with its next id, that one's log-probability, 0 where it was not asked for, and the likeliest ids."""
         if self._arrived is not None:
             self._arrived.synchronize()
         ids, logprobs = iter(self._ids.tolist()), iter(self._logprobs.tolist())
-        for jobs, size, has_logprobs in self._groups:
-            own_ids = [next(ids) for _ in range(size)]
-            own_logprobs = [next(logprobs) for _ in range(size)] if has_logprobs else [0.0] * size
-            yield from zip(jobs, own_ids, own_logprobs, strict=False)  # padding follows the requests
+        for jobs, size, has_logprobs, k in self._groups:
+            own_ids = [[next(ids) for _ in range(1 + k)] for _ in range(size)]
+            own_logprobs = [[next(logprobs) for _ in range(1 + k)] if has_logprobs else [0.0] for _ in range(size)]
+            for job, one, logs in zip(jobs, own_ids, own_logprobs, strict=False):  # padding follows the requests
+                yield job, one[0], logs[0], tuple(zip(one[1:], logs[1:], strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Threads that share a decoder: the lock that they take in turns, and a thread that makes its steps."""
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,27 +46,42 @@ class FairRLock:
 class StepThread(Generic[T]):
     """A thread that calls `step(owner)` again and again, and sleeps when that returns False until it is woken.
 
-    It ends with `stop`, with the process, and when its owner is no longer used, which it does not keep alive.
+    It ends with `stop`, with the process, and when its owner is no longer used, which it does not keep alive. When `step`
+    raises, the thread has died: `died` says of what, `on_death(owner, error)` is its last act, and `start` makes a new one.
     """
 
-    def __init__(self, owner: T, step: Callable[[T], bool]) -> None:
-        self._owner, self._step = weakref.ref(owner), step
+    def __init__(self, owner: T, step: Callable[[T], bool], on_death: Callable[[T, BaseException], object]) -> None:
+        self._owner, self._step, self._on_death = weakref.ref(owner), step, on_death
         self._wake = threading.Event()
         self._end: weakref.finalize | None = None
+        self._thread: threading.Thread | None = None  # also one that was stopped
+        self._deaths: list[BaseException] = []
 
     @property
     def is_started(self) -> bool:
-        """Whether it runs, and was not stopped."""
-        return self._end is not None and self._end.alive
+        """Whether it runs, was not stopped, and has not died."""
+        return self._end is not None and self._end.alive and not self._deaths
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the caller is this thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def died(self) -> BaseException | None:
+        """What it has died of, until it is started again."""
+        return self._deaths[-1] if self._deaths else None
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
         owner = self._owner()
         if self.is_started or owner is None:
             return
-        stopping = threading.Event()
-        words = (self._owner, self._step, self._wake, stopping)
-        thread = threading.Thread(target=_run, args=words, name="unimm-decoder", daemon=True)
+        self._deaths, stopping = [], threading.Event()
+        words = (self._owner, self._step, self._on_death, self._wake, stopping, self._deaths)
+        self._thread = thread = threading.Thread(target=_run, args=words, name="unimm-decoder", daemon=True)
+        if self._end is not None:
+            self._end.detach()
         self._end = weakref.finalize(owner, _end, thread, self._wake, stopping)
         thread.start()
 
@@ -77,15 +95,28 @@ class StepThread(Generic[T]):
             self._end()
 
 
-def _run(reference: "weakref.ref[T]", step: Callable[[T], bool], wake: threading.Event, stopping: threading.Event) -> None:
-    while not stopping.is_set():
-        owner = reference()
-        if owner is None:
-            return
-        wake.clear()  # before the look at what there is to do: what comes later sets it again
-        if not step(owner):
-            del owner
-            wake.wait()
+def _run(
+    reference: "weakref.ref[T]",
+    step: Callable[[T], bool],
+    on_death: Callable[[T, BaseException], object],
+    wake: threading.Event,
+    stopping: threading.Event,
+    deaths: list[BaseException],
+) -> None:
+    try:
+        while not stopping.is_set():
+            owner = reference()
+            if owner is None:
+                return
+            wake.clear()  # before the look at what there is to do: what comes later sets it again
+            if not step(owner):
+                del owner
+                wake.wait()
+    except BaseException as error:  # also what Python raises in a thread that is to end
+        logger.critical("The decoder's thread has died: no request is served until it is started again.", exc_info=error)
+        deaths.append(error)
+        if (owner := reference()) is not None:
+            on_death(owner, error)
 
 
 def _end(thread: threading.Thread, wake: threading.Event, stopping: threading.Event) -> None:

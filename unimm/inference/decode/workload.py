@@ -152,7 +152,7 @@ class Workload:
         if not self._is_at_once(request):
             self.running.check_capacity(request.num_rows, request.sequence.length)
             return
-        if request.logprobs or request.guidance_interval != (0.0, 1.0):
+        if request.logprobs or request.top_logprobs or request.guidance_interval != (0.0, 1.0):
             kind = request.blank.kind.name
             raise ValueError(f"{kind} is filled in all at once: it has no logprobs, and no guidance_interval of its elements.")
         if most is not None:

@@ -1,0 +1,115 @@
+"""The engine's calls that give images: drawings from prompts, images as codes and back."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import torch
+from PIL import Image
+
+from unimm.data.records import ImageLike
+from unimm.inference.decode.request import Request
+from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
+from unimm.inference.text_calls import TextCalls
+from unimm.inference.vqa_score import check_best_of, choose_best
+from unimm.runtime.number_checks import whole_number
+
+
+class ImageCalls(TextCalls):
+    """Prompts in, images out."""
+
+    def generate_images(
+        self,
+        prompt: str | list[str],
+        num_images: int = 1,
+        seed: int | list[int] = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        callback: Callable[[DrawingProgress], None] | None = None,
+        **more,
+    ) -> Any:
+        """Draw images from a prompt, or from each of a list of prompts.
+
+        Args:
+            num_images: images a prompt. Image i is keyed by (seed, i): in float32 the same codes alone and in any batch, and
+                on a CPU the same pixels.
+            seed: of all prompts (their images are a little alike then), or a list or array, one for each.
+            guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
+                does not, as in Janus: guidance 5, temperature 1, all codes.
+            temperature: 0.0 takes the likeliest code every time.
+            callback: gets a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
+                raises stops the drawing.
+            more: `best_of`: draw each image as often as this says, and return the one that aligns best with the prompt
+                (`alignment`); the time grows by a little more than that factor. `min_p` of `Sampling`, `guidance_interval` of
+                `Request`.
+
+        Returns:
+            A list of PIL images; a list of such lists for a list of prompts.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        num_images = whole_number("num_images", num_images, 1)
+        best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
+        settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
+        drawing = draw(self.decoder, self._requests(prompt, num_images, seed, settings, best_of), self.coder)
+        images = finish(drawing, callback).images or []
+        if best_of > 1:
+            each = [text for text in prompts for _ in range(num_images * best_of)]
+            images = choose_best(images, self.alignment(images, each), best_of)
+        starts = range(0, len(images), num_images)
+        return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
+
+    def stream_images(
+        self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
+    ) -> Iterator[DrawingProgress]:
+        """Draw images and tell how far they are after every code; the same images as `generate_images`.
+
+        Args:
+            preview_every: codes an image between previews. They are made beside the drawing, and left out when they are late.
+            settings: as in `generate_images`, but for `best_of`: the best one is known when all are there.
+
+        Returns:
+            An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
+        """
+        return draw(self.decoder, self._requests(prompt, num_images, seed, settings), self.coder, preview_every)
+
+    async def astream_images(
+        self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
+    ) -> AsyncGenerator[DrawingProgress]:
+        """As `stream_images`, for coroutines: `async for progress in engine.astream_images(prompt)`."""
+        requests = await asyncio.to_thread(self._requests, prompt, num_images, seed, settings)
+        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every)) as drawing:
+            async for progress in drawing:
+                yield progress
+
+    def generate_codes(
+        self,
+        prompt: str | list[str],
+        num_images: int = 1,
+        seed: int | list[int] = 0,
+        *,
+        callback: Callable[[DrawingProgress], None] | None = None,
+        **settings,
+    ) -> torch.Tensor:
+        """The codes that `generate_images` decodes, without `best_of`: (num_images, num_codes) long on the CPU, or of a list of
+        prompts (num_prompts, num_images, num_codes)."""
+        num_images = whole_number("num_images", num_images, 1)
+        requests = self._requests(prompt, num_images, seed, settings)
+        if not requests:
+            return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
+        codes = finish(draw(self.decoder, requests), callback).codes
+        return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
+
+    def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
+        num_codes, count = self.image_tokenizer.num_codes, (whole_number("num_images", num_images, 1), best_of)
+        return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
+
+    def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images; with the errors of `ImageCoder.decode`."""
+        return self.coder.decode(codes)
+
+    def encode_image(self, image: ImageLike | list) -> torch.Tensor:
+        """An image -> its codes (num_codes,) long on the CPU, n images -> (n, num_codes); short side to size, centre crop."""
+        return self.coder.encode(image) if isinstance(image, list) else self.coder.encode([image])[0]

@@ -1,0 +1,179 @@
+"""The engine's calls that give text: captions, answers, chat, and how well an image fits a text."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from unimm.data.records import ImageLike
+from unimm.data.template import Turn
+from unimm.data.views import DESCRIBE
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
+from unimm.inference.engine_parts import EngineParts
+from unimm.inference.input_validation import check_text, pair, read_stop
+from unimm.inference.messages import Message, continues_answer, read_messages
+from unimm.inference.text_stream import Completion, TextChunk, astream, awrite, write
+from unimm.inference.text_stream import stream as write_stream
+from unimm.inference.vqa_score import ask_whether_shown, probability_of_yes
+from unimm.runtime.number_checks import whole_number
+
+
+class TextCalls(EngineParts):
+    """Images and texts in, text out."""
+
+    def caption(
+        self, image: ImageLike | list, max_new_tokens: int = 128, temperature: float = 0.0, language: str = "en", **sampling
+    ) -> Any:
+        """Describe an image, or each of a list of images.
+
+        Args:
+            image: a path, bytes, a file, a PIL image, an array, a tensor (all forms: `unimm.data.image_forms`); or a list.
+            language: "en" or "zh": the language of the request.
+            sampling: `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
+
+        Returns:
+            A string, or a list of strings for a list.
+        """
+        if language not in DESCRIBE:
+            raise ValueError(f"Captions can be asked for in {', '.join(DESCRIBE)}, not in '{language}'.")
+        question = DESCRIBE[language][0]
+        return self.answer(image, question, max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+
+    def answer(
+        self,
+        image: ImageLike | list,
+        question: str | list[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        **sampling,
+    ) -> Any:
+        """Answer a question about an image; lists are paired, a single one goes with every one of the other.
+
+        Returns:
+            A string, or a list of strings where image or question is a list.
+        """
+        images, questions, is_list = pair(image, question)
+        settings, limit = Sampling(temperature, **sampling), whole_number("max_new_tokens", max_new_tokens, 1)
+        for text in questions:
+            check_text(text, "question")
+        asked = [Turn("user", (self.template.look(one), text)) for one, text in zip(images, questions, strict=True)]
+        requests = [Request(self.template.chat([turn], limit).opened(), settings) for turn in asked]
+        texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
+        return texts if is_list else texts[0]
+
+    def alignment(self, image: ImageLike | list, prompt: str | list[str]) -> Any:
+        """How probable the model finds that an image shows what a prompt says, from 0 to 1 (VQAScore, arXiv 2404.01291).
+
+        Lists are paired as in `answer`, and give a list.
+        """
+        images, prompts, is_list = pair(image, prompt)
+        sequences = [ask_whether_shown(self.template, one, text) for one, text in zip(images, prompts, strict=True)]
+        found = probability_of_yes(self.model, self.tokenizer, sequences, self.deterministic)
+        return found if is_list else found[0]
+
+    def chat(
+        self,
+        messages: list[Message],
+        stream: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        **sampling,
+    ) -> str | Iterator[str]:
+        """The assistant's next turn of a conversation with any number of images.
+
+        Args:
+            messages: as `transformers`, OpenAI or DeepSeek write them (`unimm.inference.messages`). A first one of role
+                "system" replaces the model's own system prompt; a last one of the assistant's is what its answer begins with,
+                and the text goes on where that ends.
+            stream: return an iterator over the pieces of the text, as they come.
+            stop: as in `complete`.
+        """
+        if not stream:
+            return self.complete(messages, max_new_tokens, temperature, stop, **sampling).text
+        request, *stops = self._chat_request(messages, max_new_tokens, temperature, stop, **sampling)
+        return _pieces(write_stream(self.decoder, self.tokenizer, request, *stops))
+
+    def complete(
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        **sampling,
+    ) -> Completion:
+        """As `chat`, with all there is to know: why the text ended, its tokens, their log-probabilities.
+
+        Args:
+            stop: the text ends before the first of these strings.
+            logprobs: keep the log-probability of every token, before temperature.
+            top_logprobs: and those of the likeliest tokens at every place, so many of them, at most 20.
+            sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
+        """
+        settings = (max_new_tokens, temperature, stop, logprobs, top_logprobs)
+        request, *stops = self._chat_request(messages, *settings, **sampling)
+        return write(self.decoder, self.tokenizer, [request], *stops)[0]
+
+    async def acomplete(
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        **sampling,
+    ) -> Completion:
+        """As `complete`, for coroutines; so are the calls whose names begin with `astream`, which are read with `async for`.
+
+        They start a thread of the engine's own that makes the steps: requests of all tasks are decoded together, and the event
+        loop is never blocked. A task that is cancelled, or an iterator that is closed, takes its requests with it.
+        """
+        settings = (messages, max_new_tokens, temperature, stop, logprobs, top_logprobs)
+        request, *stops = await asyncio.to_thread(self._chat_request, *settings, **sampling)
+        return (await awrite(self.decoder, self.tokenizer, [request], *stops))[0]
+
+    def stream_complete(self, messages: list[Message], **settings: Any) -> Iterator[TextChunk]:
+        """As `complete`, with its settings, chunk by chunk: each with a piece of the text and its tokens, the last one with the
+        whole `completion`."""
+        request, *stops = self._chat_request(messages, **settings)
+        return write_stream(self.decoder, self.tokenizer, request, *stops)
+
+    async def astream_complete(self, messages: list[Message], **settings: Any) -> AsyncGenerator[TextChunk]:
+        """As `stream_complete`, for coroutines: `async for chunk in engine.astream_complete(messages)`."""
+        request, *stops = await asyncio.to_thread(self._chat_request, messages, **settings)
+        async with aclosing(astream(self.decoder, self.tokenizer, request, *stops)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def astream_chat(self, messages: list[Message], **settings: Any) -> AsyncGenerator[str]:
+        """As `chat` with `stream=True`, for coroutines: `async for piece in engine.astream_chat(messages)`."""
+        async with aclosing(self.astream_complete(messages, **settings)) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    yield chunk.text
+
+    def _chat_request(
+        self,
+        messages: list[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop: str | list[str] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        **sampling: Any,
+    ) -> tuple[Request, Any, Any]:
+        """The request, its stop strings, and whether it continues an answer: as `write` and `stream` take them."""
+        limit, settings = whole_number("max_new_tokens", max_new_tokens, 1), Sampling(temperature, **sampling)
+        turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
+        kept = {"logprobs": logprobs or bool(top_logprobs), "top_logprobs": top_logprobs}
+        request = Request(self.template.chat(turns, limit, system_prompt).opened(), settings, **kept)
+        return request, read_stop(stop), continues_answer(messages)
+
+
+def _pieces(chunks: Iterator[TextChunk]) -> Iterator[str]:
+    return (chunk.text for chunk in chunks if chunk.text)
