@@ -40,8 +40,19 @@ def checkpoint(model: str, dtype: torch.dtype, report: Callable[[str], None]) ->
         raise ValueError(f"There is no model '{model}': name a folder, or one of {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as folder:
         report(f"Writing random weights of {model}")
-        write_random_checkpoint(Path(folder) / "model", *sizes_of(model), dtype)
-        yield Path(folder) / "model"
+        yield write_random(model, Path(folder) / "model", dtype)
+
+
+def write_random(name: str, folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Path:
+    """Write a whole model folder with random weights in the size that a file of conf/model names; returns the folder.
+
+    device: that draws the numbers [default: the CPU].
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    write_random_checkpoint(Path(folder), *sizes_of(name), dtype, device=device)
+    return Path(folder)
 
 
 def known_sizes() -> list[str]:
@@ -68,7 +79,7 @@ def main() -> None:
     """Random weights of a size, drawn on a device and written to a folder."""
     model, dtype, device, folder = sys.argv[1:]
     where = choose_device(device)
-    write_random_checkpoint(Path(folder), *sizes_of(model), choose_dtype(dtype, where), device=where)
+    write_random(model, folder, choose_dtype(dtype, where), where)
 
 
 if __name__ == "__main__":
