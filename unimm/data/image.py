@@ -32,7 +32,7 @@ _MIN_SIDE = 14  # the shortest side that Janus shrinks to
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
+def decode_image(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
 
     Args:
@@ -40,22 +40,23 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000) -> Image.Image:
             (H, W, 4), (H, W, 1) or (H, W), or one of the forms of `unimm.data.image_forms`: a file object, a tensor, floats in
             0..1, a data: URI, a part of a message.
         max_pixels: larger images are refused before they are unpacked.
+        formats: of `FORMATS`, those that encoded images may have.
 
     Raises ImageError (a ValueError) for everything that is no such image.
     """
     if isinstance(image, SeenImage):
-        return decode_image(image.original(), max_pixels)
+        return decode_image(image.original(), max_pixels, formats)
     if isinstance(image, UnreadImage):
-        return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels)
+        return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels, formats)
     image = plain_form(image)
     if isinstance(image, np.ndarray):
         return _upright_rgb(Image.fromarray(image), "the array", max_pixels)
     if isinstance(image, Image.Image):
         return _upright_rgb(image, "the image", max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode_file(io.BytesIO(image), "the image data", max_pixels)
+        return _decode_file(io.BytesIO(image), "the image data", max_pixels, formats)
     if isinstance(image, str | os.PathLike):
-        return _decode_path(os.fspath(image), max_pixels)
+        return _decode_path(os.fspath(image), max_pixels, formats)
     which = f"{type(image).__name__}" + (": one is expected here" if isinstance(image, list | tuple) else "")
     raise ImageError(f"An image is a path, bytes, a file object, a data: URI, a PIL image, an array or a tensor, not {which}.")
 
@@ -118,7 +119,7 @@ def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
-def _decode_path(path: str, max_pixels: int) -> Image.Image:
+def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     name = f"the file {path!r}" if len(path) <= 300 else f"the file {path[:300]!r}..."
     if path[:8].lower().startswith(("http://", "https://")):
         raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
@@ -128,7 +129,7 @@ def _decode_path(path: str, max_pixels: int) -> Image.Image:
         if Path(path).exists() and not Path(path).is_file():
             raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")
         with Path(path).open("rb") as file:
-            return _decode_file(file, name, max_pixels)
+            return _decode_file(file, name, max_pixels, formats)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # no such file, no permission, a name too long or with a null character
@@ -141,14 +142,14 @@ def _decode_path(path: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"Cannot read {name}: {str(reason).lower()}.") from None
 
 
-def _decode_file(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     if not file.read(1):
         raise ImageError(f"Cannot read {name}: it is empty.")
     file.seek(0)
     try:
-        picture = Image.open(file, formats=FORMATS)
+        picture = Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        raise ImageError(f"Cannot read {name}: it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
+        raise ImageError(f"Cannot read {name}: it is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from None
     except Image.DecompressionBombError:
         raise ImageError(f"Cannot read {name}: it has more pixels than are safe to unpack, shrink it first.") from None
     except Exception:  # damaged headers make Pillow raise nearly anything

@@ -10,6 +10,7 @@ from unimm.inference.engine import Engine
 from unimm.runtime.version import package_version
 from unimm.serve import health, models
 from unimm.serve.errors import ErrorBody, add_error_handlers
+from unimm.serve.guard import add_guards
 from unimm.serve.service import Service
 from unimm.serve.settings import ServerSettings
 
@@ -31,6 +32,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     app = FastAPI(title="unimm", version=package_version(), lifespan=lifespan, responses=errors)
     app.state.service = service
     add_error_handlers(app)
+    add_guards(app, service.settings)
     for part in (health, models):
         app.include_router(part.router)
     return app

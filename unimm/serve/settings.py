@@ -20,6 +20,8 @@ class ServerSettings:
     deadline_seconds: after which a request is given up with 408. drain_seconds: that running requests get after SIGTERM.
     stuck_after: seconds without a step, while there is work, after which the engine counts as stuck (`/health` is 503).
     allowed_media_domains: hosts that images may be fetched from; none: only data: URIs are read.
+    allowed_hosts: names that the Host header may give; none: any. `unimm serve` sets those of this machine where only this
+        machine is served and no key is asked for: a web page could else reach it under a name of its own (DNS rebinding).
     """
 
     host: str = "127.0.0.1"
@@ -29,7 +31,7 @@ class ServerSettings:
     page: bool = True
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 2**20
-    max_pixels: int = 50_000_000
+    max_pixels: int = 25_000_000
     max_images: int = 16
     max_characters: int = 50_000
     max_images_out: int = 10
@@ -41,3 +43,4 @@ class ServerSettings:
     drain_seconds: float = 30.0
     stuck_after: float = 60.0
     allowed_media_domains: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
