@@ -36,6 +36,10 @@ SIGNATURES = {
     ),
     "Engine.stream_images": "self, prompt, num_images=1, seed=0, preview_every=64",
     "Engine.generate_codes": "self, prompt, num_images=1, seed=0, *, callback=None",
+    "Engine.inpaint": "self, image, mask, prompt, num_images=1, seed=0, callback=None",
+    "Engine.ainpaint": "self, image, mask, prompt, num_images=1, seed=0",
+    "Engine.stream_inpaint": "self, image, mask, prompt, num_images=1, seed=0, preview_every=64",
+    "Engine.astream_inpaint": "self, image, mask, prompt, num_images=1, seed=0, preview_every=64",
     "Engine.decode_codes": "self, codes",
     "Engine.encode_image": "self, image",
     "Engine.alignment": "self, image, prompt",
@@ -64,6 +68,7 @@ SIGNATURES = {
 DOCUMENTED = {
     "load": ("limits", "weights", "deterministic"),
     "Engine.generate_images": ("best_of", "min_p", "guidance_interval"),
+    "Engine.inpaint": ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval"),
     "Engine.caption": ("stop", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
 }
 """What goes through `**`: the docstring names it."""

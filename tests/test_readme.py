@@ -211,12 +211,14 @@ def test_paths_in_texts_exist() -> None:
 
 
 def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load, stream, serve, coroutines, loop = fenced(RECIPES / "serve.md", "python")
+    load, stream, paint, serve, coroutines, loop = fenced(RECIPES / "serve.md", "python")
     names: dict = {}
     execute(load, names)
     execute(stream, names)
     assert names["progress"].is_final and Image.open("preview.png").size == (64, 64)
     assert names["completion"].finish_reason in ("stop", "length")
+    execute(paint, names)
+    assert Image.open("painted.png").size == (64, 64)
     execute(serve.replace("8000", "0"), names)
     with names["server"] as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeGuard
 
@@ -44,19 +45,45 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[
 
     Raises ImageError (a ValueError) for everything that is no such image.
     """
+    return _decode(image, max_pixels, formats, _to_rgb)
+
+
+def decode_mask(mask: ImageLike | np.ndarray, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+    """A mask (H, W) bool, true where it marks: where it is transparent, as OpenAI has it, or, where nothing of it is, white.
+
+    Between, what is more than half transparent or white is marked. All forms of an image are read, and arrays of bool.
+
+    Raises ImageError (a ValueError) for everything that is no such image.
+    """
+    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
+        mask = mask.astype(np.uint8) * np.uint8(255)
+    return np.asarray(_decode(mask, max_pixels, formats, _to_mask)) > 0
+
+
+def transparent_part(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+    """Where an image is transparent, (H, W) bool: more than half. Raises ImageError as `decode_image`."""
+    opaque = _decode(image, max_pixels, formats, lambda one, _: _alpha(one) or Image.new("L", one.size, 255))
+    return np.asarray(opaque) < 128
+
+
+Convert = Callable[[Image.Image, str], Image.Image]
+"""What is made of an upright picture; with its name, for errors."""
+
+
+def _decode(image: ImageLike, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
     if isinstance(image, SeenImage):
-        return decode_image(image.original(), max_pixels, formats)
+        return _decode(image.original(), max_pixels, formats, convert)
     if isinstance(image, UnreadImage):
-        return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels, formats)
+        return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels, formats, convert)
     image = plain_form(image)
     if isinstance(image, np.ndarray):
-        return _upright_rgb(Image.fromarray(image), "the array", max_pixels)
+        return _upright(Image.fromarray(image), "the array", max_pixels, convert)
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, "the image", max_pixels)
+        return _upright(image, "the image", max_pixels, convert)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode_file(io.BytesIO(image), "the image data", max_pixels, formats)
+        return _decode_file(io.BytesIO(image), "the image data", max_pixels, formats, convert)
     if isinstance(image, str | os.PathLike):
-        return _decode_path(os.fspath(image), max_pixels, formats)
+        return _decode_path(os.fspath(image), max_pixels, formats, convert)
     which = f"{type(image).__name__}" + (": one is expected here" if isinstance(image, list | tuple) else "")
     raise ImageError(f"An image is a path, bytes, a file object, a data: URI, a PIL image, an array or a tensor, not {which}.")
 
@@ -119,7 +146,7 @@ def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
-def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
     name = f"the file {path!r}" if len(path) <= 300 else f"the file {path[:300]!r}..."
     if path[:8].lower().startswith(("http://", "https://")):
         raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
@@ -129,7 +156,7 @@ def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...]) -> Image.
         if Path(path).exists() and not Path(path).is_file():
             raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")
         with Path(path).open("rb") as file:
-            return _decode_file(file, name, max_pixels, formats)
+            return _decode_file(file, name, max_pixels, formats, convert)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # no such file, no permission, a name too long or with a null character
@@ -142,7 +169,7 @@ def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...]) -> Image.
         raise ImageError(f"Cannot read {name}: {str(reason).lower()}.") from None
 
 
-def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
     if not file.read(1):
         raise ImageError(f"Cannot read {name}: it is empty.")
     file.seek(0)
@@ -155,10 +182,10 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
     except Exception:  # damaged headers make Pillow raise nearly anything
         raise ImageError(f"Cannot read {name}: its header is damaged.") from None
     with picture:
-        return _upright_rgb(picture, name, max_pixels)
+        return _upright(picture, name, max_pixels, convert)
 
 
-def _upright_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert) -> Image.Image:
     width, height = picture.size
     if width < 1 or height < 1:
         raise ImageError(f"Cannot use {name}: it is {width}x{height} and has no pixels.")
@@ -167,7 +194,7 @@ def _upright_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Imag
         raise ImageError(f"Cannot use {name}: {width}x{height} is more than {limit}, shrink it first.")
     try:
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture), name)
+        return convert(ImageOps.exif_transpose(picture), name)
     except ImageError:
         raise
     except Exception:  # damaged data makes Pillow raise nearly anything; its words may hold memory addresses
@@ -186,6 +213,20 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _alpha(picture: Image.Image) -> Image.Image | None:
+    """Its opacity, 8 bits; None where nothing of it is transparent."""
+    if not picture.has_transparency_data or picture.mode.startswith("I"):
+        return None
+    alpha = picture.convert("LA" if picture.mode == "La" else "RGBA").getchannel("A")
+    return alpha if np.asarray(alpha).min() < 255 else None
+
+
+def _to_mask(picture: Image.Image, name: str) -> Image.Image:
+    alpha = _alpha(picture)
+    marked = np.asarray(alpha) < 128 if alpha is not None else np.asarray(_to_rgb(picture, name).convert("L")) >= 128
+    return Image.fromarray(marked.astype(np.uint8) * np.uint8(255))
 
 
 def _from_16_bit(picture: Image.Image, name: str) -> Image.Image:

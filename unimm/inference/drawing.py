@@ -20,11 +20,9 @@ from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.image_codec import ImageCoder
+from unimm.inference.inpainting import GREY, Canvas
 from unimm.inference.input_validation import check_text
 from unimm.runtime.number_checks import whole_number, whole_numbers
-
-GREY = (128, 128, 128)
-"""Where a preview has nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,14 @@ class DrawingProgress:
     """How far a drawing is: `step` of `num_steps` codes an image are chosen, on average.
 
     images: previews of all images, or at the end (`is_final`) the images; None where there are none at this step.
+    num_prompt_positions: positions that their prompts take, all together.
     """
 
     step: int
     num_steps: int
     images: list[Image.Image] | None = None
     is_final: bool = False
+    num_prompt_positions: int = 0
     _filled: list[list[int]] = field(default_factory=list, repr=False)
     _lengths: tuple[int, ...] = field(default=(), repr=False)
 
@@ -57,12 +57,14 @@ def drawing_requests(
     seed: Any,
     defaults: DrawingDefaults,
     settings: dict[str, Any],
+    canvas: Canvas | None = None,
 ) -> list[Request]:
     """A request an image, prompt after prompt.
 
     count: images of a prompt, and of how many drawings each is the best.
     seed: of all prompts, or one for each; of Python's, NumPy's or PyTorch's integers.
     settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`.
+    canvas: an image of which a part is to be painted.
 
     Raises:
         ValueError: a prompt is empty, there is nothing to draw, or seeds do not fit.
@@ -83,20 +85,30 @@ def drawing_requests(
     for text, own_seed in zip(prompts, seeds, strict=True):
         check_text(text, "prompt")
         sequence = template.draw(text, num_codes=num_codes)
+        sequence = sequence if canvas is None else canvas.sequence(sequence)
         for index in range(num_images * best_of):
             sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
-            requests.append(Request(sequence, sampling, drawing.guidance_scale, interval))
+            request = Request(sequence, sampling, drawing.guidance_scale, interval)
+            if canvas is not None:
+                own = canvas.interval(*request.guidance_interval)
+                request = replace(request, guidance_interval=own, first_place=canvas.blank.start)
+            requests.append(request)
     return requests
 
 
 def draw(
-    decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
+    decoder: Decoder,
+    requests: list[Request],
+    coder: ImageCoder | None = None,
+    preview_every: int = 0,
+    canvas: Canvas | None = None,
 ) -> Generator[DrawingProgress]:
     """Fill the open codes of requests, all of the same number.
 
     Args:
         coder: turns codes into pictures; None: there are only codes.
         preview_every: codes an image between previews; 0: none.
+        canvas: what the requests paint a part of.
 
     Returns:
         An iterator over the progress of every step; the last one is final.
@@ -105,7 +117,7 @@ def draw(
         ValueError: a request can never be filled; before the first step.
     """
     preview_every = whole_number("preview_every", preview_every, 0)
-    return _draw(requests, decoder.steps(requests), coder, preview_every)
+    return _draw(_Drawing(requests, coder, preview_every, canvas), decoder.steps(requests))
 
 
 def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
@@ -118,10 +130,8 @@ def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProg
     return state
 
 
-def _draw(
-    requests: list[Request], steps: Generator[dict[int, int]], coder: ImageCoder | None, preview_every: int
-) -> Generator[DrawingProgress]:
-    with closing(_Drawing(requests, coder, preview_every)) as drawing:
+def _draw(drawing: "_Drawing", steps: Generator[dict[int, int]]) -> Generator[DrawingProgress]:
+    with closing(drawing):
         with closing(steps):
             for new in steps:
                 if (progress := drawing.advance(new)) is not None:
@@ -131,10 +141,15 @@ def _draw(
 
 
 async def adraw(
-    decoder: Decoder, requests: list[Request], coder: ImageCoder | None = None, preview_every: int = 0
+    decoder: Decoder,
+    requests: list[Request],
+    coder: ImageCoder | None = None,
+    preview_every: int = 0,
+    canvas: Canvas | None = None,
 ) -> AsyncGenerator[DrawingProgress]:
     """As `draw`, for coroutines."""
-    with closing(_Drawing(requests, coder, whole_number("preview_every", preview_every, 0))) as drawing:
+    preview_every = whole_number("preview_every", preview_every, 0)
+    with closing(_Drawing(requests, coder, preview_every, canvas)) as drawing:
         async with aclosing(decoder.asteps(requests)) as steps:
             async for new in steps:
                 if (progress := drawing.advance(new)) is not None:
@@ -146,10 +161,14 @@ async def adraw(
 class _Drawing:
     """The images of one call: their codes so far, and a thread that turns codes into pictures."""
 
-    def __init__(self, requests: list[Request], coder: ImageCoder | None, preview_every: int) -> None:
-        self._coder, self._preview_every = coder, preview_every
-        self._filled: list[list[int]] = [[] for _ in requests]
-        self._num_steps = (requests[0].blank.limit or 0) if requests else 0
+    def __init__(
+        self, requests: list[Request], coder: ImageCoder | None, preview_every: int, canvas: Canvas | None = None
+    ) -> None:
+        self._coder, self._preview_every, self._canvas = coder, preview_every, canvas
+        first, self._last_codes = (canvas.first_codes, canvas.last_codes) if canvas is not None else ([], [])
+        self._filled = [list(first) for _ in requests]
+        self._num_steps = len(first) + ((requests[0].blank.limit or 0) if requests else 0) + len(self._last_codes)
+        self._num_prompt_positions = sum(request.sequence.given.length for request in requests)
         self._thread = ThreadPoolExecutor(1, "unimm-images")
         self._images: list[tuple[list[int], Future[list[Image.Image]]]] = []
         self._full: list[int] = []  # images whose codes are all there, and which nothing was done with yet
@@ -159,14 +178,17 @@ class _Drawing:
     def advance(self, new: dict[int, int]) -> DrawingProgress | None:
         """The next codes; returns the progress, but of the last step."""
         for index, token in new.items():
-            self._filled[index].append(token)
+            codes = self._filled[index]
+            codes.append(token)
+            if len(codes) + len(self._last_codes) == self._num_steps:
+                codes += self._last_codes
         step = sum(len(codes) for codes in self._filled) // len(self._filled)
         self._full += [index for index in new if len(self._filled[index]) == self._num_steps]
         is_last = step == self._num_steps
         # On a CPU two networks at a time only slow each other down.
         if self._coder is not None and self._full and (is_last or self._coder.has_own_stream):
             codes = torch.tensor([self._filled[index] for index in self._full])
-            self._images.append((self._full, self._thread.submit(self._coder.decode, codes)))
+            self._images.append((self._full, self._thread.submit(self._decode, self._coder, codes)))
             self._full = []
         return None if is_last else self._progress(step, self._next_preview(step))
 
@@ -178,16 +200,21 @@ class _Drawing:
             return images
         if step - self._last_preview >= self._preview_every:
             codes = [list(codes) for codes in self._filled]
-            self._preview = self._thread.submit(_preview, self._coder, codes, self._num_steps)
+            self._preview = self._thread.submit(_preview, self._coder, codes, self._num_steps, self._canvas)
             self._last_preview = step
         return images
 
     def _progress(self, step: int, images: list[Image.Image] | None, is_final: bool = False) -> DrawingProgress:
-        return DrawingProgress(step, self._num_steps, images, is_final, self._filled, tuple(map(len, self._filled)))
+        codes = (self._filled, tuple(map(len, self._filled)))
+        return DrawingProgress(step, self._num_steps, images, is_final, self._num_prompt_positions, *codes)
 
     def finish(self) -> DrawingProgress:
         """Wait for the images; returns the final progress."""
         return self._progress(self._num_steps, None if self._coder is None else _in_order(self._images), is_final=True)
+
+    def _decode(self, coder: ImageCoder, codes: torch.Tensor) -> list[Image.Image]:
+        images = coder.decode(codes)
+        return images if self._canvas is None else [self._canvas.blend(image) for image in images]
 
     def close(self) -> None:
         """Let the thread end after what it is doing."""
@@ -199,9 +226,12 @@ def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> li
     return [images[index] for index in sorted(images)]
 
 
-def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int) -> list[Image.Image]:
-    """Pictures of codes so far: whole rows, and grey below them."""
+def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvas: Canvas | None) -> list[Image.Image]:
+    """Pictures of codes so far: whole rows, and grey below them; or, on a canvas, all of it that is known."""
     side = round(num_codes**0.5)
+    if canvas is not None:
+        images = coder.decode(torch.tensor([codes + canvas.codes[len(codes) :].tolist() for codes in filled]))
+        return [canvas.preview(image, len(codes)) for codes, image in zip(filled, images, strict=True)]
     # The rest must be some code; the last one that is there disturbs its neighbours least.
     padded = [codes + [codes[-1] if codes else 0] * (num_codes - len(codes)) for codes in filled]
     images = coder.decode(torch.tensor(padded))

@@ -55,6 +55,7 @@ class Request:
         nothing either.
     logprobs: keep the log-probability of every id, after guidance and before temperature.
     top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
+    first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
         scales i and t: `Branch(weight=t), Branch(frozenset({"text"}), i - t), Branch(frozenset({"text", "image"}), 1 - i)`.
@@ -67,6 +68,7 @@ class Request:
     logprobs: bool = False
     branches: tuple[Branch, ...] = ()
     top_logprobs: int = 0
+    first_place: int = 0
 
     def __post_init__(self) -> None:
         top_logprobs = whole_number("top_logprobs", self.top_logprobs, 0)

@@ -52,7 +52,8 @@ class KindGroup:
         self.owners = torch.tensor([number[rows[place].job] for place in others] + [0] * other_pads, **whole)
         places, weights = self._branches([rows[place] for place in others], number)
         self.places, self.weights = torch.tensor(places, **whole), torch.tensor(weights, device=size.device)
-        self.steps = torch.tensor([len(job.filled) for job in self.jobs] + [0] * pads, **whole)
+        steps = [job.request.first_place + len(job.filled) for job in self.jobs]
+        self.steps = torch.tensor(steps + [0] * pads, **whole)
         samplings = [job.request.sampling for job in self.jobs]
         self.sampler = Sampler(
             samplings + samplings[:1] * pads,
