@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toys import Squares, make_mixture, make_template
 
-from unimm.data.records import Question, Record, Text
-from unimm.data.views import DESCRIBE, Conversation, Description, Dialogue, Drawing, PlainText, View
+from unimm.data.records import Question, Record, RecordImage, Text
+from unimm.data.views import DESCRIBE, Conversation, Description, Dialogue, Document, Drawing, PlainText, View
 from unimm.sequence import Kind, Sequence
 
 TEMPLATE = make_template()
@@ -201,3 +201,74 @@ def test_plain_text_falls_back_on_captions() -> None:
 def test_a_record_that_lacks_something_is_named(view: Callable, lack: dict) -> None:
     with pytest.raises(ValueError, match="squares/6"):
         see(view, record=replace(RECORD, **lack))
+
+
+SEVERAL = replace(RECORD, others=(RecordImage(Squares()[1].image), RecordImage(Squares()[2].image)))  # pyright: ignore
+
+
+def shown(sequence: Sequence) -> list[bytes]:
+    return [s.image.open().tobytes() for s in sequence.segments if s.image is not None]
+
+
+def test_several_images_come_first_or_where_they_stand() -> None:
+    pixels = [TEMPLATE.pixels(one.image).image.open().tobytes() for one in SEVERAL.images]  # pyright: ignore
+    first = see(Dialogue(), record=replace(SEVERAL, questions=QUESTIONS))
+    assert shown(first) == pixels and [s.kind == Kind.PIXELS for s in first.segments][1:6] == [True, False, True, False, True]
+    parts = (Question("Which?", "This.", parts=(2, "Which?", 0)), Question("And?", "That.", parts=("And?", 1)))
+    placed = see(Dialogue(), record=replace(SEVERAL, questions=parts))
+    assert shown(placed) == [pixels[2], pixels[0], pixels[1]]
+    asked = text_of(placed, learn=False)
+    assert asked.index("Which?") < asked.index("And?")
+    one_alone = see(Conversation(num_turns=1, caption_share=0), record=replace(SEVERAL, questions=parts[1:]))
+    assert shown(one_alone) == [pixels[1]]
+    caption = see(Conversation(caption_share=1), record=SEVERAL)
+    assert shown(caption) == pixels
+
+
+def test_an_image_alone_is_as_ever() -> None:
+    """Its sequence is the one that a question without parts had before there were several."""
+    question = Question("Which?", "This.")
+    plain, placed = (
+        see(Dialogue(), record=replace(RECORD, questions=(one,))) for one in (question, replace(question, parts=(0, "Which?")))
+    )
+    assert plain == placed
+
+
+def test_the_system_speaks_first() -> None:
+    assert text_of(see(Dialogue(), record=replace(SEVERAL, system="Be brief."))).startswith("Be brief.\n\n")
+
+
+def test_an_answer_draws_among_words() -> None:
+    questions = (Question("Draw it.", "Here: Done.", answer_parts=("Here:", 1, "Done.")),)
+    record = replace(RECORD, questions=questions, others=(RecordImage(RECORD.image, {"default": RECORD.codes + 1}),))  # pyright: ignore
+    sequence = see(Dialogue(), record=record)
+    codes = next(s for s in sequence.segments if s.kind == Kind.CODES)
+    begin = sequence.segments[[*sequence.segments].index(codes) - 1]
+    assert codes.learn and list(codes.ids) == list(RECORD.codes + 1)  # pyright: ignore
+    assert begin.learn and begin.ids[-1] == TEMPLATE.tokenizer.special.begin_of_image
+    with pytest.raises(ValueError, match="no codes of an image that is drawn"):
+        see(Dialogue(), record=replace(SEVERAL, questions=questions))
+
+
+def test_one_of_several_images_is_drawn() -> None:
+    codes = [RECORD.codes + number for number in range(3)]  # pyright: ignore
+    record = SEVERAL.with_codes(*codes)
+    drawn = {see(Drawing(drop=0.0), seed, record).segments[-1].ids for seed in range(30)}
+    assert drawn == {tuple(one.tolist()) for one in codes}
+    other = SEVERAL.with_codes(*codes, name="other").images
+    assert [one.codes["other"].tolist() for one in other] == [one.tolist() for one in codes]
+
+
+def test_a_document_learns_its_words_and_draws_where_it_is_told() -> None:
+    record = SEVERAL.with_codes(*[RECORD.codes] * 3)  # pyright: ignore
+    record = replace(record, document=("One.", 0, "Two.", 1, 2, "Three."))
+    looked, drawn = see(Document(), record=record), see(Document(draw=1.0), record=record)
+    assert len(shown(looked)) == 3 and not shown(drawn)
+    for sequence, kind in ((looked, Kind.PIXELS), (drawn, Kind.CODES)):
+        assert [s.kind for s in sequence.segments].count(kind) == 3
+        learned = text_of(sequence, learn=True)
+        assert "One." in learned and learned.index("Two.") < learned.index("Three.")
+    assert all(s.learn for s in drawn.segments if s.kind == Kind.CODES)
+    for most in range(8, looked.length):
+        short = Document()(record, TEMPLATE.limited(most), np.random.default_rng(0))
+        assert short.length <= most and short.full_length == looked.length and any(s.learn for s in short.segments)

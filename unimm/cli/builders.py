@@ -247,3 +247,4 @@ def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
                 yield question.text
             if record.text is not None:
                 yield record.text.text
+            yield from (part for part in record.document if isinstance(part, str))

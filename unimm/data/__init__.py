@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, DatasetContext, Question, Record
+    from unimm.data.records import Dataset, DatasetContext, Question, Record, RecordImage
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template
     from unimm.data.text import TextTokenizer
-    from unimm.data.views import Conversation, Description, Dialogue, Drawing, PlainText, View
+    from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
     from unimm.data.worlds.digits import DigitsWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
@@ -33,6 +33,7 @@ __all__ = [
     "Description",
     "Dialogue",
     "DigitsWorld",
+    "Document",
     "Drawing",
     "FeaturedDataset",
     "Fields",
@@ -46,6 +47,7 @@ __all__ = [
     "PromptFormat",
     "Question",
     "Record",
+    "RecordImage",
     "ShapesWorld",
     "Source",
     "Template",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "Record": "records",
+        "RecordImage": "records",
         "Dataset": "records",
         "DatasetContext": "records",
         "Question": "records",
@@ -67,6 +70,7 @@ __getattr__, __dir__ = lazy_exports(
         "PlainText": "views",
         "Description": "views",
         "Dialogue": "views",
+        "Document": "views",
         "PromptFormat": "template",
         "Template": "template",
         "TextTokenizer": "text",

@@ -99,8 +99,9 @@ def check_keys(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> N
 
 
 def looks_like_base64(text: str) -> bool:
-    """Whether a text begins as the base64 of a JPEG, PNG, WEBP, GIF, BMP or TIFF does and is longer than most paths."""
-    start = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
+    """Whether a text begins as the base64 of a JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC does and is longer than most
+    paths."""
+    start = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK", "AAAA")
     return len(text) > 100 and text.startswith(start) and re.fullmatch(r"[A-Za-z0-9+/=\s]+", text[:1000]) is not None
 
 

@@ -7,7 +7,7 @@ any worker of any rank can make any item and a run can resume from one integer.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -81,14 +81,35 @@ class Text:
     vague: bool = False
 
 
+DEFAULT_CODES = "default"
+"""The name of the image tokenizer whose codes are meant where none is named, as in a bundle."""
+
+Parts = tuple[str | int, ...]
+"""Texts and images in reading order; an image by its number among the record's `images`, from 0."""
+
+
+@dataclass(frozen=True)
+class RecordImage:
+    """One image of a record. codes: (num_codes,) each, by the name of the image tokenizer that made them."""
+
+    image: ImageLike
+    codes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Question:
-    """A question about an image, its one right answer, what it asks about ("colour", "count", ...) and its language."""
+    """A question about an image, its one right answer, what it asks about ("colour", "count", ...) and its language.
+
+    parts, answer_parts: what is said where images stand among its texts; empty: the text alone. Where no question that is asked
+        shows an image, all images of the record come before the first one. What an answer shows is drawn: it needs codes.
+    """
 
     text: str
     answer: str
     category: str = ""
     language: str = "en"
+    parts: Parts = ()
+    answer_parts: Parts = ()
 
 
 SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
@@ -111,6 +132,10 @@ class Record:
         on earlier ones.
     prompts: text-to-image prompts beside the captions: true of the whole image, but they may say less.
     text: a piece of plain text, for the language task.
+    others: its further images, where it has several; then `image` and `codes` are those of the first.
+    named_codes: of the first image by other image tokenizers, by their names.
+    system: what is said before a conversation, instead of the prompt format's own.
+    document: texts and images of an interleaved document, for the view `Document`.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
     """
 
@@ -124,17 +149,44 @@ class Record:
     text: Text | None = None
     facts: Any = None
     is_dialogue: bool = False
+    others: tuple[RecordImage, ...] = ()
+    named_codes: Mapping[str, np.ndarray] | None = None
+    system: str = ""
+    document: Parts = ()
 
-    def with_codes(self, codes: np.ndarray) -> Self:
-        """The same record with these codes (num_codes,); parts that are made when asked for stay unmade."""
+    @property
+    def images(self) -> tuple[RecordImage, ...]:
+        """All images in order, with the codes that are known of them."""
+        if self.image is None:
+            return ()
+        own = {} if self.codes is None else {DEFAULT_CODES: self.codes}
+        return (RecordImage(self.image, {**own, **(self.named_codes or {})}), *self.others)
+
+    @property
+    def num_images(self) -> int:
+        """How many there are, found without making one."""
+        is_made_later = "image" not in vars(self) and hasattr(type(self).image, "__get__")
+        return len(self.others) + (is_made_later or self.image is not None)
+
+    def with_codes(self, codes: np.ndarray, *others: np.ndarray, name: str = DEFAULT_CODES) -> Self:
+        """The same record with these codes (num_codes,) of its image, or of each of its images, by an image tokenizer of that
+        name; parts that are made when asked for stay unmade."""
+        if others:
+            further = zip(self.others, others, strict=True)
+            self = self._with("others", tuple(RecordImage(one.image, {**one.codes, name: its}) for one, its in further))
+        if name != DEFAULT_CODES:
+            return self._with("named_codes", {**(self.named_codes or {}), name: codes})
         return self._with("codes", codes)
 
     def with_corrupted_codes(self, codes: np.ndarray) -> Self:
         """The same record with the codes (num_codes,) of a wrong image beside its own."""
         return self._with("corrupted_codes", codes)
 
-    def with_image(self, image: ImageLike) -> Self:
-        """The same record with another image; what it had before stays unmade and unread."""
+    def with_image(self, image: ImageLike, *others: ImageLike) -> Self:
+        """The same record with another image, or with others for all of its images; what it had stays unmade and unread."""
+        if others:
+            further = zip(self.others, others, strict=True)
+            self = self._with("others", tuple(RecordImage(its, one.codes) for one, its in further))
         return self._with("image", image)
 
     def _with(self, name: str, value: Any) -> Self:

@@ -4,13 +4,15 @@ file writes prompts.
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
     text      <bos>text<eos>
+    document  <bos>text\\n<boi>IMAGE<eoi>\\ntext ...<eos>
 
 A turn begins and ends without white space, and an image inside one stands between line ends, as in Janus. Ids are joined,
 never strings: what a user typed goes through the tokenizer without its added tokens, so it can not become a special token.
 Text between two special ids is encoded in one piece, so ordinary text gets the ids that Janus' own processor gives it.
 
 What is learned: an assistant's answers with their end-of-sentence, all codes of a drawing, all of a plain text; not the begin
-and end of an image, and no end after a drawing, as in Janus. Source: Janus' conversation.py.
+and end of an image, and no end after a drawing, as in Janus. An image inside an answer or a document whose codes are learned is
+drawn among words: its begin is learned, too, since a model has to choose it. Source: Janus' conversation.py.
 """
 
 import copy
@@ -163,31 +165,47 @@ class Template:
         ids = [*self.tokenizer.encode(text), special.eos]
         return Sequence((Segment.text([special.bos]), Segment.text(ids, learn=True)))
 
+    def document(self, parts: tuple[str | ImageSegments, ...]) -> Sequence:
+        """An interleaved document: its texts are learned, and of its images the codes that are to be."""
+        writer = _Writer(self.tokenizer)
+        writer.id(self.tokenizer.special.bos)
+        self._mixed(writer, _trim(parts), learn=True)
+        writer.id(self.tokenizer.special.eos, learn=True)
+        return writer.sequence()
+
     def _user(self, writer: "_Writer", turn: Turn) -> None:
         writer.text(self.prompt_format.user, role=True)
         writer.text(": ")
-        parts = _trim(turn.content)
+        self._mixed(writer, _trim(turn.content))
+        writer.text("\n\n")
+
+    def _mixed(self, writer: "_Writer", parts: list[str | ImageSegments], learn: bool = False) -> None:
+        """Texts and images, each image on a line of its own. learn: the texts, and that an image begins which is drawn."""
         for index, part in enumerate(parts):
             if isinstance(part, str):
                 follows_text = index > 0 and isinstance(parts[index - 1], str)
-                writer.text(f" {part}" if follows_text else part)
+                writer.text(f" {part}" if follows_text else part, learn)
                 continue
-            # An image stands on a line of its own.
-            writer.text("\n" if index else "")
-            writer.id(self.tokenizer.special.begin_of_image)
-            for segment in part:
-                writer.segment(segment)
-            writer.id(self.tokenizer.special.end_of_image)
-            writer.text("\n" if index < len(parts) - 1 else "")
-        writer.text("\n\n")
+            writer.text("\n" if index else "", learn)
+            self._image(writer, part)
+            writer.text("\n" if index < len(parts) - 1 else "", learn)
+
+    def _image(self, writer: "_Writer", image: ImageSegments) -> None:
+        writer.id(self.tokenizer.special.begin_of_image, learn=any(segment.learn for segment in image))
+        for segment in image:
+            writer.segment(segment)
+        writer.id(self.tokenizer.special.end_of_image)
 
     def _assistant(self, writer: "_Writer", turn: Turn, is_open: bool) -> None:
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
         for part in _trim(turn.content):
-            if not isinstance(part, str):
-                raise ValueError("An assistant's turn in a chat is text; drawings are sequences of their own.")
-            writer.text(f" {part}", learn=turn.learn)
+            if isinstance(part, str):
+                writer.text(f" {part}", learn=turn.learn)
+            elif any(segment.kind == Kind.PIXELS for segment in part):
+                raise ValueError("An assistant's turn in a chat is text, with drawings' codes among it; it looks at no image.")
+            else:
+                self._image(writer, part)
         if not is_open:
             writer.id(self.tokenizer.special.eos, learn=turn.learn)
 

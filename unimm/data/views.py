@@ -15,7 +15,7 @@ from typing import ClassVar, NoReturn, Protocol
 
 import numpy as np
 
-from unimm.data.records import Question, Record, Text
+from unimm.data.records import DEFAULT_CODES, Parts, Question, Record, RecordImage, Text
 from unimm.data.template import ImageSegments, Template, Turn, smallest
 from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.sequence import Sample, Segment, Sequence
@@ -70,18 +70,17 @@ class Conversation:
         check_probability(self, "caption_share")
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
-        pairs: list[tuple[str, str]] = []
+        pairs: list[Pair] = []
         is_caption = rng.random() < self.caption_share
         if (is_caption and record.captions) or not record.questions:
             caption = _choose(record.captions or _lacks(record, "captions and no questions"), rng)
             # A language without requests of its own is asked for in English.
-            pairs.append((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng), caption.text))
+            pairs.append(((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng),), (caption.text,)))
         elif record.is_dialogue:
             return _talk(record, template, _pairs(record.questions))
         else:
             questions: tuple[Question, ...] = record.questions
-            for index in rng.permutation(len(questions))[: self.num_turns]:
-                pairs.append((questions[index].text, questions[index].answer))
+            pairs = _pairs(tuple(questions[index] for index in rng.permutation(len(questions))[: self.num_turns]))
         _need(record, "image")
         return _talk(record, template, pairs)
 
@@ -121,7 +120,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Drawing:
-    """TEXT(prompt), then the image's codes to learn.
+    """TEXT(prompt), then the image's codes to learn; of a record with several images one of them, any as often as the others.
 
     drop: the probability that the prompt is the null prompt.
     prompt_share: the probability that it is one of the record's looser prompts and none of its captions, where it has both;
@@ -141,7 +140,7 @@ class Drawing:
         check_probability(self, "drop", "corrupted", *(["prompt_share"] if self.prompt_share is not None else []))
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
-        codes = _need(record, "codes")
+        codes = _drawn(record, rng)
         prompt: Text = _choose(self._texts(record, rng) or _lacks(record, "captions and no prompts"), rng)
         sequence = _prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
         if rng.random() < self.drop:
@@ -168,14 +167,45 @@ class PlainText:
         return _shortened(template.plain(text.text), -1, record, template, template.max_positions)
 
 
-def _talk(record: Record, template: Template, pairs: list[tuple[str, str]], max_positions: int | None = None) -> Sequence:
-    """Questions and answers in this order, about the record's image where it has one, as many as there is room for."""
-    image = None if record.image is None else template.look(record.image, record.codes)
+@dataclass(frozen=True)
+class Document:
+    """An interleaved document: its texts, learned, with its images among them. Where there is no room for all of it, its end is
+    left out.
+
+    draw: the probability that the images are not looked at but drawn: their codes are learned.
+    """
+
+    task: ClassVar[str] = UNDERSTANDING
+    draw: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability(self, "draw")
+
+    def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
+        parts: Parts = record.document or _lacks(record, "document")
+        is_drawn = bool(self.draw) and rng.random() < self.draw
+        images = record.images
+        shown = [_draw(record, number) if is_drawn else _look(template, one) for number, one in enumerate(images)]
+
+        def write(parts: Parts) -> Sequence:
+            return template.document(tuple(part if isinstance(part, str) else shown[part] for part in parts))
+
+        return _fitting(parts, write, record, template)
+
+
+Pair = tuple[Parts, Parts]
+"""A question and its answer, with images where they stand."""
+
+
+def _talk(record: Record, template: Template, pairs: list[Pair], max_positions: int | None = None) -> Sequence:
+    """Questions and answers in this order, about the record's images where it has some, as many as there is room for."""
     most = smallest(max_positions, template.max_positions)
-    sequence = whole = template.chat(_turns(image, pairs))
-    while most is not None and sequence.length > most and len(pairs) > 1:
-        pairs = pairs[:-1]
-        sequence = template.chat(_turns(image, pairs))
+    system = record.system or None
+    turns = _turns(record, template, pairs)
+    sequence = whole = template.chat(turns, system_prompt=system)
+    while most is not None and sequence.length > most and len(turns) > 2:
+        turns = turns[:-2]
+        sequence = template.chat(turns, system_prompt=system)
     sequence = _shortened(sequence, -1, record, template, most)
     return replace(sequence, full_length=whole.length) if sequence.length < whole.length else sequence
 
@@ -209,6 +239,30 @@ def _prompted(prompt: str, write: Callable[[str], Sequence], record: Record, tem
     return replace(sequence, full_length=full_length)
 
 
+def _fitting(parts: Parts, write: Callable[[Parts], Sequence], record: Record, template: Template) -> Sequence:
+    """What `write` makes of as much of a document as there is room for: whole parts, and the beginning of a text."""
+    sequence, most = write(parts), template.max_positions
+    if most is None or sequence.length <= most:
+        return sequence
+    full_length, count = sequence.length, len(parts)
+    while count and sequence.length > most:
+        count -= 1
+        sequence = write(parts[:count])
+    kept, cut = parts[:count], parts[count]
+    if isinstance(cut, str):
+        ids = template.tokenizer.encode(cut)[: max(0, most - sequence.length)]
+        while ids:
+            words = template.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER} ")
+            longer = write((*kept, words)) if words else sequence
+            if longer.length <= most:
+                kept, sequence = (*kept, words) if words else kept, longer
+                break
+            ids = ids[: len(ids) - (longer.length - most)]
+    if sequence.length > most or not any(isinstance(part, str) for part in kept):
+        raise _too_long(record, sequence.length, most)
+    return replace(sequence, full_length=full_length)
+
+
 def _too_long(record: Record, length: int, most: int) -> ValueError:
     return ValueError(
         f"Record {record.key} takes {length} positions and the text that can be cut, and there are {most} at most: raise "
@@ -217,17 +271,47 @@ def _too_long(record: Record, length: int, most: int) -> ValueError:
     )
 
 
-def _pairs(questions: tuple[Question, ...]) -> list[tuple[str, str]]:
-    return [(question.text, question.answer) for question in questions]
+def _pairs(questions: tuple[Question, ...]) -> list[Pair]:
+    return [(one.parts or (one.text,), one.answer_parts or (one.answer,)) for one in questions]
 
 
-def _turns(image: ImageSegments | None, pairs: list[tuple[str, str]]) -> list[Turn]:
-    """Questions and answers as turns; the image, where there is one, comes first."""
+def _turns(record: Record, template: Template, pairs: list[Pair]) -> list[Turn]:
+    """Questions and answers as turns; where no question says where images stand, they come first."""
+    images = record.images
+    seen: dict[int, ImageSegments] = {}
+
+    def look(parts: Parts) -> tuple[str | ImageSegments, ...]:
+        for part in parts:
+            if isinstance(part, int) and part not in seen:
+                seen[part] = _look(template, images[part])
+        return tuple(part if isinstance(part, str) else seen[part] for part in parts)
+
+    if images and not any(isinstance(part, int) for pair in pairs for part in (*pair[0], *pair[1])):
+        pairs = [((*range(len(images)), *pairs[0][0]), pairs[0][1]), *pairs[1:]]
     turns: list[Turn] = []
-    for number, (question, answer) in enumerate(pairs):
-        content = (image, question) if number == 0 and image is not None else (question,)
-        turns += [Turn("user", content), Turn("assistant", (answer,))]
+    for question, answer in pairs:
+        drawn = tuple(part if isinstance(part, str) else _draw(record, part) for part in answer)
+        turns += [Turn("user", look(question)), Turn("assistant", drawn)]
     return turns
+
+
+def _look(template: Template, image: RecordImage) -> ImageSegments:
+    return template.look(image.image, image.codes.get(DEFAULT_CODES))
+
+
+def _draw(record: Record, number: int) -> ImageSegments:
+    """An image that is drawn among words."""
+    codes = record.images[number].codes.get(DEFAULT_CODES)
+    return (Segment.codes(_lacks(record, "codes of an image that is drawn") if codes is None else codes, learn=True),)
+
+
+def _drawn(record: Record, rng: np.random.Generator) -> np.ndarray:
+    """The codes of the image that is drawn: of one of several."""
+    if not record.others:
+        return _need(record, "codes")
+    codes = [one.codes.get(DEFAULT_CODES) for one in record.images]
+    chosen = codes[int(rng.integers(len(codes)))]
+    return _lacks(record, "codes of one of its images") if chosen is None else chosen
 
 
 def _choose(options: tuple, rng: np.random.Generator):

@@ -25,10 +25,12 @@ from unimm.data.stores.codes import (
     unfinished_codes,
 )
 from unimm.data.stores.digests import first_image_hash, key_at
+from unimm.data.stores.image_rows import ImagesOf, rows_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.precompute.bad_images import forget_bad
 from unimm.precompute.known_images import KnownImages
 from unimm.precompute.pass_precision import precision_name, settle_precision
+from unimm.precompute.pass_progress import images_progress
 from unimm.precompute.reconstructions import PICTURE, TOO_LOW, reconstruct_some
 from unimm.precompute.sharded_pass import Job, PassConfig, evaluating, make_parts
 from unimm.runtime.version import package_version
@@ -66,7 +68,10 @@ def encode_dataset(
     """
     work, out = work or PassConfig(), Path(out)
     ranks = work.ranks
-    manifest = _describe(tokenizer, dataset, name)
+    with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
+        ends = rows_of_images(dataset, advance)
+    images = dataset if ends is None else ImagesOf(dataset, ends)
+    manifest = _describe(tokenizer, dataset, images, name)
     weight = next(tokenizer.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
@@ -79,8 +84,8 @@ def encode_dataset(
     job = Job(
         see=lambda pixels: _encode(tokenizer, pixels, precision).to(torch.int32).cpu(),
         prepare=partial(crop, size=tokenizer.image_size),
-        dataset=dataset,
-        images=np.arange(len(dataset)),
+        dataset=images,
+        images=np.arange(len(images)),
         part_rows=PART_RECORDS,
         key="codes",
         dtype=torch.int32,
@@ -92,7 +97,7 @@ def encode_dataset(
 
     def look_back() -> None:
         nonlocal manifest
-        some = reconstruct_some(tokenizer, dataset, precision, f"{job.title}, a sample and back", work.is_silent)
+        some = reconstruct_some(tokenizer, images, precision, f"{job.title}, a sample and back", work.is_silent)
         if some is not None:
             some.picture.save(unfinished.workspace / PICTURE)
             work.say(some.tell(job.title, f"{unfinished.workspace / PICTURE} (in {out} when it is done)"))
@@ -104,7 +109,7 @@ def encode_dataset(
     if is_new and ranks.number == 0:
         parts = [load_part(unfinished, number) for number in range(job.num_parts)]
         codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE))
+        save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE), ends)
     if not is_new:
         work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
     ranks.barrier()
@@ -117,22 +122,25 @@ def encode_dataset(
     return stored
 
 
-def _describe(tokenizer: ImageTokenizer, dataset: Dataset, name: str) -> CodesManifest:
-    """What is to be stored; the precision is not settled yet."""
+def _describe(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str) -> CodesManifest:
+    """What is to be stored; the precision is not settled yet. images: of all records, one by one."""
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
+    if not len(images):
+        raise ValueError("There is nothing to encode: no record has an image.")
     return CodesManifest(
         num_records=len(dataset),
         dataset=name or type(dataset).__name__,
         first_key=key_at(dataset, 0),
         last_key=key_at(dataset, len(dataset) - 1),
-        first_image=first_image_hash(dataset),
+        first_image=first_image_hash(images),
         tokenizer_hash=fingerprint(tokenizer),
         precision="",
         image_size=tokenizer.image_size,
         num_codes=tokenizer.num_codes,
         codebook_size=tokenizer.codebook_size,
         unimm_version=package_version(),
+        num_images=None if images is dataset else len(images),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from unimm.checkpoints.fingerprint import tower_fingerprint
 from unimm.data.image import image_hash, look
-from unimm.data.records import Dataset
+from unimm.data.records import Dataset, ImageLike
 from unimm.data.stores.digests import key_at, unchecked
 from unimm.data.stores.features import (
     DTYPES,
@@ -31,6 +31,7 @@ from unimm.data.stores.features import (
     stored_files,
     unfinished_features,
 )
+from unimm.data.stores.image_rows import ImagesOf
 from unimm.models.vision.tower import VisionTower
 from unimm.precompute.bad_images import BadImage, forget_bad, note_bad, raise_bad, short_reason
 from unimm.precompute.known_images import KnownImages
@@ -84,12 +85,12 @@ def encode_features(
         _put_rows(unfinished, dataset, work)
     ranks.barrier()
     raise_bad(unfinished, len(dataset))
-    rows = load_rows(unfinished)
+    rows, ends = load_rows(unfinished)
     shown = np.flatnonzero(rows >= 0)
     job = Job(
         see=lambda pixels: _look(tower, pixels, precision).to(DTYPES[dtype]).cpu(),
         prepare=partial(look, size=manifest.image_size),
-        dataset=dataset,
+        dataset=dataset if ends is None else ImagesOf(dataset, ends),
         images=shown[np.unique(rows[shown], return_index=True)[1]],
         part_rows=manifest.shard_rows,
         key="features",
@@ -166,25 +167,30 @@ def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -
     that name the same file share one. Records that cannot be read are noted."""
     if has_rows(unfinished):
         return
-    rows = np.full(len(dataset), -1, dtype=np.int64)
+    rows: list[int] = []
+    ends: list[int] = []
     known: dict[str, int] = {}
     bad: list[BadImage] = []
     num_images = 0
     with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
         for index in range(len(dataset)):
+            images: list[ImageLike | None] = [None]
             try:
-                image = unchecked(dataset, index).image
+                images = [one.image for one in unchecked(dataset, index).images] or [None]
             except (ValueError, OSError) as error:
                 bad.append(BadImage(f"record {index}", short_reason(error)))
-                continue
-            if image is not None:
-                row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
-                rows[index] = row
-                num_images += row == num_images
+            for image in images:
+                row = -1
+                if image is not None:
+                    row = known.setdefault(str(image), num_images) if isinstance(image, str | Path) else num_images
+                    num_images += row == num_images
+                rows.append(row)
+            ends.append(len(rows))
             advance(1)
     note_bad(unfinished, work.ranks.number, bad)
     if not bad:
-        put_rows(unfinished, rows)
+        have_one_each = len(rows) == len(ends)
+        put_rows(unfinished, np.array(rows, np.int64), None if have_one_each else np.array(ends, np.int64))
 
 
 def _look(tower: VisionTower, pixels_NCHW: torch.Tensor, precision: str) -> torch.Tensor:

@@ -111,11 +111,10 @@ def test_links_may_lead_elsewhere_but_not_in_circles(tmp_path: Path) -> None:
         ('{"image": "9.png", "caption": "x"}', ["line 4", "data.jsonl/2", "9.png is not there", "root=..."]),
         ('{"image": "https://a/b.png", "caption": "x"}', ["line 4", "web address"]),
         ('{"image": {}, "caption": "x"}', ["line 4", "named by its path"]),
-        ('{"image": ["0.png", "1.png"], "caption": "x"}', ["line 4", "a list of 2 where one image is expected"]),
-        (json.dumps({"image": {"bytes": "x" * 10**6}, "caption": "x"}), ["line 4", "named by its path"]),
-        (json.dumps({"image": ENCODED, "caption": "x"}), ["line 4", "base64", "decode it into a file"]),
-        (json.dumps({"image": ENCODED * 1000, "caption": "x"}), ["line 4", "base64", "decode it into a file"]),
-        (json.dumps({"image": f"data:image/png;base64,{ENCODED}", "caption": "x"}), ["line 4", "base64"]),
+        ('{"image": ["0.png", "9.png"], "caption": "x"}', ["line 4", "9.png is not there", "root=..."]),
+        ('{"image": ["0.png", ["0.png"]], "caption": "x"}', ["line 4", "a list of 1 where one image is expected"]),
+        ('{"image": ["0.png", null], "caption": "x"}', ["line 4", "a null among its images"]),
+        (json.dumps({"image": {"bytes": "x" * 10**6}, "caption": "x"}), ["line 4", "xxx", "too long"]),
         (json.dumps({"image": "cat" * 500 + ".png", "caption": "x"}), ["line 4", "catcat", "too long"]),
         (json.dumps({"image": "https://" + "x" * 10**6, "caption": "x"}), ["line 4", "web address"]),
         (json.dumps({"image": "0.png", "caption": {"x": "x" * 10**6}}), ["line 4", "which is no text"]),
@@ -178,17 +177,19 @@ def turns(*roles: str, **said: str) -> list[dict[str, str]]:
     ("conversation", "words"),
     [
         (turns("human", "human"), "do not take turns"),
-        (turns("system", "human", "gpt"), "not 'system'"),
+        (turns("human", "system", "gpt"), "do not take turns"),
+        (turns("tool", "human", "gpt"), "not 'tool'"),
         (turns("human"), "no question with an answer"),
         ([], "no question with an answer"),
         (turns("human", "gpt", gpt1=" "), "turn 2 of the conversation is empty"),
         (turns("human", "gpt", "human", "gpt", human2=" "), "turn 3 of the conversation is empty"),
-        (turns("human", "gpt", "human", "gpt"), "stands once"),
-        (turns("human", "gpt", "human", "gpt", human0="Hi."), "stands once"),
+        (turns("human", "gpt", "human", "gpt"), "speaks of <image> 2 times, and the entry names 1 image"),
+        (turns("human", "gpt", human0="<image><image>Which?"), "speaks of <image> 2 times"),
         (["hello"], "a turn is"),
         (["hello" * 10**5], "a turn is"),
         ([{"from": ["human"], "value": "Hi."}], "human's or gpt's, not ['human']"),
-        ([{"from": "human", "value": [{"type": "text", "text": "Hi." * 10**5}]}], "what human says is text"),
+        ([{"from": "human", "value": [{"type": "video", "text": "Hi." * 10**5}]}], "what human says is text, or parts"),
+        ([{"from": "human", "value": [{"type": "text", "text": 3}]}], "what human says is text, or parts"),
     ],
 )
 def test_a_bad_conversation_is_named(conversation: list, words: str, tmp_path: Path) -> None:
@@ -267,10 +268,10 @@ def test_columns_of_any_form(tmp_path: Path) -> None:
     three = write_table(tmp_path / "c.parquet", image=[picture_bytes(0), None], caption=["One.", "Two."])
     dataset = Parquet(three, CAPTIONED)
     assert "c.parquet/1: the field 'image' is null" in told(lambda: decode_image(dataset[1].image))
-    four = write_table(tmp_path / "d.parquet", image=[[{"bytes": picture_bytes(0), "path": None}]], caption=["One."])
-    assert "d.parquet: the column 'image' holds lists" in told(lambda: Parquet(four, CAPTIONED))
+    four = write_table(tmp_path / "d.parquet", image=[[[{"bytes": picture_bytes(0), "path": None}]]], caption=["One."])
+    assert "d.parquet: the column 'image' holds lists of lists" in told(lambda: Parquet(four, CAPTIONED))
     five = write_table(tmp_path / "e.parquet", image=[ENCODED], caption=["One."])
-    assert "e.parquet/0: the image itself is written there as base64" in told(lambda: Parquet(five, CAPTIONED))
+    assert decode_image(Parquet(five, CAPTIONED)[0].image).size == (20, 16)  # pyright: ignore[reportArgumentType]
     optional = Parquet(three, Fields(image="image", caption="caption", optional=("image",)))
     assert optional[0].image == picture_bytes(0) and optional[1].image is None
 

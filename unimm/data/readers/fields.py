@@ -3,36 +3,30 @@
 Readers know where entries are; this file knows what they mean. A field that is named has to be there and to hold something,
 in every entry, unless it is called optional: what is missing is an error, never passed over.
 
-A conversation is read as LLaVA writes it:
-
-    [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}, ...]
-
-The chat form of others, {"role": "user", "content": "..."}, is read as well. `<image>` stands once, in the first human turn;
-as in LLaVA's own training the image comes before the words, wherever it stands among them. As there, too, a first turn of gpt
-is left out, which answers nothing, and so is a last human turn, which is not answered. Source: haotian-liu/LLaVA,
-docs/Finetune_Custom_Data.md and llava/train/train.py.
+Conversations are read in the forms of `unimm.data.readers.conversations`. An interleaved document is a list of texts beside one
+of images, as long, each with null where the other holds something (OBELICS).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unimm.data.readers.conversations import read_talk
 from unimm.data.readers.paths import short
-from unimm.data.records import ImageLike, Question, Record, Text
-
-IMAGE = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+from unimm.data.records import ImageLike, Parts, Question, Record, RecordImage, Text
 
 
 @dataclass(frozen=True)
 class Fields:
     """Names of fields, those that the entries have; the others stay null.
 
-    image: how the image is held, is the reader's matter.
+    image: an image, or a list of them; how they are held, is the reader's matter.
     caption: a text, or a list of texts for the same image.
     question, answer: two texts, or two lists of one length: questions that do not lean on each other.
-    conversation: turns as LLaVA writes them, see `questions_of`; they keep their order. Instead of question and answer.
+    conversation: turns as LLaVA, ShareGPT or OpenAI write them; they keep their order. Instead of question and answer.
+    system: what the system says before the conversation.
     text: plain text, for the language task.
+    texts: of an interleaved document: a list as long as that of images, with null where an image stands.
     language: "en", "zh"; for entries of several languages. default_language: for all others.
     optional: names of fields that may be missing, or null.
 
@@ -44,7 +38,9 @@ class Fields:
     question: str | None = None
     answer: str | None = None
     conversation: str | None = None
+    system: str | None = None
     text: str | None = None
+    texts: str | None = None
     language: str | None = None
     default_language: str = "en"
     optional: tuple[str, ...] = ()
@@ -60,8 +56,8 @@ class Fields:
     @property
     def names(self) -> set[str]:
         """All names, each one a field that is read."""
-        own = (self.image, self.caption, self.question, self.answer, self.conversation, self.text, self.language)
-        return {name for name in own if name is not None}
+        own = (self.image, self.caption, self.question, self.answer, self.conversation, self.system, self.text, self.texts)
+        return {name for name in (*own, self.language) if name is not None}
 
     def record(self, item: Mapping[str, Any], key: str, where: str, open_image: Callable[[Any], ImageLike]) -> Record:
         """The record of an entry.
@@ -80,20 +76,33 @@ class Fields:
         language = get(self.language) or self.default_language
         if not isinstance(language, str):
             raise ValueError(f"{where}: the field '{self.language}' holds {short(language)}, not a language such as 'en'.")
-        image, plain = get(self.image), get(self.text)
+        image, plain, system = get(self.image), get(self.text), get(self.system) or ""
+        images: list[Any] = list(image) if isinstance(image, list | tuple) else [] if image is None else [image]
+        document: Parts = ()
+        questions: tuple[Question, ...] = ()
+        if get(self.texts) is not None:
+            document, images = _document(get(self.texts), images, where)
+        if self.conversation is None:
+            questions = self._questions(get, where, language)
+        elif get(self.conversation) is not None:
+            talk = read_talk(get(self.conversation), images, where, language)
+            questions, images, system = talk.questions, list(talk.images), system or talk.system
+        if any(one is None for one in images):
+            raise ValueError(f"{where}: the field '{self.image}' has a null among its images: leave it out, or name a file.")
+        opened = [open_image(one) for one in images]
         return Record(
             key,
-            image=None if image is None else open_image(image),
+            image=opened[0] if opened else None,
             captions=tuple(Text(text, language) for text in _texts(get(self.caption), self.caption, where)),
-            questions=self._questions(get, image is not None, where, language),
+            questions=questions,
             text=None if plain is None else Text(_one_text(plain, self.text, where), language),
             is_dialogue=self.conversation is not None,
+            others=tuple(RecordImage(one) for one in opened[1:]),
+            system=_one_text(system, self.system, where) if system else "",
+            document=document,
         )
 
-    def _questions(self, get: Callable[[str | None], Any], has_image: bool, where: str, language: str) -> tuple[Question, ...]:
-        if self.conversation is not None:
-            turns = get(self.conversation)
-            return () if turns is None else questions_of(turns, has_image, where, language)
+    def _questions(self, get: Callable[[str | None], Any], where: str, language: str) -> tuple[Question, ...]:
         questions = _texts(get(self.question), self.question, where)
         answers = _texts(get(self.answer), self.answer, where)
         if len(questions) != len(answers):
@@ -129,46 +138,21 @@ def _one_text(value: Any, name: str | None, where: str) -> str:
     return value.strip()
 
 
-def questions_of(turns: Any, has_image: bool, where: str, language: str = "en") -> tuple[Question, ...]:
-    """The questions and answers of a conversation.
-
-    Raises:
-        ValueError: turns do not take turns, one is empty, or `<image>` and the image do not agree; `where` is said first.
-    """
-    said = [_turn(turn, where) for turn in turns] if isinstance(turns, list) and turns else []
-    if said and said[0][0] == "assistant":
-        said = said[1:]
-    if any(role != ("user", "assistant")[number % 2] for number, (role, _) in enumerate(said)):
-        raise ValueError(f"{where}: human and gpt do not take turns: merge neighbouring turns of one of them.")
-    if len(said) < 2:
-        raise ValueError(f"{where}: the conversation holds no question with an answer: take the entry out.")
-    _check_image([text for role, text in said if role == "user"], has_image, where)
-    pairs = [
-        (ask.replace(IMAGE, "").strip(), answer.strip()) for (_, ask), (_, answer) in zip(said[::2], said[1::2], strict=False)
-    ]
-    for number, (ask, answer) in enumerate(pairs):
-        looks = has_image and number == 0  # the image alone may be the question
-        if not answer or not (ask or looks):
-            raise ValueError(f"{where}: turn {2 * number + (2 if not answer else 1)} of the conversation is empty.")
-    return tuple(Question(ask, answer, language=language) for ask, answer in pairs)
-
-
-def _turn(turn: Any, where: str) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        raise ValueError(f'{where}: a turn is {{"from": ..., "value": ...}}, not {short(turn)}.')
-    role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"{where}: a turn is human's or gpt's, not {short(role)}'s.")
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: what {role} says is text, not {short(text)}.")
-    return _ROLES[role], text
-
-
-def _check_image(asked: list[str], has_image: bool, where: str) -> None:
-    count = sum(text.count(IMAGE) for text in asked)
-    if count and not has_image:
-        raise ValueError(f"{where}: the conversation speaks of {IMAGE}, and the entry names no image.")
-    if count > 1 or (count == 1 and IMAGE not in asked[0]):
-        raise ValueError(
-            f"{where}: {IMAGE} stands once, in the first human turn; entries with several images are not read yet."
-        )
+def _document(texts: Any, images: list[Any], where: str) -> tuple[Parts, list[Any]]:
+    """An interleaved document, and its images without the gaps."""
+    if not isinstance(texts, list | tuple) or len(texts) != len(images):
+        held = f"{len(texts)} texts" if isinstance(texts, list | tuple) else short(texts)
+        raise ValueError(f"{where}: a document has as many texts as images, null where the other stands, not {held}.")
+    parts: list[str | int] = []
+    found: list[Any] = []
+    for text, image in zip(texts, images, strict=True):
+        if isinstance(text, str) and text.strip() and image is None:
+            parts.append(text.strip())
+        elif image is not None and text in (None, ""):
+            parts.append(len(found))
+            found.append(image)
+        elif text not in (None, "") or image is not None:
+            raise ValueError(f"{where}: a place of the document holds a text or an image, not {short((text, image))}.")
+    if not any(isinstance(part, str) for part in parts):
+        raise ValueError(f"{where}: the document holds no text: take the entry out.")
+    return tuple(parts), found

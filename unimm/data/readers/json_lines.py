@@ -49,9 +49,13 @@ class JsonLines:
         root = items.path.parent if self.root is None else self.root
         item, where = items[number], f"record {key}"
         try:
-            return self.fields.record(item, key, where, lambda name: image_at(root, name, where))
+            return self.fields.record(self.entry(item, where), key, where, lambda value: image_at(root, value, where))
         except ValueError as error:
             raise ValueError(f"{items.where(number)}: {error}") from None  # the line is counted only now: that takes a while
+
+    def entry(self, item: dict[str, Any], where: str) -> dict[str, Any]:
+        """An entry by the names of `fields`, where a subclass reads entries of several forms. Raises ValueError for others."""
+        return item
 
 
 class JsonItems:

@@ -1,21 +1,38 @@
-"""LLaVA's JSON as a data set: a list (or lines) of entries with `image`, where there is one, and `conversations`.
+"""Conversations in JSON as a data set: a list (or lines) of entries in any of the forms that tools for fine-tuning write.
 
-    {"id": "7", "image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}
+    LLaVA            {"image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}
+    ShareGPT         {"images": ["1.png", "2.png"], "conversations": [...], "system": "..."}
+    OpenAI, ms-swift {"messages": [{"role": "user", "content": "<image><image>Which is older?"}, ...], "images": [...]}
+    Alpaca           {"instruction": "...", "input": "...", "output": "...", "history": [["...", "..."]], "images": [...]}
+    ms-swift         {"query": "...", "response": "...", "history": [], "images": [...]}
 
 A conversation becomes questions in their order, which the view `Dialogue` keeps. Entries without an image are conversations in
-text. Ids are not unique in LLaVA's own mixture, so a record's key counts entries instead.
-Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md.
+text. Ids are not unique in LLaVA's own mixture, so a record's key counts entries instead. What an entry holds beside that and
+would be lost (videos, sounds, tools, rejected answers) is refused.
+Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md; modelscope/ms-swift, Custom-dataset.md; hiyouga/LLaMA-Factory,
+data/README.md.
 """
 
 from pathlib import Path
+from typing import Any
 
+from unimm.data.readers.conversations import ASSISTANT, SYSTEM, USER
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.paths import Paths
 
+TURNS = ("conversations", "messages", "conversation")
+IMAGES = ("image", "images")
+ASKED, ANSWERED = ("query", "instruction", "prompt"), ("response", "output")
+REFUSED = (
+    *("video", "videos", "audio", "audios", "tools", "objects"),
+    *("rejected", "chosen", "rejected_response", "rejected_messages", "kto_tag", "label"),
+)
+"""Of what a conversation here cannot hold; an entry in which it is not empty says something else."""
+
 
 class LlavaJson(JsonLines):
-    """Conversations of LLaVA's files.
+    """Conversations of LLaVA's files, and of others'.
 
     Args:
         paths: a .json or .jsonl file, a folder, a pattern, or a list of such.
@@ -26,5 +43,50 @@ class LlavaJson(JsonLines):
     """
 
     def __init__(self, paths: Paths, root: str | Path | None = None, language: str = "en") -> None:
-        fields = Fields(image="image", conversation="conversations", default_language=language, optional=("image",))
+        names = {"image": "image", "conversation": "conversations", "system": "system"}
+        fields = Fields(**names, default_language=language, optional=("image", "system"))
         super().__init__(paths, fields, root)
+
+    def entry(self, item: dict[str, Any], where: str) -> dict[str, Any]:
+        """Turns, images and system of an entry of any form."""
+        refused = [name for name in REFUSED if item.get(name)]
+        if refused:
+            raise ValueError(f"{where} has '{refused[0]}', which is not read: take it out of the entry, or the entry out.")
+        images = _one_of(item, IMAGES, where)
+        turns = _one_of(item, TURNS, where)
+        if turns is None and any(item.get(name) for name in ANSWERED):
+            turns = _of_fields(item, where)
+        elif isinstance(turns, list):
+            turns = [turn for pair in turns for turn in _of_pair(pair)]
+        if turns is None:  # empty, or not there
+            turns = next((item[name] for name in TURNS if name in item), None)
+        found = {"image": images, "conversations": turns, "system": item.get("system") or None}
+        return {name: value for name, value in found.items() if value is not None} or item
+
+
+def _one_of(item: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
+    """What an entry holds under one of several names."""
+    held = [name for name in names if item.get(name)]
+    if len(held) > 1:
+        raise ValueError(f"{where} has both '{held[0]}' and '{held[1]}': leave one of them out.")
+    return item[held[0]] if held else None
+
+
+def _of_fields(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Turns of a question and its answer in fields of their own, and of those before."""
+    asked, answer = _one_of(item, ASKED, where), _one_of(item, ANSWERED, where)
+    if item.get("input"):
+        asked = f"{asked}\n{item['input']}" if asked else item["input"]
+    pairs = [*(item.get("history") or []), [asked, answer]]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{where}: the history is a list of pairs, [question, answer].")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip((USER, ASSISTANT), pair, strict=True)]
+
+
+def _of_pair(turn: Any) -> list[Any]:
+    """ms-swift's {"human": ..., "assistant": ...} as two turns; any other turn by itself."""
+    if isinstance(turn, dict) and {"human", "assistant"} <= turn.keys():
+        system = [{"role": SYSTEM, "content": turn["system"]}] if turn.get("system") else []
+        own = [{"role": USER, "content": turn["human"]}, {"role": ASSISTANT, "content": turn["assistant"]}]
+        return system + own
+    return [turn]

@@ -1,9 +1,10 @@
-"""Parquet tables as a data set, as Hugging Face keeps them: a row is a record, its image bytes, a path, or a struct of both.
+"""Parquet and Arrow tables as a data set, as Hugging Face keeps them: a row is a record, its image bytes, a path, or a struct
+of both; or a list of such, for records with several images.
 
 Read by pyarrow, the reference library of the format: it reads one group of rows and the named columns alone, where the files
 lie. (`datasets` would first copy everything into a cache of its own and decode the images.) Parquet has no access to single
 rows: a row costs its group, and the last few groups are kept. So groups are best small: `datasets` writes images by 100. Images
-that are bytes are read when they are opened.
+that are bytes are read when they are opened. The .arrow files that `save_to_disk` writes are read as well, batch by batch.
 """
 
 import logging
@@ -17,7 +18,8 @@ import numpy as np
 from unimm.data.readers.fields import Fields, missing
 from unimm.data.readers.lru_cache import ProcessLocalLRU
 from unimm.data.readers.paths import Paths, find_files, image_at, locate, short_names
-from unimm.data.records import Record, UnreadImage
+from unimm.data.records import ImageLike, Record, UnreadImage
+from unimm.runtime.atomic_files import read_json
 
 MAX_GROUP_BYTES = 256 << 20
 """Larger groups of rows make shuffled reading slow; the log says so once."""
@@ -25,12 +27,23 @@ MAX_GROUP_BYTES = 256 << 20
 TEXT_GROUPS = 64
 """So many groups of rows are kept without their images."""
 
+COUNTED_GROUPS = 4096
+"""Of so many groups of rows it is kept how many images each row has."""
+
+OPEN_FILES = 64
+"""So many .arrow files are mapped at a time."""
+
+WHOLE = -1
+"""In place of an image's place in a list: the column holds no lists."""
+
+SUFFIXES = (".parquet", ".arrow")
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class Parquet:
-    """The rows of .parquet files, file after file.
+    """The rows of .parquet and .arrow files, file after file.
 
     Args:
         paths: a file, a folder, a pattern, or a list of such.
@@ -42,15 +55,19 @@ class Parquet:
     """
 
     def __init__(self, paths: Paths, fields: Fields, root: str | Path | None = None, num_groups: int = 4) -> None:
-        self.files = find_files(paths, (".parquet",))
+        self.files = find_files(paths, SUFFIXES)
+        _check_splits(paths)
         self.fields = fields
         self.root = None if root is None else Path(root)
         self._names = short_names(self.files)
         self._with_bytes: set[Path] = set()
+        self._with_lists: set[Path] = set()
         self._groups = [self._check(file) for file in self.files]  # of each file: where its groups of rows end
         self._ends = np.cumsum([int(ends[-1]) if len(ends) else 0 for ends in self._groups])
         self._texts: ProcessLocalLRU[Any] = ProcessLocalLRU(TEXT_GROUPS)
         self._images: ProcessLocalLRU[Any] = ProcessLocalLRU(num_groups)
+        self._arrows: ProcessLocalLRU[Any] = ProcessLocalLRU(OPEN_FILES)
+        self._counts: ProcessLocalLRU[list[list[bool] | None]] = ProcessLocalLRU(COUNTED_GROUPS)
         if not self._ends[-1]:
             raise ValueError(f"The tables at {paths} have no rows: name others.")
         _ = self[0]
@@ -68,23 +85,37 @@ class Parquet:
         table = self._texts.get((number, group), lambda: self._read(file, group, names))
         item = {name: table.column(name)[row].as_py() for name in table.column_names}
         if is_later and image is not None:
-            item[image] = ParquetImage(self, number, group, row, where)
+            item[image] = self._unread(number, group, row, where)
         root = file.parent if self.root is None else self.root
         return self.fields.record(item, key, where, lambda value: self._image(value, root, where))
 
-    def open_image(self, number: int, group: int, row: int, where: str) -> bytes | Path:
-        """The encoded image of a row, or its path, out of the column that was left unread.
+    def _unread(self, number: int, group: int, row: int, where: str) -> Any:
+        """What stands for the images of a row until they are opened; in a list None where there is no image."""
+        if self.files[number] not in self._with_lists:
+            return ParquetImage(self, number, group, row, where)
+        held = self._counts.get((number, group), lambda: _held(self._column(number, group)))[row]
+        if held is None:
+            return None
+        return [ParquetImage(self, number, group, row, where, place) if is_one else None for place, is_one in enumerate(held)]
+
+    def _column(self, number: int, group: int) -> Any:
+        """The column of images of a group of rows."""
+        name = self.fields.image
+        assert name is not None
+        return self._images.get((number, group), lambda: self._read(self.files[number], group, {name})).column(name)
+
+    def open_image(self, number: int, group: int, row: int, where: str, place: int = WHOLE) -> ImageLike:
+        """The encoded image of a row, or its path, out of the column that was left unread. place: in a list of images.
 
         Raises:
             ValueError: there is none, or the file is damaged.
         """
         file, name = self.files[number], self.fields.image
-        assert name is not None
-        table = self._images.get((number, group), lambda: self._read(file, group, {name}))
-        value = table.column(name)[row].as_py()
+        value = self._column(number, group)[row].as_py()
         if value is None:
             raise ValueError(f"{where}: the field '{name}' is null: fill it, or list it in fields.optional.")
-        return self._image(value, file.parent if self.root is None else self.root, where)
+        own = value if place == WHOLE else value[place]
+        return self._image(own, file.parent if self.root is None else self.root, where)
 
     def _is_later(self, file: Path) -> bool:
         """Whether images are read when they are looked at: where they are bytes, and are known to be there."""
@@ -92,31 +123,30 @@ class Parquet:
 
     def _check(self, file: Path) -> np.ndarray:
         """The cumulative lengths of a file's groups, after a look at its columns."""
-        metadata = _plainly(file, lambda: _parquet().read_metadata(file))
-        columns = metadata.schema.to_arrow_schema().names
+        schema, lengths, largest = _plainly(file, lambda: _arrow(file).layout() if _is_arrow(file) else _layout(file))
         for name in sorted(self.fields.names - set(self.fields.optional)):
-            if name not in columns:
-                raise missing(name, columns, str(file))
-        if self.fields.image in columns:
-            kind = metadata.schema.to_arrow_schema().field(self.fields.image).type
+            if name not in schema.names:
+                raise missing(name, schema.names, str(file))
+        if self.fields.image in schema.names:
+            kind = schema.field(self.fields.image).type
             if _is_list(kind):
-                raise ValueError(
-                    f"{file}: the column '{self.fields.image}' holds lists, and a record has one image: "
-                    f"write a row for each image."
-                )
+                self._with_lists.add(file)
+                kind = kind.value_type
+            if _is_list(kind):
+                raise ValueError(f"{file}: the column '{self.fields.image}' holds lists of lists: write a flat list of images.")
             if not _is_text(kind):
                 self._with_bytes.add(file)
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        largest = max((group.total_byte_size for group in groups), default=0)
         if largest > MAX_GROUP_BYTES:
             logger.warning(
                 f"{file} has groups of rows of {largest >> 20:,} MiB, and every shuffled row reads one: write it again with "
                 f"pyarrow.parquet.write_table(table, path, row_group_size=100)."
             )
-        return np.cumsum([group.num_rows for group in groups])
+        return np.cumsum(lengths)
 
     def _read(self, file: Path, group: int, names: set[str]) -> Any:
         def read() -> Any:
+            if _is_arrow(file):
+                return self._arrows.get(file, lambda: _arrow(file)).group(group, names)
             with _parquet().ParquetFile(file) as opened:
                 columns = [name for name in opened.schema_arrow.names if name in names]
                 return opened.read_row_group(group, columns=columns, use_threads=False)  # the workers are the threads
@@ -124,13 +154,7 @@ class Parquet:
         return _plainly(file, read)
 
     def _image(self, value: Any, root: Path, where: str) -> Any:
-        if isinstance(value, UnreadImage):
-            return value
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes) and value:
-            return value
-        return image_at(root, value, where)
+        return value if isinstance(value, UnreadImage) else image_at(root, value, where)
 
 
 @dataclass(frozen=True)
@@ -142,13 +166,15 @@ class ParquetImage(UnreadImage):
     group: int
     row: int
     where: str = field(compare=False)
+    place: int = WHOLE
 
     def __str__(self) -> str:
-        return self.where
+        return self.where if self.place == WHOLE else f"{self.place + 1} of {self.where}"
 
     def home(self) -> tuple[Path, str]:
         """The table, and the place in it."""
-        return self.table.files[self.number], f"{self.table.fields.image} {self.group} {self.row}"
+        place = "" if self.place == WHOLE else f" {self.place}"
+        return self.table.files[self.number], f"{self.table.fields.image} {self.group} {self.row}{place}"
 
     def is_at_home(self) -> bool:
         """Whether the table holds its bytes, not a path."""
@@ -157,10 +183,85 @@ class ParquetImage(UnreadImage):
     def read(self) -> bytes:
         """Its bytes. Raises ValueError where there are none, or the file is damaged."""
         image = self._open()
-        return image if isinstance(image, bytes) else image.read_bytes()
+        if isinstance(image, UnreadImage):
+            return image.read()
+        return image.read_bytes() if isinstance(image, Path) else bytes(image)  # pyright: ignore - bytes, else
 
-    def _open(self) -> bytes | Path:
-        return self.table.open_image(self.number, self.group, self.row, self.where)
+    def _open(self) -> ImageLike:
+        return self.table.open_image(self.number, self.group, self.row, self.where, self.place)
+
+
+class _Arrow:
+    """An .arrow file, mapped into memory: of either of Arrow's two formats, a stream as `datasets` writes it or a file."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow
+
+        mapped = pyarrow.memory_map(str(file))
+        try:
+            opened = pyarrow.ipc.open_stream(mapped)
+            self._batches = list(opened)
+        except pyarrow.ArrowInvalid:
+            opened = pyarrow.ipc.open_file(mapped)
+            self._batches = [opened.get_batch(number) for number in range(opened.num_record_batches)]
+        self._schema = opened.schema
+
+    def layout(self) -> tuple[Any, list[int], int]:
+        """As `_layout`; a batch costs nothing until it is read, however large."""
+        return self._schema, [batch.num_rows for batch in self._batches], 0
+
+    def group(self, number: int, names: set[str]) -> Any:
+        """A batch, of the named columns."""
+        import pyarrow
+
+        columns = [name for name in self._schema.names if name in names]
+        return pyarrow.Table.from_batches([self._batches[number].select(columns)])
+
+
+def _arrow(file: Path) -> _Arrow:
+    _parquet()
+    return _Arrow(file)
+
+
+def _is_arrow(file: Path) -> bool:
+    return file.name.lower().endswith(".arrow")
+
+
+def _layout(file: Path) -> tuple[Any, list[int], int]:
+    """A table's schema, the rows of each of its groups, and the bytes of the largest."""
+    metadata = _parquet().read_metadata(file)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size for group in groups), default=0)
+    return metadata.schema.to_arrow_schema(), [group.num_rows for group in groups], largest
+
+
+def _held(column: Any) -> list[list[bool] | None]:
+    """Of each row whether each place of its list holds an image; None where there is no list. Reads no image."""
+    from pyarrow import compute as functions
+    from pyarrow import types
+
+    compute: Any = functions  # made when pyarrow is imported, so that nothing is known of them before
+    flat = compute.list_flatten(column)
+    is_there = compute.is_valid(flat)
+    if types.is_struct(flat.type):
+        parts = [compute.is_valid(compute.struct_field(flat, part.name)) for part in flat.type]
+        for part in parts[1:]:
+            parts[0] = compute.or_(parts[0], part)
+        is_there = compute.and_(is_there, parts[0])
+    marks, held, start = is_there.to_pylist(), [], 0
+    for length in compute.list_value_length(column).to_pylist():
+        held.append(None if length is None else marks[start : start + length])
+        start += length or 0
+    return held
+
+
+def _check_splits(paths: Paths) -> None:
+    """ValueError where a folder holds several splits, as `DatasetDict.save_to_disk` writes them."""
+    for path in paths if isinstance(paths, list) else [paths]:
+        listed = read_json(Path(path) / "dataset_dict.json")
+        if listed is not None:
+            splits = ", ".join(f"{Path(path) / name}" for name in listed.get("splits", []))
+            raise ValueError(f"{path} holds a data set in splits: name one of them, {splits}.")
 
 
 def _is_text(column: Any) -> bool:

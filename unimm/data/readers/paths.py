@@ -7,14 +7,21 @@ is asked for and closes it again, so that it can be pickled, forked and used fro
 """
 
 import os
-import re
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+from unimm.data.image_forms import looks_like_base64, plain_form
+from unimm.data.records import ImageLike, UnreadImage
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".avifs", ".heic", ".heif"),
+)
 """What is taken for an image, by its name in small letters."""
 
 Paths = str | Path | list[str | Path]
@@ -63,32 +70,67 @@ def walk(folder: Path, _above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def image_at(root: Path, name: Any, where: str) -> Path:
-    """The image that an entry names by its path below `root`, or by an absolute one.
+def image_at(root: Path, value: Any, where: str) -> ImageLike:
+    """The image that an entry names by its path below `root`, or by an absolute one; or the one that it holds itself, as
+    base64, a data: URI or bytes. So is `{"bytes": ..., "path": ...}` or `{"url": ...}`, as tables and messages have it.
+
+    A path of Windows, and names whose accents are written otherwise (NFC, NFD), are found, too.
 
     Raises:
         ValueError: it is not there; says which entry names it.
     """
-    if isinstance(name, list | tuple):
-        raise ValueError(f"{where}: there is a list of {len(name)} where one image is expected: write an entry for each image.")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: an image is named by its path, not by {short(name)}.")
-    if name.startswith(("http://", "https://")):
-        raise ValueError(f"{where}: the image {short(name)} is a web address: download it and name the file.")
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), dict(value))
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{where}: there is a list of {len(value)} where one image is expected: write a flat list of images.")
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where}: an image is named by its path, not by {short(value)}.")
+    if value[:8].lower().startswith(("http://", "https://")):
+        raise ValueError(f"{where}: the image {short(value)} is a web address: download it and name the file.")
+    name = value.removeprefix("file://")
     path = root / name
     try:
         if path.is_file():
             return path
-    except OSError as error:  # a name that is too long, a folder that may not be read
-        if not _is_encoded(name):
-            problem = f"cannot be read ({error.strerror})"
-            raise ValueError(f"{where}: the image {short(path)} {problem}: mend its path or its permissions.") from None
-    if _is_encoded(name):
-        raise ValueError(
-            f"{where}: the image itself is written there as base64 ({short(name)}), which is not read: decode it into a file, "
-            f"and name that."
-        )
-    raise ValueError(f"{where}: the image {short(path)} is not there: put it there, or name the folder of images with root=...")
+        if _is_encoded(value):
+            return EncodedImage(value, where)
+        found = next((one for one in _other_spellings(root, name) if one.is_file()), None)
+    except (OSError, ValueError) as error:  # a name that is too long, a null character, a folder that may not be read
+        if _is_encoded(value):
+            return EncodedImage(value, where)
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ValueError(f"{where}: the image {short(path)} {problem}: mend its path or its permissions.") from None
+    if found is None:
+        mend = "put it there, or name the folder of images with root=..."
+        raise ValueError(f"{where}: the image {short(path)} is not there: {mend}")
+    return found
+
+
+@dataclass(frozen=True)
+class EncodedImage(UnreadImage):
+    """An image that an entry holds as base64 or as a data: URI, decoded when it is opened."""
+
+    text: str
+    where: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"of {self.where}"
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ValueError where the text is no base64."""
+        is_uri = self.text.lstrip()[:5].lower() == "data:"
+        content = plain_form(self.text if is_uri else {"type": "image", "base64": self.text})
+        assert isinstance(content, bytes)
+        return content
+
+
+def _other_spellings(root: Path, name: str) -> Iterator[Path]:
+    """How else a file of this name may be called on this disk."""
+    for plain in dict.fromkeys((name, name.replace("\\", "/"))):
+        for form in ("NFC", "NFD"):
+            yield root / unicodedata.normalize(form, plain)
 
 
 def short(value: Any) -> str:
@@ -126,8 +168,8 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _is_encoded(name: str) -> bool:
-    """Whether this is rather an image in base64, or a data: URI, than the path of one that is not there."""
-    return name[:5].lower() == "data:" or re.fullmatch(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*", name) is not None
+    """Whether this is an image in base64, or a data: URI, rather than the path of one that is not there."""
+    return name.lstrip()[:5].lower() == "data:" or looks_like_base64(name)
 
 
 def _is_stored(names: list[str]) -> bool:

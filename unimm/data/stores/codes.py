@@ -1,8 +1,10 @@
 """On-disk format of a data set's image codes: manifest and rows; `unimm encode` writes it, training reads it instead of
 running the image tokenizer.
 
-    folder/codes.safetensors    "codes": (num_records, num_codes) uint16 or int32, row i of record i
-                                "identities": (num_records, 32) uint8, which image that was (`unimm.data.stores.digests`)
+    folder/codes.safetensors    "codes": (num_images, num_codes) uint16 or int32, row i of record i
+                                "identities": (num_images, 32) uint8, which image that was (`unimm.data.stores.digests`)
+                                "ends": (num_records,) int64, only where records have several images, or none: where the
+                                rows of each record end
     folder/manifest.json        of what, with which tokenizer, how many, in which dtype they were made
     folder/reconstructions.png  some of the images, above what their codes show
 
@@ -23,19 +25,20 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, DatasetContext, Record
+from unimm.data.records import DEFAULT_CODES, Dataset, DatasetContext, Record
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
+from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.format_version import check_format, stamped
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
 
 CODES, MANIFEST = "codes.safetensors", "manifest.json"
-FORMAT = 1
-"""The newest version of these folders that is read, and the one that is written."""
+FORMAT, FORMAT_WITH_ENDS = 1, 2
+"""The versions of these folders that are read and written: the second one only where records have several images, or none."""
 WHAT = "a folder of stored codes"
 FREE = ("unimm_version", "psnr", "psnr_worst", "psnr_images")
 """What may differ between codes that are the same."""
-OF = ("num_records", "dataset", "first_key", "last_key", "first_image", "part_records")
+OF = ("num_records", "num_images", "dataset", "first_key", "last_key", "first_image", "part_records")
 """What tells which images they are of; all else is how they were made."""
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class CodesManifest:
     dataset: what describes the data set, in words. first_key, last_key: of its records, first_image: a hash of the first one's
         image, to notice another one.
     tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
+    num_images: of all records, where these have not one each.
     psnr, psnr_worst: in dB, how well it gives such images back: the mean, and the least, of a sample of `psnr_images`.
     """
 
@@ -65,16 +69,26 @@ class CodesManifest:
     psnr: float | None = None
     psnr_worst: float | None = None
     psnr_images: int = 0
+    num_images: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Images that are stored."""
+        return self.num_records if self.num_images is None else self.num_images
+
+    def content(self) -> dict[str, Any]:
+        """JSON-able; without what only records of several images have."""
+        return {name: value for name, value in asdict(self).items() if name != "num_images" or value is not None}
 
 
 def is_stored(folder: Path, manifest: CodesManifest) -> bool:
     """Whether such codes lie there, whole."""
-    return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
+    return same_content(read_json(folder / MANIFEST), manifest.content(), FREE)
 
 
 def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
     """The file of codes that lies there, if they were made with the same settings, of whatever images."""
-    is_alike = same_content(read_json(folder / MANIFEST), asdict(manifest), (*FREE, *OF))
+    is_alike = same_content(read_json(folder / MANIFEST), manifest.content(), (*FREE, *OF))
     return [folder / CODES] if is_alike and (folder / CODES).is_file() else []
 
 
@@ -84,7 +98,7 @@ def unfinished_codes(folder: Path, manifest: CodesManifest, part_records: int) -
     Raises:
         ValueError: something else lies there, or others were begun, to be made with other settings.
     """
-    content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
+    content = {key: value for key, value in manifest.content().items() if key not in FREE}
     content["part_records"] = part_records
     return ResumableFolder(folder, MANIFEST, WHAT, content, lambda number: f"{number:05}.safetensors", OF)
 
@@ -101,36 +115,41 @@ def save_codes(
     manifest: CodesManifest,
     identities: np.ndarray | None = None,
     pictures: Iterable[Path] = (),
+    ends: np.ndarray | None = None,
 ) -> None:
-    """Write codes (num_records, num_codes), whole or not at all; codes that were there are replaced.
+    """Write codes (num_images, num_codes), whole or not at all; codes that were there are replaced.
 
-    identities: (num_records, 32), of their images; None: codes of other images will not be noticed.
+    identities: (num_images, 32), of their images; None: codes of other images will not be noticed.
     pictures: files that are put beside the codes.
+    ends: (num_records,), where the rows of each record end; None: each has one.
 
     Raises:
         ValueError: the codes do not agree with the manifest, or the folder holds something else.
     """
-    expected = (manifest.num_records, manifest.num_codes)
+    expected = (manifest.num_rows, manifest.num_codes)
     if codes_NT.shape != expected:
         raise ValueError(f"Codes of shape {codes_NT.shape} are not the {expected} that the manifest speaks of.")
     if codes_NT.size and not 0 <= int(codes_NT.min()) <= int(codes_NT.max()) < manifest.codebook_size:
         raise ValueError(f"Codes lie in [0, {manifest.codebook_size}), not {codes_NT.min()} to {codes_NT.max()}.")
     dtype = np.uint16 if manifest.codebook_size <= 2**16 else np.int32
     tensors = {"codes": np.ascontiguousarray(codes_NT, dtype=dtype)}
+    if ends is not None:
+        tensors["ends"] = ends
     with whole_folder(folder, MANIFEST, WHAT) as temporary:
         save_file(tensors if identities is None else {**tensors, "identities": identities}, temporary / CODES)
         for picture in pictures:
             shutil.copyfile(picture, temporary / picture.name)
-        write_json(temporary / MANIFEST, stamped(FORMAT, asdict(manifest)))
+        write_json(temporary / MANIFEST, stamped(FORMAT if ends is None else FORMAT_WITH_ENDS, manifest.content()))
 
 
 class StoredCodes:
-    """Codes by index, (num_codes,) int64, read from the disk as they are asked for. Get one by `open`."""
+    """Codes by row, (num_codes,) int64, read from the disk as they are asked for. Get one by `open`."""
 
     def __init__(self, folder: Path, manifest: CodesManifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._slices: dict[str, Any] = {}
+        self._ends: np.ndarray | None = None
 
     @classmethod
     def open(
@@ -157,7 +176,7 @@ class StoredCodes:
             if expected is not None:
                 stored.expect(name, expected)
         shape = tuple(stored._slice("codes").get_shape())
-        if shape != (manifest.num_records, manifest.num_codes):
+        if shape != (manifest.num_rows, manifest.num_codes):
             raise ValueError(f"The codes in {folder} are damaged: {shape} on disk, {manifest} in the manifest.")
         return stored
 
@@ -170,8 +189,16 @@ class StoredCodes:
                 f"`unimm encode`."
             )
 
+    @property
+    def ends(self) -> np.ndarray | None:
+        """(num_records,), where the rows of each record end; None: each has one."""
+        if self._ends is None and self.manifest.num_images is not None:
+            with safe_open(self.folder / CODES, framework="numpy") as file:
+                self._ends = file.get_tensor("ends")
+        return self._ends
+
     def __len__(self) -> int:
-        return self.manifest.num_records
+        return self.manifest.num_rows
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
@@ -184,12 +211,12 @@ class StoredCodes:
         return self._slice("identities") is not None
 
     def identity(self, index: int) -> np.ndarray:
-        """(32,) uint8, of the image that a record's codes are of."""
+        """(32,) uint8, of the image that a row's codes are of."""
         return self._slice("identities")[index]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the file for themselves.
-        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}}
+        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}, "_ends": None}
 
     def _slice(self, name: str) -> Any:
         if not self._slices:
@@ -201,6 +228,7 @@ class StoredCodes:
 class CodedDataset(ComparedDataset):
     """A data set whose records carry the codes of their image.
 
+    tokenizer: the name that the codes go by in records, and their image tokenizer in a bundle; views learn those of "default".
     corrupted: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too,
         as `corrupted_codes`.
 
@@ -214,8 +242,10 @@ class CodedDataset(ComparedDataset):
         folder: str | Path,
         tokenizer_hash: str | None = None,
         corrupted: "CodedDataset | None" = None,
+        tokenizer: str = DEFAULT_CODES,
     ) -> None:
         super().__init__(dataset)
+        self.tokenizer = tokenizer
         self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
         manifest = self.codes.manifest
         ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
@@ -225,7 +255,8 @@ class CodedDataset(ComparedDataset):
                 f"not {ends[0]} to {ends[1]}: make them again with `unimm encode`."
             )
         # Worlds of two seeds, or a folder whose files were exchanged, have the same keys.
-        image = dataset[0].image if len(dataset) else None
+        first = dataset if self.codes.ends is None else ImagesOf(dataset, self.codes.ends)
+        image = first[0].image if len(first) else None
         if image is not None and image_hash(image) != manifest.first_image:
             raise ValueError(
                 f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
@@ -251,25 +282,43 @@ class CodedDataset(ComparedDataset):
         Raises:
             ValueError: they are another one's.
         """
-        if context.tokenizer_hash is not None:
+        if context.tokenizer_hash is not None and self.tokenizer == DEFAULT_CODES:
             self.codes.expect("tokenizer_hash", context.tokenizer_hash)
         return super().bind(context)
 
     def unchecked(self, index: int) -> Record:
         """A record, whose image was not compared with the one that its codes are of."""
-        record = unchecked(self.dataset, index).with_codes(self.codes[index])
-        return record.with_corrupted_codes(self.corrupted.codes[index]) if self.corrupted else record
+        record = unchecked(self.dataset, index)
+        rows = rows_of(self.codes.ends, index)
+        if rows:
+            record = record.with_codes(*self._rows(record, rows), name=self.tokenizer)
+        return record.with_corrupted_codes(self.corrupted.codes[rows[0]]) if self.corrupted and rows else record
 
     def compare(self, index: int) -> None:
         """Raises ValueError where a record's codes, or its corrupted ones, are of another image than it has now."""
         record = unchecked(self.dataset, index)
-        if self.codes.has_identities and (record.image is None or not is_same(record.image, self.codes.identity(index))):
-            raise ValueError(
-                f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
-                f"again, which makes only those that have changed."
+        rows = rows_of(self.codes.ends, index)
+        if self.codes.has_identities and (rows or record.num_images):
+            images = record.images
+            are_same = len(images) == len(rows) and all(
+                is_same(one.image, self.codes.identity(row)) for one, row in zip(images, rows, strict=True)
             )
+            if not are_same:
+                raise self._is_other(record)
         if self.corrupted:
             self.corrupted.check(index)
+
+    def _rows(self, record: Record, rows: range) -> list[np.ndarray]:
+        """The codes of all images of a record."""
+        if self.codes.ends is not None and record.num_images != len(rows):
+            raise self._is_other(record)
+        return [self.codes[row] for row in rows]
+
+    def _is_other(self, record: Record) -> ValueError:
+        return ValueError(
+            f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
+            f"again, which makes only those that have changed."
+        )
 
 
 def _read_manifest(folder: Path) -> CodesManifest:
@@ -282,5 +331,5 @@ def _read_manifest(folder: Path) -> CodesManifest:
         manifest = CodesManifest(**{name: value for name, value in content.items() if name in known})
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"The manifest of the codes in {folder} cannot be read: {error}.") from error
-    check_format(content, FORMAT, path)
+    check_format(content, FORMAT_WITH_ENDS, path)
     return manifest

@@ -4,6 +4,8 @@
     features-00000.safetensors, ...   "features": (n, P, C) bfloat16 or float32, a row an image, n the same in all but the last
                                       "identities": (n, 32) uint8, which image that was (`unimm.data.stores.digests`)
     rows.safetensors                  "rows": (num_records,) int64, the row of each record's image, -1 where it has none
+                                      "ends": (num_records,) int64, only where records have several images: where those of
+                                      each end in "rows", which then has a place for each image
     manifest.json                     of what, by which tower, from images prepared how, in which dtype
 
 Records that name the same file share a row. Features mean nothing without their tower, so the manifest names it by its
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage
 from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
+from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, write_json
 from unimm.runtime.format_version import check_format, stamped
 from unimm.runtime.resumable_folder import ResumableFolder, same_content
@@ -117,14 +120,20 @@ def has_rows(unfinished: ResumableFolder) -> bool:
     return (unfinished.whole / ROWS).is_file()
 
 
-def put_rows(unfinished: ResumableFolder, rows: np.ndarray) -> None:
-    """Store the rows (num_records,) int64 that were found."""
-    unfinished.put(ROWS, lambda path: save_file({"rows": torch.from_numpy(rows)}, path))
+def put_rows(unfinished: ResumableFolder, rows: np.ndarray, ends: np.ndarray | None = None) -> None:
+    """Store the rows (num_records,) int64 that were found; or, with the ends (num_records,) of each record, of all images."""
+    tensors = {"rows": rows} if ends is None else {"rows": rows, "ends": ends}
+    unfinished.put(ROWS, lambda path: save_file({name: torch.from_numpy(array) for name, array in tensors.items()}, path))
 
 
-def load_rows(unfinished: ResumableFolder) -> np.ndarray:
-    """The rows (num_records,) that were found."""
-    return load_file(unfinished.whole / ROWS)["rows"].numpy()
+def load_rows(unfinished: ResumableFolder) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows that were found, and where those of each record end; None: each has one."""
+    return _read_rows(unfinished.whole)
+
+
+def _read_rows(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    held = load_file(folder / ROWS)
+    return held["rows"].numpy(), held["ends"].numpy() if "ends" in held else None
 
 
 def finish_features(unfinished: ResumableFolder, manifest: FeaturesManifest) -> None:
@@ -136,10 +145,10 @@ def finish_features(unfinished: ResumableFolder, manifest: FeaturesManifest) -> 
 class StoredFeatures:
     """Features by row, (P, C) float32, read from the disk as they are asked for. Get one by `open`."""
 
-    def __init__(self, folder: Path, manifest: FeaturesManifest, rows: np.ndarray) -> None:
+    def __init__(self, folder: Path, manifest: FeaturesManifest, rows: np.ndarray, ends: np.ndarray | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.rows = rows
+        self.rows, self.ends = rows, ends
         self._open: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     @classmethod
@@ -154,13 +163,14 @@ class StoredFeatures:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        stored = cls(folder, manifest, load_file(folder / ROWS)["rows"].numpy())
+        stored = cls(folder, manifest, *_read_rows(folder))
         for name, value in expected.items():
             stored.expect(name, value)
         num_shards = -(-manifest.num_images // manifest.shard_rows)
         lengths = [tuple(stored._shard(number)["features"].get_shape()) for number in range(num_shards)]
         whole = (sum(shape[0] for shape in lengths), {shape[1:] for shape in lengths})
-        if whole != (manifest.num_images, {(manifest.num_patches, manifest.width)}) or len(stored.rows) != manifest.num_records:
+        num_records = len(stored.rows if stored.ends is None else stored.ends)
+        if whole != (manifest.num_images, {(manifest.num_patches, manifest.width)}) or num_records != manifest.num_records:
             raise ValueError(f"The features in {folder} are damaged: {whole} on disk, {manifest} in the manifest.")
         return stored
 
@@ -215,20 +225,19 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class StoredImage(SeenImage):
-    """The image of a record whose features are stored."""
+    """An image of a record whose features are stored. place: among the record's images."""
 
     stored: StoredFeatures
     row: int
     dataset: Dataset
     index: int
+    place: int = 0
 
     def features(self) -> np.ndarray:
         return self.stored[self.row]
 
     def original(self) -> ImageLike:
-        image = unchecked(self.dataset, self.index).image
-        assert image is not None, "it had an image when its features were stored"
-        return image
+        return unchecked(self.dataset, self.index).images[self.place].image
 
 
 class FeaturedDataset(ComparedDataset):
@@ -256,7 +265,8 @@ class FeaturedDataset(ComparedDataset):
                 f"The features in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
                 f"not {ends[0]} to {ends[1]}: make them again with `unimm encode-features`."
             )
-        first = dataset[int(np.argmax(self.features.rows >= 0))]
+        images = dataset if self.features.ends is None else ImagesOf(dataset, self.features.ends)
+        first = images[int(np.argmax(self.features.rows >= 0))]
         if first.image is None or image_hash(first.image) != manifest.first_image:
             raise ValueError(
                 f"The features in {folder} are of another image than record {first.key} has now: make them again with "
@@ -284,19 +294,39 @@ class FeaturedDataset(ComparedDataset):
 
     def unchecked(self, index: int) -> Record:
         """A record, whose image was not compared with the one that its features are of."""
-        record, row = unchecked(self.dataset, index), int(self.features.rows[index])
-        return record if row < 0 else record.with_image(StoredImage(self.features, row, self.dataset, index))
+        record, rows = unchecked(self.dataset, index), self._rows(index)
+        if not (rows >= 0).any():
+            return record
+        if len(rows) != max(1, record.num_images):
+            raise self._is_other(record)
+        images: list[ImageLike] = [
+            StoredImage(self.features, int(row), self.dataset, index, place) if row >= 0 else record.images[place].image
+            for place, row in enumerate(rows)
+        ]
+        return record.with_image(*images)
 
     def compare(self, index: int) -> None:
         """Raises ValueError where a record's features are of another image than it has now."""
-        record, row = unchecked(self.dataset, index), int(self.features.rows[index])
-        if not self.features.has_identities or (row < 0 and record.image is None):
+        record, rows = unchecked(self.dataset, index), self._rows(index)
+        if not self.features.has_identities or not ((rows >= 0).any() or record.num_images):
             return
-        if row < 0 or record.image is None or not is_same(record.image, self.features.identity(row)):
-            raise ValueError(
-                f"The features in {self.features.folder} are of another image than record {record.key} has now: run "
-                f"`unimm encode-features` again, which makes only those that have changed."
-            )
+        images = record.images
+        are_same = len(images) == len(rows) and all(
+            row >= 0 and is_same(one.image, self.features.identity(int(row))) for one, row in zip(images, rows, strict=True)
+        )
+        if not are_same:
+            raise self._is_other(record)
+
+    def _rows(self, index: int) -> np.ndarray:
+        """The rows of a record's images, -1 of those that it has none of."""
+        places = rows_of(self.features.ends, index)
+        return self.features.rows[places.start : places.stop]
+
+    def _is_other(self, record: Record) -> ValueError:
+        return ValueError(
+            f"The features in {self.features.folder} are of another image than record {record.key} has now: run "
+            f"`unimm encode-features` again, which makes only those that have changed."
+        )
 
 
 def _shard_name(number: int) -> str:
