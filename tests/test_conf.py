@@ -20,7 +20,7 @@ from unimm.checkpoints.janus_config import from_janus_config
 from unimm.cli import builders
 from unimm.cli.app import app
 from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes, is_coded, without_codes
-from unimm.cli.choices import conf_folder
+from unimm.cli.choices import command_name, conf_folder
 from unimm.cli.compose import build, compose_config
 from unimm.cli.encode import _coded_datasets
 from unimm.cli.errors import plain_errors
@@ -48,6 +48,7 @@ GIVEN = {
     "train_tokenizer": [],
     "encode": ["image_tokenizer=x"],
     "encode_features": ["init_from=x"],
+    "data_inspect": [],
 }
 """What a root cannot know: folders that the user has."""
 FILES = {
@@ -276,7 +277,7 @@ def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> 
 def test_a_typo_ends_in_one_sentence(root: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_DEBUG", raising=False)
-    result = CliRunner().invoke(app, [root.replace("_", "-"), *GIVEN[root], word])
+    result = CliRunner().invoke(app, [*command_name(root).split(), *GIVEN[root], word])
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("unimm: ") and result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

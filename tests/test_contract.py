@@ -93,6 +93,7 @@ OPTIONS = {
     "train": "",
     "train-tokenizer": "",
     "plan": "",
+    "data": "",
     "encode": "",
     "encode-features": "",
     "bench": "",
@@ -107,6 +108,7 @@ KEYS = {
     "train_tokenizer": "tokenizer images tokenizer_trainer seed out device trackers tracking",
     "encode": "data seed out device image_tokenizer precision",
     "encode_features": "data seed out device init_from precision",
+    "data_inspect": "data seed out sample open_images init_from text_tokenizer num_positions num_workers",
 }
 """Top-level keys that overrides name, by command."""
 

@@ -7,13 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.cli.choices import EXPERIMENT, RECIPES, Choices
+from unimm.cli.choices import EXPERIMENT, RECIPES, Choices, command_name
 from unimm.cli.hydra_errors import CommandLine, check_overrides, command_of, explain_hydra
 from unimm.cli.overrides import split_arguments
 from unimm.cli.suggestions import SYNONYMS, did_you_mean, nearest_keys, nearest_options
 
 CHOICES = Choices.of([])
-ROOTS = ("train", "train_tokenizer", "encode", "encode_features")
+ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect")
 
 FORMS = {
     "a level left out": ("train trainer.lr=1", "did you mean 'trainer.optimizer.lr'?"),
@@ -147,7 +147,7 @@ def test_names_of_other_code_bases_lead_to_keys_that_are_there() -> None:
 @pytest.mark.parametrize("root", ROOTS)
 def test_help_lists_what_a_user_may_want(root: str) -> None:
     """With a line each; the recipes' own by the names of their folders."""
-    result = CliRunner().invoke(app, [root.replace("_", "-"), "--help", "seed=12345"])
+    result = CliRunner().invoke(app, [*command_name(root).split(), "--help", "seed=12345"])
     assert result.exit_code == 0
     listed = result.output.partition("Keys, as these arguments set them:")
     assert "seed: 12345" in listed[2] and str(CHOICES.folders[0]) in listed[0]

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from unimm.cli.bench.app import bench
 from unimm.cli.doctor.command import doctor
 from unimm.cli.errors import plain_errors
-from unimm.cli.hydra_commands import configured
+from unimm.cli.hydra_commands import configured, data
 from unimm.cli.model_commands import models
 from unimm.runtime.plugins import take_allow_code
 
@@ -24,7 +24,7 @@ QUICKSTART_MODEL = Path("runs/quickstart/model")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
     *("demo", "quickstart", "caption", "answer", "generate"),
-    *("train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
+    *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
 """The order of `unimm --help`: a model at once, then how one is made, then what is done with it; others come last."""
@@ -56,6 +56,7 @@ app = typer.Typer(
 app.add_typer(configured)
 app.add_typer(models)
 app.add_typer(doctor)
+app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 
 Model = Annotated[

@@ -26,6 +26,14 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RECIPES = {EXPERIMENT: ("demo", "encoders", "quickstart", "scaling"), "data": ("worlds",)}
 """Folders with options that belong to one recipe each: they are listed by the name of the folder alone."""
 
+COMMANDS = {"data_inspect": "data inspect"}
+"""Commands that have other names than their root configurations."""
+
+
+def command_name(root: str) -> str:
+    """The command that a root configuration is for, such as `train-tokenizer`."""
+    return COMMANDS.get(root, root.replace("_", "-"))
+
 
 @dataclass(frozen=True)
 class Choices:

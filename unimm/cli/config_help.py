@@ -1,6 +1,6 @@
 """`--help` of the commands that are configured: groups with what each option is, recipes, and all keys with their values."""
 
-from unimm.cli.choices import EXPERIMENT, RECIPES, Choices
+from unimm.cli.choices import EXPERIMENT, RECIPES, Choices, command_name
 from unimm.cli.hydra_errors import command_of
 
 WIDTH = 18
@@ -12,7 +12,7 @@ ABOUT = 100
 
 def help_template(root: str, choices: Choices) -> str:
     """The text that Hydra prints for --help, in which it puts the configuration for $CONFIG."""
-    command = root.replace("_", "-")
+    command = command_name(root)
     files = choices.files
     lines = [
         f"Usage: unimm {command} [GROUP=OPTION | KEY=VALUE]...",

@@ -1,10 +1,18 @@
 """The commands that Hydra configures: it reads their arguments, `--help` among them; each is done in a module of its name."""
 
+from typing import Annotated
+
 import typer
 
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 configured = typer.Typer(rich_markup_mode=None)
+data = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Look at your data before it is learned from.",
+)
 
 
 @configured.command(context_settings=HYDRA, add_help_option=False)
@@ -75,3 +83,20 @@ def encode_features(ctx: typer.Context) -> None:
     from unimm.cli.encode_features import main
 
     main(ctx.args)
+
+
+@data.command(context_settings=HYDRA, add_help_option=False)
+def inspect(ctx: typer.Context, sample: Annotated[int | None, typer.Option("--sample", min=1)] = None) -> None:
+    """Tell what is in data: counts, lengths, what is cut or refused, broken files, near-duplicates; a table, JSON and a page.
+
+    Arguments are the data=... of `unimm encode` and `unimm train`; `unimm data inspect --help` lists groups and keys.
+    --sample N looks at so many records of each data set; open_images=false opens no images.
+
+    \b
+    Examples:
+      unimm data inspect data=image_folder data.folder=photos init_from=demo out=runs/inspect
+      unimm data inspect data=jsonl data.paths=captions.jsonl --sample 10000
+    """
+    from unimm.cli.data import main
+
+    main([*ctx.args, *([] if sample is None else [f"sample={sample}"])])

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from unimm.cli.choices import EXPERIMENT, Choices
+from unimm.cli.choices import EXPERIMENT, Choices, command_name
 from unimm.cli.overrides import Arguments
 from unimm.cli.suggestions import NEAR, did_you_mean, keys_of_config, likeness, nearest_keys, nearest_options
 
@@ -225,7 +225,7 @@ def _of_command(group: str, options: list[str], line: CommandLine) -> list[str]:
     if group != EXPERIMENT or line.root is None:
         return options
     files = line.choices.files.get(group, {})
-    return [name for name in options if name in files and command_of(name, line.choices) in (None, _command(line.root))]
+    return [name for name in options if name in files and command_of(name, line.choices) in (None, command_name(line.root))]
 
 
 def command_of(experiment: str, choices: Choices) -> str | None:
@@ -265,7 +265,7 @@ def _has_no_group(group: str, line: CommandLine) -> str:
     if line.root is None:
         return f"there is no group '{group}' here."
     groups = list(line.choices.groups_of(line.root))
-    return f"`unimm {_command(line.root)}` has no group '{group}', only {_listed(groups)}."
+    return f"`unimm {command_name(line.root)}` has no group '{group}', only {_listed(groups)}."
 
 
 def _explain_missing_value(error: Any, key: str) -> str:
@@ -287,10 +287,6 @@ def _explain_instantiation(message: str, cause: BaseException | None, line: Comm
     if isinstance(cause, ImportError | AttributeError) or (cause is None and "Error locating" in message):
         return f"{key}: {' '.join(message.splitlines()[0].split())}"
     return None
-
-
-def _command(root: str) -> str:
-    return root.replace("_", "-")
 
 
 def _capital(sentence: str) -> str:
