@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from unimm.checkpoints.demo_examples import DIGIT
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli import demo
 from unimm.cli.app import app
@@ -73,7 +74,7 @@ def test_another_seed_draws_something_else(folder: Path, result: Result) -> None
 
 
 def test_the_scan_is_one_that_the_model_has_not_learned() -> None:
-    scan = np.array(Image.open(DEMO / demo.DIGIT).convert("RGB"))
+    scan = np.array(Image.open(DEMO / DIGIT).convert("RGB"))
     unseen = DigitsWorld("test", augment=False)
     assert any(np.array_equal(scan, record.image) for record in unseen)
 

@@ -16,51 +16,13 @@ from pathlib import Path
 import typer
 from PIL import Image, ImageDraw
 
-from unimm.checkpoints.weight_files import DEMO
-from unimm.data.worlds.scenes import Scene, Shape, render
+from unimm.checkpoints.demo_examples import LIMITS, PROMPTS, QUESTIONS, demo_pictures
 from unimm.eval.report.pictures import find_font, has_chinese_font, wrap
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
 
-SCENES = {
-    "photo.png": Scene(
-        (
-            Shape("large", "red", "circle", 18, 22),
-            Shape("small", "cyan", "circle", 46, 16),
-            Shape("large", "blue", "square", 42, 46),
-        )
-    ),
-    "photo-2.png": Scene((Shape("large", "yellow", "triangle", 20, 40), Shape("small", "purple", "cross", 48, 18))),
-    "photo-3.png": Scene(
-        (
-            Shape("small", "white", "square", 14, 14),
-            Shape("small", "orange", "square", 40, 24),
-            Shape("small", "green", "square", 20, 48),
-        )
-    ),
-}
-DIGIT = "digit.png"
-"""A real scan, of the test half of scikit-learn's digits."""
-
-QUESTIONS = {
-    "photo.png": "How many circles are there?",
-    "photo-2.png": "What shape is the yellow object?",
-    "photo-3.png": "Is there a red square?",
-    DIGIT: "Is it more than 4?",
-}
 IN_CHINESE = "photo-2.png"
-PROMPTS = (
-    "a large red circle to the left of a small blue square",
-    "three green crosses",
-    "a small white triangle above a large purple circle",
-    "the digit five",
-)
 SEED = 7
-
-LIMITS = (
-    "It knows flat shapes (circle, square, triangle, cross; eight colours, two sizes) and handwritten digits, on dark "
-    "backgrounds, at 64 px, in English and Chinese, and nothing else: what it says of other pictures means nothing."
-)
 
 SIDE, GAP, LINE, SPACE = 192, 28, 20, 8
 PAPER, INK, FAINT, GREEN = (252, 252, 250), (30, 30, 34), (125, 125, 132), (24, 128, 76)
@@ -80,8 +42,7 @@ def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = Tru
     seed: of the drawings. device: as of `unimm.load`. show: open the sheet, where there is a screen.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {name: Image.fromarray(render(scene)) for name, scene in SCENES.items()}
-    pictures[DIGIT] = Image.open(DEMO / DIGIT).convert("RGB")
+    pictures = demo_pictures()
     for name, picture in pictures.items():
         picture.save(out / name)
     engine = load("demo", device)

@@ -35,4 +35,8 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     add_guards(app, service.settings)
     for part in (health, models):
         app.include_router(part.router)
+    if service.settings.page:
+        from unimm.serve.page.mount import mount_page
+
+        mount_page(app, engine, service.settings)
     return app

@@ -1,0 +1,228 @@
+"""The page: what it says and fetches, and in a real browser the whole of it, as one story."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from string import Formatter
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from unimm.inference.engine import Engine
+from unimm.serve.app import create_app
+from unimm.serve.page.words import PHRASES, preferred_language
+from unimm.serve.settings import ServerSettings
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MAX_PIXELS = 10_000
+SECONDS = 90_000
+"""For an answer, in milliseconds: machines that do something else are slow."""
+
+
+def test_both_languages_have_every_phrase_with_the_same_gaps() -> None:
+    for name, (english, chinese) in PHRASES.items():
+        gaps = [{gap for _, gap, _, _ in Formatter().parse(text) if gap} for text in (english, chinese)]
+        assert english and chinese and gaps[0] == gaps[1], name
+    assert [preferred_language(one) for one in ("zh-CN,zh;q=0.9", "de, zh", "")] == ["zh", "en", "en"]
+
+
+@pytest.fixture(scope="module")
+def address(demo_engine: Engine) -> Iterator[str]:
+    """Of a server with the page."""
+    app = create_app(demo_engine, ServerSettings(served_model_names=("demo",), max_pixels=MAX_PIXELS))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.mark.slow
+def test_requests_that_no_page_would_send(address: str, tmp_path: Path) -> None:
+    """A picture that was not uploaded is not opened, and no address is fetched; nothing of the inside is said."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "mine.png")
+    with httpx.Client(base_url=f"{address}/page/en", timeout=30) as client:
+        config = client.get("/config").json()
+        numbers = [one["id"] for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "submit"]
+        for path in (str(tmp_path / "mine.png"), "/etc/passwd", "http://127.0.0.1:9/x.png", "https://example.com/x.png", 3):
+            for meta in ({"meta": {"_type": "gradio.FileData"}}, {}):
+                data = [{"text": "What is it?", "files": [{"path": path, **meta}]}, [], 0, 16]
+                body = {"data": data, "fn_index": numbers[0], "session_hash": "s"}
+                joined = client.post("/gradio_api/queue/join", json=body)
+                assert joined.status_code == 400 and "uploaded" in joined.json()["error"]["message"]
+        for path in ("/call/guarded", "/run/predict", "/proxy=http://127.0.0.1:9/", "/deep_link", "/file=/etc/passwd"):
+            for method in ("GET", "POST"):
+                assert 400 <= client.request(method, f"/gradio_api{path}", json={"data": []}).status_code < 500, path
+        for body in ({}, {"data": [], "fn_index": 10**9}, {"data": 3, "fn_index": -1, "session_hash": []}):
+            assert client.post("/gradio_api/queue/join", json=body).status_code < 500
+
+
+@contextmanager
+def opened(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A browser, and what goes wrong in its pages: errors of the console, and requests to any other host."""
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+
+    def watch(page: Any) -> None:
+        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: is_foreign(request.url) and wrong.append(request.url))
+
+    def is_foreign(url: str) -> bool:
+        return url.startswith("http") and urlsplit(url).netloc != urlsplit(address).netloc
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB", **options)
+        context.set_default_timeout(SECONDS)
+        context.on("page", watch)
+        yield context, wrong
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_a_visit(address: str, demo_engine: Engine, tmp_path: Path) -> None:
+    """Ask, draw, stop and go on, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way."""
+    with opened(address) as (context, wrong):
+        page = context.new_page()
+        page.goto(address)
+        assert urlsplit(page.url).path == "/page/en/"
+        ask(page)
+        upload_what_is_no_picture(page, tmp_path)
+        draw(page)
+        stop_and_go_on(page, demo_engine)
+        compare(page)
+        look_inside(page)
+        page.reload()
+        ask(page)
+        draw_in_two_tabs(page, context, address)
+        on_a_phone_in_chinese(context, address)
+        assert wrong == []
+    wait_for(lambda: demo_engine.decoder.stats().num_running == 0)
+
+
+def wait_for(is_so: Any) -> None:
+    """Until something is so."""
+    end = time.monotonic() + SECONDS / 1000
+    while not is_so():
+        assert time.monotonic() < end, "it never was so"
+        time.sleep(0.02)
+
+
+def ask(page: Any) -> None:
+    """By one click, and with the keyboard."""
+    page.get_by_role("button", name="How many circles are there?").click()
+    page.locator("#chat .bot .md", has_text="2").wait_for()
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#chat .bot").first.wait_for(state="detached")
+    page.locator("#ask-box textarea").fill("A question without a picture?")
+    page.keyboard.press("Enter")
+    page.locator("#chat .bot .md", has_text=re.compile(r"[a-z0-9]")).wait_for()
+
+
+def upload_what_is_no_picture(page: Any, folder: Path) -> None:
+    """Each is answered with a sentence, and stays in the box to be taken out."""
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    Image.new("RGB", (200, 200)).save(folder / "large.png")
+    for name, said in (("broken.png", "image"), ("large.png", "pixel")):
+        page.locator("#ask-box input[type=file]").set_input_files(folder / name)
+        page.locator("#ask-box textarea").fill("What is it?")
+        page.locator("#ask-box .submit-button").click()
+        message = page.locator(".toast-body", has_text=said)
+        message.first.wait_for()
+        assert "Traceback" not in message.first.inner_text() and "/tmp" not in message.first.inner_text()
+        message.first.get_by_role("button").first.click()
+        page.locator("#ask-box").get_by_role("button", name="Remove").first.click()
+
+
+WATCH = """
+window.seen = new Set();
+new MutationObserver(() => {
+  const image = document.querySelector("#wall img");
+  if (image) window.seen.add(image.src);
+}).observe(document.body, {subtree: true, childList: true, attributes: true});
+"""
+"""Collects every picture that the first place of the wall has shown."""
+
+
+def draw(page: Any) -> None:
+    """An example by one click; two previews at least before the picture, which can be downloaded."""
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_label("number input for Pictures").fill("3")
+    page.evaluate(WATCH)
+    page.get_by_role("button", name="three green crosses").click()
+    page.locator("#wall a[data-download]").first.wait_for()
+    assert page.evaluate("window.seen.size") >= 4  # grey, two previews, the picture
+    assert page.locator("#wall img").first.evaluate("image => image.naturalWidth") == 64
+    with page.expect_download() as download:
+        page.locator("#wall a[data-download]").first.click()
+    assert Image.open(download.value.path()).size == (64, 64)
+
+
+def stop_and_go_on(page: Any, engine: Engine) -> None:
+    """A drawing that is stopped leaves nothing running, and the next one comes."""
+    page.locator("#draw-prompt textarea").fill("three green crosses")
+    page.locator("#draw-start").click()
+    page.locator("#draw-stop").click()
+    page.locator("#draw-start").wait_for()
+    wait_for(lambda: engine.decoder.stats().num_running == 0)
+    page.locator("#draw-start").click()
+    page.locator("#draw-stop").wait_for()
+    page.locator("#wall a[data-download]").first.wait_for()
+
+
+def compare(page: Any) -> None:
+    """A grid of two rows and two columns."""
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Seeds").fill("3, 4")
+    page.get_by_label("Guidance").last.fill("1, 2.5")
+    page.locator("#compare-start").click()
+    page.locator("#grid a[data-download]").first.wait_for()
+    assert page.locator("#grid img").count() == 4
+
+
+def look_inside(page: Any) -> None:
+    """An example as codes."""
+    page.get_by_role("tab", name="Look inside").click()
+    page.locator(".thumb:visible").first.click()
+    page.locator("#codes [data-code]").first.wait_for()
+    assert page.locator("#codes [data-code]").count() == 64
+
+
+def draw_in_two_tabs(page: Any, context: Any, address: str) -> None:
+    """Both get their pictures."""
+    other = context.new_page()
+    other.goto(address)
+    for one in (page, other):
+        one.get_by_role("tab", name="Draw").click()
+        one.get_by_role("button", name="the digit five").click()
+    for one in (page, other):
+        one.locator("#wall a[data-download]").first.wait_for()
+    other.close()
+
+
+def on_a_phone_in_chinese(context: Any, address: str) -> None:
+    """Everything fits into 375 pixels, and light becomes dark."""
+    page = context.new_page()
+    page.set_viewport_size({"width": 375, "height": 720})
+    page.goto(f"{address}/page/zh/")
+    page.get_by_role("button", name="有几个圆形？").click()
+    page.locator("#chat .bot .md", has_text="2").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.locator("#theme-toggle").click()
+    assert page.locator("body.dark").count() == 1
+    page.close()

@@ -1,0 +1,114 @@
+"""The tab that answers: a conversation with any number of pictures, written as it comes."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from unimm.inference.messages import Message
+from unimm.serve.errors import ApiError
+from unimm.serve.page.context import Page, read_upload, with_messages
+from unimm.serve.page.examples import QUESTIONS, Example
+
+Chat = list[dict[str, Any]]
+"""Messages as Gradio's chatbot has them: {"role", "content": a list of {"type": "text", ...} and {"type": "file", ...}}."""
+
+
+def build_ask(page: Page) -> gr.MultimodalTextbox:
+    """Put the tab's components into the blocks around it. Returns the box that questions and pictures are put into."""
+    words = page.words
+    chat = gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        label=words("ask_tab"),
+        height="min(56vh, 560px)",
+        placeholder=f"### {words('ask_hint')}",
+        layout="bubble",
+        buttons=["copy"],
+        feedback_options=None,
+        group_consecutive_messages=False,
+    )
+    gr.HTML(f'<p class="try">{words("ask_try")}</p>')
+    with gr.Row(elem_classes="examples"):
+        examples = [
+            gr.Button(example.question, icon=page.examples / example.pictures[0], elem_classes="example", size="sm")
+            for example in QUESTIONS[words.language, page.knows_shapes]
+        ]
+    box = gr.MultimodalTextbox(
+        elem_id="ask-box",
+        show_label=False,
+        label=words("ask_tab"),
+        placeholder=words("ask_box"),
+        file_count="multiple",
+        file_types=["image"],
+        lines=1,
+        max_lines=6,
+        submit_btn=True,
+        stop_btn=False,
+        sources=["upload"],
+    )
+    with gr.Row(elem_classes="below"):
+        with gr.Accordion(words("settings"), open=False, elem_classes="settings"):
+            temperature = gr.Slider(
+                0, 1.5, 0, step=0.05, label=words("temperature"), info=words("temperature_help"), buttons=[]
+            )
+            longest = min(page.settings.max_new_tokens, page.engine.decoder.max_positions)
+            tokens = gr.Slider(8, longest, min(256, longest), step=8, label=words("max_new_tokens"), buttons=[])
+        clear = gr.Button(words("new_chat"), size="sm", elem_classes="quiet", scale=0, min_width=150)
+
+    outputs = [chat, box]
+    ready = partial(gr.MultimodalTextbox, submit_btn=True, stop_btn=False)
+    answered = with_messages(words, partial(_ask, page), lambda: (gr.skip(), ready()))
+    events: list[Any] = [box.submit(answered, [box, chat, temperature, tokens], outputs, show_progress="hidden")]
+    for button, example in zip(examples, QUESTIONS[words.language, page.knows_shapes], strict=True):
+        asked = with_messages(words, partial(_ask_example, page, example), lambda: (gr.skip(), ready()))
+        events.append(button.click(asked, [temperature, tokens], outputs, show_progress="hidden"))
+    box.stop(ready, None, box, cancels=events)
+    clear.click(lambda: ([], ready()), None, outputs, cancels=events)
+    return box
+
+
+async def _ask_example(page: Page, example: Example, temperature: float, tokens: float) -> AsyncGenerator[Any]:
+    """A conversation that begins anew with an example."""
+    message = {"text": example.question, "files": [str(page.examples / name) for name in example.pictures]}
+    async with aclosing(_ask(page, message, [], temperature, tokens)) as updates:
+        async for update in updates:
+            yield update
+
+
+async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: float, tokens: float) -> AsyncGenerator[Any]:
+    """The conversation with the next answer in it, as often as that has grown; and the box, empty and with a button to stop."""
+    text = (message.get("text") or "").strip()
+    if not text:
+        raise ApiError(400, page.words("question_missing"))
+    shown = [{"type": "file", "file": {"path": path, "mime_type": "image/*"}} for path in message.get("files") or []]
+    chat = [*chat, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+    messages = [await _read(page, one) for one in chat]  # before anything is shown: a bad picture stays in the box
+    busy = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+    yield [*chat, {"role": "assistant", "content": "…"}], busy
+    answer = ""
+    settings = {"max_new_tokens": int(tokens), "temperature": float(temperature)}
+    async with aclosing(page.engine.astream_chat(messages, **settings)) as pieces:
+        async for piece in pieces:
+            answer += piece
+            yield [*chat, {"role": "assistant", "content": answer}], gr.skip()
+    if not answer.strip():
+        yield [*chat, {"role": "assistant", "content": "∅"}], gr.skip()
+
+
+async def _read(page: Page, message: dict[str, Any]) -> Message:
+    """A message of the chat for the engine, its pictures read."""
+    content: Any = message["content"]
+    parts: list[dict[str, Any]] = []
+    given: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for part in given:
+        if part["type"] == "text":
+            parts.append({"type": "text", "text": part["text"]})
+        elif part["type"] == "file":
+            parts.append({"type": "image", "image": await read_upload(page, part["file"]["path"])})
+    num_images = sum(part["type"] == "image" for part in parts)
+    if num_images > page.settings.max_images:
+        raise ApiError(400, f"{num_images} pictures are more than the {page.settings.max_images} that one question may have.")
+    return {"role": message["role"], "content": parts}

@@ -1,0 +1,89 @@
+"""What every tab is built with, and how a handler of the page ends when something goes wrong: with a message, never a trace."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from unimm.inference.engine import Engine
+from unimm.serve.errors import ApiError
+from unimm.serve.media import aread_image
+from unimm.serve.page.words import Words
+from unimm.serve.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the tabs of one language share.
+
+    examples: a folder with the example pictures.
+    knows_shapes: the model is of the built-in worlds' size, so its examples are theirs.
+    """
+
+    engine: Engine
+    settings: ServerSettings
+    words: Words
+    examples: Path
+    knows_shapes: bool
+
+
+def is_upload(path: str | Path, examples: Path) -> bool:
+    """Whether a path leads to where Gradio keeps uploads and its own pictures, or into the folder of examples."""
+    file = Path(path).resolve()
+    return any(file.is_relative_to(folder.resolve()) for folder in (Path(get_upload_folder()), examples))
+
+
+async def read_upload(page: Page, path: str | None) -> Image.Image:
+    """A picture that was uploaded, or an example. No other file is opened, whatever a request says.
+
+    Raises:
+        ApiError: 400, there is none, it lies somewhere else, or it is no picture within the server's limits.
+    """
+    if not path:
+        raise ApiError(400, page.words("picture_missing"))
+    if not is_upload(path, page.examples):
+        raise ApiError(400, page.words("not_a_picture"))
+    try:
+        data = await asyncio.to_thread(Path(path).read_bytes)
+    except OSError:  # deleted meanwhile: uploads do not live for ever
+        raise ApiError(400, page.words("picture_gone")) from None
+    return await aread_image(data, page.settings)
+
+
+def tell(words: Words, error: BaseException) -> None:
+    """Show an error as a message on the page: what the user can change in its own words, anything else as one sentence."""
+    if isinstance(error, ApiError):
+        gr.Warning(error.message, title="")
+    elif isinstance(error, ValueError):
+        gr.Warning(str(error), title="")
+    else:
+        logger.error("A request of the page failed", exc_info=error)
+        gr.Warning(words("failed"), title="")
+
+
+def with_messages(
+    words: Words, handler: Callable[..., AsyncGenerator[Any]], at_the_end: Callable[[], Any]
+) -> Callable[..., AsyncGenerator[Any]]:
+    """A handler that yields updates, ended by those of `at_the_end` however it ends, with a message where it failed."""
+
+    @wraps(handler)
+    async def guarded(*values: Any) -> AsyncGenerator[Any]:
+        try:
+            async with aclosing(handler(*values)) as updates:
+                async for update in updates:
+                    yield update
+        except Exception as error:
+            tell(words, error)
+        yield at_the_end()
+
+    return guarded
