@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
-from pictures_to_send import data_uri, encoded
 from PIL import Image
 
+from unimm.bench.hostile.images import data_uri, encoded
 from unimm.serve import fetch
 from unimm.serve.errors import ApiError
 from unimm.serve.fetch import FAILED, OFF, REFUSED, fetch_image, is_public, resolve_host

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from unimm.serve.guard import LOCAL_NAMES, MAX_HEADER_BYTES, BodyLimit, add_guards
+from unimm.serve.guard import LOCAL_NAMES, MAX_HEADER_BYTES, MAX_VALUES, BodyLimit, add_guards
 from unimm.serve.settings import ServerSettings
 
 KEY = "a key of several words, ü"
@@ -177,6 +177,22 @@ def limited(messages, **settings):
     asyncio.run(limit({"type": "http", "headers": []}, receive, send))
     assert limit.held == 0
     return [one["status"] for one in sent if "status" in one], [one["body"] for one in read]
+
+
+@pytest.mark.parametrize("body", [b"1," * 60_000, b"[" * 60_000, b'{"a":' * 60_000])
+def test_bodies_of_too_many_values(body):
+    limit = ServerSettings().max_characters
+    for count, kind, status in ((1, "application/json", 200), (2, "application/json", 400), (2, "multipart/form-data", 200)):
+        app = FastAPI()
+        app.post("/size")(length_of)
+        add_guards(app, ServerSettings())
+        answer = TestClient(app).post("/size", content=body * count, headers={"content-type": kind})
+        assert answer.status_code == status
+    assert limit < MAX_VALUES, "a text of commas is a text"
+
+
+async def length_of(request: Request):
+    return len(await request.body())
 
 
 def test_slow_bodies():

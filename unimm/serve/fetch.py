@@ -26,7 +26,7 @@ PORTS = {"http": 80, "https": 443}
 
 OFF = (
     'This server opens no web addresses: send the image as "data:image/png;base64,...", or ask its operator to allow the host '
-    "(--allowed-media-domains)."
+    "(--allowed-media-domain)."
 )
 REFUSED = (
     'The host of this image\'s address is not one that the server may open: send the image as "data:image/png;base64,...".'

@@ -7,7 +7,8 @@ header. From the outside in:
     HeaderLimit    431 for more header bytes or fields than any client needs
     HostCheck      421 for a name that is not this server's, where it has a list of its names (against DNS rebinding)
     ApiKeyCheck    401 without the key: "Authorization: Bearer KEY", or basic authentication (browsers) with it as password
-    BodyLimit      413 for a large body, announced or not, 408 for a slow one, 429 where all bodies together are too many
+    BodyLimit      413 for a large body, announced or not, 408 for a slow one, 429 where all bodies together are too many, 400
+                   for one of more values than any request has
 """
 
 import asyncio
@@ -38,6 +39,10 @@ DRAIN_SECONDS = 2.0
 
 HELD_BODIES = 8
 """Bytes that the bodies of all requests together may take, in bodies of the largest size."""
+
+MAX_VALUES = 100_000
+"""Commas and opening brackets of a body that is no form. A small body of so many values is read and judged for minutes, in
+gigabytes: each one that is wrong is an error of its own. A text full of commas that is not too long has fewer."""
 
 OPEN_PATHS = ("/health",)
 
@@ -174,7 +179,8 @@ class BodyLimit:
         """All of the body; or what to answer instead."""
         message = f"The body of a request is at most {self.max_bytes:,} bytes: send smaller or fewer images."
         too_large = ApiError(413, message, code="body_too_large")
-        length = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        length, is_form = headers.get("content-length", "0"), headers.get("content-type", "").startswith("multipart/")
         if length.isascii() and length.isdigit() and int(length[:20]) > self.max_bytes:
             return too_large
         try:
@@ -185,6 +191,10 @@ class BodyLimit:
                     self.held += size
                     if body.size > self.max_bytes:
                         return too_large
+                    if body.num_values > MAX_VALUES and not is_form:
+                        return ApiError(
+                            400, f"The body holds more than {MAX_VALUES:,} values: send fewer.", code="too_many_values"
+                        )
                     if self.held > self.most_held:
                         message = "The server is reading too many bodies: ask again later."
                         return ApiError(429, message, "rate_limit_error", code="too_many_bodies", retry_after=1)
@@ -211,13 +221,14 @@ class _Body:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self.size = 0
+        self.size = self.num_values = 0
         self.is_complete = self.is_disconnected = self.is_slow = False
 
     def add(self, message: Message) -> int:
         """Take a message; gives the bytes in it."""
         piece = self.drop(message)
         self._pieces.append(piece)
+        self.num_values += sum(piece.count(sign) for sign in (b",", b"[", b"{"))
         self.size += len(piece)
         return len(piece)
 

@@ -214,3 +214,26 @@ def crash_resume(
     from unimm.cli.bench.crash_resume import run
 
     run(training or ["unified", "tokenizer"], workers or [0, 1, 2], processes or [1, 2], count, out)
+
+
+@bench.command()
+def hostile(
+    model: Annotated[str, typer.Option("--model", "-m", help="What to serve, as `unimm serve` takes it.")] = "demo",
+    requests: Annotated[int, typer.Option(min=1, help="Written ones first; hypothesis makes the rest.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the order, and of what hypothesis makes.")] = 0,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it as JSON.")] = Path(
+        "runs/bench/hostile.json"
+    ),
+) -> None:
+    """Whether `unimm serve` survives hostile requests: bombs, addresses of its own network, paths, broken and slow bodies, ...
+
+    It runs in a process of its own. The exit code is 1 if a request was answered by 5xx or not at all, if an answer told of the
+    server's inside, or if afterwards the server is not as before.
+
+    \b
+    Example:
+      unimm bench hostile --requests 2000
+    """
+    from unimm.cli.bench.hostile import run
+
+    raise typer.Exit(0 if run(model, requests, seed, out) else 1)
