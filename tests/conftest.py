@@ -29,24 +29,21 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-DEFAULT_MARKS = "not slow and not gpu"
-"""As pyproject.toml has it."""
-
-MAX_PROCESSES = 4
-"""Of a whole run: each takes about two gigabytes."""
+MAX_PROCESSES = {"not slow and not gpu": 4, "slow": 2}
+"""Of a whole run, by its marks (pyproject.toml's, or those of stories): each takes about two gigabytes, with its children."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole suite runs in several processes where pytest-xdist is installed; `-n 0` or a named file keeps it in one.
-
-    Stories (`-m slow`) and GPU tests have the machine to themselves.
+    """The whole suite, and all stories (`-m slow`), run in several processes where pytest-xdist is installed; `-n 0` or a named
+    file keeps them in one. A story computes with one thread. GPU tests have the machine to themselves.
     """
-    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == DEFAULT_MARKS
+    most = MAX_PROCESSES.get(config.option.markexpr, 1)
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and most > 1
     if is_whole and config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if config.option.numprocesses is None and not config.option.usepdb and not config.option.collectonly and num_cores > 1:
-            config.option.numprocesses = min(num_cores, MAX_PROCESSES)
+            config.option.numprocesses = min(num_cores, most)
             config.option.dist = "loadfile"  # what a file makes once is made once
 
 

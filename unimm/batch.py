@@ -199,7 +199,11 @@ def _images(images: list[Image]) -> Images:
 def _stack(images: list[np.ndarray], empty: tuple[int, ...]) -> torch.Tensor:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        raise ValueError(f"The images of a batch must have one size, not {sorted(shapes)}.")
+        sizes = " and ".join(map(str, sorted(shapes)))
+        raise ValueError(
+            f"Images of one batch have one size, which is the vision tower's, not {sizes}: prepare them with one template "
+            f"(Template.look), or store the features of all of them again."
+        )
     return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, *empty)
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
@@ -222,6 +223,26 @@ def test_eval_draws_as_it_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch
     assert call("eval", "--model", tiny_folder, "--out", tmp_path, *words).exit_code == 0
     task = scored["shapes_drawings"]
     assert task.settings == DrawingSettings(3, 2.5, 0.6, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype", "said"),
+    [
+        ((), "bfloat16", "precision=auto takes bfloat16 on this cpu device.\n"),
+        (("--precision", "no"), "float32", ""),
+        (("--precision", "no", "--dtype", "bfloat16"), "bfloat16", ""),
+    ],
+)
+def test_eval_takes_the_dtype_that_is_faster(
+    words: tuple[str, ...], dtype: str, said: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes = []
+    monkeypatch.setattr("unimm.runtime.devices.bf16_is_faster", lambda: True)
+    monkeypatch.setattr("unimm.eval.runner.evaluate", lambda engine, *_: dtypes.append(next(engine.model.parameters()).dtype))
+    result = call("eval", "--model", tiny_folder, "--out", tmp_path, "--device", "cpu", *words)
+    assert (result.exit_code, result.stderr) == (0, said)
+    assert dtypes == [getattr(torch, dtype)]
+    assert "Unknown precision 'half': use auto, no or bf16." in refuse("eval", "--model", tiny_folder, "--precision", "half")
 
 
 def test_a_folder_that_cannot_be_written(tiny_folder: Path, photo: Path) -> None:

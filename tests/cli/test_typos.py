@@ -150,6 +150,7 @@ def test_help_lists_what_a_user_may_want(root: str) -> None:
     result = CliRunner().invoke(app, [*command_name(root).split(), "--help", "seed=12345"])
     assert result.exit_code == 0
     listed = result.output.partition("Keys, as these arguments set them:")
+    assert listed[0].startswith(f"Usage: unimm {command_name(root)} ")
     assert "seed: 12345" in listed[2] and str(CHOICES.folders[0]) in listed[0]
     lines = listed[0].splitlines()
     names = [line.split()[0] for line in lines if line.startswith("  ") and "=" not in line.split()[0]]
@@ -162,6 +163,12 @@ def test_help_lists_what_a_user_may_want(root: str) -> None:
         "train": {"data=worlds/...", *(f"+experiment={name}/..." for name in ("demo", "encoders", "quickstart", "scaling"))},
         "train_tokenizer": {"+experiment=demo/...", "+experiment=quickstart/..."},
     }.get(root, {"data=worlds/..."})
+
+
+def test_help_of_a_command_with_the_keys_of_another_names_itself() -> None:
+    result = CliRunner().invoke(app, ["plan", "--help"])
+    assert result.exit_code == 0 and result.output.startswith("Usage: unimm plan [GROUP=OPTION | KEY=VALUE]...")
+    assert "trainer=default" in result.output and "+experiment=quickstart/..." in result.output
 
 
 def test_every_experiment_says_which_command_it_is_for() -> None:

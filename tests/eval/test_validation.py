@@ -69,6 +69,7 @@ def test_the_best_is_kept_with_what_it_was_chosen_by(
         "tasks": ["shapes_answers", "digits_answers"],
         "num_items": 100,
         "monitor": "mean",
+        "precision": "no",
     }
     assert load_model(best).config["model_type"] == "janus"
     assert [scores and scores["mean"] for scores in told] == [pytest.approx(0.3), 0.55, 0.55]
@@ -80,6 +81,34 @@ def test_the_best_may_be_that_of_the_lowest_loss(tiny_engine: Engine, tmp_path: 
     for step, loss in ((10, 2.0), (20, 1.5), (30, 1.5), (40, 1.6)):
         assert validation(tiny_engine, step, {"loss": loss, "loss_text": loss}) == {}
     assert (record(tmp_path / "best")["step"], record(tmp_path / "best")["score"]) == (20, 1.5)
+
+
+def test_a_copy_is_scored_in_the_precision_that_is_faster(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which the best is kept with, on a machine of another kind, too; the model itself stays in float32."""
+    dtypes: list[torch.dtype] = []
+
+    def run(engine: Engine, progress: Any) -> SimpleNamespace:
+        dtypes.append(next(engine.model.parameters()).dtype)
+        return SimpleNamespace(score=float(len(dtypes)))
+
+    monkeypatch.setitem(TASKS, "shapes_answers", BuiltInTask(lambda items: SimpleNamespace(run=run), 1, 1, 1))
+    settings: dict[str, Any] = {"tasks": ["shapes_answers"], "precision": "auto"}
+    for is_faster, expected in ((True, [torch.bfloat16]), (False, [torch.bfloat16, torch.bfloat16])):
+        monkeypatch.setattr(validations, "choose_precision", lambda *_, is_faster=is_faster: "bf16" if is_faster else "no")
+        monkeypatch.setattr(validations, "has_bf16", lambda device: True)
+        validation = make(tmp_path / "best", **settings)
+        validation.resume()
+        validation(tiny_engine, 10, {})
+        assert dtypes == expected and record(tmp_path / "best")["precision"] == "bf16"
+    assert capsys.readouterr().out == "validation.precision=auto takes bf16 on this cpu device.\n"
+    assert {parameter.dtype for parameter in load_model(tmp_path / "best").model.parameters()} == {torch.float32}
+    monkeypatch.setattr(validations, "has_bf16", lambda device: False)
+    emulated = make(tmp_path / "best", **settings)
+    emulated.resume()
+    emulated(tiny_engine, 20, {})
+    assert dtypes[-1] == torch.float32 and "takes float32 on this cpu device" in capsys.readouterr().out
 
 
 def test_a_logbook_knows_what_it_has(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from stripes.data import Stripes
+from stripes.guidance import edit
 from stripes.port import NUMBERS, NumbersPort
 from stripes.projector import PixelShuffle
 from stripes.quantizer import Signs
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import unimm
 from unimm.cli.app import app
+from unimm.inference.engine import Engine
 from unimm.runtime import plugins
 from unimm.runtime.atomic_files import read_json
 from unimm.sequence import Kind
@@ -102,3 +104,11 @@ def test_a_model_that_draws_nothing_is_trained(place: Path, monkeypatch: pytest.
     engine = unimm.load(place / "silent" / "model", "cpu", allow_code=True)
     assert set(engine.model.ports) == {Kind.PIXELS, Kind.TEXT, NUMBERS}
     assert isinstance(engine.caption("picture.png", max_new_tokens=2), str)
+
+
+def test_three_branches_of_guidance_edit_an_image(tiny_engine: Engine, picture: Image.Image) -> None:
+    """With both scales at 1 only the prompt itself has a weight."""
+    plain, again, guided = (
+        edit(tiny_engine, picture, "make it red", *scales, 3) for scales in ((1.0, 1.0), (1.0, 1.0), (1.5, 5.0))
+    )
+    assert plain.tobytes() == again.tobytes() != guided.tobytes() and guided.size == (16, 16)

@@ -13,6 +13,7 @@ from unimm.runtime.environment import (
     allowed_cores,
     cgroup_memory,
     cgroup_quota,
+    compute_threads,
     is_command,
     loader_processes,
     prepare_threads,
@@ -68,6 +69,15 @@ def test_loaders_are_no_more_than_cores(monkeypatch: pytest.MonkeyPatch) -> None
     assert [loader_processes(asked) for asked in (0, 1, 4)] == [0, 1, 1]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert loader_processes(4) == 1
+
+
+def test_threads_leave_room_for_few_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two cores would be too much; what the user says stays."""
+    monkeypatch.setattr(environment, "PREPARED", set())
+    monkeypatch.setattr(environment, "usable_cores", lambda: 16)
+    assert [compute_threads(workers, {}) for workers in (0, 1, 2, 3)] == [16, 15, 14, 16]
+    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    assert compute_threads(1, {}) == 2 and compute_threads(1, {"OMP_NUM_THREADS": "2"}) is None
 
 
 def test_launchers_start_commands_too() -> None:

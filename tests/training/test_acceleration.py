@@ -7,6 +7,7 @@ import pytest
 import torch
 from toys import make_config, make_trainer
 
+from unimm.runtime import environment
 from unimm.runtime.rank_sync import Ranks
 from unimm.training import acceleration
 from unimm.training.acceleration import settle_precision
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 def on(monkeypatch: pytest.MonkeyPatch, chosen: str, has_bf16: bool = True) -> None:
     """A machine on which `auto` chooses so."""
     monkeypatch.setattr(acceleration, "choose_precision", lambda asked, device: chosen if asked == "auto" else asked)
-    monkeypatch.setattr(acceleration, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(acceleration, "has_bf16", lambda device: has_bf16)
 
 
 def begun(folder: Path, kept: str | None) -> Path:
@@ -78,3 +79,19 @@ def test_checkpoints_tell_and_a_run_goes_on_so(
     again = make_trainer(tmp_path, replace(config, budget=Budget(max_steps=2)))
     assert again.precision == again.accelerator.mixed_precision == "bf16"
     assert "goes on in bf16, as it began on another machine" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_keeps_its_threads_where_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other data loading processes, too: other numbers of threads round otherwise. Another machine has its own."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(acceleration, "usable_cores", lambda: 16)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 16)
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    for steps, num_workers, kept in ((1, 1, [15, 16]), (2, 2, [15, 16]), (3, 0, [15, 16])):
+        trainer = make_trainer(tmp_path, make_config(steps, num_workers=num_workers))
+        trainer.fit()
+        assert trainer.threads == kept
+    assert used == 3 * [15, before]
+    assert acceleration.settle_threads([1, 2], 2, torch.device("cpu")) == [14, 16]
+    assert acceleration.settle_threads([15, 16], 2, torch.device("cuda")) is None

@@ -1,13 +1,18 @@
 """What a step costs on a CPU is said before the first one, where that is long."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_model
+from toy_tokenizers import make_config as make_tokenizer_config
+from toy_tokenizers import make_trainer as make_tokenizer_trainer
 
 from unimm.cli.compose import compose_config
 from unimm.runtime.devices import Speed
 from unimm.training import flops
 from unimm.training.flops import FlopCount
+from unimm.training.image_tokenizer.discriminator import AdversaryConfig
 
 CPU = torch.device("cpu")
 
@@ -78,3 +83,37 @@ def test_the_count_of_a_step_is_near_that_of_its_products() -> None:
     trunk = sum(p.numel() for p in parts["trunk"].parameters() if p.ndim == 2)
     heads = [sum(p.numel() for p in parts[name].parameters() if p.ndim == 2) for name in ("text_head", "code_head")]
     assert FlopCount(model).about(10) == 10 * 6 * (trunk + max(heads))
+
+
+def test_an_image_tokenizer_counts_its_convolutions(tmp_path: Path) -> None:
+    """As many operations as in a forward pass of a whole image, forward and twice backward."""
+    found, _ = flops.convolution_flops(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(2, 3, 4, 4))
+    assert found == 2 * (3 * 8 * 9) * (2 * 4 * 4)
+    trainer = make_tokenizer_trainer(tmp_path, make_tokenizer_config(1))
+    tokenizer = trainer.ema
+    encoding, latents_NCHW = flops.convolution_flops(tokenizer.encoder, torch.zeros(1, 3, 16, 16))
+    decoding, drawn_NCHW = flops.convolution_flops(tokenizer.decoder, latents_NCHW)
+    assert drawn_NCHW.shape == (1, 3, 16, 16) and trainer.flops_per_image() == 3 * (encoding + decoding)
+    adversary = AdversaryConfig(start_step=0, channels=8, num_layers=1)
+    against = make_tokenizer_trainer(tmp_path / "gan", make_tokenizer_config(1, adversary=adversary))
+    assert against.flops_per_image() > trainer.flops_per_image()
+
+
+def test_slow_steps_of_an_image_tokenizer_are_said_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: list[torch.dtype]
+) -> None:
+    """128 images of Janus' tokenizer are 150 TFLOP: 50 minutes at 50 GFLOP/s. Quick ones are not even measured for."""
+    (line,) = flops.warn_of_image_cost(150 * 10**12, 128, 256, "bf16", CPU)
+    assert line == (
+        "WARNING: a step of 128 images of 256 x 256 takes this CPU about 50 minutes (predicted from 100 GFLOP/s in bfloat16, "
+        "measured just now); steps for a CPU: images.batch_size=3 (about 70 s a step) or tokenizer=tiny, for images of "
+        "64 x 64; a GPU is quicker."
+    )
+    assert not [*flops.warn_of_image_cost(150 * 10**12, 128, 256, "bf16", torch.device("cuda"))]
+    speed.clear()
+    make_tokenizer_trainer(tmp_path / "quick", make_tokenizer_config(1)).fit()
+    assert "WARNING" not in capsys.readouterr().out and not speed
+    monkeypatch.setattr(flops, "SLOW_SECONDS", 0.0)
+    make_tokenizer_trainer(tmp_path / "slow", make_tokenizer_config(1)).fit()
+    out = capsys.readouterr().out
+    assert 0 <= out.index("WARNING: a step of 4 images of 16 x 16") < out.index("training (image tokenizer)")

@@ -132,7 +132,7 @@ def run(folder: Path, case: Case, steps: int) -> None:
     watcher = Watcher(folder)
     watching = (watcher.sample, watcher.validate) if case.watch == "all" else (None, None)
     words = (*watching, make_mixture(drop=0.0, seed=1))
-    trainer = Trainer(Likelihood(form(case)), make_mixture(), config, folder, None, *words)
+    trainer = Trainer(Likelihood(form(case)), make_mixture(), config, folder, "cpu", *words)
     trainer.fit()
     with trainer.averaged():
         done = trainer.run_on_rank0(lambda model: write(model, folder), torch.device("cpu"))
@@ -154,9 +154,14 @@ def write(model: UnifiedModel, folder: Path) -> bool:
     return True
 
 
-if __name__ == "__main__":
+def run_all(folder: Path) -> None:
+    """Every case, in a folder of its own."""
     for name, case in CASES.items():
         if case.stops_at is not None:
-            run(Path(sys.argv[1]) / name, case, case.stops_at)
-        run(Path(sys.argv[1]) / name, case, case.num_steps)
+            run(folder / name, case, case.stops_at)
+        run(folder / name, case, case.num_steps)
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))
     leave_group()

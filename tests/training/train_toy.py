@@ -1,4 +1,4 @@
-"""A short run of the toy mixture, for `test_two_processes` to launch: train_toy.py FOLDER STEPS MICRO_BATCHES [interrupt]."""
+"""A short run of the toy mixture, for tests to launch: train_toy.py FOLDER STEPS MICRO_BATCHES [interrupt at STEP]."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ config = make_config(steps, num_micro_batches=micro_batches, sample_every=3)
 
 def interrupt(model: object, step: int, logbook: object) -> None:
     """Ctrl-C on the first process alone, in the middle of the run."""
-    if step == 3 and "interrupt" in sys.argv:
+    if sys.argv[4:] == ["interrupt", str(step)]:
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -245,7 +245,10 @@ def evaluate_model(
     temperature: Annotated[float | None, typer.Option(help="Of all drawings; 0 takes the likeliest" + OWN)] = None,
     best_of: BestOf = 1,
     device: Device = None,
-    dtype: Dtype = None,
+    precision: Annotated[
+        str, typer.Option(help="no (float32), bf16, or auto: which of them the device is faster in, as in trainings.")
+    ] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, in place of --precision.")] = None,
     weights: Weights = None,
 ) -> None:
     """Score a model on the built-in benchmarks, or on tasks of your own.
@@ -262,62 +265,7 @@ def evaluate_model(
     from unimm.eval.tasks.drawings import DrawingSettings
 
     tasks = choose_tasks(task or [], suite, DrawingSettings(seed, guidance_scale, temperature, best_of))
-    evaluate(open_model(model, device, dtype, weights), tasks, out)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a quickstart, a training or an evaluation.")],
-    out: Annotated[Path | None, typer.Option(help="The page to write [default: RUN/report.html].")] = None,
-) -> None:
-    """Write one page that shows what a run has learned: scores, failures, drawings, curves, settings.
-
-    \b
-    Example:
-      unimm report runs/quickstart
-    """
-    from unimm.eval.report.page import write_report
-
-    typer.echo(write_report(run, out))
-
-
-@app.command()
-def compare(
-    runs: Annotated[
-        Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores, named VARIANT-SEED, such as two-0.")
-    ],
-    task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
-) -> None:
-    """Put the scores of an ablation's variants beside each other, means over seeds: a table and a plot.
-
-    \b
-    Example:
-      unimm compare runs/encoders --task shapes_answers --task shapes_drawings
-    """
-    from unimm.cli.compare import run
-
-    run(runs, task or [], out)
-
-
-@app.command()
-def scaling(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of trainings of several sizes and lengths.")],
-    predict: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PARAMETERS:TOKENS", help="A run to come, such as 1e9:20e9; repeat it [default: none]."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for scaling.json and scaling.png [default: RUNS].")] = None,
-) -> None:
-    """Fit a scaling law to trainings: how the loss falls with the trunk's parameters and with what was learned from.
-
-    \b
-    Example:
-      unimm scaling runs/scaling --predict 1e9:20e9
-    """
-    from unimm.cli.scaling import run
-
-    run(runs, predict or [], out)
+    evaluate(open_model(model, device, dtype or _dtype_to_score_in(precision, device), weights), tasks, out)
 
 
 def expand_home(argument: str) -> str:
@@ -333,6 +281,17 @@ def open_model(model: str | None, device: str | None, dtype: str | None, weights
     from unimm.inference.load import load
 
     return load(named, device, dtype, weights=weights)
+
+
+def _dtype_to_score_in(precision: str, device: str | None) -> str:
+    """The name of the dtype that an evaluation runs in; what auto takes is said on stderr."""
+    from unimm.runtime.devices import choose_device, evaluation_dtype
+
+    where = choose_device(device)
+    dtype = str(evaluation_dtype(precision, where)).removeprefix("torch.")
+    if precision == "auto":
+        typer.echo(f"precision=auto takes {dtype} on this {where.type} device.", err=True)
+    return dtype
 
 
 def picture_paths(out: Path, count: int) -> list[Path]:

@@ -94,12 +94,17 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def run_with_hydra(
-    root: str, job: Callable[[DictConfig], object], argv: list[str] | None = None, names: str | None = None
+    root: str,
+    job: Callable[[DictConfig], object],
+    argv: list[str] | None = None,
+    names: str | None = None,
+    command: str | None = None,
 ) -> None:
     """Compose a root configuration from the arguments of the command line and do the job; mistakes end in one sentence.
 
     argv: the arguments; default: those that the process was called with.
     names: the key of a list that takes the arguments without a key.
+    command: what is called, where it takes another command's root.
     """
     quiet_libraries()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us whole, and we say them in one sentence
@@ -111,7 +116,7 @@ def run_with_hydra(
         line = CommandLine(root, arguments)
         check_overrides(line)
         if arguments.asks_for_help:
-            arguments.overrides.append(f"hydra.help.template={quote(help_template(root, line.choices))}")
+            arguments.overrides.append(f"hydra.help.template={quote(help_template(root, line.choices, command))}")
         if arguments.is_multirun and not arguments.has_own_sweep:
             arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
 

@@ -10,12 +10,14 @@ ABOUT = 100
 """Characters of what an option is."""
 
 
-def help_template(root: str, choices: Choices) -> str:
-    """The text that Hydra prints for --help, in which it puts the configuration for $CONFIG."""
-    command = command_name(root)
+def help_template(root: str, choices: Choices, command: str | None = None) -> str:
+    """The text that Hydra prints for --help, in which it puts the configuration for $CONFIG.
+
+    command: what is called; default: the one that the root is named after."""
+    usage, command = command, command_name(root)
     files = choices.files
     lines = [
-        f"Usage: unimm {command} [GROUP=OPTION | KEY=VALUE]...",
+        f"Usage: unimm {usage or command} [GROUP=OPTION | KEY=VALUE]...",
         "",
         "Groups are replaced as a whole, keys one by one; experiments set several of both: +experiment=NAME.",
         "With --multirun, values with commas are swept over; --cfg job prints the keys alone.",

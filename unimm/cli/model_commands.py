@@ -1,4 +1,5 @@
-"""The commands that make models out of models: convert, join, average."""
+"""The commands that run no model: models made out of models (convert, join, average), and what is made of scores (report,
+compare, scaling)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -80,3 +81,58 @@ def average(
     from unimm.cli.average import average as run
 
     run(sources, out, weight or None)
+
+
+@models.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a quickstart, a training or an evaluation.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write [default: RUN/report.html].")] = None,
+) -> None:
+    """Write one page that shows what a run has learned: scores, failures, drawings, curves, settings.
+
+    \b
+    Example:
+      unimm report runs/quickstart
+    """
+    from unimm.eval.report.page import write_report
+
+    typer.echo(write_report(run, out))
+
+
+@models.command()
+def compare(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores, named VARIANT-SEED, such as two-0.")
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
+) -> None:
+    """Put the scores of an ablation's variants beside each other, means over seeds: a table and a plot.
+
+    \b
+    Example:
+      unimm compare runs/encoders --task shapes_answers --task shapes_drawings
+    """
+    from unimm.cli.compare import run
+
+    run(runs, task or [], out)
+
+
+@models.command()
+def scaling(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of trainings of several sizes and lengths.")],
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PARAMETERS:TOKENS", help="A run to come, such as 1e9:20e9; repeat it [default: none]."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scaling.json and scaling.png [default: RUNS].")] = None,
+) -> None:
+    """Fit a scaling law to trainings: how the loss falls with the trunk's parameters and with what was learned from.
+
+    \b
+    Example:
+      unimm scaling runs/scaling --predict 1e9:20e9
+    """
+    from unimm.cli.scaling import run
+
+    run(runs, predict or [], out)

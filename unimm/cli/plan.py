@@ -44,7 +44,7 @@ def plan(config: DictConfig) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """The command: the arguments of `unimm train` in, a plan out."""
-    run_with_hydra("train", lambda config: print(plan(config)), argv)
+    run_with_hydra("train", lambda config: print(plan(config)), argv, command="plan")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -46,7 +45,7 @@ from unimm.eval.suites import build_suite
 from unimm.eval.tasks.drawings import DrawingSettings
 from unimm.inference.load import load
 from unimm.runtime.atomic_files import write_json
-from unimm.runtime.devices import bf16_is_faster, choose_device
+from unimm.runtime.devices import choose_device, evaluation_dtype
 from unimm.runtime.format_version import check_format, stamped
 from unimm.training.logbook import read_numbers
 
@@ -172,8 +171,7 @@ def _compose(root: str, experiment: str, out: Path, minutes: float, overrides: l
 
 def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> None:
     """Scores on unseen data, and the picture of drawings."""
-    is_bf16_cpu = device == "cpu" and bf16_is_faster()
-    engine = load(model, device, torch.bfloat16 if is_bf16_cpu else None)
+    engine = load(model, device, evaluation_dtype("auto", choose_device(device)))
     report = evaluate(engine, build_suite(suite, DrawingSettings(seed)), out / "scores")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 

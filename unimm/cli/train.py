@@ -31,6 +31,7 @@ from unimm.models.initialization import init_codes_from_codebook, init_vision_fr
 from unimm.models.lora import adapted_layers, merge
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import whole_folder
+from unimm.runtime.devices import choose_device, evaluation_dtype
 from unimm.runtime.number_checks import check_whole
 from unimm.training.logbook import Logbook
 from unimm.training.trackers import TrackingConfig
@@ -140,7 +141,8 @@ def finish(bundle: ModelBundle, config: DictConfig) -> None:
         merge(bundle.model)
     bundle.save(out / "model")
     if config.suite is not None:
-        evaluate(load(out / "model", config.device), build_suite(config.suite), out / "scores")
+        dtype = evaluation_dtype(config.validation.precision, choose_device(config.device))
+        evaluate(load(out / "model", config.device, dtype), build_suite(config.suite), out / "scores")
 
 
 def initialize(learner: Learner, config: DictConfig) -> None:

@@ -2,20 +2,24 @@
 
     validation/TASK, validation/mean    the scores, in the logbook, beside the losses on what is held out
     out/best/                           the model with the best score, written as any model
-    out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items"}: what it was chosen by
+    out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items", "precision"}: what it was
+                                        chosen by
 
 The built-in tasks are those of the suites with other items, from the worlds' validation splits: the scores of the finished
 model are not those by which it was chosen. Tasks of other packages ("pkg.module:Task?n=100") bring their own items. Nothing
 here draws from a random generator of the training.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+from rich.console import Console
 from safetensors import SafetensorError
 
 from unimm.checkpoints.weight_files import CONFIG
@@ -26,6 +30,7 @@ from unimm.eval.tasks_by_name import is_outside, load_task
 from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
+from unimm.runtime.devices import check_precision, choose_precision, has_bf16
 from unimm.runtime.number_checks import check_whole
 
 MEAN, LOSS = "mean", "loss"
@@ -48,6 +53,8 @@ class ValidationConfig:
 
     tasks: of `VALIDATION_TASKS`, or "pkg.module:Task" of another package (`load_task`).
     num_items: of each built-in task; of drawings of shapes rounded up to whole categories.
+    precision: what the model is scored in: "no" (float32), "bf16" (a copy of it), or "auto", which of them is faster here; what
+        was chosen is kept where a run goes on.
     monitor: a task's name; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
 
     Raises ValueError for an unknown task, no tasks where one is monitored, or no items.
@@ -56,8 +63,10 @@ class ValidationConfig:
     tasks: tuple[str, ...] | list[str] = VALIDATION_TASKS
     num_items: int = 100
     monitor: str = MEAN
+    precision: str = "no"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if isinstance(self.tasks, str) or (not self.tasks and self.monitor != LOSS):
             raise ValueError(
                 f"validation.tasks is a list of some of {', '.join(VALIDATION_TASKS)}; "
@@ -103,6 +112,7 @@ class Validation:
         check_replaceable(folder.resolve(), CONFIG, "a model folder")
         self.config, self.folder = config, folder
         self.best: float | None = None
+        self._precision: str | None = None if config.precision == "auto" else config.precision
         self._save, self._is_stopped = save, is_stopped
         # Built-in tasks are made when they are first needed, by the one process that validates; others at once, so that a
         # mistake ends the run before it begins.
@@ -120,6 +130,9 @@ class Validation:
         record = read_json(self.folder / RECORD)
         if record is None:
             return
+        if self._precision is None:
+            self._precision = record.get("precision", "no")
+        record = {"precision": "no", **record}  # of an older unimm
         if any(record.get(key) != value for key, value in self._settings().items()):
             logger.warning(f"{self.folder} was chosen by other scores: the next validation replaces it.")
             return
@@ -141,14 +154,32 @@ class Validation:
 
     def _score(self, engine: Engine) -> dict[str, float] | None:
         """The score of every task, and their mean; None where it was stopped."""
+        if not self._tasks:
+            return {}
         scores: dict[str, float] = {}
+        engine = self._in_precision(engine)
         try:
             for name, task in self._tasks.items():
                 self._tasks[name] = task = task or make_task(name, self.config.num_items)
                 scores[name] = task.run(engine, self._leave_if_stopped).score
         except Stopped:
             return None
-        return {**scores, MEAN: fmean(scores.values())} if scores else {}
+        return {**scores, MEAN: fmean(scores.values())}
+
+    def _in_precision(self, engine: Engine) -> Engine:
+        """An engine of a copy of the model in bfloat16, where it is to be scored so; else the one that is given."""
+        device = engine.device
+        if self._precision is None or (self._precision == "bf16" and not has_bf16(device)):
+            self._precision = choose_precision(self.config.precision, device)
+            if self.config.precision == "auto":
+                name = "float32" if self._precision == "no" else "bf16"
+                Console(highlight=False).print(f"validation.precision=auto takes {name} on this {device.type} device.")
+        if self._precision == "no" or next(engine.model.parameters()).dtype == torch.bfloat16:
+            return engine
+        bundle = engine.bundle
+        parts = copy.deepcopy((bundle.model, dict(bundle.image_tokenizers), dict(bundle.heads)))
+        scored = replace(bundle, **dict(zip(("model", "image_tokenizers", "heads"), parts, strict=True)))
+        return Engine(scored.change_dtype(torch.bfloat16), is_stopped=self._is_stopped)
 
     def _leave_if_stopped(self, example: Example) -> None:
         if self._is_stopped():
@@ -168,4 +199,4 @@ class Validation:
 
     def _settings(self) -> dict[str, Any]:
         settings = asdict(self.config)
-        return {**settings, "tasks": list(settings["tasks"])}
+        return {**settings, "tasks": list(settings["tasks"]), "precision": self._precision}

@@ -7,6 +7,7 @@ work, and what was interrupted goes on where it stopped (`unimm.precompute.shard
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,11 @@ from unimm.data.stores.codes import (
 from unimm.data.stores.digests import first_image_hash, key_at
 from unimm.data.stores.image_rows import ImagesOf, rows_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer
-from unimm.precompute.bad_images import forget_bad
-from unimm.precompute.known_images import KnownImages
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
 from unimm.precompute.reconstructions import PICTURE, TOO_LOW, reconstruct_some
-from unimm.precompute.sharded_pass import Job, PassConfig, evaluating, make_parts
+from unimm.precompute.sharded_pass import Job, PassConfig, begin_pass, end_pass, evaluating, known_images, make_parts
+from unimm.runtime.resumable_folder import ResumableFolder
 from unimm.runtime.version import package_version
 
 PART_RECORDS = 4096
@@ -48,40 +48,58 @@ def encode_dataset(
     precision: str = "no",
     work: PassConfig | None = None,
 ) -> StoredCodes:
-    """Encode every image of a data set with the tokenizer, on its device and in its dtype, into the folder `out`.
+    """Encode every image of a data set with the tokenizer, on its device and in its dtype, into the folder `out`; returns the
+    codes, opened. Images that are there already by the same tokenizer, finished or not and wherever they stood, are kept.
 
-    What is there already of the same images by the same tokenizer is kept, finished or not, and wherever they stood: only
-    images that are new, or were exchanged, are encoded.
-
-    Args:
-        name: of the data set, for the manifest; default: its class.
-        precision: "no", or "bf16" for autocast of the convolutions (the quantizer stays fp32): a few codes differ; or "auto":
-            what the device is faster in, or what is there already was made in.
-        work: how it is gone about, and by how many processes.
-
-    Returns:
-        The codes, opened.
+    name: of the data set, for the manifest; default: its class.
+    precision: "no", or "bf16" for autocast of the convolutions (the quantizer stays fp32): a few codes differ; or "auto": what
+        the device is faster in, or what is there already was made in.
 
     Raises:
         ValueError: the data set is empty, images cannot be used (all of them are named), `out` holds something else than codes,
             or was begun with other settings.
     """
     work, out = work or PassConfig(), Path(out)
-    ranks = work.ranks
-    with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
-        ends = rows_of_images(dataset, advance)
-    images = dataset if ends is None else ImagesOf(dataset, ends)
-    manifest = _describe(tokenizer, dataset, images, name)
-    weight = next(tokenizer.parameters())
+    images, ends = _find_images(dataset, work)
+    manifest, weight = _describe(tokenizer, dataset, images, name), next(tokenizer.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
-    ranks.barrier()  # no process writes before all have looked
-    if ranks.number == 0:
-        unfinished.begin()
-        forget_bad(unfinished)
-    ranks.barrier()
-    job = Job(
+    begin_pass(unfinished, work)
+    job = _job(tokenizer, images, precision, f"codes of {manifest.dataset}")
+    known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
+    fidelity: dict[str, Any] = {}
+
+    def look_back() -> None:
+        fidelity.update(_reconstruct(tokenizer, job, precision, out, unfinished, work))
+
+    with evaluating(tokenizer):
+        is_new = make_parts(job, unfinished, known, work, is_same, look_back)
+    if is_new and work.ranks.number == 0:
+        _save(out, unfinished, job, replace(manifest, **fidelity), ends)
+    end_pass(out, unfinished, is_new, work)
+    stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
+    if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
+        work.say(f"WARNING: {out}: images are given back at only {stored.manifest.psnr:.1f} dB PSNR, see {out / PICTURE}.")
+    return stored
+
+
+def _find_images(dataset: Dataset, work: PassConfig) -> tuple[Dataset, np.ndarray | None]:
+    """A data set of the images alone, and where each record's end among them: None where every record has one."""
+    with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
+        ends = rows_of_images(dataset, advance)
+    return dataset if ends is None else ImagesOf(dataset, ends), ends
+
+
+def _save(out: Path, unfinished: ResumableFolder, job: Job, manifest: CodesManifest, ends: np.ndarray | None) -> None:
+    """Put the parts together."""
+    parts = [load_part(unfinished, number) for number in range(job.num_parts)]
+    codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE), ends)
+
+
+def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str) -> Job:
+    return Job(
         see=lambda pixels: _encode(tokenizer, pixels, precision).to(torch.int32).cpu(),
         prepare=partial(crop, size=tokenizer.image_size),
         dataset=images,
@@ -89,37 +107,21 @@ def encode_dataset(
         part_rows=PART_RECORDS,
         key="codes",
         dtype=torch.int32,
-        title=f"codes of {manifest.dataset}",
+        title=title,
     )
-    known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "codes")
-    if is_same and not len(known):
-        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
 
-    def look_back() -> None:
-        nonlocal manifest
-        some = reconstruct_some(tokenizer, images, precision, f"{job.title}, a sample and back", work.is_silent)
-        if some is not None:
-            some.picture.save(unfinished.workspace / PICTURE)
-            work.say(some.tell(job.title, f"{unfinished.workspace / PICTURE} (in {out} when it is done)"))
-            mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
-            manifest = replace(manifest, psnr=mean, psnr_worst=worst, psnr_images=len(some.psnr))
 
-    with evaluating(tokenizer):
-        is_new = make_parts(job, unfinished, known, work, is_same, look_back)
-    if is_new and ranks.number == 0:
-        parts = [load_part(unfinished, number) for number in range(job.num_parts)]
-        codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE), ends)
-    if not is_new:
-        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
-    ranks.barrier()
-    if ranks.number == 0:
-        unfinished.drop()
-    ranks.barrier()
-    stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
-    if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
-        work.say(f"WARNING: {out}: images are given back at only {stored.manifest.psnr:.1f} dB PSNR, see {out / PICTURE}.")
-    return stored
+def _reconstruct(
+    tokenizer: ImageTokenizer, job: Job, precision: str, out: Path, unfinished: ResumableFolder, work: PassConfig
+) -> dict[str, Any]:
+    """Code a sample and decode it: a picture beside the codes, a line, and what the manifest says of it."""
+    some = reconstruct_some(tokenizer, job.dataset, precision, f"{job.title}, a sample and back", work.is_silent)
+    if some is None:
+        return {}
+    some.picture.save(unfinished.workspace / PICTURE)
+    work.say(some.tell(job.title, f"{unfinished.workspace / PICTURE} (in {out} when it is done)"))
+    mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
+    return {"psnr": mean, "psnr_worst": worst, "psnr_images": len(some.psnr)}
 
 
 def _describe(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str) -> CodesManifest:

@@ -33,11 +33,10 @@ from unimm.data.stores.features import (
 )
 from unimm.data.stores.image_rows import ImagesOf
 from unimm.models.vision.tower import VisionTower
-from unimm.precompute.bad_images import BadImage, forget_bad, note_bad, raise_bad, short_reason
-from unimm.precompute.known_images import KnownImages
+from unimm.precompute.bad_images import BadImage, note_bad, raise_bad, short_reason
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
-from unimm.precompute.sharded_pass import Job, PassConfig, evaluating, make_parts
+from unimm.precompute.sharded_pass import Job, PassConfig, begin_pass, end_pass, evaluating, known_images, make_parts
 from unimm.runtime.resumable_folder import ResumableFolder
 from unimm.runtime.version import package_version
 
@@ -52,19 +51,12 @@ def encode_features(
     dtype: str = "bfloat16",
     work: PassConfig | None = None,
 ) -> StoredFeatures:
-    """Look at every image of a data set with the tower, on its device and in its dtype, and store what it sees in `out`.
+    """Run the tower over every image of a data set, on its device and in its dtype, and store the features in `out`; returns
+    them, opened. Images that are there already by the same tower, finished or not and wherever they stood, are kept.
 
-    What is there already of the same images by the same tower is kept, finished or not, and wherever they stood: only images
-    that are new, or were exchanged, are looked at.
-
-    Args:
-        source: what the data is called, for the manifest; default: its class.
-        precision: "no", or "bf16" for autocast; or "auto": what the device is faster in, or what is there already was made in.
-        dtype: "bfloat16" or "float32", of what is stored.
-        work: how it is gone about, and by how many processes.
-
-    Returns:
-        The features, opened.
+    source: what the data is called, for the manifest; default: its class.
+    precision: "no", or "bf16" for autocast; or "auto": what the device is faster in, or what is there already was made in.
+    dtype: "bfloat16" or "float32", of what is stored.
 
     Raises:
         ValueError: no record has an image, images are not the same when they are read again or cannot be used (all of them are
@@ -73,44 +65,37 @@ def encode_features(
     if dtype not in DTYPES:
         raise ValueError(f"Features are stored as {' or '.join(DTYPES)}, not as '{dtype}'.")
     work, out = work or PassConfig(), Path(out)
-    ranks = work.ranks
     manifest, weight = _describe(tower, dataset, source, dtype), next(tower.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
-    ranks.barrier()  # no process writes before all have looked
-    if ranks.number == 0:
-        unfinished.begin()
-        forget_bad(unfinished)
-        _put_rows(unfinished, dataset, work)
-    ranks.barrier()
+    begin_pass(unfinished, work, lambda: _put_rows(unfinished, dataset, work))
     raise_bad(unfinished, len(dataset))
     rows, ends = load_rows(unfinished)
-    shown = np.flatnonzero(rows >= 0)
-    job = Job(
-        see=lambda pixels: _look(tower, pixels, precision).to(DTYPES[dtype]).cpu(),
-        prepare=partial(look, size=manifest.image_size),
-        dataset=dataset if ends is None else ImagesOf(dataset, ends),
-        images=shown[np.unique(rows[shown], return_index=True)[1]],
-        part_rows=manifest.shard_rows,
-        key="features",
-        dtype=DTYPES[dtype],
-        title=f"features of {manifest.source}",
-    )
-    known = KnownImages([*stored_files(out, manifest), *unfinished.kept()], "features")
-    if is_same and not len(known):
-        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
+    job = _job(tower, dataset if ends is None else ImagesOf(dataset, ends), precision, manifest, rows)
+    known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
     is_same = is_same and np.array_equal(StoredFeatures.open(out).rows, rows)
     with evaluating(tower):
         is_new = make_parts(job, unfinished, known, work, is_same)
-    if ranks.number == 0:
-        if is_new:
-            finish_features(unfinished, replace(manifest, num_images=len(job.images)))
-        unfinished.drop()
-    if not is_new:
-        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
-    ranks.barrier()
+    if is_new and work.ranks.number == 0:
+        finish_features(unfinished, replace(manifest, num_images=len(job.images)))
+    end_pass(out, unfinished, is_new, work)
     return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
+
+
+def _job(tower: VisionTower, images: Dataset, precision: str, manifest: FeaturesManifest, rows: np.ndarray) -> Job:
+    """rows: of each image, -1 where there is none."""
+    shown = np.flatnonzero(rows >= 0)
+    return Job(
+        see=lambda pixels: _look(tower, pixels, precision).to(DTYPES[manifest.dtype]).cpu(),
+        prepare=partial(look, size=manifest.image_size),
+        dataset=images,
+        images=shown[np.unique(rows[shown], return_index=True)[1]],
+        part_rows=manifest.shard_rows,
+        key="features",
+        dtype=DTYPES[manifest.dtype],
+        title=f"features of {manifest.source}",
+    )
 
 
 def _describe(tower: VisionTower, dataset: Dataset, source: str, dtype: str) -> FeaturesManifest:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from unimm.data.records import Dataset, ImageLike
 from unimm.data.stores.digests import HALF, image_identity
-from unimm.precompute.bad_images import BadImage, UsedImages, is_hopeless, note_bad, raise_bad
+from unimm.precompute.bad_images import BadImage, UsedImages, forget_bad, is_hopeless, note_bad, raise_bad
 from unimm.precompute.known_images import ABSENT, KnownImages, link_or_copy
 from unimm.precompute.pass_progress import images_progress, say
 from unimm.runtime.environment import loader_processes
@@ -95,6 +95,36 @@ class Job:
     def rows(self, number: int) -> np.ndarray:
         """Those of a part."""
         return np.arange(number * self.part_rows, min((number + 1) * self.part_rows, len(self.images)))
+
+
+def begin_pass(unfinished: ResumableFolder, work: PassConfig, prepare: Callable[[], None] = lambda: None) -> None:
+    """Begin a folder, or go on with it; every process calls it. prepare: what the first one does before the others go on."""
+    work.ranks.barrier()  # no process writes before all have looked
+    if work.ranks.number == 0:
+        unfinished.begin()
+        forget_bad(unfinished)
+        prepare()
+    work.ranks.barrier()
+
+
+def known_images(
+    out: Path, files: Iterable[Path], unfinished: ResumableFolder, key: str, is_same: bool, work: PassConfig
+) -> KnownImages:
+    """The images that were stored before, under this key: in the files of a store that is there, and in an unfinished one."""
+    known = KnownImages([*files, *unfinished.kept()], key)
+    if is_same and not len(known):
+        work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
+    return known
+
+
+def end_pass(out: Path, unfinished: ResumableFolder, is_new: bool, work: PassConfig) -> None:
+    """Drop what was unfinished, once the store is written; every process calls it."""
+    if not is_new:
+        work.say(f"{out} is there already, of the same images: it is kept. To make it again, remove it.")
+    work.ranks.barrier()
+    if work.ranks.number == 0:
+        unfinished.drop()
+    work.ranks.barrier()
 
 
 @contextmanager

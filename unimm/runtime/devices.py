@@ -98,6 +98,12 @@ def small_cpu() -> bool:
     return asked == "avx2"
 
 
+def check_precision(precision: str) -> None:
+    """Raises ValueError where it is none of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision '{precision}': use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+
+
 def choose_precision(precision: str, device: torch.device) -> str:
     """What a training or a pass over data computes in: "no" (float32) or "bf16" (autocast to bfloat16).
 
@@ -106,13 +112,32 @@ def choose_precision(precision: str, device: torch.device) -> str:
     Raises:
         ValueError: it is none of PRECISIONS.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"Unknown precision '{precision}': use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    check_precision(precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if device.type == "cpu" and bf16_is_faster() else "no"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_has_bf16()
+
+
+def evaluation_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a model's weights while it is scored: float32 for "no", bfloat16 for "bf16"; for "auto" what
+    `choose_precision` finds faster on a CPU, and `choose_dtype`'s on a GPU.
+
+    Raises:
+        ValueError: it is none of PRECISIONS.
+    """
+    chosen = choose_precision(precision, device)
+    if precision == "auto" and device.type != "cpu":
+        return choose_dtype(None, device)
+    return torch.bfloat16 if chosen == "bf16" else torch.float32
 
 
 @cache

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,9 @@ WAIT_PASSIVELY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 a core that another process could use: a training beside one busy process then takes 3 to 4 times as long (recipes/LOG.md)."""
 
 CGROUP = Path("/sys/fs/cgroup")
+
+FEW_OF_CORES = 8
+"""Data loading processes are few where there are so many times as many cores."""
 
 UNLIMITED = 2**60
 """What a cgroup of version 1 calls no limit is above it."""
@@ -64,6 +67,17 @@ def loader_processes(num_workers: int) -> int:
     with a launcher's other processes on this machine (LOCAL_WORLD_SIZE). 0 stays 0."""
     share = usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return min(num_workers, max(1, share))
+
+
+def compute_threads(num_workers: int, environment: Mapping[str, str] = os.environ) -> int | None:
+    """Threads for a training beside so many data loading processes of its own: the usable cores without theirs where they take
+    an eighth of them at most. Where they would take more, as one of two cores, they run at a lower priority beside all threads:
+    a worker is busy for a part of the time, and a core that is left to it alone is lost for the rest. None: as the user says
+    (OMP_NUM_THREADS)."""
+    if "OMP_NUM_THREADS" in environment and "OMP_NUM_THREADS" not in PREPARED:
+        return None
+    cores = usable_cores()
+    return cores - num_workers if num_workers * FEW_OF_CORES <= cores else cores
 
 
 def allowed_cores() -> int:

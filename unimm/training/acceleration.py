@@ -6,6 +6,8 @@ a machine would emulate, many times slower than float32, is not kept.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
-from unimm.runtime.devices import choose_precision, cpu_has_bf16, keep_memory
+from unimm.runtime.devices import choose_precision, has_bf16, keep_memory
+from unimm.runtime.environment import compute_threads, loader_processes, usable_cores
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.checkpoint import CHECKPOINTS, peek
 
@@ -58,6 +61,29 @@ def settle_precision(asked: str, device: torch.device, folder: Path, ranks: Rank
     return list(NAMES)[int(ranks.broadcast(list(NAMES).index(chosen)))], lines
 
 
+def settle_threads(kept: list[int] | None, num_workers: int, device: torch.device) -> list[int] | None:
+    """With how many threads a CPU computes beside so many data loading processes, and the cores that it has; None: with as many
+    as it does now. kept: those of the run so far, which stay on a machine with as many cores: others round otherwise."""
+    workers, cores = loader_processes(num_workers), usable_cores()
+    chosen = compute_threads(workers) if workers and device.type == "cpu" else None
+    if kept is not None and kept[1] == cores and device.type == "cpu":
+        return kept
+    return None if chosen is None else [chosen, cores]
+
+
+@contextmanager
+def computing_with(threads: list[int] | None) -> Iterator[None]:
+    """In this context torch computes with these threads (`settle_threads`)."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads[0])
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
+
+
 def _choose(asked: str, device: torch.device, folder: Path) -> tuple[str, list[str]]:
     here = choose_precision(asked, device)
     if asked != "auto":
@@ -71,10 +97,3 @@ def _choose(asked: str, device: torch.device, folder: Path) -> tuple[str, list[s
         return here, [f"{folder} began in bf16, which this machine could only emulate: it goes on in {NAMES[here]}."]
     change = f"precision={here} goes on in {NAMES[here]}, which is faster here"
     return kept, [f"{folder} goes on in {NAMES[kept]}, as it began on another machine; {change}."]
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and cpu_has_bf16()

@@ -11,7 +11,7 @@ one: hours without a line look like a hang.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -151,16 +151,58 @@ def warn_of_cost(
     gflops = 1e-9 * count.about(num_positions)
     if num_positions < MANY_POSITIONS and gflops < SLOW_SECONDS * SLOWEST * REACHED:
         return
-    bf16 = precision == "bf16"
-    speed = measure_speed(torch.bfloat16 if bf16 else torch.float32).product
+    speed, measured = _measured(precision, "product")
     seconds = gflops / (REACHED * speed)
     if num_positions < MANY_POSITIONS and seconds < SLOW_SECONDS:
         return
-    measured = f"predicted from {speed:,.0f} GFLOP/s in {'bfloat16' if bf16 else 'float32'}, measured just now"
     yield (
         f"WARNING: a step of {num_positions:,} positions takes this CPU about {_duration(seconds)} ({measured}); "
         f"{_instead(num_positions, seconds, has_muon)}"
     )
+
+
+def warn_of_image_cost(flops: int, num_images: int, image_size: int, precision: str, device: torch.device) -> Iterator[str]:
+    """As `warn_of_cost`, for a step of an image tokenizer. flops: of a step of so many images, on one process."""
+    gflops = 1e-9 * flops
+    if device.type != "cpu" or gflops < SLOW_SECONDS * SLOWEST * REACHED:
+        return
+    speed, measured = _measured(precision, "convolution")
+    seconds = gflops / (REACHED * speed)
+    if seconds < SLOW_SECONDS:
+        return
+    fewer = max(1, round(num_images * SLOW_SECONDS / seconds))
+    few = f"images.batch_size={fewer} (about {_duration(seconds * fewer / num_images)} a step) or "
+    instead = f"{few if fewer < num_images else ''}tokenizer=tiny, for images of 64 x 64; a GPU is quicker."
+    images = f"{num_images:,} images of {image_size} x {image_size}"
+    yield f"WARNING: a step of {images} takes this CPU about {_duration(seconds)} ({measured}); steps for a CPU: {instead}"
+
+
+@torch.no_grad()
+def convolution_flops(network: nn.Module, x_NCHW: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Operations of a network's convolutions in a forward pass, and what it gives."""
+    flops = 0
+
+    def count(layer: nn.Module, _: Any, out_NCHW: torch.Tensor) -> None:
+        nonlocal flops
+        assert isinstance(layer, nn.Conv2d)
+        flops += 2 * layer.weight.numel() * out_NCHW.numel() // out_NCHW.shape[1]
+
+    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    was_training = network.training
+    try:
+        out_NCHW = network.eval()(x_NCHW)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return flops, out_NCHW
+
+
+def _measured(precision: str, what: str) -> tuple[float, str]:
+    """GFLOP/s of a product or a convolution on this CPU, and how that is said."""
+    bf16 = precision == "bf16"
+    speed = getattr(measure_speed(torch.bfloat16 if bf16 else torch.float32), what)
+    return speed, f"predicted from {speed:,.0f} GFLOP/s in {'bfloat16' if bf16 else 'float32'}, measured just now"
 
 
 def _instead(num_positions: int, seconds: float, has_muon: bool) -> str:

@@ -19,10 +19,10 @@ from rich.console import Console
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from unimm.data.records import Dataset
-from unimm.runtime.devices import PRECISIONS, choose_device, choose_precision, why_not_compile
+from unimm.runtime.devices import check_precision, choose_device, has_bf16, why_not_compile
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_number, check_whole
-from unimm.training.acceleration import make_accelerator, meet, settle_precision
+from unimm.training.acceleration import computing_with, make_accelerator, meet, settle_precision, settle_threads
 from unimm.training.bad_records import DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.logbook import Logbook, ProgressLine
@@ -65,8 +65,7 @@ class LoopConfig:
     max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision '{self.precision}': use {', '.join(PRECISIONS)}.")
+        check_precision(self.precision)
         check_whole(self, 0, "report_every", "save_every", "num_workers", "max_skipped_steps")
         check_number(self, "save_minutes", above=0)
         if self.num_workers > MAX_WORKERS:
@@ -117,8 +116,9 @@ class Loop(Resumable):
 
     @property
     def muon_dtype(self) -> torch.dtype:
-        """Of Muon's products: bfloat16 as its authors have it, but where a device would only emulate it."""
-        return torch.bfloat16 if choose_precision("auto", self.accelerator.device) == "bf16" else torch.float32
+        """Of Muon's products: bfloat16 as its authors have it, but where a device would only emulate it. Not by a trial, which
+        may end otherwise in another process of the run, or when it goes on."""
+        return torch.bfloat16 if has_bf16(self.accelerator.device) else torch.float32
 
     def track(self, config: TrackingConfig, settings: dict[str, Any]) -> None:
         """Report to trackers from now on; called by all processes.
@@ -203,8 +203,9 @@ class Loop(Resumable):
         logbook = Logbook(self.folder, self.is_main, self._trackers)
         logbook.rewind(self.step)
         line = ProgressLine(title, self.is_main)
+        self.threads = settle_threads(self.threads, self.loop_config.num_workers, self.accelerator.device)
         try:
-            with self.stop:
+            with self.stop, computing_with(self.threads):
                 try:
                     self._steps(logbook, line, meter)
                 except NotFiniteError:

@@ -67,6 +67,8 @@ class Resumable:
 
     precision: what it computes in, "no" (float32) or "bf16"; every checkpoint tells.
 
+    `threads` are those that it computes with on a CPU, and the cores that there were: other numbers round otherwise, so a run
+    keeps its own where it goes on with other data loading processes.
     `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resume_settings` reads it.
     """
 
@@ -76,6 +78,7 @@ class Resumable:
         self.guard = FiniteGuard(ranks, max_skipped_steps)
         self.step, self.seconds = 0, 0.0
         self.record: dict[str, Any] = {}
+        self.threads: list[int] | None = None
         self._saved_step, self._failed_saves = -1, 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -107,7 +110,7 @@ class Resumable:
         tensors = gather(self.tensors(), keep=self.is_main)
         if self.is_main:
             state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
-            state |= {"record": self.record, **self.state()}
+            state |= {"record": self.record, "threads": self.threads, **self.state()}
             try:
                 save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
             except SaveError as error:
@@ -158,3 +161,4 @@ class Resumable:
             ) from error
         self.step = self._saved_step = checkpoint.step
         self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
+        self.threads = checkpoint.state.get("threads")

@@ -140,14 +140,13 @@ class ProjectorConfig:
         """The projector.
 
         Raises:
-            ValueError: the name is none of `PROJECTORS`.
+            ValueError: it is none of ours.
         """
-        if self.kind not in PROJECTORS:
+        if self.kind != "mlp":
             raise ValueError(
-                f"Unknown projector '{self.kind}': use one of {', '.join(sorted(PROJECTORS))}, or the config class of your own "
-                f"(model.projector._target_)."
+                f"Unknown projector '{self.kind}': use mlp, or the config class of your own (model.projector._target_)."
             )
-        return PROJECTORS[self.kind](self, vision_width, trunk_width)
+        return MLP(vision_width, trunk_width, self.depth)
 
 
 class MLP(nn.Sequential):
@@ -162,7 +161,3 @@ class MLP(nn.Sequential):
     def num_positions(self, num_patches: int) -> int:
         """As many as patches."""
         return num_patches
-
-
-PROJECTORS = {"mlp": lambda config, width_in, width_out: MLP(width_in, width_out, config.depth)}
-"""Our projectors by name: (config, vision width, trunk width) -> `Projector`."""

@@ -25,6 +25,7 @@ from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import ramp
+from unimm.training.flops import convolution_flops, warn_of_image_cost
 from unimm.training.image_tokenizer.discriminator import Adversary, AdversaryConfig
 from unimm.training.image_tokenizer.metrics import (
     TokenizerMeter,
@@ -121,8 +122,24 @@ class TokenizerTrainer(Loop):
 
     def fit(self) -> ImageTokenizer:
         """Train to the end of the budget and give the averaged tokenizer; leaves a checkpoint, also when interrupted."""
+        if self.progress < 1.0 and self.accelerator.device.type == "cpu":
+            num_images, size = self.batches.batch_size // self.ranks.count, self.model.image_size
+            flops = num_images * self.flops_per_image()
+            self.say(warn_of_image_cost(flops, num_images, size, self.precision, self.accelerator.device))
         self.run("training (image tokenizer)", TokenizerMeter(self.model.codebook_size))
         return self.ema
+
+    def flops_per_image(self) -> int:
+        """Of a step's convolutions: forward and backward of the tokenizer, and of an adversary. Counted on the averaged one, on
+        an image that has one latent."""
+        side = self.model.image_size // self.model.config.grid_size
+        encoding, latents_NCHW = convolution_flops(self.ema.encoder, torch.zeros(1, 3, side, side))
+        decoding, _ = convolution_flops(self.ema.decoder, latents_NCHW)
+        flops = 3 * (encoding + decoding) * self.model.num_codes
+        if self.adversary is not None:  # once for the tokenizer's sake, without gradients of weights; of two images for its own
+            judging, _ = convolution_flops(self.adversary.discriminator, torch.zeros(1, 3, *2 * [self.model.image_size]))
+            flops += (2 + 2 * 3) * judging
+        return flops
 
     def data(self) -> ImageBatches:
         """This process' images by step."""
