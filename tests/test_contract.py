@@ -42,11 +42,17 @@ SIGNATURES = {
     "Engine.astream_inpaint": "self, image, mask, prompt, num_images=1, seed=0, preview_every=64",
     "Engine.decode_codes": "self, codes",
     "Engine.encode_image": "self, image",
+    "Engine.trace": "self, sequence, hidden=False, attention=False, logits=False",
+    "Engine.trace_answer": "self, image, question, max_new_tokens=128, temperature=0.0",
+    "Engine.trace_drawing": "self, prompt, codes",
+    "Engine.trace_guidance": "self, prompt, codes, guidance_scale=None",
     "Engine.alignment": "self, image, prompt",
     "Engine.fill": "self, sequences, sampling=None, guidance_scale=1.0",
     "Engine.save": "self, path, max_shard_size='5GB', notes=''",
     "Engine.push_to_hub": "self, repo_id, private=None",
     "Engine.update_weights": "self, tensors",
+    "write_image": "image, target, provenance=None, format=None",
+    "read_provenance": "source",
     "Sequence": "segments",
     "Sequence.spans": "self",
     "Sequence.unconditioned": "self, pad_id, drop=frozenset({'text'})",
@@ -67,7 +73,7 @@ SIGNATURES = {
 
 DOCUMENTED = {
     "load": ("limits", "weights", "deterministic"),
-    "Engine.generate_images": ("best_of", "min_p", "guidance_interval"),
+    "Engine.generate_images": ("best_of", "min_p", "guidance_interval", "first_index"),
     "Engine.inpaint": ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval"),
     "Engine.caption": ("stop", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
 }
@@ -80,7 +86,11 @@ OPTIONS = {
     "answer": "--model --max-new-tokens --temperature --device --dtype --weights",
     "generate": (
         "--model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --guidance-interval "
-        "--best-of --device --dtype --weights"
+        "--best-of --device --dtype --weights --from"
+    ),
+    "edit": (
+        "--mask --model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --device --dtype "
+        "--weights"
     ),
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "report": "--out",

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine
     from unimm.inference.load import load
+    from unimm.runtime.provenance import read_provenance, write_image
     from unimm.sequence import Kind, Segment, Sequence
 
     __version__: str
 
-__all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load"]
+__all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load", "read_provenance", "write_image"]
 
 _HOMES = {
     "load": "unimm.inference.load",
@@ -26,6 +27,8 @@ _HOMES = {
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",
+    "read_provenance": "unimm.runtime.provenance",
+    "write_image": "unimm.runtime.provenance",
 }
 
 

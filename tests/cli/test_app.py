@@ -13,7 +13,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from unimm.cli.app import ORDER, Commands, app, picture_paths
+from unimm.cli.app import ORDER, Commands, app
+from unimm.cli.drawing_commands import picture_paths
 from unimm.eval.tasks.drawings import DrawingSettings
 
 WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")

@@ -216,8 +216,11 @@ def test_a_step_that_hangs_is_seen_from_outside(engine: Engine, monkeypatch: pyt
         answer = asyncio.create_task(engine.acomplete(QUESTIONS[0], max_new_tokens=4))
         await asyncio.to_thread(until, lambda: decoder.stalled_seconds > 0.1)
         assert decoder.is_alive and decoder.has_work and time.monotonic() - decoder.last_step > 0.1
+        another = asyncio.create_task(engine.acomplete(QUESTIONS[1], max_new_tokens=4))
+        await asyncio.sleep(0.1)  # the event loop goes on, also where more is asked for
+        assert decoder.stalled_seconds > 0.15
         hangs.set()
-        await answer
+        await asyncio.gather(answer, another)
 
     asyncio.run(ask())
     assert not decoder.has_work and decoder.stalled_seconds == 0.0

@@ -5,25 +5,22 @@ Heavy imports stay inside the commands: `unimm --help` must not wait for torch.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from unimm.cli.bench.app import bench
 from unimm.cli.doctor.command import doctor
+from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_commands import configured, data
 from unimm.cli.model_commands import models
+from unimm.cli.options import OWN, BestOf, Device, Dtype, MaxNewTokens, Model, Weights, open_model
 from unimm.runtime.plugins import take_allow_code
 
-if TYPE_CHECKING:
-    from unimm.inference.engine import Engine
-
-QUICKSTART_MODEL = Path("runs/quickstart/model")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORDER = (
-    *("demo", "quickstart", "caption", "answer", "generate"),
+    *("demo", "quickstart", "caption", "answer", "generate", "edit"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
@@ -54,22 +51,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(configured)
+app.add_typer(drawings)
 app.add_typer(models)
 app.add_typer(doctor)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
-
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Model folder, hub id or demo [default: $UNIMM_MODEL, the quickstart's, or the demo]."),
-]
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
-Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
-OWN = " [default: the model's own]."
-BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -179,56 +165,6 @@ def answer(
     typer.echo(open_model(model, device, dtype, weights).answer(image, question, max_new_tokens, temperature))
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw, in quotes.")],
-    model: Model = None,
-    num_images: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 1,
-    out: Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")] = Path("drawings"),
-    seed: Seed = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off" + OWN)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)] = None,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)] = None,
-    min_p: Annotated[float, typer.Option(help="Choose among those at least p times as likely as the likeliest.")] = 0.0,
-    guidance_interval: Annotated[
-        tuple[float, float],
-        typer.Option(help="The part of a drawing that guidance is for, from 0 to 1; beyond it, it costs nothing."),
-    ] = (0.0, 1.0),
-    best_of: BestOf = 1,
-    device: Device = None,
-    dtype: Dtype = None,
-    weights: Weights = None,
-) -> None:
-    """Draw images from a prompt, and print the files written.
-
-    \b
-    Example:
-      unimm generate "a large red circle left of a small blue square" -n 4 --out drawings
-    """
-    from unimm.cli.progress import drawing_bar
-
-    engine = open_model(model, device, dtype, weights)
-    paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
-    with drawing_bar() as advance:
-        images = engine.generate_images(
-            prompt,
-            num_images,
-            seed,
-            guidance_scale,
-            temperature,
-            top_k,
-            top_p,
-            advance,
-            min_p=min_p,
-            guidance_interval=guidance_interval,
-            best_of=best_of,
-        )
-    for path, image in zip(paths, images, strict=True):
-        image.save(path)
-        typer.echo(path)
-
-
 @app.command("eval")
 def evaluate_model(
     model: Model = None,
@@ -275,14 +211,6 @@ def expand_home(argument: str) -> str:
     return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else argument  # noqa: PTH111
 
 
-def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
-    """The engine of the model that is named; else of the quickstart's where it is, else of the demo."""
-    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
-    from unimm.inference.load import load
-
-    return load(named, device, dtype, weights=weights)
-
-
 def _dtype_to_score_in(precision: str, device: str | None) -> str:
     """The name of the dtype that an evaluation runs in; what auto takes is said on stderr."""
     from unimm.runtime.devices import choose_device, evaluation_dtype
@@ -292,14 +220,3 @@ def _dtype_to_score_in(precision: str, device: str | None) -> str:
     if precision == "auto":
         typer.echo(f"precision=auto takes {dtype} on this {where.type} device.", err=True)
     return dtype
-
-
-def picture_paths(out: Path, count: int) -> list[Path]:
-    """Where to write `count` pictures: the file, numbered if there are several; or new files in the folder, none replaced."""
-    if out.suffix.lower() in PICTURE_SUFFIXES:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]
-    out.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.stem[8:]) for path in out.glob("drawing-*.png") if path.stem[8:].isdecimal()]
-    first = max(taken, default=-1) + 1
-    return [out / f"drawing-{number:04d}.png" for number in range(first, first + count)]

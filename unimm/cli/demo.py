@@ -20,6 +20,7 @@ from unimm.checkpoints.demo_examples import LIMITS, PROMPTS, QUESTIONS, demo_pic
 from unimm.eval.report.pictures import find_font, has_chinese_font, wrap
 from unimm.inference.engine import Engine
 from unimm.inference.load import load
+from unimm.runtime.provenance import write_image
 
 IN_CHINESE = "photo-2.png"
 SEED = 7
@@ -79,7 +80,7 @@ def _draw(engine: Engine, out: Path, seed: int) -> list[Card]:
         drawings = engine.generate_images(list(PROMPTS), seed=seed, callback=advance)
     for number, (prompt, (image,)) in enumerate(zip(PROMPTS, drawings, strict=True), start=1):
         path = out / f"drawing-{number}.png"
-        image.save(path)
+        write_image(image, path)
         typer.echo(f"{path}: {prompt}")
         cards.append(Card(image, (((prompt, INK),),)))
     return cards

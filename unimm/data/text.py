@@ -7,6 +7,7 @@ small byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; on bytes as in GPT
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -138,7 +139,10 @@ class TextTokenizer:
             return b""
         if piece not in self._added and self._is_byte_level and all(letter in _BYTES for letter in piece):
             return bytes(_BYTES[letter] for letter in piece)
-        return (piece if token_id in self.control_ids else self.decode([token_id])).encode()
+        if token_id in self.control_ids or piece in self._added or self._is_byte_level:
+            return (piece if token_id in self.control_ids else self.decode([token_id])).encode()
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)  # SentencePiece's bytes, and its spaces
+        return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
 
     def spell(self, other: "TextTokenizer") -> list[list[int]]:
         """How this tokenizer writes each id of another: for each, the ids here; none where they are not known.

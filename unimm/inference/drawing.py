@@ -23,6 +23,7 @@ from unimm.inference.image_codec import ImageCoder
 from unimm.inference.inpainting import GREY, Canvas
 from unimm.inference.input_validation import check_text
 from unimm.runtime.number_checks import whole_number, whole_numbers
+from unimm.runtime.provenance import attach
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def drawing_requests(
 
     count: images of a prompt, and of how many drawings each is the best.
     seed: of all prompts, or one for each; of Python's, NumPy's or PyTorch's integers.
-    settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`.
+    settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`,
+        `first_index` (of the first image).
     canvas: an image of which a part is to be painted.
 
     Raises:
@@ -72,6 +74,7 @@ def drawing_requests(
     """
     num_images, best_of = count
     settings = dict(settings)
+    first = whole_number("first_index", settings.pop("first_index", 0), 0)
     own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
     drawing = replace(defaults, **own)
     min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
@@ -86,7 +89,7 @@ def drawing_requests(
         check_text(text, "prompt")
         sequence = template.draw(text, num_codes=num_codes)
         sequence = sequence if canvas is None else canvas.sequence(sequence)
-        for index in range(num_images * best_of):
+        for index in range(first, first + num_images * best_of):
             sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
             request = Request(sequence, sampling, drawing.guidance_scale, interval)
             if canvas is not None:
@@ -102,6 +105,7 @@ def draw(
     coder: ImageCoder | None = None,
     preview_every: int = 0,
     canvas: Canvas | None = None,
+    provenance: list[dict[str, Any]] | None = None,
 ) -> Generator[DrawingProgress]:
     """Fill the open codes of requests, all of the same number.
 
@@ -109,6 +113,7 @@ def draw(
         coder: turns codes into pictures; None: there are only codes.
         preview_every: codes an image between previews; 0: none.
         canvas: what the requests paint a part of.
+        provenance: what each image carries of where it comes from (`unimm.runtime.provenance`).
 
     Returns:
         An iterator over the progress of every step; the last one is final.
@@ -117,7 +122,7 @@ def draw(
         ValueError: a request can never be filled; before the first step.
     """
     preview_every = whole_number("preview_every", preview_every, 0)
-    return _draw(_Drawing(requests, coder, preview_every, canvas), decoder.steps(requests))
+    return _draw(_Drawing(requests, coder, preview_every, canvas, provenance), decoder.steps(requests))
 
 
 def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
@@ -146,10 +151,11 @@ async def adraw(
     coder: ImageCoder | None = None,
     preview_every: int = 0,
     canvas: Canvas | None = None,
+    provenance: list[dict[str, Any]] | None = None,
 ) -> AsyncGenerator[DrawingProgress]:
     """As `draw`, for coroutines."""
     preview_every = whole_number("preview_every", preview_every, 0)
-    with closing(_Drawing(requests, coder, preview_every, canvas)) as drawing:
+    with closing(_Drawing(requests, coder, preview_every, canvas, provenance)) as drawing:
         async with aclosing(decoder.asteps(requests)) as steps:
             async for new in steps:
                 if (progress := drawing.advance(new)) is not None:
@@ -162,9 +168,14 @@ class _Drawing:
     """The images of one call: their codes so far, and a thread that turns codes into pictures."""
 
     def __init__(
-        self, requests: list[Request], coder: ImageCoder | None, preview_every: int, canvas: Canvas | None = None
+        self,
+        requests: list[Request],
+        coder: ImageCoder | None,
+        preview_every: int,
+        canvas: Canvas | None,
+        provenance: list[dict[str, Any]] | None,
     ) -> None:
-        self._coder, self._preview_every, self._canvas = coder, preview_every, canvas
+        self._coder, self._preview_every, self._canvas, self._provenance = coder, preview_every, canvas, provenance
         first, self._last_codes = (canvas.first_codes, canvas.last_codes) if canvas is not None else ([], [])
         self._filled = [list(first) for _ in requests]
         self._num_steps = len(first) + ((requests[0].blank.limit or 0) if requests else 0) + len(self._last_codes)
@@ -210,7 +221,10 @@ class _Drawing:
 
     def finish(self) -> DrawingProgress:
         """Wait for the images; returns the final progress."""
-        return self._progress(self._num_steps, None if self._coder is None else _in_order(self._images), is_final=True)
+        images = None if self._coder is None else _in_order(self._images)
+        for image, said in zip(images or [], self._provenance or [], strict=False):
+            attach(image, said)
+        return self._progress(self._num_steps, images, is_final=True)
 
     def _decode(self, coder: ImageCoder, codes: torch.Tensor) -> list[Image.Image]:
         images = coder.decode(codes)

@@ -1,7 +1,8 @@
 """The engine: images and strings in, images and strings out. Everything a user asks of a model goes through it.
 
 It prepares images, writes prompts as open sequences, has the decode loop fill them, and turns ids back into text and codes
-back into images. It knows no HTTP and no files but the model's own folder. Its calls stand in `text_calls` and `image_calls`.
+back into images. It knows no HTTP and no files but the model's own folder. Most of its calls stand in `text_calls`,
+`image_calls` and `trace`.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,12 +12,12 @@ import torch
 
 from unimm.inference.decode.request import Branch, requests_for
 from unimm.inference.decode.sampling import Sampling
-from unimm.inference.image_calls import ImageCalls
 from unimm.inference.input_validation import check_weights
+from unimm.inference.trace import TraceCalls
 from unimm.sequence import Sequence
 
 
-class Engine(ImageCalls):
+class Engine(TraceCalls):
     """A model ready to use. Made by `unimm.load`.
 
     Args:

@@ -1,14 +1,17 @@
 """What an engine's calls work with: the model and its tokenizers, the prompt template, the decode loop, the image coder."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from unimm.checkpoints.bundle import ModelBundle
+from unimm.checkpoints.fingerprint import model_fingerprint
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.workload import Limits
 from unimm.inference.image_codec import ImageCoder
+from unimm.inference.kernels.llama_decode import weight_versions
 
 
 class EngineParts:
@@ -34,7 +37,8 @@ class EngineParts:
         self.image_tokenizer = bundle.image_tokenizer
         self.prompt_format = bundle.prompt_format
         self.drawing = bundle.drawing
-        self.deterministic = deterministic
+        self.deterministic, self.weights = deterministic, weights
+        self._hash: tuple[Any, str] = (None, "")
         self.coder = ImageCoder(self.image_tokenizer, alone=deterministic, weights=weights)
         vision = model.config.vision
         self.template = Template(
@@ -51,3 +55,13 @@ class EngineParts:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def model_hash(self) -> str:
+        """sha256 over names, dtypes, shapes and some numbers of each weight of the model and its image tokenizer: another one
+        where the model was trained on, or is kept in another dtype."""
+        versions = weight_versions(self.model)
+        if self._hash[0] != versions:
+            weights = [*self.model.named_parameters(), *self.image_tokenizer.named_parameters("image_tokenizer")]
+            self._hash = (versions, model_fingerprint(weights))
+        return self._hash[1]

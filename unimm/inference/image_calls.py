@@ -15,6 +15,7 @@ from unimm.inference.inpainting import Canvas, make_canvas
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
 from unimm.runtime.number_checks import whole_number
+from unimm.runtime.provenance import DRAWN, PAINTED, describe
 
 
 class ImageCalls(TextCalls):
@@ -45,16 +46,18 @@ class ImageCalls(TextCalls):
                 raises stops the drawing.
             more: `best_of`: draw each image as often as this says, and return the one that aligns best with the prompt
                 (`alignment`); the time grows by a little more than that factor. `min_p` of `Sampling`, `guidance_interval` of
-                `Request`.
+                `Request`; `first_index`: images first_index, first_index + 1, ... of the seed instead of those from 0 on.
 
         Returns:
-            A list of PIL images; a list of such lists for a list of prompts.
+            A list of PIL images; a list of such lists for a list of prompts. Each image carries its prompt, seed and settings,
+            which `unimm.write_image` writes into its file.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_images = whole_number("num_images", num_images, 1)
         best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
-        drawing = draw(self.decoder, self._requests(prompt, num_images, seed, settings, best_of), self.coder)
+        requests = self._requests(prompt, num_images, seed, settings, best_of)
+        drawing = draw(self.decoder, requests, self.coder, provenance=self._provenance(prompt, requests, settings))
         images = finish(drawing, callback).images or []
         if best_of > 1:
             each = [text for text in prompts for _ in range(num_images * best_of)]
@@ -74,14 +77,17 @@ class ImageCalls(TextCalls):
         Returns:
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
         """
-        return draw(self.decoder, self._requests(prompt, num_images, seed, settings), self.coder, preview_every)
+        requests = self._requests(prompt, num_images, seed, settings)
+        provenance = self._provenance(prompt, requests, settings)
+        return draw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
 
     async def astream_images(
         self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
     ) -> AsyncGenerator[DrawingProgress]:
         """As `stream_images`, for coroutines: `async for progress in engine.astream_images(prompt)`."""
         requests = await asyncio.to_thread(self._requests, prompt, num_images, seed, settings)
-        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every)) as drawing:
+        provenance = await asyncio.to_thread(self._provenance, prompt, requests, settings)
+        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every, provenance=provenance)) as drawing:
             async for progress in drawing:
                 yield progress
 
@@ -131,8 +137,8 @@ class ImageCalls(TextCalls):
         Raises:
             ValueError: image or mask cannot be read, they differ in size, or nothing is marked.
         """
-        canvas, requests = self._inpainting(image, mask, prompt, num_images, seed, settings)
-        return finish(draw(self.decoder, requests, self.coder, canvas=canvas), callback).images or []
+        requests, canvas, said = self._inpainting(image, mask, prompt, num_images, seed, settings)
+        return finish(draw(self.decoder, requests, self.coder, 0, canvas, said), callback).images or []
 
     async def ainpaint(
         self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, **settings
@@ -148,32 +154,51 @@ class ImageCalls(TextCalls):
         self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
     ) -> Iterator[DrawingProgress]:
         """As `inpaint`, with the progress and previews of `stream_images`; codes that stay count as chosen."""
-        canvas, requests = self._inpainting(image, mask, prompt, num_images, seed, settings)
-        return draw(self.decoder, requests, self.coder, preview_every, canvas)
+        requests, canvas, said = self._inpainting(image, mask, prompt, num_images, seed, settings)
+        return draw(self.decoder, requests, self.coder, preview_every, canvas, said)
 
     async def astream_inpaint(
         self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
     ) -> AsyncGenerator[DrawingProgress]:
         """As `stream_inpaint`, for coroutines."""
         arguments = (image, mask, prompt, num_images, seed, settings)
-        canvas, requests = await asyncio.to_thread(self._inpainting, *arguments)
-        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every, canvas)) as painting:
+        requests, canvas, said = await asyncio.to_thread(self._inpainting, *arguments)
+        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every, canvas, said)) as painting:
             async for progress in painting:
                 yield progress
 
     def _inpainting(
         self, image: ImageLike, mask: Any, prompt: str, num_images: int, seed: Any, settings: dict
-    ) -> tuple[Canvas, list[Request]]:
+    ) -> tuple[list[Request], Canvas, list[dict[str, Any]]]:
+        """The requests, and what `draw` takes behind them."""
         if not isinstance(prompt, str):
             raise ValueError(f"An image is painted as one prompt says, a string, not {type(prompt).__name__}.")
         canvas = make_canvas(self.coder, image, mask)
         count = (whole_number("num_images", num_images, 1), 1)
         num_codes = self.image_tokenizer.num_codes
-        return canvas, drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings, canvas)
+        requests = drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings, canvas)
+        return requests, canvas, self._provenance(prompt, requests, settings, PAINTED)
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
         num_codes, count = self.image_tokenizer.num_codes, (whole_number("num_images", num_images, 1), best_of)
         return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
+
+    def _provenance(
+        self, prompt: str | list[str], requests: list[Request], settings: dict, task: str = DRAWN
+    ) -> list[dict[str, Any]]:
+        """What each image says of where it comes from."""
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        each = [text for text in prompts for _ in range(len(requests) // max(len(prompts), 1))]
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        told = {"task": task, "dtype": dtype, "weights": self.weights}
+        found = []
+        for text, request in zip(each, requests, strict=True):
+            sampling = request.sampling
+            own = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+            own |= {"guidance_scale": request.guidance_scale}
+            own |= {"guidance_interval": list(settings.get("guidance_interval", (0.0, 1.0)))}
+            found.append(describe(text, sampling.seed, sampling.index, own, self.model_hash, **told))
+        return found
 
     def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
         """codes (num_images, num_codes) or (num_codes,) -> PIL images; with the errors of `ImageCoder.decode`."""

@@ -194,13 +194,7 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """turns: cosines and sines (B, T, E). mask: of `unimm.models.attention`. cache: a `transformers` Cache, or none."""
         attention = self.self_attn
-        cos, sin = (turn[:, :, None] for turn in turns)  # (B, T, 1, E): of all heads
-        x_BTD = self.input_layernorm(hidden_BTD)
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (project(x_BTD).unflatten(-1, (-1, attention.head_dim)) for project in projections)
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key, value = self._heads(hidden_BTD, turns)
         dropout = attention.attention_dropout if attention.training else 0.0
         if attention.config._attn_implementation == "documents":
             # In the values' dtype, as `attend_by_document` does; here, where it can be compiled.
@@ -218,6 +212,32 @@ class DecoderLayer(nn.Module):
                 seen, hidden = (x.flatten(0, 1)[loss_positions_M][None] for x in (seen, hidden))
         hidden = hidden + attention.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def attention_weights(
+        self, hidden_BTD: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor], mask_B1TS: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, H, T, S) float32: how much each position looks at each other one, which fused kernels keep to themselves.
+
+        mask_B1TS: bool, true where a position may look.
+        """
+        query, key, value = self._heads(hidden_BTD, turns)
+        key = key.repeat_interleave(self.self_attn.num_key_value_groups, dim=2)
+        query, key = (x.to(value.dtype).float().transpose(1, 2) for x in (query, key))
+        scores_BHTS = (query @ key.transpose(2, 3)) * self.self_attn.scaling
+        return scores_BHTS.masked_fill(~mask_B1TS, -torch.inf).softmax(-1)
+
+    def _heads(
+        self, hidden_BTD: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, T, H, E), keys and values (B, T, G, E) of G heads that H heads share; the first two rotated."""
+        attention = self.self_attn
+        cos, sin = (turn[:, :, None] for turn in turns)  # (B, T, 1, E): of all heads
+        x_BTD = self.input_layernorm(hidden_BTD)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (project(x_BTD).unflatten(-1, (-1, attention.head_dim)) for project in projections)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,8 @@ class Decoder(Scheduler):
         died before, or dies meanwhile.
         """
         self._check_alive()
-        self.start()
+        if not self.is_started:  # it takes the lock, which a step holds
+            await asyncio.to_thread(self.start)
         loop, has_news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake(job: Job) -> None:

@@ -7,8 +7,8 @@ and all that changes what they work on, apart.
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -207,6 +207,12 @@ class Scheduler:
                 self._finish_pending()
             change()
             self._running.reload_weights()
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Nobody makes a step in this block, which uses the model in another way."""
+        with self._lock, self._device_as_current():
+            yield
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

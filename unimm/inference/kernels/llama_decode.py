@@ -57,11 +57,11 @@ class DecodeModel:
                 self.heads = {kind: _chain(port.head, of_heads) for kind, port in model.vocabulary_ports.items()}
             if is_known:
                 self.layers = [_Layer(layer, weights) for layer in model.trunk.layers]
-        self._versions = _versions(model)
+        self._versions = weight_versions(model)
 
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were read."""
-        return self._versions == _versions(self.model)
+        return self._versions == weight_versions(self.model)
 
     def embed(self, kind: Kind, ids_n: torch.Tensor) -> torch.Tensor:
         """ids (n,) -> (n, D)."""
@@ -193,6 +193,6 @@ def _has_room_for_copies(model: UnifiedModel) -> bool:
     return needed < 0.7 * psutil.virtual_memory().available
 
 
-def _versions(model: UnifiedModel) -> list[tuple[int, int]]:
+def weight_versions(model: UnifiedModel) -> list[tuple[int, int]]:
     """Where the weights are and how often they were written to."""
     return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in model.parameters()]

@@ -1,0 +1,159 @@
+"""The commands that draw: generate, and edit. Every picture that they write says where it comes from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unimm.cli.options import (
+    BestOf,
+    Device,
+    DrawingTemperature,
+    Dtype,
+    GuidanceInterval,
+    GuidanceScale,
+    MinP,
+    Model,
+    NumImages,
+    PicturesOut,
+    Seed,
+    TopK,
+    TopP,
+    Weights,
+    open_model,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval")
+
+drawings = typer.Typer(rich_markup_mode=None)
+
+
+@drawings.command()
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw, in quotes.")] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="DRAWING", help="Draw again what a file of unimm's shows; what is given beside it is changed."
+        ),
+    ] = None,
+    model: Model = None,
+    num_images: NumImages = 1,
+    out: PicturesOut = Path("drawings"),
+    seed: Seed = 0,
+    guidance_scale: GuidanceScale = None,
+    temperature: DrawingTemperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = 0.0,
+    guidance_interval: GuidanceInterval = (0.0, 1.0),
+    best_of: BestOf = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+) -> None:
+    """Draw images from a prompt, and print the files written. Each holds its prompt, seed and settings.
+
+    \b
+    Examples:
+      unimm generate "a large red circle left of a small blue square" -n 4 --out drawings
+      unimm generate --from drawings/drawing-0000.png --guidance-scale 4
+    """
+    from unimm.cli.progress import drawing_bar
+
+    given = {name: context.params[name] for name in ("prompt", "seed", "num_images", "best_of", "dtype", "weights", *SETTINGS)}
+    said = None if again is None else _read_drawing(again)
+    if said is not None:
+        given |= _settings_of(said, context)
+    if given["prompt"] is None:
+        raise typer.BadParameter("say what to draw, in quotes, or name a drawing with --from.", context, param_hint="PROMPT")
+    engine = open_model(model, device, given.pop("dtype"), given.pop("weights"))
+    if said is not None and said["model"] != engine.model_hash:
+        told = f"{again} was drawn by another model ({said['model'][:12]}) than this one ({engine.model_hash[:12]})"
+        typer.echo(f"{told}: the drawing will differ, name its model with --model.", err=True)
+    paths = picture_paths(out, num_images)  # before the work, so that a folder that cannot be written costs no wait
+    with drawing_bar() as advance:
+        images = engine.generate_images(**given, callback=advance)
+    _write(paths, images)
+
+
+@drawings.command()
+def edit(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file; the square at its centre is used.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shall show then, in quotes.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="An image of its size: what is transparent, or else white, is painted anew [default: IMAGE's own]."),
+    ] = None,
+    model: Model = None,
+    num_images: NumImages = 1,
+    out: PicturesOut = Path("drawings"),
+    seed: Seed = 0,
+    guidance_scale: GuidanceScale = None,
+    temperature: DrawingTemperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = 0.0,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+) -> None:
+    """Paint a part of an image anew, and print the files written. All outside of the mask stays as it is.
+
+    \b
+    Example:
+      unimm edit photo.png "a green cross" --mask mask.png
+    """
+    from unimm.cli.progress import drawing_bar
+
+    engine = open_model(model, device, dtype, weights)
+    paths = picture_paths(out, num_images)
+    settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    with drawing_bar() as advance:
+        images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
+    _write(paths, images)
+
+
+def picture_paths(out: Path, count: int) -> list[Path]:
+    """Where to write `count` pictures: the file, numbered if there are several; or new files in the folder, none replaced."""
+    if out.suffix.lower() in PICTURE_SUFFIXES:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.stem[8:]) for path in out.glob("drawing-*.png") if path.stem[8:].isdecimal()]
+    first = max(taken, default=-1) + 1
+    return [out / f"drawing-{number:04d}.png" for number in range(first, first + count)]
+
+
+def _write(paths: list[Path], images: "list[Image.Image]") -> None:
+    from unimm.runtime.provenance import write_image
+
+    for path, image in zip(paths, images, strict=True):
+        write_image(image, path)
+        typer.echo(path)
+
+
+def _read_drawing(path: Path) -> dict[str, Any]:
+    """What a drawing says of how it was made. ValueError: it says nothing, or is none."""
+    from unimm.runtime.provenance import DRAWN, read_provenance
+
+    said = read_provenance(path)
+    if said is None:
+        raise ValueError(f"{path} does not say how it was drawn: only images as unimm wrote them do, not copies without it.")
+    if said["task"] != DRAWN:
+        raise ValueError(f"{path} is an image of which a part was painted anew: unimm edit needs its image and mask again.")
+    return said
+
+
+def _settings_of(said: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """What a drawing was made with, but for what the command line says otherwise; and which image of its seed it is."""
+    own = {name: said["settings"][name] for name in SETTINGS if name in said["settings"]}
+    own |= {name: said.get(name) for name in ("prompt", "seed", "dtype", "weights")}
+    is_given = {name for name in own if context.get_parameter_source(name).name == "COMMANDLINE"}  # pyright: ignore[reportOptionalMemberAccess]
+    return {name: value for name, value in own.items() if name not in is_given} | {"first_index": said["index"]}

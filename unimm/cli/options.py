@@ -1,0 +1,43 @@
+"""Options that several commands have, and the engine that they name."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from unimm.inference.engine import Engine
+
+QUICKSTART_MODEL = Path("runs/quickstart/model")
+OWN = " [default: the model's own]."
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder, hub id or demo [default: $UNIMM_MODEL, the quickstart's, or the demo]."),
+]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
+Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
+BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]
+PicturesOut = Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off" + OWN)]
+DrawingTemperature = Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)]
+TopK = Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)]
+TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)]
+MinP = Annotated[float, typer.Option(help="Choose among those at least p times as likely as the likeliest.")]
+GuidanceInterval = Annotated[
+    tuple[float, float],
+    typer.Option(help="The part of a drawing that guidance is for, from 0 to 1; beyond it, it costs nothing."),
+]
+
+
+def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
+    """The engine of the model that is named; else of the quickstart's where it is, else of the demo."""
+    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
+    from unimm.inference.load import load
+
+    return load(named, device, dtype, weights=weights)
