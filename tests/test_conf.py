@@ -28,6 +28,7 @@ from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
 from unimm.eval.suites import VALIDATION_TASKS
+from unimm.eval.tasks.emoji import check_font
 from unimm.eval.validation import ValidationConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig
@@ -44,6 +45,8 @@ NODES = "data/nodes"
 OPTIONS = sorted(
     name for path in CONF.glob("*/**/*.yaml") if not (name := str(path.relative_to(CONF).with_suffix(""))).startswith(NODES)
 )
+if not check_font():  # without a font with emoji, or their names
+    OPTIONS = [name for name in OPTIONS if name not in ("data/emoji", "images/emoji")]
 GIVEN = {
     "train": ["image_tokenizer=x", "codes=x"],
     "train_tokenizer": [],
@@ -144,11 +147,11 @@ def test_every_option_belongs_to_a_root() -> None:
 
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
-    data = {"image_folder", "jsonl", "llava", "mixed", "mixed_look", "parquet", "text", "webdataset", "worlds"}
+    data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_look", "parquet", "text", "webdataset", "worlds"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
-    for world in ("ShapesWorld", "DigitsWorld"):
+    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld"):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
 

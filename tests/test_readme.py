@@ -19,6 +19,7 @@ from users_files import make_all
 from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.eval import suites
+from unimm.eval.tasks.emoji import check_font
 from unimm.inference.decode.request import Request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,6 +305,29 @@ def test_the_training_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "argv", ["unimm"])
         run(line, *TOY[line.split()[1]], *few, *(small if " train " in line and "init_from" not in line else ()))
     assert Path("runs/mine/unified/model/config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not check_font(), reason="no font with emoji (fonts-noto-color-emoji), or no package emoji")
+def test_the_emoji_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line, with four emoji and two steps."""
+    monkeypatch.chdir(tmp_path)
+    small = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "whitened_images=8", "text_vocabulary=300"]
+    few = {
+        "train-tokenizer": ["images.num_emoji=4"],
+        "encode": ["data.num_emoji=4", "data.sources.emoji_draw.dataset.dataset.num_records=8"],
+        "train": ["data.num_emoji=4", "data.sources.emoji_draw.dataset.dataset.num_records=8", *small],
+    }
+    for line in fenced_lines(RECIPES / "emoji.md"):
+        verb = line.split()[1]
+        line = line.replace("held_out=true", "held_out=true&num_emoji=40&num_items=2")
+        line = re.sub(r"(Emoji\w+)(?=\s)", r'"\1?num_emoji=4&num_items=2"', line).replace('unimm.eval:"', '"unimm.eval:')
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        run(line.replace(" -n 4", ""), *TOY.get(verb, []), *few.get(verb, []))
+    scores = json.loads(Path("runs/emoji/eval/scores.json").read_text())["tasks"]
+    assert {*scores} == {"emoji_names", "emoji_answers", "emoji_drawings", "emoji_held_out"}
+    assert scores["emoji_drawings"]["measures"]["judge_accuracy"] > 0.9
+    assert Path("runs/emoji/report.html").is_file()
 
 
 LINES = fenced_lines(RECIPES / "your_own_data.md")

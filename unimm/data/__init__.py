@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unimm.data.text import TextTokenizer
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
     from unimm.data.worlds.digits import DigitsWorld
+    from unimm.data.worlds.emoji import EmojiWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "DigitsWorld",
     "Document",
     "Drawing",
+    "EmojiWorld",
     "FeaturedDataset",
     "Fields",
     "ImageFolder",
@@ -87,5 +89,6 @@ __getattr__, __dir__ = lazy_exports(
         "FeaturedDataset": "stores.features",
         "ShapesWorld": "worlds.shapes",
         "DigitsWorld": "worlds.digits",
+        "EmojiWorld": "worlds.emoji",
     },
 )

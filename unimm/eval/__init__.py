@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from unimm.eval.runner import evaluate
     from unimm.eval.suites import build_suite
     from unimm.eval.task import Example, Judgement, Result, Score, Task, collect, split_batches, summarize
+    from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks_by_name import load_task
     from unimm.eval.validation import ValidationConfig
 
 __all__ = [
+    "EmojiAnswers",
+    "EmojiDrawings",
+    "EmojiNames",
     "Example",
     "Judgement",
     "Result",
@@ -38,6 +42,7 @@ __getattr__, __dir__ = lazy_exports(
         "evaluate": "runner",
         "build_suite": "suites",
         "load_task": "tasks_by_name",
+        **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         "ValidationConfig": "validation",
     },
 )

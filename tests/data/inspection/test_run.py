@@ -15,9 +15,9 @@ from unimm.data.inspection import run as run_module
 from unimm.data.inspection.measure import Measure, measure_image, script_of
 from unimm.data.inspection.page import write_result
 from unimm.data.inspection.run import InspectionConfig, drop_parts, measure_all
-from unimm.data.records import Question, Record, Text
+from unimm.data.records import Question, Record, RecordImage, Text
 from unimm.data.template import PromptFormat, Template
-from unimm.data.views import Conversation, Drawing
+from unimm.data.views import Conversation, Document, Drawing
 from unimm.runtime.resumable_folder import workspace_of
 
 LONG = "a square " * 60
@@ -137,17 +137,23 @@ def test_a_sample_is_drawn_at_random_and_the_same_again(tmp_path: Path) -> None:
 
 
 def test_several_images_of_a_record_are_all_looked_at() -> None:
-    class Album(Record):
-        images = (jpeg(1), jpeg(2), b"")
+    album = Record(
+        "album",
+        jpeg(1),
+        others=(RecordImage(jpeg(2)), RecordImage(b"")),
+        document=("Look:", 0, 1, "and", 2),
+        system="Be brief.",
+    )
 
     class Albums(Mess):
         def __getitem__(self, index: int) -> Record:
-            return Album("album", image=jpeg(1), captions=(Text("two squares"),), codes=np.zeros(16, np.int32))
+            return album
 
     one = measures()["draw, talk"]
-    part = Measure(Albums(), {}, one.template, 16)(np.array([0]))
+    part = Measure(Albums(), {"read": Document()}, one.template, 16)(np.array([0]))
     assert (part.counts["images"], part.counts["several images"], len(part.numbers["width"])) == (3, 1, 2)
     assert [problem.about for problem in part.problems] == ["image"]
+    assert len(part.tokens["document"]) == 2 and len(part.tokens["system"]) == 1 and len(part.lengths["read"]) == 1
 
 
 @pytest.mark.parametrize(

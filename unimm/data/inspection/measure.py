@@ -26,10 +26,10 @@ from unimm.data.text import SPECIAL_NAMES
 from unimm.data.views import View
 from unimm.sequence import Sample
 
-TEXTS = ("caption", "prompt", "question", "answer", "text")
+TEXTS = ("caption", "prompt", "system", "question", "answer", "text", "document")
 """Kinds of texts that a record has."""
 
-PARTS = ("image", "several images", "captions", "prompts", "questions", "a dialogue", "text")
+PARTS = ("image", "several images", "captions", "prompts", "questions", "a dialogue", "text", "a document")
 """What a record may have, and is counted by."""
 
 RECORD, IMAGE = "record", "image"
@@ -123,7 +123,7 @@ class Measure:
             except (ValueError, OSError) as error:
                 part.problems.append(Problem(index, "", RECORD, short_reason(error)))
                 continue
-            number = num_images(record)
+            number = record.num_images
             part.counts["image"] += number > 0
             part.counts["several images"] += number > 1
             part.counts["images"] += number
@@ -137,6 +137,7 @@ class Measure:
         for name, value in given.items():
             part.counts[name] += bool(value)
         part.counts["text"] += record.text is not None
+        part.counts["a document"] += bool(record.document)
         part.counts["a dialogue"] += record.is_dialogue and bool(record.questions)
         for kind, language, text in texts_of(record):
             part.tokens[kind].append(len(self.template.tokenizer.encode(text)))
@@ -228,16 +229,7 @@ def encoded_bytes(image: ImageLike) -> bytes | None:
 
 def images_of(record: Record) -> list[ImageLike]:
     """All images of a record, in order."""
-    several = getattr(record, "images", None)
-    if several:
-        return [held for one in several if (held := getattr(one, "image", one)) is not None]
-    return [] if record.image is None else [record.image]
-
-
-def num_images(record: Record) -> int:
-    """How many images a record has."""
-    number = getattr(record, "num_images", None)
-    return len(images_of(record)) if number is None else number
+    return [one.image for one in record.images]
 
 
 def texts_of(record: Record) -> Iterator[tuple[str, str, str]]:
@@ -246,11 +238,16 @@ def texts_of(record: Record) -> Iterator[tuple[str, str, str]]:
         yield "caption", caption.language, caption.text
     for prompt in record.prompts:
         yield "prompt", prompt.language, prompt.text
+    if record.system:
+        yield "system", record.questions[0].language if record.questions else "en", record.system
     for question in record.questions:
         yield "question", question.language, question.text
         yield "answer", question.language, question.answer
     if record.text is not None:
         yield "text", record.text.language, record.text.text
+    for piece in record.document:
+        if isinstance(piece, str):
+            yield "document", "not said", piece
 
 
 def script_of(text: str) -> str:
