@@ -80,7 +80,7 @@ def settings(engine: Engine) -> list[Request]:
     return [
         Request(question(engine, "How many?", 16), penalised, logprobs=True),
         Request(question(engine, "How many?", 12), replace(penalised, temperature=0.0), logprobs=True),
-        Request(question(engine, "Which one?", 9), Sampling(1.2, seed=5, min_p=0.05), logprobs=True),
+        Request(question(engine, "Which one?", 9), Sampling(1.2, seed=5, min_p=0.05), logprobs=True, top_logprobs=4),
         Request(drawing(engine, PROMPTS[0], 14), Sampling(1.0, top_k=5, top_p=0.8, seed=6), 4.0, logprobs=True),
         Request(drawing(engine, PROMPTS[1], 11), Sampling(0.9, min_p=0.1, seed=7), logprobs=True),
     ]

@@ -184,6 +184,14 @@ class GuidanceTrace:
         return guide(self.conditional, self.unconditional, torch.full((len(self.conditional),), self.scale))
 
 
+_KEEP: dict[bool | str, Callable[[Tensor], Tensor] | None] = {
+    False: None,
+    True: Tensor.cpu,
+    "mean": lambda weights_HTT: weights_HTT.mean(0, keepdim=True).cpu(),
+}
+"""What is kept of the attention of each layer, by what is asked for."""
+
+
 class TraceCalls(ImageCalls):
     """The engine's calls that look inside."""
 
@@ -202,7 +210,7 @@ class TraceCalls(ImageCalls):
         """
         if sequence.is_open:
             raise ValueError("An open sequence has nothing to trace yet: fill it first, with engine.fill.")
-        if attention not in (True, False, "mean"):
+        if attention not in _KEEP:
             raise ValueError(f'attention is True, False or "mean", not {attention!r}.')
         if sequence.length > self.model.config.max_positions:
             most = self.model.config.max_positions
@@ -211,8 +219,7 @@ class TraceCalls(ImageCalls):
         check_elements(sequence, self.model)
         batch = collate([[sequence]]).to(self.device)
         with self.decoder.between_steps():
-            states, weights = run_layers(self.model, batch, bool(attention))
-        kept = [(one.mean(0, keepdim=True) if attention == "mean" else one).cpu() for one in weights]
+            states, kept = run_layers(self.model, batch, _KEEP[attention])
         tokens, is_control = self._tokens(sequence)
         bare = Trace(sequence, tokens, is_control, None, torch.stack(kept) if kept else None, None, self._read)
         kinds = {segment.kind for segment in sequence.segments} & {*self.model.vocabulary_ports}
