@@ -33,7 +33,7 @@ def requests():
 def test_the_requests_are_many_and_varied(requests):
     counts = Counter(one.kind for one in requests)
     assert len(requests) == 1400 and counts.keys() >= {*KINDS, "text", "hang-up", "no HTTP", "endless body"}
-    assert min(counts[kind] for kind in KINDS) >= 10
+    assert min(counts[kind] for kind in KINDS) >= 8
     assert len({one.data for one in requests}) > 1300
 
 
@@ -59,7 +59,14 @@ def test_what_is_a_leak(told):
 
 
 @pytest.mark.parametrize(
-    "told", ["64x64 or 0x0", "see /docs", "/v1/models", "data:image/png;base64," + "/tmp/0x7f0e2c1d5f30" * 20]
+    "told",
+    [
+        "64x64 or 0x0",
+        "see /docs",
+        "/v1/models",
+        "data:image/png;base64," + "/tmp/0x7f0e2c1d5f30" * 20,
+        '["/tmp/gradio/' + "a1" * 32 + '/x.png"]',
+    ],
 )
 def test_what_is_no_leak(told):
     assert not leaks(told.encode(), b"hello")

@@ -39,6 +39,7 @@ LEAKS = re.compile(
 """What no answer may hold, unless the request itself did."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/=]{200,}")
+_UPLOAD = re.compile(r"/[\w./-]*/gradio/[0-9a-f]{64}/")  # how Gradio's own protocol names a file that a client has uploaded
 
 
 @dataclass
@@ -167,7 +168,7 @@ def status_of(answer: bytes) -> str:
 
 def leaks(answer: bytes, request: bytes) -> str | None:
     """What an answer tells of the server's inside; None: nothing. What the client has said itself is none of it."""
-    text, asked = _BASE64.sub("", answer.decode("utf-8", "replace")), request.decode("utf-8", "replace")
+    text, asked = _UPLOAD.sub("", _BASE64.sub("", answer.decode("utf-8", "replace"))), request.decode("utf-8", "replace")
     asked += asked.encode("utf-8", "replace").decode("unicode_escape", "replace") if len(asked) < 100_000 else ""
     return next((found[0] for found in LEAKS.finditer(text) if found[0] not in asked), None)
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from unimm.bench.hostile.connections import connections
 from unimm.bench.hostile.generated import generated
 from unimm.bench.hostile.images import encoded
+from unimm.bench.hostile.page import page_requests
 from unimm.bench.hostile.posts import posts
 from unimm.bench.hostile.storm import SECRET, Findings, Server, Trap, storm
 from unimm.bench.hostile.wire import Hostile, http
@@ -74,7 +75,7 @@ def make(num_requests: int, seed: int, key: str, inside: str, secret: str) -> li
     written = [
         Hostile(kind, ((0.0, http("POST", path, body, lines, key)),)) for kind, path, body, lines in posts(inside, secret)
     ]
-    written += connections(key, secret)
+    written += [*connections(key, secret), *page_requests(key, inside, secret)]
     rng = random.Random(seed)
     if num_requests <= len(written):
         return rng.sample(written, num_requests)

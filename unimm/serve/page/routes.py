@@ -5,6 +5,7 @@ more way in that nobody uses here.
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,9 +52,11 @@ class PageRoutes:
     def _names_uploads(self, body: bytes) -> bool:
         """Whether the files that a body of JSON names are uploads or examples."""
         try:
-            open_values = [json.loads(body)]
-        except ValueError:
+            return self._are_uploads([json.loads(body)])
+        except (ValueError, RecursionError):  # no JSON, or one of a thousand levels; no path: it holds a null character
             return False
+
+    def _are_uploads(self, open_values: list[Any]) -> bool:
         while open_values:
             value = open_values.pop()
             if isinstance(value, dict):
