@@ -16,9 +16,9 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.mixture import Mixture, Source, in_ratio
-from unimm.data.records import Dataset, DatasetContext, bind
+from unimm.data.records import Dataset, DatasetContext, Record, bind
 from unimm.data.stores.codes import CodedDataset
-from unimm.data.stores.digests import unchecked
+from unimm.data.stores.digests import suppress_bad, unchecked
 from unimm.data.stores.features import FeaturedDataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
@@ -187,7 +187,7 @@ def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Te
     ]
     if config.ratio is not None:
         sources = in_ratio(sources, build(config.ratio))
-    return Mixture(sources, template, config.seed, config.data.weigh_by)
+    return Mixture(sources, template, config.seed, config.data.weigh_by, config.get("max_bad") or 0.0)
 
 
 def check_image_tokenizer(config: DictConfig) -> None:
@@ -240,7 +240,9 @@ def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
     """Everything that is written in the first records of the data sets."""
     for dataset in datasets:
         for index in range(min(len(dataset), RECORDS_FOR_TEXT)):
-            record = unchecked(dataset, index)
+            record = Record("")
+            with suppress_bad():
+                record = unchecked(dataset, index)
             yield from (text.text for text in (*record.captions, *record.prompts))
             for question in record.questions:
                 yield f" {question.answer}"

@@ -43,7 +43,10 @@ def encode(config: DictConfig) -> list[Path]:
     if device.type == "cpu":
         keep_memory()
     tokenizer = open_image_tokenizer(config).to(device)
-    settings = {"precision": config.precision, "work": PassConfig(config.batch_size, config.num_workers, ranks)}
+    settings = {
+        "precision": config.precision,
+        "work": PassConfig(config.batch_size, config.num_workers, ranks, max_bad=config.max_bad),
+    }
     return [
         encode_dataset(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder
         for name, node in chosen.items()

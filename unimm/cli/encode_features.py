@@ -36,7 +36,7 @@ def store_features(config: DictConfig) -> list[Path]:
         keep_memory()
     bundle = ModelBundle.load(config.init_from, device, torch.float32)  # as in training: the fingerprint counts dtypes
     check_looks(bundle.prompt_format)
-    work = PassConfig(config.batch_size, config.num_workers, ranks)
+    work = PassConfig(config.batch_size, config.num_workers, ranks, max_bad=config.max_bad)
     settings = {"precision": config.precision, "dtype": config.dtype, "work": work}
     stored = []
     for name in names:

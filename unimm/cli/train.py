@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,10 @@ from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_o
 from unimm.cli.learner import Learner, check_start, open_learner, with_sizes
 from unimm.cli.results import print_training_results
 from unimm.cli.resume_settings import Resuming
+from unimm.data.image import decode_image
 from unimm.data.mixture import Mixture
+from unimm.data.records import Dataset, Record
+from unimm.data.stores.digests import suppress_bad
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import LOSS, Validation, ValidationConfig
@@ -32,7 +35,7 @@ from unimm.models.lora import adapted_layers, merge
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import whole_folder
 from unimm.runtime.devices import choose_device, evaluation_dtype
-from unimm.runtime.number_checks import check_whole
+from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.training.logbook import Logbook
 from unimm.training.trackers import TrackingConfig
 from unimm.training.trainer import Trainer, TrainerConfig
@@ -101,6 +104,7 @@ def build_settings(config: DictConfig) -> tuple[TrainerConfig, ValidationConfig,
     """
     check_whole(config, 0, "whitened_images")
     check_whole(config, 1, "text_vocabulary")
+    check_probability(config, "max_bad")
     check_start(config)
     if config.suite is not None:
         build_suite(config.suite)
@@ -169,8 +173,9 @@ def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> Non
     """Write captions of a few training records to the logbook, and drawings from their captions where the model draws, unless
     the run is stopped."""
     datasets = [source.dataset for source in mixture.sources[:2]]
-    records = [dataset[index] for dataset in datasets for index in range(min(SAMPLE_PROMPTS // 2, len(dataset)))]
-    records = [record for record in records if record.image is not None and record.captions]
+    records = [
+        record for dataset in datasets for record in _first_captioned(dataset, SAMPLE_PROMPTS // 2, bool(mixture.max_bad))
+    ]
     if not records:
         return
     prompts = [record.captions[0].text for record in records]
@@ -180,6 +185,19 @@ def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> Non
         logbook.text(step, "captions", "\n".join(lines))
         if engine.model.config.codes is not None:
             logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
+
+
+def _first_captioned(dataset: Dataset, count: int, may_be_bad: bool) -> list[Record]:
+    """Those of the first records that have an image and a caption, and of which the image can be read."""
+    found: list[Record] = []
+    for index in range(min(count, len(dataset))):
+        with suppress_bad() if may_be_bad else nullcontext():
+            record = dataset[index]
+            if record.image is not None and record.captions:
+                if may_be_bad:
+                    decode_image(record.image)
+                found.append(record)
+    return found
 
 
 def _row(images: list[Image.Image]) -> Image.Image:

@@ -6,7 +6,7 @@ Which ones depends on the number of records alone, so sources that show the same
 import numpy as np
 
 from unimm.data.records import Dataset, DatasetContext, Record, bind
-from unimm.data.stores.digests import check, unchecked
+from unimm.data.stores.digests import check, key_at, unchecked
 
 KEY = 7
 """Of the generator that chooses them."""
@@ -32,6 +32,10 @@ class Subset:
     def unchecked(self, index: int) -> Record:
         """A record whose image was not compared (`unimm.data.stores.digests`)."""
         return unchecked(self.dataset, int(self.places[index]))
+
+    def key_at(self, index: int) -> str:
+        """The key of a record, also of one that cannot be read."""
+        return key_at(self.dataset, int(self.places[index]))
 
     def check(self, index: int) -> None:
         """Compare a record's image."""

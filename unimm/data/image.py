@@ -11,6 +11,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TypeGuard
 
@@ -21,7 +23,15 @@ from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The file formats that are read; fewer decoders leave less to attack."""
+"""The file formats that are read everywhere; fewer decoders leave less to attack."""
+
+PLUGINS = {"AVIF": "a Pillow that was built with AVIF", "HEIF": "pip install pillow-heif"}
+"""The formats that are read where Pillow, or a plug-in of it, can; and what to do where none can."""
+
+_BRANDS: dict[bytes, str] = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIF"),
+}
 
 MAX_SIDE = 65_535
 """Longest side in pixels, as JPEG has it: a strip of one pixel by millions would cost gigabytes to resize."""
@@ -173,8 +183,10 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
     if not file.read(1):
         raise ImageError(f"Cannot read {name}: it is empty.")
     file.seek(0)
+    further = _plugin_of(file.read(12), name) if formats == FORMATS else None
+    file.seek(0)
     try:
-        picture = Image.open(file, formats=formats)
+        picture = Image.open(file, formats=formats if further is None else (further,))
     except UnidentifiedImageError:
         raise ImageError(f"Cannot read {name}: it is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from None
     except Image.DecompressionBombError:
@@ -183,6 +195,22 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
         raise ImageError(f"Cannot read {name}: its header is damaged.") from None
     with picture:
         return _upright(picture, name, max_pixels, convert)
+
+
+def _plugin_of(start: bytes, name: str) -> str | None:
+    """The format of a file that a plug-in reads, by how it starts; None: it is none of these.
+
+    Raises:
+        ImageError: no plug-in can read it here.
+    """
+    form = _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if form == "HEIF" and find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
+    if form is not None and form not in Image.OPEN:
+        Image.init()
+    if form is not None and form not in Image.OPEN:
+        raise ImageError(f"Cannot read {name}: {form} images are not read here, that needs {PLUGINS[form]}; or save it as PNG.")
+    return form
 
 
 def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert) -> Image.Image:

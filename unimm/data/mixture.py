@@ -14,11 +14,13 @@ from functools import cached_property
 
 import numpy as np
 
+from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
 from unimm.data.records import Dataset
-from unimm.data.stores.digests import check, unchecked
+from unimm.data.stores.digests import check, key_at, unchecked
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
-from unimm.sequence import Image, Sample, Sequence
+from unimm.runtime.number_checks import check_probability
+from unimm.sequence import Image, Sample, Segment, Sequence
 
 SampleId = tuple[int, int]
 """(source, how many of its samples came before)."""
@@ -70,12 +72,21 @@ class Mixture:
         template: how prompts are written.
         seed: of the order of records and of the choices of views.
         weigh_by: whether weights are shares of "samples" or of "tokens" (positions, those of images too).
+        max_bad: the share of records that may be bad; above 0 they are replaced by others of their source
+            (`unimm.data.bad_records`), at 0 the first one raises.
 
     Raises:
         ValueError: there is no source, one holds no records, or the weights are no shares.
     """
 
-    def __init__(self, sources: list[Source], template: Template, seed: int = 0, weigh_by: str = "samples") -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        template: Template,
+        seed: int = 0,
+        weigh_by: str = "samples",
+        max_bad: float = 0.0,
+    ) -> None:
         if not sources:
             raise ValueError("A mixture needs at least one source.")
         weights = [source.weight for source in sources]
@@ -90,6 +101,9 @@ class Mixture:
         self.template = template
         self.seed = seed
         self.weigh_by = weigh_by
+        self.max_bad = max_bad
+        check_probability(self, "max_bad")
+        self._bad: dict[tuple[int, int], BadRecord] = {}  # by source and index, of those that were met while planning
 
     def samples(self, start: int, count: int) -> list[SampleId]:
         """Which samples come in the stream: `count` of them from number `start` on."""
@@ -101,17 +115,90 @@ class Mixture:
         Raises:
             ValueError: codes or features are of another image.
         """
-        check(self.sources[sample[0]].dataset, self._index(sample))
+        check(self.sources[sample[0]].dataset, next(self._candidates(sample))[0])
 
     def sample(self, sample: SampleId, max_positions: int | None = None) -> Sample:
-        """A sample, its images unopened. max_positions: of each sequence; what is longer is cut, where its view can."""
-        source, number = sample
-        chosen = self.sources[source]
+        """A sample, its images unopened; in place of a bad record, where there may be some, another one of its source.
+
+        max_positions: of each sequence; what is longer is cut, where its view can.
+
+        Raises:
+            ValueError: its record is bad, and there may be none, or all that were tried in its place are bad, too.
+        """
+        last: Exception | None = None
+        for index, attempt in self._candidates(sample):
+            try:
+                return self._made(sample, index, attempt, max_positions)
+            except StaleStoreError:
+                raise
+            except (ValueError, OSError) as error:
+                if not self.max_bad:
+                    raise
+                last = error
+                self._bad[sample[0], index] = self._describe(sample[0], index, error)
+        source = self.sources[sample[0]].name
+        raise ValueError(f"{TRIES} records of the source '{source}' were tried, and none can be used: {last}")
+
+    def replaced(self, sample: SampleId) -> list[BadRecord]:
+        """The bad records in whose place another one stands in a sample that was made before, in this process."""
+        order = itertools.takewhile(lambda one: one is not None, (self._bad.get(key) for key in self._order(sample)))
+        return [one for one in order if one is not None]
+
+    def open(self, name: SampleId, sequences: tuple[Sequence, ...]) -> tuple[tuple[Sequence, ...] | None, list[BadRecord]]:
+        """The sequences of a sample with their images opened; and the records that were found to be bad.
+
+        Where an image cannot be used it is those of another record of the source, which take no more positions; None where
+        there is no such record.
+        """
+        source, room = name[0], sum(sequence.length for sequence in sequences)
+        bad: list[BadRecord] = []
+        index, _ = next(self._candidates(name))
+        for attempt in range(TRIES):
+            try:
+                if attempt:
+                    index = self._instead(name, attempt, 1)
+                    sequences = self._made(name, index, -attempt, None).sequences
+                if sum(sequence.length for sequence in sequences) <= room:
+                    check(self.sources[source].dataset, index)
+                    opened = (tuple(map(Segment.opened, one.segments)) for one in sequences)
+                    return tuple(replace(one, segments=own) for one, own in zip(sequences, opened, strict=True)), bad
+            except StaleStoreError:
+                raise
+            except (ValueError, OSError) as error:
+                bad.append(self._describe(source, index, error))
+        return None, bad
+
+    def _made(self, name: SampleId, index: int, attempt: int, max_positions: int | None) -> Sample:
+        """The sample of a record. attempt: 0 for the record whose turn it is, others for those in its place."""
+        chosen = self.sources[name[0]]
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
-        rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, number, 0, 0]))
-        record = unchecked(chosen.dataset, self._index(sample))
-        made = chosen.view(record, self.template.limited(max_positions), rng)
+        counter = [0, name[1], abs(attempt), int(attempt < 0)]
+        rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=counter))
+        made = chosen.view(unchecked(chosen.dataset, index), self.template.limited(max_positions), rng)
         return made if isinstance(made, Sample) else Sample((made,))
+
+    def _candidates(self, name: SampleId) -> Iterator[tuple[int, int]]:
+        """The record of a sample and those that stand in for it, which are not known to be bad: index, and which attempt."""
+        for attempt, (source, index) in enumerate(self._order(name)):
+            if (source, index) not in self._bad:
+                yield index, attempt
+
+    def _order(self, name: SampleId) -> Iterator[tuple[int, int]]:
+        """Source and index of the record of a sample, and of those in its place."""
+        yield name[0], self._index(name)
+        for attempt in range(1, TRIES if self.max_bad else 1):
+            yield name[0], self._instead(name, attempt, 0)
+
+    def _instead(self, name: SampleId, attempt: int, opening: int) -> int:
+        """The record that is tried in place of a bad one. opening: whether that was found out when its image was opened."""
+        chosen = self.sources[name[0]]
+        key = _key(self.seed, chosen.name, "instead")
+        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, name[1], attempt, opening]))
+        return int(rng.integers(len(chosen.dataset)))
+
+    def _describe(self, source: int, index: int, error: Exception) -> BadRecord:
+        chosen = self.sources[source]
+        return BadRecord(key_at(chosen.dataset, index) or f"record {index}", reason_of(error), chosen.name)
 
     def sequence(self, sample: SampleId, max_positions: int | None = None) -> Sequence:
         """The sequence of a sample that has one.
@@ -127,16 +214,19 @@ class Mixture:
     def name(self, sample: SampleId) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""
         source = self.sources[sample[0]]
-        return f"{source.name} {sample[1]} ({unchecked(source.dataset, self._index(sample)).key})"
+        return f"{source.name} {sample[1]} ({key_at(source.dataset, next(self._candidates(sample))[0])})"
 
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
-        showing = {source for source in active if _images(self.sample((source, 0)))}
+        showing = {source for source in active if _images(self.sample((source, 0)).sequences)}
         samples = (sample for sample in self._stream(0) if sample[0] in showing)
         for sample in samples if showing else ():
-            self.check(sample)
-            yield from (image.open() for image in _images(self.sample(sample)) if not image.is_features)
+            made = self.sample(sample)
+            if not self.max_bad:
+                self.check(sample)
+            opened = self.open(sample, made.sequences)[0] if self.max_bad else made.sequences
+            yield from (image.open() for image in _images(opened or ()) if not image.is_features)
 
     @cached_property
     def shares(self) -> list[float]:
@@ -171,9 +261,9 @@ class Mixture:
         return float(np.mean([self.sample((source, number)).length for number in range(MEASURED)]))
 
 
-def _images(sample: Sample) -> list[Image]:
-    """Those that a sample shows, unopened."""
-    return [one.image for sequence in sample.sequences for one in sequence.segments if one.image is not None]
+def _images(sequences: tuple[Sequence, ...]) -> list[Image]:
+    """Those that sequences show."""
+    return [one.image for sequence in sequences for one in sequence.segments if one.image is not None]
 
 
 def _key(*parts: int | str) -> int:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
 from unimm.batch import Batch, collate
+from unimm.data.bad_records import BadRecord
 from unimm.data.mixture import Mixture, SampleId
 from unimm.data.packing import (
     WHOLE,
@@ -238,15 +239,17 @@ class StepBatch:
     """One rank's share of a step.
 
     batches: a micro-batch for each forward pass. samples: what they hold. origin: the window of the plan that the step is in.
+    bad: records in whose place others stand.
     """
 
     batches: list[Batch]
     samples: list[SampleId]
     origin: PlanCursor
+    bad: tuple[BadRecord, ...] = ()
 
     def pin_memory(self) -> "StepBatch":
         """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""
-        return StepBatch([batch.pin_memory() for batch in self.batches], self.samples, self.origin)
+        return StepBatch([batch.pin_memory() for batch in self.batches], self.samples, self.origin, self.bad)
 
 
 class Steps(TorchDataset):
@@ -283,15 +286,41 @@ class Steps(TorchDataset):
         shares = share_out(self.plan.groups(step), self.num_ranks * self.num_micro_batches)[self.rank :: self.num_ranks]
         own = sorted(number for share in shares for number in share)
         rows = dict(zip(own, self.plan.rows(step, own), strict=True))
-        batches = [self._collate([rows[number] for number in share] or [[]]) for share in shares]
+        bad: dict[BadRecord, None] = {}
+        opened = [open_rows(self.plan.mixture, [rows[number] for number in share] or [[]], bad) for share in shares]
+        batches = [self._collate(share) for share in opened]
         samples = dict.fromkeys(one.sample for row in rows.values() for one in row)
-        return StepBatch(batches, list(samples), self.plan.origin(step))
+        return StepBatch(batches, list(samples), self.plan.origin(step), tuple(bad))
 
     def _collate(self, rows: list[list[Planned]]) -> Batch:
-        for row in rows:
-            for one in row:
-                self.plan.mixture.check(one.sample)
         return collate_rows(rows, self.plan.shape.num_positions)
+
+
+def open_rows(mixture: Mixture, rows: list[list[Planned]], bad: dict[BadRecord, None]) -> list[list[Planned]]:
+    """Planned rows, compared with what is stored of their images. Where there may be bad records, their images are opened, and
+    others stand in place of what cannot be used; a sample of which one part of several has no stand-in is left out.
+
+    bad: collects the records in whose place others stand.
+
+    Raises:
+        ValueError: a record is bad, and there may be none.
+    """
+    if not mixture.max_bad:
+        for one in (one for row in rows for one in row):
+            mixture.check(one.sample)
+        return rows
+    left_out: set[SampleId] = set()
+    opened: dict[int, Planned] = {}
+    for one in (one for row in rows for one in row):
+        bad.update(dict.fromkeys(mixture.replaced(one.sample)))
+        sequences, found = mixture.open(one.sample, one.sequences)
+        bad.update(dict.fromkeys(found))
+        if sequences is None or (found and len(mixture.sample(one.sample).sequences) > len(one.sequences)):
+            left_out.add(one.sample)
+        else:
+            places = one.places if not found else tuple(range(len(sequences)))
+            opened[id(one)] = Planned(one.sample, sequences, places)
+    return [[opened[id(one)] for one in row if one.sample not in left_out] for row in rows]
 
 
 def collate_rows(rows: list[list[Planned]], num_positions: int, num_rows: int | None = None) -> Batch:

@@ -11,13 +11,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.holdout import Subset
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
-
-BAD_RECORDS = "bad_records.txt"
-"""In a run's folder: a key and a reason a line, of records that it could not use and that may be taken out."""
+from unimm.data.stores.digests import key_at
 
 MAX_NAMED = 3
 """Differences that a message names."""
@@ -117,7 +116,7 @@ def _differences(began: Order, now: Order, of: str = "") -> Iterator[tuple[str, 
 def _of_dataset(dataset: Dataset) -> dict[str, Any]:
     """Of all of it, and how many records of it are not learned from."""
     entire = dataset.dataset if isinstance(dataset, Subset) else dataset
-    ends = {"first_key": entire[0].key, "last_key": entire[len(entire) - 1].key}
+    ends = {"first_key": key_at(entire, 0), "last_key": key_at(entire, len(entire) - 1)}
     return {"held_out": len(entire) - len(dataset), "num_records": len(entire), **ends}
 
 

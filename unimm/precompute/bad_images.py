@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.records import Dataset, ImageLike
-from unimm.data.stores.digests import unchecked
+from unimm.data.stores.digests import key_at, unchecked
 from unimm.runtime.resumable_folder import ResumableFolder
 
 MOST_NAMED = 20
@@ -41,6 +42,7 @@ class UsedImages(TorchDataset):
             key = record.key
             return BadImage(key, "it has no image") if record.image is None else self._use(record.image)
         except (ValueError, OSError) as error:
+            key = key_at(self._dataset, index) or key
             return BadImage(key, short_reason(error))
 
 
@@ -51,8 +53,10 @@ def is_hopeless(num_bad: int, num_seen: int) -> bool:
 
 def note_bad(unfinished: ResumableFolder, rank: int, bad: list[BadImage]) -> None:
     """Leave word of a process' bad images for all processes."""
+    path = unfinished.workspace / f"bad-{rank}.json"
     if bad:
-        (unfinished.workspace / f"bad-{rank}.json").write_text(json.dumps(bad), encoding="utf-8")
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else []
+        path.write_text(json.dumps([*before, *bad]), encoding="utf-8")
 
 
 def forget_bad(unfinished: ResumableFolder) -> None:
@@ -61,14 +65,22 @@ def forget_bad(unfinished: ResumableFolder) -> None:
         path.unlink()
 
 
-def raise_bad(unfinished: ResumableFolder, num_images: int) -> None:
-    """Raises ValueError where any process met a bad image: names them, and says where all are listed if they are many."""
-    bad = [
-        BadImage(*one)
-        for path in sorted(unfinished.workspace.glob("bad-*.json"))
-        for one in json.loads(path.read_text("utf-8"))
-    ]
-    if not bad:
+def noted_bad(unfinished: ResumableFolder) -> list[BadImage]:
+    """The bad images that any process met."""
+    noted = sorted(unfinished.workspace.glob("bad-*.json"))
+    return [BadImage(*one) for path in noted for one in json.loads(path.read_text("utf-8"))]
+
+
+def list_bad(bad: list[BadImage], path: Path) -> None:
+    """Write the list of bad images: a key and a reason a line."""
+    path.write_text("".join(f"{one.key}\t{one.reason}\n" for one in bad), encoding="utf-8")
+
+
+def raise_bad(unfinished: ResumableFolder, num_images: int, max_bad: float = 0.0) -> None:
+    """Raises ValueError where the processes met more bad images than a share of `max_bad`: names them, and says where all are
+    listed if they are many."""
+    bad = noted_bad(unfinished)
+    if len(bad) <= max_bad * num_images:
         return
     num_named = min(len(bad), MOST_NAMED)
     while num_named > 1 and len(_told(bad[:num_named])) > MOST_CHARACTERS:
@@ -76,11 +88,12 @@ def raise_bad(unfinished: ResumableFolder, num_images: int) -> None:
     others = ""
     if num_named < len(bad):
         listed = unfinished.workspace / "bad_images.txt"
-        listed.write_text("".join(f"{one.key}\t{one.reason}\n" for one in bad), encoding="utf-8")
+        list_bad(bad, listed)
         others = f"; and {len(bad) - num_named:,} others, see {listed}"
+    allowed = f", and max_bad={max_bad:g} of them may be" if max_bad else ""
     raise ValueError(
-        f"{len(bad):,} of {num_images:,} images cannot be used ({_told(bad[:num_named])}{others}): mend them or take their "
-        f"records out, and run it again; what was made of the others is kept."
+        f"{len(bad):,} of {num_images:,} images cannot be used ({_told(bad[:num_named])}{others}){allowed}: mend them or take "
+        f"their records out, and run it again; what was made of the others is kept."
     )
 
 

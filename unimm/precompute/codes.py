@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import crop
 from unimm.data.records import Dataset
 from unimm.data.stores.codes import (
@@ -28,6 +29,7 @@ from unimm.data.stores.codes import (
 from unimm.data.stores.digests import first_image_hash, key_at
 from unimm.data.stores.image_rows import ImagesOf, rows_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.precompute.bad_images import list_bad, noted_bad
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
 from unimm.precompute.reconstructions import PICTURE, TOO_LOW, reconstruct_some
@@ -76,7 +78,7 @@ def encode_dataset(
     with evaluating(tokenizer):
         is_new = make_parts(job, unfinished, known, work, is_same, look_back)
     if is_new and work.ranks.number == 0:
-        _save(out, unfinished, job, replace(manifest, **fidelity), ends)
+        _save(out, unfinished, job, replace(manifest, **fidelity), ends, work)
     end_pass(out, unfinished, is_new, work)
     stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
     if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
@@ -91,11 +93,18 @@ def _find_images(dataset: Dataset, work: PassConfig) -> tuple[Dataset, np.ndarra
     return dataset if ends is None else ImagesOf(dataset, ends), ends
 
 
-def _save(out: Path, unfinished: ResumableFolder, job: Job, manifest: CodesManifest, ends: np.ndarray | None) -> None:
-    """Put the parts together."""
+def _save(
+    out: Path, unfinished: ResumableFolder, job: Job, manifest: CodesManifest, ends: np.ndarray | None, work: PassConfig
+) -> None:
+    """Put the parts together, and list what could not be used."""
     parts = [load_part(unfinished, number) for number in range(job.num_parts)]
     codes, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    save_codes(out, codes, manifest, identities, unfinished.workspace.glob(PICTURE), ends)
+    bad, files = noted_bad(unfinished), list(unfinished.workspace.glob(PICTURE))
+    if bad:
+        files.append(unfinished.workspace / BAD_RECORDS)
+        list_bad(bad, files[-1])
+        work.say(f"{job.title}: {len(bad):,} of {len(job.images):,} images cannot be used, see {out / BAD_RECORDS}")
+    save_codes(out, codes, replace(manifest, num_bad=len(bad)), identities, files, ends)
 
 
 def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str) -> Job:
@@ -105,6 +114,7 @@ def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str)
         dataset=images,
         images=np.arange(len(images)),
         part_rows=PART_RECORDS,
+        shape=(tokenizer.num_codes,),
         key="codes",
         dtype=torch.int32,
         title=title,

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from unimm.checkpoints.fingerprint import tower_fingerprint
+from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import image_hash, look
 from unimm.data.records import Dataset, ImageLike
-from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.stores.digests import key_at, preparation_fingerprint, unchecked
 from unimm.data.stores.features import (
     DTYPES,
     MANIFEST,
@@ -25,7 +26,6 @@ from unimm.data.stores.features import (
     has_rows,
     is_stored,
     load_rows,
-    preparation_fingerprint,
     put_rows,
     shard_rows,
     stored_files,
@@ -33,7 +33,7 @@ from unimm.data.stores.features import (
 )
 from unimm.data.stores.image_rows import ImagesOf
 from unimm.models.vision.tower import VisionTower
-from unimm.precompute.bad_images import BadImage, note_bad, raise_bad, short_reason
+from unimm.precompute.bad_images import BadImage, list_bad, note_bad, noted_bad, raise_bad, short_reason
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
 from unimm.precompute.sharded_pass import Job, PassConfig, begin_pass, end_pass, evaluating, known_images, make_parts
@@ -70,7 +70,7 @@ def encode_features(
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
     begin_pass(unfinished, work, lambda: _put_rows(unfinished, dataset, work))
-    raise_bad(unfinished, len(dataset))
+    raise_bad(unfinished, len(dataset), work.max_bad)
     rows, ends = load_rows(unfinished)
     job = _job(tower, dataset if ends is None else ImagesOf(dataset, ends), precision, manifest, rows)
     known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
@@ -78,6 +78,10 @@ def encode_features(
     with evaluating(tower):
         is_new = make_parts(job, unfinished, known, work, is_same)
     if is_new and work.ranks.number == 0:
+        bad = noted_bad(unfinished)
+        if bad:
+            unfinished.put(BAD_RECORDS, lambda path: list_bad(bad, path))
+            work.say(f"{job.title}: {len(bad):,} images cannot be used, see {out / BAD_RECORDS}")
         finish_features(unfinished, replace(manifest, num_images=len(job.images)))
     end_pass(out, unfinished, is_new, work)
     return StoredFeatures.open(out, tower_hash=manifest.tower_hash)
@@ -92,6 +96,7 @@ def _job(tower: VisionTower, images: Dataset, precision: str, manifest: Features
         dataset=images,
         images=shown[np.unique(rows[shown], return_index=True)[1]],
         part_rows=manifest.shard_rows,
+        shape=(manifest.num_patches, manifest.width),
         key="features",
         dtype=DTYPES[manifest.dtype],
         title=f"features of {manifest.source}",
@@ -163,7 +168,7 @@ def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -
             try:
                 images = [one.image for one in unchecked(dataset, index).images] or [None]
             except (ValueError, OSError) as error:
-                bad.append(BadImage(f"record {index}", short_reason(error)))
+                bad.append(BadImage(key_at(dataset, index) or f"record {index}", short_reason(error)))
             for image in images:
                 row = -1
                 if image is not None:
@@ -173,7 +178,7 @@ def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -
             ends.append(len(rows))
             advance(1)
     note_bad(unfinished, work.ranks.number, bad)
-    if not bad:
+    if len(bad) <= work.max_bad * len(dataset):
         have_one_each = len(rows) == len(ends)
         put_rows(unfinished, np.array(rows, np.int64), None if have_one_each else np.array(ends, np.int64))
 

@@ -22,15 +22,17 @@ from torch.utils.data import DataLoader
 
 from unimm.data.records import Dataset, ImageLike
 from unimm.data.stores.digests import HALF, image_identity
-from unimm.precompute.bad_images import BadImage, UsedImages, forget_bad, is_hopeless, note_bad, raise_bad
+from unimm.precompute.bad_images import BadImage, UsedImages, forget_bad, is_hopeless, note_bad, noted_bad, raise_bad
 from unimm.precompute.known_images import ABSENT, KnownImages, link_or_copy
 from unimm.precompute.pass_progress import images_progress, say
 from unimm.runtime.environment import loader_processes
-from unimm.runtime.number_checks import check_whole
+from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.runtime.rank_sync import Ranks
 from unimm.runtime.resumable_folder import ResumableFolder
 
 COMPARED_AT_ONCE = 256
+HALF_BAD = 0.5
+"""Where so many may be bad, a pass is never given up early."""
 
 Write = Callable[[Path], object]
 """Writes a file at a path."""
@@ -44,16 +46,19 @@ class PassConfig:
     num_workers: processes that prepare images ahead, for each of `ranks`.
     ranks: who shares the work; all of them are called with the same words.
     quiet: no progress, and nothing said.
+    max_bad: the share of images that may be unusable: their rows are zeros, as are their identities.
     """
 
     batch_size: int = 64
     num_workers: int = 0
     ranks: Ranks = field(default_factory=Ranks)
     quiet: bool = False
+    max_bad: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "batch_size")
         check_whole(self, 0, "num_workers")
+        check_probability(self, "max_bad")
 
     @property
     def is_silent(self) -> bool:
@@ -74,6 +79,7 @@ class Job:
     prepare: an image -> pixels (3, H, W) float32.
     images: (num_rows,) the index of the record whose image each row is of.
     part_rows: rows of a part.
+    shape: of what is stored of an image.
     key: the name of the tensor; beside it stand the "identities" of the images.
     title: what is done, for a person.
     """
@@ -83,6 +89,7 @@ class Job:
     dataset: Dataset
     images: np.ndarray
     part_rows: int
+    shape: tuple[int, ...]
     key: str
     dtype: torch.dtype
     title: str
@@ -170,10 +177,14 @@ def make_parts(
         return False
     if before is not None and work.ranks.number == 0:
         before()
-    bad = _make(job, _parts(job, missing, found), known, unfinished, work)
+    parts = _parts(job, missing, found)
+    bad = _make(job, parts, known, unfinished, work)
     note_bad(unfinished, work.ranks.number, bad)
     work.ranks.barrier()
-    raise_bad(unfinished, len(job.images))
+    if len(noted_bad(unfinished)) > work.max_bad * len(job.images):
+        for number in (part.number for part in parts if part.bad):
+            unfinished.set_aside(number)  # what was made of the others is kept, and the bad ones are tried again
+    raise_bad(unfinished, len(job.images), work.max_bad)
     return True
 
 
@@ -226,9 +237,13 @@ class _Part:
             self.identities[good] = loaded.identities
             self._made |= dict(zip(good, job.see(loaded.pixels), strict=True))
 
-    def save(self, job: Job, known: KnownImages, unfinished: ResumableFolder) -> None:
-        """Write it; with bad images it is not whole, and only what is new is kept for the next time."""
-        if self.bad:
+    def save(self, job: Job, known: KnownImages, unfinished: ResumableFolder, has_gaps: bool) -> None:
+        """Write it; with bad images it is not whole, and only what is new is kept for the next time, unless it has gaps."""
+        if self.bad and has_gaps:
+            gaps = [int(row) for row in self.new if int(row) not in self._made]
+            self._made |= {row: torch.zeros(job.shape, dtype=job.dtype) for row in gaps}
+            self.identities[gaps] = 0
+        elif self.bad:
             if self._made:
                 self._write(sorted(self._made), job, known, unfinished.keep)
             return
@@ -281,10 +296,10 @@ def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Resumabl
                 if part.bad and not is_told:
                     is_told = True
                     work.say(f"{job.title}: {': '.join(part.bad[0])}; the others are made first, then all such are named.")
-                if is_hopeless(len(bad) + len(part.bad), num_seen):
+                if work.max_bad < HALF_BAD and is_hopeless(len(bad) + len(part.bad), num_seen):
                     return bad + part.bad
             bad += part.bad
-            part.save(job, known, unfinished)
+            part.save(job, known, unfinished, has_gaps=work.max_bad > 0)
     return bad
 
 

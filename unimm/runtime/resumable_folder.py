@@ -121,6 +121,13 @@ class ResumableFolder:
         digest = _digest(self.path(number))
         self._write(proof, lambda path: path.write_text(digest))
 
+    def set_aside(self, number: int) -> None:
+        """Keep a file for reuse, and make it again: something in it is missing."""
+        self._kept.mkdir(exist_ok=True)
+        self._proof(number).unlink(missing_ok=True)
+        if self.path(number).is_file():
+            self.path(number).replace(self._kept / f"{secrets.token_hex(8)}.safetensors")
+
     def finish(self) -> None:
         """Give the folder its place; by the first process, when all files are there."""
         replace_folder(self.whole, self.final)

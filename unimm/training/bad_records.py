@@ -2,19 +2,28 @@
 
 They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are repaired or taken out, the
 run goes on (`unimm.data.run_signature` lets it, where nothing else has changed).
+
+Where some may be bad (`max_bad`), others stand in for them, and the run ends only when there are more: `BadBudget` counts.
 """
 
+import logging
 import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from unimm.data.bad_records import BAD_RECORDS, BadRecord, count_kinds, reason_of
 from unimm.data.image import decode_image
+from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, SeenImage
-from unimm.data.run_signature import BAD_RECORDS
+from unimm.data.stores.digests import key_at
 
 SECONDS_OF_SEARCH = 20.0
+ENOUGH = 1000
+"""Of so many records a share may be bad, however few were read yet: the first that are read may be the bad ones."""
+
+logger = logging.getLogger(__name__)
 MOST_NAMED = 12
 
 
@@ -22,11 +31,8 @@ class DataError(ValueError):
     """A step cannot be made, since what it would learn from cannot be read."""
 
 
-class BadRecord(NamedTuple):
-    """A record that cannot be read, or whose image cannot: its key, and why."""
-
-    key: str
-    reason: str
+class TooManyBadError(DataError):
+    """More records of a source cannot be used than may be."""
 
 
 class Search(NamedTuple):
@@ -44,9 +50,9 @@ def lost_step(error: Exception, step: int, datasets: Iterable[Dataset], folder: 
     """
     if not isinstance(error, ValueError | OSError):
         return error
-    found = find_bad_records(datasets)
+    found = Search([], 0, 0) if isinstance(error, TooManyBadError) else find_bad_records(datasets)
     if found.bad:
-        lines = "".join(f"{key}\t{reason}\n" for key, reason in found.bad)
+        lines = "".join(f"{key}\t{reason}\n" for key, reason, _ in found.bad)
         unseen = found.num_records - found.num_seen
         why = f", since {len(found.bad):,} of {found.num_seen:,} records cannot be used: {_named(found.bad)}"
         why += f"; there was no time to look at {unseen:,} others" if unseen else ""
@@ -82,28 +88,89 @@ def find_bad_records(datasets: Iterable[Dataset], seconds: float = SECONDS_OF_SE
             key = f"record {index}"
             try:
                 record = dataset[index]
-                key, image = record.key, record.image
-                if image is not None and not isinstance(image, SeenImage) and str(image)[:300] not in seen:
-                    decode_image(image)
+                key = record.key
+                for image in (one.image for one in record.images):
+                    if not isinstance(image, SeenImage) and str(image)[:300] not in seen:
+                        decode_image(image)
+                    seen |= {str(image)} if isinstance(image, str | Path) else set()
             except (ValueError, OSError) as error:
+                key = key_at(dataset, index) or key
                 bad.setdefault(key, BadRecord(key, reason_of(error)))
-            else:
-                seen |= {str(image)} if isinstance(image, str | Path) else set()
     return Search(list(bad.values()), num_seen, num_seen)
-
-
-def reason_of(error: Exception) -> str:
-    """What is wrong, in one line, without the traceback of a process that loads data."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def _named(bad: list[BadRecord]) -> str:
     """Keys by reason, which many share."""
     keys: dict[str, list[str]] = {}
-    for key, reason in bad[:MOST_NAMED]:
+    for key, reason, _ in bad[:MOST_NAMED]:
         keys.setdefault(re.sub(r"^Cannot (read|use) .{1,400}?: ", "", reason), []).append(key)
     others = f" and {len(bad) - MOST_NAMED:,} others" if len(bad) > MOST_NAMED else ""
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in keys.items()) + others
+
+
+class BadBudget:
+    """Counts the bad records that a run has met, lists them, and ends it where they are more than a share of `max_bad`: of the
+    records of a source that were read so far, or of a thousand of them where these are more.
+
+    Args:
+        folder: the run's; what is listed there of an earlier part of the run is counted.
+        mixture: what is learned, with its `max_bad`.
+        is_fresh: whether the run begins: what is listed there is of another.
+    """
+
+    def __init__(self, folder: Path, mixture: Mixture, is_fresh: bool) -> None:
+        self.path, self.mixture, self.max_bad = folder / BAD_RECORDS, mixture, mixture.max_bad
+        if is_fresh:
+            self.path.unlink(missing_ok=True)
+        self.bad = self._read()
+
+    def add(self, found: Iterable[BadRecord]) -> None:
+        """Count and list those that are new. Every process lists its own, and counts those of all."""
+        new = {(one.source, one.key): one for one in found if (one.source, one.key) not in self.bad}
+        if not new:
+            return
+        if not self.bad:
+            one = next(iter(new.values()))
+            logger.warning(
+                f"The record {one.key} of '{one.source}' cannot be used ({one.reason}): another one stands in for it, as for "
+                f"all such, which {self.path} lists; the run ends when they are more than a share of max_bad={self.max_bad:g}."
+            )
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{one.key}\t{one.reason}\t{one.source}\n" for one in new.values())
+        except OSError as error:
+            logger.warning(f"{len(new)} bad records cannot be listed in {self.path} ({error.strerror}).")
+        self.bad |= {**self._read(), **new}
+
+    def meet(self, found: Iterable[BadRecord], num_samples: int) -> TooManyBadError | None:
+        """Count what a step has found, and say what ends the run before it is learned. num_samples: of the stream, so far."""
+        self.add(found)
+        return self.exceeded(num_samples)
+
+    def exceeded(self, num_samples: int) -> TooManyBadError | None:
+        """What ends the run where there are more than may be, else None. num_samples: of the stream, so far."""
+        for source, share in zip(self.mixture.sources, self.mixture.shares, strict=True) if self.bad else ():
+            bad = [one for one in self.bad.values() if one.source == source.name]
+            read = int(min(len(source.dataset), max(share * num_samples, ENOUGH)))
+            if len(bad) > self.max_bad * read:
+                return TooManyBadError(
+                    f"{len(bad):,} of {read:,} records of the source '{source.name}' cannot be used ({count_kinds(bad)}), and "
+                    f"max_bad={self.max_bad:g} of them may be; all are listed in {self.path}"
+                )
+        return None
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged, where there are any."""
+        return {"data/bad_records": float(len(self.bad))} if self.bad else {}
+
+    def summary(self) -> list[str]:
+        """A line for a person, where there are any."""
+        bad = list(self.bad.values())
+        if not bad:
+            return []
+        return [f"{len(bad):,} records could not be used and were replaced ({count_kinds(bad)}): see {self.path}"]
+
+    def _read(self) -> dict[tuple[str, str], BadRecord]:
+        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        read = [BadRecord(*[*line.split("\t", 2), "", ""][:3]) for line in lines]
+        return {(one.source, one.key): one for one in read if one.source}  # others are of a run that allowed none

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture, SampleId
 from unimm.data.packing import WHOLE, SampleSize, best_fit, split_sample
-from unimm.data.plan import Planned, collate_rows, measured
+from unimm.data.plan import Planned, collate_rows, measured, open_rows
 from unimm.training.objectives.likelihood import Objective
 
 Row = list[tuple[SampleId, int]]
@@ -63,12 +63,10 @@ class HeldOut:
             yield self._collate(own[0] if own else [])
 
     def _collate(self, rows: list[Row]) -> Batch:
-        return collate_rows(
-            [[self._open(*one) for one in row] for row in rows], self.num_positions, max(self.num_rows, len(rows))
-        )
+        planned = [[self._planned(*one) for one in row] for row in rows]
+        return collate_rows(open_rows(self.mixture, planned, {}), self.num_positions, max(self.num_rows, len(rows)))
 
-    def _open(self, name: SampleId, part: int) -> Planned:
-        self.mixture.check(name)
+    def _planned(self, name: SampleId, part: int) -> Planned:
         return Planned.of(name, self.mixture.sample(name, self.num_positions), part, self.num_positions)
 
     def _pack(self) -> tuple[list[Row], list[list[Row]]]:

@@ -23,7 +23,7 @@ from unimm.runtime.devices import check_precision, choose_device, has_bf16, why_
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.acceleration import computing_with, make_accelerator, meet, settle_precision, settle_threads
-from unimm.training.bad_records import DataError, lost_step
+from unimm.training.bad_records import BadBudget, DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.optimizers import Budget, Schedule
@@ -101,7 +101,12 @@ class StepMeter(Protocol):
 
 
 class Loop(Resumable):
-    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
+    """One run in one folder. A subclass calls `resume` at the end of its constructor.
+
+    bad: counts the bad records of its batches, where others stand in for them.
+    """
+
+    bad: BadBudget | None = None
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
@@ -212,6 +217,7 @@ class Loop(Resumable):
                     self.save()  # all is as it was before the step
                     raise
                 self.save()
+                self.say(self.bad.summary() if self.bad else [])
         finally:
             line.close()
             logbook.close()
@@ -233,6 +239,8 @@ class Loop(Resumable):
         self.before_steps(logbook)
         while self.progress < 1.0:
             ahead = self._next(batches)
+            if self.bad is not None and ahead.batch is not None:
+                ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.origin.sample))
             if self._is_stopped(ahead.error):
                 break
             self._one_step(ahead, meter)
@@ -240,7 +248,7 @@ class Loop(Resumable):
             line.update(self.progress, meter.note())
             if self.is_due(self.loop_config.report_every):
                 skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
-                logbook.numbers(self.step, self.report(meter) | skipped)
+                logbook.numbers(self.step, self.report(meter) | skipped | (self.bad.numbers() if self.bad else {}))
             try:
                 self.after_step(logbook)
             except (ValueError, OSError):  # data that is held out, or drawn: what was learned is as good as ever

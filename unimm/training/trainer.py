@@ -27,6 +27,7 @@ from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training import activation_checkpointing
 from unimm.training.activation_checkpointing import checkpoint_activations
+from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops, warn_of_cost
@@ -156,6 +157,7 @@ class Trainer(Loop):
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
         self.resume()
+        self.bad = BadBudget(folder, mixture, is_fresh=self.step == 0 and self.is_main)
 
     def _distribute(self) -> nn.Module:
         """The objective as several processes hold it."""

@@ -5,7 +5,9 @@ convention of Hugging Face's "imagefolder". Sub-folders are walked, and may have
 """
 
 import csv
-from collections.abc import Iterator
+import logging
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,15 @@ from unimm.data.records import ImageLike, Record, Text
 TABLES = ("metadata.jsonl", "metadata.csv")
 _FILE_NAME = "file_name"
 
+OTHER_IMAGES = (
+    *(".svg", ".psd", ".ico", ".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".nef"),
+    *(".mp4", ".mov", ".webm", ".pdf"),
+)
+OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".caption")
+"""Files that may be data and are none here: they are told of, not passed over."""
+
+logger = logging.getLogger(__name__)
+
 
 class ImageFolder:
     """The images of a folder, sorted by their paths; a record's key is the path below the folder.
@@ -25,12 +36,21 @@ class ImageFolder:
         folder: where they are.
         caption_column: of the tables. The language, "en" or "zh", is that of all captions.
         captions: false for images alone, as an image tokenizer learns from; texts and tables are then not looked at.
+        max_bad: of all images, the share that may lack a caption, and of rows that may be wrong: the images are bad when they
+            are read, and the rows are warned of.
 
     Raises ValueError where there are no images, an image has no caption or two, a table names an image that is not there or has
     no such column; all of this at once, and only an empty or unreadable text when it is read.
     """
 
-    def __init__(self, folder: str | Path, caption_column: str = "text", language: str = "en", captions: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        caption_column: str = "text",
+        language: str = "en",
+        captions: bool = True,
+        max_bad: float = 0.0,
+    ) -> None:
         self.folder = Path(folder)
         self.language = language
         if not self.folder.is_dir():
@@ -40,7 +60,12 @@ class ImageFolder:
         self._names = sorted(file.relative_to(self.folder).as_posix() for file in images)
         if not self._names:
             raise ValueError(f"There are no images in {folder} ({', '.join(IMAGE_SUFFIXES)}): name another folder.")
-        self._captions: dict[str, tuple[Text, ...]] | None = self._find_captions(files, caption_column) if captions else None
+        self._captions: dict[str, tuple[Text, ...]] | None = None
+        self._texts: dict[str, Path] = {}
+        self._lacking: dict[str, str] = {}
+        if captions:
+            self._captions = self._find_captions(files, caption_column, max_bad * len(self._names))
+        warn_of_unread(files, self._texts.values() if captions else None)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -49,44 +74,69 @@ class ImageFolder:
         check_index(index, len(self))
         name = self._names[index]
         path = self.folder / name
+        if name in self._lacking:
+            raise ValueError(self._lacking[name])
         if not path.is_file():
             raise ValueError(f"The image {path} is not there any more: put it back, or start again.")
-        captions = () if self._captions is None else self._captions.get(name) or (self._text_beside(path),)
+        captions = () if self._captions is None else self._captions.get(name) or (self._text_beside(path, name),)
         return Record(name, image=path, captions=captions)
 
-    def _find_captions(self, files: list[Path], column: str) -> dict[str, tuple[Text, ...]]:
+    def key_at(self, index: int) -> str:
+        """The key of a record, also of one that cannot be read."""
+        return self._names[index]
+
+    def _find_captions(self, files: list[Path], column: str, most_wrong: float) -> dict[str, tuple[Text, ...]]:
         """The captions of the tables; for every other image there is a text beside it."""
-        known = set(self._names)
+        known = {_plain(name): name for name in self._names}
         found: dict[str, tuple[Text, ...]] = {}
+        wrong: list[str] = []
+
+        def note(problem: str, name: str = "") -> None:
+            wrong.append(problem)
+            if len(wrong) > most_wrong:
+                raise ValueError(problem)
+            if name:
+                self._lacking[name] = problem
+            else:
+                logger.warning(problem)
+
         for table in (file for file in files if file.name in TABLES):
-            for name, captions, where in self._rows(table, column):
-                if name not in known:
-                    raise ValueError(
-                        f"{where} names the image {short(self.folder / name)}, which is not there: mend the table."
-                    )
-                if name in found:
-                    raise ValueError(f"{where} gives {name} a second caption: write a list of captions in metadata.jsonl.")
-                found[name] = captions
-        texts = {file.relative_to(self.folder).as_posix() for file in files if file.suffix == ".txt"}
+            for row, where in _rows_of_csv(table) if table.suffix == ".csv" else _rows_of_lines(table):
+                try:
+                    given, captions = self._read_row(table, row, where, column)
+                except ValueError as error:
+                    note(str(error))
+                    continue
+                name = known.get(_plain(given))
+                if name is None:
+                    note(f"{where} names the image {short(self.folder / given)}, which is not there: mend the table.")
+                elif name in found:
+                    note(f"{where} gives {name} a second caption: write a list of captions in metadata.jsonl.")
+                else:
+                    found[name] = captions
+        texts = {_plain(file.relative_to(self.folder).as_posix())[:-4]: file for file in files if file.suffix.lower() == ".txt"}
         for name in self._names:
-            if name not in found and Path(name).with_suffix(".txt").as_posix() not in texts:
+            text = texts.get(_plain(Path(name).with_suffix("").as_posix()))
+            if text is not None:
+                self._texts[name] = text
+            elif name not in found:
                 beside = Path(name).with_suffix(".txt").name
-                raise ValueError(
+                note(
                     f"{self.folder / name} has no caption: write {beside} beside it, name it in {TABLES[0]}, "
-                    f"or say captions=false where images alone are learned from."
+                    f"or say captions=false where images alone are learned from.",
+                    name,
                 )
         return found
 
-    def _rows(self, table: Path, column: str) -> Iterator[tuple[str, tuple[Text, ...], str]]:
-        """Name, captions and place of each row."""
+    def _read_row(self, table: Path, row: dict[str, Any], where: str, column: str) -> tuple[str, tuple[Text, ...]]:
+        """Name and captions of a row."""
         above = table.parent.relative_to(self.folder)
         fields = Fields(image=_FILE_NAME, caption=column, default_language=self.language)
-        for row, where in _rows_of_csv(table) if table.suffix == ".csv" else _rows_of_lines(table):
-            record = fields.record(row, "", where, _as_name(where))
-            yield (above / str(record.image)).as_posix(), record.captions, where
+        record = fields.record(row, "", where, _as_name(where))
+        return (above / str(record.image)).as_posix(), record.captions
 
-    def _text_beside(self, image: Path) -> Text:
-        path = image.with_suffix(".txt")
+    def _text_beside(self, image: Path, name: str) -> Text:
+        path = self._texts[name]
         try:
             text = path.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -94,6 +144,27 @@ class ImageFolder:
         if not text:
             raise ValueError(f"The caption {path} is empty: describe {image.name} in it.")
         return Text(text, self.language)
+
+
+def warn_of_unread(files: list[Path], texts: Iterable[Path] | None) -> None:
+    """Say which files of a folder look like data and are not read: images of other formats, and texts that have no image.
+
+    texts: those that are read; None: texts are not looked at.
+    """
+    unread = [file for file in files if file.suffix.lower() in OTHER_IMAGES]
+    if texts is not None:
+        own = set(texts)
+        unread += [file for file in files if file.suffix.lower() in OTHER_TABLES and file.name not in TABLES]
+        unread += [file for file in files if file.suffix.lower() == ".txt" and file not in own]
+    kinds = sorted({file.suffix.lower() for file in unread})
+    if unread:
+        few = ", ".join(str(file) for file in unread[:3]) + (", ..." if len(unread) > 3 else "")
+        logger.warning(f"{len(unread):,} files that may be data are not read ({', '.join(kinds)}): {few}")
+
+
+def _plain(name: str) -> str:
+    """A name as it is compared: accents composed, and slashes as they are everywhere but on Windows."""
+    return unicodedata.normalize("NFC", name if "/" in name else name.replace("\\", "/"))
 
 
 def _as_name(where: str) -> Any:
@@ -113,7 +184,13 @@ def _rows_of_lines(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _rows_of_csv(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
     with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        try:
+            header = file.readline()
+            file.seek(0)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{table}, line 1 cannot be read ({error}): write it as UTF-8 CSV.") from None
+        # Excel writes what the country separates lists by.
+        reader = csv.DictReader(file, strict=True, delimiter=next((s for s in ",;\t" if _FILE_NAME in _cells(header, s)), ","))
         try:
             if _FILE_NAME not in (reader.fieldnames or []):
                 raise missing(_FILE_NAME, list(reader.fieldnames or []), str(table))
@@ -124,3 +201,7 @@ def _rows_of_csv(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 yield row, where
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{table}, line {reader.line_num + 1} cannot be read ({error}): write it as UTF-8 CSV.") from None
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip().strip('"') for cell in line.split(separator)] if separator in line else []

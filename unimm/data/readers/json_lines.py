@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from unimm.data.readers.fields import Fields
-from unimm.data.readers.paths import Paths, check_index, find_files, image_at, locate, short_names
+from unimm.data.readers.paths import Paths, check_index, find_files, image_at, locate, read_first, short_names, sound_files
 from unimm.data.records import Record
 
 _WINDOW = 1 << 24
@@ -32,14 +32,14 @@ class JsonLines:
         fields: which field is what.
         root: the folder that image paths start from; default: that of the file.
 
-    Raises ValueError, at once where there is nothing or the first entry lacks a field, else when the bad entry is read.
+    Raises ValueError, at once where there is nothing or the first entries lack a field, else when the bad entry is read.
     """
 
     def __init__(self, paths: Paths, fields: Fields, root: str | Path | None = None) -> None:
         self.files = JsonFiles(paths)
         self.fields = fields
         self.root = None if root is None else Path(root)
-        _ = self[0]  # a wrong name or root is an error now, not after the model is loaded
+        read_first(self)  # a wrong name or root is an error now, not after the model is loaded
 
     def __len__(self) -> int:
         return len(self.files)
@@ -52,6 +52,10 @@ class JsonLines:
             return self.fields.record(self.entry(item, where), key, where, lambda value: image_at(root, value, where))
         except ValueError as error:
             raise ValueError(f"{items.where(number)}: {error}") from None  # the line is counted only now: that takes a while
+
+    def key_at(self, index: int) -> str:
+        """The key of a record, also of one that cannot be read."""
+        return self.files.find(index)[2]
 
     def entry(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         """An entry by the names of `fields`, where a subclass reads entries of several forms. Raises ValueError for others."""
@@ -99,9 +103,9 @@ class JsonItems:
 class JsonFiles:
     """The entries of several files, one file after the other."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, max_bad: float = 0.0) -> None:
         files = find_files(paths, (".jsonl", ".json"))
-        self.files = [JsonItems(file) for file in files]
+        files, self.files = sound_files(files, JsonItems, max_bad)
         self._names = short_names(files)
         self._ends = np.cumsum([len(items) for items in self.files])
 

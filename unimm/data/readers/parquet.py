@@ -17,7 +17,7 @@ import numpy as np
 
 from unimm.data.readers.fields import Fields, missing
 from unimm.data.readers.lru_cache import ProcessLocalLRU
-from unimm.data.readers.paths import Paths, find_files, image_at, locate, short_names
+from unimm.data.readers.paths import Paths, find_files, image_at, locate, read_first, short_names, sound_files
 from unimm.data.records import ImageLike, Record, UnreadImage
 from unimm.runtime.atomic_files import read_json
 
@@ -50,19 +50,22 @@ class Parquet:
         fields: which column is what.
         root: the folder that image paths start from; default: that of the file.
         num_groups: the images of so many groups of rows are kept in memory, in each process.
+        max_bad: the share of files that may be damaged or lack a column: they are left out, with a warning.
 
     Raises ValueError, at once where there is nothing, a file is damaged or lacks a column, else when the bad row is read.
     """
 
-    def __init__(self, paths: Paths, fields: Fields, root: str | Path | None = None, num_groups: int = 4) -> None:
-        self.files = find_files(paths, SUFFIXES)
+    def __init__(
+        self, paths: Paths, fields: Fields, root: str | Path | None = None, num_groups: int = 4, max_bad: float = 0.0
+    ) -> None:
+        files = find_files(paths, SUFFIXES)
         _check_splits(paths)
         self.fields = fields
         self.root = None if root is None else Path(root)
-        self._names = short_names(self.files)
         self._with_bytes: set[Path] = set()
         self._with_lists: set[Path] = set()
-        self._groups = [self._check(file) for file in self.files]  # of each file: where its groups of rows end
+        self.files, self._groups = sound_files(files, self._check, max_bad)  # and where the groups of rows of each end
+        self._names = short_names(self.files)
         self._ends = np.cumsum([int(ends[-1]) if len(ends) else 0 for ends in self._groups])
         self._texts: ProcessLocalLRU[Any] = ProcessLocalLRU(TEXT_GROUPS)
         self._images: ProcessLocalLRU[Any] = ProcessLocalLRU(num_groups)
@@ -70,7 +73,7 @@ class Parquet:
         self._counts: ProcessLocalLRU[list[list[bool] | None]] = ProcessLocalLRU(COUNTED_GROUPS)
         if not self._ends[-1]:
             raise ValueError(f"The tables at {paths} have no rows: name others.")
-        _ = self[0]
+        read_first(self)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -103,6 +106,11 @@ class Parquet:
         name = self.fields.image
         assert name is not None
         return self._images.get((number, group), lambda: self._read(self.files[number], group, {name})).column(name)
+
+    def key_at(self, index: int) -> str:
+        """The key of a record, also of one that cannot be read."""
+        number, place = locate(self._ends, index)
+        return f"{self._names[number]}/{place}"
 
     def open_image(self, number: int, group: int, row: int, where: str, place: int = WHOLE) -> ImageLike:
         """The encoded image of a row, or its path, out of the column that was left unread. place: in a list of images.

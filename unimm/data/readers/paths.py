@@ -6,23 +6,30 @@ images, since what they hold (a picture, a manifest) is no data. Nothing stays o
 is asked for and closes it again, so that it can be pickled, forked and used from threads.
 """
 
+import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from unimm.data.image_forms import looks_like_base64, plain_form
-from unimm.data.records import ImageLike, UnreadImage
+from unimm.data.records import Dataset, ImageLike, UnreadImage
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".avifs", ".heic", ".heif"),
 )
 """What is taken for an image, by its name in small letters."""
+
+NUM_FIRST = 4
+"""Records that are read when a data set is opened."""
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Paths = str | Path | list[str | Path]
 """A file, a folder, a pattern with `*`, or a list of such."""
@@ -131,6 +138,39 @@ def _other_spellings(root: Path, name: str) -> Iterator[Path]:
     for plain in dict.fromkeys((name, name.replace("\\", "/"))):
         for form in ("NFC", "NFD"):
             yield root / unicodedata.normalize(form, plain)
+
+
+def read_first(dataset: Dataset) -> None:
+    """Raises ValueError where none of the first records can be read: then something is wrong with all of them."""
+    first: Exception | None = None
+    for index in range(min(len(dataset), NUM_FIRST)):
+        try:
+            _ = dataset[index]
+            return
+        except (ValueError, OSError) as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def sound_files(files: list[Path], check: Callable[[Path], T], max_bad: float) -> tuple[list[Path], list[T]]:
+    """The files that pass a check, and what it gives; the others are left out with a warning, if they are few.
+
+    Raises:
+        ValueError: more than a share of `max_bad` of the files do not; says what is wrong with the first.
+    """
+    found: dict[Path, T] = {}
+    bad: list[Exception] = []
+    for file in files:
+        try:
+            found[file] = check(file)
+        except (ValueError, OSError) as error:
+            bad.append(error)
+            if len(bad) > max_bad * len(files):
+                raise
+    if bad:
+        logger.warning(f"{len(bad):,} of {len(files):,} files cannot be used and are left out: {' '.join(map(str, bad[:5]))}")
+    return list(found), list(found.values())
 
 
 def short(value: Any) -> str:

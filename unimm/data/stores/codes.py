@@ -24,9 +24,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from unimm.data.image import image_hash
+from unimm.data.bad_records import StaleStoreError
 from unimm.data.records import DEFAULT_CODES, Dataset, DatasetContext, Record
-from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
+from unimm.data.stores.digests import ComparedDataset, first_image_hash, is_same, key_at, unchecked
 from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.format_version import check_format, stamped
@@ -36,7 +36,7 @@ CODES, MANIFEST = "codes.safetensors", "manifest.json"
 FORMAT, FORMAT_WITH_ENDS = 1, 2
 """The versions of these folders that are read and written: the second one only where records have several images, or none."""
 WHAT = "a folder of stored codes"
-FREE = ("unimm_version", "psnr", "psnr_worst", "psnr_images")
+FREE = ("unimm_version", "num_bad", "psnr", "psnr_worst", "psnr_images")
 """What may differ between codes that are the same."""
 OF = ("num_records", "num_images", "dataset", "first_key", "last_key", "first_image", "part_records")
 """What tells which images they are of; all else is how they were made."""
@@ -51,7 +51,7 @@ class CodesManifest:
     dataset: what describes the data set, in words. first_key, last_key: of its records, first_image: a hash of the first one's
         image, to notice another one.
     tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
-    num_images: of all records, where these have not one each.
+    num_images: of all records, where these have not one each. num_bad: images that could not be used, and have no codes.
     psnr, psnr_worst: in dB, how well it gives such images back: the mean, and the least, of a sample of `psnr_images`.
     """
 
@@ -70,6 +70,7 @@ class CodesManifest:
     psnr_worst: float | None = None
     psnr_images: int = 0
     num_images: int | None = None
+    num_bad: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -77,8 +78,8 @@ class CodesManifest:
         return self.num_records if self.num_images is None else self.num_images
 
     def content(self) -> dict[str, Any]:
-        """JSON-able; without what only records of several images have."""
-        return {name: value for name, value in asdict(self).items() if name != "num_images" or value is not None}
+        """JSON-able; without what only records of several images, or bad ones, have."""
+        return {name: value for name, value in asdict(self).items() if name not in ("num_images", "num_bad") or value}
 
 
 def is_stored(folder: Path, manifest: CodesManifest) -> bool:
@@ -150,6 +151,7 @@ class StoredCodes:
         self.manifest = manifest
         self._slices: dict[str, Any] = {}
         self._ends: np.ndarray | None = None
+        self._bad: frozenset[int] | None = None
 
     @classmethod
     def open(
@@ -210,13 +212,21 @@ class StoredCodes:
         """Whether it is known which images they are of; codes of an older unimm do not tell."""
         return self._slice("identities") is not None
 
+    @property
+    def bad_rows(self) -> frozenset[int]:
+        """The rows of images that could not be used."""
+        if self._bad is None:
+            held = self._slice("identities") if self.manifest.num_bad else None
+            self._bad = frozenset() if held is None else frozenset(np.flatnonzero(~held[:].any(axis=1)).tolist())
+        return self._bad
+
     def identity(self, index: int) -> np.ndarray:
         """(32,) uint8, of the image that a row's codes are of."""
         return self._slice("identities")[index]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the file for themselves.
-        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}, "_ends": None}
+        return {"folder": self.folder, "manifest": self.manifest, "_slices": {}, "_ends": None, "_bad": None}
 
     def _slice(self, name: str) -> Any:
         if not self._slices:
@@ -248,16 +258,15 @@ class CodedDataset(ComparedDataset):
         self.tokenizer = tokenizer
         self.codes = StoredCodes.open(folder, expect_tokenizer_hash=tokenizer_hash, expect_num_records=len(dataset))
         manifest = self.codes.manifest
-        ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
+        ends = (key_at(dataset, 0), key_at(dataset, len(dataset) - 1)) if len(dataset) else ("", "")
         if ends != (manifest.first_key, manifest.last_key):
             raise ValueError(
                 f"The codes in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
                 f"not {ends[0]} to {ends[1]}: make them again with `unimm encode`."
             )
         # Worlds of two seeds, or a folder whose files were exchanged, have the same keys.
-        first = dataset if self.codes.ends is None else ImagesOf(dataset, self.codes.ends)
-        image = first[0].image if len(first) else None
-        if image is not None and image_hash(image) != manifest.first_image:
+        found = first_image_hash(dataset if self.codes.ends is None else ImagesOf(dataset, self.codes.ends))
+        if found and found != manifest.first_image:
             raise ValueError(
                 f"The codes in {folder} are of another image than record {manifest.first_key} has now: make them again with "
                 f"`unimm encode`."
@@ -301,7 +310,8 @@ class CodedDataset(ComparedDataset):
         if self.codes.has_identities and (rows or record.num_images):
             images = record.images
             are_same = len(images) == len(rows) and all(
-                is_same(one.image, self.codes.identity(row)) for one, row in zip(images, rows, strict=True)
+                row in self.codes.bad_rows or is_same(one.image, self.codes.identity(row))
+                for one, row in zip(images, rows, strict=True)
             )
             if not are_same:
                 raise self._is_other(record)
@@ -312,10 +322,12 @@ class CodedDataset(ComparedDataset):
         """The codes of all images of a record."""
         if self.codes.ends is not None and record.num_images != len(rows):
             raise self._is_other(record)
+        if self.codes.bad_rows and not self.codes.bad_rows.isdisjoint(rows):
+            raise ValueError(f"record {record.key} has no codes: its image could not be used when they were made.")
         return [self.codes[row] for row in rows]
 
-    def _is_other(self, record: Record) -> ValueError:
-        return ValueError(
+    def _is_other(self, record: Record) -> StaleStoreError:
+        return StaleStoreError(
             f"The codes in {self.codes.folder} are of another image than record {record.key} has now: run `unimm encode` "
             f"again, which makes only those that have changed."
         )

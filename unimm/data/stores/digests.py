@@ -12,16 +12,20 @@ read. A file that was copied has another stamp: its bytes are read, and may well
 
 import copy
 import hashlib
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-from unimm.data.image import image_hash
+from unimm.data.bad_records import StaleStoreError
+from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.image_forms import plain_form
 from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, UnreadImage, bind
 
@@ -34,6 +38,8 @@ REST_NS = 3_000_000_000
 UNKNOWN = bytes(HALF)
 
 NUM_CHECKED_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
 
 
 def image_digest(image: ImageLike) -> bytes:
@@ -136,10 +142,15 @@ class ComparedDataset(ABC):
     def compare(self, index: int) -> None:
         """Raises ValueError where a record has another image than the one that was stored of."""
 
+    def key_at(self, index: int) -> str:
+        """The key of a record, also of one that cannot be read."""
+        return key_at(self.dataset, index)
+
     def check_some(self) -> None:
         """`check` for a few records from all over the data set: what is wrong everywhere is noticed at once."""
         for index in np.unique(np.linspace(0, max(0, len(self) - 1), NUM_CHECKED_AT_ONCE).astype(int))[: len(self)]:
-            self.check(int(index))
+            with suppress_bad():
+                self.check(int(index))
 
     def check(self, index: int) -> None:
         """`compare`, where this process has not done it before."""
@@ -165,8 +176,23 @@ def check(dataset: Dataset, index: int) -> None:
         own.check(index)
 
 
+@contextmanager
+def suppress_bad() -> Iterator[None]:
+    """In here a record that cannot be read is none: it is reported where it is used. Stale stores are."""
+    try:
+        yield
+    except StaleStoreError:
+        raise
+    except (ValueError, OSError) as error:
+        logger.debug("passed over until it is used: %s", error)
+
+
 def key_at(dataset: Dataset, index: int) -> str:
-    """The key of a record; empty where it cannot be read, which is reported with all others of the kind."""
+    """The key of a record, by `key_at` where the data set has that; empty where it cannot be read, which is reported with all
+    others of the kind."""
+    if hasattr(type(dataset), "key_at"):
+        own: Any = dataset
+        return own.key_at(index)
     try:
         return unchecked(dataset, index).key
     except (ValueError, OSError):
@@ -180,6 +206,12 @@ def first_image_hash(dataset: Dataset) -> str:
         return "" if image is None else image_hash(image)
     except (ValueError, OSError):
         return ""
+
+
+def preparation_fingerprint(image_size: int) -> str:
+    """sha256 over what becomes of a fixed picture on its way to the vision tower: another one where preparation has changed."""
+    picture = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (50, 83, 3), dtype=np.uint8)
+    return hashlib.sha256(pixels_to_array(look(picture, image_size)).tobytes()).hexdigest()
 
 
 def _home(image: ImageLike) -> tuple[Path, str] | None:

@@ -12,10 +12,9 @@ Records that name the same file share a row. Features mean nothing without their
 fingerprint; how images are prepared is named by what it makes of a picture that is always the same. Reading refuses what does
 not agree.
 
-Shapes: P patches, C width of the tower.
+P patches, C width of the tower.
 """
 
-import hashlib
 import json
 import logging
 from collections import OrderedDict
@@ -28,9 +27,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unimm.data.image import image_hash, look, pixels_to_array
+from unimm.data.bad_records import StaleStoreError
+from unimm.data.image import image_hash
 from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage
-from unimm.data.stores.digests import ComparedDataset, is_same, unchecked
+from unimm.data.stores.digests import ComparedDataset, is_same, key_at, preparation_fingerprint, unchecked
 from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, write_json
 from unimm.runtime.format_version import check_format, stamped
@@ -78,12 +78,6 @@ class FeaturesManifest:
     num_images: int
     shard_rows: int
     unimm_version: str
-
-
-def preparation_fingerprint(image_size: int) -> str:
-    """sha256 over what becomes of a fixed picture on its way to the vision tower: another one where preparation has changed."""
-    picture = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (50, 83, 3), dtype=np.uint8)
-    return hashlib.sha256(pixels_to_array(look(picture, image_size)).tobytes()).hexdigest()
 
 
 def shard_rows(num_patches: int, width: int, dtype: str, shard_bytes: int = SHARD_BYTES) -> int:
@@ -200,6 +194,11 @@ class StoredFeatures:
         shard, place = self._find(row)
         return shard["identities"][place].numpy()
 
+    def is_of(self, row: int, image: ImageLike) -> bool:
+        """Whether an image is that of a row; true where it could not be used, and nothing is stored of it."""
+        identity = self.identity(row)
+        return not identity.any() or is_same(image, identity)
+
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the files for themselves.
         return {**vars(self), "_open": OrderedDict()}
@@ -234,6 +233,8 @@ class StoredImage(SeenImage):
     place: int = 0
 
     def features(self) -> np.ndarray:
+        if self.stored.has_identities and not self.stored.identity(self.row).any():
+            raise ValueError("its image could not be used when features were stored")
         return self.stored[self.row]
 
     def original(self) -> ImageLike:
@@ -259,7 +260,7 @@ class FeaturedDataset(ComparedDataset):
         manifest = self.features.manifest
         self.features.expect("preparation", preparation_fingerprint(manifest.image_size))
         self.features.expect("num_records", len(dataset))
-        ends = (dataset[0].key, dataset[len(dataset) - 1].key) if len(dataset) else ("", "")
+        ends = (key_at(dataset, 0), key_at(dataset, len(dataset) - 1)) if len(dataset) else ("", "")
         if ends != (manifest.first_key, manifest.last_key):
             raise ValueError(
                 f"The features in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
@@ -272,7 +273,6 @@ class FeaturedDataset(ComparedDataset):
                 f"The features in {folder} are of another image than record {first.key} has now: make them again with "
                 f"`unimm encode-features`; images that change from reading to reading have to be looked at each time."
             )
-
         if not self.features.has_identities:
             logger.warning(
                 f"The features in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
@@ -312,7 +312,7 @@ class FeaturedDataset(ComparedDataset):
             return
         images = record.images
         are_same = len(images) == len(rows) and all(
-            row >= 0 and is_same(one.image, self.features.identity(int(row))) for one, row in zip(images, rows, strict=True)
+            row >= 0 and self.features.is_of(int(row), one.image) for one, row in zip(images, rows, strict=True)
         )
         if not are_same:
             raise self._is_other(record)
@@ -322,8 +322,8 @@ class FeaturedDataset(ComparedDataset):
         places = rows_of(self.features.ends, index)
         return self.features.rows[places.start : places.stop]
 
-    def _is_other(self, record: Record) -> ValueError:
-        return ValueError(
+    def _is_other(self, record: Record) -> StaleStoreError:
+        return StaleStoreError(
             f"The features in {self.features.folder} are of another image than record {record.key} has now: run "
             f"`unimm encode-features` again, which makes only those that have changed."
         )

@@ -1,0 +1,55 @@
+"""Records that cannot be used: replaced inside the stream by others of their source.
+
+Which record comes in place of a bad one depends on the seed, the source and the number of the sample alone, so that it is the
+same one on every rank, in every worker and after a resume. What cannot be known before an image is opened is replaced in its
+row, by a sample that is no longer. Whoever learns from the stream is told which records were bad, and why; how many there may
+be, is theirs to say (`max_bad`).
+"""
+
+import re
+from typing import NamedTuple
+
+TRIES = 64
+"""So many other records are tried in place of a bad one; a source in which none of them can be used is broken as a whole."""
+
+BAD_RECORDS = "bad_records.txt"
+"""In a run's folder: a line for each record that it could not use, its key, why, and its source, between tabs."""
+
+
+class BadRecord(NamedTuple):
+    """A record that cannot be used: its key, why, and the name of its source."""
+
+    key: str
+    reason: str
+    source: str = ""
+
+
+class StaleStoreError(ValueError):
+    """What is stored of a record's image is of another one: nothing is wrong with the record, and it is not replaced."""
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong, in one line, without the traceback of a process that loads data."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the names of files and records, so that those that are alike can be counted."""
+    short = re.sub(r"^Cannot (read|use) .{1,400}?: ", "", reason)
+    short = re.sub(r"^.{0,300}?: record [^ :]{1,200}:? ", "", short)
+    short = re.sub(r"^(record|Record) [^ :]{1,200}:? ", "", short)
+    return re.sub(r"(the image|The caption|the image data) (?:\S{0,300}/)?\S+", r"\1", short)
+
+
+def count_kinds(bad: list[BadRecord]) -> str:
+    """How many there are of each reason, the most common first: for a person."""
+    counts: dict[str, int] = {}
+    for one in bad:
+        kind = kind_of(one.reason)
+        counts[kind] = counts.get(kind, 0) + 1
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    named = "; ".join(f"{count:,} {reason}" for reason, count in most[:6])
+    return f"{named}; and {len(most) - 6} other reasons" if len(most) > 6 else named
