@@ -61,7 +61,7 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     """A folder as users have it after the quickstart, the demo and some trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
-    trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "life/finetune")]
+    trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "emoji", "life/finetune")]
     for model in (*trained, "models/janus-pro-1b"):
         Path(model).parent.mkdir(parents=True)
         Path(model).symlink_to(tiny_folder)
