@@ -92,6 +92,10 @@ OPTIONS = {
         "--mask --model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --device --dtype "
         "--weights"
     ),
+    "serve": (
+        "--host --port --api-key --served-model-name --page --no-page --device --dtype --weights --max-rows --cache-gb "
+        "--max-queue --deadline --stuck-after --allowed-media-domain --allowed-origin"
+    ),
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "report": "--out",
     "compare": "--task --out",

@@ -17,10 +17,11 @@ from unimm.cli.errors import plain_errors
 from unimm.cli.hydra_commands import configured, data
 from unimm.cli.model_commands import models
 from unimm.cli.options import OWN, BestOf, Device, Dtype, MaxNewTokens, Model, Weights, open_model
+from unimm.cli.serve import serving
 from unimm.runtime.plugins import take_allow_code
 
 ORDER = (
-    *("demo", "quickstart", "caption", "answer", "generate", "edit"),
+    *("demo", "quickstart", "caption", "answer", "generate", "edit", "serve"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.add_typer(configured)
 app.add_typer(drawings)
 app.add_typer(models)
+app.add_typer(serving)
 app.add_typer(doctor)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")

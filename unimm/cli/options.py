@@ -35,9 +35,13 @@ GuidanceInterval = Annotated[
 ]
 
 
+def default_model() -> str:
+    """$UNIMM_MODEL; else the quickstart's where it is, else the demo."""
+    return os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
+
+
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
-    """The engine of the model that is named; else of the quickstart's where it is, else of the demo."""
-    named = model or os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
+    """The engine of the model that is named, or of `default_model`."""
     from unimm.inference.load import load
 
-    return load(named, device, dtype, weights=weights)
+    return load(model or default_model(), device, dtype, weights=weights)

@@ -112,7 +112,8 @@ class TextCalls(EngineParts):
             stop: the text ends before the first of these strings.
             logprobs: keep the log-probability of every token, before temperature.
             top_logprobs: and those of the likeliest tokens at every place, so many of them, at most 20.
-            sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
+            sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`; `fit=True`: where the model has no
+                room for `max_new_tokens` beside the messages, as many as it has room for.
         """
         settings = (max_new_tokens, temperature, stop, logprobs, top_logprobs)
         request, *stops = self._chat_request(messages, *settings, **sampling)
@@ -165,13 +166,17 @@ class TextCalls(EngineParts):
         stop: str | list[str] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
+        fit: bool = False,
         **sampling: Any,
     ) -> tuple[Request, Any, Any]:
         """The request, its stop strings, and whether it continues an answer: as `write` and `stream` take them."""
         limit, settings = whole_number("max_new_tokens", max_new_tokens, 1), Sampling(temperature, **sampling)
         turns, system_prompt = read_messages(messages, self.template, self.decoder.max_positions)
         kept = {"logprobs": logprobs or bool(top_logprobs), "top_logprobs": top_logprobs}
-        request = Request(self.template.chat(turns, limit, system_prompt).opened(), settings, **kept)
+        sequence = self.template.chat(turns, limit, system_prompt)
+        if fit and (over := sequence.length - self.decoder.max_positions) > 0:
+            sequence = self.template.chat(turns, max(1, limit - over), system_prompt)
+        request = Request(sequence.opened(), settings, **kept)
         return request, read_stop(stop), continues_answer(messages)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -68,6 +69,13 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_para
     if device.type == "mps":
         return torch.float16
     return torch.bfloat16 if (num_parameters or 0) >= LARGE and cpu_has_bf16() else torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free now: of a GPU, or of this machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def cpu_has_bf16() -> bool:

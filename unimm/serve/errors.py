@@ -58,6 +58,8 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 408:  # OpenAI's client would ask again at once, and wait as long in vain
+            headers["x-should-retry"] = "false"
         return JSONResponse(self.body, self.status, headers)
 
 
@@ -95,21 +97,24 @@ def add_error_handlers(app: FastAPI) -> None:
     """Let an app answer every exception in that form."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response
+        told = as_api_error(error)
+        request.app.state.service.metrics.failed(told)
+        return told.response
 
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first field that pydantic refuses. Its messages name types and limits, and quote nothing."""
-    first = error.errors()[0]
+    """The field that pydantic refuses; of several forms of it, the one that fits best. Its messages quote nothing."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.")
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"] if part not in ("body", "str") and "[" not in str(part).rstrip("[]")]
     param = ".".join(place)[:200] or None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unknown field {param!r}: /docs lists those that are understood.", param=param)
+        sentence = f"The field {param!r} is not supported, or not with this value: leave it out; /docs lists what is."
+        return ApiError(400, sentence, param=param)
     said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
     return ApiError(400, f"{param or 'body'}: {said}.", param=param)
 

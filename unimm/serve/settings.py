@@ -14,7 +14,7 @@ class ServerSettings:
     allowed_origins: origins whose pages may call the server from a browser (CORS); none by default.
     max_body_bytes: of the HTTP body. max_pixels: of an image, before it is unpacked. max_images: looked at in one request.
     max_characters: of all texts of a request together, counted before they reach the tokenizer.
-    max_images_out: `n`, of answers and of drawings. max_new_tokens: of one answer.
+    max_images_out: `n`, of answers and of drawings. max_new_tokens: of one answer; new_tokens: where a request names no limit.
     max_stops, max_stop_characters: stop strings, and the length of one.
     max_queue: answers and drawings, of all clients, that may run or wait; one more is refused with 429.
     deadline_seconds: after which a request is given up with 408. drain_seconds: that running requests get after SIGTERM.
@@ -36,6 +36,7 @@ class ServerSettings:
     max_characters: int = 50_000
     max_images_out: int = 10
     max_new_tokens: int = 4096
+    new_tokens: int = 512
     max_stops: int = 16
     max_stop_characters: int = 256
     max_queue: int = 256

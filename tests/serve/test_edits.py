@@ -1,0 +1,72 @@
+"""Image edits by OpenAI's own client: what the mask leaves open is drawn, all else stays; what has no mask is refused."""
+
+import base64
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from unimm.inference.engine import Engine
+
+PROMPT = "a blue square"
+
+
+def png(image: Image.Image) -> bytes:
+    """As a file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """64 px, no two pixels alike."""
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def mask() -> Image.Image:
+    """Transparent in its lower half."""
+    mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 32, 64, 64))
+    return mask
+
+
+def test_a_masked_part_is_drawn_anew(client: openai.OpenAI, demo_engine: Engine, photo: Image.Image, mask: Image.Image) -> None:
+    asked: dict[str, Any] = {"model": "demo", "image": png(photo), "mask": png(mask), "prompt": PROMPT}
+    seed: dict[str, Any] = {"extra_body": {"seed": 3}}
+    reply: Any = client.images.edit(**asked, **seed)
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))))
+    assert np.array_equal(image, demo_engine.inpaint(photo, mask, PROMPT, seed=3)[0])
+    assert np.array_equal(image[:32], np.asarray(photo)[:32]) and not np.array_equal(image[32:], np.asarray(photo)[32:])
+    events: list[Any] = list(client.images.edit(**asked, **seed, stream=True, partial_images=1))
+    assert [event.type for event in events][-1] == "image_edit.completed" and events[-1].b64_json == reply.data[0].b64_json
+
+
+def test_lists_of_files_and_transparency_of_the_image_itself(server: str, photo: Image.Image, mask: Image.Image) -> None:
+    photo.putalpha(mask.getchannel("A"))
+    fields = {"model": "dall-e-2", "prompt": PROMPT, "n": "1", "size": "512x512", "response_format": "b64_json"}  # Open WebUI's
+    files = [("image[]", ("../../etc/x.png", png(photo), "image/png"))]
+    reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files, timeout=60)
+    assert reply.status_code == 200 and reply.json()["size"] == "512x512", reply.text
+
+
+def test_what_cannot_be_edited_is_refused(server: str, photo: Image.Image, mask: Image.Image) -> None:
+    whole, part = ("a.png", png(photo)), ("m.png", png(mask))
+    small = ("m.png", png(mask.resize((32, 32))))
+    cases: list[tuple[list[Any], dict[str, str], str | None]] = [
+        ([("image", whole)], {"prompt": PROMPT}, "unsupported"),
+        ([("mask", part)], {"prompt": PROMPT}, None),
+        ([("image", whole), ("image", whole), ("mask", part)], {"prompt": PROMPT}, None),
+        ([("image", ("a.png", b"GIF89a")), ("mask", part)], {"prompt": PROMPT}, "invalid_image"),
+        ([("image", whole), ("mask", small)], {"prompt": PROMPT}, None),
+        ([("image", whole), ("mask", part)], {}, None),
+        ([("image", whole), ("mask", part)], {"prompt": PROMPT, "n": "99"}, None),
+    ]
+    for files, fields, code in cases:
+        reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files)
+        assert reply.status_code == 400 and reply.json()["error"]["code"] == code, reply.text

@@ -1,0 +1,150 @@
+"""What requests may say: OpenAI's fields, those of vLLM and OpenRouter for sampling and drawings, and what becomes of others.
+
+A field that cannot be honoured is refused with 400, so that nobody waits for what will not come. Exempt are fields that change
+nothing (`NEUTRAL`, with the values that clients send by default) and fields that are about the client (`IGNORED`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import File, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "num_images": (1,),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+"""Fields of a chat that say nothing with these values, and are refused with others."""
+
+IGNORED = ("user", "metadata", "name", "service_tier", "safety_identifier", "prompt_cache_key", "moderation", "style")
+"""Fields that are read by nobody: they describe the client, or ask for what every answer here has."""
+
+Place = Literal["images", "content"]
+Format = Literal["png", "webp", "jpeg"]
+
+
+class Body(BaseModel):
+    """What a client sends. null is the same as nothing: some clients write all fields that they know."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None and not cls._says_nothing(name, value)}
+
+    @classmethod
+    def _says_nothing(cls, name: str, value: Any) -> bool:
+        if name in cls.model_fields:
+            return False
+        return name in IGNORED or any(type(value) in (type(one), float) and value == one for one in NEUTRAL.get(name, ()))
+
+
+class ImageUrl(Body):
+    """Where an image is: a data: URI, or an address where the server allows that one. `detail` changes nothing: the model
+    looks at every image in its one size."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class TextPart(Body):
+    """A text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Body):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Body):
+    """A message of a conversation. `images` are those that an answer of this server came with: the model is not shown."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(max_length=1000)] = ""
+    images: list[ImagePart] = []
+
+    @classmethod
+    def _says_nothing(cls, name: str, value: Any) -> bool:
+        return super()._says_nothing(name, value) or (name in ("tool_calls", "annotations") and value == [])
+
+
+class StreamOptions(Body):
+    """include_usage: the last event before [DONE] has the usage. include_obfuscation: ignored."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Drawing(Body):
+    """What is said of drawings, in chats and in image requests."""
+
+    model: str = ""
+    n: int = Field(1, ge=1, description="Answers or drawings.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Drawing i is keyed by (seed, i). Default: random.")
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 is off. Default: the model's own.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest. Texts: 0; drawings: the model's.")
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="0 keeps all.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    size: str = Field(
+        "auto", max_length=20, description='"auto" and the model\'s own size; 256x256, 512x512, 1024x1024 are resized.'
+    )
+    output_format: Format | None = Field(None, description="Default: webp in chats, png in image requests.")
+    output_compression: int = Field(90, ge=0, le=100, description="The quality of webp and jpeg.")
+    stream: bool = False
+
+
+class ChatRequest(Drawing):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: int | None = Field(None, ge=1, description="At most so many; fewer where the model has no room for them.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The same, by its newer name.")
+    stop: str | list[str] = []
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    modalities: list[Literal["text", "image"]] = Field(
+        ["text"], min_length=1, description='With "image" the last user message is drawn; else it is answered.'
+    )
+    image_placement: Place = Field("images", description="message.images, as OpenRouter; or a list in content, as vllm-omni.")
+
+
+class ImageRequest(Drawing):
+    """POST /v1/images/generations."""
+
+    prompt: str = Field(min_length=1)
+    quality: Literal["auto", "standard"] = "auto"
+    background: Literal["auto", "opaque"] = "auto"
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="url is a data: URI.")
+    partial_images: int = Field(0, ge=0, le=3, description="Previews in a stream; fewer come where they would be late.")
+
+
+class EditRequest(ImageRequest):
+    """POST /v1/images/edits, as multipart/form-data: what the mask leaves open is drawn anew after the prompt."""
+
+    image: Annotated[list[UploadFile], File(description="One image: JPEG, PNG, WEBP or GIF.")] = []
+    images: Annotated[list[UploadFile], File(alias="image[]", description="The same, as lists are sent.")] = []
+    mask: Annotated[UploadFile | None, File(description="PNG with transparency where to draw.")] = None
+    input_fidelity: Literal["high", "low"] = Field("high", description="Ignored: what is kept is kept as codes.")
