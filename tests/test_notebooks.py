@@ -22,7 +22,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
 
 
 def test_notebooks_are_stored_without_what_they_gave() -> None:
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 8
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         assert len(cells) <= 20

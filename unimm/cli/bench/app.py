@@ -192,6 +192,69 @@ def device(
     run(minutes, device, toy, out)
 
 
+@bench.command()
+def serve(
+    model: Annotated[str, typer.Option("--model", "-m", help="A Janus' folder or hub id, or demo.")] = "demo",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, in which a seed gives the same in any batch; bfloat16 or float16.")] = (
+        "float32"
+    ),
+    clients: Annotated[int, typer.Option(min=1, help="At the same time.")] = 32,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of the load.")] = 180.0,
+    disconnects: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of requests that are given up.")] = 0.1,
+    peer_seconds: Annotated[float, typer.Option(min=0.0, help="Of the same load on the peer; 0: leave it out.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the requests, and of the clients' choices.")] = 0,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/serve.json"
+    ),
+) -> None:
+    """Put `unimm serve` under load: are answers right, how long do clients wait, how many requests a second.
+
+    Clients in a process of their own ask and draw, streamed or not; each answer is compared with the engine's own for its seed.
+    The peer is a plain FastAPI server around transformers on the same weights, one request at a time. The exit code is 1 if an
+    answer was wrong, a request failed, a row was lost, /health took over 250 ms (p99), or the peer is not 3 times slower.
+
+    \b
+    Examples:
+      unimm bench serve
+      unimm bench serve --seconds 30 --peer-seconds 0 --clients 8
+    """
+    from unimm.bench.serve import Setting
+    from unimm.cli.bench.serve import run
+    from unimm.runtime.devices import choose_device
+
+    where = str(choose_device(device))
+    run(Setting(model, where, dtype, clients, seconds, disconnects, peer_seconds, seed=seed), out)
+
+
+@bench.command("serve-ray")
+def serve_ray(
+    model: Annotated[str, typer.Option("--model", "-m", help="A Janus' folder or hub id, or demo.")] = "demo",
+    device: Annotated[str | None, typer.Option(help="cuda or cpu [default: the best that is here].")] = None,
+    replicas: Annotated[int, typer.Option(min=2, help="Processes with an engine each.")] = 2,
+    clients: Annotated[int, typer.Option(min=1, help="At the same time.")] = 16,
+    seconds: Annotated[float, typer.Option(min=10.0, help="Of the load.")] = 60.0,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/serve_ray.json"
+    ),
+) -> None:
+    """Kill a replica of Ray Serve under load: what do clients notice, and how soon is there another.
+
+    Needs the extra `ray`. The exit code is 1 if an answer was wrong, a request failed that the killed replica was not working
+    on, or no other one took its place.
+
+    \b
+    Example:
+      unimm bench serve-ray --seconds 60
+    """
+    from unimm.bench.serve import Setting
+    from unimm.cli.bench.serve import run_ray
+    from unimm.runtime.devices import choose_device
+
+    setting = Setting(model, str(choose_device(device)), "float32", clients, seconds, peer_seconds=0.0)
+    run_ray(setting, replicas, out)
+
+
 @bench.command("crash-resume")
 def crash_resume(
     count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
