@@ -1,8 +1,8 @@
 """The public door: every name of the contract is there, and importing the package costs nothing."""
 
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -37,19 +37,29 @@ HEAVY = {
 """What takes longer to import than the demo to answer, of which captioning and drawing use nothing."""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["caption", "unimm-demo.png", "--model", "demo"],
-        ["generate", "a red circle", "--out", "drawing.png", "--model", "demo"],
-        ["demo", "--no-show"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_the_shell_loads_what_it_uses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "unimm-demo.png")
-    monkeypatch.chdir(tmp_path)
-    loaded = modules_after(f"from unimm.cli.app import app\napp({words}, standalone_mode=False)")
+COMMANDS = {
+    "caption": ["caption", "unimm-demo.png", "--model", "demo"],
+    "generate": ["generate", "a red circle", "--out", "drawing.png", "--model", "demo"],
+    "demo": ["demo", "--no-show"],
+}
+
+
+@pytest.fixture(scope="module")
+def loaded_by_commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """What a fresh interpreter holds after each command, one after the other."""
+    folder = tmp_path_factory.mktemp("commands")
+    Image.new("RGB", (64, 64)).save(folder / "unimm-demo.png")
+    code = "import json, sys\nfrom unimm.cli.app import app\nloaded = {}\n"
+    for name, words in COMMANDS.items():
+        code += f"app({words}, standalone_mode=False)\nloaded[{name!r}] = list(sys.modules)\n"
+    code += "json.dump(loaded, open('loaded.json', 'w'))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120, cwd=folder)
+    return {name: set(modules) for name, modules in json.loads((folder / "loaded.json").read_text()).items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_shell_loads_what_it_uses(name: str, loaded_by_commands: dict[str, set[str]]) -> None:
+    loaded = loaded_by_commands[name]
     assert {"torch", "transformers", "unimm.models.llama"} <= loaded
     assert not loaded & HEAVY
 

@@ -117,9 +117,9 @@ class Batch(Tensors):
         return int((self.documents > 0).sum())
 
     def attention_mask(self) -> torch.Tensor:
-        """(B, 1, T, T) bool: position t may look at s if s is not later and belongs to the same document.
+        """(B, 1, T, T) bool: position t may attend to s if s is not later and belongs to the same document.
 
-        Padding looks at itself alone: a row of nothing would make softmax return nan.
+        Padding attends to itself alone: a row of nothing would make softmax return nan.
         """
         num_positions = self.tokens.shape[1]
         same = self.documents[:, :, None] == self.documents[:, None, :]

@@ -65,7 +65,7 @@ Kind.TEXT, Kind.PIXELS, Kind.CODES = (Kind(name) for name in _BUILT_IN)
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image to look at that takes `num_positions` positions: its pixels (3, H, W) float32 in [-1, 1]; or, where
+    """An image for the vision tower that takes `num_positions` positions: its pixels (3, H, W) float32 in [-1, 1]; or, where
     `is_features`, what a frozen vision tower made of them before, (P, C) float32.
 
     source: these numbers, or a function that reads them. A sequence with such an *unopened* image can be measured and moved
@@ -184,7 +184,7 @@ class Segment:
 
     @classmethod
     def look(cls, pixels: np.ndarray | Callable[[], np.ndarray], num_positions: int, condition: str | None = None) -> "Segment":
-        """An image to look at: pixels (3, H, W) in [-1, 1], or a function that reads them, and the positions they take."""
+        """An image for the vision tower: pixels (3, H, W) in [-1, 1], or what reads them, and the positions they take."""
         return cls(Kind.PIXELS, Image(num_positions, pixels), condition=condition)
 
     @classmethod

@@ -83,7 +83,7 @@ def _nodes_in(node: DictConfig) -> dict[str, DictConfig]:
 
 
 def looking_sources(config: DictConfig) -> list[str]:
-    """The names of the sources that look at images.
+    """The names of the sources whose images go through the vision tower.
 
     Raises:
         ValueError: there is none.
@@ -106,7 +106,7 @@ def with_features(
     """The data sets, with stored features instead of images where the configuration names a folder of them.
 
     Raises:
-        ValueError: features are stored, and the vision tower learns, or starts from nothing; or they are not its own, or of
+        ValueError: features are stored, and the vision tower is trained, or starts from nothing; or they are not its own, or of
             other images.
     """
     tower = model.pixels.tower

@@ -21,13 +21,13 @@ from unimm.runtime.devices import keep_memory
 
 
 def store_features(config: DictConfig) -> list[Path]:
-    """Store the features of all sources that look at images.
+    """Store the features of all sources whose images go through the vision tower.
 
     Returns:
         The folders written, one a source.
 
     Raises:
-        ValueError: no source looks at images, or the model does not.
+        ValueError: no source has such images, or the model sees codes alone.
     """
     check_given(config.data, "data")
     names = looking_sources(config)

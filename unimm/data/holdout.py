@@ -1,4 +1,4 @@
-"""Held-out records, from which nothing learns: the same ones of a data set, whatever the seed of a run and from stage to stage.
+"""Held-out records, which are not trained on: the same ones of a data set, whatever the seed of a run and from stage to stage.
 
 Which ones depends on the number of records alone, so sources that show the same records in several ways hold out the same.
 """

@@ -53,7 +53,7 @@ def looks_at_images(view: View) -> bool:
 
 @dataclass(frozen=True)
 class Conversation:
-    """PIXELS, then a caption, or several questions with their answers that share one look at the image.
+    """PIXELS, then a caption, or several questions with their answers that share one image.
 
     Never both: answers could be read off the caption, and a caption put together from the answers, without looking.
 

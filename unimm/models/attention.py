@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BACKENDS = ("sdpa", "documents", "flex_attention")
 
 Mask: TypeAlias = "torch.Tensor | BlockMask"
-"""(B, 1, T, S) bool, true where a position may look, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""
+"""(B, 1, T, S) bool, true where a position may attend, for "sdpa"; (M,) sizes for "documents"; blocks for "flex_attention"."""
 
 
 def choose_attention(device: str, is_compiled: bool) -> str:

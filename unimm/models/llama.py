@@ -77,7 +77,7 @@ class LlamaTrunk(nn.Module):
     ) -> torch.Tensor:
         """(B, T, D) -> (B, T, D), or (1, M, D) of those positions, counted over all rows.
 
-        cache: a `transformers` Cache, which keys and values are written to; none while it learns.
+        cache: a `transformers` Cache, which keys and values are written to; none in training.
         """
         turns = self.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds

@@ -161,8 +161,8 @@ class UnifiedModel(nn.Module):
             layer.compile(dynamic=dynamic)
 
     def check(self, batch: Batch) -> None:
-        """Raises ValueError where a batch in main memory holds a kind that the model has no port for, or learns one that it
-        cannot predict."""
+        """Raises ValueError where a batch in main memory holds a kind that the model has no port for, or targets that it cannot
+        predict."""
         for kinds, ports, what in ((batch.kinds, self.ports, "reads"), (batch.target_kinds, self.predicted_ports, "predicts")):
             for number in kinds.unique().tolist():
                 if number != PADDING and number not in ports:

@@ -2,7 +2,7 @@
 
 Counted is what the model asks for: products of weights at real positions (of heads, and of the last layer behind its keys and
 values, where something is learned), attention of each document to its own past, the vision tower; each once forward, once more
-for the gradient of what goes in where something before it learns, once more for gradients of weights that learn. Not counted:
+for the gradient of what goes in where something before it is trained, once more for gradients of weights that are. Not counted:
 padding, what rounds up the number of learned positions, pairs that a mask hides, activations computed again, everything that
 is no product of matrices. A multiplication with its addition is two.
 
@@ -62,7 +62,7 @@ class _Part(NamedTuple):
 
 
 class FlopCount:
-    """The FLOPs of batches, for what learns of a model now. Layers that look at a window alone count as if they saw it all."""
+    """The FLOPs of batches, for what is trained of a model now. Layers with a window of attention count as if without."""
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model

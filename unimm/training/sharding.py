@@ -74,7 +74,7 @@ class Sharding:
 
 def shard(objective: Objective, sharding: Sharding, num_processes: int, device: torch.device, is_bf16: bool) -> None:
     """Cut an objective's parameters into shards, in place: each layer of the Transformer a unit, and each layer of a port's
-    part that learns, such as the vision tower; the rest is one. A frozen part with layers stays whole in every process.
+    part that is trained, such as the vision tower; the rest is one. A frozen part with layers stays whole in every process.
     """
     shape = sharding.mesh_shape(num_processes)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])

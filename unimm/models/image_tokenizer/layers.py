@@ -96,7 +96,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        # Measured on CPUs only; and what learns keeps the gradients of the convolution as it is written.
+        # Measured on CPUs only; and training keeps the gradients of the convolution as it is written.
         plain = x_NCHW.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if plain or x_NCHW.shape[2] * x_NCHW.shape[3] < SMALL_MAP:
             return self.conv(F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest"))

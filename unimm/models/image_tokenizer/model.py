@@ -133,7 +133,7 @@ class ImageTokenizer(nn.Module):
         return self.decode_latents(self.quantize.lookup(codes_NT))
 
     def forward(self, pixels_NCHW: Tensor) -> Reconstruction:
-        """Pixels through the codes and back, with gradients; in training mode the codebook learns."""
+        """Pixels through the codes and back, with gradients; in training mode the codebook is updated."""
         latents_NTD = self.latents(pixels_NCHW)
         quantized = self.quantize(latents_NTD)
         return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, latents_NTD, quantized.loss)
@@ -153,7 +153,7 @@ class ImageTokenizer(nn.Module):
         return self.decoder(self.post_quant_conv(latents_NDhw))
 
     def freeze(self) -> "ImageTokenizer":
-        """Nothing learns any more; evaluation mode. Returns itself."""
+        """Nothing is trained any more; evaluation mode. Returns itself."""
         if isinstance(self.quantize, CosineQuantizer):
             self.quantize.freeze()
         return self.eval().requires_grad_(False)
@@ -306,6 +306,6 @@ def _convolve_swish(norm: GroupNorm, conv: nn.Module, x_NCHW: Tensor, dropout: n
     """A convolution of x sigmoid(x), x normed; one that can (`int8_convolution`) does all at once."""
     if isinstance(conv, ConvolvesSwish):
         return conv.convolve_swish(norm, x_NCHW)
-    # Where nothing learns in place, for a new map of 128 x 384 x 384 takes a CPU twice the time.
+    # Without gradients in place, for a new map of 128 x 384 x 384 takes a CPU twice the time.
     swish_NCHW = F.silu(norm(x_NCHW), inplace=not torch.is_grad_enabled())
     return conv(swish_NCHW if dropout is None else dropout(swish_NCHW))

@@ -120,13 +120,13 @@ class Quantizer(nn.Module, ABC):
         return super()._apply(move, recurse)
 
     def forward(self, latents_NTD: Tensor) -> Quantized:
-        """The nearest codes; in training mode with a gradient and a loss, and the codebook learns."""
+        """The nearest codes; in training mode with a gradient and a loss, and the codebook is updated."""
         with torch.autocast(latents_NTD.device.type, enabled=False):
             return self._quantize(latents_NTD.float())
 
     @torch.no_grad()
     def encode(self, latents_NTD: Tensor) -> Tensor:
-        """The nearest codes (N, T) alone; nothing learns."""
+        """The nearest codes (N, T) alone; nothing is updated."""
         with torch.autocast(latents_NTD.device.type, enabled=False):
             return self._nearest(latents_NTD.float())
 

@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every patch looks at every patch of its image. fused_attn: by PyTorch's fused kernel, else by plain products."""
+    """Every patch attends to every patch of its image. fused_attn: by PyTorch's fused kernel, else by plain products."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class Objective(nn.Module):
         return self.model.hidden_parts()
 
     def flop_count(self) -> FlopCount | None:
-        """What counts the operations of a step, for what learns now; None where there is no such count."""
+        """What counts the operations of a step, for what is trained now; None where there is no such count."""
         return None
 
 
