@@ -130,7 +130,12 @@ def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -
     app = create_app(engine, settings)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        app, log_level="warning", server_header=False, timeout_graceful_shutdown=max(1, round(settings.drain_seconds))
+        app,
+        http="h11",  # httptools has no limit of header bytes
+        ws="none",  # nothing here speaks it; a request to upgrade is an ordinary one then
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     typer.echo(f"{', '.join(settings.served_model_names)} at {address}/v1 (interface: {address}/docs)")

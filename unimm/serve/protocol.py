@@ -4,7 +4,7 @@ A field that cannot be honoured is refused with 400, so that nobody waits for wh
 nothing (`NEUTRAL`, with the values that clients send by default) and fields that are about the client (`IGNORED`).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import File, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,6 +28,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IGNORED = ("user", "metadata", "name", "service_tier", "safety_identifier", "prompt_cache_key", "moderation", "style")
 """Fields that are read by nobody: they describe the client, or ask for what every answer here has."""
 
+MAX_FIELDS = 100
+"""Of an object; each unknown one is an error of its own."""
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True, max_length=1000)]
+"""A list whose first wrong element ends its check: a short body can hold a hundred thousand."""
+
 Place = Literal["images", "content"]
 Format = Literal["png", "webp", "jpeg"]
 
@@ -42,6 +49,8 @@ class Body(BaseModel):
     def _leave_out(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if len(given) > MAX_FIELDS:
+            raise ValueError(f"at most {MAX_FIELDS} fields are read")
         return {name: value for name, value in given.items() if value is not None and not cls._says_nothing(name, value)}
 
     @classmethod
@@ -80,8 +89,8 @@ class Message(Body):
     """A message of a conversation. `images` are those that an answer of this server came with: the model is not shown."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=1000)] = ""
-    images: list[ImagePart] = []
+    content: str | Many[Part] = ""
+    images: Many[ImagePart] = []
 
     @classmethod
     def _says_nothing(cls, name: str, value: Any) -> bool:
@@ -117,15 +126,15 @@ class Drawing(Body):
 class ChatRequest(Drawing):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: Many[Message] = Field(min_length=1)
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(None, ge=1, description="At most so many; fewer where the model has no room for them.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The same, by its newer name.")
-    stop: str | list[str] = []
+    stop: str | Many[str] = []
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    modalities: list[Literal["text", "image"]] = Field(
+    modalities: Many[Literal["text", "image"]] = Field(
         ["text"], min_length=1, description='With "image" the last user message is drawn; else it is answered.'
     )
     image_placement: Place = Field("images", description="message.images, as OpenRouter; or a list in content, as vllm-omni.")
