@@ -98,7 +98,7 @@ OPTIONS = {
     ),
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "report": "--out",
-    "compare": "--task --out",
+    "compare": "--task --metric --out",
     "scaling": "--predict --out",
     "convert": "--dtype --adapter --from-pickle --push-to-hub --guidance-scale --temperature",
     "average": "--out",

@@ -105,6 +105,12 @@ def compare(
         Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores, named VARIANT-SEED, such as two-0.")
     ],
     task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of scores, a number of the trainings, such as loss/codes [default: losses, without scores]."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
 ) -> None:
     """Put the scores of an ablation's variants beside each other, means over seeds: a table and a plot.
@@ -112,10 +118,11 @@ def compare(
     \b
     Example:
       unimm compare runs/encoders --task shapes_answers --task shapes_drawings
+      unimm compare runs/lr --metric loss/codes
     """
     from unimm.cli.compare import run
 
-    run(runs, task or [], out)
+    run(runs, task or [], out, metric or [])
 
 
 @models.command()

@@ -102,3 +102,38 @@ def test_the_verb_writes_a_table_and_a_plot(runs: Path, tmp_path: Path, tasks: l
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["compare", str(tmp_path)])
     assert told.exit_code != 0 and "holds no runs with scores" in told.output
+
+
+def write_training(folder: Path, losses: list[float], **more: list[float]) -> None:
+    folder.mkdir(parents=True)
+    numbers = {"loss/codes": losses, **{name.replace("_", "/"): values for name, values in more.items()}}
+    lines = [{"step": step, **{name: values[step] for name, values in numbers.items()}} for step in range(len(losses))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_trainings_without_scores_are_compared_by_their_losses(tmp_path: Path) -> None:
+    write_training(tmp_path / "lr0.1-0", [9.0] * 18 + [2.0, 4.0], accuracy_codes=[0.5] * 20)
+    write_training(tmp_path / "lr0.1-1", [5.0] * 20, accuracy_codes=[0.7] * 20)
+    write_training(tmp_path / "lr1-0", [6.0] * 10, accuracy_codes=[0.1] * 10)
+    result = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "4.000 ± 1.414" in result.stdout and "6.000" in result.stdout and "accuracy" not in result.stdout
+    assert "No run was evaluated" in result.stderr and "not all of as many steps (9, 19)" in result.stderr
+    told = json.loads((tmp_path / "compare.json").read_text())
+    assert told["lr0.1"]["loss/codes"]["num_seeds"] == 2 and Image.open(tmp_path / "compare.png").size[0] > 100
+    chosen = CliRunner().invoke(app, ["compare", str(tmp_path), "--metric", "accuracy/codes"])
+    assert "0.600 ± 0.141" in chosen.stdout and "loss" not in chosen.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--metric", "loss/poems"], "No run has reported 'loss/poems': choose among"),
+        (["--metric", "loss/codes", "--task", "shapes_answers"], "one at a time"),
+        (["--task", "shapes_answers"], "no runs with scores"),
+    ],
+)
+def test_numbers_that_are_not_there(tmp_path: Path, words: list[str], told: str) -> None:
+    write_training(tmp_path / "a-0", [1.0])
+    result = CliRunner().invoke(app, ["compare", str(tmp_path), *words])
+    assert result.exit_code == 2 and told in result.stderr and result.stderr.count("\n") == 1

@@ -1,7 +1,7 @@
 """Variants of an ablation: scores of trainings that differ in one thing, over several seeds.
 
 A run is a folder VARIANT-SEED, "two-0"; its evaluations are folders in it. That of the training's end is "scores"; one named
-NAME-NUMBER, "guidance-2.5", is the same variant at that value of a setting.
+NAME-NUMBER, "guidance-2.5", is the same variant at that value of a setting. Runs without evaluations have their losses.
 """
 
 import itertools
@@ -13,8 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimm.eval.report.curves import GREY, PALETTE
+from unimm.eval.report.curves import GREY, PALETTE, Series, read_metrics
 from unimm.runtime.atomic_files import read_json
+
+RIGHT, VALUE = "share right", "mean at the end"
+"""What scores are, and what numbers of a training are, in tables and plots."""
+
+METRICS = "metrics.jsonl"
+LOSS = "loss/"
+LAST = 0.1
+"""The share of a training's points, the last of them, that a number of it is the mean of."""
 
 FINAL_SCORES = "scores"
 """The folder of the evaluation at a training's end."""
@@ -61,8 +69,7 @@ def find_variants(folder: Path) -> tuple[Variants, list[str]]:
     Raises:
         ValueError: none has scores, a file holds something else, a run has two evaluations of one name, or the folder is a run.
     """
-    if (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"{folder} is one run, and seeds are runs beside each other: name the folder that holds them.")
+    _check_holds_runs(folder)
     paths = sorted(path for pattern in ("*/scores.json", "*/*/scores.json") for path in folder.glob(pattern))
     read = {path: _read_scores(path) for path in paths}
     unfinished = [str(path.parent) for path, (is_finished, _) in read.items() if not is_finished]
@@ -87,6 +94,50 @@ def find_variants(folder: Path) -> tuple[Variants, list[str]]:
         if len(them) > 1
     ]
     return group_runs(evaluations), notes
+
+
+def find_numbers(folder: Path, metrics: list[str]) -> tuple[Variants, list[str]]:
+    """Numbers that trainings reported (metrics.jsonl), such as "loss/codes", beside each other: the mean over the last tenth of
+    a run's points; and notes, a sentence each.
+
+    metrics: their names; none: all losses.
+
+    Raises:
+        ValueError: there are no trainings, one has not begun, none reported a number of this name, or the folder is a run.
+    """
+    _check_holds_runs(folder)
+    runs = {path.parent.name: read_metrics(path) for path in sorted(folder.glob(f"*/{METRICS}"))}
+    known = sorted({name for series in runs.values() for name in series})
+    if not known:
+        raise ValueError(
+            f"{folder} holds no runs with scores (VARIANT-SEED/scores/scores.json) and no trainings (VARIANT-SEED/{METRICS}): "
+            f"name the folder of runs."
+        )
+    if unknown := [name for name in metrics if name not in known]:
+        raise ValueError(f"No run has reported '{unknown[0]}': choose among {', '.join(known)}.")
+    chosen = metrics or [name for name in known if name.startswith(LOSS)]
+    steps = sorted({_last_step(series) for series in runs.values() if series})
+    notes = [f"The runs are not all of as many steps ({', '.join(map(str, steps))})."] if len(steps) > 1 else []
+    ends = ((run, {name: _at_end(series[name]) for name in chosen if name in series}) for run, series in runs.items())
+    return group_runs(ends), notes
+
+
+def _check_holds_runs(folder: Path) -> None:
+    if (folder / METRICS).is_file():
+        raise ValueError(f"{folder} is one run, and seeds are runs beside each other: name the folder that holds them.")
+
+
+def has_scores(folder: Path) -> bool:
+    """Whether any run in a folder was evaluated."""
+    return any(next(folder.glob(pattern), None) for pattern in ("*/scores.json", "*/*/scores.json"))
+
+
+def _at_end(points: list[tuple[int, float]]) -> float:
+    return mean(value for _, value in points[-max(1, round(LAST * len(points))) :])
+
+
+def _last_step(series: Series) -> int:
+    return max(points[-1][0] for points in series.values())
 
 
 def _read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
@@ -118,10 +169,10 @@ def columns_of(variants: Variants, tasks: list[str]) -> list[str]:
     return sorted((one for one in every if one.split()[-1] in places), key=lambda one: (places[one.split()[-1]], _value(one)))
 
 
-def plot(variants: Variants, columns: list[str], path: Path) -> None:
+def plot(variants: Variants, columns: list[str], path: Path, label: str = RIGHT) -> None:
     """Scores as bars in a group for each variant, or, where they were taken at several values of a setting, as a line for each.
 
-    path: its suffix says which format.
+    path: its suffix says which format. label: what the numbers are.
     """
     from matplotlib.figure import Figure
 
@@ -142,6 +193,7 @@ def plot(variants: Variants, columns: list[str], path: Path) -> None:
     for axes, panel in zip(drawn, panels, strict=True):
         if isinstance(panel, list):
             _bars(axes, variants, panel)
+            axes.set_ylabel(label)
         else:
             _lines(axes, variants, *panel)
         axes.set_ylim(bottom=0)
@@ -167,7 +219,6 @@ def _bars(axes, variants: Variants, columns: list[str]) -> None:
         axes.errorbar(at, heights, errors, fmt="none", ecolor="#333a45", elinewidth=1, capsize=2)
     crowded = max(map(len, names)) > LONG_NAME
     axes.set_xticks(range(len(names)), names, rotation=30 * crowded, ha="right" if crowded else "center")
-    axes.set_ylabel("share right")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
@@ -185,7 +236,7 @@ def _lines(axes, variants: Variants, what: tuple[str, str], columns: list[str]) 
                 shifted, heights, errors, fmt="o-", color=colour, label=variant, capsize=2, linewidth=1.4, markersize=4
             )
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set(xlabel=setting, ylabel=f"share right, {task.replace('_', ' ')}")
+    axes.set(xlabel=setting, ylabel=f"{RIGHT}, {task.replace('_', ' ')}")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
