@@ -10,10 +10,11 @@ from typer.testing import CliRunner, Result
 
 from unimm.checkpoints.demo_examples import DIGIT
 from unimm.checkpoints.weight_files import DEMO
-from unimm.cli import demo
+from unimm.cli import demo, serve
 from unimm.cli.app import app
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.inference.load import load
+from unimm.serve.settings import ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,13 @@ def test_it_opens_the_sheet_where_somebody_sits_before_a_screen(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     monkeypatch.setattr(demo.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert demo.has_screen() == expected
+
+
+def test_the_page_is_served_to_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    served: list[ServerSettings] = []
+    monkeypatch.setattr(demo.typer, "launch", opened.append)
+    monkeypatch.setattr(serve, "run", lambda engine, settings, listener: served.append(settings))
+    demo.open_page(None)  # type: ignore[arg-type]
+    assert opened == [f"http://127.0.0.1:{served[0].port}/"]
+    assert served[0].host == "127.0.0.1" and served[0].page and "127.0.0.1" in served[0].allowed_hosts

@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 
 from unimm.inference.engine import Engine
+from unimm.runtime.provenance import read_provenance
 from unimm.serve.app import create_app
 from unimm.serve.page.words import PHRASES, preferred_language
 from unimm.serve.settings import ServerSettings
@@ -161,7 +162,7 @@ new MutationObserver(() => {
 
 def draw(page: Any) -> None:
     """An example by one click; two previews at least before the picture, which can be downloaded."""
-    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("tab", name="Draw", exact=True).click()
     page.get_by_label("number input for Pictures").fill("3")
     page.evaluate(WATCH)
     page.get_by_role("button", name="three green crosses").click()
@@ -170,7 +171,8 @@ def draw(page: Any) -> None:
     assert page.locator("#wall img").first.evaluate("image => image.naturalWidth") == 64
     with page.expect_download() as download:
         page.locator("#wall a[data-download]").first.click()
-    assert Image.open(download.value.path()).size == (64, 64)
+    said = read_provenance(download.value.path().read_bytes())
+    assert said is not None and said["prompt"] == "three green crosses" and said["settings"]["guidance_scale"] == 2.5
 
 
 def stop_and_go_on(page: Any, engine: Engine) -> None:
@@ -196,11 +198,24 @@ def compare(page: Any) -> None:
 
 
 def look_inside(page: Any) -> None:
-    """An example as codes."""
-    page.get_by_role("tab", name="Look inside").click()
-    page.locator(".thumb:visible").first.click()
+    """A drawing as codes; where the model looked for a word of its answer; which word a patch came from."""
+    page.get_by_role("tab", name="Draw", exact=True).click()
+    page.locator("#wall").get_by_role("button", name="Look inside").first.click()
     page.locator("#codes [data-code]").first.wait_for()
     assert page.locator("#codes [data-code]").count() == 64
+    page.get_by_role("tab", name="Looking", exact=True).click()
+    page.locator(".thumb:visible").first.click()
+    page.locator("#looks .said button", has_text="cyan").click()
+    assert page.locator("#looks .map.on").count() == 1
+    page.get_by_role("tab", name="Drawing", exact=True).click()
+    page.locator("#threads-start").click()
+    page.locator("#threads .said button", has_text="blue").click()
+    shades = page.locator("#threads [data-patch]").evaluate_all(
+        "all => all.map((one) => +one.style.getPropertyValue('--shade'))"
+    )
+    assert len(shades) == 64 and min(shades) == 0 and max(shades) > 0.5
+    page.locator("#threads [data-patch]").first.press("ArrowRight")  # the keyboard walks on, and chooses
+    assert page.locator("#threads [data-patch='1'][aria-pressed=true]").count() == 1
 
 
 def draw_in_two_tabs(page: Any, context: Any, address: str) -> None:
@@ -208,7 +223,7 @@ def draw_in_two_tabs(page: Any, context: Any, address: str) -> None:
     other = context.new_page()
     other.goto(address)
     for one in (page, other):
-        one.get_by_role("tab", name="Draw").click()
+        one.get_by_role("tab", name="Draw", exact=True).click()
         one.get_by_role("button", name="the digit five").click()
     for one in (page, other):
         one.locator("#wall a[data-download]").first.wait_for()

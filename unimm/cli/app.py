@@ -85,11 +85,15 @@ def demo(
     ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Another seed, other drawings.")] = 7,
     device: Device = None,
-    show: Annotated[bool, typer.Option("--show/--no-show", help="Open the sheet, where there is a screen.")] = True,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Open the page or the sheet, where there is a screen.")] = True,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Open the web page, where the extra serve is installed; else the sheet.")
+    ] = True,
 ) -> None:
-    """See at once what the model that comes with unimm can do: captions, answers and drawings, on one sheet.
+    """See at once what the model that comes with unimm can do: captions, answers and drawings, on one sheet and on a web page.
 
-    It takes seconds and downloads nothing. The pictures that it writes are there to try the other commands on.
+    It takes seconds and downloads nothing. The pictures that it writes are there to try the other commands on. Where there is
+    a screen, it goes on as a server of the page, for this machine alone, until Ctrl-C.
 
     \b
     Example:
@@ -97,7 +101,7 @@ def demo(
     """
     from unimm.cli.demo import run
 
-    run(out, seed, device, show)
+    run(out, seed, device, show, page)
 
 
 @app.command()

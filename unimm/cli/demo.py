@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -37,10 +38,11 @@ class Card:
     paragraphs: tuple[tuple[tuple[str, tuple[int, int, int]], ...], ...]
 
 
-def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = True) -> None:
+def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = True, page: bool = True) -> None:
     """Write the pictures and the sheet into a folder, and say what they are.
 
-    seed: of the drawings. device: as of `unimm.load`. show: open the sheet, where there is a screen.
+    seed: of the drawings. device: as of `unimm.load`.
+    show: where there is a screen, open the page, and serve it until Ctrl-C; without `page` or its packages, open the sheet.
     """
     out.mkdir(parents=True, exist_ok=True)
     pictures = demo_pictures()
@@ -54,7 +56,25 @@ def run(out: Path, seed: int = SEED, device: str | None = None, show: bool = Tru
     typer.echo(f'\n{LIMITS}\n\nTry it: unimm answer {out / "photo.png"} "What colour is the square?"')
     typer.echo(out / "demo.png")
     if show and has_screen():
-        typer.launch(str(out / "demo.png"))
+        if page and find_spec("gradio") and find_spec("uvicorn"):
+            open_page(engine)
+        else:
+            typer.launch(str(out / "demo.png"))
+
+
+def open_page(engine: Engine) -> None:
+    """Serve the web page to this machine until Ctrl-C, and open a browser there."""
+    from unimm.cli.serve import check_extra, listen
+    from unimm.cli.serve import run as serve
+    from unimm.serve.guard import LOCAL_NAMES
+    from unimm.serve.settings import ServerSettings
+
+    check_extra()
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        typer.launch(f"http://127.0.0.1:{port}/")  # the browser waits until it is answered
+        settings = ServerSettings(port=port, served_model_names=("demo",), allowed_hosts=LOCAL_NAMES)
+        serve(engine, settings, listener)
 
 
 def _look(engine: Engine, out: Path, pictures: dict[str, Image.Image]) -> list[Card]:

@@ -139,4 +139,6 @@ def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     typer.echo(f"{', '.join(settings.served_model_names)} at {address}/v1 (interface: {address}/docs)")
+    if settings.page:
+        typer.echo(f"The page is at {address}/")
     Server(config).run(sockets=[listener])

@@ -57,10 +57,11 @@ class Service:
             return "dead"
         return "stuck" if decoder.stalled_seconds > self.settings.stuck_after else None
 
-    def run(self, request: Request, kind: str, count: int, work: AsyncGenerator[T]) -> "Run[T]":
+    def run(self, request: Request | None, kind: str, count: int, work: AsyncGenerator[T]) -> "Run[T]":
         """Admit a request and begin its work.
 
         Args:
+            request: whose client may hang up; None for the page's, which closes the run itself.
             kind: "text" or "image", for metrics.
             count: answers or drawings that it asks for.
 
@@ -108,7 +109,7 @@ class Run(Generic[T]):
     started: `time.monotonic` of its begin. error: why it ended, where it did not end by itself.
     """
 
-    def __init__(self, service: Service, request: Request, kind: str, count: int, work: AsyncGenerator[T]) -> None:
+    def __init__(self, service: Service, request: Request | None, kind: str, count: int, work: AsyncGenerator[T]) -> None:
         self.kind, self.count, self.started = kind, count, time.monotonic()
         self.error: ApiError | None = None
         self._first: Any = None
@@ -173,8 +174,10 @@ class Run(Generic[T]):
             self._service._leave(self)
             self._news.put_nowait(_END)
 
-    async def _wait_for_hang_up(self, request: Request) -> None:
+    async def _wait_for_hang_up(self, request: Request | None) -> None:
         """A route that does not stream is not told when its client leaves: ASGI says so to whoever goes on receiving."""
+        if request is None:
+            return
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.stop(ApiError(499, "The client has hung up.", "client_closed"))

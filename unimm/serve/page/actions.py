@@ -9,7 +9,7 @@ from gradio.processing_utils import save_pil_to_cache
 
 from unimm.serve.media import read_image_part
 from unimm.serve.page.context import Page, with_messages
-from unimm.serve.page.inside import Picked, show_picked
+from unimm.serve.page.picked import Picked, show_picked
 
 ON_ACTION = """
 element.addEventListener('click', (event) => {
@@ -32,7 +32,7 @@ def connect(page: Page, walls: list[gr.HTML], tabs: gr.Tabs, box: gr.MultimodalT
         else:
             yield gr.Tabs(selected="inside"), gr.skip(), path, show_picked(page, image)
 
-    handler = with_messages(page.words, go, partial(_nothing, 4))
+    handler = with_messages(go, partial(_nothing, 4))
     for wall in walls:
         wall.click(handler, None, [tabs, box, picked.path, picked.shown], show_progress="hidden")
 

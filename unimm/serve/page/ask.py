@@ -60,10 +60,10 @@ def build_ask(page: Page) -> gr.MultimodalTextbox:
 
     outputs = [chat, box]
     ready = partial(gr.MultimodalTextbox, submit_btn=True, stop_btn=False)
-    answered = with_messages(words, partial(_ask, page), lambda: (gr.skip(), ready()))
+    answered = with_messages(partial(_ask, page), lambda: (gr.skip(), ready()))
     events: list[Any] = [box.submit(answered, [box, chat, temperature, tokens], outputs, show_progress="hidden")]
     for button, example in zip(examples, QUESTIONS[words.language, page.knows_shapes], strict=True):
-        asked = with_messages(words, partial(_ask_example, page, example), lambda: (gr.skip(), ready()))
+        asked = with_messages(partial(_ask_example, page, example), lambda: (gr.skip(), ready()))
         events.append(button.click(asked, [temperature, tokens], outputs, show_progress="hidden"))
     box.stop(ready, None, box, cancels=events)
     clear.click(lambda: ([], ready()), None, outputs, cancels=events)
@@ -90,7 +90,7 @@ async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: flo
     yield [*chat, {"role": "assistant", "content": "…"}], busy
     answer = ""
     settings = {"max_new_tokens": int(tokens), "temperature": float(temperature)}
-    async with aclosing(page.engine.astream_chat(messages, **settings)) as pieces:
+    async with aclosing(page.run("text", 1, page.engine.astream_chat(messages, **settings))) as pieces:
         async for piece in pieces:
             answer += piece
             yield [*chat, {"role": "assistant", "content": answer}], gr.skip()

@@ -2,22 +2,24 @@
 
 import base64
 import io
+import json
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from PIL import Image
 
+from unimm.runtime.provenance import write_image
 from unimm.serve.page.words import Words
 
 
 def data_uri(image: Image.Image, draft: bool = False) -> str:
-    """A picture for an `src`: PNG; a draft is smaller and less exact."""
+    """A picture for an `src`: PNG, with where it comes from if it says so; a draft is smaller and less exact."""
     buffer = io.BytesIO()
     if draft:
         image.save(buffer, "WEBP", quality=85, method=0)
     else:
-        image.save(buffer, "PNG")
+        write_image(image, buffer, format="PNG")
     return f"data:image/{'webp' if draft else 'png'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -106,3 +108,9 @@ def note(text: str, **attributes: Any) -> str:
 def progress_line(text: str, share: float) -> str:
     """How far something is: a thin bar and a sentence, which screen readers follow."""
     return f'<div class="progress" role="status"><i style="width:{share:.0%}"></i><span>{escape(text)}</span></div>'
+
+
+def say_stopped(where: str, words: Words) -> str:
+    """What the browser does when a drawing is stopped: the progress line in the element `where` says so."""
+    text = json.dumps(words("stopped"), ensure_ascii=False)
+    return f"() => document.querySelectorAll('#{where} .progress span').forEach((line) => {{ line.textContent = {text}; }})"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unimm.serve.errors import ApiError
 from unimm.serve.page.actions import ON_ACTION
-from unimm.serve.page.cards import Card, data_uri, note, progress_line, show_grid
+from unimm.serve.page.cards import Card, data_uri, note, progress_line, say_stopped, show_grid
 from unimm.serve.page.context import Page, with_messages
 from unimm.serve.page.drawings import Drawing, judge, preview_every
 from unimm.serve.page.examples import PROMPTS
@@ -54,11 +54,11 @@ def build_compare(page: Page) -> gr.HTML:
     grid = gr.HTML(note(words("grid_empty")), elem_id="grid", elem_classes="stage", js_on_load=ON_ACTION)
 
     at_the_end = lambda: (gr.skip(), gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
-    compare = with_messages(words, partial(_compare, page), at_the_end)
+    compare = with_messages(partial(_compare, page), at_the_end)
     inputs, outputs = [prompt, seeds, guidances, temperature], [grid, start, stop]
     event = gr.on([start.click, prompt.submit], compare, inputs, outputs, show_progress="hidden")
     stopped = lambda: (gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
-    stop.click(stopped, None, [start, stop], cancels=[event])
+    stop.click(stopped, None, [start, stop], cancels=[event], js=say_stopped("grid", words))
     return grid
 
 
@@ -80,7 +80,7 @@ async def _compare(page: Page, prompt: str, seeds: str, guidances: str, temperat
         )
         for row in rows
     ]
-    async with aclosing(together(drawings)) as steps:
+    async with aclosing(page.run("image", len(rows) * len(columns), together(drawings))) as steps:
         async for row, progress in steps:
             done[row] = progress.step / progress.num_steps
             if progress.images is not None:

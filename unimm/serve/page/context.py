@@ -1,40 +1,62 @@
 """What every tab is built with, and how a handler of the page ends when something goes wrong: with a message, never a trace."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from unimm.inference.engine import Engine
-from unimm.serve.errors import ApiError
+from unimm.serve.errors import ApiError, as_api_error
 from unimm.serve.media import aread_image
 from unimm.serve.page.words import Words
+from unimm.serve.service import Run, Service
 from unimm.serve.settings import ServerSettings
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Page:
     """What the tabs of one language share.
 
+    service: the engine as the API uses it: one queue, one deadline, one account for both.
     examples: a folder with the example pictures.
     knows_shapes: the model is of the built-in worlds' size, so its examples are theirs.
     """
 
-    engine: Engine
-    settings: ServerSettings
+    service: Service
     words: Words
     examples: Path
     knows_shapes: bool
+
+    @property
+    def engine(self) -> Engine:
+        """The model."""
+        return self.service.engine
+
+    @property
+    def settings(self) -> ServerSettings:
+        """Of the server."""
+        return self.service.settings
+
+    def run(self, kind: str, count: int, work: AsyncGenerator[T]) -> Run[T]:
+        """Work of the engine, admitted as the API's is: arguments and errors of `Service.run`. To be closed by who reads it."""
+        return self.service.run(None, kind, count, work)
+
+    def run_once(self, kind: str, function: Callable[..., T], *values: Any) -> Run[T]:
+        """The same for one result of a function that works in a thread."""
+
+        async def work() -> AsyncGenerator[T]:
+            yield await asyncio.to_thread(function, *values)
+
+        return self.run(kind, 1, work())
 
 
 def is_upload(path: str | Path, examples: Path) -> bool:
@@ -60,19 +82,13 @@ async def read_upload(page: Page, path: str | None) -> Image.Image:
     return await aread_image(data, page.settings)
 
 
-def tell(words: Words, error: BaseException) -> None:
-    """Show an error as a message on the page: what the user can change in its own words, anything else as one sentence."""
-    if isinstance(error, ApiError):
-        gr.Warning(error.message, title="")
-    elif isinstance(error, ValueError):
-        gr.Warning(str(error), title="")
-    else:
-        logger.error("A request of the page failed", exc_info=error)
-        gr.Warning(words("failed"), title="")
+def tell(error: Exception) -> None:
+    """Show an error as a message on the page: what a user can mend in its own words, anything else by its id in the log."""
+    gr.Warning(as_api_error(error).message, title="")
 
 
 def with_messages(
-    words: Words, handler: Callable[..., AsyncGenerator[Any]], at_the_end: Callable[[], Any]
+    handler: Callable[..., AsyncGenerator[Any]], at_the_end: Callable[[], Any]
 ) -> Callable[..., AsyncGenerator[Any]]:
     """A handler that yields updates, ended by those of `at_the_end` however it ends, with a message where it failed."""
 
@@ -83,7 +99,7 @@ def with_messages(
                 async for update in updates:
                     yield update
         except Exception as error:
-            tell(words, error)
+            tell(error)
         yield at_the_end()
 
     return guarded

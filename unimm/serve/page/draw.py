@@ -13,7 +13,7 @@ from PIL import Image
 
 from unimm.serve.errors import ApiError
 from unimm.serve.page.actions import ON_ACTION
-from unimm.serve.page.cards import Card, data_uri, note, progress_line, show_wall
+from unimm.serve.page.cards import Card, data_uri, note, progress_line, say_stopped, show_wall
 from unimm.serve.page.context import Page, with_messages
 from unimm.serve.page.drawings import Drawing, judge, preview_every
 from unimm.serve.page.examples import PROMPTS
@@ -54,7 +54,7 @@ def build_draw(page: Page) -> gr.HTML:
 
     outputs = [wall, settings[0], start, stop]
     at_the_end = lambda: (gr.skip(), gr.skip(), gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
-    draw = with_messages(words, partial(_draw, page), at_the_end)
+    draw = with_messages(partial(_draw, page), at_the_end)
     inputs = [prompt, count, best_of, *settings]
     clicked = gr.on([start.click, prompt.submit], draw, inputs, outputs, show_progress="hidden")
     events: list[Any] = [clicked]
@@ -62,7 +62,7 @@ def build_draw(page: Page) -> gr.HTML:
         filled = button.click(partial(str, text), None, prompt)
         events.append(filled.then(draw, inputs, outputs, show_progress="hidden"))
     stopped = lambda: (gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
-    stop.click(stopped, None, [start, stop], cancels=events)
+    stop.click(stopped, None, [start, stop], cancels=events, js=say_stopped("wall", words))
     return wall
 
 
@@ -109,27 +109,30 @@ async def _draw(
     drawing = Drawing(prompt.strip(), used, float(guidance), float(temperature))
     started, images, previews = time.monotonic(), [], [None] * (count * best_of)
     yield _progress(page, drawing, previews, 0.0), used, gr.Button(visible=False), gr.Button(visible=True)
-    steps = page.engine.astream_images(drawing.prompt, count * best_of, used, preview_every(page.engine), **drawing.settings)
-    async with aclosing(steps) as steps:
+    number = count * best_of
+    steps = page.engine.astream_images(drawing.prompt, number, used, preview_every(page.engine), **drawing.settings)
+    async with aclosing(page.run("image", number, steps)) as steps:
         async for progress in steps:
             if progress.is_final:
                 images = progress.images or []
             elif progress.images is not None:
                 share = progress.step / progress.num_steps
                 yield _progress(page, drawing, progress.images, share), gr.skip(), gr.skip(), gr.skip()
+    if best_of > 1:
+        yield _progress(page, drawing, images, 1.0, words("judging")), gr.skip(), gr.skip(), gr.skip()
     chances = await judge(page.engine, images, drawing.prompt)
     html = await asyncio.to_thread(_finished, page, drawing, images, chances, best_of)
     html += progress_line(words("took", seconds=f"{time.monotonic() - started:.1f}"), 1.0)
     yield html, gr.skip(), gr.skip(), gr.skip()
 
 
-def _progress(page: Page, drawing: Drawing, images: list[Any], share: float) -> str:
+def _progress(page: Page, drawing: Drawing, images: list[Any], share: float, text: str = "") -> str:
     """Previews side by side, and how far they are."""
     side = page.engine.image_tokenizer.image_size
     alt = page.words("drawing_of", prompt=drawing.prompt)
     grey = Image.new("RGB", (side, side), (128, 128, 128))
     cards = [Card(data_uri(image or grey, draft=True), alt) for image in images]
-    return show_wall(cards, page.words) + progress_line(page.words("drawing", percent=round(share * 100)), share)
+    return show_wall(cards, page.words) + progress_line(text or page.words("drawing", percent=round(share * 100)), share)
 
 
 def _finished(page: Page, drawing: Drawing, images: list[Image.Image], chances: list[Any], best_of: int) -> str:

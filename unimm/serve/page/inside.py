@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from functools import partial
 from html import escape
 from typing import Any
@@ -13,27 +12,23 @@ from PIL import Image
 from unimm.data.image import crop, to_pil
 from unimm.serve.page.cards import data_uri, note
 from unimm.serve.page.context import Page, read_upload, with_messages
-from unimm.serve.page.examples import QUESTIONS
+from unimm.serve.page.looks import build_answer, build_words
+from unimm.serve.page.picked import Picked, pick_picture
 
 HUE_STEP = 137.508
 """Degrees, the golden angle: codes near each other get colours far from each other."""
-
-PREVIEW_SIDE = 480
-
-
-@dataclass(frozen=True)
-class Picked:
-    """A place where a picture is chosen: the path of its file, and how it is shown."""
-
-    path: gr.State
-    shown: gr.HTML
 
 
 def build_inside(page: Page) -> Picked:
     """Put the tab's components into the blocks around it. Returns where the picture is chosen that is shown as codes."""
     words = page.words
-    with gr.Tabs(elem_classes="inner"), gr.Tab(words("codes_tab")):
-        picked = _build_codes(page)
+    with gr.Tabs(elem_classes="inner"):
+        with gr.Tab(words("codes_tab")):
+            picked = _build_codes(page)
+        with gr.Tab(words("answer_tab")):
+            build_answer(page)
+        with gr.Tab(words("words_tab")):
+            build_words(page)
     return picked
 
 
@@ -45,40 +40,8 @@ def _build_codes(page: Page) -> Picked:
             picked = pick_picture(page)
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(note(words("codes_empty")), elem_id="codes", elem_classes="stage")
-    picked.path.change(with_messages(words, partial(_codes, page), gr.skip), picked.path, shown, show_progress="hidden")
+    picked.path.change(with_messages(partial(_codes, page), gr.skip), picked.path, shown, show_progress="hidden")
     return picked
-
-
-def pick_picture(page: Page) -> Picked:
-    """A picture, a button to upload another one, and the examples."""
-    words = page.words
-    picked = Picked(gr.State(None), gr.HTML(show_picked(page, None), elem_classes="picked"))
-    outputs = [picked.path, picked.shown]
-    show = with_messages(words, partial(_pick, page), lambda: (gr.skip(), gr.skip()))
-    upload = gr.UploadButton(words("choose_picture"), file_types=["image"], type="filepath", size="sm", elem_classes="upload")
-    upload.upload(show, upload, outputs, show_progress="hidden")
-    names = list(dict.fromkeys(name for one in QUESTIONS[words.language, page.knows_shapes] for name in one.pictures))
-    with gr.Row(elem_classes="thumbs"):
-        for number, name in enumerate(names, start=1):
-            label = words("picture_number", number=number)
-            button = gr.Button(label, icon=page.examples / name, elem_classes="thumb", size="sm", min_width=44)
-            choose = with_messages(words, partial(_pick, page, str(page.examples / name)), lambda: (gr.skip(), gr.skip()))
-            button.click(choose, None, outputs, show_progress="hidden")
-    return picked
-
-
-async def _pick(page: Page, path: str | None) -> AsyncGenerator[Any]:
-    picture = await read_upload(page, path)
-    yield path, await asyncio.to_thread(show_picked, page, picture)
-
-
-def show_picked(page: Page, picture: Image.Image | None) -> str:
-    """A chosen picture, or a place for one."""
-    if picture is None:
-        return f'<div class="frame empty">{note(page.words("picture_missing"))}</div>'
-    small = picture.copy()
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    return f'<div class="frame"><img src="{data_uri(small, draft=True)}" alt="{page.words("picture")}"></div>'
 
 
 async def _codes(page: Page, path: str | None) -> AsyncGenerator[Any]:

@@ -33,14 +33,14 @@ UPLOADS_LIVE, UPLOADS_CHECKED = 3600, 600
 
 
 def mount_page(app: FastAPI, engine: Engine, settings: ServerSettings) -> None:
-    """Add the page to an application: /page/en, /page/zh, and / leads to the one that the browser prefers."""
+    """Add the page to an application of `create_app`: /page/en, /page/zh, and / leads to the one that the browser prefers."""
     examples = Path(tempfile.mkdtemp(prefix="unimm-page-"))
     write_pictures(examples)
     gr.set_static_paths([examples])
     knows_shapes = engine.image_tokenizer.image_size <= WORLD_SIDE
     theme, style = make_theme(), read_style()
     for language in LANGUAGES:
-        page = Page(engine, settings, Words(language), examples, knows_shapes)
+        page = Page(app.state.service, Words(language), examples, knows_shapes)
         gr.mount_gradio_app(
             app,
             build_page(page),

@@ -13,7 +13,7 @@ PHRASES = {
     "ask_tab": ("Ask", "问答"),
     "draw_tab": ("Draw", "绘画"),
     "compare_tab": ("Compare", "比较"),
-    "inside_tab": ("Look inside", "看内部"),
+    "inside_tab": ("Inside", "看内部"),
     "facts": (
         "{name} · {millions} M parameters · {side} px · {device}",
         "{name} · {millions} 百万参数 · {side} 像素 · {device}",
@@ -69,7 +69,7 @@ PHRASES = {
         "PNG 内含提示、种子和设置：用 unimm generate --from 可以重新画出。",
     ),
     "look_inside": ("Look inside", "看内部"),
-    "ask_about": ("Ask about it", "提问"),
+    "ask_about": ("Ask", "提问"),
     "not_kept": ("Not kept", "未保留"),
     "enlarge": ("Enlarge", "放大"),
     "close": ("Close", "关闭"),
@@ -94,9 +94,9 @@ PHRASES = {
         "“{text}”不是数字：请用逗号分隔数字。",
     ),
     # Look inside
-    "codes_tab": ("A picture as codes", "图片与编码"),
-    "answer_tab": ("Where it looked", "看了哪里"),
-    "words_tab": ("Words and patches", "词与图块"),
+    "codes_tab": ("Codes", "编码"),
+    "answer_tab": ("Looking", "看图"),
+    "words_tab": ("Drawing", "画图"),
     "picture": ("Picture", "图片"),
     "codes_hint": (
         "Before the model can draw, a picture becomes a grid of codes. This is what they keep of it.",
@@ -115,20 +115,20 @@ PHRASES = {
         "提问后选择回答中的一个词：亮处是模型写这个词时看的地方。",
     ),
     "question": ("Question", "问题"),
-    "show_looks": ("Answer and show", "回答并显示"),
+    "show_looks": ("Answer", "回答"),
     "words_hint": (
         "Choose a word to see where it went in the drawing, or a patch to see which words it came from.",
         "选择一个词，看它画在哪里；或选择一个图块，看它来自哪些词。",
     ),
-    "show_words": ("Draw and show", "绘画并显示"),
+    "show_words": ("Draw", "开始画"),
     "patch_at": ("patch in row {row}, column {column}", "第 {row} 行第 {column} 列的图块"),
+    "looks_empty": ("Choose a picture: the answer and its words appear here.", "选择一张图片，这里会显示回答和其中的词。"),
+    "words_empty": ("The drawing and its words appear here.", "这里会显示绘画和提示中的词。"),
+    "working": ("One moment …", "请稍候……"),
+    "nothing_said": ("The model said nothing.", "模型没有回答。"),
     "all_words": ("whole answer", "整个回答"),
     "few_layers": ("Mean attention over all layers and heads.", "所有层和注意力头的平均注意力。"),
     # Trouble
-    "failed": (
-        "Something went wrong on the server. The page still works; please try again.",
-        "服务器出错了。页面仍可使用，请重试。",
-    ),
     "picture_gone": (
         "This picture is no longer on the server: add it again.",
         "服务器上已没有这张图片，请重新添加。",
