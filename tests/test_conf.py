@@ -63,11 +63,14 @@ FILES = {
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
     "data/text": ["data.paths=texts"],
+    "data/coco": ["data.path=annotated/captions.json"],
+    "data/vqa": ["data.questions=annotated/questions.json", "data.annotations=annotated/annotations.json"],
+    "data/documents": ["data.paths=annotated/documents.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
     "data/mixed_look": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
-NOT_DRAWN = ("data/llava", "data/text", "data/worlds/lesson")
+NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 """Experiments on the user's own files."""
@@ -148,6 +151,7 @@ def test_every_option_belongs_to_a_root() -> None:
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_look", "parquet", "text", "webdataset", "worlds"}
+    data |= {"coco", "vqa", "documents"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]

@@ -119,8 +119,31 @@ def make_texts(folder: Path) -> Path:
     return folder
 
 
+def make_annotated(folder: Path) -> Path:
+    """COCO's captions of four pictures, VQAv2's questions about two, and documents as MMC4 has them."""
+    make_pictures(folder)
+    images = [{"id": 10 + number, "file_name": f"{number}.png", "license": 1} for number in range(4)]
+    said = [{"image_id": 10 + number % 4, "id": number, "caption": CAPTIONS[number % 4]} for number in range(8)]
+    content: dict[str, Any] = {"captions.json": {"info": {}, "images": images, "annotations": said}}
+    asked = [{"image_id": number % 2, "question": f"Which {number}?", "question_id": number} for number in range(4)]
+    answered = [
+        {"question_id": number, "multiple_choice_answer": "red", "answers": [{"answer": "red"}], "question_type": "what"}
+        for number in range(4)
+    ]
+    content["questions.json"] = {"data_subtype": "train2014", "questions": asked}
+    content["annotations.json"] = {"data_subtype": "train2014", "annotations": answered}
+    for name, held in content.items():
+        (folder / name).write_text(json.dumps(held), encoding="utf-8")
+    for number in (0, 1):
+        (folder / f"COCO_train2014_{number:012}.jpg").write_bytes(picture_bytes(number, "JPEG"))
+    shown = [{"image_name": "1.png", "matched_text_index": 1}, {"image_name": "0.png", "matched_text_index": 0}]
+    write_lines(folder / "documents.jsonl", [{"text_list": list(CAPTIONS[:3]), "image_info": shown}] * 2)
+    return folder
+
+
 def make_all(folder: Path) -> Path:
-    """One of each: photos, captions, llava, tables, shards, texts."""
+    """One of each: photos, captions, llava, tables, shards, texts, and files of annotations."""
+    make_annotated(folder / "annotated")
     make_image_folder(folder / "photos")
     make_json_lines(folder / "captions")
     make_llava(folder / "llava")

@@ -9,6 +9,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.data.mixture import Mixture, Source
+    from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.fields import Fields
     from unimm.data.readers.image_folder import ImageFolder
     from unimm.data.readers.json_lines import JsonLines
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
+    "CocoCaptions",
     "CodedDataset",
     "Conversation",
     "Dataset",
@@ -43,6 +45,7 @@ __all__ = [
     "JsonLines",
     "LlavaJson",
     "Mixture",
+    "Mmc4",
     "Parquet",
     "PlainText",
     "PlainTextFiles",
@@ -55,6 +58,7 @@ __all__ = [
     "Template",
     "TextTokenizer",
     "View",
+    "VqaQuestions",
     "WebDataset",
 ]
 
@@ -79,6 +83,9 @@ __getattr__, __dir__ = lazy_exports(
         "Mixture": "mixture",
         "Source": "mixture",
         "JsonLines": "readers.json_lines",
+        "CocoCaptions": "readers.annotated",
+        "Mmc4": "readers.annotated",
+        "VqaQuestions": "readers.annotated",
         "LlavaJson": "readers.llava",
         "Fields": "readers.fields",
         "ImageFolder": "readers.image_folder",

@@ -6,6 +6,7 @@ convention of Hugging Face's "imagefolder". Sub-folders are walked, and may have
 
 import csv
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ class ImageFolder:
         folder: where they are.
         caption_column: of the tables. The language, "en" or "zh", is that of all captions.
         captions: false for images alone, as an image tokenizer learns from; texts and tables are then not looked at.
+        templates: the images lie in a folder for each class, whose name stands for {} in each of these: "A photo of a {}.".
+            Texts and tables are then not looked at.
         max_bad: of all images, the share that may lack a caption, and of rows that may be wrong: the images are bad when they
             are read, and the rows are warned of.
 
@@ -49,6 +52,7 @@ class ImageFolder:
         caption_column: str = "text",
         language: str = "en",
         captions: bool = True,
+        templates: list[str] | None = None,
         max_bad: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
@@ -63,9 +67,11 @@ class ImageFolder:
         self._captions: dict[str, tuple[Text, ...]] | None = None
         self._texts: dict[str, Path] = {}
         self._lacking: dict[str, str] = {}
-        if captions:
+        if captions and templates:
+            self._captions = self._of_classes(list(templates), max_bad * len(self._names))
+        elif captions:
             self._captions = self._find_captions(files, caption_column, max_bad * len(self._names))
-        warn_of_unread(files, self._texts.values() if captions else None)
+        warn_of_unread(files, self._texts.values() if captions and not templates else None)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -84,6 +90,24 @@ class ImageFolder:
     def key_at(self, index: int) -> str:
         """The key of a record, also of one that cannot be read."""
         return self._names[index]
+
+    def _of_classes(self, templates: list[str], most_wrong: float) -> dict[str, tuple[Text, ...]]:
+        """The captions of images that lie in folders of classes."""
+        if any(template.count("{}") != 1 for template in templates):
+            raise ValueError(f"A template has one {{}}, where the name of the class stands, not {templates}.")
+        found: dict[str, tuple[Text, ...]] = {}
+        for name in self._names:
+            above, _, _ = name.partition("/")
+            words = re.sub(r"[_\s]+", " ", above).strip()
+            if above != name and words:
+                found[name] = tuple(Text(template.replace("{}", words), self.language) for template in templates)
+            else:
+                self._lacking[name] = (
+                    f"{self.folder / name} lies in no folder of a class: put it into one, or leave templates out."
+                )
+        if len(self._lacking) > most_wrong:
+            raise ValueError(next(iter(self._lacking.values())))
+        return found
 
     def _find_captions(self, files: list[Path], column: str, most_wrong: float) -> dict[str, tuple[Text, ...]]:
         """The captions of the tables; for every other image there is a text beside it."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unimm.data.readers.fields import Fields, missing
+from unimm.data.readers.hub import hub_files, is_on_hub
 from unimm.data.readers.lru_cache import ProcessLocalLRU
 from unimm.data.readers.paths import Paths, find_files, image_at, locate, read_first, short_names, sound_files
 from unimm.data.records import ImageLike, Record, UnreadImage
@@ -46,7 +47,7 @@ class Parquet:
     """The rows of .parquet and .arrow files, file after file.
 
     Args:
-        paths: a file, a folder, a pattern, or a list of such.
+        paths: a file, a folder, a pattern, or a list of such; or a data set of the hub, hf://datasets/USER/NAME/SPLIT.
         fields: which column is what.
         root: the folder that image paths start from; default: that of the file.
         num_groups: the images of so many groups of rows are kept in memory, in each process.
@@ -58,6 +59,8 @@ class Parquet:
     def __init__(
         self, paths: Paths, fields: Fields, root: str | Path | None = None, num_groups: int = 4, max_bad: float = 0.0
     ) -> None:
+        if is_on_hub(paths):
+            paths = hub_files(str(paths))
         files = find_files(paths, SUFFIXES)
         _check_splits(paths)
         self.fields = fields
