@@ -141,7 +141,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_done_is_refused_in_a_sentence(server: str, body: dict[str, Any], param: str) -> None:
-    response = httpx.post(f"{server}/v1/chat/completions", json=body)
+    response = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=120)
     error = response.json()["error"]
     assert response.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error"
     assert error["message"].endswith(".") and "\n" not in error["message"]
@@ -159,5 +159,5 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(server: str, body: dict[st
     ids=["long", "path", "surrogate", "no user", "late system"],
 )
 def test_conversations_that_no_model_answers(server: str, messages: list[dict[str, Any]]) -> None:
-    response = httpx.post(f"{server}/v1/chat/completions", content=json.dumps({"messages": messages}))
+    response = httpx.post(f"{server}/v1/chat/completions", content=json.dumps({"messages": messages}), timeout=120)
     assert response.status_code == 400 and "passwd" not in response.text

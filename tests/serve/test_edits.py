@@ -51,7 +51,7 @@ def test_lists_of_files_and_transparency_of_the_image_itself(server: str, photo:
     photo.putalpha(mask.getchannel("A"))
     fields = {"model": "dall-e-2", "prompt": PROMPT, "n": "1", "size": "512x512", "response_format": "b64_json"}  # Open WebUI's
     files = [("image[]", ("../../etc/x.png", png(photo), "image/png"))]
-    reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files, timeout=60)
+    reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files, timeout=120)
     assert reply.status_code == 200 and reply.json()["size"] == "512x512", reply.text
 
 
@@ -68,5 +68,5 @@ def test_what_cannot_be_edited_is_refused(server: str, photo: Image.Image, mask:
         ([("image", whole), ("mask", part)], {"prompt": PROMPT, "n": "99"}, None),
     ]
     for files, fields, code in cases:
-        reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files)
+        reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files, timeout=120)
         assert reply.status_code == 400 and reply.json()["error"]["code"] == code, reply.text

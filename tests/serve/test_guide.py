@@ -18,6 +18,6 @@ def test_the_requests_of_the_guide(server: str) -> None:
     for line in lines:
         words = line.replace("http://127.0.0.1:8000", server)
         answer = subprocess.run(
-            ["bash", "-c", f"{words} --fail"], capture_output=True, text=True, timeout=60, check=True
+            ["bash", "-c", f"{words} --fail"], capture_output=True, text=True, timeout=120, check=True
         ).stdout
         assert answer.endswith("data: [DONE]\n\n") or answer.endswith("}"), answer[-200:]

@@ -92,9 +92,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_honoured_is_refused(server: str, body: dict[str, Any], param: str) -> None:
-    response = httpx.post(f"{server}/v1/images/generations", json=body)
+    response = httpx.post(f"{server}/v1/images/generations", json=body, timeout=120)
     assert response.status_code == 400 and response.json()["error"]["param"] == param
-    assert httpx.post(f"{server}/v1/images/generations", content=b"{").status_code == 400
+    assert httpx.post(f"{server}/v1/images/generations", content=b"{", timeout=120).status_code == 400
 
 
 CLIENTS: list[tuple[str, dict[str, Any]]] = [
@@ -135,7 +135,7 @@ CLIENTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("path", "body"), CLIENTS)
 def test_bodies_that_front_ends_send(server: str, path: str, body: dict[str, Any]) -> None:
-    response = httpx.post(f"{server}/v1/{path}", json=body, headers={"Authorization": "Bearer none"}, timeout=60)
+    response = httpx.post(f"{server}/v1/{path}", json=body, headers={"Authorization": "Bearer none"}, timeout=120)
     assert response.status_code == 200, response.text
     if body.get("stream"):
         assert response.text.rstrip().endswith("data: [DONE]")
