@@ -21,6 +21,9 @@ from unimm.serve.settings import ServerSettings
 
 T = TypeVar("T")
 
+MESSAGE_SECONDS = 30
+"""For which a message stays, unless it is closed."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -84,7 +87,7 @@ async def read_upload(page: Page, path: str | None) -> Image.Image:
 
 def tell(error: Exception) -> None:
     """Show an error as a message on the page: what a user can mend in its own words, anything else by its id in the log."""
-    gr.Warning(as_api_error(error).message, title="")
+    gr.Warning(as_api_error(error).message, duration=MESSAGE_SECONDS, title="")
 
 
 def with_messages(
