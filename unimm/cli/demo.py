@@ -73,7 +73,8 @@ def open_page(engine: Engine) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         typer.launch(f"http://127.0.0.1:{port}/")  # the browser waits until it is answered
-        settings = ServerSettings(port=port, served_model_names=("demo",), allowed_hosts=LOCAL_NAMES)
+        # An open tab keeps a stream to the server: Ctrl-C is not to wait long for it.
+        settings = ServerSettings(port=port, served_model_names=("demo",), allowed_hosts=LOCAL_NAMES, drain_seconds=2.0)
         serve(engine, settings, listener)
 
 
