@@ -52,9 +52,10 @@ def test_sizes_and_formats(client: openai.OpenAI) -> None:
 def test_previews_and_then_the_same_image(client: openai.OpenAI, server: str) -> None:
     seed = {"seed": 6}
     whole: Any = client.images.generate(model="demo", prompt=PROMPT, extra_body=seed)
-    events: list[Any] = list(
-        client.images.generate(model="demo", prompt=PROMPT, stream=True, partial_images=3, extra_body=seed)
-    )
+    events: list[Any] = []
+    for _ in range(6):  # a busy machine leaves out previews that come too late
+        if len(events) < 2:
+            events = list(client.images.generate(model="demo", prompt=PROMPT, stream=True, partial_images=3, extra_body=seed))
     *previews, last = events
     assert [one.type for one in previews] == ["image_generation.partial_image"] * len(previews) and 1 <= len(previews) <= 3
     assert [one.partial_image_index for one in previews] == list(range(len(previews)))
