@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 SHELL = [sys.executable, "-c", "from unimm.cli import main; main()"]
-OWN_LINES = ("codes of ", "codes/", "WARNING: ")
+OWN_LINES = ("finding the images: ", "codes of ", "codes/", "WARNING: ")
 LOUD = """
 import logging
 import warnings

@@ -67,7 +67,7 @@ def test_each_form_has_a_version(form: str, tmp_path: Path) -> None:
     write(folder)
     content = json.loads((folder / name).read_text())
     key = "version" if form == "plan" else "format_version"
-    newest = 2 if form == "plan" else 1  # 2: a plan with samples that take several rows
+    newest = 2 if form in ("plan", "codes") else 1  # 2: samples that take several rows; records of several images
     assert content[key] == 1 and read(folder) is not None
     (folder / name).write_text(json.dumps({**content, key: newest + 1}))
     told = rf"{key} {newest + 1}, this one reads up to {newest}\): update it with `pip install -U unimm`"
