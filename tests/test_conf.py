@@ -63,7 +63,7 @@ FILES = {
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
     "data/text": ["data.paths=texts"],
-    "data/coco": ["data.path=annotated/captions.json"],
+    "data/coco": ["data.annotations=annotated/captions.json"],
     "data/vqa": ["data.questions=annotated/questions.json", "data.annotations=annotated/annotations.json"],
     "data/documents": ["data.paths=annotated/documents.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],

@@ -22,8 +22,11 @@ FORMS = {
     "another level": ("train-tokenizer tokenizer_trainer.max_step=3", "did you mean 'tokenizer_trainer.budget.max_steps'?"),
     "a name of the field": ("train trainer.batch_size=8", "did you mean 'trainer.num_rows'?"),
     "a key misspelled": ("encode-features init_form=x", "did you mean 'init_from'?"),
-    "a key of another option": ("train data.paths=x", "no key 'data.paths' with data=worlds, only with data=jsonl, llava"),
-    "a misspelled key of another option": ("encode data.path=x", "did you mean data.paths (of data=jsonl, llava,"),
+    "a key of another option": (
+        "train data.paths=x",
+        "no key 'data.paths' with data=worlds, only with data=documents, jsonl, llava",
+    ),
+    "a misspelled key of another option": ("encode data.path=x", "did you mean data.paths (of data=documents, jsonl,"),
     "a key of an option that is off": ("train lora.rank=8", "no key 'lora.rank' with lora=none, only with lora=default."),
     "an option misspelled": ("encode data=jsnl", "did you mean 'data=jsonl'?"),
     "an option of another group": ("train trainer=align", "did you mean 'stage=align'?"),

@@ -54,15 +54,15 @@ class CocoCaptions(_ByImage):
     """COCO's captions: an image is a record with all of its captions.
 
     Args:
-        path: the file of annotations. images: the folder of images; default: that of the file.
+        annotations: the file of annotations. images: the folder of images; default: that of the file.
         language: of the captions.
 
     Raises ValueError, at once where the file is none of COCO's, or no image of the first is there; else when it is read.
     """
 
-    def __init__(self, path: str | Path, images: str | Path | None = None, language: str = "en") -> None:
+    def __init__(self, annotations: str | Path, images: str | Path | None = None, language: str = "en") -> None:
         self.language = language
-        held = _read(Path(path), ("images", "annotations"))
+        held = _read(Path(annotations), ("images", "annotations"))
         try:
             names = {one["id"]: str(one["file_name"]) for one in held["images"]}
             said: dict[str, list[str]] = {name: [] for name in names.values()}
@@ -70,12 +70,12 @@ class CocoCaptions(_ByImage):
                 said[names[one["image_id"]]].append(str(one["caption"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: an annotation or image lacks {error}: COCO's captions have image_id and caption."
+                f"{annotations}: an annotation or image lacks {error}: COCO's captions have image_id and caption."
             ) from None
         without = [name for name, captions in said.items() if not captions]
         if len(without) == len(said):
-            raise ValueError(f"{path} holds no captions: name captions_....json.")
-        super().__init__(Path(path).parent if images is None else Path(images), dict(said))
+            raise ValueError(f"{annotations} holds no captions: name captions_....json.")
+        super().__init__(Path(annotations).parent if images is None else Path(images), dict(said))
 
     def record(self, name: str, said: list[str], image: Any) -> Record:
         """An image with its captions."""
