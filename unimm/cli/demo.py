@@ -69,7 +69,7 @@ def open_page(engine: Engine) -> None:
     from unimm.serve.guard import LOCAL_NAMES
     from unimm.serve.settings import ServerSettings
 
-    check_extra()
+    check_extra(page=True)
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         typer.launch(f"http://127.0.0.1:{port}/")  # the browser waits until it is answered

@@ -32,7 +32,7 @@ def serve(
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name that requests may ask for; repeat it, the first is told [default: the model's own]."),
+        typer.Option(help="Name that requests may ask for; repeat it, the first is in answers [default: the model's own]."),
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, too.")] = True,
     device: Device = None,
@@ -61,7 +61,7 @@ def serve(
       unimm serve
       unimm serve models/janus-pro-1b --host 0.0.0.0 --api-key secret --served-model-name janus
     """
-    check_extra()
+    check_extra(page)
     from unimm.serve.guard import LOCAL_NAMES
     from unimm.serve.settings import ServerSettings
 
@@ -84,13 +84,18 @@ def serve(
         run(engine, settings, listener)
 
 
-def check_extra() -> None:
-    """ValueError: the packages of the extra `serve` are not installed."""
+def check_extra(page: bool) -> None:
+    """ValueError: a package of the extra `serve` is not installed. page: whether Gradio is needed, too."""
     try:
         import fastapi  # noqa: F401
+        import httpx  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import sse_starlette  # noqa: F401
         import uvicorn  # noqa: F401
+
+        if page:
+            import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f'The server needs {error.name}, of an extra: pip install "unimm[serve]".') from None
 

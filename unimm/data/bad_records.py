@@ -2,8 +2,8 @@
 
 Which record comes in place of a bad one depends on the seed, the source and the number of the sample alone, so that it is the
 same one on every rank, in every worker and after a resume. What cannot be known before an image is opened is replaced in its
-row, by a sample that is no longer. Whoever learns from the stream is told which records were bad, and why; how many there may
-be, is theirs to say (`max_bad`).
+row, by a sample that is no longer. The trainer is given the bad records with their reasons, and stops where there are more than
+`max_bad` allows.
 """
 
 import re

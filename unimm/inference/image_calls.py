@@ -37,7 +37,7 @@ class ImageCalls(TextCalls):
 
         Args:
             num_images: images a prompt. Image i is keyed by (seed, i): in float32 the same codes alone and in any batch, and
-                on a CPU the same pixels.
+                on a CPU the same pixels, but for a level of 255 while other threads decode.
             seed: of all prompts (their images are a little alike then), or a list or array, one for each.
             guidance_scale: 1.0 is off. None, here and below: what the model's own generation_config.json says, and where it
                 does not, as in Janus: guidance 5, temperature 1, all codes.

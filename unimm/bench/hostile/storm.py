@@ -142,7 +142,7 @@ async def _judge(server: Server, request: Hostile, findings: Findings) -> None:
     if status.startswith("5"):
         findings.failures.append(f"{status} to {name}")
     if leak := leaks(answer, request.data):
-        findings.failures.append(f"{leak!r} is told to {name}")
+        findings.failures.append(f"{leak!r} is in the answer to {name}")
 
 
 async def _look_after(server: Server, before: tuple[str, str]) -> list[str]:
