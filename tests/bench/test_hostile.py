@@ -108,7 +108,7 @@ def test_a_good_server_has_no_failures():
     ("answer", "failure"),
     [
         (lambda head, body: (500, b"") if b"bad" in body else plain(head, body), "500 to test"),
-        (lambda head, body: (400, b"at 0x7f0e2c1d5f30") if b"bad" in body else plain(head, body), "is told to test"),
+        (lambda head, body: (400, b"at 0x7f0e2c1d5f30") if b"bad" in body else plain(head, body), "is in the answer to test"),
         (lambda head, body: (503, b"") if b"/health" in head else plain(head, body), "/health is 503"),
     ],
 )
