@@ -73,6 +73,7 @@ FILES = {
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
+DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
 """Experiments on the user's own files."""
 
 

@@ -119,7 +119,7 @@ KEYS = {
         "model data stage objective lora trainer seed out device image_tokenizer codes features ratio text_tokenizer "
         "prompt_format init_from init_parts fresh_parts held_out suite validation trackers tracking"
     ),
-    "train_tokenizer": "tokenizer images tokenizer_trainer seed out device trackers tracking",
+    "train_tokenizer": "tokenizer images tokenizer_trainer seed out init_from device trackers tracking",
     "encode": "data seed out device image_tokenizer precision",
     "encode_features": "data seed out device init_from precision",
     "data_inspect": "data seed out sample open_images init_from text_tokenizer num_positions num_workers",

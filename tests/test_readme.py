@@ -362,17 +362,30 @@ def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, mon
     assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
 
 
+FEW = {
+    "train-tokenizer": [
+        *("tokenizer_trainer.budget.max_steps=2", "images.batch_size=2", "num_validation=2", "device=cpu"),
+        *("tokenizer_trainer.precision='no'", "tokenizer_trainer.compile=false"),
+    ],
+    "encode": ["device=cpu", "precision='no'"],
+    "train": ["trainer.budget.max_steps=2", "num_samples=2", "device=cpu", "trainer.precision='no'", "trainer.compile=false"],
+    "generate": ["--device", "cpu"],
+}
+
+
 @pytest.mark.slow
 def test_a_few_pictures_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of the image tokenizer, and two of the demo model."""
+    """Two steps of the image tokenizer, and two of the demo model; and the report shows what came of both."""
     make_all(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = [line for line in LINES if "runs/few" in line]
-    assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "train", "generate"]
+    assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "train", "generate", "report"]
     for line in lines:
         monkeypatch.setattr(sys, "argv", ["unimm"])
-        run(line, *TOY.get(line.split()[1], []))
+        run(line, *FEW.get(line.split()[1], []))
     assert len(list(Path("runs/few/drawings").iterdir())) == 1
+    page = Path("runs/few/report.html").read_text(encoding="utf-8")
+    assert page.count('alt="drawings"') == page.count('alt="reconstructions"') == 1
 
 
 def test_a_janus_is_adapted(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ weights keep the names of the state dict, the quantizer's moving averages includ
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,21 @@ from unimm.checkpoints.fingerprint import fingerprint_of
 from unimm.checkpoints.further_modules import image_tokenizer_config
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
-from unimm.runtime.atomic_files import whole_folder, write_json
+from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.format_version import FORMAT_VERSION, check_format, stamped
 
 MODEL_TYPE = "unimm_image_tokenizer"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ANCESTORS = "trained_from"
+"""The key of config.json with the fingerprints of the image tokenizers that this one was trained on from, the nearest first."""
 FORMAT = 1
 """The newest version of these folders that is read, and the one that is written."""
 
 
-def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
+def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer, ancestors: Iterable[str] = ()) -> None:
     """Write an image tokenizer, whole or not at all; one that was there is replaced.
+
+    ancestors: fingerprints of those that it was trained on from, with its codebook, the nearest first.
 
     Raises:
         ValueError: the path holds something else.
@@ -37,6 +42,8 @@ def save_image_tokenizer(path: str | Path, tokenizer: ImageTokenizer) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         content = {"model_type": MODEL_TYPE, "fingerprint": fingerprint(tokenizer), **to_json(tokenizer.config)}
+        if before := list(ancestors):
+            content[ANCESTORS] = before
         write_json(folder / CONFIG, stamped(FORMAT, content))
 
 
@@ -55,7 +62,7 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu", a
     if content.pop("model_type", None) != MODEL_TYPE:
         raise ValueError(f"{folder} is a folder of another kind of model, not of an image tokenizer ({MODEL_TYPE}).")
     check_format(content, FORMAT, folder / CONFIG)
-    for key in ("fingerprint", FORMAT_VERSION):
+    for key in ("fingerprint", ANCESTORS, FORMAT_VERSION):
         content.pop(key, None)
     tokenizer = ImageTokenizer(image_tokenizer_config(content, str(folder / CONFIG), allow_code))
     try:
@@ -63,6 +70,13 @@ def load_image_tokenizer(path: str | Path, device: str | torch.device = "cpu", a
     except RuntimeError as error:
         raise ValueError(f"The image tokenizer in {folder} does not fit this version: {error}.") from error
     return tokenizer.to(device).freeze()
+
+
+def read_ancestors(path: str | Path) -> list[str]:
+    """The fingerprints of the image tokenizers that the one of a folder was trained on from, the nearest first; none where it
+    began afresh, or where the folder is another one."""
+    content = read_json(Path(path) / CONFIG) or {}
+    return list(content.get(ANCESTORS) or ()) if content.get("model_type") == MODEL_TYPE else []
 
 
 def fingerprint(tokenizer: ImageTokenizer) -> str:

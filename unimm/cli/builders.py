@@ -221,7 +221,16 @@ def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
         ValueError: there is none, or it cannot be read.
     """
     check_image_tokenizer(config)
-    named = str(config.init_from if config.image_tokenizer is None else config.image_tokenizer)
+    return read_image_tokenizer(str(config.init_from if config.image_tokenizer is None else config.image_tokenizer))
+
+
+def read_image_tokenizer(named: str) -> ImageTokenizer:
+    """A trained image tokenizer, frozen, float32: of a folder that `unimm train-tokenizer` wrote, or out of a model (a folder,
+    a hub id, or demo).
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
     path = DEMO if named == "demo" else Path(named)
     content = read_json(path / CONFIG)
     if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):

@@ -6,7 +6,7 @@
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +40,7 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
         config = compose(root, overrides=as_typed(overrides), return_hydra_config=True)
-        choice = config.hydra.runtime.choices.get("model")
+        choice = _sizes_choice(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
         return _noted(config, overrides, root, choice)
@@ -50,24 +50,34 @@ _GIVEN: dict[int, tuple[str, ...]] = {}
 
 
 def given_sizes(config: DictConfig) -> tuple[str, ...]:
-    """The keys below `model` that a configuration was composed with, on the command line or in a file, beside the option of the
-    group; `model` alone: the option itself was chosen on the command line."""
+    """The keys below `model`, or `tokenizer` of an image tokenizer, that a configuration was composed with, on the command line
+    or in a file, beside the option of the group; its name alone: the option itself was chosen on the command line."""
     return _GIVEN.get(id(config), ())
 
 
-def _noted(config: DictConfig, overrides: Iterable[str], root: str, choice: str | None) -> DictConfig:
+SIZES = ("model", "tokenizer")
+"""The groups of sizes; a root has one of them."""
+
+
+def _sizes_choice(choices: Mapping[str, str]) -> tuple[str, str] | None:
+    """The group of sizes that a root has, and its option; None: it has none."""
+    return next(((group, choices[group]) for group in SIZES if choices.get(group) is not None), None)
+
+
+def _noted(config: DictConfig, overrides: Iterable[str], root: str, choice: tuple[str, str] | None) -> DictConfig:
     """Remember which sizes a configuration was given as long as it lives, which matters where its model starts from another;
     folders may name parts of the packages that it names.
 
-    choice: the option of the group `model`. Hydra has to be initialized.
+    choice: the group of its sizes, and its option. Hydra has to be initialized.
     """
     trust(_targets(OmegaConf.to_container(config, resolve=False)))
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    given = [key for key in keys if key.split(".")[0] == "model"]
+    given = [key for key in keys if key.split(".")[0] in SIZES]
     if choice is not None and config.get("init_from") is not None:
+        group, option = choice
         loader = GlobalHydra.instance().config_loader()
-        plain = loader.load_configuration(root, overrides=[f"model={choice}"], run_mode=RunMode.RUN)
-        before, now = (dict(_leaves(one.model, "model")) for one in (plain, config))
+        plain = loader.load_configuration(root, overrides=[f"{group}={option}"], run_mode=RunMode.RUN)
+        before, now = (dict(_leaves(one[group], group)) for one in (plain, config))
         given += [key for key, value in now.items() if key not in before or before[key] != value]
     _GIVEN[id(config)] = tuple(dict.fromkeys(given))
     weakref.finalize(config, _GIVEN.pop, id(config), None)
@@ -123,7 +133,7 @@ def run_with_hydra(
         def plain_job(config: DictConfig) -> None:
             with plain_errors(), explained(line):  # inside too: Hydra would add a line of its own
                 hydra_config = HydraConfig.get()
-                job(_noted(config, hydra_config.overrides.task, root, hydra_config.runtime.choices.get("model")))
+                job(_noted(config, hydra_config.overrides.task, root, _sizes_choice(hydra_config.runtime.choices)))
 
         sys.argv[1:] = arguments.for_hydra()
         with explained(line):

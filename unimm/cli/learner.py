@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
-from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
 from unimm.checkpoints.init_from import change_vocabulary, take_parts
 from unimm.cli.builders import (
     build_datasets,
@@ -172,7 +172,7 @@ def with_sizes(config: DictConfig, model: UnifiedModel) -> DictConfig:
         return config
     kept = copy.deepcopy(config)
     OmegaConf.set_readonly(kept, False)
-    OmegaConf.update(kept, "model", _settings(model.config), merge=False, force_add=True)
+    OmegaConf.update(kept, "model", as_settings(model.config), merge=False, force_add=True)
     return kept
 
 
@@ -191,11 +191,18 @@ def _parts_to_initialise(config: DictConfig, start: ModelBundle, codes_of: str) 
         raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
     fresh: set[str] = set(named) if config.init_parts is None else names - set(named)
     notes: list[str] = []
-    if names >= CODE_PARTS and fingerprint(start.image_tokenizer) != codes_of and not fresh >= CODE_PARTS:
+    own_codes = fingerprint(start.image_tokenizer)
+    if names >= CODE_PARTS and own_codes != codes_of and not fresh >= CODE_PARTS:
         if config.lora is not None:
             raise ValueError("An adapter uses its model's image tokenizer: leave image_tokenizer out, or lora.")
-        fresh |= CODE_PARTS
-        notes.append(_note_on_codes(config))
+        if own_codes in read_ancestors(config.image_tokenizer):
+            notes.append(
+                f"image_tokenizer={config.image_tokenizer} was trained on from that of {config.init_from}, with its codebook: "
+                f"code_embedding and code_head are kept, and learn what its codes mean now."
+            )
+        else:
+            fresh |= CODE_PARTS
+            notes.append(_note_on_codes(config))
     for name in _added_ports(config, start.model):
         if config.lora is not None:
             raise ValueError(f"An adapter holds no further port: leave model.ports.{name} out, or lora.")
@@ -268,11 +275,11 @@ def _check_sizes(config: DictConfig, own: UnifiedConfig, fresh: set[str]) -> Non
                 )
 
 
-def _settings(value: Any) -> Any:
+def as_settings(value: Any) -> Any:
     """A tree of dataclasses as a configuration that builds it."""
     if is_dataclass(value):
         kind = type(value)
-        return {"_target_": public_name(kind)} | {one.name: _settings(getattr(value, one.name)) for one in fields(value)}
+        return {"_target_": public_name(kind)} | {one.name: as_settings(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
-        return {key: _settings(one) for key, one in value.items()}
-    return [_settings(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: as_settings(one) for key, one in value.items()}
+    return [as_settings(one) for one in value] if isinstance(value, list | tuple) else value

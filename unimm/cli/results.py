@@ -173,7 +173,8 @@ def _fidelity(config: DictConfig, last: dict[str, float]) -> Iterator[Line]:
     text = [] if psnr is None else [f"PSNR {psnr:.1f} dB"]
     text += [] if ssim is None else [f"SSIM {ssim:.2f}"]
     if usage is not None and perplexity is not None:
-        size = build(config.tokenizer).quantizer.codebook_size
+        kept = (read_json(Path(config.out) / "model/config.json") or {}).get("quantizer") or {}
+        size = kept.get("codebook_size") or build(config.tokenizer).quantizer.codebook_size
         text.append(f"{100 * usage:.0f} % of {size:,} codes used (perplexity {perplexity:.0f})")
     if text:
         yield "quality", f"{', '.join(text)}, {where}"

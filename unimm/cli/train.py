@@ -20,10 +20,11 @@ from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_o
 from unimm.cli.learner import Learner, check_start, open_learner, with_sizes
 from unimm.cli.results import print_training_results
 from unimm.cli.resume_settings import Resuming
-from unimm.data.image import decode_image
+from unimm.data.image import crop, decode_image, pixels_to_array
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import suppress_bad
+from unimm.eval.report.pictures import Tile, draw_grid
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import LOSS, Validation, ValidationConfig
@@ -40,7 +41,7 @@ from unimm.training.logbook import Logbook
 from unimm.training.trackers import TrackingConfig
 from unimm.training.trainer import Trainer, TrainerConfig
 
-SAMPLE_PROMPTS = 8
+SAMPLES_A_ROW = 8
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def train(config: DictConfig) -> Path:
     validation = Validation(validation_config, out / "best", save_merged, is_stopped)
 
     def sample_records(model: UnifiedModel, step: int, logbook: Logbook) -> None:
-        sample(Engine(learner.bundle_of(model), is_stopped=is_stopped), mixture, step, logbook)
+        sample(Engine(learner.bundle_of(model), is_stopped=is_stopped), mixture, step, logbook, config.num_samples)
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
@@ -103,7 +104,7 @@ def build_settings(config: DictConfig) -> tuple[TrainerConfig, ValidationConfig,
         ValueError: a setting is out of range, unknown, or contradicts another.
     """
     check_whole(config, 0, "whitened_images")
-    check_whole(config, 1, "text_vocabulary")
+    check_whole(config, 1, "text_vocabulary", "num_samples")
     check_probability(config, "max_bad")
     check_start(config)
     if config.suite is not None:
@@ -169,13 +170,10 @@ def initialize(learner: Learner, config: DictConfig) -> None:
         init_codes_from_codebook(model.codes, codebook)
 
 
-def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> None:
-    """Write captions of a few training records to the logbook, and drawings from their captions where the model draws, unless
-    the run is stopped."""
-    datasets = [source.dataset for source in mixture.sources[:2]]
-    records = [
-        record for dataset in datasets for record in _first_captioned(dataset, SAMPLE_PROMPTS // 2, bool(mixture.max_bad))
-    ]
+def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook, num_samples: int = 8) -> None:
+    """Write captions of the first training records to the logbook, and drawings from their captions below their originals where
+    the model draws, unless the run is stopped."""
+    records = _first_captioned([source.dataset for source in mixture.sources[:2]], num_samples, bool(mixture.max_bad))
     if not records:
         return
     prompts = [record.captions[0].text for record in records]
@@ -184,28 +182,33 @@ def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook) -> Non
         lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
         logbook.text(step, "captions", "\n".join(lines))
         if engine.model.config.codes is not None:
-            logbook.picture(step, "drawings", _row([images[0] for images in engine.generate_images(prompts)]))
+            drawn = [np.asarray(images[0]) for images in engine.generate_images(prompts)]
+            logbook.picture(step, "drawings", _below_originals(records, drawn))
 
 
-def _first_captioned(dataset: Dataset, count: int, may_be_bad: bool) -> list[Record]:
-    """Those of the first records that have an image and a caption, and of which the image can be read."""
-    found: list[Record] = []
-    for index in range(min(count, len(dataset))):
-        with suppress_bad() if may_be_bad else nullcontext():
-            record = dataset[index]
-            if record.image is not None and record.captions:
-                if may_be_bad:
-                    decode_image(record.image)
-                found.append(record)
-    return found
+def _first_captioned(datasets: list[Dataset], count: int, may_be_bad: bool) -> list[Record]:
+    """The first records, of each data set in turn and none twice, that have an image which can be read and a caption; at most
+    `count`."""
+    found: dict[tuple[str, str], Record] = {}
+    for index in range(min(count, max(map(len, datasets)))):
+        for dataset in datasets:
+            with suppress_bad() if may_be_bad else nullcontext():
+                record = dataset[index] if index < len(dataset) else Record("")
+                if record.image is not None and record.captions:
+                    if may_be_bad:
+                        decode_image(record.image)
+                    found.setdefault((record.key, record.captions[0].text), record)
+    return list(found.values())[:count]
 
 
-def _row(images: list[Image.Image]) -> Image.Image:
-    width, height = images[0].size
-    row = Image.new("RGB", (width * len(images), height))
-    for index, image in enumerate(images):
-        row.paste(image, (index * width, 0))
-    return row
+def _below_originals(records: list[Record], drawn: list[np.ndarray]) -> Image.Image:
+    """Drawings, (H, W, 3) uint8, with their prompts below and the images that were described above."""
+    tiles = []
+    for record, image in zip(records, drawn, strict=True):
+        assert record.image is not None
+        original = pixels_to_array(crop(record.image, len(image))[None])[0]
+        tiles.append(Tile(np.concatenate([original, image]), record.captions[0].text))
+    return draw_grid(tiles, SAMPLES_A_ROW)
 
 
 def main(argv: list[str] | None = None) -> None:

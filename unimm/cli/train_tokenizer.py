@@ -1,22 +1,105 @@
-"""Train an image tokenizer: `unimm train-tokenizer`, or by a launcher: `accelerate launch -m unimm.cli.train_tokenizer ...`."""
+"""Train an image tokenizer: `unimm train-tokenizer`, or by a launcher: `accelerate launch -m unimm.cli.train_tokenizer ...`.
 
+It begins afresh, or from the weights of a trained one (`init_from`). Then the codebook stays as it is, where it is a plain one:
+encoder and decoder learn to say other images with the same words, and a model that knows these codes can go on with them
+(`unimm.cli.learner`). For that the folder remembers which tokenizers it came from.
+"""
+
+import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
-from unimm.cli.compose import build, check_given, run_with_hydra, seed_everything, settings_of
+from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors, save_image_tokenizer
+from unimm.cli.builders import read_image_tokenizer
+from unimm.cli.compose import build, check_given, given_sizes, run_with_hydra, seed_everything, settings_of
+from unimm.cli.learner import as_settings
 from unimm.cli.results import print_tokenizer_results
 from unimm.cli.resume_settings import Resuming
 from unimm.data.image import crop
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.devices import choose_device
 from unimm.runtime.number_checks import check_whole
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.trackers import TrackingConfig
+
+AFRESH = "none"
+"""In place of a fingerprint: the run began from no other tokenizer, so it cannot go on as if it had."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The image tokenizer to train, and where it comes from.
+
+    ancestors: fingerprints of those that it was trained on from, the nearest first. notes: lines for a person, of a new run.
+    """
+
+    tokenizer: ImageTokenizer
+    ancestors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """As `unimm.cli.resume_settings` compares them."""
+        return {"init_from": self.ancestors[0] if self.ancestors else AFRESH}
+
+    def with_sizes(self, config: DictConfig) -> DictConfig:
+        """The configuration to keep of a run: with the sizes that the tokenizer has."""
+        if not self.ancestors:
+            return config
+        kept = copy.deepcopy(config)
+        OmegaConf.set_readonly(kept, False)
+        OmegaConf.update(kept, "tokenizer", as_settings(self.tokenizer.config), merge=False, force_add=True)
+        return kept
+
+
+def open_start(config: DictConfig, sync: bool = False) -> Start:
+    """The image tokenizer to train: a fresh one, or that of `init_from` in its own sizes.
+
+    sync: statistics of its codebook span all processes.
+
+    Raises:
+        ValueError: there is none in `init_from`; or settings are given that it does not follow.
+    """
+    if config.init_from is None:
+        tokenizer = ImageTokenizer(build(config.tokenizer), sync_codebook=sync)
+        if config.spread_codes:
+            tokenizer.quantize.spread()
+        return Start(tokenizer)
+    named = str(config.init_from)
+    source = read_image_tokenizer(named)
+    _check_sizes(config, source)
+    tokenizer = ImageTokenizer(source.config, sync_codebook=sync)
+    tokenizer.load_state_dict(source.state_dict())
+    grid, size = tokenizer.grid_size, tokenizer.image_size
+    note = f"Begins with the image tokenizer of {named}: {size} px as {grid} x {grid} codes of {tokenizer.codebook_size:,}; "
+    if isinstance(tokenizer.quantize, CosineQuantizer):
+        tokenizer.quantize.freeze()
+        note += "its codebook stays, encoder and decoder are trained."
+    else:
+        note += "all of it is trained."
+    return Start(tokenizer, [fingerprint(source), *read_ancestors(named)], [note])
+
+
+def _check_sizes(config: DictConfig, source: ImageTokenizer) -> None:
+    """Raises ValueError where settings are given that the tokenizer to start from does not have."""
+    if config.spread_codes:
+        raise ValueError("spread_codes places a codebook anew, and that of init_from stays as it is: leave one of them out.")
+    given, has = given_sizes(config), as_settings(source.config)
+    for key in given:
+        name = key.removeprefix("tokenizer.")
+        wanted = config.tokenizer if key == "tokenizer" else OmegaConf.select(config, key)
+        wanted = OmegaConf.to_container(wanted) if OmegaConf.is_config(wanted) else wanted
+        own = has if key == "tokenizer" else OmegaConf.select(OmegaConf.create(has), name)
+        if wanted != (OmegaConf.to_container(own) if OmegaConf.is_config(own) else own):
+            raise ValueError(
+                f"{key}={wanted} is not used, since {config.init_from} has sizes of its own ({name}={own}): leave it out."
+            )
 
 
 def train_tokenizer(config: DictConfig) -> Path:
@@ -30,13 +113,14 @@ def train_tokenizer(config: DictConfig) -> Path:
     out = Path(config.out)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
-    run = Resuming(config, "tokenizer_trainer", ("tokenizer",))
+    run = Resuming(config, "tokenizer_trainer", ("tokenizer",) if config.init_from is None else ())
     # The process group must be there before the quantizer is built; accelerate makes none for a CPU unless it is named.
     state = PartialState(cpu=choose_device(config.device).type == "cpu")
     seed_everything(config.seed)
-    tokenizer = ImageTokenizer(build(config.tokenizer), sync_codebook=state.num_processes > 1)
-    if config.spread_codes:
-        tokenizer.quantize.spread()
+    start = open_start(config, sync=state.num_processes > 1)
+    tokenizer = start.tokenizer
+    run.check(start.fingerprints)
+    run.config = start.with_sizes(config)
     sources = [ImageSource(build(source.dataset), source.weight) for source in config.images.sources.values()]
     batches = ImageBatches(sources, config.images.batch_size, tokenizer.image_size, config.seed)
     validation = build(config.images.validation)
@@ -45,11 +129,12 @@ def train_tokenizer(config: DictConfig) -> Path:
     trainer = TokenizerTrainer(
         tokenizer, batches, build(config.tokenizer_trainer), out, config.device, validation_NCHW=pixels_NCHW
     )
+    trainer.say([] if trainer.step else start.notes)
     run.follow(trainer)
-    trainer.track(tracking, settings_of(config))
+    trainer.track(tracking, settings_of(run.config))
     averaged = trainer.fit()
     if trainer.is_main:
-        save_image_tokenizer(out / "model", averaged)
+        save_image_tokenizer(out / "model", averaged, start.ancestors)
     trainer.ranks.barrier()
     return out / "model"
 

@@ -8,7 +8,7 @@ from toy_tokenizers import SIZES, Squares, make_config, make_trainer, read
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.image_tokenizer.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
-from unimm.training.image_tokenizer.metrics import measure_usage
+from unimm.training.image_tokenizer.metrics import draw_grid, measure_usage
 from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.optimizers import orthogonalise
@@ -174,3 +174,14 @@ def test_a_step_that_is_not_finite_leaves_no_trace(tmp_path, adversary):
     for bad in (skipping, stopping):
         assert [name for name, tensor in good.tensors().items() if not torch.equal(bad.tensors()[name], tensor)] == []
     assert load_checkpoint(tmp_path / "stop" / "checkpoints").step == 2
+
+
+def test_every_image_is_shown_above_its_reconstruction():
+    """Also those of a last row that is not full."""
+    images_NCHW = torch.linspace(-1, 1, 10)[:, None, None, None].expand(10, 3, 4, 4)
+    page = np.asarray(draw_grid(images_NCHW, -images_NCHW, columns=8))
+    assert page.shape == (4 * 4, 8 * 4, 3)
+    tops = page[::4, ::4, 0].astype(int)
+    assert (abs(tops[0] + tops[1] - 255) <= 1).all() and len(set(tops[0])) == 8
+    assert abs(tops[2, :2] + tops[3, :2] - 255).max() <= 1 and (tops[2:, 2:] == 255).all()
+    assert np.asarray(draw_grid(images_NCHW, images_NCHW, columns=4, rows=2)).shape == (4 * 4, 4 * 4, 3)

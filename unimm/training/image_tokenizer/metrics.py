@@ -89,9 +89,11 @@ def to_arrays(pixels_NCHW: Tensor) -> np.ndarray:
     return rearrange(levels, "n c h w -> n h w c").cpu().numpy()
 
 
-def draw_grid(target_NCHW: Tensor, drawn_NCHW: Tensor, columns: int = 8, rows: int = 4) -> Image.Image:
-    """A picture: rows of originals, each with its reconstructions below."""
-    shown = min(len(target_NCHW) // columns, rows) * columns or len(target_NCHW)
+def draw_grid(target_NCHW: Tensor, drawn_NCHW: Tensor, columns: int = 8, rows: int = 8) -> Image.Image:
+    """A picture: rows of originals, each with its reconstructions below; of the first columns * rows images."""
+    shown = min(len(target_NCHW), columns * rows)
     columns = min(columns, shown)
     pairs = np.stack([to_arrays(target_NCHW[:shown]), to_arrays(drawn_NCHW[:shown])])
+    missing = -shown % columns  # of the last row, which is filled up with white
+    pairs = np.pad(pairs, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
     return Image.fromarray(rearrange(pairs, "pair (row column) h w c -> (row pair h) (column w) c", column=columns))
