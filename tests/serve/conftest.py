@@ -2,35 +2,46 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import openai
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 import unimm
 from unimm.inference.engine import Engine
 from unimm.serve.app import create_app
+from unimm.serve.server import Server
 from unimm.serve.settings import ServerSettings
+
+
+def start(app: FastAPI, drain_seconds: float) -> tuple[str, Callable[[], None]]:
+    """Serve an app in a thread of its own. Returns its address, such as "http://127.0.0.1:40123", and what ends it."""
+    server = Server(app, drain_seconds, port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    late = time.monotonic() + 120
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < late, "the server did not start"
+        time.sleep(0.01)
+
+    def end() -> None:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not end"
+
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", end
 
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
-    """Serve an app in a thread of its own; gives its address, such as "http://127.0.0.1:40123"."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + 120
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < end, "the server did not start"
-        time.sleep(0.01)
+    """The address of a server of an app, which ends with the context."""
+    address, end = start(app, drain_seconds=5)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield address
     finally:
-        server.should_exit = True
-        thread.join(30)
+        end()
 
 
 @pytest.fixture(scope="session")

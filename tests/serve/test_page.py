@@ -1,11 +1,12 @@
 """The page: what it says and fetches, and in a real browser the whole of it, as one story."""
 
+import math
 import re
 import shutil
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -13,9 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
+from serve.conftest import start
+from unimm.checkpoints.demo_examples import demo_pictures
 from unimm.inference.engine import Engine
 from unimm.runtime.provenance import read_provenance
 from unimm.serve.app import create_app
@@ -35,26 +37,43 @@ def test_both_languages_have_every_phrase_with_the_same_gaps() -> None:
     assert [preferred_language(one) for one in ("zh-CN,zh;q=0.9", "de, zh", "")] == ["zh", "en", "en"]
 
 
+class Brake:
+    """What an engine asks before each step: after some more it holds it up, until it may make others."""
+
+    steps = math.inf
+
+    def __call__(self) -> bool:
+        self.steps -= 1
+        while self.steps < 0:
+            time.sleep(0.01)
+        return False
+
+
+@dataclass
+class Served:
+    """A server with the page; `end` stops it."""
+
+    address: str
+    end: Callable[[], None]
+    engine: Engine
+    brake: Brake
+
+
 @pytest.fixture(scope="module")
-def address(demo_engine: Engine) -> Iterator[str]:
-    """Of a server with the page."""
-    app = create_app(demo_engine, ServerSettings(served_model_names=("demo",), max_pixels=MAX_PIXELS))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+def served(demo_engine: Engine) -> Iterator[Served]:
+    """A server with the page. It would wait for a minute for what runs at its end."""
+    brake = Brake()
+    engine = Engine(demo_engine.bundle, is_stopped=brake)
+    address, end = start(create_app(engine, ServerSettings(served_model_names=("demo",), max_pixels=MAX_PIXELS)), 60)
+    yield Served(address, end, engine, brake)
+    end()
 
 
 @pytest.mark.slow
-def test_requests_that_no_page_would_send(address: str, tmp_path: Path) -> None:
+def test_requests_that_no_page_would_send(served: Served, tmp_path: Path) -> None:
     """A picture that was not uploaded is not opened, and no address is fetched; nothing of the inside is said."""
     Image.new("RGB", (8, 8), "red").save(tmp_path / "mine.png")
-    with httpx.Client(base_url=f"{address}/page/en", timeout=30) as client:
+    with httpx.Client(base_url=f"{served.address}/page/en", timeout=30) as client:
         config = client.get("/config").json()
         numbers = [one["id"] for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "submit"]
         for path in (str(tmp_path / "mine.png"), "/etc/passwd", "http://127.0.0.1:9/x.png", "https://example.com/x.png", 3):
@@ -96,24 +115,29 @@ def opened(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_a_visit(address: str, demo_engine: Engine, tmp_path: Path) -> None:
-    """Ask, draw, stop and go on, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way."""
-    with opened(address) as (context, wrong):
+def test_a_visit(served: Served, tmp_path: Path) -> None:
+    """Ask, draw, stop and go on, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way.
+
+    At the end the server does not wait for the tab that is still open."""
+    with opened(served.address) as (context, wrong):
         page = context.new_page()
-        page.goto(address)
+        page.goto(served.address)
         assert urlsplit(page.url).path == "/page/en/"
         ask(page)
+        stop_an_answer(page, served)
+        ask_about_two_pictures(page, served.engine, tmp_path)
         upload_what_is_no_picture(page, tmp_path)
         draw(page)
-        stop_and_go_on(page, demo_engine)
+        stop_and_go_on(page, served.engine)
         compare(page)
         look_inside(page)
         page.reload()
         ask(page)
-        draw_in_two_tabs(page, context, address)
-        on_a_phone_in_chinese(context, address)
+        draw_in_two_tabs(page, context, served.address)
+        on_a_phone_in_chinese(context, served.address)
         assert wrong == []
-    wait_for(lambda: demo_engine.decoder.stats().num_running == 0)
+        wait_for(lambda: served.engine.decoder.stats().num_running == 0)
+        served.end()
 
 
 def wait_for(is_so: Any) -> None:
@@ -133,6 +157,42 @@ def ask(page: Any) -> None:
     page.locator("#ask-box textarea").fill("A question without a picture?")
     page.keyboard.press("Enter")
     page.locator("#chat .bot .md", has_text=re.compile(r"[a-z0-9]")).wait_for()
+
+
+def stop_an_answer(page: Any, served: Served) -> None:
+    """While it is written: what there is of it stays, nothing goes on running, and the next question is answered."""
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#chat .bot").first.wait_for(state="detached")
+    served.brake.steps, question = 6, "Describe the picture."
+    page.get_by_role("button", name=question).click()
+    said = page.locator("#chat .bot .md", has_text=re.compile("[a-z]"))
+    said.wait_for()
+    page.locator("#ask-box .stop-button").click()
+    page.locator("#ask-box .submit-button").wait_for()
+    served.brake.steps = math.inf
+    wait_for(lambda: served.engine.decoder.stats().num_running == 0)
+    content: list[Any] = [{"type": "image", "image": demo_pictures()["photo-3.png"]}, {"type": "text", "text": question}]
+    whole = served.engine.complete([{"role": "user", "content": content}]).text
+    assert whole.startswith(said.inner_text()) and whole != said.inner_text()
+    page.locator("#ask-box textarea").fill("How many objects are there?")
+    page.keyboard.press("Enter")
+    page.locator("#chat .bot .md", has_text=re.compile("[0-9]")).wait_for()
+
+
+def ask_about_two_pictures(page: Any, engine: Engine, folder: Path) -> None:
+    """In one question: the answer is the engine's own for both."""
+    question, files = "What do these pictures have in common?", [folder / "one.png", folder / "two.png"]
+    for file, picture in zip(files, list(demo_pictures().values())[1:], strict=False):
+        picture.save(file)
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#ask-box input[type=file]").set_input_files(files)
+    page.locator("#ask-box").get_by_role("button", name="Remove").nth(1).wait_for()
+    page.locator("#ask-box textarea").fill(question)
+    page.keyboard.press("Enter")
+    images: list[Any] = [{"type": "image", "image": file} for file in files]
+    answer = engine.complete([{"role": "user", "content": [*images, {"type": "text", "text": question}]}]).text
+    page.locator("#chat .bot .md", has_text=answer).wait_for()
+    assert page.locator("#chat .user img").count() == 2
 
 
 def upload_what_is_no_picture(page: Any, folder: Path) -> None:

@@ -2,9 +2,16 @@
 
 import asyncio
 import json
+import threading
+import time
+from contextlib import ExitStack
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
+from serve.conftest import start
 from unimm.serve.page.routes import PageRoutes
 
 
@@ -23,7 +30,7 @@ def status(body, examples):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
-    asyncio.run(PageRoutes(page, examples)(scope, receive, send))
+    asyncio.run(PageRoutes(page, examples, asyncio.Event())(scope, receive, send))
     return sent[0]["status"]
 
 
@@ -45,3 +52,43 @@ def test_other_files_are_refused(path, tmp_path):
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 90_000, b'{"a":' * 50_000], ids=len)
 def test_what_is_no_json_is_refused(body, tmp_path):
     assert status(body, tmp_path) == 400
+
+
+def test_a_server_ends_beside_an_open_page_once_it_has_its_results(tmp_path):
+    """As Gradio's, a page holds a connection that never ends until it is closed, and one more while it waits for results."""
+    closed, finished, page, app = asyncio.Event(), threading.Event(), FastAPI(), FastAPI()
+
+    @page.get("/gradio_api/heartbeat/x")
+    def heartbeat():
+        async def alive():
+            yield "alive"
+            await closed.wait()
+
+        return StreamingResponse(alive())
+
+    @page.get("/gradio_api/queue/data")
+    def results():
+        async def come():
+            yield "first"
+            await asyncio.to_thread(finished.wait, 60)
+            assert not closed.is_set()
+            yield " last"
+
+        return StreamingResponse(come())
+
+    app.state.pages = [PageRoutes(page, tmp_path, closed)]
+    app.mount("/page/en", app.state.pages[0])
+    address, end = start(app, drain_seconds=60)
+    with ExitStack() as stack:
+        client = stack.enter_context(httpx.Client(base_url=f"{address}/page/en/gradio_api", timeout=60))
+        alive = stack.enter_context(client.stream("GET", "/heartbeat/x")).iter_text()
+        read = stack.enter_context(client.stream("GET", "/queue/data")).iter_text()
+        assert next(alive) == "alive" and next(read) == "first"
+        ending = threading.Thread(target=end)
+        ending.start()
+        time.sleep(0.3)  # a few looks at what is open
+        assert ending.is_alive() and not closed.is_set()
+        finished.set()
+        assert "".join(read) == " last" and "".join(alive) == ""
+        ending.join(30)
+        assert not ending.is_alive()

@@ -73,7 +73,7 @@ def open_page(engine: Engine) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         typer.launch(f"http://127.0.0.1:{port}/")  # the browser waits until it is answered
-        # An open tab keeps a stream to the server: Ctrl-C is not to wait long for it.
+        # Who tries it out does not wait at Ctrl-C for a drawing to be finished.
         settings = ServerSettings(port=port, served_model_names=("demo",), allowed_hosts=LOCAL_NAMES, drain_seconds=2.0)
         serve(engine, settings, listener)
 

@@ -121,29 +121,20 @@ def with_limits(engine: "Engine", weights: str | None, max_rows: int, cache_gb: 
 
 def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -> None:
     """Serve until a signal comes; then requests that run may end, for `drain_seconds`, and no others are taken."""
-    import uvicorn
-
     from unimm.serve.app import create_app
+    from unimm.serve.server import Server
 
-    class Server(uvicorn.Server):
+    class Process(Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            """As uvicorn does; then asyncio would wait for ever for threads that wait for a step that hangs."""
+            """Then asyncio would wait for ever for threads that wait for a step that hangs."""
             await super().shutdown(sockets)
             if app.state.hangs:
                 os._exit(1)
 
     app = create_app(engine, settings)
     host, port = listener.getsockname()[:2]
-    config = uvicorn.Config(
-        app,
-        http="h11",  # httptools has no limit of header bytes
-        ws="none",  # nothing here speaks it; a request to upgrade is an ordinary one then
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     typer.echo(f"{', '.join(settings.served_model_names)} at {address}/v1 (interface: {address}/docs)")
     if settings.page:
         typer.echo(f"The page is at {address}/")
-    Server(config).run(sockets=[listener])
+    Process(app, settings.drain_seconds).run(sockets=[listener])

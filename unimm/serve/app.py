@@ -25,6 +25,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     """All routes, for uvicorn or any other ASGI server. `app.state.service` is the engine with its admission.
 
     The engine's own thread runs from the app's start-up to its shut-down; `app.state.hangs`: it could not be stopped.
+    `app.state.pages`: what is to be closed when the server ends (`PageRoutes`), see `server`.
     """
     service = Service(engine, settings or ServerSettings())
 
@@ -42,7 +43,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
 
     errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "What is wrong, and what to do"}}
     app = FastAPI(title="unimm", version=package_version(), lifespan=lifespan, responses=errors)
-    app.state.service, app.state.hangs = service, False
+    app.state.service, app.state.hangs, app.state.pages = service, False, []
     add_error_handlers(app)
     add_guards(app, service.settings)
     if service.settings.allowed_origins:  # outermost: browsers ask without the key whether they may send it

@@ -9,13 +9,12 @@ import time
 from types import TracebackType
 from typing import Self
 
-import uvicorn
-
 from unimm.inference.engine import Engine
 from unimm.serve.app import create_app
+from unimm.serve.server import Server
 from unimm.serve.settings import ServerSettings
 
-START_SECONDS = 60.0
+START_SECONDS, DRAIN_SECONDS = 60.0, 5.0
 
 
 class BackgroundServer:
@@ -30,10 +29,7 @@ class BackgroundServer:
 
     def __init__(self, engine: Engine, settings: ServerSettings | None = None) -> None:
         settings = settings or ServerSettings(port=0, page=False)
-        config = uvicorn.Config(
-            create_app(engine, settings), settings.host, settings.port, log_level="warning", timeout_graceful_shutdown=5
-        )
-        self._server = uvicorn.Server(config)
+        self._server = Server(create_app(engine, settings), DRAIN_SECONDS, host=settings.host, port=settings.port)
         self._thread = threading.Thread(target=self._server.run, name="unimm-server", daemon=True)
         self._thread.start()
         end = time.monotonic() + START_SECONDS

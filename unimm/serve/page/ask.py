@@ -16,6 +16,10 @@ Chat = list[dict[str, Any]]
 """Messages as Gradio's chatbot has them: {"role", "content": a list of {"type": "text", ...} and {"type": "file", ...}}."""
 
 
+WAITING = "…"
+"""Stands for an answer until it begins."""
+
+
 def build_ask(page: Page) -> gr.MultimodalTextbox:
     """Put the tab's components into the blocks around it. Returns the box that questions and pictures are put into."""
     words = page.words
@@ -65,7 +69,7 @@ def build_ask(page: Page) -> gr.MultimodalTextbox:
     for button, example in zip(examples, QUESTIONS[words.language, page.knows_shapes], strict=True):
         asked = with_messages(partial(_ask_example, page, example), lambda: (gr.skip(), ready()))
         events.append(button.click(asked, [temperature, tokens], outputs, show_progress="hidden"))
-    box.stop(ready, None, box, cancels=events)
+    box.stop(lambda chat: (_say_stopped(page, chat), ready()), chat, outputs, cancels=events)
     clear.click(lambda: ([], ready()), None, outputs, cancels=events)
     return box
 
@@ -87,7 +91,7 @@ async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: flo
     chat = [*chat, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
     messages = [await _read(page, one) for one in chat]  # before anything is shown: a bad picture stays in the box
     busy = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-    yield [*chat, {"role": "assistant", "content": "…"}], busy
+    yield [*chat, {"role": "assistant", "content": WAITING}], busy
     answer = ""
     settings = {"max_new_tokens": int(tokens), "temperature": float(temperature)}
     async with aclosing(page.run("text", 1, page.engine.astream_chat(messages, **settings))) as pieces:
@@ -96,6 +100,13 @@ async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: flo
             yield [*chat, {"role": "assistant", "content": answer}], gr.skip()
     if not answer.strip():
         yield [*chat, {"role": "assistant", "content": "∅"}], gr.skip()
+
+
+def _say_stopped(page: Page, chat: Chat) -> Any:
+    """The conversation, where an answer was stopped before it began; of one that has begun, what there is stays."""
+    if not chat or chat[-1]["content"] not in (WAITING, [{"type": "text", "text": WAITING}]):
+        return gr.skip()
+    return [*chat[:-1], {"role": "assistant", "content": page.words("stopped")}]
 
 
 async def _read(page: Page, message: dict[str, Any]) -> Message:

@@ -60,7 +60,8 @@ def mount_page(app: FastAPI, engine: Engine, settings: ServerSettings) -> None:
             head=make_head(language),
         )
         mount = app.routes[-1]
-        mount.app = PageRoutes(mount.app, examples)  # type: ignore[attr-defined]
+        mount.app = PageRoutes(mount.app, examples, mount.app.stop_event)  # type: ignore[attr-defined]
+        app.state.pages.append(mount.app)  # type: ignore[attr-defined]
     _add_ways(app)
 
 

@@ -2,6 +2,7 @@
 more way in that nobody uses here.
 """
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -22,16 +23,22 @@ EXACT = {"", "/", "/config", "/theme.css", "/manifest.json", "/robots.txt", "/fa
 }
 BEGINNINGS = ("/assets/", "/static/", "/svelte/", f"{API}/file=", f"{API}/heartbeat/", f"{API}/startup-events")
 
+CLOSE_SECONDS = 0.05
+"""Between looks whether pages still wait for results."""
+
 
 class PageRoutes:
     """A Gradio app that answers on those routes only, and on a request that it cannot read with 400, where it answers 500.
 
     It is asked about uploads and examples only: whoever writes requests by hand can name any file or web address as a picture,
     and Gradio would fetch the address, and, where it is mounted, copy the file to where it is served from.
+
+    closed: the app's own event; once it is set, the connections that its pages hold while they are open end.
     """
 
-    def __init__(self, app: ASGIApp, examples: Path) -> None:
-        self.app, self.examples = app, examples
+    def __init__(self, app: ASGIApp, examples: Path, closed: asyncio.Event) -> None:
+        self.app, self.examples, self.closed = app, examples, closed
+        self.num_results = 0  # streams of results: open while a page waits for any
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -47,7 +54,20 @@ class PageRoutes:
                 await refused.response(scope, receive, send)
                 return
             receive = _replay(body, receive)
-        await self._answer(scope, receive, send)
+        if path != f"{API}/queue/data":
+            await self._answer(scope, receive, send)
+            return
+        self.num_results += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.num_results -= 1
+
+    async def close(self) -> None:
+        """Let pages have the results that they wait for, then end the connections that they hold; no new ones are expected."""
+        while self.num_results:
+            await asyncio.sleep(CLOSE_SECONDS)
+        self.closed.set()
 
     def _names_uploads(self, body: bytes) -> bool:
         """Whether the files that a body of JSON names are uploads or examples."""
