@@ -276,6 +276,37 @@ def test_all_bad_images_are_named_at_once_and_the_others_are_kept(make: Make, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "store"]
 
 
+class Unread(Places):
+    """Places whose third record cannot be read at all."""
+
+    def __getitem__(self, index: int) -> Record:
+        if index == 2:
+            raise ValueError("This line is no record.")
+        return super().__getitem__(index)
+
+
+def test_killed_among_bad_images_it_goes_on_and_knows_them(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where fewer may be bad than when it was begun; then what was mended meanwhile is made."""
+    broken = Unread(0, None, 2, 3, 4, 5, None, 7, 8, 9, 10, None)
+    make(tmp_path / "alone", PassConfig(3, quiet=True, max_bad=0.5), broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableFolder, "save", dying_at(1))
+        for name in ("killed", "stricter"):
+            kill = fork(lambda name=name: make(tmp_path / name, PassConfig(3, quiet=True, max_bad=0.5), broken))
+            assert ends([kill]) == [-signal.SIGKILL]
+    make(tmp_path / "killed", PassConfig(3, quiet=True, max_bad=0.5), broken)
+    assert content(tmp_path / "killed") == content(tmp_path / "alone")
+    listed = (tmp_path / "killed/bad_records.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in listed) == ["places/1", "places/11", "places/6", "record 2"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"of 1[12] images cannot be used \("):
+            make(tmp_path / "stricter", PassConfig(3, quiet=True, max_bad=0.1), broken)
+    make(tmp_path / "stricter", PassConfig(3, quiet=True, max_bad=0.1), Places(*range(11), None))
+    expected = rows_of_all(make, tmp_path)
+    for ours, all_of_them in zip(rows(tmp_path / "stricter")[:11], expected, strict=False):
+        np.testing.assert_allclose(ours, all_of_them, atol=2e-2)
+
+
 def test_many_bad_images_are_counted_and_listed(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where nearly all are bad, nobody waits for the end."""
     with pytest.raises(ValueError, match=r"30 of 31 images .* and 10 others, see (\S+bad_images.txt)\): mend") as caught:

@@ -1,10 +1,7 @@
 """Broken data neither stops a run nor hides: every kind of file has its outcome; what cannot be used is replaced, the same on
 every rank and after a resume, listed and counted, and too much of it ends the run."""
 
-import io
 import json
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
 from toy_tokenizers import SIZES
-from toys import make_config, make_template, make_trainer
+from toy_tokenizers import make_config as make_tokenizer_config
+from toys import make_config, make_model, make_template, make_trainer
 from users_files import make_shard, picture_bytes
 
-from unimm.data.bad_records import kind_of
+from unimm.bench.broken_files import BAD, MATRIX, PNG, make_folder
+from unimm.cli.train_tokenizer import validation_pixels
+from unimm.data.bad_records import BadRecord, count_kinds, kind_of
 from unimm.data.image import decode_image
+from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Plan, Steps
 from unimm.data.readers.fields import Fields
@@ -30,93 +30,11 @@ from unimm.data.stores.codes import CodedDataset
 from unimm.data.views import Conversation, Drawing
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.precompute.codes import encode_dataset
+from unimm.precompute.features import encode_features
 from unimm.precompute.sharded_pass import PassConfig
 from unimm.training.bad_records import DataError
+from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.logbook import read_numbers
-
-COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (220, 220, 40))
-
-
-def squares(mode: str = "RGB", width: int = 40, height: int = 24) -> Image.Image:
-    """Four colours, one in each corner."""
-    array = np.zeros((height, width, 3), dtype=np.uint8)
-    for number, colour in enumerate(COLOURS):
-        top, left = (number // 2) * height // 2, (number % 2) * width // 2
-        array[top : top + height // 2, left : left + width // 2] = colour
-    return Image.fromarray(array).convert(mode)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def turned(orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encoded(squares(), "JPEG", quality=95, exif=exif)
-
-
-def claims(width: int, height: int) -> bytes:
-    """A few bytes that promise so many pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def palette() -> bytes:
-    image = squares().quantize(8)
-    return encoded(image, transparency=0)
-
-
-PNG, JPEG = encoded(squares()), encoded(squares(), "JPEG", quality=95)
-SPECIAL = "<image_placeholder> <|Assistant|>: </s> <begin_of_image>"
-TEXT = b"Four squares."
-
-MATRIX: dict[str, tuple[bytes, bytes | None, str | None]] = {
-    # name of the image: its bytes, those of its caption (None: there is none), and what is wrong with it (None: it is used)
-    "zero.png": (b"", TEXT, "it is empty"),
-    "cut.jpg": (encoded(squares(width=400, height=240), "JPEG", quality=95)[:900], TEXT, "damaged or cut short"),
-    "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", TEXT, "it is not a JPEG"),
-    "cmyk.jpg": (encoded(squares("CMYK"), "JPEG", quality=95), TEXT, None),
-    "deep.png": (encoded(Image.fromarray(np.full((24, 40), 40_000, np.uint16))), TEXT, None),
-    "palette.png": (palette(), TEXT, None),
-    "moving.gif": (encoded(squares("P"), "GIF", save_all=True, append_images=[squares("P")]), TEXT, None),
-    **{f"turned{number}.jpg": (turned(number), TEXT, None) for number in range(1, 9)},
-    "dot.png": (encoded(squares(width=2, height=2).crop((0, 0, 1, 1))), TEXT, None),
-    "strip.png": (encoded(Image.new("L", (30_000, 10))), TEXT, None),
-    "large.png": (claims(30_000, 30_000), TEXT, "more pixels than are safe to unpack"),
-    "gone.png": (b"", TEXT, "is not there"),
-    "bare.png": (PNG, None, "has no caption"),
-    "blank.png": (PNG, b" \n", "is empty"),
-    "long.png": (PNG, b"A square. " * 100_000, None),
-    "special.png": (PNG, SPECIAL.encode(), None),
-    "latin.png": (PNG, b"A caf\xe9.", "cannot be read"),
-    "utf16.png": (PNG, "A square.".encode("utf-16"), "cannot be read"),
-    "bom.png": (PNG, b"\xef\xbb\xbf" + TEXT, None),
-    "windows.png": (PNG, b"Four squares.\r\nOne is red.\r\n", None),
-    "LOUD.JPG": (JPEG, TEXT, None),
-    "caf\u00e9.png": (PNG, TEXT, None),
-    "photo.jfif": (JPEG, TEXT, None),
-    "photo.avif": (encoded(squares(), "AVIF"), TEXT, None) if features.check("avif") else (PNG, TEXT, None),
-    "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), TEXT, "HEIF images are not read here|header is damaged"),
-}
-BAD = {name: why for name, (_, _, why) in MATRIX.items() if why}
-
-
-def make_folder(folder: Path, names: tuple[str, ...] = tuple(MATRIX), num_good: int = 8) -> Path:
-    """The matrix among some pictures that are well."""
-    folder.mkdir()
-    good = {f"good{number:02}.png": (PNG, f"Picture {number}.".encode(), None) for number in range(num_good)}
-    for name, (content, caption, _) in (good | {name: MATRIX[name] for name in names}).items():
-        (folder / name).write_bytes(content)
-        text = Path(name).with_suffix(".TXT" if name.isupper() else ".txt").name
-        if name == "caf\u00e9.png":
-            text = "cafe\u0301.txt"
-        if caption is not None:
-            (folder / text).write_bytes(caption)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +147,61 @@ def test_too_many_end_it(photos: ImageFolder, tmp_path: Path) -> None:
         make_trainer(tmp_path / "all", make_config(2, num_rows=2), make_mixture(broken, max_bad=0.5)).fit()
 
 
+def make_tokenizer_trainer(folder: Path, photos: Any, max_steps: int, max_bad: float = 1.0) -> TokenizerTrainer:
+    batches = ImageBatches([ImageSource(photos, name="photos")], 4, SIZES.image_size, seed=3, max_bad=max_bad)
+    config = make_tokenizer_config(max_steps, report_every=1)
+    return TokenizerTrainer(ImageTokenizer(SIZES), batches, config, folder, device="cpu")
+
+
+def test_an_image_tokenizer_learns_from_the_others_and_resumes_to_the_bit(photos: ImageFolder, tmp_path: Path) -> None:
+    """Also where the list has what a killed run met after its last checkpoint."""
+    torch.manual_seed(0)
+    whole = make_tokenizer_trainer(tmp_path / "whole", photos, 12)
+    torch.manual_seed(0)
+    parts = make_tokenizer_trainer(tmp_path / "parts", photos, 5)
+    whole.fit(), parts.fit()
+    listed = tmp_path / "parts/bad_records.txt"
+    at_five = listed.read_text()
+    listed.write_text(f"{at_five}good00.png\tIt was met later.\tphotos\nlatin.png\tcut in the mid")
+    parts = make_tokenizer_trainer(tmp_path / "parts", photos, 12)
+    assert parts.step == 5 and listed.read_text() == at_five
+    parts.fit()
+    for name, tensor in whole.ema.state_dict().items():
+        assert torch.equal(tensor, parts.ema.state_dict()[name]), name
+    lines = [(tmp_path / run / "bad_records.txt").read_text().splitlines() for run in ("whole", "parts")]
+    assert lines[0] == lines[1] and {line.split("\t")[0] for line in lines[0]} == EXPECTED
+    counts = [
+        [line.get("data/bad_records", 0) for line in read_numbers(tmp_path / run / "metrics.jsonl")]
+        for run in ("whole", "parts")
+    ]
+    assert counts[0] == counts[1] and counts[0][-1] == len(EXPECTED)
+    alone = ImageBatches([ImageSource(photos)], 4, SIZES.image_size, seed=3, max_bad=1.0)
+    ranks = [alone.for_rank(rank, 2) for rank in (0, 1)]
+    for step in range(3):
+        assert np.array_equal(np.concatenate([one[step] for one in ranks]), alone[step])
+        assert not set(alone.names(step)) & EXPECTED
+
+
+def test_too_many_bad_images_end_an_image_tokenizer_s_run(photos: ImageFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as told:
+        make_tokenizer_trainer(tmp_path, photos, 20, max_bad=0.1).fit()
+    sentence = str(told.value)
+    assert "of 25 records of the source 'photos' cannot be used (" in sentence and "max_bad=0.1 of them may be" in sentence
+    assert f"listed in {tmp_path / 'bad_records.txt'}" in sentence and "take them out or raise max_bad" in sentence
+    raised = make_tokenizer_trainer(tmp_path, photos, 20, max_bad=0.5)
+    assert raised.step >= 1
+    raised.fit()
+    assert raised.step == 20
+
+
+def test_images_to_validate_on_may_be_bad_too(photos: ImageFolder, caplog: pytest.LogCaptureFixture) -> None:
+    found = validation_pixels(photos, 100, 16, max_bad=0.5)
+    assert found.shape == (len(photos) - len(EXPECTED), 3, 16, 16)
+    assert "7 of 25 images to validate on cannot be used" in caplog.text
+    with pytest.raises(ValueError, match=r"7 of 25 .* max_bad=0.1 of them may be"):
+        validation_pixels(photos, 100, 16, max_bad=0.1)
+
+
 def test_codes_are_made_of_what_can_be_used(photos: ImageFolder, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer, out = ImageTokenizer(SIZES).eval(), tmp_path / "codes"
@@ -245,6 +218,20 @@ def test_codes_are_made_of_what_can_be_used(photos: ImageFolder, tmp_path: Path)
     (photos.folder / "zero.png").write_bytes(PNG)
     again = encode_dataset(tokenizer, photos, out, work=PassConfig(quiet=True, max_bad=0.3))
     assert again.manifest.num_bad == len(EXPECTED) - 1, "what was mended is encoded"
+
+
+def test_all_kinds_are_encoded_or_listed(folder: Path, tmp_path: Path) -> None:
+    """Codes and features; what is listed is what has an outcome, and reasons are counted without names."""
+    (folder / "gone.png").write_bytes(PNG)
+    dataset, work = open_folder(folder), PassConfig(quiet=True, max_bad=0.5)
+    torch.manual_seed(0)
+    encode_dataset(ImageTokenizer(SIZES).eval(), dataset, tmp_path / "codes", work=work)
+    encode_features(make_model().pixels.tower.eval(), dataset, tmp_path / "features", work=work)
+    for store in ("codes", "features"):
+        listed = [line.split("\t") for line in (tmp_path / store / "bad_records.txt").read_text().splitlines()]
+        assert {key for key, _ in listed} == set(BAD), store
+    told = count_kinds([BadRecord(key, reason) for key, reason in listed])
+    assert str(folder) not in told and not [name for name in BAD if name in told], told
 
 
 def test_lines_of_json(tmp_path: Path) -> None:

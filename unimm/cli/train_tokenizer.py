@@ -6,6 +6,7 @@ encoder and decoder learn to say other images with the same words, and a model t
 """
 
 import copy
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +20,19 @@ from unimm.cli.compose import build, check_given, given_sizes, run_with_hydra, s
 from unimm.cli.learner import as_settings
 from unimm.cli.results import print_tokenizer_results
 from unimm.cli.resume_settings import Resuming
+from unimm.data.bad_records import BadRecord, count_kinds, reason_of
 from unimm.data.image import crop
 from unimm.data.image_batches import ImageBatches, ImageSource
+from unimm.data.records import Dataset
+from unimm.data.stores.digests import key_at
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.devices import choose_device
-from unimm.runtime.number_checks import check_whole
+from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.trackers import TrackingConfig
+
+logger = logging.getLogger(__name__)
 
 AFRESH = "none"
 """In place of a fingerprint: the run began from no other tokenizer, so it cannot go on as if it had."""
@@ -110,6 +116,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     """
     check_given(config.images, "images")
     check_whole(config, 1, "num_validation")
+    check_probability(config, "max_bad")
     out = Path(config.out)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
@@ -121,11 +128,13 @@ def train_tokenizer(config: DictConfig) -> Path:
     tokenizer = start.tokenizer
     run.check(start.fingerprints)
     run.config = start.with_sizes(config)
-    sources = [ImageSource(build(source.dataset), source.weight) for source in config.images.sources.values()]
-    batches = ImageBatches(sources, config.images.batch_size, tokenizer.image_size, config.seed)
-    validation = build(config.images.validation)
-    images = (validation[index].image for index in range(min(config.num_validation, len(validation))))
-    pixels_NCHW = np.stack([crop(image, tokenizer.image_size) for image in images])
+    sources = [ImageSource(build(one.dataset), one.weight, str(name)) for name, one in config.images.sources.items()]
+    batches = ImageBatches(
+        sources, config.images.batch_size, tokenizer.image_size, config.seed, max_bad=config.get("max_bad") or 0.0
+    )
+    pixels_NCHW = validation_pixels(
+        build(config.images.validation), config.num_validation, tokenizer.image_size, batches.max_bad
+    )
     trainer = TokenizerTrainer(
         tokenizer, batches, build(config.tokenizer_trainer), out, config.device, validation_NCHW=pixels_NCHW
     )
@@ -137,6 +146,34 @@ def train_tokenizer(config: DictConfig) -> Path:
         save_image_tokenizer(out / "model", averaged, start.ancestors)
     trainer.ranks.barrier()
     return out / "model"
+
+
+def validation_pixels(dataset: Dataset, num_images: int, size: int, max_bad: float) -> np.ndarray:
+    """The first images of a data set that can be used, (N, 3, size, size) float32 in [-1, 1]; the others are named.
+
+    Raises:
+        ValueError: more than a share of `max_bad` of its images cannot be used.
+    """
+    found: list[np.ndarray] = []
+    bad: list[BadRecord] = []
+    for index in range(len(dataset)):
+        try:
+            record = dataset[index]
+            if record.image is None:
+                raise ValueError(f"Record {record.key} has no image to measure on.")
+            found.append(crop(record.image, size))
+        except (ValueError, OSError) as error:
+            if not max_bad:
+                raise
+            bad.append(BadRecord(key_at(dataset, index) or f"record {index}", reason_of(error)))
+        if len(found) == num_images:
+            break
+    told = f"{len(bad):,} of {len(dataset):,} images to validate on cannot be used, beginning with {bad[0].key}" if bad else ""
+    if len(bad) > max_bad * len(dataset):
+        raise ValueError(f"{told} ({count_kinds(bad)}), and max_bad={max_bad:g} of them may be: mend them or take them out.")
+    if bad:
+        logger.warning(f"{told} ({count_kinds(bad)}): others stand in for them.")
+    return np.stack(found)
 
 
 def main(argv: list[str] | None = None) -> None:

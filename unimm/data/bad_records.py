@@ -41,7 +41,11 @@ def kind_of(reason: str) -> str:
     short = re.sub(r"^Cannot (read|use) .{1,400}?: ", "", reason)
     short = re.sub(r"^.{0,300}?: record [^ :]{1,200}:? ", "", short)
     short = re.sub(r"^(record|Record) [^ :]{1,200}:? ", "", short)
-    return re.sub(r"(the image|The caption|the image data) (?:\S{0,300}/)?\S+", r"\1", short)
+    short = re.sub(r"([Tt]he image|The caption|the image data) (?:\S{0,300}/)?\S+", r"\1", short)
+    short = re.sub(r"^.{1,400}? (?=has no caption|lies in no folder)", "it ", short)
+    short = re.sub(r"(?<=: write ).{1,200}\.txt (?=beside it)", "a .txt ", short)
+    short = re.sub(r"(?<=is empty: describe ).{1,200}(?= in it$)", "the image", short)
+    return re.sub(r" \('utf-8' codec can't decode [^)]{1,100}\)", "", short)
 
 
 def count_kinds(bad: list[BadRecord]) -> str:

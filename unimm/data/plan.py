@@ -247,6 +247,11 @@ class StepBatch:
     origin: PlanCursor
     bad: tuple[BadRecord, ...] = ()
 
+    @property
+    def num_samples(self) -> int:
+        """Of the stream, up to the window of the step."""
+        return self.origin.sample
+
     def pin_memory(self) -> "StepBatch":
         """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""
         return StepBatch([batch.pin_memory() for batch in self.batches], self.samples, self.origin, self.bad)

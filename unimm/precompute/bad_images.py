@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,24 +51,48 @@ def is_hopeless(num_bad: int, num_seen: int) -> bool:
     return num_bad >= HOPELESS and 2 * num_bad > num_seen
 
 
-def note_bad(unfinished: ResumableFolder, rank: int, bad: list[BadImage]) -> None:
-    """Leave word of a process' bad images for all processes."""
-    path = unfinished.workspace / f"bad-{rank}.json"
+def note_bad(unfinished: ResumableFolder, part: int | None, bad: list[BadImage]) -> None:
+    """Leave word for all processes of the bad images of a part, or (None) of the records that name no image: an interrupted
+    pass goes on with what it has made, and knows what it could not make."""
+    path = _note(unfinished, part)
     if bad:
-        before = json.loads(path.read_text("utf-8")) if path.is_file() else []
-        path.write_text(json.dumps([*before, *bad]), encoding="utf-8")
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(bad), encoding="utf-8")
+        temporary.replace(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def forget_bad(unfinished: ResumableFolder) -> None:
-    """What an earlier run met may have been mended; by the first process, before the others begin."""
+def forget_bad(unfinished: ResumableFolder, are_rows_known: bool = False) -> None:
+    """Forget what is tried again, since it may have been mended: all but the bad images of parts that are there. By the first
+    process, before the others begin. are_rows_known: whether the records are not read again."""
+    made = {_note(unfinished, part) for part in unfinished.begun(_noted_parts(unfinished))}
+    made |= {_note(unfinished, None)} if are_rows_known else set()
     for path in unfinished.workspace.glob("bad*"):
-        path.unlink()
+        if path not in made:
+            path.unlink()
+
+
+def retry_bad(unfinished: ResumableFolder, parts: Iterable[int]) -> None:
+    """Have those of these parts made again that have bad images; what was made of the others is kept."""
+    for part in sorted({*parts} & {*_noted_parts(unfinished)}):
+        unfinished.set_aside(part)
 
 
 def noted_bad(unfinished: ResumableFolder) -> list[BadImage]:
-    """The bad images that any process met."""
-    noted = sorted(unfinished.workspace.glob("bad-*.json"))
-    return [BadImage(*one) for path in noted for one in json.loads(path.read_text("utf-8"))]
+    """The bad images that any process met, in the order of the records."""
+    noted = [None, *_noted_parts(unfinished)]
+    paths = [path for path in (_note(unfinished, part) for part in noted) if path.is_file()]
+    return [BadImage(*one) for path in paths for one in json.loads(path.read_text("utf-8"))]
+
+
+def _note(unfinished: ResumableFolder, part: int | None) -> Path:
+    return unfinished.workspace / ("bad-records.json" if part is None else f"bad-{part:05}.json")
+
+
+def _noted_parts(unfinished: ResumableFolder) -> list[int]:
+    names = (path.stem.removeprefix("bad-") for path in unfinished.workspace.glob("bad-*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def list_bad(bad: list[BadImage], path: Path) -> None:

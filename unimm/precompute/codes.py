@@ -67,7 +67,7 @@ def encode_dataset(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
-    begin_pass(unfinished, work)
+    begin_pass(unfinished, len(images), work)
     job = _job(tokenizer, images, precision, f"codes of {manifest.dataset}")
     known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
     fidelity: dict[str, Any] = {}

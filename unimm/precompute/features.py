@@ -36,7 +36,7 @@ from unimm.models.vision.tower import VisionTower
 from unimm.precompute.bad_images import BadImage, list_bad, note_bad, noted_bad, raise_bad, short_reason
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.pass_progress import images_progress
-from unimm.precompute.sharded_pass import Job, PassConfig, begin_pass, end_pass, evaluating, known_images, make_parts
+from unimm.precompute.sharded_pass import Job, PassConfig, Prepare, begin_pass, end_pass, evaluating, known_images, make_parts
 from unimm.runtime.resumable_folder import ResumableFolder
 from unimm.runtime.version import package_version
 
@@ -69,7 +69,8 @@ def encode_features(
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
-    begin_pass(unfinished, work, lambda: _put_rows(unfinished, dataset, work))
+    prepare = Prepare(lambda: _put_rows(unfinished, dataset, work), lambda: has_rows(unfinished))
+    begin_pass(unfinished, len(dataset), work, prepare)
     raise_bad(unfinished, len(dataset), work.max_bad)
     rows, ends = load_rows(unfinished)
     job = _job(tower, dataset if ends is None else ImagesOf(dataset, ends), precision, manifest, rows)
@@ -153,10 +154,8 @@ def _first_image(dataset: Dataset) -> str:
 
 
 def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -> None:
-    """Find the row of each record's image, unless they were found before: images are numbered as they first come, and records
-    that name the same file share one. Records that cannot be read are noted."""
-    if has_rows(unfinished):
-        return
+    """Find the row of each record's image: images are numbered as they first come, and records that name the same file share
+    one. Records that cannot be read are noted."""
     rows: list[int] = []
     ends: list[int] = []
     known: dict[str, int] = {}
@@ -177,7 +176,7 @@ def _put_rows(unfinished: ResumableFolder, dataset: Dataset, work: PassConfig) -
                 rows.append(row)
             ends.append(len(rows))
             advance(1)
-    note_bad(unfinished, work.ranks.number, bad)
+    note_bad(unfinished, None, bad)
     if len(bad) <= work.max_bad * len(dataset):
         have_one_each = len(rows) == len(ends)
         put_rows(unfinished, np.array(rows, np.int64), None if have_one_each else np.array(ends, np.int64))

@@ -22,7 +22,16 @@ from torch.utils.data import DataLoader
 
 from unimm.data.records import Dataset, ImageLike
 from unimm.data.stores.digests import HALF, image_identity
-from unimm.precompute.bad_images import BadImage, UsedImages, forget_bad, is_hopeless, note_bad, noted_bad, raise_bad
+from unimm.precompute.bad_images import (
+    BadImage,
+    UsedImages,
+    forget_bad,
+    is_hopeless,
+    note_bad,
+    noted_bad,
+    raise_bad,
+    retry_bad,
+)
 from unimm.precompute.known_images import ABSENT, KnownImages, link_or_copy
 from unimm.precompute.pass_progress import images_progress, say
 from unimm.runtime.environment import loader_processes
@@ -33,6 +42,14 @@ from unimm.runtime.resumable_folder import ResumableFolder
 COMPARED_AT_ONCE = 256
 HALF_BAD = 0.5
 """Where so many may be bad, a pass is never given up early."""
+
+
+class Prepare(NamedTuple):
+    """What comes before the parts, and whether it was done before."""
+
+    do: Callable[[], None]
+    is_done: Callable[[], bool]
+
 
 Write = Callable[[Path], object]
 """Writes a file at a path."""
@@ -104,13 +121,17 @@ class Job:
         return np.arange(number * self.part_rows, min((number + 1) * self.part_rows, len(self.images)))
 
 
-def begin_pass(unfinished: ResumableFolder, work: PassConfig, prepare: Callable[[], None] = lambda: None) -> None:
+def begin_pass(unfinished: ResumableFolder, num_images: int, work: PassConfig, prepare: Prepare | None = None) -> None:
     """Begin a folder, or go on with it; every process calls it. prepare: what the first one does before the others go on."""
     work.ranks.barrier()  # no process writes before all have looked
     if work.ranks.number == 0:
         unfinished.begin()
-        forget_bad(unfinished)
-        prepare()
+        forget_bad(unfinished, prepare is not None and prepare.is_done())
+        if len(noted_bad(unfinished)) > work.max_bad * num_images:  # fewer may be bad than when it was begun
+            unfinished.set_all_aside()
+            forget_bad(unfinished)
+        if prepare is not None and not prepare.is_done():
+            prepare.do()
     work.ranks.barrier()
 
 
@@ -178,12 +199,10 @@ def make_parts(
     if before is not None and work.ranks.number == 0:
         before()
     parts = _parts(job, missing, found)
-    bad = _make(job, parts, known, unfinished, work)
-    note_bad(unfinished, work.ranks.number, bad)
+    _make(job, parts, known, unfinished, work)
     work.ranks.barrier()
     if len(noted_bad(unfinished)) > work.max_bad * len(job.images):
-        for number in (part.number for part in parts if part.bad):
-            unfinished.set_aside(number)  # what was made of the others is kept, and the bad ones are tried again
+        retry_bad(unfinished, own)
     raise_bad(unfinished, len(job.images), work.max_bad)
     return True
 
@@ -238,7 +257,8 @@ class _Part:
             self._made |= dict(zip(good, job.see(loaded.pixels), strict=True))
 
     def save(self, job: Job, known: KnownImages, unfinished: ResumableFolder, has_gaps: bool) -> None:
-        """Write it; with bad images it is not whole, and only what is new is kept for the next time, unless it has gaps."""
+        """Write it, and note its bad images; with these only what is new is kept for the next time, unless it has gaps."""
+        note_bad(unfinished, self.number, self.bad)
         if self.bad and has_gaps:
             gaps = [int(row) for row in self.new if int(row) not in self._made]
             self._made |= {row: torch.zeros(job.shape, dtype=job.dtype) for row in gaps}
@@ -275,8 +295,8 @@ def _parts(job: Job, numbers: list[int], found: _Found) -> list[_Part]:
     return [_Part(number, job.rows(number), _Found(places, identities)) for number, places, identities in pieces]
 
 
-def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: ResumableFolder, work: PassConfig) -> list[BadImage]:
-    """Make and save the parts; gives the images that cannot be used."""
+def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: ResumableFolder, work: PassConfig) -> None:
+    """Make and save the parts, and note the images that cannot be used."""
     total, new = sum(len(part.rows) for part in parts), sum(len(part.new) for part in parts)
     if new < total:
         work.say(f"{job.title}: {total - new:,} of {total:,} images were stored before and are kept.")
@@ -285,8 +305,7 @@ def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Resumabl
     loaded = iter(
         DataLoader(images, batch_sampler=order, num_workers=loader_processes(work.num_workers), collate_fn=_Loaded.of)
     )
-    bad: list[BadImage] = []
-    num_seen, is_told = 0, False
+    num_bad, num_seen, is_told = 0, 0, False
     with images_progress(job.title, new, work.is_silent) as advance:
         for part in parts:
             for batch in part.batches(work.batch_size):
@@ -296,11 +315,11 @@ def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Resumabl
                 if part.bad and not is_told:
                     is_told = True
                     work.say(f"{job.title}: {': '.join(part.bad[0])}; the others are made first, then all such are named.")
-                if work.max_bad < HALF_BAD and is_hopeless(len(bad) + len(part.bad), num_seen):
-                    return bad + part.bad
-            bad += part.bad
+                if work.max_bad < HALF_BAD and is_hopeless(num_bad + len(part.bad), num_seen):
+                    note_bad(unfinished, part.number, part.bad)
+                    return
+            num_bad += len(part.bad)
             part.save(job, known, unfinished, has_gaps=work.max_bad > 0)
-    return bad
 
 
 class _Prepared:

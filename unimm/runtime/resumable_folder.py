@@ -69,7 +69,7 @@ class ResumableFolder:
         for left in self.workspace.glob("*.tmp"):
             left.unlink()
         if self._is_other:
-            self._set_aside()
+            self.set_all_aside()
         if self._is_other or not (self.workspace / BEGUN).is_file():
             self._write(self.workspace / BEGUN, lambda path: write_json(path, self.content))
 
@@ -137,8 +137,8 @@ class ResumableFolder:
         """Remove everything that was made."""
         shutil.rmtree(self.workspace, ignore_errors=True)
 
-    def _set_aside(self) -> None:
-        """Whole files of other content become files for reuse."""
+    def set_all_aside(self) -> None:
+        """Whole files become files for reuse; what has no number is dropped. By the first process, before the others look."""
         self._kept.mkdir(exist_ok=True)
         for proof in sorted(self.workspace.glob("*.sha256")):
             if self._is_proved(int(proof.stem)):

@@ -7,6 +7,7 @@ Where some may be bad (`max_bad`), others stand in for them, and the run ends on
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -15,9 +16,11 @@ from typing import NamedTuple
 
 from unimm.data.bad_records import BAD_RECORDS, BadRecord, count_kinds, reason_of
 from unimm.data.image import decode_image
+from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, SeenImage
 from unimm.data.stores.digests import key_at
+from unimm.runtime.rank_sync import Ranks
 
 SECONDS_OF_SEARCH = 20.0
 ENOUGH = 1000
@@ -63,7 +66,8 @@ def lost_step(error: Exception, step: int, datasets: Iterable[Dataset], folder: 
         done = "nothing was learned yet"
     else:
         done = f"the {step - 1:,} steps before it are saved" if is_saved else "what was learned before it could not be saved"
-    return DataError(f"Step {step:,} cannot be made{why}; {done}: mend these or take them out, and give the same line again.")
+    ways = "mend these, take them out or raise max_bad" if isinstance(error, TooManyBadError) else "mend these or take them out"
+    return DataError(f"Step {step:,} cannot be made{why}; {done}: {ways}, and give the same line again.")
 
 
 def _listed(path: Path, lines: str) -> str:
@@ -114,15 +118,26 @@ class BadBudget:
 
     Args:
         folder: the run's; what is listed there of an earlier part of the run is counted.
-        mixture: what is learned, with its `max_bad`.
-        is_fresh: whether the run begins: what is listed there is of another.
+        data: what is learned, with its `max_bad`.
+        ranks: the processes of the run, all of which call this.
+        kept: bytes of the list that are of the steps before the one that the run goes on with: what was listed later is met
+            again. 0 for a run that begins: what is listed there is of another. None: all.
     """
 
-    def __init__(self, folder: Path, mixture: Mixture, is_fresh: bool) -> None:
-        self.path, self.mixture, self.max_bad = folder / BAD_RECORDS, mixture, mixture.max_bad
-        if is_fresh:
-            self.path.unlink(missing_ok=True)
+    def __init__(self, folder: Path, data: Mixture | ImageBatches, ranks: Ranks, kept: int | None) -> None:
+        self.path, self.data, self.max_bad = folder / BAD_RECORDS, data, data.max_bad
+        if ranks.number == 0 and self.path.is_file():
+            if kept == 0:
+                self.path.unlink()
+            elif kept is not None and self.max_bad and self.size > kept:
+                os.truncate(self.path, kept)
+        ranks.barrier()  # no process reads the list before that
         self.bad = self._read()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the list, which checkpoints keep."""
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def add(self, found: Iterable[BadRecord]) -> None:
         """Count and list those that are new. Every process lists its own, and counts those of all."""
@@ -149,7 +164,7 @@ class BadBudget:
 
     def exceeded(self, num_samples: int) -> TooManyBadError | None:
         """What ends the run where there are more than may be, else None. num_samples: of the stream, so far."""
-        for source, share in zip(self.mixture.sources, self.mixture.shares, strict=True) if self.bad else ():
+        for source, share in zip(self.data.sources, self.data.shares, strict=True) if self.bad else ():
             bad = [one for one in self.bad.values() if one.source == source.name]
             read = int(min(len(source.dataset), max(share * num_samples, ENOUGH)))
             if len(bad) > self.max_bad * read:

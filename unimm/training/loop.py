@@ -23,7 +23,7 @@ from unimm.runtime.devices import check_precision, choose_device, has_bf16, why_
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.acceleration import computing_with, make_accelerator, meet, settle_precision, settle_threads
-from unimm.training.bad_records import BadBudget, DataError, lost_step
+from unimm.training.bad_records import DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.logbook import Logbook, ProgressLine
 from unimm.training.optimizers import Budget, Schedule
@@ -101,12 +101,7 @@ class StepMeter(Protocol):
 
 
 class Loop(Resumable):
-    """One run in one folder. A subclass calls `resume` at the end of its constructor.
-
-    bad: counts the bad records of its batches, where others stand in for them.
-    """
-
-    bad: BadBudget | None = None
+    """One run in one folder. A subclass calls `resume` at the end of its constructor."""
 
     def __init__(self, config: LoopConfig, folder: Path, device: str | None) -> None:
         self.loop_config = config
@@ -240,7 +235,7 @@ class Loop(Resumable):
         while self.progress < 1.0:
             ahead = self._next(batches)
             if self.bad is not None and ahead.batch is not None:
-                ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.origin.sample))
+                ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.num_samples))
             if self._is_stopped(ahead.error):
                 break
             self._one_step(ahead, meter)

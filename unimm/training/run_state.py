@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from unimm.runtime.rank_sync import Ranks
+from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.sharding import gather
 
@@ -69,6 +70,8 @@ class Resumable:
 
     `threads` are those that it computes with on a CPU, and the cores that there were: other numbers round otherwise, so a run
     keeps its own where it goes on with other data loading processes.
+    `bad` counts the bad records of what it learns, where others stand in for them. `bad_bytes` are those of their list when the
+    checkpoint was written that the run goes on with; None: all are counted, as where bad records were taken out since.
     `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resume_settings` reads it.
     """
 
@@ -79,6 +82,8 @@ class Resumable:
         self.step, self.seconds = 0, 0.0
         self.record: dict[str, Any] = {}
         self.threads: list[int] | None = None
+        self.bad: BadBudget | None = None
+        self.bad_bytes: int | None = None
         self._saved_step, self._failed_saves = -1, 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -111,6 +116,7 @@ class Resumable:
         if self.is_main:
             state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
             state |= {"record": self.record, "threads": self.threads, **self.state()}
+            state |= {} if self.bad is None else {"bad_bytes": self.bad.size}
             try:
                 save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
             except SaveError as error:
@@ -138,6 +144,11 @@ class Resumable:
         for line in lines if self.is_main else ():
             Console(highlight=False).print(line, soft_wrap=True)
 
+    def accept(self, changes: list[str]) -> None:
+        """Say what has changed of the data since the run began, and may; bad records that were taken out stay listed."""
+        self.say(changes)
+        self.bad_bytes = None if changes else self.bad_bytes
+
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run's folder, if there is one.
 
@@ -153,6 +164,7 @@ class Resumable:
         if self.ranks.any(checkpoint is None):
             raise ValueError(f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share.")
         assert checkpoint is not None
+        self.bad_bytes = checkpoint.state.get("bad_bytes")
         try:
             self.restore(checkpoint)
         except (RuntimeError, KeyError) as error:

@@ -157,7 +157,7 @@ class Trainer(Loop):
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
         self.resume()
-        self.bad = BadBudget(folder, mixture, is_fresh=self.step == 0 and self.is_main)
+        self.bad = BadBudget(folder, mixture, self.ranks, self.bad_bytes if self.step else 0)
 
     def _distribute(self) -> nn.Module:
         """The objective as several processes hold it."""
@@ -345,5 +345,5 @@ class Trainer(Loop):
         resume_ema(self.ema, checkpoint, self.folder, self.is_main)
         plan = checkpoint.state["plan"]
         began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
-        self.say(check_order(self.folder, began, self.order))
+        self.accept(check_order(self.folder, began, self.order))
         self.origin = PlanCursor(plan["step"], plan["sample"])

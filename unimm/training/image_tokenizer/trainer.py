@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from unimm.data.image_batches import ImageBatches
+from unimm.data.image_batches import ImageBatches, ImageStep
 from unimm.data.records import Dataset
 from unimm.data.run_signature import check_order, order_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer, Reconstruction
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.number_checks import check_number, check_whole
+from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import ramp
 from unimm.training.flops import convolution_flops, warn_of_image_cost
@@ -72,6 +73,19 @@ class TokenizerTrainerConfig(LoopConfig):
         check_betas(self.betas)
 
 
+class _Steps:
+    """Batches by step, with what was bad in them: what a loader's workers make ahead."""
+
+    def __init__(self, batches: ImageBatches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> ImageStep:
+        return self._batches.load(step)
+
+
 class TokenizerTrainer(Loop):
     """One run. `ema` is the tokenizer to keep.
 
@@ -119,6 +133,7 @@ class TokenizerTrainer(Loop):
         self._kept: list[Tensor] = []
         self.names = {id(p): name for name, p in self.model.named_parameters()}
         self.resume()
+        self.bad = BadBudget(folder, self.batches, self.ranks, self.bad_bytes if self.step else 0)
 
     def fit(self) -> ImageTokenizer:
         """Train to the end of the budget and give the averaged tokenizer; leaves a checkpoint, also when interrupted."""
@@ -141,21 +156,21 @@ class TokenizerTrainer(Loop):
             flops += (2 + 2 * 3) * judging
         return flops
 
-    def data(self) -> ImageBatches:
-        """This process' images by step."""
-        return self.batches
+    def data(self) -> "_Steps":
+        """This process' share of the images, by step."""
+        return _Steps(self.batches)
 
     def datasets(self) -> list[Dataset]:
         """Of all sources."""
         return [source.dataset for source in self.batches.sources]
 
-    def name_samples(self, batch: Tensor) -> list[str]:
+    def name_samples(self, batch: Any) -> list[str]:
         """The keys of this process' records in the present step."""
         return self.batches.names(self.step)
 
-    def compute_gradient(self, batch: Tensor) -> Gradient:
-        """Forward and backward of the tokenizer and, once it has started, of the adversary."""
-        pixels_NCHW = batch.to(self.accelerator.device)
+    def compute_gradient(self, batch: Any) -> Gradient:
+        """Forward and backward of the tokenizer and, once it has started, of the adversary. batch: an `ImageStep`."""
+        pixels_NCHW = batch.pixels.to(self.accelerator.device)
         self.wrapped.train()
         self._kept = [buffer.clone() for buffer in self.model.buffers()]  # the codebook moves inside the forward
         drawn: Reconstruction = self.wrapped(pixels_NCHW)
@@ -266,7 +281,7 @@ class TokenizerTrainer(Loop):
             _match_layout(optimizer)
         if self.adversary is not None:
             self.adversary.restore(checkpoint.tensors)
-        self.say(check_order(self.folder, checkpoint.state.get("order", {}), self.order))
+        self.accept(check_order(self.folder, checkpoint.state.get("order", {}), self.order))
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
