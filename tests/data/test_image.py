@@ -258,3 +258,17 @@ def test_every_mode_and_size_can_be_prepared(mode, size, target):
     for prepare in (look, crop):
         pixels = prepare(image, target)
         assert pixels.shape == (3, target, target) and pixels.dtype == np.float32 and np.abs(pixels).max() <= 1
+
+
+def test_a_picture_of_ones_own_is_neither_changed_nor_given_back(tmp_path):
+    """Files are read without a copy; what a caller holds, or gets, is its own."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for form, options in (("PNG", {}), ("JPEG", {"exif": turned})):
+        Image.new("RGB", (4, 2), "red").save(tmp_path / "0", form, **options)
+        with Image.open(tmp_path / "0") as mine:
+            given = decode_image(mine)
+            assert mine.size == (4, 2) and given.size == ((2, 4) if options else (4, 2))
+            given.putpixel((0, 0), (0, 0, 255))
+            assert mine.getpixel((0, 0)) != (0, 0, 255)
+        assert type(decode_image(tmp_path / "0")) is Image.Image

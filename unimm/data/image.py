@@ -33,6 +33,9 @@ _BRANDS: dict[bytes, str] = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIF"),
 }
 
+MAX_PIXELS = 50_000_000
+"""Larger images are not unpacked, unless the caller says so."""
+
 MAX_SIDE = 65_535
 """Longest side in pixels, as JPEG has it: a strip of one pixel by millions would cost gigabytes to resize."""
 
@@ -43,7 +46,7 @@ _MIN_SIDE = 14  # the shortest side that Janus shrinks to
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+def decode_image(image: ImageLike, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
 
     Args:
@@ -55,10 +58,11 @@ def decode_image(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[
 
     Raises ImageError (a ValueError) for everything that is no such image.
     """
-    return _decode(image, max_pixels, formats, _to_rgb)
+    picture = _decode(image, max_pixels, formats, _to_rgb)
+    return picture if type(picture) is Image.Image else picture.copy()
 
 
-def decode_mask(mask: ImageLike | np.ndarray, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+def decode_mask(mask: ImageLike | np.ndarray, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """A mask (H, W) bool, true where it marks: where it is transparent, as OpenAI has it, or, where nothing of it is, white.
 
     Between, what is more than half transparent or white is marked. All forms of an image are read, and arrays of bool.
@@ -70,10 +74,15 @@ def decode_mask(mask: ImageLike | np.ndarray, max_pixels: int = 50_000_000, form
     return np.asarray(_decode(mask, max_pixels, formats, _to_mask)) > 0
 
 
-def transparent_part(image: ImageLike, max_pixels: int = 50_000_000, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+def transparent_part(image: ImageLike, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """Where an image is transparent, (H, W) bool: more than half. Raises ImageError as `decode_image`."""
     opaque = _decode(image, max_pixels, formats, lambda one, _: _alpha(one) or Image.new("L", one.size, 255))
     return np.asarray(opaque) < 128
+
+
+def _decoded(image: ImageLike) -> Image.Image:
+    """As `decode_image`, but perhaps the opened file itself: to be read, and not given away."""
+    return _decode(image, MAX_PIXELS, FORMATS, _to_rgb)
 
 
 Convert = Callable[[Image.Image, str], Image.Image]
@@ -102,7 +111,7 @@ def look(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the vision tower: long side resized to size, short side padded with grey."""
     if _is_ready(image, size):
         return array_to_pixels(image)
-    picture = decode_image(image)
+    picture = _decoded(image)
     longest, shortest = max(picture.size), min(_MIN_SIDE, size)
     # Truncated as Janus does; transformers' processor rounds, and is then up to a pixel off.
     width, height = (max(int(side / longest * size), shortest) for side in picture.size)
@@ -119,7 +128,7 @@ def crop(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the image tokenizer: short side resized to size, long side cropped at the centre."""
     if _is_ready(image, size):
         return array_to_pixels(image)
-    picture = decode_image(image)
+    picture = _decoded(image)
     if picture.size != (size, size):
         side = min(picture.size)
         left, top = ((length - side) / 2 for length in picture.size)
@@ -131,7 +140,7 @@ def crop(image: ImageLike, size: int) -> np.ndarray:
 
 def image_hash(image: ImageLike) -> str:
     """sha256 over an image as it was decoded, before it is prepared for anybody."""
-    picture = decode_image(image)
+    picture = _decoded(image)
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
@@ -142,7 +151,10 @@ def to_pil(pixels: np.ndarray) -> Image.Image:
 
 def array_to_pixels(array: np.ndarray) -> np.ndarray:
     """Arrays (..., H, W, 3) uint8 -> pixels (..., 3, H, W) float32 in [-1, 1], Janus' mean and deviation of 0.5."""
-    return np.ascontiguousarray(np.moveaxis(array, -1, -3), dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    pixels = np.ascontiguousarray(np.moveaxis(array, -1, -3)).astype(np.float32)
+    pixels /= np.float32(127.5)
+    pixels -= np.float32(1)
+    return pixels
 
 
 def pixels_to_array(pixels: np.ndarray) -> np.ndarray:
@@ -194,7 +206,7 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
     except Exception:  # damaged headers make Pillow raise nearly anything
         raise ImageError(f"Cannot read {name}: its header is damaged.") from None
     with picture:
-        return _upright(picture, name, max_pixels, convert)
+        return _upright(picture, name, max_pixels, convert, is_ours=True)
 
 
 def _plugin_of(start: bytes, name: str) -> str | None:
@@ -213,7 +225,8 @@ def _plugin_of(start: bytes, name: str) -> str | None:
     return form
 
 
-def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert) -> Image.Image:
+def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert, is_ours: bool = False) -> Image.Image:
+    """is_ours: nobody else has the picture, so that one which is upright need not be copied."""
     width, height = picture.size
     if width < 1 or height < 1:
         raise ImageError(f"Cannot use {name}: it is {width}x{height} and has no pixels.")
@@ -222,7 +235,9 @@ def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert)
         raise ImageError(f"Cannot use {name}: {width}x{height} is more than {limit}, shrink it first.")
     try:
         picture.load()
-        return convert(ImageOps.exif_transpose(picture), name)
+        if is_ours:
+            ImageOps.exif_transpose(picture, in_place=True)
+        return convert(picture if is_ours else ImageOps.exif_transpose(picture), name)
     except ImageError:
         raise
     except Exception:  # damaged data makes Pillow raise nearly anything; its words may hold memory addresses
@@ -237,7 +252,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "La":  # premultiplied grey converts to nothing but LA
         picture = picture.convert("LA")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")

@@ -105,9 +105,14 @@ class ImageBatches:
         """
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside 0..{self.num_steps - 1}")
-        drawn = [self._draw(place) for place in self._places(step)]
-        bad = list(dict.fromkeys(one for each in drawn for one in each.bad))
-        return ImageStep(np.stack([one.pixels for one in drawn]), bad, (step + 1) * self.batch_size)
+        places = self._places(step)
+        bad: dict[BadRecord, None] = {}
+        pixels = np.empty((len(places), 3, self.image_size, self.image_size), dtype=np.float32)
+        for number, place in enumerate(places):  # each into its place: to stack them would hold all of them twice
+            drawn = self._draw(place)
+            pixels[number] = drawn.pixels
+            bad.update(dict.fromkeys(drawn.bad))
+        return ImageStep(pixels, list(bad), (step + 1) * self.batch_size)
 
     def names(self, step: int) -> list[str]:
         """The keys of the records of a step."""

@@ -196,3 +196,19 @@ def test_turns_keep_their_order_whoever_reads_them(tmp_path: Path) -> None:
         for seed in range(3):
             learned = [s.ids for s in view(record, template, np.random.default_rng(seed)).segments if s.learn]
             assert [template.tokenizer.decode(ids).strip() for ids in learned] == [f"Answer {n}." for n in range(6)]
+
+
+def test_a_row_of_a_table_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows come in any order a group is not read for each; where they come in order it is read once."""
+    pictures = [picture_bytes(number) for number in range(40)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": pictures}), tmp_path / "a.parquet", row_group_size=20)
+    groups: list[int] = []
+    whole = Parquet._read
+    monkeypatch.setattr(Parquet, "_read", lambda self, *what: groups.extend([what[1]] * len(what[2])) or whole(self, *what))
+    shuffled = Parquet(tmp_path, Fields(image="image"), num_groups=1)
+    for row in (39, 3, 20, 11):
+        assert decode_image(shuffled[row].image).tobytes() == decode_image(pictures[row]).tobytes()
+    assert groups == []
+    ordered = Parquet(tmp_path, Fields(image="image"), num_groups=1)
+    assert [bytes(record.image.read()) for record in read_all(ordered)] == pictures
+    assert groups == [0, 1]

@@ -255,6 +255,33 @@ def serve_ray(
     run_ray(setting, replicas, out)
 
 
+@bench.command()
+def data(
+    records: Annotated[int, typer.Option(min=0, help="Of each of three forms; 0: leave it out.")] = 1_000_000,
+    reads: Annotated[int, typer.Option(min=1, help="Records that are learned from, all over them.")] = 20_000,
+    images: Annotated[int, typer.Option(min=0, help="Photographs that each pipeline loads; 0: leave it out.")] = 2_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Of trials in turns; the median of their ratios is reported.")] = 5,
+    peer: Annotated[list[str] | None, typer.Option(help="webdataset or datasets; repeat it [default: both].")] = None,
+    image_size: Annotated[int, typer.Option(min=16, help="Of the images that are made of photographs of 640x480.")] = 384,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
+        "runs/bench/data.json"
+    ),
+) -> None:
+    """What a million records of JSON lines, WebDataset and Parquet cost; images a second beside plain webdataset and datasets.
+
+    The exit code is 1 if a loading process grows by 200 MB or starts in more than 10 s (an archive that was indexed before), or
+    if images load at less than 0.95 of a peer's rate. Parquet is compared as well, without a bar: datasets copies it first.
+
+    \b
+    Examples:
+      unimm bench data
+      unimm bench data --images 0 --records 100000
+    """
+    from unimm.cli.bench.data import PEERS, Setting, run
+
+    raise typer.Exit(0 if run(Setting(records, reads, images, pairs, peer or list(PEERS), image_size), out) else 1)
+
+
 @bench.command("crash-resume")
 def crash_resume(
     count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,

@@ -20,6 +20,9 @@ class ProcessLocalLRU(Generic[T]):
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._process = os.getpid()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return self._process == os.getpid() and key in self._values
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value of a key, made where it is not kept."""
         if self._process != os.getpid():

@@ -3,7 +3,8 @@ of both; or a list of such, for records with several images.
 
 Read by pyarrow, the reference library of the format: it reads one group of rows and the named columns alone, where the files
 lie. (`datasets` would first copy everything into a cache of its own and decode the images.) Parquet has no access to single
-rows: a row costs its group, and the last few groups are kept. So groups are best small: `datasets` writes images by 100. Images
+rows: a row costs those before it in its group, and a second one of the same group all of it, which is then kept: so rows in
+order are read once, and rows in any order cost half a group. Groups are best small: `datasets` writes images by 100. Images
 that are bytes are read when they are opened. The .arrow files that `save_to_disk` writes are read as well, batch by batch.
 """
 
@@ -32,7 +33,13 @@ COUNTED_GROUPS = 4096
 """Of so many groups of rows it is kept how many images each row has."""
 
 OPEN_FILES = 64
-"""So many .arrow files are mapped at a time."""
+"""So many .arrow files are mapped at a time, and of so many tables it is kept where their groups are."""
+
+FEW = 8
+"""So many rows are unpacked at a time on the way to one."""
+
+BUFFER = 1 << 20
+"""Bytes that are read from the disk at a time."""
 
 WHOLE = -1
 """In place of an image's place in a list: the column holds no lists."""
@@ -72,7 +79,9 @@ class Parquet:
         self._ends = np.cumsum([int(ends[-1]) if len(ends) else 0 for ends in self._groups])
         self._texts: ProcessLocalLRU[Any] = ProcessLocalLRU(TEXT_GROUPS)
         self._images: ProcessLocalLRU[Any] = ProcessLocalLRU(num_groups)
+        self._asked: ProcessLocalLRU[None] = ProcessLocalLRU(num_groups)
         self._arrows: ProcessLocalLRU[Any] = ProcessLocalLRU(OPEN_FILES)
+        self._metadata: ProcessLocalLRU[Any] = ProcessLocalLRU(OPEN_FILES)
         self._counts: ProcessLocalLRU[list[list[bool] | None]] = ProcessLocalLRU(COUNTED_GROUPS)
         if not self._ends[-1]:
             raise ValueError(f"The tables at {paths} have no rows: name others.")
@@ -122,11 +131,35 @@ class Parquet:
             ValueError: there is none, or the file is damaged.
         """
         file, name = self.files[number], self.fields.image
-        value = self._column(number, group)[row].as_py()
+        value = self._value(number, group, row)
         if value is None:
             raise ValueError(f"{where}: the field '{name}' is null: fill it, or list it in fields.optional.")
         own = value if place == WHOLE else value[place]
         return self._image(own, file.parent if self.root is None else self.root, where)
+
+    def _value(self, number: int, group: int, row: int) -> Any:
+        """What the column of images holds in a row; of a group that was not asked for of late, this row is read alone."""
+        file, key, name = self.files[number], (number, group), self.fields.image
+        if _is_arrow(file) or key in self._images or key in self._asked:
+            return self._column(number, group)[row].as_py()
+        self._asked.get(key, lambda: None)
+
+        def read() -> Any:
+            first = 0
+            with self._open_table(file) as opened:
+                for some in opened.iter_batches(FEW, row_groups=[group], columns=[name], use_threads=False):
+                    if row < first + len(some):
+                        return some.column(0)[row - first].as_py()
+                    first += len(some)
+            raise OSError(f"it ends before row {row}")
+
+        return _plainly(file, read)
+
+    def _open_table(self, file: Path) -> Any:
+        """A .parquet file, to be closed; where its groups are is read once."""
+        parquet = _parquet()
+        metadata = self._metadata.get(file, lambda: parquet.read_metadata(file))
+        return parquet.ParquetFile(file, metadata=metadata, pre_buffer=False, buffer_size=BUFFER)
 
     def _is_later(self, file: Path) -> bool:
         """Whether images are read when they are looked at: where they are bytes, and are known to be there."""
@@ -158,7 +191,7 @@ class Parquet:
         def read() -> Any:
             if _is_arrow(file):
                 return self._arrows.get(file, lambda: _arrow(file)).group(group, names)
-            with _parquet().ParquetFile(file) as opened:
+            with self._open_table(file) as opened:
                 columns = [name for name in opened.schema_arrow.names if name in names]
                 return opened.read_row_group(group, columns=columns, use_threads=False)  # the workers are the threads
 
