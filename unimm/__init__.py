@@ -11,8 +11,7 @@ from unimm.runtime.environment import prepare_libraries
 
 if TYPE_CHECKING:
     from unimm.inference.decode.workload import Limits
-    from unimm.inference.engine import Engine
-    from unimm.inference.load import load
+    from unimm.inference.engine import Engine, load
     from unimm.runtime.provenance import read_provenance, write_image
     from unimm.sequence import Kind, Segment, Sequence
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load", "read_provenance", "write_image"]
 
 _HOMES = {
-    "load": "unimm.inference.load",
+    "load": "unimm.inference.engine",
     "Engine": "unimm.inference.engine",
     "Limits": "unimm.inference.decode.workload",
     "Kind": "unimm.sequence",

@@ -267,7 +267,7 @@ def test_debug_shows_the_traceback(photo: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_interrupt_ends_in_one_line_and_130(tiny_folder: Path) -> None:
     stand_in = "lambda *words, **more: (print('in', flush=True), time.sleep(60))"
-    code = f"import time, unimm.inference.load as load; load.load = {stand_in}"
+    code = f"import time, unimm.inference.engine as engine; engine.load = {stand_in}"
     command = [sys.executable, "-c", f"{code}\nfrom unimm.cli import main; main()", "generate", "x", "--model", tiny_folder]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:

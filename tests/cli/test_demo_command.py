@@ -13,7 +13,7 @@ from unimm.checkpoints.weight_files import DEMO
 from unimm.cli import demo, serve
 from unimm.cli.app import app
 from unimm.data.worlds.digits import DigitsWorld
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.serve.settings import ServerSettings
 
 

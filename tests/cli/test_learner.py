@@ -12,7 +12,7 @@ from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
 from unimm.cli.train import train
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.models.image_tokenizer.model import ImageTokenizer
 
 WORDS = [

@@ -12,7 +12,7 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
 from unimm.cli.resume_settings import Resuming, flat_settings, with_new_names
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.training.checkpoint import Checkpoint, save_checkpoint
 
 TEXT = [

@@ -23,7 +23,7 @@ from unimm.cli.compose import build, compose_config
 from unimm.cli.learner import open_learner
 from unimm.cli.train import train
 from unimm.data.template import PromptFormat
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.models.lora import delta
 from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint

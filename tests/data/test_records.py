@@ -8,9 +8,8 @@ import pytest
 
 from unimm.data.holdout import Subset
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, DatasetContext, Record, bind
+from unimm.data.records import Dataset, DatasetContext, Record, bind, unchecked
 from unimm.data.stores.codes import CodedDataset, CodesManifest, save_codes
-from unimm.data.stores.digests import unchecked
 
 OWN, OTHER = DatasetContext(tokenizer_hash="own"), DatasetContext(tokenizer_hash="other")
 NUM_RECORDS = 3

@@ -10,7 +10,7 @@ from PIL import Image
 from unimm import Limits
 from unimm.inference.drawing import GREY, draw
 from unimm.inference.engine import Engine
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference.engine_parts import ImageCoder
 
 PROMPTS = ["a red circle", "two blue squares"]
 

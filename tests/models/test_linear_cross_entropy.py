@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models.linear_cross_entropy import linear_cross_entropy
-from unimm.models.ports.vocabulary import CodesPort, TextPort
+from unimm.models.ports.vocabulary import CodesPort, TextPort, linear_cross_entropy
 
 NUM, WIDTH, VOCABULARY = 37, 8, 50
 
@@ -96,7 +95,7 @@ MEASURE = """
 import resource, sys, torch
 sys.path.insert(0, "tests/models")
 from test_linear_cross_entropy import plain
-from unimm.models.linear_cross_entropy import linear_cross_entropy
+from unimm.models.ports.vocabulary import linear_cross_entropy
 hidden = torch.randn(2048, 64, requires_grad=True)
 weight = torch.randn(102_400, 64, requires_grad=True)
 targets, weights = torch.randint(102_400, (2048,)), torch.ones(2048)

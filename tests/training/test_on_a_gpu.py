@@ -28,9 +28,9 @@ from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer
-from unimm.models.linear_cross_entropy import linear_cross_entropy
 from unimm.models.lora import LoraConfig, attach, is_adapter
 from unimm.models.ports.base import LossSums
+from unimm.models.ports.vocabulary import linear_cross_entropy
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind
 from unimm.training.activation_checkpointing import checkpoint_activations

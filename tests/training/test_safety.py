@@ -23,8 +23,8 @@ from unimm.runtime import atomic_files
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.optimizers import Budget
-from unimm.training.run_state import MAX_FAILED_SAVES, NotFiniteError
+from unimm.training.optimizers import Budget, NotFiniteError
+from unimm.training.run_state import MAX_FAILED_SAVES
 from unimm.training.signals import ECHO_SECONDS, StopRequest, init_worker, signals_blocked
 from unimm.training.trainer import Trainer
 

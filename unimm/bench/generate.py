@@ -104,7 +104,7 @@ def _open_ours(trial: Trial) -> Work:
     from unimm.data.template import Turn
     from unimm.inference.decode.request import Request
     from unimm.inference.decode.sampling import Sampling
-    from unimm.inference.load import load
+    from unimm.inference.engine import load
     from unimm.sequence import Kind, Segment, Sequence
 
     engine = load(trial.folder, trial.device, trial.dtype, weights=None if trial.weights == "as dtype" else trial.weights)

@@ -59,7 +59,7 @@ def run_trial(trial: Trial) -> dict[str, float]:
 def _loader(who: str) -> Callable[[str, torch.device, torch.dtype], list[torch.Tensor]]:
     """A function that loads, with everything imported that it needs."""
     if who == "unimm":
-        from unimm.inference.load import load
+        from unimm.inference.engine import load
 
         def load_ours(folder: str, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
             engine = load(folder, device, dtype)

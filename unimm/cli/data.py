@@ -19,8 +19,7 @@ from unimm.cli.compose import build, check_given, run_with_hydra
 from unimm.data.inspection.measure import Measure
 from unimm.data.inspection.page import write_result
 from unimm.data.inspection.run import InspectionConfig, drop_parts, measure_all
-from unimm.data.records import Dataset, Record
-from unimm.data.stores.digests import unchecked
+from unimm.data.records import Dataset, Record, unchecked
 from unimm.data.template import PromptFormat, Template
 from unimm.precompute.pass_progress import images_progress
 from unimm.runtime.environment import usable_cores

@@ -19,8 +19,7 @@ from PIL import Image, ImageDraw
 
 from unimm.checkpoints.demo_examples import LIMITS, PROMPTS, QUESTIONS, demo_pictures
 from unimm.eval.report.pictures import find_font, has_chinese_font, wrap
-from unimm.inference.engine import Engine
-from unimm.inference.load import load
+from unimm.inference.engine import Engine, load
 from unimm.runtime.provenance import write_image
 
 IN_CHINESE = "photo-2.png"

@@ -42,6 +42,6 @@ def default_model() -> str:
 
 def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
     """The engine of the model that is named, or of `default_model`."""
-    from unimm.inference.load import load
+    from unimm.inference.engine import load
 
     return load(model or default_model(), device, dtype, weights=weights)

@@ -43,7 +43,7 @@ from unimm.eval.report.pictures import picture_drawings
 from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.tasks.drawings import DrawingSettings
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.runtime.atomic_files import write_json
 from unimm.runtime.devices import choose_device, evaluation_dtype
 from unimm.runtime.format_version import check_format, stamped

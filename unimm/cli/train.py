@@ -29,8 +29,7 @@ from unimm.eval.runner import evaluate
 from unimm.eval.suites import build_suite
 from unimm.eval.validation import LOSS, Validation, ValidationConfig
 from unimm.inference.decode.scheduler import Stopped
-from unimm.inference.engine import Engine
-from unimm.inference.load import load
+from unimm.inference.engine import Engine, load
 from unimm.models.initialization import init_codes_from_codebook, init_vision_from_patches
 from unimm.models.lora import adapted_layers, merge
 from unimm.models.unified import UnifiedModel

@@ -5,8 +5,7 @@ Which ones depends on the number of records alone, so sources that show the same
 
 import numpy as np
 
-from unimm.data.records import Dataset, DatasetContext, Record, bind
-from unimm.data.stores.digests import check, key_at, unchecked
+from unimm.data.records import Dataset, DatasetContext, Record, bind, check, key_at, unchecked
 
 KEY = 7
 """Of the generator that chooses them."""

@@ -15,8 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
-from unimm.data.records import Dataset
-from unimm.data.stores.digests import check, key_at, unchecked
+from unimm.data.records import Dataset, check, key_at, unchecked
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
 from unimm.runtime.number_checks import check_probability

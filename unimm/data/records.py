@@ -211,12 +211,39 @@ class DatasetContext:
 class Dataset(Protocol):
     """Records by index: random access, deterministic. Any class with these two methods is one; it need not inherit.
 
-    A data set may also have `bind(context: DatasetContext) -> Dataset`: see `bind`.
+    A data set may also have `bind`, `unchecked`, `check` and `key_at`: see the functions of these names.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def unchecked(dataset: Dataset, index: int) -> Record:
+    """A record of any data set, by `unchecked` where it has that."""
+    if hasattr(type(dataset), "unchecked"):  # of its class: a wrapper may pass unknown attributes on to what it wraps
+        own: Any = dataset
+        return own.unchecked(index)
+    return dataset[index]
+
+
+def check(dataset: Dataset, index: int) -> None:
+    """Raises ValueError where a record carries what was stored of another image."""
+    if hasattr(type(dataset), "check"):
+        own: Any = dataset
+        own.check(index)
+
+
+def key_at(dataset: Dataset, index: int) -> str:
+    """The key of a record, by `key_at` where the data set has that; empty where it cannot be read, which is reported with all
+    others of the kind."""
+    if hasattr(type(dataset), "key_at"):
+        own: Any = dataset
+        return own.key_at(index)
+    try:
+        return unchecked(dataset, index).key
+    except (ValueError, OSError):
+        return ""
 
 
 def bind(dataset: Dataset, context: DatasetContext) -> Dataset:

@@ -19,7 +19,7 @@ from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference.engine_parts import ImageCoder
 from unimm.inference.inpainting import GREY, Canvas
 from unimm.inference.input_validation import check_text
 from unimm.runtime.number_checks import whole_number, whole_numbers

@@ -2,18 +2,21 @@
 
 It prepares images, writes prompts as open sequences, has the decode loop fill them, and turns ids back into text and codes
 back into images. It knows no HTTP and no files but the model's own folder. Most of its calls stand in `text_calls`,
-`image_calls` and `trace`.
+`image_calls` and `trace`; `load` makes an engine from a path.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.inference.decode.request import Branch, requests_for
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.input_validation import check_weights
 from unimm.inference.trace import TraceCalls
+from unimm.runtime.devices import choose_device, choose_dtype, keep_memory
 from unimm.sequence import Sequence
 
 
@@ -67,3 +70,37 @@ class Engine(TraceCalls):
         """
         requests = requests_for([sequence.opened() for sequence in sequences], sampling, guidance_scale, branches)
         return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    adapter: str | Path | None = None,
+    allow_code: bool = False,
+    **engine: Any,
+) -> Engine:
+    """A model, ready to use. On a CPU the process keeps freed memory from then on (`unimm.runtime.devices.keep_memory`).
+
+    Args:
+        path: a model folder, a hub id such as "deepseek-community/Janus-Pro-1B", or "demo", the model that comes with unimm.
+        device: "cuda", "cuda:1", "mps", "cpu"; default: the best that is here.
+        dtype: "float32", "bfloat16" or "float16"; default: a sensible one for the model's size and the device.
+        adapter: a folder or hub id of LoRA matrices that were made for this model, to merge into its weights in memory.
+        allow_code: import the packages that the folder names parts of, if it names any (`unimm.runtime.plugins`).
+        engine: `limits`, `weights` ("int8", "int4", "fp8") and `deterministic` of `Engine`.
+
+    Raises:
+        ValueError: there is no such model or adapter, it cannot be read, the adapter is another model's, the device is not
+            here, or the folder needs code that is not allowed or not installed: one sentence says what to do.
+    """
+    where = choose_device(device)
+    if where.type == "cpu":
+        keep_memory()
+    chosen = choose_dtype(dtype, where) if dtype is not None or where.type != "cpu" else None
+    bundle = ModelBundle.load(path, where, chosen, adapter=adapter, allow_code=allow_code)
+    if chosen is None:  # on a CPU the model's size decides
+        size = sum(parameter.numel() for parameter in bundle.model.parameters())
+        bundle.change_dtype(choose_dtype(None, where, size))
+    return Engine(bundle, **engine)

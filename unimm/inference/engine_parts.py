@@ -1,17 +1,30 @@
-"""What an engine's calls work with: the model and its tokenizers, the prompt template, the decode loop, the image coder."""
+"""What an engine's calls work with: the model and its tokenizers, the prompt template, the decode loop, and the image coder,
+which makes pictures of codes and codes of pictures.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint
+from unimm.data.image import crop, to_pil
+from unimm.data.records import ImageLike
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.workload import Limits
-from unimm.inference.image_codec import ImageCoder
 from unimm.inference.kernels.llama_decode import weight_versions
+from unimm.models.image_tokenizer.int8_convolution import gains_from_integers, with_integer_decoder
+from unimm.models.image_tokenizer.model import ImageTokenizer
+
+AT_ONCE = 64
+"""Images in one go, at most."""
+
+PIXELS_ON_CPU = 2 * 384 * 384
+"""On a CPU, of all images in one go: more only take more memory."""
 
 
 class EngineParts:
@@ -65,3 +78,66 @@ class EngineParts:
             weights = [*self.model.named_parameters(), *self.image_tokenizer.named_parameters("image_tokenizer")]
             self._hash = (versions, model_fingerprint(weights))
         return self._hash[1]
+
+
+class ImageCoder:
+    """An image tokenizer in use: codes to pictures and pictures to codes, a few at a time, on its device.
+
+    Args:
+        alone: one image at a time, for batch invariance. In float32 on a CPU it is so in any case: sums
+            are split otherwise in a batch, and pixels would differ by a level.
+        weights: "int8": decode in integers where a CPU gains from it (`int8_convolution`); all else changes nothing.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, alone: bool = False, weights: str | None = None) -> None:
+        self.tokenizer = self._drawer = tokenizer
+        if weights == "int8" and gains_from_integers(tokenizer):
+            self._drawer, alone = with_integer_decoder(tokenizer), True
+        on_cpu = self._device.type == "cpu"
+        alone = alone or (on_cpu and next(tokenizer.parameters()).dtype == torch.float32)
+        fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if on_cpu else AT_ONCE
+        self._at_once = 1 if alone else min(fitting, AT_ONCE)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    @property
+    def has_own_stream(self) -> bool:
+        """Whether it works beside other work of its device."""
+        return self._stream is not None
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> list[Image.Image]:
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images. From any thread; on a GPU beside what runs there.
+
+        Raises:
+            ValueError: a code is outside the codebook, or their number is not that of an image.
+        """
+        codes = torch.as_tensor(codes)
+        if len(codes) and (codes.is_floating_point() or codes.dtype == torch.bool):
+            raise ValueError(f"Codes are whole numbers, not {codes.dtype}.".replace("torch.", ""))
+        codes = codes.long()
+        codes = codes[None] if codes.dim() == 1 else codes
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.tokenizer.codebook_size:
+            raise ValueError(f"Codes lie in [0, {self.tokenizer.codebook_size}), not {int(codes.min())} to {int(codes.max())}.")
+        images: list[Image.Image] = []
+        if not len(codes):
+            return images
+        with torch.cuda.stream(self._stream):  # does nothing where there is none
+            for part in codes.split(self._at_once):
+                pixels = self._drawer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
+                images += [to_pil(image) for image in pixels]
+        return images
+
+    @torch.inference_mode()
+    def encode(self, images: list[ImageLike]) -> torch.Tensor:
+        """Images -> codes (n, num_codes) long on the CPU; short side to size, centre crop."""
+        dtype = next(self.tokenizer.parameters()).dtype
+        codes = [torch.empty(0, self.tokenizer.num_codes, dtype=torch.long)]
+        for start in range(0, len(images), self._at_once):
+            part = images[start : start + self._at_once]
+            pixels = torch.from_numpy(np.stack([crop(image, self.tokenizer.image_size) for image in part]))
+            codes.append(self.tokenizer.encode(pixels.to(self._device, dtype)).cpu())
+        return torch.cat(codes)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.tokenizer.parameters()).device

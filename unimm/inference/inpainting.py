@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from unimm.data.image import crop, decode_image, decode_mask, pixels_to_array, transparent_part
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference.engine_parts import ImageCoder
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 FADE = 8

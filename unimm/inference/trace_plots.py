@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from unimm.data.image import to_pil
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference.engine_parts import ImageCoder
 from unimm.inference.trace import GuidanceTrace, Patches, Trace, Word
 from unimm.sequence import Kind
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve  # pyright: ignore[reportMissingImports]
 
 from unimm.inference.decode.workload import Limits
-from unimm.inference.load import load
+from unimm.inference.engine import load
 from unimm.serve.app import create_app
 from unimm.serve.settings import ServerSettings
 

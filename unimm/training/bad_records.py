@@ -1,7 +1,7 @@
 """Records that cannot be read: when a run finds one, it searches for others for a while and names all of them at once.
 
 They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are repaired or taken out, the
-run goes on (`unimm.data.run_signature` lets it, where nothing else has changed).
+run goes on (`unimm.training.run_state` lets it, where nothing else has changed).
 
 Where some may be bad (`max_bad`), others stand in for them, and the run ends only when there are more: `BadBudget` counts.
 """

@@ -26,8 +26,8 @@ from unimm.training.acceleration import computing_with, make_accelerator, meet, 
 from unimm.training.bad_records import DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
 from unimm.training.logbook import Logbook, ProgressLine
-from unimm.training.optimizers import Budget, Schedule
-from unimm.training.run_state import NotFiniteError, Resumable
+from unimm.training.optimizers import Budget, NotFiniteError, Schedule
+from unimm.training.run_state import Resumable
 from unimm.training.signals import StopRequest, init_worker, signals_blocked
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 

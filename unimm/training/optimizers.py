@@ -9,9 +9,10 @@ one shape go through together, and a convolution's (out, in, kh, kw) is a matrix
 How long a run is and how the learning rate moves along it: a run ends after so many steps, after so many minutes, or at
 whichever comes first; the schedule is a function of the progress in [0, 1] that follows, so that a run of 15 minutes decays to
 the end on a fast machine and on a slow one. With steps alone the progress is a function of the step, and a run can be repeated
-to the bit.
+to the bit. A step whose loss or gradient is not finite updates nothing.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import is_adapter
 from unimm.runtime.number_checks import check_number, check_whole
+from unimm.runtime.rank_sync import Ranks
 from unimm.training.sharding import like, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic step; Jordan's, steep at zero
 NUM_STEPS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -276,3 +280,42 @@ class Schedule:
         decayed = max(0.0, (progress - self.decay_from) / (1.0 - self.decay_from))
         shape = 0.5 * (1 + math.cos(math.pi * decayed)) if self.kind == "cosine" else 1.0 - decayed
         return warm * (self.final + (1.0 - self.final) * shape)
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or the gradient of a step is not finite; the weights are as they were before it."""
+
+
+class FiniteGuard:
+    """Says, on all processes alike, whether a step is finite, and counts those that are not: at most `max_skipped` of a run may
+    be skipped, and the next one ends it.
+
+    `num_skipped` is of the whole run: checkpoints keep it.
+    """
+
+    def __init__(self, ranks: Ranks, max_skipped: int) -> None:
+        self.num_skipped = 0
+        self._ranks, self._max_skipped = ranks, max_skipped
+
+    def passes(self, norm: torch.Tensor, loss: torch.Tensor) -> bool:
+        """Whether the gradient's norm, and the loss of every process, is finite."""
+        return not self._ranks.any(not bool(torch.isfinite(norm) & torch.isfinite(loss)))
+
+    def skip(self, step: int, norm: float, loss: float, samples: list[str]) -> None:
+        """Report a step that did not pass, with this process' samples in it, and count it.
+
+        Raises:
+            NotFiniteError: no more steps may be skipped.
+        """
+        message = (
+            f"The loss or gradient of step {step} is not finite (norm {norm:g}, loss {loss:g}, process {self._ranks.number}): "
+            f"samples {', '.join(samples)}."
+        )
+        if self.num_skipped >= self._max_skipped:
+            before = f"; {self.num_skipped} steps were skipped before" if self.num_skipped else ""
+            raise NotFiniteError(
+                f"{message} The weights are as they were before it{before}. Lower the learning rate, look at these samples, "
+                f"or let the run pass over such steps with max_skipped_steps."
+            )
+        self.num_skipped += 1
+        logger.warning(f"{message} Its update is skipped, {self.num_skipped} of at most {self._max_skipped}.")

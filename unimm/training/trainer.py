@@ -19,7 +19,6 @@ from unimm.data.mixture import Mixture
 from unimm.data.packing import RowLayout
 from unimm.data.plan import Plan, PlanCursor, StepBatch, Steps
 from unimm.data.records import Dataset
-from unimm.data.run_signature import check_order, order_of_rows
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
 from unimm.models.ports.base import LossSums
@@ -36,6 +35,7 @@ from unimm.training.logbook import Logbook, Meter, Read
 from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
+from unimm.training.run_state import check_order, order_of_rows
 from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, no_exchange, shard, whole
 from unimm.training.trainable_parts import Stage, factors, freeze, show, stage_table
 

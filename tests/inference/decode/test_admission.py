@@ -18,8 +18,7 @@ from unimm.inference.decode.request import Branch, Job, Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.decode.workload import Limits, QueueFull
-from unimm.inference.engine import Engine
-from unimm.inference.load import load
+from unimm.inference.engine import Engine, load
 from unimm.sequence import Kind, Segment, Sequence
 
 NUM_REQUESTS = 9

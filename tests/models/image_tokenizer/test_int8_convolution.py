@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 import unimm
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.inference import image_codec
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference import engine_parts
+from unimm.inference.engine_parts import ImageCoder
 from unimm.models.image_tokenizer import int8_convolution
 from unimm.models.image_tokenizer.int8_convolution import (
     IntegerConv2d,
@@ -179,7 +179,7 @@ def test_who_gains(monkeypatch):
     assert gains_from_integers(wide) and gains_from_integers(make_tokenizer().bfloat16())
     assert not gains_from_integers(make_tokenizer().half()) and not gains_from_integers(make_tokenizer().to("meta"))
     made = []
-    monkeypatch.setattr(image_codec, "with_integer_decoder", lambda given: made.append(given) or with_integer_decoder(given))
+    monkeypatch.setattr(engine_parts, "with_integer_decoder", lambda given: made.append(given) or with_integer_decoder(given))
     for weights in (None, "int4"):
         ImageCoder(wide, weights=weights)
     assert not made

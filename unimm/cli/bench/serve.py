@@ -12,8 +12,7 @@ from rich.table import Table
 from unimm.bench.provenance import provenance
 from unimm.bench.serve import Setting, measure
 from unimm.checkpoints.weight_files import find_folder
-from unimm.inference.engine import Engine
-from unimm.inference.load import load
+from unimm.inference.engine import Engine, load
 from unimm.runtime.atomic_files import check_writable, write_json
 from unimm.runtime.devices import choose_device, choose_dtype
 

@@ -36,7 +36,7 @@ def read_demo() -> Reading:
     """What the demo model, which comes with the package, says of a picture: all libraries of an engine at work."""
     started = time.monotonic()
     from unimm.data.worlds.scenes import Scene, Shape, render
-    from unimm.inference.load import load
+    from unimm.inference.engine import load
 
     said = load("demo").caption(render(Scene((Shape("large", "red", "circle", 32, 32),))))
     return {"said": said, "expected": DEMO_SAYS, "seconds": round(time.monotonic() - started, 1)}

@@ -19,8 +19,7 @@ from PIL import Image
 
 from unimm.data.image import FORMATS, decode_image
 from unimm.data.inspection.near_duplicates import fingerprint
-from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage
-from unimm.data.stores.digests import unchecked
+from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage, unchecked
 from unimm.data.template import Template
 from unimm.data.text import SPECIAL_NAMES
 from unimm.data.views import View

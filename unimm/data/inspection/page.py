@@ -18,8 +18,7 @@ from unimm.data.image import decode_image
 from unimm.data.inspection.measure import images_of, texts_of
 from unimm.data.inspection.run import RESULT, Measured
 from unimm.data.inspection.summary import Summary, summarize
-from unimm.data.records import ImageLike
-from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.records import ImageLike, key_at, unchecked
 from unimm.runtime.atomic_files import whole_folder, write_json
 from unimm.runtime.version import package_version
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.inspection.measure import Measure, Part, Problem
-from unimm.data.stores.digests import key_at
+from unimm.data.records import key_at
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_whole
 from unimm.runtime.resumable_folder import ResumableFolder, workspace_of

@@ -9,7 +9,7 @@ import numpy as np
 from unimm.data.inspection.measure import IMAGE, PARTS, RECORD, TEXTS, Problem, texts_of
 from unimm.data.inspection.near_duplicates import duplicate_groups
 from unimm.data.inspection.run import Measured
-from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.records import key_at, unchecked
 
 NUM_BINS = 24
 """Bars of a histogram; beyond the 99th percentile all is in the last one."""

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from unimm.data.bad_records import StaleStoreError
-from unimm.data.records import DEFAULT_CODES, Dataset, DatasetContext, Record
-from unimm.data.stores.digests import ComparedDataset, first_image_hash, is_same, key_at, unchecked
+from unimm.data.records import DEFAULT_CODES, Dataset, DatasetContext, Record, key_at, unchecked
+from unimm.data.stores.digests import ComparedDataset, first_image_hash, is_same
 from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.format_version import check_format, stamped

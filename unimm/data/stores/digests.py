@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,18 @@ from PIL import Image
 from unimm.data.bad_records import StaleStoreError
 from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.image_forms import plain_form
-from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, UnreadImage, bind
+from unimm.data.records import (
+    Dataset,
+    DatasetContext,
+    ImageLike,
+    Record,
+    SeenImage,
+    UnreadImage,
+    bind,
+    check,
+    key_at,
+    unchecked,
+)
 
 HALF = 16
 """Bytes of a digest, and of a stamp."""
@@ -161,21 +172,6 @@ class ComparedDataset(ABC):
             self._compared[byte] |= bit
 
 
-def unchecked(dataset: Dataset, index: int) -> Record:
-    """A record of any data set, by `unchecked` where it has that."""
-    if hasattr(type(dataset), "unchecked"):  # of its class: a wrapper may pass unknown attributes on to what it wraps
-        own: Any = dataset
-        return own.unchecked(index)
-    return dataset[index]
-
-
-def check(dataset: Dataset, index: int) -> None:
-    """Raises ValueError where a record carries what was stored of another image."""
-    if hasattr(type(dataset), "check"):
-        own: Any = dataset
-        own.check(index)
-
-
 @contextmanager
 def suppress_bad() -> Iterator[None]:
     """In here a record that cannot be read is none: it is reported where it is used. Stale stores are."""
@@ -185,18 +181,6 @@ def suppress_bad() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         logger.debug("passed over until it is used: %s", error)
-
-
-def key_at(dataset: Dataset, index: int) -> str:
-    """The key of a record, by `key_at` where the data set has that; empty where it cannot be read, which is reported with all
-    others of the kind."""
-    if hasattr(type(dataset), "key_at"):
-        own: Any = dataset
-        return own.key_at(index)
-    try:
-        return unchecked(dataset, index).key
-    except (ValueError, OSError):
-        return ""
 
 
 def first_image_hash(dataset: Dataset) -> str:

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 
 from unimm.data.bad_records import StaleStoreError
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage
-from unimm.data.stores.digests import ComparedDataset, is_same, key_at, preparation_fingerprint, unchecked
+from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, key_at, unchecked
+from unimm.data.stores.digests import ComparedDataset, is_same, preparation_fingerprint
 from unimm.data.stores.image_rows import ImagesOf, rows_of
 from unimm.runtime.atomic_files import read_json, write_json
 from unimm.runtime.format_version import check_format, stamped

@@ -9,8 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from unimm.data.records import Dataset, Record
-from unimm.data.stores.digests import unchecked
+from unimm.data.records import Dataset, Record, unchecked
 
 
 def rows_of_images(dataset: Dataset, advance: Callable[[int], object] = lambda _: None) -> np.ndarray | None:

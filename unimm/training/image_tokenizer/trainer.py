@@ -19,7 +19,6 @@ from torch._functorch import config as functorch
 
 from unimm.data.image_batches import ImageBatches, ImageStep
 from unimm.data.records import Dataset
-from unimm.data.run_signature import check_order, order_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer, Reconstruction
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.number_checks import check_number, check_whole
@@ -40,6 +39,7 @@ from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLos
 from unimm.training.logbook import Logbook
 from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.optimizers import check_betas, tokenizer_optimizers
+from unimm.training.run_state import check_order, order_of_images
 
 
 @dataclass(frozen=True, kw_only=True)

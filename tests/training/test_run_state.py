@@ -12,9 +12,9 @@ from unimm.data.holdout import hold_out
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.data.records import Record
-from unimm.data.run_signature import check_order, order_of_images, order_of_rows
 from unimm.data.views import Conversation
 from unimm.training.checkpoint import load_checkpoint, save_checkpoint
+from unimm.training.run_state import check_order, order_of_images, order_of_rows
 
 
 class Renamed(Squares):

@@ -1,11 +1,11 @@
-"""Codes to pictures: in float32 on a CPU a picture is the same to the pixel alone and in any company."""
+"""Codes to pictures: in float32 on a CPU a picture is the same to the pixel alone and in any batch."""
 
 import numpy as np
 import pytest
 import torch
 
-from unimm.inference import image_codec
-from unimm.inference.image_codec import ImageCoder
+from unimm.inference import engine_parts
+from unimm.inference.engine_parts import ImageCoder
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 
@@ -23,8 +23,8 @@ def wide() -> ImageTokenizer:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """What was computed, before it is rounded."""
     arrays: list[np.ndarray] = []
-    plain = image_codec.to_pil
-    monkeypatch.setattr(image_codec, "to_pil", lambda array: (arrays.append(array), plain(array))[1])
+    plain = engine_parts.to_pil
+    monkeypatch.setattr(engine_parts, "to_pil", lambda array: (arrays.append(array), plain(array))[1])
     return arrays
 
 
