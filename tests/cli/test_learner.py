@@ -7,6 +7,7 @@ import pytest
 import torch
 from users_files import make_all
 
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.cli.compose import compose_config
@@ -47,3 +48,12 @@ def test_another_image_tokenizer_is_other_codes(
     assert load("run/model").image_tokenizer.codebook_size == 2 * own.codebook_size
     with pytest.raises(ValueError, match="An adapter uses its model's image tokenizer"):
         open_learner(compose_config("train", [*words, "image_tokenizer=codec", "lora=default"]))
+
+
+def test_a_model_draws_as_it_is_told_or_as_it_did(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_all(tmp_path))
+    words = [*WORDS, f"init_from={tiny_folder}"]
+    own = ModelBundle.load(str(tiny_folder)).drawing
+    assert open_learner(compose_config("train", words)).bundle.drawing == own
+    told = open_learner(compose_config("train", [*words, "drawing.guidance_scale=1.5", "drawing.top_k=7"])).bundle.drawing
+    assert told == replace(own, guidance_scale=1.5, top_k=7)

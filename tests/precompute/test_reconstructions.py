@@ -79,6 +79,7 @@ def test_a_warning_says_what_to_do_where_codes_cannot_show_the_images() -> None:
     assert told(4.9, 4.5).startswith("codes of photos: given back at 4.7 dB PSNR (mean of 2 images, the worst at 4.5)")
     assert "WARNING: 2 of 2 images are given back at under 15 dB" in told(4.9, 4.5)
     assert "unimm train-tokenizer images=image_folder" in told(4.9, 4.5)
+    assert "unimm train-tokenizer +experiment=few_pictures/tokenizer images.folder=FOLDER out=TOKENIZER." in told(4.9, 4.5)
     assert "WARNING: 2 of 20 images" in told(*[30.0] * 18, 4.9, 4.5), "the others are well, and hide it in the mean"
     assert "WARNING" not in told(*[30.0] * 19, 4.5)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
 from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
 from unimm.checkpoints.init_from import change_vocabulary, take_parts
@@ -41,6 +41,7 @@ from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import attach
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.runtime.lazy_exports import public_name
+from unimm.runtime.number_checks import check_number, check_whole
 
 CODE_PARTS = {"code_embedding", "code_head"}
 PARTS_OF = {
@@ -75,7 +76,7 @@ class Learner:
 
 
 def check_start(config: DictConfig) -> None:
-    """Raises ValueError where settings about the model to start from contradict each other, before it is read."""
+    """Raises ValueError where settings of a start contradict each other, or one is out of range, before a model is read."""
     for name in ("init_parts", "fresh_parts"):
         if config[name] is not None and config.init_from is None:
             raise ValueError(f"{name} are those of a trained model: add init_from=FOLDER, or leave them out.")
@@ -88,6 +89,7 @@ def check_start(config: DictConfig) -> None:
             raise ValueError("An adapter uses its model's text tokenizer: leave text_tokenizer out, or lora.")
         if config.fresh_parts is not None:
             raise ValueError("An adapter holds no reinitialised parts: leave fresh_parts out, or lora.")
+    drawing_defaults(config, DrawingDefaults())
     check_image_tokenizer(config)
     check_given(config.data, "data")
     check_codes(config)
@@ -135,7 +137,21 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     bundle = ModelBundle(model, image_tokenizers, template.tokenizer, template.prompt_format)
     if start is not None:
         bundle = replace(bundle, drawing=start.drawing, heads=start.heads)
+    bundle = replace(bundle, drawing=drawing_defaults(config, bundle.drawing))
     return Learner(bundle, mixture, held_out, fresh, fingerprints, notes)
+
+
+def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefaults:
+    """How a model draws where a caller does not say: as the configuration says, else as it does itself.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    given = {str(name): value for name, value in config.drawing.items() if value is not None}
+    check_whole({f"drawing.{name}": value for name, value in given.items() if name == "top_k"}, 0)
+    check_number({f"drawing.{name}": value for name, value in given.items() if name == "temperature"})
+    check_number({f"drawing.{name}": value for name, value in given.items() if name in ("guidance_scale", "top_p")}, above=0)
+    return replace(own, **given)
 
 
 def open_start(config: DictConfig) -> ModelBundle:

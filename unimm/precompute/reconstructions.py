@@ -55,7 +55,8 @@ class Reconstructions:
             f"WARNING: {num_low} of {count} images are given back at under {TOO_LOW:.0f} dB: their codes do not show them, and "
             f"a model that learns from them will draw something else. Train an image tokenizer on these images (unimm "
             f"train-tokenizer images=image_folder images.folder=FOLDER images.validation_folder=FOLDER out=TOKENIZER), "
-            f"and encode with it (image_tokenizer=TOKENIZER/model)."
+            f"and encode with it (image_tokenizer=TOKENIZER/model). For some dozens of pictures on a CPU: "
+            f"unimm train-tokenizer +experiment=few_pictures/tokenizer images.folder=FOLDER out=TOKENIZER."
         )
 
 
