@@ -67,7 +67,7 @@ FILES = {
     "data/vqa": ["data.questions=annotated/questions.json", "data.annotations=annotated/annotations.json"],
     "data/documents": ["data.paths=annotated/documents.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
-    "data/mixed_look": ["data.captions=captions/captions.jsonl"],
+    "data/mixed_vision": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson")
@@ -151,7 +151,7 @@ def test_every_option_belongs_to_a_root() -> None:
 
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
-    data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_look", "parquet", "text", "webdataset", "worlds"}
+    data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
     data |= {"coco", "vqa", "documents"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
@@ -196,7 +196,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     assert trainer.ema_decay is None and trainer.validate_every == 0
     assert build(config.validation) == ValidationConfig(list(VALIDATION_TASKS), precision="auto")
     assert build(config.tracking) == TrackingConfig([])
-    if way != "train stage/look":  # alone it is with the other objective
+    if way != "train stage/vision":  # alone it is with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision

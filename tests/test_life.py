@@ -77,7 +77,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 def test_each_stage_moves_what_it_says(place: Path) -> None:
     adapters = {"pixels.projector", "codes.embedding", "codes.aligner", "codes.head"}
     everything = adapters | {"trunk", "text.embedding", "text.head"}
-    stages = ["look", "align", "pretrain", "finetune"]
+    stages = ["vision", "align", "pretrain", "finetune"]
     states = [weights(place, f"life/{stage}") for stage in stages]
     assert moved(states[0], states[1]) == adapters
     assert moved(states[1], states[2]) == everything
@@ -108,7 +108,7 @@ def test_what_was_joined_can_begin(place: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(place)
     for verb in ("encode-features", "+experiment=janus/pro_align"):
         line = next(line for line in fenced_lines(RECIPE) if verb in line)
-        for before, after in (("life/look/model", "start"), ("life/features", "seen"), ("life/align", "joined")):
+        for before, after in (("life/vision/model", "start"), ("life/features", "seen"), ("life/align", "joined")):
             line = line.replace(f"runs/{before}", f"runs/{after}")
         line = line.replace("runs/start", "models/start")
         result = CliRunner().invoke(app, toy(line))
@@ -140,19 +140,19 @@ def test_the_papers_numbers_stand_in_the_files() -> None:
         assert found == wanted, name
 
 
-LOOK = "init_from=runs/life/look/model"
+FROM_VISION = "init_from=runs/life/vision/model"
 CODES_ALONE = "prompt_format={_target_:unimm.data.PromptFormat,sees:codes}"
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("stage=finetune", LOOK), "it learns in the stage 'finetune': leave features out"),
-        (("stage=align", LOOK, "lora=default", "lora.targets=[vision]"), "leave features out"),
+        (("stage=finetune", FROM_VISION), "it learns in the stage 'finetune': leave features out"),
+        (("stage=align", FROM_VISION, "lora=default", "lora.targets=[vision]"), "leave features out"),
         (("stage=align", *TOY_MODEL), "Stored features are those of a model that can see: add init_from=FOLDER"),
         (("stage=align", "init_from=runs/life/finetune/model"), "were made with tower_hash"),
-        (("stage=align", LOOK, "features=runs/life"), "runs/life/describe holds no stored features"),
-        (("stage=align", LOOK, CODES_ALONE), "has no use for stored features"),
+        (("stage=align", FROM_VISION, "features=runs/life"), "runs/life/describe holds no stored features"),
+        (("stage=align", FROM_VISION, CODES_ALONE), "has no use for stored features"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(
@@ -171,6 +171,6 @@ def test_features_that_do_not_fit_are_refused(
 
 def test_there_is_something_to_look_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    words = ["data=text", "data.paths=texts", "init_from=runs/life/look/model", "out=runs/none", "device=cpu"]
+    words = ["data=text", "data.paths=texts", "init_from=runs/life/vision/model", "out=runs/none", "device=cpu"]
     result = CliRunner().invoke(app, ["encode-features", *words])
     assert result.exit_code == 2 and "None of the sources text looks at images" in result.stderr

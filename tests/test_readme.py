@@ -300,7 +300,7 @@ def test_the_training_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lines = fenced(RECIPES / "train.md", "bash")[0].splitlines()
     assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "train", "train"]
     for line in lines:
-        sources = () if "train-tokenizer" in line else ("shapes", "digits") if "look" in line.split("init_from")[0] else DRAWN
+        sources = () if "train-tokenizer" in line else ("shapes", "digits") if "worlds/vision" in line else DRAWN
         few = [f"data.sources.{name}.dataset.dataset.num_records={8 if 'shapes' in name else 4}" for name in sources]
         monkeypatch.setattr(sys, "argv", ["unimm"])
         run(line, *TOY[line.split()[1]], *few, *(small if " train " in line and "init_from" not in line else ()))

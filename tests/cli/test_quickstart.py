@@ -93,7 +93,7 @@ def test_from_nothing(tmp_path: Path) -> None:
     out = tmp_path / "quick"
     done = subprocess.run([*LINE, str(out), "--from-nothing"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert all((out / part / "metrics.jsonl").is_file() for part in ("tokenizer", "look", "unified"))
+    assert all((out / part / "metrics.jsonl").is_file() for part in ("tokenizer", "vision", "unified"))
     demo = load_model(DEMO, dtype=torch.float32)
     assert fingerprint(load_model(out / "model", dtype=torch.float32).image_tokenizer) != fingerprint(demo.image_tokenizer)
     assert "--from-nothing" in refused(out)

@@ -87,9 +87,9 @@ def test_losses_stand_beside_what_guessing_gives(run: Path, capsys: pytest.Captu
 
 def test_a_tower_is_what_the_next_training_begins_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log(run, {"step": 83, "loss/words": 0.4, "accuracy/words": 0.5})
-    text = printed_by_training(capsys, "objective=look", "stage=look", "suite=quick")
+    text = printed_by_training(capsys, "objective=vision_pretraining", "stage=vision", "suite=quick")
     assert "  unimm train stage=pretrain init_from=run/model codes=codes out=...\n" in text
-    print_training_results(compose_config("train", ["out=run", "image_tokenizer=tok", "objective=look"]))
+    print_training_results(compose_config("train", ["out=run", "image_tokenizer=tok", "objective=vision_pretraining"]))
     assert "init_from=run/model codes=... out=...\n" in capsys.readouterr().out
     assert "generate" not in text and "scores" not in text  # which are not there yet
     (run / "scores").mkdir()

@@ -123,7 +123,7 @@ GIVEN = [*TEXT, "init_from=base", "image_tokenizer=codec"]
         ("image_tokenizer=x", {"image_tokenizer": "x"}, r"another image tokenizer, .* \(image_tokenizer=codec, not x\)"),
         ("text_tokenizer=new", {"text_tokenizer": "x"}, r"another text tokenizer, .* \(text_tokenizer=null, not new\)"),
         ("lora=default", {}, "lora=null, not LoraConfig"),
-        ("objective=look", {}, "objective=Likelihood, not VisionPretraining"),
+        ("objective=vision_pretraining", {}, "objective=Likelihood, not VisionPretraining"),
         ("text_vocabulary=300", {}, "text_vocabulary=768, not 300"),
     ],
 )
@@ -166,12 +166,19 @@ def test_settings_that_have_another_name_now_have_not_changed(begun: Path) -> No
     assert resuming(begun, GIVEN, **FINGERPRINTS).changes == []
     told = [str(one) for one in resuming(begun, [*GIVEN, "stage.lr_scales.vision=0.5"], **FINGERPRINTS).changes]
     assert told == ["stage.lr_scales.vision=0.5 (was 1.0)"]
-    older = {"data.sources.a.view.decoys": 0.5, "data.sources.a.dataset.decoys.folder": "x", "data.decoys": 1, "decoys": 2}
+    older = {
+        "data.sources.a.view.decoys": 0.5,
+        "data.sources.a.dataset.decoys.folder": "x",
+        "data.decoys": 1,
+        "decoys": 2,
+        "stage.name": "look",
+    }
     newer = {
         "data.sources.a.view.corrupted": 0.5,
         "data.sources.a.dataset.corrupted.folder": "x",
         "data.decoys": 1,
         "decoys": 2,
+        "stage.name": "vision",
     }
     assert with_new_names(older) == newer
 

@@ -44,8 +44,8 @@ FORMS = {
     "a folder of experiments": ("train +experiment=llava", "folder of +experiment=llava/align and +experiment=llava/finetune."),
     "an experiment without a plus": ("train experiment=janus_align", "plus; did you mean '+experiment=janus/align'?"),
     "an experiment of another command": (
-        "encode +experiment=demo/look",
-        "'demo/look' is for `unimm train`: `unimm encode` has no",
+        "encode +experiment=demo/vision",
+        "'demo/vision' is for `unimm train`: `unimm encode` has no",
     ),
     "a source to leave out": ("train ~data.sources.shape_text", "did you mean '~data.sources.shapes_text'?"),
     "a plus too many": ("plan +data=jsonl", "to be replaced without a plus: data=jsonl."),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import Squares, make_config, make_mixture, make_trainer
+from toys import EVERYTHING, Squares, make_config, make_mixture, make_trainer
 
 from unimm.data.holdout import hold_out
 from unimm.data.image_batches import ImageBatches, ImageSource
@@ -93,6 +93,11 @@ def test_a_training_is_not_taken_up_with_other_rows(tmp_path: Path) -> None:
     assert make_trainer(tmp_path / "old", make_config(3)).step == 2
     with pytest.raises(ValueError, match="began with num_rows 9, not 8"):
         make_trainer(tmp_path / "old", make_config(3, num_rows=8))
+    kept.state["stage"] = "look"  # as the stage `vision` was called
+    save_checkpoint(tmp_path / "older" / "checkpoints", kept)
+    assert make_trainer(tmp_path / "older", make_config(3, stage=replace(EVERYTHING, name="vision"))).step == 2
+    with pytest.raises(ValueError, match="holds a run of the stage 'vision', not 'everything'"):
+        make_trainer(tmp_path / "older", make_config(3))
 
 
 def test_images_have_an_order_too(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Choices:
 
     @cached_property
     def files(self) -> dict[str, dict[str, Path]]:
-        """The file of every option, such as `worlds/look`, by group; of the same name in two folders it is the first."""
+        """The file of every option, such as `worlds/vision`, by group; of the same name in two folders it is the first."""
         found: dict[str, dict[str, Path]] = {}
         for folder in self.folders:
             for path in sorted(folder.glob("*/**/*.yaml")):

@@ -4,7 +4,7 @@
     out/unified/    the unified model's run             out/drawings.png 16 drawings with their prompts
     out/model/      the finished model                  out/report.html all of it on one page
     out/quickstart.json  what was measured, planned and done, and how long it took
-    out/tokenizer/, out/look/  image tokenizer and vision tower, where they are trained too (from nothing)
+    out/tokenizer/, out/vision/  image tokenizer and vision tower, where they are trained too (from nothing)
 
 By default it begins as Janus does, with a vision tower and an image tokenizer that have learned: those two of the demo model.
 Projector, trunk, embeddings and heads are trained. It measures the machine first and chooses its sizes by that.
@@ -49,7 +49,7 @@ from unimm.runtime.devices import choose_device, evaluation_dtype
 from unimm.runtime.format_version import check_format, stamped
 from unimm.training.logbook import read_numbers
 
-TOKENIZER_SHARE, LOOK_SHARE = 0.18, 0.08
+TOKENIZER_SHARE, VISION_SHARE = 0.18, 0.08
 """Of the whole time, where these are trained too; the unified model gets what the others leave."""
 
 MIN_TRAINING_SHARE = 0.2
@@ -141,14 +141,15 @@ def _codes(plan: Plan, minutes: float, overrides: list[str]) -> Plan:
 
 def _vision_tower(clock: "_Clock", out: Path, minutes: float, overrides: list[str], plan: Plan) -> Path:
     """The folder of a model whose vision tower has learned to see."""
-    look = out / "look" / "model"
+    older = out / "look"  # as it was called before
+    tower = (older if older.is_dir() else out / "vision") / "model"
     with clock.part("vision tower") as todo:
         if todo:
-            budget = clock.budget("vision tower", LOOK_SHARE * minutes)
+            budget = clock.budget("vision tower", VISION_SHARE * minutes)
             sources = (("shapes", plan.num_shapes), ("digits", plan.num_digits))
             records = [f"data.sources.{name}.dataset.dataset.num_records={count}" for name, count in sources]
-            train(_compose("train", "quickstart/look", look.parent, budget, [*overrides, *records]))
-    return look
+            train(_compose("train", "quickstart/vision", tower.parent, budget, [*overrides, *records]))
+    return tower
 
 
 def _unified_model(clock: "_Clock", out: Path, minutes: float, overrides: list[str], plan: Plan) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from unimm.cli.compose import save_config
 from unimm.training.checkpoint import CHECKPOINTS, peek
 from unimm.training.loop import Loop
+from unimm.training.trainable_parts import current_name
 
 ONLY_AT_THE_START = ("init_parts", "fresh_parts", "text_vocabulary", "whitened_images", "spread_codes")
 """Settings that no step after the first one follows."""
@@ -158,7 +159,10 @@ def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
                 return new + key.removeprefix(old)
         return key
 
-    return {new_name(key): value for key, value in settings.items()}
+    settings = {new_name(key): value for key, value in settings.items()}
+    if "stage.name" in settings:
+        settings["stage.name"] = current_name(settings["stage.name"])
+    return settings
 
 
 def flat_settings(config: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -106,7 +106,7 @@ class Dialogue:
 class Description:
     """PIXELS, then all that is known of the image: all captions, and its codes where the record has them.
 
-    What a vision tower learns from alone (`objective=look`); nothing reads it in order.
+    What a vision tower learns from alone (`objective=vision_pretraining`); nothing reads it in order.
     """
 
     task: ClassVar[str] = UNDERSTANDING

@@ -14,6 +14,9 @@ from torch import nn
 
 from unimm.models.lora import adapter_parameters
 
+RENAMED = {"look": "vision"}
+"""Stages that older runs name otherwise."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -21,6 +24,11 @@ class Stage:
 
     name: str
     lr_scales: dict[str, float]
+
+
+def current_name(stage: str) -> str:
+    """The name that a stage has now, also of one that an older run names otherwise."""
+    return RENAMED.get(stage, stage)
 
 
 def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:

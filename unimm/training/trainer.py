@@ -37,7 +37,7 @@ from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.run_state import check_order, order_of_rows
 from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, no_exchange, shard, whole
-from unimm.training.trainable_parts import Stage, factors, freeze, show, stage_table
+from unimm.training.trainable_parts import Stage, current_name, factors, freeze, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
@@ -336,7 +336,7 @@ class Trainer(Loop):
         Raises:
             ValueError: the checkpoint is one of another stage or of other data, or has an average that this run is not to keep.
         """
-        own, kept = self.config.stage.name, checkpoint.state.get("stage", self.config.stage.name)
+        own, kept = self.config.stage.name, current_name(checkpoint.state.get("stage", self.config.stage.name))
         if own != kept:
             raise ValueError(f"{self.folder} holds a run of the stage '{kept}', not '{own}': name another folder.")
         load_whole(self.objective, weights_of(checkpoint, "weights"))

@@ -1,10 +1,9 @@
 """The tab that compares: one prompt over seeds and guidance as a grid, all of it drawn together."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -15,11 +14,10 @@ from unimm.serve.page.cards import Card, data_uri, note, progress_line, say_stop
 from unimm.serve.page.context import Page, with_messages
 from unimm.serve.page.drawings import Drawing, judge, preview_every
 from unimm.serve.page.examples import PROMPTS
+from unimm.serve.streams import merged
 
 MOST_VALUES = 12
 """Of seeds, and of guidance."""
-
-T = TypeVar("T")
 
 
 def build_compare(page: Page) -> gr.HTML:
@@ -80,7 +78,7 @@ async def _compare(page: Page, prompt: str, seeds: str, guidances: str, temperat
         )
         for row in rows
     ]
-    async with aclosing(page.run("image", len(rows) * len(columns), together(drawings))) as steps:
+    async with aclosing(page.run("image", len(rows) * len(columns), merged(drawings))) as steps:
         async for row, progress in steps:
             done[row] = progress.step / progress.num_steps
             if progress.images is not None:
@@ -94,36 +92,6 @@ async def _compare(page: Page, prompt: str, seeds: str, guidances: str, temperat
         for image, chance, (seed, guidance) in zip(images, chances, cells, strict=True)
     ]
     yield _grid(page, rows, columns, cards), gr.skip(), gr.skip()
-
-
-async def together(streams: list[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """What several streams give, as it comes, with the number of its stream. All end when one fails or this is closed."""
-    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
-
-    async def follow(number: int, stream: AsyncGenerator[T]) -> None:
-        try:
-            async with aclosing(stream):
-                async for value in stream:
-                    await queue.put((number, value))
-            await queue.put(None)
-        except Exception as error:
-            await queue.put(error)
-
-    tasks = [asyncio.create_task(follow(number, stream)) for number, stream in enumerate(streams)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def read_numbers(page: Page, text: str, whole: bool = False) -> list[float]:
