@@ -12,6 +12,10 @@ from typer.testing import CliRunner
 
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.app import app
+from unimm.data.records import Text
+from unimm.eval.runner import evaluate
+from unimm.eval.task import Judgement
+from unimm.eval.tasks.drawings import DrawingItem, Drawings, DrawingSettings
 from unimm.inference.engine import Engine
 from unimm.runtime.provenance import read_provenance, write_image
 
@@ -58,6 +62,18 @@ def test_a_drawing_is_drawn_again(tiny_engine: Engine, tiny_folder: Path) -> Non
     told = read_provenance(changed)
     assert told is not None and (told["prompt"], told["seed"], told["index"], told["settings"]["top_k"]) == ("a", 0, 2, 0)
     assert told["settings"]["guidance_scale"] == 3.0
+
+
+def test_a_drawing_of_an_evaluation_is_drawn_again(tiny_engine: Engine, tiny_folder: Path, tmp_path: Path) -> None:
+    """The best of two, of the second prompt: its seed, and which image of the seed it is, stand in its file."""
+    items = [DrawingItem(one, Text(one, "en"), "", "", lambda _: Judgement(True, "", "")) for one in ("a dot", "a cross")]
+    drawings = Drawings("some", tuple(items), DrawingSettings(seed=3, guidance_scale=2.0, best_of=2))
+    evaluate(tiny_engine, [drawings], tmp_path / "scores", progress=False)
+    path = tmp_path / "scores/images/some-00001.png"
+    said = read_provenance(path)
+    assert said is not None and said["prompt"] == "a cross" and said["settings"]["guidance_scale"] == 2.0
+    (again,) = call("generate", "--from", path, "--model", tiny_folder)
+    assert pixels(again) == pixels(str(path)) and read_provenance(again) == said
 
 
 def test_the_best_of_several_is_drawn_again_alone(tiny_folder: Path) -> None:

@@ -240,13 +240,13 @@ def draw(page: Any) -> None:
 
 
 def stop_and_go_on(page: Any, engine: Engine) -> None:
-    """A drawing that is stopped leaves nothing running, and the next one comes."""
+    """A drawing that is stopped leaves nothing running, and the next one comes, by the keyboard."""
     page.locator("#draw-prompt textarea").fill("three green crosses")
     page.locator("#draw-start").click()
     page.locator("#draw-stop").click()
     page.locator("#draw-start").wait_for()
     wait_for(lambda: engine.decoder.stats().num_running == 0)
-    page.locator("#draw-start").click()
+    page.locator("#draw-prompt textarea").press("Enter")
     page.locator("#draw-stop").wait_for()
     page.locator("#wall a[data-download]").first.wait_for()
 
@@ -254,8 +254,15 @@ def stop_and_go_on(page: Any, engine: Engine) -> None:
 def compare(page: Any) -> None:
     """A grid of two rows and two columns."""
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Seeds").fill("3, 4")
-    page.get_by_label("Guidance").last.fill("1, 2.5")
+    seeds, guidance = page.get_by_label("Seeds"), page.get_by_label("Guidance").last
+
+    def filled() -> bool:  # in the moment in which a tab appears, Gradio may put its own values back
+        seeds.fill("3, 4")
+        guidance.fill("1, 2.5")
+        page.wait_for_timeout(300)
+        return (seeds.input_value(), guidance.input_value()) == ("3, 4", "1, 2.5")
+
+    wait_for(filled)
     page.locator("#compare-start").click()
     page.locator("#grid a[data-download]").first.wait_for()
     assert page.locator("#grid img").count() == 4

@@ -27,6 +27,7 @@ from unimm.eval.task import Example, ImageRetention, Result, Task
 from unimm.eval.tasks_by_name import check_task
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import write_json
+from unimm.runtime.provenance import write_image
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where output is no terminal."""
@@ -164,7 +165,7 @@ class _Output:
         for part in ("image", "original"):
             if (array := getattr(example, part)) is not None:
                 name = f"images/{stem}{'' if part == 'image' else '-original'}.png"
-                Image.fromarray(array).save(self._folder / name)
+                write_image(Image.fromarray(array), self._folder / name, example.provenance if part == "image" else None)
                 named[part] = name
         return named
 

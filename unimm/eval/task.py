@@ -8,7 +8,7 @@ the share of correct ones, with the Wilson interval (Wilson 1927) at 95 %. A tas
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Example:
     key: a stable name of the item. prompt: the question, or what was to be drawn. expected: the right answer, or the
     requirement in English. answer: what the model said, or what the judge reads in its drawing.
     image: (H, W, 3) uint8, what was looked at or, where `drawn`, what the model made. original: what a reconstruction is of.
-    codes: (rows, columns), the codes of a reconstruction.
+    codes: (rows, columns), the codes of a reconstruction. provenance: of a drawing (`unimm.runtime.provenance`).
     """
 
     key: str
@@ -53,6 +53,7 @@ class Example:
     image: np.ndarray | None = field(default=None, compare=False, repr=False)
     original: np.ndarray | None = field(default=None, compare=False, repr=False)
     codes: np.ndarray | None = field(default=None, compare=False, repr=False)
+    provenance: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from unimm.data.records import Text
 from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
 from unimm.inference.engine import Engine
+from unimm.runtime.provenance import carried
 
 SEEDS = 1_000_003
 """How far the seeds of noise of one evaluation and the next are apart."""
@@ -96,4 +97,5 @@ class Drawings:
                     language=item.prompt.language,
                     drawn=True,
                     image=image,
+                    provenance=carried(drawing),
                 )

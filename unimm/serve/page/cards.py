@@ -107,7 +107,8 @@ def note(text: str, **attributes: Any) -> str:
 
 def progress_line(text: str, share: float) -> str:
     """How far something is: a thin bar and a sentence, which screen readers follow."""
-    return f'<div class="progress" role="status"><i style="width:{share:.0%}"></i><span>{escape(text)}</span></div>'
+    done = " done" if share == 1 else ""
+    return f'<div class="progress{done}" role="status"><i style="width:{share:.0%}"></i><span>{escape(text)}</span></div>'
 
 
 def say_stopped(where: str, words: Words) -> str:

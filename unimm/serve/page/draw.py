@@ -34,7 +34,8 @@ def build_draw(page: Page) -> gr.HTML:
                 elem_id="draw-prompt",
                 label=words("prompt"),
                 placeholder=words("prompt_example", example=prompts[0]),
-                lines=2,
+                lines=1,  # of one line: there Enter draws
+                max_lines=4,
                 max_length=page.settings.max_characters,
                 submit_btn=False,
             )
@@ -43,11 +44,11 @@ def build_draw(page: Page) -> gr.HTML:
             with gr.Row(elem_classes="go"):
                 start = gr.Button(words("draw"), variant="primary", elem_id="draw-start")
                 stop = gr.Button(words("stop"), variant="stop", elem_id="draw-stop", visible=False)
-            with gr.Row():
+            with gr.Row(elem_classes="later"):
                 count = gr.Slider(1, most, min(2, most), step=1, label=words("count"), min_width=120, buttons=[])
                 best_of = gr.Slider(1, most, 1, step=1, label=words("best_of"), min_width=120, buttons=[])
-            gr.HTML(f'<p class="help">{words("best_of_help")}</p>')
-            with gr.Accordion(words("settings"), open=False, elem_classes="settings"):
+            gr.HTML(f'<p class="help">{words("best_of_help")}</p>', elem_classes="later")
+            with gr.Accordion(words("settings"), open=False, elem_classes="settings later"):
                 settings = _settings(page)
         with gr.Column(scale=3, min_width=300):
             wall = gr.HTML(note(words("wall_empty")), elem_id="wall", elem_classes="stage", js_on_load=ON_ACTION)

@@ -77,7 +77,7 @@ def make_theme() -> Base:
         "block_label_text_color": ("#3b3d3a", "#cfd1c8"),
         "block_title_text_color": ("#1e1e22", "#ecece6"),
         "block_info_text_color": ("#66665f", "#a5a79f"),
-        "input_background_fill": ("#ffffff", "#161815"),
+        "input_background_fill": ("#f7f6f2", "#161815"),
         "input_border_color": ("#cfcec5", "#3b3f38"),
         "input_border_color_focus": ("#14794a", "#5cc48d"),
         "input_placeholder_color": ("#74746d", "#8d8f87"),
