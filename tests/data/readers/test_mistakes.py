@@ -298,7 +298,7 @@ SAMPLE = {"a.png": picture_bytes(0), "a.txt": b"A."}
     ("members", "words"),
     [
         ({"a.txt": b"A."}, "sample a in"),
-        ({**SAMPLE, "a.jpg": b""}, "its image twice"),
+        ({**SAMPLE, "a.jpg": b""}, "several images (jpg, png)"),
         ({"notes.md": b""}, "holds no samples"),
         ({"a.png": b"x"}, "has no 'txt'"),
         ({"a.png": b"x", "a.txt": b"\xff"}, "not UTF-8"),

@@ -8,6 +8,7 @@ is asked for and closes it again, so that it can be pickled, forked and used fro
 
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Paths = str | Path | list[str | Path]
-"""A file, a folder, a pattern with `*`, or a list of such."""
+"""A file, a folder, a pattern with `*` or `{000..123}`, or a list of such."""
 
 
 def find_files(paths: Paths, suffixes: tuple[str, ...]) -> list[Path]:
@@ -44,7 +45,7 @@ def find_files(paths: Paths, suffixes: tuple[str, ...]) -> list[Path]:
         ValueError: one of them leads to no file.
     """
     found: dict[Path, None] = {}
-    for path in paths if isinstance(paths, list) else [paths]:
+    for path in (one for given in (paths if isinstance(paths, list) else [paths]) for one in _without_braces(str(given))):
         files = list(_files_of(Path(path), suffixes))
         if not files:
             kinds = "" if Path(path).is_file() else f" ({', '.join(suffixes)})"
@@ -205,6 +206,18 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
         matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
         yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _without_braces(path: str) -> Iterator[str]:
+    """The paths that a shell, or webdataset, makes of "{000..123}" and "{a,b}"; a file that is called so is itself."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{},]*(?:,[^{},]*)+))\}", path)
+    if found is None or Path(path).exists():
+        yield path
+        return
+    first, last, words = found.groups()
+    numbers = [] if words is not None else range(int(first), int(last) + 1)
+    for one in words.split(",") if words is not None else (f"{number:0{len(first)}}" for number in numbers):
+        yield from _without_braces(path[: found.start()] + one + path[found.end() :])
 
 
 def _is_encoded(name: str) -> bool:
