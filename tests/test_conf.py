@@ -53,6 +53,7 @@ GIVEN = {
     "encode": ["image_tokenizer=x"],
     "encode_features": ["init_from=x"],
     "data_inspect": [],
+    "data_convert": ["to=jsonl", "out=x"],
 }
 """What a root cannot know: folders that the user has."""
 FILES = {

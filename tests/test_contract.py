@@ -123,6 +123,7 @@ KEYS = {
     "encode": "data seed out device image_tokenizer precision",
     "encode_features": "data seed out device init_from precision",
     "data_inspect": "data seed out sample open_images init_from text_tokenizer num_positions num_workers",
+    "data_convert": "data to out source leave_out shard_megabytes max_bad num_workers",
 }
 """Top-level keys that overrides name, by command."""
 

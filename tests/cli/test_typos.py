@@ -13,7 +13,7 @@ from unimm.cli.overrides import split_arguments
 from unimm.cli.suggestions import SYNONYMS, did_you_mean, nearest_keys, nearest_options
 
 CHOICES = Choices.of([])
-ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect")
+ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect", "data_convert")
 
 FORMS = {
     "a level left out": ("train trainer.lr=1", "did you mean 'trainer.optimizer.lr'?"),

@@ -140,6 +140,10 @@ def test_too_many_end_it(photos: ImageFolder, tmp_path: Path) -> None:
     sentence = str(told.value)
     assert "of 25 records of the source 'photos' cannot be used" in sentence and "max_bad=0.05" in sentence
     assert "give the same line again" in sentence and (tmp_path / "run/bad_records.txt").is_file()
+    raised = make_trainer(tmp_path / "run", make_config(6, num_rows=4), make_mixture(photos, max_bad=0.5))
+    step = raised.step
+    raised.fit()
+    assert raised.step == 6 > step and {line.split("\t")[0] for line in (tmp_path / "run/bad_records.txt").open()} <= EXPECTED
     with pytest.raises(DataError, match="since 7 of 25 records cannot be used"):
         make_trainer(tmp_path / "none", make_config(6, num_rows=4), make_mixture(photos, max_bad=0.0)).fit()
     broken = ImageFolder(make_folder(tmp_path / "broken", ("zero.png", "cut.jpg"), 0), max_bad=1.0)

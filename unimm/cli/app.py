@@ -50,7 +50,7 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look at your data before it is learned from.",
+    help="Look at your data before it is learned from, or write it in another format.",
 )
 app = typer.Typer(
     cls=Commands,
@@ -303,6 +303,22 @@ def inspect(ctx: typer.Context, sample: Annotated[int | None, typer.Option("--sa
     from unimm.cli.data import main
 
     main([*ctx.args, *([] if sample is None else [f"sample={sample}"])])
+
+
+@data.command("convert", context_settings=HYDRA, add_help_option=False)
+def convert_data(ctx: typer.Context) -> None:
+    """Write data in another format: jsonl, llava, image_folder, webdataset or parquet; image files are copied as they are.
+
+    Arguments are the data=... of `unimm encode` and `unimm train`; `unimm data convert --help` lists groups and keys.
+
+    \b
+    Examples:
+      unimm data convert data=image_folder data.folder=photos to=webdataset out=shards
+      unimm data convert data=llava data.paths=llava.json to=parquet out=tables
+    """
+    from unimm.cli.data_convert import main
+
+    main(ctx.args)
 
 
 def expand_home(argument: str) -> str:

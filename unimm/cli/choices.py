@@ -26,7 +26,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RECIPES = {EXPERIMENT: ("demo", "encoders", "quickstart", "scaling"), "data": ("worlds",)}
 """Folders with options that belong to one recipe each: they are listed by the name of the folder alone."""
 
-COMMANDS = {"data_inspect": "data inspect"}
+COMMANDS = {"data_inspect": "data inspect", "data_convert": "data convert"}
 """Commands that have other names than their root configurations."""
 
 

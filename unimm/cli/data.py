@@ -81,6 +81,12 @@ def _datasets(config: DictConfig) -> tuple[dict[str, list[str]], dict[str, Datas
     return names, datasets
 
 
+def named_datasets(config: DictConfig) -> dict[str, Dataset]:
+    """The data sets of a configuration, without codes, by the names of the sources that share each."""
+    names, datasets = _datasets(config)
+    return {", ".join(sources): datasets[key] for key, sources in names.items()}
+
+
 @dataclass(frozen=True)
 class _Limits:
     """What lengths are counted by. told: the same for a person."""

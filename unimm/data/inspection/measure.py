@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from unimm.data.image import FORMATS, decode_image
+from unimm.data.image import FORMATS, PLUGINS, decode_image
 from unimm.data.inspection.near_duplicates import fingerprint
 from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage, unchecked
 from unimm.data.template import Template
@@ -205,11 +205,16 @@ def measure_image(image: ImageLike) -> SeenFile:
     picture = decode_image(image if data is None else data)
     form, mode = "array" if isinstance(image, np.ndarray) else type(image).__name__, picture.mode
     if data is not None:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:  # decode_image has read it already
-            form, mode = header.format or "unknown", header.mode
+        form, mode = format_of(data)
     mark = fingerprint(picture)
     size = {"width": picture.width, "height": picture.height, "bytes": -1 if data is None else len(data)}
     return SeenFile(form, mode, {**size, "bits": mark.bits, "colours": mark.colours})
+
+
+def format_of(data: bytes) -> tuple[str, str]:
+    """Format and mode of an image file that `decode_image` has read."""
+    with Image.open(io.BytesIO(data), formats=(*FORMATS, *(name for name in PLUGINS if name in Image.OPEN))) as header:
+        return header.format or "unknown", header.mode
 
 
 def encoded_bytes(image: ImageLike) -> bytes | None:

@@ -1,0 +1,1 @@
+"""Records of a data set written in another format that people use."""
