@@ -127,5 +127,9 @@ def test_what_a_killed_replica_takes_with_it() -> None:
     kill = serve_ray.Kill(at=100.0)
     times = {(95.0, 6.0): True, (95.0, 4.0): False, (102.0, 0.1): True, (110.0, 0.1): False}
     assert {time: serve_ray.fell_with(Exchange(0, False, time[0], seconds=time[1]), kill) for time in times} == times
-    told = serve_ray.configuration(SETTING, 2, 8000)
+    told = serve_ray.configuration(SETTING, {"min_replicas": 2}, 8000)
     assert told["applications"][0]["args"]["min_replicas"] == 2 and told["http_options"]["port"] == 8000
+    failed = [Exchange(0, False, 95.0, FAILED, seconds=6.0), Exchange(0, False, 110.0, REFUSED, seconds=0.1)]
+    answers = [Exchange(0, False, 95.0, ANSWERED, answer=[text]) for text in ("yes", "no")]
+    judged = {"compared": 2, "wrong": 1, "failed_with_replica": 1, "failed_otherwise": 1}
+    assert serve_ray.judge([*failed, *answers], [["yes"]], kill) == judged

@@ -12,11 +12,12 @@ from unimm.serve.ray_app import Arguments, Replica, build, open_settings
 
 
 def test_what_is_deployed() -> None:
-    words = {"min_replicas": "2", "max_replicas": "4", "num_gpus": "1"}  # as the shell gives them
+    words = {"min_replicas": "2", "max_replicas": "4", "downscale_delay_s": "9", "num_gpus": "1"}  # as the shell gives them
     deployment = cast(Any, build(Arguments.model_validate(words)))._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 1.0}
     scaling = deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 4, 16.0)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (30.0, 9.0)
 
 
 def test_a_mistake_is_refused_before_anything_starts() -> None:

@@ -25,6 +25,7 @@ class Arguments(BaseModel):
     model, device, dtype, weights: as `unimm.load` takes them; "auto" leaves device and dtype to it.
     max_rows, cache_gb: rows decoded together by a replica, and gigabytes of its keys and values at most.
     min_replicas, max_replicas, target_ongoing_requests: Ray adds replicas while each has more requests than that.
+    upscale_delay_s, downscale_delay_s: seconds for which it must be so until Ray adds one, or removes one.
     num_cpus, num_gpus: that Ray reserves for a replica; its threads are as many as num_cpus.
     api_key, served_model_name: as `unimm serve` has them.
     """
@@ -40,6 +41,8 @@ class Arguments(BaseModel):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     target_ongoing_requests: float = Field(16.0, gt=0)
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     api_key: str | None = None
@@ -69,6 +72,8 @@ def build(arguments: Arguments) -> serve.Application:
         "min_replicas": arguments.min_replicas,
         "max_replicas": max(arguments.min_replicas, arguments.max_replicas),
         "target_ongoing_requests": arguments.target_ongoing_requests,
+        "upscale_delay_s": arguments.upscale_delay_s,
+        "downscale_delay_s": arguments.downscale_delay_s,
     }
     deployment: Any = serve.deployment(
         serve.ingress(open_app)(Replica),

@@ -234,6 +234,7 @@ def serve_ray(
     replicas: Annotated[int, typer.Option(min=2, help="Processes with an engine each.")] = 2,
     clients: Annotated[int, typer.Option(min=1, help="At the same time.")] = 16,
     seconds: Annotated[float, typer.Option(min=10.0, help="Of the load.")] = 60.0,
+    scale: Annotated[bool, typer.Option("--scale", help="Kill none: Ray adds all but one, and removes them.")] = False,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
         "runs/bench/serve_ray.json"
     ),
@@ -241,18 +242,19 @@ def serve_ray(
     """Kill a replica of Ray Serve under load: what do clients notice, and how soon is there another.
 
     Needs the extra `ray`. The exit code is 1 if an answer was wrong, a request failed that the killed replica was not working
-    on, or no other one took its place.
+    on, or there were not as many replicas as there should be.
 
     \b
-    Example:
+    Examples:
       unimm bench serve-ray --seconds 60
+      unimm bench serve-ray --seconds 60 --scale
     """
     from unimm.bench.serve import Setting
     from unimm.cli.bench.serve import run_ray
     from unimm.runtime.devices import choose_device
 
     setting = Setting(model, str(choose_device(device)), "float32", clients, seconds, peer_seconds=0.0)
-    run_ray(setting, replicas, out)
+    run_ray(setting, replicas, scale, out)
 
 
 @bench.command()

@@ -41,27 +41,30 @@ def run(setting: Setting, out: Path) -> None:
     finish("serve", setting, measured, find_missed(measured), out)
 
 
-def run_ray(setting: Setting, replicas: int, out: Path) -> None:
-    """Load replicas of Ray Serve, kill one, and print what came of it.
+def run_ray(setting: Setting, replicas: int, scales: bool, out: Path) -> None:
+    """Load replicas of Ray Serve, kill one (or, with `scales`, let Ray add and remove some), and print what came of it.
 
     Raises:
         ValueError: the model cannot be read, Ray is not installed, or it does not start.
-        SystemExit: an answer was wrong, a request failed that the dead replica did not have, or there is no other (1).
+        SystemExit: an answer was wrong, a request failed that no dead replica had, or there were not as many replicas as there
+            should be (1).
     """
     from unimm.bench.serve_ray import measure as measure_ray
+    from unimm.bench.serve_ray import measure_scaling
 
     if find_spec("ray") is None:
         raise ValueError('Replicas need Ray, which is not installed: pip install "unimm[ray]".')
     with status.status("") as shown:
-        measured = measure_ray(setting, open_engine(setting), replicas, open_logs(out), shown.update)
-    table = Table(title=f"{replicas} replicas of {setting.model}, one of them killed", title_justify="left", show_header=False)
-    for name in RAY_LINES:
+        trial = measure_scaling if scales else measure_ray
+        measured = trial(setting, open_engine(setting), replicas, open_logs(out), shown.update)
+    what = "1 to {} replicas of {}" if scales else "{} replicas of {}, one of them killed"
+    table = Table(title=what.format(replicas, setting.model), title_justify="left", show_header=False)
+    for name in (name for name in RAY_LINES if name in measured):
         value = measured[name]
         table.add_row(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
     console.print(table)
     missed = [f"{measured[name]} {name.replace('_', ' ')}" for name in ("wrong", "failed_otherwise") if measured[name]]
-    if measured["seconds_until_back"] is None:
-        missed.append("the replica did not come back")
+    missed += [said for name, said in RAY_MISSED.items() if name in measured and measured[name] is None]
     finish("serve-ray", setting, measured, missed, out)
 
 
@@ -155,6 +158,13 @@ LINES = {
 
 RAY_LINES = (
     *("sent", "answered", "left", "compared", "wrong", "failed_with_replica", "failed_otherwise", "answered_after"),
-    *("seconds_until_back", "requests_a_second", "start_seconds"),
+    *("seconds_until_back", "seconds_until_more", "seconds_until_fewer", "requests_a_second", "start_seconds"),
 )
-"""What the table shows of replicas."""
+"""What the table shows of replicas, where it was measured."""
+
+RAY_MISSED = {
+    "seconds_until_back": "the replica did not come back",
+    "seconds_until_more": "no replicas were added",
+    "seconds_until_fewer": "replicas were not removed again",
+}
+"""What it means where there was none of these."""
