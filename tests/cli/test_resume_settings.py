@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
-from unimm.cli.resume_settings import Resuming, flat_settings, with_new_names
+from unimm.cli.resume_settings import Change, Resuming, flat_settings, with_new_names
 from unimm.inference.engine import load
 from unimm.training.checkpoint import Checkpoint, save_checkpoint
 
@@ -181,6 +181,7 @@ def test_settings_that_have_another_name_now_have_not_changed(begun: Path) -> No
         "stage.name": "vision",
     }
     assert with_new_names(older) == newer
+    assert not Change("trainer.weights", {}, None).is_one and Change("trainer.weights", {}, 1.0).is_one  # as good as none
 
 
 def test_an_image_tokenizer_s_run_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

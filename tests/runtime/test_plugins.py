@@ -39,6 +39,7 @@ def test_the_option_is_taken_from_anywhere_on_the_line() -> None:
     assert take_allow_code(["caption", "a.png"]) == ["caption", "a.png"] and not code_is_allowed("theirs")
     assert take_allow_code(["caption", "--allow-code", "a.png"]) == ["caption", "a.png"]
     assert code_is_allowed("theirs") and os.environ["UNIMM_ALLOW_CODE"] == "1"
+    assert import_target("their_parts.Part", "x/config.json").__name__ == "Part"  # beside what is installed, from here
 
 
 def test_what_is_missing_is_said() -> None:

@@ -40,7 +40,7 @@ def test_the_table_says_who_learns_and_adds_up(capsys: pytest.CaptureFixture[str
     console.print(stage_table(model.parts(), ALIGN, total))
     lines = {line.split("│")[1].strip(): line for line in console.export_text().splitlines() if line.count("│") > 3}
     assert "x 0.5" in lines["code_head"] and "frozen" in lines["trunk"] and f"{total:,}" in lines["all"]
-    with pytest.raises(AssertionError, match="parts hold"):
+    with pytest.raises(ValueError, match=r"name hold .* in all: name the others in parts\(\)"):
         stage_table(model.parts(), ALIGN, total + 1)
     capsys.readouterr()
     show(stage_table(model.parts(), ALIGN, total), active=False)

@@ -59,6 +59,11 @@ class Change:
             key, values = key.removesuffix("._target_"), tuple(name and RENAMED.get(name, name) for name in names)
         return cls(key, *values)
 
+    @property
+    def is_one(self) -> bool:
+        """Whether anything has changed: a class may have moved, and an empty group is as good as none."""
+        return self.before != self.now and (self.before, self.now) not in (({}, None), (None, {}))
+
     def __str__(self) -> str:
         return f"{self.key}={_shown(self.now)} (was {_shown(self.before)})"
 
@@ -83,7 +88,7 @@ class Resuming:
         before = with_new_names(self.record.get("settings", self.settings))
         keys = sorted(key for key in before.keys() | self.settings.keys() if key != "out")
         changes = [Change.of(key, before, self.settings) for key in keys if before.get(key) != self.settings.get(key)]
-        self.changes = [change for change in changes if change.before != change.now]  # a class may have moved
+        self.changes = [change for change in changes if change.is_one]
         for change in self.changes:
             if change.key.startswith(tuple(f"{one}." for one in starts)) or change.key in (*starts, *ONLY_AT_THE_START):
                 raise self._refusal(f"{change.key}={_shown(change.before)}, not {_shown(change.now)}")

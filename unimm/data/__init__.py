@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, DatasetContext, Question, Record, RecordImage
+    from unimm.data.records import Dataset, DatasetContext, Question, Record, RecordImage, Text
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
-    from unimm.data.template import PromptFormat, Template
+    from unimm.data.template import PromptFormat, Template, Turn
     from unimm.data.text import TextTokenizer
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
     from unimm.data.worlds.digits import DigitsWorld
@@ -56,7 +56,9 @@ __all__ = [
     "ShapesWorld",
     "Source",
     "Template",
+    "Text",
     "TextTokenizer",
+    "Turn",
     "View",
     "VqaQuestions",
     "WebDataset",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy_exports(
         "Dataset": "records",
         "DatasetContext": "records",
         "Question": "records",
+        "Text": "records",
         "View": "views",
         "Conversation": "views",
         "Drawing": "views",
@@ -79,6 +82,7 @@ __getattr__, __dir__ = lazy_exports(
         "Document": "views",
         "PromptFormat": "template",
         "Template": "template",
+        "Turn": "template",
         "TextTokenizer": "text",
         "Mixture": "mixture",
         "Source": "mixture",

@@ -32,18 +32,24 @@ def trust(paths: Iterable[str]) -> None:
     They may lie in the folder that the command runs in: it is searched last, so that it hides nothing that is installed.
     """
     packages = {path.partition(".")[0] for path in paths}
-    here = str(Path.cwd())
-    if packages - _trusted and here not in sys.path:
-        sys.path.append(here)
+    if packages - _trusted:
+        _search_here()
     _trusted.update(packages)
+
+
+def _search_here() -> None:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def take_allow_code(arguments: Iterable[str]) -> list[str]:
     """The arguments of a command line without `--allow-code`; where it is among them, code is allowed from now on, here and in
-    the processes that this one starts."""
+    the processes that this one starts, and looked for as `trust` says."""
     arguments = list(arguments)
     if "--allow-code" in arguments:
         os.environ[ALLOW_CODE] = "1"
+        _search_here()
     return [argument for argument in arguments if argument != "--allow-code"]
 
 

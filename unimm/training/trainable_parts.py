@@ -60,7 +60,10 @@ def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
 def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) -> Table:
     """The table that is printed at the start of a run: part, parameters, learning-rate factor. Adapters have rows of their own.
 
-    num_parameters: of the whole model; the parts must add up to it.
+    num_parameters: of the whole model, with the objective's own.
+
+    Raises:
+        ValueError: the parts do not add up to it.
     """
     table = Table(title=f"Stage: {stage.name}", title_justify="left")
     for column, justify in (("part", "left"), ("parameters", "right"), ("learning rate", "right")):
@@ -73,7 +76,11 @@ def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) 
         count = sum(p.numel() for p in own)
         total += count
         table.add_row(title, f"{count:,}", rate)
-    assert total == num_parameters, f"parts hold {total:,} parameters, the model {num_parameters:,}"
+    if total != num_parameters:
+        raise ValueError(
+            f"The parts that a stage can name hold {total:,} parameters, of {num_parameters:,} in all: name the others in "
+            f"parts() of the objective or port that has them."
+        )
     table.add_row("all", f"{total:,}", "")
     return table
 

@@ -5,9 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unimm.data import Record, Template
-from unimm.data.records import Text
-from unimm.data.template import Turn
+from unimm.data import Record, Template, Text, Turn
 from unimm.sequence import Sequence
 
 COLOURS = {"red": (240, 20, 20), "green": (20, 240, 20), "blue": (20, 20, 240)}

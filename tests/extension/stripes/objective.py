@@ -3,8 +3,7 @@
 import torch
 
 from unimm.batch import Batch
-from unimm.models import UnifiedModel
-from unimm.models.ports.base import LossSums
+from unimm.models import LossSums, UnifiedModel
 from unimm.training import Likelihood
 
 
