@@ -166,7 +166,7 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
     weights = {
         "worlds": [0.38, 0.37, 0.13, 0.1, 0.02],
         "worlds/coded": [0.38, 0.37, 0.13, 0.1, 0.02],
-        "worlds/decoys": [0.17, 0.26, 0.03, 0.03, 0.02, 0.02, 0.04, 0.06, 0.08, 0.06, 0.14, 0.12, 0.12],
+        "worlds/corrupted": [0.17, 0.26, 0.03, 0.03, 0.02, 0.02, 0.04, 0.06, 0.08, 0.06, 0.14, 0.12, 0.12],
     }
     for name, expected in weights.items():
         sources = compose_config("train", [*GIVEN["train"], f"data={name}"]).data.sources

@@ -85,7 +85,7 @@ def test_data_sets_of_the_same_images_share_their_codes(tokenizer_folder: Path) 
 def test_corrupted_codes_are_encoded_beside_those_that_they_replace(tokenizer_folder: Path) -> None:
     small = [f"data.sources.{name}.dataset.dataset.num_records=5" for name in ("put", "arrange", "relate_draw", "count")]
     small += [f"data.sources.{name}.dataset.corrupted.dataset.num_records=5" for name in ("shapes_draw", "arrange", "count")]
-    result = call("data=worlds/decoys", *SMALL, *small, f"image_tokenizer={tokenizer_folder}", "out=codes")
+    result = call("data=worlds/corrupted", *SMALL, *small, f"image_tokenizer={tokenizer_folder}", "out=codes")
     assert result.exit_code == 0, result.output
     names = ["arrange", "arrange_recoloured", "count", "count_recoloured", "digits", "shapes", "shapes_recoloured"]
     assert sorted(path.name for path in Path("codes").iterdir()) == names

@@ -16,9 +16,9 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.mixture import Mixture, Source, in_ratio
-from unimm.data.records import Dataset, DatasetContext, Record, bind
+from unimm.data.records import Dataset, DatasetContext, Record, bind, unchecked
 from unimm.data.stores.codes import CodedDataset
-from unimm.data.stores.digests import suppress_bad, unchecked
+from unimm.data.stores.digests import suppress_bad
 from unimm.data.stores.features import FeaturedDataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe

@@ -23,8 +23,7 @@ from unimm.cli.resume_settings import Resuming
 from unimm.data.bad_records import BadRecord, count_kinds, reason_of
 from unimm.data.image import crop
 from unimm.data.image_batches import ImageBatches, ImageSource
-from unimm.data.records import Dataset
-from unimm.data.stores.digests import key_at
+from unimm.data.records import Dataset, key_at
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.devices import choose_device

@@ -11,8 +11,7 @@ import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
 from unimm.data.image import crop
-from unimm.data.records import Dataset
-from unimm.data.stores.digests import key_at
+from unimm.data.records import Dataset, key_at
 from unimm.runtime.number_checks import check_probability, check_whole
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset as TorchDataset
 
-from unimm.data.records import Dataset, ImageLike
-from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.records import Dataset, ImageLike, key_at, unchecked
 from unimm.runtime.resumable_folder import ResumableFolder
 
 MOST_NAMED = 20

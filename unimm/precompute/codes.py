@@ -15,7 +15,7 @@ import torch
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import crop
-from unimm.data.records import Dataset
+from unimm.data.records import Dataset, key_at
 from unimm.data.stores.codes import (
     MANIFEST,
     CodesManifest,
@@ -26,7 +26,7 @@ from unimm.data.stores.codes import (
     stored_files,
     unfinished_codes,
 )
-from unimm.data.stores.digests import first_image_hash, key_at
+from unimm.data.stores.digests import first_image_hash
 from unimm.data.stores.image_rows import ImagesOf, rows_of_images
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.precompute.bad_images import list_bad, noted_bad

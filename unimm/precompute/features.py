@@ -15,8 +15,8 @@ import torch
 from unimm.checkpoints.fingerprint import tower_fingerprint
 from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import image_hash, look
-from unimm.data.records import Dataset, ImageLike
-from unimm.data.stores.digests import key_at, preparation_fingerprint, unchecked
+from unimm.data.records import Dataset, ImageLike, key_at, unchecked
+from unimm.data.stores.digests import preparation_fingerprint
 from unimm.data.stores.features import (
     DTYPES,
     MANIFEST,

@@ -18,8 +18,7 @@ from unimm.data.bad_records import BAD_RECORDS, BadRecord, count_kinds, reason_o
 from unimm.data.image import decode_image
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
-from unimm.data.records import Dataset, SeenImage
-from unimm.data.stores.digests import key_at
+from unimm.data.records import Dataset, SeenImage, key_at
 from unimm.runtime.rank_sync import Ranks
 
 SECONDS_OF_SEARCH = 20.0

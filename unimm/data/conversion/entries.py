@@ -20,8 +20,7 @@ from unimm.data.image import decode_image
 from unimm.data.image_forms import plain_form
 from unimm.data.inspection.measure import encoded_bytes, format_of
 from unimm.data.readers.conversations import IMAGE
-from unimm.data.records import Dataset, ImageLike, Question, Record, SeenImage
-from unimm.data.stores.digests import key_at, unchecked
+from unimm.data.records import Dataset, ImageLike, Question, Record, SeenImage, key_at, unchecked
 
 PARTS = ("captions", "prompts", "questions", "conversation", "system", "text", "document", "codes")
 """What a record may have beside images, by the names that messages and `leave_out` use."""

@@ -19,8 +19,7 @@ from unimm.data.bad_records import BAD_RECORDS, BadRecord, count_kinds
 from unimm.data.conversion.entries import PARTS, Entry, EntryReader
 from unimm.data.conversion.format import FORMATS, Contents, Format
 from unimm.data.conversion.formats import JsonLinesFormat
-from unimm.data.records import Dataset
-from unimm.data.stores.digests import key_at
+from unimm.data.records import Dataset, key_at
 from unimm.runtime.atomic_files import replace_json, write_json
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_number, check_probability, check_whole
