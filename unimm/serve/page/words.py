@@ -28,7 +28,7 @@ PHRASES = {
     "stays_here": ("Nothing leaves this machine.", "所有数据都留在这台机器上。"),
     # Ask
     "ask_hint": ("Ask about one picture or several", "询问一张或多张图片"),
-    "ask_box": ("Ask something; attach pictures, or paste them", "输入问题；可以附上或粘贴图片"),
+    "ask_box": ("Ask; attach or paste pictures", "输入问题；可以附上或粘贴图片"),
     "ask_try": ("Try one of these", "试试这些"),
     "new_chat": ("New conversation", "新的对话"),
     "stop": ("Stop", "停止"),
