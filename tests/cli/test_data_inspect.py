@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from users_files import make_all
+from users_files import make_all, make_pictures
 
 from unimm.cli.app import app
 
@@ -36,6 +36,18 @@ def test_the_sources_of_a_training_share_their_images(tiny_folder: Path) -> None
         *("duplicates.jsonl", "inspection.html", "inspection.json", "problems.jsonl")
     ]
     assert not list(Path().glob(".*unfinished"))
+
+
+def test_what_a_training_would_refuse_is_counted() -> None:
+    """An image without a caption, and one that is none."""
+    make_pictures(Path("photos"), ("bare.png",))
+    Path("photos/b.png").write_bytes(b"")
+    result = call("data=image_folder", "data.folder=photos", "num_workers=0", "out=look")
+    assert result.exit_code == 0, result.output
+    (data,) = json.loads(Path("look/inspection.json").read_text("utf-8"))["data_sets"].values()
+    assert data["bad_records"]["reasons"][0]["keys"] == ["bare.png"] and data["bad_images"]["reasons"][0]["keys"] == ["b.png"]
+    page = Path("look/inspection.html").read_text("utf-8")
+    assert 'class="card wrong"><div class="number">1</div><span class="soft">images that cannot be read' in page
 
 
 @pytest.mark.parametrize(

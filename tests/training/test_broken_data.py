@@ -271,6 +271,10 @@ def test_damaged_files_among_many_are_left_out(tmp_path: Path, caplog: pytest.Lo
     with pytest.raises(ValueError, match=r"0\.parquet has no 'text'"):
         Parquet(tmp_path, fields, max_bad=0.1)
     assert len(Parquet(tmp_path, fields, max_bad=0.3)) == 3
+    for name in ("0.tar", "1.tar", "2.tar"):
+        (tmp_path / name).write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"0\.tar cannot be read as tar"):
+        WebDataset(tmp_path, max_bad=1.0)
     assert "3.tar" in caplog.text and "0.parquet has no 'text'" in caplog.text and "left out" in caplog.text
 
 

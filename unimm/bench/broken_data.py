@@ -130,7 +130,7 @@ def _content(folder: Path) -> dict[str, Any]:
             found[name] = sorted(path.read_text("utf-8").splitlines())
         elif path.name == "metrics.jsonl":
             found[name] = [{key: one for key, one in line.items() if "speed" not in key} for line in read_numbers(path)]
-        elif (path.suffix == ".safetensors" and "checkpoints" not in path.parts) or path.name == "manifest.json":
+        elif "checkpoints" not in path.parts and (path.suffix == ".safetensors" or path.name == "manifest.json"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from unimm.data.image import FORMATS, PLUGINS, decode_image
 from unimm.data.inspection.near_duplicates import fingerprint
-from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage, unchecked
+from unimm.data.records import Dataset, ImageLike, Record, SeenImage, UnreadImage, key_at, unchecked
 from unimm.data.template import Template
 from unimm.data.text import SPECIAL_NAMES
 from unimm.data.views import View
@@ -120,7 +120,7 @@ class Measure:
                 record = unchecked(self.dataset, index)
                 self._texts(record, index, part)
             except (ValueError, OSError) as error:
-                part.problems.append(Problem(index, "", RECORD, short_reason(error)))
+                part.problems.append(Problem(index, key_at(self.dataset, index), RECORD, short_reason(error)))
                 continue
             number = record.num_images
             part.counts["image"] += number > 0

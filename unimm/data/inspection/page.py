@@ -99,7 +99,8 @@ def _pictures(summary: Summary, measured: Measured) -> dict[str, Any]:
 
 def _tile(measured: Measured, index: int) -> dict[str, Any]:
     """A record to look at: its key, its first image (None: it has none, or images are not opened), the first of its texts."""
-    tile: dict[str, Any] = {"key": f"record {index}", "image": None, "texts": [], "more": 0, "wrong": ""}
+    key = key_at(measured.measure.dataset, index) or f"record {index}"
+    tile: dict[str, Any] = {"key": key, "image": None, "texts": [], "more": 0, "wrong": ""}
     try:
         record = unchecked(measured.measure.dataset, index)
         texts = [{"kind": kind, "text": _short(text)} for kind, _, text in texts_of(record)]

@@ -158,7 +158,7 @@ def sound_files(files: list[Path], check: Callable[[Path], T], max_bad: float) -
     """The files that pass a check, and what it gives; the others are left out with a warning, if they are few.
 
     Raises:
-        ValueError: more than a share of `max_bad` of the files do not; says what is wrong with the first.
+        ValueError: more than a share of `max_bad` of the files do not, or none does; says what is wrong with the first.
     """
     found: dict[Path, T] = {}
     bad: list[Exception] = []
@@ -169,6 +169,8 @@ def sound_files(files: list[Path], check: Callable[[Path], T], max_bad: float) -
             bad.append(error)
             if len(bad) > max_bad * len(files):
                 raise
+    if bad and not found:
+        raise bad[0]
     if bad:
         logger.warning(f"{len(bad):,} of {len(files):,} files cannot be used and are left out: {' '.join(map(str, bad[:5]))}")
     return list(found), list(found.values())
