@@ -60,6 +60,7 @@ FILES = {
     "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],
     "data/image_folder": ["data.folder=photos"],
     "data/jsonl": ["data.paths=captions/captions.jsonl"],
+    "data/csv": ["data.paths=csv/captions.csv"],
     "data/llava": ["data.paths=llava/llava.json"],
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
@@ -153,7 +154,7 @@ def test_every_option_belongs_to_a_root() -> None:
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
-    data |= {"coco", "vqa", "documents"}
+    data |= {"coco", "csv", "vqa", "documents"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]

@@ -65,6 +65,15 @@ def make_json_lines(folder: Path) -> Path:
     return write_lines(folder / "captions.jsonl", items)
 
 
+def make_csv(folder: Path) -> Path:
+    """Captions of four pictures, as Excel writes them."""
+    make_pictures(folder)
+    with (folder / "captions.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        rows = [("image", "caption"), *((f"{number}.png", caption) for number, caption in enumerate(CAPTIONS))]
+        csv.writer(file, delimiter=";").writerows(rows)
+    return folder / "captions.csv"
+
+
 def make_llava(folder: Path) -> Path:
     """A conversation about each of two pictures, and one in text."""
     make_pictures(folder)
@@ -146,6 +155,7 @@ def make_all(folder: Path) -> Path:
     make_annotated(folder / "annotated")
     make_image_folder(folder / "photos")
     make_json_lines(folder / "captions")
+    make_csv(folder / "csv")
     make_llava(folder / "llava")
     make_parquet(folder / "tables")
     make_shards(folder / "shards")

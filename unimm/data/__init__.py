@@ -10,6 +10,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from unimm.data.mixture import Mixture, Source
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
+    from unimm.data.readers.csv_table import CsvTable
     from unimm.data.readers.fields import Fields
     from unimm.data.readers.image_folder import ImageFolder
     from unimm.data.readers.json_lines import JsonLines
@@ -31,6 +32,7 @@ __all__ = [
     "CocoCaptions",
     "CodedDataset",
     "Conversation",
+    "CsvTable",
     "Dataset",
     "DatasetContext",
     "Description",
@@ -87,6 +89,7 @@ __getattr__, __dir__ = lazy_exports(
         "Mixture": "mixture",
         "Source": "mixture",
         "JsonLines": "readers.json_lines",
+        "CsvTable": "readers.csv_table",
         "CocoCaptions": "readers.annotated",
         "Mmc4": "readers.annotated",
         "VqaQuestions": "readers.annotated",

@@ -29,6 +29,7 @@ from users_files import (
 
 from unimm.cli.compose import build, compose_config
 from unimm.data.image import decode_image, look
+from unimm.data.readers.csv_table import CsvTable
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.image_folder import ImageFolder
 from unimm.data.readers.json_lines import JsonLines
@@ -43,6 +44,7 @@ from unimm.sequence import Kind
 READERS: dict[str, Callable[[Path], Dataset]] = {
     "image_folder": lambda files: ImageFolder(files / "photos"),
     "json_lines": lambda files: JsonLines(files / "captions", Fields(image="image", caption="caption")),
+    "csv_table": lambda files: CsvTable(files / "csv", Fields(image="image", caption="caption")),
     "llava": lambda files: LlavaJson(files / "llava/llava.json"),
     "parquet": lambda files: Parquet(files / "tables", Fields(image="image", caption="text")),
     "web_dataset": lambda files: WebDataset(files / "shards"),
@@ -135,7 +137,7 @@ def test_views_make_sequences_of_all(name: str, files: Path) -> None:
             assert (Kind.PIXELS in kinds) == (record.image is not None and not isinstance(view, Drawing))
 
 
-@pytest.mark.parametrize("name", ["json_lines", "parquet", "web_dataset"], indirect=True)
+@pytest.mark.parametrize("name", ["json_lines", "csv_table", "parquet", "web_dataset"], indirect=True)
 def test_captions_are_those_that_were_written(name: str, files: Path) -> None:
     assert [record.captions[0].text for record in read_all(READERS[name](files))] == list(CAPTIONS)
 

@@ -4,7 +4,6 @@ The table is `metadata.jsonl` or `metadata.csv` with a column `file_name`, a pat
 convention of Hugging Face's "imagefolder". Sub-folders are walked, and may have tables of their own.
 """
 
-import csv
 import logging
 import re
 import unicodedata
@@ -12,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unimm.data.readers.fields import Fields, missing
+from unimm.data.readers.csv_table import CsvItems
+from unimm.data.readers.fields import Fields
 from unimm.data.readers.json_lines import JsonItems
 from unimm.data.readers.paths import IMAGE_SUFFIXES, check_index, short, walk
 from unimm.data.records import ImageLike, Record, Text
@@ -207,25 +207,6 @@ def _rows_of_lines(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _rows_of_csv(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            header = file.readline()
-            file.seek(0)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{table}, line 1 cannot be read ({error}): write it as UTF-8 CSV.") from None
-        # Excel writes what the country separates lists by.
-        reader = csv.DictReader(file, strict=True, delimiter=next((s for s in ",;\t" if _FILE_NAME in _cells(header, s)), ","))
-        try:
-            if _FILE_NAME not in (reader.fieldnames or []):
-                raise missing(_FILE_NAME, list(reader.fieldnames or []), str(table))
-            for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{where} does not have one value a column: put quotes around texts with commas.")
-                yield row, where
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{table}, line {reader.line_num + 1} cannot be read ({error}): write it as UTF-8 CSV.") from None
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    return [cell.strip().strip('"') for cell in line.split(separator)] if separator in line else []
+    items = CsvItems(table, {_FILE_NAME})
+    for index in range(len(items)):
+        yield items[index], items.where(index)

@@ -10,8 +10,9 @@ is checked whole while it is read through, lines are checked when they are read.
 import json
 import re
 from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -36,8 +37,8 @@ class JsonLines:
     """
 
     def __init__(self, paths: Paths, fields: Fields, root: str | Path | None = None) -> None:
-        self.files = JsonFiles(paths)
         self.fields = fields
+        self.files = self.open_files(paths)
         self.root = None if root is None else Path(root)
         read_first(self)  # a wrong name or root is an error now, not after the model is loaded
 
@@ -57,9 +58,25 @@ class JsonLines:
         """The key of a record, also of one that cannot be read."""
         return self.files.find(index)[2]
 
+    def open_files(self, paths: Paths) -> "JsonFiles":
+        """The entries, where a subclass reads files of another kind."""
+        return JsonFiles(paths)
+
     def entry(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         """An entry by the names of `fields`, where a subclass reads entries of several forms. Raises ValueError for others."""
         return item
+
+
+class Items(Protocol):
+    """Index -> entry, of one file, and where it is."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def where(self, index: int) -> str: ...
 
 
 class JsonItems:
@@ -101,18 +118,23 @@ class JsonItems:
 
 
 class JsonFiles:
-    """The entries of several files, one file after the other."""
+    """The entries of several files, one file after the other. open_one: makes entries of a file."""
 
-    def __init__(self, paths: Paths, max_bad: float = 0.0) -> None:
-        files = find_files(paths, (".jsonl", ".json"))
-        files, self.files = sound_files(files, JsonItems, max_bad)
+    def __init__(
+        self,
+        paths: Paths,
+        max_bad: float = 0.0,
+        suffixes: tuple[str, ...] = (".jsonl", ".json"),
+        open_one: Callable[[Path], Items] | None = None,
+    ) -> None:
+        files, self.files = sound_files(find_files(paths, suffixes), open_one or JsonItems, max_bad)
         self._names = short_names(files)
         self._ends = np.cumsum([len(items) for items in self.files])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def find(self, index: int) -> tuple[JsonItems, int, str]:
+    def find(self, index: int) -> tuple[Items, int, str]:
         """The file of an entry, its index in there, and its key."""
         file, place = locate(self._ends, index)
         return self.files[file], place, f"{self._names[file]}/{place}"
