@@ -59,6 +59,7 @@ GIVEN = {
 FILES = {
     "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],
     "data/image_folder": ["data.folder=photos"],
+    "data/image_folder_with_replay": ["data.folder=photos"],
     "data/jsonl": ["data.paths=captions/captions.jsonl"],
     "data/csv": ["data.paths=csv/captions.csv"],
     "data/llava": ["data.paths=llava/llava.json"],
@@ -155,10 +156,11 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
     data |= {"coco", "csv", "vqa", "documents"}
+    data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
-    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune"}
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
-    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld"):
+    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld"):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
 
@@ -166,6 +168,7 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
     """Sources are drawn by their number: put together from nodes, they must not change places."""
     weights = {
         "worlds": [0.38, 0.37, 0.13, 0.1, 0.02],
+        "figures_with_replay": [0.7, 0.3, 0.3, 0.5, 0.08, 0.12],
         "worlds/coded": [0.38, 0.37, 0.13, 0.1, 0.02],
         "worlds/corrupted": [0.17, 0.26, 0.03, 0.03, 0.02, 0.02, 0.04, 0.06, 0.08, 0.06, 0.14, 0.12, 0.12],
     }

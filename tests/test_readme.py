@@ -61,7 +61,7 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     """A folder as users have it after the quickstart, the demo and some trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
-    trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "emoji", "life/finetune")]
+    trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "keep/full", "emoji", "life/finetune")]
     for model in (*trained, "models/janus-pro-1b"):
         Path(model).parent.mkdir(parents=True)
         Path(model).symlink_to(tiny_folder)
@@ -305,6 +305,24 @@ def test_the_training_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "argv", ["unimm"])
         run(line, *TOY[line.split()[1]], *few, *(small if " train " in line and "init_from" not in line else ()))
     assert Path("runs/mine/unified/model/config.json").is_file()
+
+
+def test_the_recipe_that_keeps_what_was_known_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line that encodes or trains, with a tiny model, few pictures and one step."""
+    make_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    few = [f"data.sources.{name}.dataset.dataset.num_records=4" for name in ("old_shapes_draw", "old_digits_draw")]
+    few += [f"data.sources.{name}.view.num_turns=1" for name in ("old_shapes_talk", "old_digits_talk")]
+    for line in fenced_lines(RECIPES / "keep_what_was_known.md"):
+        verb = line.split()[1]
+        if verb in TINY_RUN:
+            small = [*TINY_RUN[verb], *(["validation.num_items=2"] if verb == "train" else [])]
+            line = line.replace("=demo", f"={tiny_folder}").replace("num_items=80", "num_items=2")
+            run(line, *small, *few)
+    for name in ("full", "lora"):
+        scores = json.loads(Path(f"runs/keep/{name}/scores_before.json").read_text())["scores"]
+        assert {*scores} == {"shapes_answers", "shapes_drawings"}
+    assert Path("runs/keep/lora/adapter").is_dir() and Path("runs/keep/mine/model").is_dir()
 
 
 @pytest.mark.slow

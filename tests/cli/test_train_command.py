@@ -314,6 +314,44 @@ def test_records_are_held_out_and_choose_the_best(place: Path, given: list[str],
     assert best["scores"]["loss"] == pytest.approx(best["scores"]["loss_text"] + best["scores"]["loss_codes"])
 
 
+def test_scores_before_the_training_are_kept(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured before the first step, without a trace in what is learned."""
+    monkeypatch.chdir(place)
+    words = ["validation.tasks=[digits_answers]", "validation.keep=[shapes_answers]", "out=kept"]
+    train(compose_config("train", [*given, *RUNS["whole"], *words]))
+    validated = {n["step"]: n for n in read_numbers(place / "kept/metrics.jsonl") if "validation/shapes_answers" in n}
+    before = read_json(place / "kept/scores_before.json")
+    assert before is not None and list(validated) == [0, 2, 4] and list(before["scores"]) == ["shapes_answers"]
+    assert before["scores"]["shapes_answers"]["score"] == validated[0]["validation/shapes_answers"]
+    ours, theirs = (weights(place / name / "model") for name in ("kept", "whole"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_what_a_model_knew_is_asked_of_it_as_it_was(
+    place: Path, given: list[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where parts are initialised again, too: what they cost is part of what is lost."""
+    monkeypatch.chdir(place)
+    opened: list[str] = []
+    monkeypatch.setattr("unimm.cli.train.load", lambda path, device: opened.append(path) or load(path, device))
+    words = ["fresh_parts=[projector]", "validation.tasks=[]", "validation.keep=[shapes_answers]", "trainer.budget.max_steps=1"]
+    train(compose_config("train", [*given, *RUNS["whole"], *words, "out=as_it_was"]))
+    assert opened == [str(tiny_folder)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["init_from=null"], "validation.keep names what a model knows already: add init_from=FOLDER"),
+        (["trainer.validate_every=0"], "No validation compares the scores of validation.keep: add trainer.validate_every"),
+    ],
+)
+def test_nothing_is_kept_in_vain(place: Path, given: list[str], words: list[str], told: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
+        patch.chdir(place)
+        train(compose_config("train", [*given, "stage=pretrain", "validation.keep=[shapes_answers]", "out=vain", *words]))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -77,6 +77,8 @@ def train(config: DictConfig) -> Path:
         sample(Engine(learner.bundle_of(model), is_stopped=is_stopped), mixture, step, logbook, config.num_samples)
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
+        if step == 0 and validation_config.keep and (learner.fresh or config.text_tokenizer is not None):
+            return validation(load(config.init_from, config.device), step, losses)  # what it knew, as it was
         return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
 
     callbacks = (sample_records, validate, learner.held_out)
@@ -111,6 +113,9 @@ def build_settings(config: DictConfig) -> tuple[TrainerConfig, ValidationConfig,
     trainer: TrainerConfig = build(config.trainer)
     validation: ValidationConfig = build(config.validation)
     check_held_out(config, trainer, validation)
+    if validation.keep:
+        check_keep(config, trainer)
+        trainer = replace(trainer, validate_at_start=True)
     tracking: TrackingConfig = build(config.tracking)
     tracking.check()
     return trainer, validation, tracking
@@ -123,6 +128,14 @@ def check_held_out(config: DictConfig, trainer: TrainerConfig, validation: Valid
         raise ValueError("No validation uses the records that are held out: add trainer.validate_every=STEPS, or held_out=0.")
     if validation.monitor == LOSS and not config.held_out:
         raise ValueError(f"validation.monitor={LOSS} is the loss on records that are held out: add held_out=RECORDS.")
+
+
+def check_keep(config: DictConfig, trainer: TrainerConfig) -> None:
+    """Raises ValueError where scores are to be kept and there is no model that has any, or no validation that compares."""
+    if config.init_from is None:
+        raise ValueError("validation.keep names what a model knows already: add init_from=FOLDER, or leave it out.")
+    if not trainer.validate_every:
+        raise ValueError("No validation compares the scores of validation.keep: add trainer.validate_every=STEPS.")
 
 
 def save_merged(engine: Engine, folder: Path, write_more: Callable[[Path], object]) -> None:

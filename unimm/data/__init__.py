@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
     from unimm.data.worlds.digits import DigitsWorld
     from unimm.data.worlds.emoji import EmojiWorld
+    from unimm.data.worlds.figures import FiguresWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "EmojiWorld",
     "FeaturedDataset",
     "Fields",
+    "FiguresWorld",
     "ImageFolder",
     "JsonLines",
     "LlavaJson",
@@ -104,5 +106,6 @@ __getattr__, __dir__ = lazy_exports(
         "ShapesWorld": "worlds.shapes",
         "DigitsWorld": "worlds.digits",
         "EmojiWorld": "worlds.emoji",
+        "FiguresWorld": "worlds.figures",
     },
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unimm.eval.suites import build_suite
     from unimm.eval.task import Example, Judgement, Result, Score, Task, collect, split_batches, summarize
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
+    from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
     from unimm.eval.tasks_by_name import load_task
     from unimm.eval.validation import ValidationConfig
 
@@ -22,6 +23,8 @@ __all__ = [
     "EmojiDrawings",
     "EmojiNames",
     "Example",
+    "FiguresDrawings",
+    "FiguresNames",
     "Judgement",
     "Result",
     "Score",
@@ -43,6 +46,7 @@ __getattr__, __dir__ = lazy_exports(
         "build_suite": "suites",
         "load_task": "tasks_by_name",
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
+        **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
         "ValidationConfig": "validation",
     },
 )

@@ -4,6 +4,7 @@
     out/best/                           the model with the best score, written as any model
     out/best/validation.json            {"step", "score", "monitor", "scores", "tasks", "num_items", "precision"}: what it was
                                         chosen by
+    out/scores_before.json              scores before the first step of what is to be kept (`unimm.eval.kept_scores`)
 
 The built-in tasks are those of the suites with other items, from the worlds' validation splits: the scores of the finished
 model are not those by which it was chosen. Tasks of other packages ("pkg.module:Task?n=100") bring their own items. Nothing
@@ -23,15 +24,16 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from unimm.checkpoints.weight_files import CONFIG
+from unimm.eval.kept_scores import BEFORE, KeptScores
 from unimm.eval.suites import TASKS, VALIDATION_TASKS, Items
-from unimm.eval.task import Example, Task
+from unimm.eval.task import Example, Result, Task
 from unimm.eval.tasks.drawings import DrawingSettings
 from unimm.eval.tasks_by_name import is_outside, load_task
 from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
 from unimm.runtime.devices import check_precision, choose_precision, has_bf16
-from unimm.runtime.number_checks import check_whole
+from unimm.runtime.number_checks import check_probability, check_whole
 
 MEAN, LOSS = "mean", "loss"
 RECORD = "validation.json"
@@ -56,6 +58,8 @@ class ValidationConfig:
     precision: what the model is scored in: "no" (float32), "bf16" (a copy of it), or "auto", which of them is faster here; what
         was chosen is kept where a run goes on.
     monitor: a task's name; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
+    keep: tasks, of these or further ones, that the model to start from knows already. They are scored before the first step,
+        too, and a warning says where one falls by more than `max_drop` and by more than chance explains.
 
     Raises ValueError for an unknown task, no tasks where one is monitored, or no items.
     """
@@ -64,23 +68,34 @@ class ValidationConfig:
     num_items: int = 100
     monitor: str = MEAN
     precision: str = "no"
+    keep: tuple[str, ...] | list[str] = ()
+    max_drop: float = 0.02
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if isinstance(self.tasks, str) or (not self.tasks and self.monitor != LOSS):
+        if isinstance(self.keep, str):
+            raise ValueError(f"validation.keep is a list, such as [{self.keep}].")
+        object.__setattr__(self, "keep", tuple(self.keep))
+        if isinstance(self.tasks, str) or (not self.all_tasks and self.monitor != LOSS):
             raise ValueError(
                 f"validation.tasks is a list of some of {', '.join(VALIDATION_TASKS)}; "
                 f"empty only with validation.monitor={LOSS}."
             )
-        own = [name for name in self.tasks if not is_outside(name)]
+        own = [name for name in self.all_tasks if not is_outside(name)]
         if unknown := [name for name in own if name not in VALIDATION_TASKS]:
             raise ValueError(
                 f"There is no validation task '{unknown[0]}': choose among {', '.join(VALIDATION_TASKS)}, "
                 f"or name one of your own as pkg.module:Task."
             )
         check_whole(self, 1, "num_items")
-        if len(own) == len(self.tasks):  # else the names are known when the tasks are loaded
+        check_probability(self, "max_drop")
+        if len(own) == len(self.all_tasks):  # else the names are known when the tasks are loaded
             self.check_monitor(own)
+
+    @property
+    def all_tasks(self) -> list[str]:
+        """Those of `tasks`, then those that only `keep` names."""
+        return [*self.tasks, *(name for name in self.keep if name not in self.tasks)]
 
     def check_monitor(self, names: Iterable[str]) -> None:
         """Raises ValueError where none of these tasks, nor all of them, nor the loss is monitored."""
@@ -117,16 +132,22 @@ class Validation:
         # Built-in tasks are made when they are first needed, by the one process that validates; others at once, so that a
         # mistake ends the run before it begins.
         self._tasks: dict[str, Task | None] = {}
-        for name in config.tasks:
+        kept = []
+        for name in config.all_tasks:
             task = load_task(name) if is_outside(name) else None
             known = task.name if task else name
             if known in (*self._tasks, MEAN, LOSS):
                 raise ValueError(f"Two scores of the validation are called '{known}': give the task another name.")
             self._tasks[known] = task
+            kept += [known] if name in config.keep else []
+        self.kept = KeptScores(folder.with_name(BEFORE), kept, config.max_drop)
         config.check_monitor(self._tasks)
 
     def resume(self) -> None:
-        """Go on with the best model that the folder holds, if it was chosen by the same scores."""
+        """Go on with the scores before the training, and with the best model that the folder holds, if it was chosen by the
+        same scores."""
+        precision = self.kept.resume()
+        self._precision = self._precision or precision
         record = read_json(self.folder / RECORD)
         if record is None:
             return
@@ -139,7 +160,7 @@ class Validation:
         self.best = record["score"]
 
     def __call__(self, engine: Engine, step: int, losses: dict[str, float]) -> dict[str, float] | None:
-        """Score the present weights, and keep them where they are the best so far.
+        """Score the present weights, and keep them where they are the best so far. Those of step 0 are only scored.
 
         engine: of the present weights; nothing of it is kept.
         losses: on held-out samples, their sum as "loss"; empty where there are none.
@@ -147,24 +168,32 @@ class Validation:
         Returns:
             The score of every task, and their mean; None where it was stopped.
         """
-        scores = self._score(engine)
-        if scores is not None:
+        results = self._score(engine)
+        if results is None:
+            return None
+        scores = {name: result.score for name, result in results.items()}
+        if scores:
+            scores[MEAN] = fmean(scores.values())
+        if step == 0:
+            self.kept.keep(results, self._precision)
+        else:
             self._keep_if_best(engine, step, {**losses, **scores})
+            self.kept.compare(results, step)
         return scores
 
-    def _score(self, engine: Engine) -> dict[str, float] | None:
-        """The score of every task, and their mean; None where it was stopped."""
+    def _score(self, engine: Engine) -> dict[str, Result] | None:
+        """The result of every task; None where it was stopped."""
         if not self._tasks:
             return {}
-        scores: dict[str, float] = {}
+        results: dict[str, Result] = {}
         engine = self._in_precision(engine)
         try:
             for name, task in self._tasks.items():
                 self._tasks[name] = task = task or make_task(name, self.config.num_items)
-                scores[name] = task.run(engine, self._leave_if_stopped).score
+                results[name] = task.run(engine, self._leave_if_stopped)
         except Stopped:
             return None
-        return {**scores, MEAN: fmean(scores.values())}
+        return results
 
     def _in_precision(self, engine: Engine) -> Engine:
         """An engine of a copy of the model in bfloat16, where it is to be scored so; else the one that is given."""
@@ -199,4 +228,5 @@ class Validation:
 
     def _settings(self) -> dict[str, Any]:
         settings = asdict(self.config)
-        return {**settings, "tasks": list(settings["tasks"]), "precision": self._precision}
+        del settings["keep"], settings["max_drop"]
+        return {**settings, "tasks": self.config.all_tasks, "precision": self._precision}

@@ -56,7 +56,7 @@ class TrainerConfig(LoopConfig):
     weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
     ema_decay: of the exponential moving average of trained parameters, in (0, 1); None: there is none. Where there is one, it
         is what is sampled, validated and kept in the end.
-    sample_every, validate_every: in steps; 0 is never.
+    sample_every, validate_every: in steps; 0 is never. validate_at_start: before the first step, too.
     sharding: how several processes hold the model.
     attention: how the trunk attends within rows, one of `attention.BACKENDS`; "auto" is "documents" on a CPU, and on a
         GPU "flex_attention" where layers are compiled, else "sdpa".
@@ -76,6 +76,7 @@ class TrainerConfig(LoopConfig):
     ema_decay: float | None = None
     sample_every: int = 0
     validate_every: int = 0
+    validate_at_start: bool = False
     sharding: Sharding = field(default_factory=Sharding)
     attention: str = "auto"
     activation_checkpointing: str = "none"
@@ -273,8 +274,9 @@ class Trainer(Loop):
         return meter.report(self.rate(), self.accelerator)
 
     def before_steps(self, logbook: Logbook) -> None:
-        """The validation that a signal has cut short, when it stopped the run after this step."""
-        if self.step > 0 and self._is_validated() and not self.ranks.any(logbook.has(self.step, VALIDATION)):
+        """The validation at the start, or one that a signal has cut short, when it stopped the run after this step."""
+        is_cut_short = self.step > 0 and self._is_validated() and not self.ranks.any(logbook.has(self.step, VALIDATION))
+        if is_cut_short or (self.step == 0 and self.config.validate_at_start):
             self._validate(logbook)
 
     def after_step(self, logbook: Logbook) -> None:
@@ -324,9 +326,7 @@ class Trainer(Loop):
         return tensors if self.ema is None else tensors | self.ema.tensors()
 
     def state(self) -> dict[str, Any]:
-        """Stage and order of samples, which have to be the same to resume, where in the plan the run is, and the average's
-        age.
-        """
+        """Stage and order of samples, which have to be the same to resume, the place in the plan, and the average's age."""
         ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
         return {"stage": self.config.stage.name, "order": self.order, "plan": asdict(self.origin), **ema}
 
