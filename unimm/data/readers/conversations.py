@@ -2,6 +2,7 @@
 
     LLaVA, ShareGPT        [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}, ...]
     OpenAI, ms-swift       [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]
+    The Cauldron           [{"user": "...", "assistant": "..."}, ...]
     content as parts       {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
 
 Each `<image>`, and each part of type image that holds none itself, is the next image of the entry; a part may hold its own
@@ -65,7 +66,7 @@ def read_talk(turns: Any, images: Iterable[Any], where: str, language: str = "en
         ValueError: turns do not take turns, one is empty, or what is said of images does not agree with those that there are;
             `where` is said first.
     """
-    said = [_turn(turn, where) for turn in turns] if isinstance(turns, list | tuple) and len(turns) else []
+    said = [_turn(turn, where) for pair in turns for turn in _of_pair(pair)] if isinstance(turns, list | tuple) else []
     system = ""
     if said and said[0][0] == SYSTEM:
         system = _system(said[0][1], where)
@@ -161,6 +162,15 @@ def _system(content: Any, where: str) -> str:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: what the system says is text: move its images into the user's first turn.")
     return "\n".join(texts).strip()
+
+
+def _of_pair(turn: Any) -> list[Any]:
+    """{"user": ..., "assistant": ...}, as The Cauldron and ms-swift have it, as two turns; any other turn by itself."""
+    asker = next((name for name in ("user", "human") if isinstance(turn, Mapping) and {name, ASSISTANT} <= turn.keys()), None)
+    if asker is None:
+        return [turn]
+    system = [{"role": SYSTEM, "content": turn["system"]}] if turn.get("system") else []
+    return [*system, {"role": USER, "content": turn[asker]}, {"role": ASSISTANT, "content": turn[ASSISTANT]}]
 
 
 def _turn(turn: Any, where: str) -> tuple[str, Any]:

@@ -16,7 +16,7 @@ data/README.md.
 from pathlib import Path
 from typing import Any
 
-from unimm.data.readers.conversations import ASSISTANT, SYSTEM, USER
+from unimm.data.readers.conversations import ASSISTANT, USER
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.paths import Paths
@@ -56,8 +56,6 @@ class LlavaJson(JsonLines):
         turns = _one_of(item, TURNS, where)
         if turns is None and any(item.get(name) for name in ANSWERED):
             turns = _of_fields(item, where)
-        elif isinstance(turns, list):
-            turns = [turn for pair in turns for turn in _of_pair(pair)]
         if turns is None:  # empty, or not there
             turns = next((item[name] for name in TURNS if name in item), None)
         found = {"image": images, "conversations": turns, "system": item.get("system") or None}
@@ -81,12 +79,3 @@ def _of_fields(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{where}: the history is a list of pairs, [question, answer].")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip((USER, ASSISTANT), pair, strict=True)]
-
-
-def _of_pair(turn: Any) -> list[Any]:
-    """ms-swift's {"human": ..., "assistant": ...} as two turns; any other turn by itself."""
-    if isinstance(turn, dict) and {"human", "assistant"} <= turn.keys():
-        system = [{"role": SYSTEM, "content": turn["system"]}] if turn.get("system") else []
-        own = [{"role": USER, "content": turn["human"]}, {"role": ASSISTANT, "content": turn["assistant"]}]
-        return system + own
-    return [turn]

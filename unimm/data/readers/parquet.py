@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from unimm.data.readers.arrow_columns import class_names, held_images, image_kind, is_text
 from unimm.data.readers.fields import Fields, missing
 from unimm.data.readers.hub import hub_files, is_on_hub
 from unimm.data.readers.lru_cache import ProcessLocalLRU
@@ -74,6 +75,7 @@ class Parquet:
         self.root = None if root is None else Path(root)
         self._with_bytes: set[Path] = set()
         self._with_lists: set[Path] = set()
+        self._classes: dict[Path, dict[str, list[str]]] = {}
         self.files, self._groups = sound_files(files, self._check, max_bad)  # and where the groups of rows of each end
         self._names = short_names(self.files)
         self._ends = np.cumsum([int(ends[-1]) if len(ends) else 0 for ends in self._groups])
@@ -99,6 +101,9 @@ class Parquet:
         names = self.fields.names - {image} if is_later else self.fields.names
         table = self._texts.get((number, group), lambda: self._read(file, group, names))
         item = {name: table.column(name)[row].as_py() for name in table.column_names}
+        for name, classes in self._classes.get(file, {}).items():  # a ClassLabel is its name; -1 says that there is none
+            label = item.get(name)
+            item[name] = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else None
         if is_later and image is not None:
             item[image] = self._unread(number, group, row, where)
         root = file.parent if self.root is None else self.root
@@ -108,7 +113,7 @@ class Parquet:
         """What stands for the images of a row until they are opened; in a list None where there is no image."""
         if self.files[number] not in self._with_lists:
             return ParquetImage(self, number, group, row, where)
-        held = self._counts.get((number, group), lambda: _held(self._column(number, group)))[row]
+        held = self._counts.get((number, group), lambda: held_images(self._column(number, group)))[row]
         if held is None:
             return None
         return [ParquetImage(self, number, group, row, where, place) if is_one else None for place, is_one in enumerate(held)]
@@ -172,14 +177,14 @@ class Parquet:
             if name not in schema.names:
                 raise missing(name, schema.names, str(file))
         if self.fields.image in schema.names:
-            kind = schema.field(self.fields.image).type
-            if _is_list(kind):
+            kind, has_lists = image_kind(schema.field(self.fields.image).type, f"{file}: the column '{self.fields.image}'")
+            if has_lists:
                 self._with_lists.add(file)
-                kind = kind.value_type
-            if _is_list(kind):
-                raise ValueError(f"{file}: the column '{self.fields.image}' holds lists of lists: write a flat list of images.")
-            if not _is_text(kind):
+            if not is_text(kind):
                 self._with_bytes.add(file)
+        classes = {name: names for name, names in class_names(schema).items() if name in self.fields.names}
+        if classes:
+            self._classes[file] = classes
         if largest > MAX_GROUP_BYTES:
             logger.warning(
                 f"{file} has groups of rows of {largest >> 20:,} MiB, and every shuffled row reads one: write it again with "
@@ -198,6 +203,8 @@ class Parquet:
         return _plainly(file, read)
 
     def _image(self, value: Any, root: Path, where: str) -> Any:
+        if isinstance(value, list) and value and all(isinstance(one, int) and 0 <= one < 256 for one in value):
+            return bytes(value)
         return value if isinstance(value, UnreadImage) else image_at(root, value, where)
 
 
@@ -276,27 +283,7 @@ def _layout(file: Path) -> tuple[Any, list[int], int]:
     metadata = _parquet().read_metadata(file)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
-    return metadata.schema.to_arrow_schema(), [group.num_rows for group in groups], largest
-
-
-def _held(column: Any) -> list[list[bool] | None]:
-    """Of each row whether each place of its list holds an image; None where there is no list. Reads no image."""
-    from pyarrow import compute as functions
-    from pyarrow import types
-
-    compute: Any = functions  # made when pyarrow is imported, so that nothing is known of them before
-    flat = compute.list_flatten(column)
-    is_there = compute.is_valid(flat)
-    if types.is_struct(flat.type):
-        parts = [compute.is_valid(compute.struct_field(flat, part.name)) for part in flat.type]
-        for part in parts[1:]:
-            parts[0] = compute.or_(parts[0], part)
-        is_there = compute.and_(is_there, parts[0])
-    marks, held, start = is_there.to_pylist(), [], 0
-    for length in compute.list_value_length(column).to_pylist():
-        held.append(None if length is None else marks[start : start + length])
-        start += length or 0
-    return held
+    return metadata.schema.to_arrow_schema().with_metadata(metadata.metadata), [group.num_rows for group in groups], largest
 
 
 def _check_splits(paths: Paths) -> None:
@@ -306,18 +293,6 @@ def _check_splits(paths: Paths) -> None:
         if listed is not None:
             splits = ", ".join(f"{Path(path) / name}" for name in listed.get("splits", []))
             raise ValueError(f"{path} holds a data set in splits: name one of them, {splits}.")
-
-
-def _is_text(column: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_string(column) or types.is_large_string(column)
-
-
-def _is_list(column: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column)
 
 
 def _parquet() -> Any:

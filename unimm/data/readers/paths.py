@@ -26,6 +26,8 @@ IMAGE_SUFFIXES = (
 )
 """What is taken for an image, by its name in small letters."""
 
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+
 NUM_FIRST = 4
 """Records that are read when a data set is opened."""
 
@@ -50,6 +52,9 @@ def find_files(paths: Paths, suffixes: tuple[str, ...]) -> list[Path]:
         if not files:
             kinds = "" if Path(path).is_file() else f" ({', '.join(suffixes)})"
             raise ValueError(f"There is no file at {path}{kinds}: give a file, a folder or a pattern such as 'folder/*'.")
+        packed = [file for file in files if _is_packed(file, suffixes)]
+        if packed:
+            raise ValueError(f"{packed[0]} is compressed: unpack it, so that records can be found by their places.")
         found |= dict.fromkeys(files)
     if not found:
         raise ValueError(f"No file is named: give a file, a folder or a pattern ({', '.join(suffixes)}).")
@@ -203,11 +208,24 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        yield from (file for file in walk(path) if file.name.lower().endswith(suffixes))
+        files = list(walk(path))
+        chosen = [file for file in files if file.name.lower().endswith(suffixes)]
+        packed = [file for file in files if _is_packed(file, suffixes)]
+        if chosen and packed:
+            few = ", ".join(map(str, packed[:3]))
+            logger.warning(f"{len(packed):,} compressed files are not read, unpack those that are not there twice: {few}")
+        yield from chosen or packed
     elif any(_is_pattern(part) for part in path.parts):
         first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
         matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
         yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _is_packed(file: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether it is one of the files of these names in compressed form."""
+    name = file.name.lower()
+    plain, dot, last = name.rpartition(".")
+    return (dot and f".{last}" in PACKED and plain.endswith(suffixes)) or (name.endswith(".tgz") and ".tar" in suffixes)
 
 
 def _without_braces(path: str) -> Iterator[str]:

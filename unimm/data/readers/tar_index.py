@@ -30,8 +30,6 @@ IMAGES = (*(suffix[1:] for suffix in IMAGE_SUFFIXES), "img", "image")
 TEXTS = ("txt", "text", "caption", "transcript")
 JSON = ("json", "jsn")
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
 _VERSION = "2"
 _BLOCK = 512
 

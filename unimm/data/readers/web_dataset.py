@@ -29,7 +29,7 @@ from rich.progress import track
 
 from unimm.data.readers.fields import Fields
 from unimm.data.readers.paths import IMAGE_SUFFIXES, Paths, find_files, locate, read_first, short, short_names, sound_files
-from unimm.data.readers.tar_index import COMPRESSED, JSON, TEXTS, TarIndex, build_index, is_image, stored_index
+from unimm.data.readers.tar_index import JSON, TEXTS, TarIndex, build_index, is_image, stored_index
 from unimm.data.records import Record, UnreadImage
 
 IMAGE, TXT = "(image)", "txt"
@@ -64,7 +64,7 @@ class WebDataset:
         self._images = _Images.of(own.image)
         self.fields = replace(own, image=IMAGE)
         self._names_read = self.fields.names - {IMAGE}
-        shards = find_files(paths, (".tar", *COMPRESSED))
+        shards = find_files(paths, (".tar",))
         self.shards, self._indexes = _open_indexes(shards, None if cache is None else Path(cache), max_bad)
         self._names = short_names(self.shards)
         self._ends = np.cumsum([len(index) for index in self._indexes])
