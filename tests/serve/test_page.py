@@ -128,7 +128,7 @@ def test_a_visit(served: Served, tmp_path: Path) -> None:
         ask_about_two_pictures(page, served.engine, tmp_path)
         upload_what_is_no_picture(page, tmp_path)
         draw(page)
-        stop_and_go_on(page, served.engine)
+        stop_and_go_on(page, served)
         compare(page)
         look_inside(page)
         page.reload()
@@ -239,15 +239,19 @@ def draw(page: Any) -> None:
     assert said is not None and said["prompt"] == "three green crosses" and said["settings"]["guidance_scale"] == 2.5
 
 
-def stop_and_go_on(page: Any, engine: Engine) -> None:
+def stop_and_go_on(page: Any, served: Served) -> None:
     """A drawing that is stopped leaves nothing running, and the next one comes, by the keyboard."""
     page.locator("#draw-prompt textarea").fill("three green crosses")
+    served.brake.steps = 20  # so that it does not end before it is stopped
     page.locator("#draw-start").click()
     page.locator("#draw-stop").click()
     page.locator("#draw-start").wait_for()
-    wait_for(lambda: engine.decoder.stats().num_running == 0)
+    served.brake.steps = math.inf
+    wait_for(lambda: served.engine.decoder.stats().num_running == 0)
+    served.brake.steps = 20
     page.locator("#draw-prompt textarea").press("Enter")
     page.locator("#draw-stop").wait_for()
+    served.brake.steps = math.inf
     page.locator("#wall a[data-download]").first.wait_for()
 
 
