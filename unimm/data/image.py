@@ -30,7 +30,7 @@ PLUGINS = {"AVIF": "a Pillow that was built with AVIF", "HEIF": "pip install pil
 
 _BRANDS: dict[bytes, str] = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
 }
 
 MAX_PIXELS = 50_000_000
@@ -195,11 +195,13 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
     if not file.read(1):
         raise ImageError(f"Cannot read {name}: it is empty.")
     file.seek(0)
-    further = _plugin_of(file.read(12), name) if formats == FORMATS else None
+    further = _plugin_of(file.read(64), name) if formats == FORMATS else None
     file.seek(0)
     try:
         picture = Image.open(file, formats=formats if further is None else (further,))
     except UnidentifiedImageError:
+        if further is not None:
+            raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
         raise ImageError(f"Cannot read {name}: it is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from None
     except Image.DecompressionBombError:
         raise ImageError(f"Cannot read {name}: it has more pixels than are safe to unpack, shrink it first.") from None
@@ -216,6 +218,8 @@ def _plugin_of(start: bytes, name: str) -> str | None:
         ImageError: no plug-in can read it here.
     """
     form = _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if start[8:12] in (b"mif1", b"msf1") and {b"avif", b"avis"} & {start[at : at + 4] for at in range(16, start[3], 4)}:
+        form = "AVIF"  # whose other brands say what it is
     if form == "HEIF" and find_spec("pillow_heif") is not None:
         import_module("pillow_heif").register_heif_opener()
     if form is not None and form not in Image.OPEN:
