@@ -116,7 +116,8 @@ def cases(photos: Path, workspace: Path) -> list[Case]:
 
 
 def find_differences(alone: Path, killed: Path) -> list[str]:
-    """The files that differ between two folders, but for clocks and the order in which two processes list bad records."""
+    """The files that differ between two folders, but for clocks and the order in which two processes list bad records; both may
+    list one that they meet in the same step."""
     one, other = _content(alone), _content(killed)
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
@@ -127,7 +128,7 @@ def _content(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name == BAD_RECORDS:
-            found[name] = sorted(path.read_text("utf-8").splitlines())
+            found[name] = sorted(set(path.read_text("utf-8").splitlines()))
         elif path.name == "metrics.jsonl":
             found[name] = [{key: one for key, one in line.items() if "speed" not in key} for line in read_numbers(path)]
         elif "checkpoints" not in path.parts and (path.suffix == ".safetensors" or path.name == "manifest.json"):

@@ -141,6 +141,9 @@ class BadBudget:
     def add(self, found: Iterable[BadRecord]) -> None:
         """Count and list those that are new. Every process lists its own, and counts those of all."""
         new = {(one.source, one.key): one for one in found if (one.source, one.key) not in self.bad}
+        if new:  # another process may have listed them meanwhile
+            self.bad |= self._read()
+            new = {key: one for key, one in new.items() if key not in self.bad}
         if not new:
             return
         if not self.bad:
