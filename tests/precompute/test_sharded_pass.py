@@ -318,6 +318,17 @@ def test_many_bad_images_are_counted_and_listed(make: Make, tmp_path: Path, monk
         make(tmp_path / "store", PassConfig(2, quiet=True), Places(*(31 * [None])))
 
 
+def test_a_pass_within_its_budget_is_never_given_up(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first images are the bad ones."""
+    monkeypatch.setattr(bad_images, "HOPELESS", 2)
+    first_bad = Places(None, None, None, *range(3, 12))
+    make(tmp_path / "store", PassConfig(2, quiet=True, max_bad=0.25), first_bad)
+    listed = (tmp_path / "store/bad_records.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["places/0", "places/1", "places/2"]
+    with pytest.raises(ValueError, match="3 of 12 images cannot be used"):
+        make(tmp_path / "other", PassConfig(2, quiet=True, max_bad=0.2), first_bad)
+
+
 def test_processes_name_the_bad_images_of_all(make: Make, tmp_path: Path) -> None:
     dataset = Places(0, None, 2, 3, 4, 5, 6, None, 8, 9, 10, 11)
 

@@ -12,12 +12,14 @@ from toy_tokenizers import make_config as make_tokenizer_config
 from toys import Squares, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.cli.errors import explain
+from unimm.data.bad_records import BadRecord
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record
 from unimm.data.views import Conversation, PlainText
 from unimm.models.image_tokenizer.model import ImageTokenizer
-from unimm.training.bad_records import DataError, find_bad_records
+from unimm.runtime.rank_sync import Ranks
+from unimm.training.bad_records import BadBudget, DataError, find_bad_records, lost_step
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.logbook import read_numbers
@@ -154,3 +156,25 @@ def test_a_search_ends_in_time_and_looks_at_an_image_once(monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert [one.key for one in find_bad_records([Files()]).bad] == [f"squares/{index}" for index in range(12)]
     assert np.all([one.reason.endswith("there is no such file") for one in find_bad_records([Files()]).bad])
+
+
+def test_a_search_leaves_the_list_of_what_the_run_has_met(tmp_path: Path) -> None:
+    """Where some may be bad; that list is counted when the run goes on."""
+    met = "squares/3\tit is empty\ttalk\n"
+    (tmp_path / "bad_records.txt").write_text(met)
+    told = str(lost_step(ValueError("No."), 3, [Damaged(5, 11)], tmp_path, is_saved=True, max_bad=0.1))
+    assert f"all are listed in {tmp_path / 'bad_records_found.txt'}" in told
+    assert (tmp_path / "bad_records.txt").read_text() == met
+    listed = (tmp_path / "bad_records_found.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["squares/5", "squares/11"]
+
+
+def test_names_of_any_bytes_are_listed_once(tmp_path: Path) -> None:
+    """Not UTF-8, with tabs and line breaks; also after a resume."""
+    found = [BadRecord("caf\udce9.png", "caf\udce9.png is empty", "talk"), BadRecord("a\tb\nc\u2028.png", "It is.", "talk")]
+    for _ in range(2):
+        budget = BadBudget(tmp_path, mixture(Damaged()), Ranks(), kept=None)
+        budget.add(found)
+        assert len(budget.bad) == 2
+    lines = (tmp_path / "bad_records.txt").read_bytes().splitlines()
+    assert lines == [rb"caf\udce9.png" b"\t" rb"caf\udce9.png is empty" b"\ttalk", rb"a\tb\nc\u2028.png" b"\tIt is.\ttalk"]

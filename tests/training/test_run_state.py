@@ -142,5 +142,7 @@ def test_a_run_goes_on_without_records_that_were_taken_out(tmp_path: Path) -> No
         notes(4, 11)
     (tmp_path / "bad_records.txt").write_text("squares/11\tits data is damaged\nsquares/0\tits data is damaged\n")
     assert len(notes(4, 11)) == len(notes(0, 11)) == 1 and notes() == []
+    (tmp_path / "bad_records.txt").rename(tmp_path / "bad_records_found.txt")
+    assert len(notes(4, 11)) == 1, "where some may be bad, those that were found at the end have a list of their own"
     with pytest.raises(ValueError, match="num_records of talk 10, not 12"):
         check_order(tmp_path, order_of_rows(mixture(dataset=Some(4, 7)), 64, 9), began)

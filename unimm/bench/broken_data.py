@@ -9,11 +9,13 @@ list of bad records, and every logged number but speeds.
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,8 @@ OFTEN_SAVED = (
 
 @dataclass(frozen=True)
 class Case:
-    """A command that is killed. module: as `python -m` takes it. progress: how far the folder that it writes is; it is killed
-    when that is `middle`."""
+    """A command that is killed. module: as `python -m` takes it. progress: how far the folder that it writes is; it is
+    killed on its way to `middle`, step by step, or (1) each time that it is one further."""
 
     name: str
     module: str
@@ -80,9 +82,9 @@ def run_cases(workspace: Path, num_kills: int, num_images: int, say: Callable[[O
     for case in cases(photos, workspace):
         started = time.monotonic()
         alone, killed = (workspace / f"{case.name}-{case.num_processes}-{how}" for how in ("alone", "killed"))
-        _finish(_start(case, alone), alone)
+        _run(case, alone)
         kills = sum(_kill_in_the_middle(case, killed, number, num_kills) for number in range(num_kills))
-        _finish(_start(case, killed), killed)
+        _run(case, killed)
         listed = sorted((killed / BAD_RECORDS).parent.rglob(BAD_RECORDS))
         num_bad = sum(len(path.read_text("utf-8").splitlines()) for path in listed)
         seconds = time.monotonic() - started
@@ -148,47 +150,57 @@ def _parts(folder: Path) -> float:
     )
 
 
-def _start(case: Case, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """The processes of a command, as torchrun would start them."""
+@contextmanager
+def _started(case: Case, folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes of a command, as torchrun would start them; none of them outlives the block."""
     command = [sys.executable, "-m", case.module, *case.words, f"out={folder}"]
-    port = _free_port()
-    started = []
-    for rank in range(case.num_processes):
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.num_processes, "MASTER_PORT": port}
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        if case.num_processes > 1:
-            environment |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        with (folder.parent / f"{folder.name}-{rank}.txt").open("ab") as log:
-            started.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+    port, started = _free_port(), list[subprocess.Popen[bytes]]()
+    try:
+        for rank in range(case.num_processes):
+            where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.num_processes, "MASTER_PORT": port}
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            if case.num_processes > 1:
+                environment |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            with (folder.parent / f"{folder.name}-{rank}.txt").open("ab") as log:
+                started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
                 )
-            )
-    return started
+        yield started
+    finally:  # also at Ctrl-C, which does not reach them: their sessions are their own
+        for one in started:
+            if one.poll() is None:
+                os.killpg(one.pid, signal.SIGKILL)
+        for one in started:
+            one.wait()
 
 
 def _kill_in_the_middle(case: Case, folder: Path, number: int, num_kills: int) -> int:
-    """Start it, and kill it when it is so far; 1 where that was in time, else 0."""
-    goal = case.middle * (number + 1) / num_kills if case.middle > 1 else case.middle
-    processes, deadline = _start(case, folder), time.monotonic() + STUCK_SECONDS
-    while case.progress(folder) < goal and any(one.poll() is None for one in processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.01)
-    was_running = any(one.poll() is None for one in processes)
-    for one in processes:
-        if one.poll() is None:
-            os.killpg(one.pid, 9)
-        one.wait()
-    return int(was_running)
+    """Start it, and kill it when it is so far, which is further than it was; 1 where that was in time, else 0."""
+    goal = max(case.middle * (number + 1) / num_kills if case.middle > 1 else 0, case.progress(folder) + 1)
+    return int(_run(case, folder, lambda: case.progress(folder) >= goal))
 
 
-def _finish(processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
-    for one in processes:
-        if one.wait(STUCK_SECONDS):
-            for other in processes:
-                other.kill()
-            raise RuntimeError(f"{folder.name} failed: see {folder}-*.txt.")
+def _run(case: Case, folder: Path, is_enough: Callable[[], bool] = lambda: False) -> bool:
+    """Run it to its end, or until it is enough and it is killed; says whether it was killed.
+
+    Raises:
+        RuntimeError: one of its processes failed, or it takes too long.
+    """
+    deadline = time.monotonic() + STUCK_SECONDS
+    with _started(case, folder) as processes:
+        while True:
+            codes = [one.poll() for one in processes]
+            if any(codes):
+                raise RuntimeError(f"{folder.name} failed: see {folder}-*.txt.")
+            if None not in codes:
+                return False
+            if is_enough():
+                return True
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{folder.name} is stuck, after {STUCK_SECONDS:g} seconds: see {folder}-*.txt.")
+            time.sleep(0.01)
 
 
 def _free_port() -> int:

@@ -80,7 +80,7 @@ MATRIX: dict[str, tuple[bytes, bytes | None, str | None]] = {
     "caf\u00e9.png": (PNG, TEXT, None),
     "photo.jfif": (JPEG, TEXT, None),
     "photo.avif": (encoded(squares(), "AVIF"), TEXT, None) if features.check("avif") else (PNG, TEXT, None),
-    "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), TEXT, "HEIF images are not read here|header is damaged"),
+    "photo.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(40), TEXT, "HEIF images are not read here|damaged"),
 }
 BAD = {name: why for name, (_, _, why) in MATRIX.items() if why}
 

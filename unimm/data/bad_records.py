@@ -15,6 +15,8 @@ TRIES = 64
 BAD_RECORDS = "bad_records.txt"
 """In a run's folder: a line for each record that it could not use, its key, why, and its source, between tabs."""
 
+_BREAKS_LISTS = re.compile(r"[\ud800-\udfff\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+
 
 class BadRecord(NamedTuple):
     """A record that cannot be used: its key, why, and the name of its source."""
@@ -22,6 +24,11 @@ class BadRecord(NamedTuple):
     key: str
     reason: str
     source: str = ""
+
+
+def as_listed(text: str) -> str:
+    """A key or a reason as lists have it, in UTF-8 and on one line: what would break that is escaped, as names of files may."""
+    return re.sub(_BREAKS_LISTS, lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 class StaleStoreError(ValueError):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset as TorchDataset
 
+from unimm.data.bad_records import as_listed
 from unimm.data.records import Dataset, ImageLike, key_at, unchecked
 from unimm.runtime.resumable_folder import ResumableFolder
 
@@ -96,7 +97,7 @@ def _noted_parts(unfinished: ResumableFolder) -> list[int]:
 
 def list_bad(bad: list[BadImage], path: Path) -> None:
     """Write the list of bad images: a key and a reason a line."""
-    path.write_text("".join(f"{one.key}\t{one.reason}\n" for one in bad), encoding="utf-8")
+    path.write_text("".join(f"{as_listed(one.key)}\t{as_listed(one.reason)}\n" for one in bad), encoding="utf-8")
 
 
 def raise_bad(unfinished: ResumableFolder, num_images: int, max_bad: float = 0.0) -> None:
@@ -124,7 +125,7 @@ def _told(bad: list[BadImage]) -> str:
     """Names by reason, which many share."""
     keys: dict[str, list[str]] = {}
     for one in bad:
-        keys.setdefault(one.reason, []).append(one.key)
+        keys.setdefault(as_listed(one.reason), []).append(as_listed(one.key))
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in keys.items())
 
 

@@ -40,8 +40,6 @@ from unimm.runtime.rank_sync import Ranks
 from unimm.runtime.resumable_folder import ResumableFolder
 
 COMPARED_AT_ONCE = 256
-HALF_BAD = 0.5
-"""Where so many may be bad, a pass is never given up early."""
 
 
 class Prepare(NamedTuple):
@@ -315,7 +313,8 @@ def _make(job: Job, parts: list[_Part], known: KnownImages, unfinished: Resumabl
                 if part.bad and not is_told:
                     is_told = True
                     work.say(f"{job.title}: {': '.join(part.bad[0])}; the others are made first, then all such are named.")
-                if work.max_bad < HALF_BAD and is_hopeless(num_bad + len(part.bad), num_seen):
+                now_bad = num_bad + len(part.bad)
+                if now_bad > work.max_bad * len(job.images) and is_hopeless(now_bad, num_seen):
                     note_bad(unfinished, part.number, part.bad)
                     return
             num_bad += len(part.bad)

@@ -3,7 +3,8 @@
 They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are repaired or taken out, the
 run goes on (`unimm.training.run_state` lets it, where nothing else has changed).
 
-Where some may be bad (`max_bad`), others stand in for them, and the run ends only when there are more: `BadBudget` counts.
+Where some may be bad (`max_bad`), others stand in for them, and the run ends only when there are more: `BadBudget` counts. Its
+list is then `bad_records.txt`, and a search that ends the run for another reason lists in `bad_records_found.txt`.
 """
 
 import logging
@@ -14,12 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from unimm.data.bad_records import BAD_RECORDS, BadRecord, count_kinds, reason_of
+from unimm.data.bad_records import BAD_RECORDS, BadRecord, as_listed, count_kinds, reason_of
 from unimm.data.image import decode_image
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, SeenImage, key_at
 from unimm.runtime.rank_sync import Ranks
+
+FOUND_RECORDS = "bad_records_found.txt"
+"""In the folder of a run in which some records may be bad: those that were found when it ended, a key and a reason a line."""
 
 SECONDS_OF_SEARCH = 20.0
 ENOUGH = 1000
@@ -45,10 +49,13 @@ class Search(NamedTuple):
     num_records: int
 
 
-def lost_step(error: Exception, step: int, datasets: Iterable[Dataset], folder: Path, is_saved: bool) -> Exception:
+def lost_step(
+    error: Exception, step: int, datasets: Iterable[Dataset], folder: Path, is_saved: bool, max_bad: float = 0.0
+) -> Exception:
     """The error that ends a run which could not read what step number `step` would learn from; anything but data: the same.
 
-    folder: the run's, in which the bad records are listed. is_saved: whether the steps before it are.
+    folder: the run's, in which the bad records are listed. is_saved: whether the steps before it are. max_bad: the share of
+    records that may be bad; above 0 `bad_records.txt` is what the run has met, and the search has a list of its own.
     """
     if not isinstance(error, ValueError | OSError):
         return error
@@ -58,7 +65,7 @@ def lost_step(error: Exception, step: int, datasets: Iterable[Dataset], folder: 
         unseen = found.num_records - found.num_seen
         why = f", since {len(found.bad):,} of {found.num_seen:,} records cannot be used: {_named(found.bad)}"
         why += f"; there was no time to look at {unseen:,} others" if unseen else ""
-        why += f"; {_listed(folder / BAD_RECORDS, lines)}"
+        why += f"; {_listed(folder / (FOUND_RECORDS if max_bad else BAD_RECORDS), lines)}"
     else:
         why = f": {reason_of(error)}"
     if step == 1:
@@ -97,8 +104,8 @@ def find_bad_records(datasets: Iterable[Dataset], seconds: float = SECONDS_OF_SE
                         decode_image(image)
                     seen |= {str(image)} if isinstance(image, str | Path) else set()
             except (ValueError, OSError) as error:
-                key = key_at(dataset, index) or key
-                bad.setdefault(key, BadRecord(key, reason_of(error)))
+                key = as_listed(key_at(dataset, index) or key)
+                bad.setdefault(key, BadRecord(key, as_listed(reason_of(error))))
     return Search(list(bad.values()), num_seen, num_seen)
 
 
@@ -140,7 +147,8 @@ class BadBudget:
 
     def add(self, found: Iterable[BadRecord]) -> None:
         """Count and list those that are new. Every process lists its own, and counts those of all."""
-        new = {(one.source, one.key): one for one in found if (one.source, one.key) not in self.bad}
+        listed = [BadRecord(as_listed(one.key), as_listed(one.reason), one.source) for one in found]
+        new = {(one.source, one.key): one for one in listed if (one.source, one.key) not in self.bad}
         if new:  # another process may have listed them meanwhile
             self.bad |= self._read()
             new = {key: one for key, one in new.items() if key not in self.bad}
@@ -153,7 +161,7 @@ class BadBudget:
                 f"all such, which {self.path} lists; the run ends when they are more than a share of max_bad={self.max_bad:g}."
             )
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{one.key}\t{one.reason}\t{one.source}\n" for one in new.values())
         except OSError as error:
             logger.warning(f"{len(new)} bad records cannot be listed in {self.path} ({error.strerror}).")
@@ -188,6 +196,6 @@ class BadBudget:
         return [f"{len(bad):,} records could not be used and were replaced ({count_kinds(bad)}): see {self.path}"]
 
     def _read(self) -> dict[tuple[str, str], BadRecord]:
-        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        lines = self.path.read_text("utf-8", "backslashreplace").splitlines() if self.path.is_file() else []
         read = [BadRecord(*[*line.split("\t", 2), "", ""][:3]) for line in lines]
         return {(one.source, one.key): one for one in read if one.source}  # others are of a run that allowed none

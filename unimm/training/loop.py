@@ -271,7 +271,8 @@ class Loop(Resumable):
             self.save_if_possible()
         lost: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
         if error is not None:
-            lost = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved)
+            max_bad = 0.0 if self.bad is None else self.bad.max_bad
+            lost = lost_step(error, self.step + 1, self.datasets(), self.folder, self.is_saved, max_bad)
         self.ranks.barrier()  # a launcher ends all processes when the first one leaves: all wait until the reason is logged
         raise lost from (None if lost is error else error)
 

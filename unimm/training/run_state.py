@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from unimm.data.bad_records import BAD_RECORDS
+from unimm.data.bad_records import BAD_RECORDS, as_listed
 from unimm.data.holdout import Subset
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, key_at
 from unimm.runtime.rank_sync import Ranks
-from unimm.training.bad_records import BadBudget
+from unimm.training.bad_records import FOUND_RECORDS, BadBudget
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.optimizers import FiniteGuard
 from unimm.training.sharding import gather
@@ -213,15 +213,15 @@ def _with_new_names(began: Order) -> Order:
 
 def _without_removed(folder: Path, began: Order, now: Order) -> tuple[Order, list[str]]:
     """What it began with, but for records that were taken out since; and of which sources, in words."""
-    path = folder / BAD_RECORDS
-    bad = {line.partition("\t")[0] for line in path.read_text("utf-8").splitlines()} if path.is_file() else set()
+    paths = [path for path in (folder / BAD_RECORDS, folder / FOUND_RECORDS) if path.is_file()]
+    bad = {line.partition("\t")[0] for path in paths for line in path.read_text("utf-8", "backslashreplace").splitlines()}
     ends = ("first_key", "last_key")
     sources, notes = dict(began.get("sources", {})), []
     for name, before in sources.items():
         after = now.get("sources", {}).get(name)
         if after is None or not {"num_records", *ends} <= before.keys():
             continue
-        ends_are_theirs = all(before[key] == after[key] or before[key] in bad for key in ends)
+        ends_are_theirs = all(before[key] == after[key] or as_listed(str(before[key])) in bad for key in ends)
         if after["num_records"] < before["num_records"] and ends_are_theirs:
             sources[name] = {**before, **{key: after[key] for key in ("num_records", *ends)}}
             held = "; so are those that are held out, of which some were learned from" if after["held_out"] else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from users_files import CAPTIONS, make_pictures, read_all
 
+from unimm.bench.broken_files import make_folder
 from unimm.cli.compose import build, compose_config
 from unimm.data.readers.csv_table import CsvTable
 from unimm.data.readers.fields import Fields
@@ -103,3 +104,18 @@ def test_a_long_cell_in_the_table_of_a_folder(tmp_path: Path) -> None:
     make_pictures(tmp_path, ("0.png",))
     (tmp_path / "metadata.csv").write_text(f"file_name\ttext\n0.png\t{'A. ' * 100_000}\n")
     assert len(ImageFolder(tmp_path)[0].captions[0].text) == 299_999
+
+
+def test_a_bad_row_of_captions_is_one_of_those_that_may_be(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", (), num_good=10)
+    (folder / "metadata.csv").write_text("file_name,text\ngood00.png,one, two\ngood01.png,Two.\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2 does not have one value a column"):
+        ImageFolder(folder)
+    dataset = ImageFolder(folder, max_bad=0.1)
+    assert [dataset[index].captions[0].text for index in (0, 1, 2)] == ["Picture 0.", "Two.", "Picture 2."]
+
+
+def test_a_quote_out_of_place_is_told_of_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('image,caption\n1.png,"One" more\n2.png,Two.\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line 2 cannot be read"):
+        CsvTable(tmp_path / "a.csv", FIELDS)

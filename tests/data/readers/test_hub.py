@@ -1,5 +1,6 @@
 """Data sets of the hub, by its own client against a stand-in that answers on this machine: listing, downloading, errors."""
 
+import errno
 import hashlib
 import io
 import json
@@ -44,6 +45,9 @@ class StandIn(BaseHTTPRequestHandler):
         },
         "a/converted": {SHA: {"images.zip": b""}, CONVERTED: {"default/train/0000.parquet": table(2, 3)}},
         "a/subsets": {SHA: {"one/train-0.parquet": table(0), "two/train-0.parquet": table(1), "two/test-0.parquet": table(2)}},
+        "a/many": {SHA: {}, CONVERTED: {f"default/train/000{one}.parquet": table(one) for one in range(3)}},
+        "a/alike": {SHA: {f"data/{one}-00000-of-00001.parquet": table(0) for one in ("train_sft", "train_gen")}},
+        "a/partial": {SHA: {}, CONVERTED: {"default/partial-train/0000.parquet": table(1)}},
         "a/none": {SHA: {"a.csv": b""}},
     }
 
@@ -120,6 +124,8 @@ def test_what_is_there_is_downloaded_and_read(hub: ThreadingHTTPServer) -> None:
     assert captions("hf://datasets/a/converted/train") == list(CAPTIONS[2:])
     assert captions("hf://datasets/a/subsets/two/train") == [CAPTIONS[1]]
     assert captions("hf://datasets/a/subsets/test") == [CAPTIONS[2]]
+    assert captions("hf://datasets/a/alike/train_sft") == [CAPTIONS[0]], "not those of train_gen"
+    assert captions("hf://datasets/a/partial/partial-train") == [CAPTIONS[1]]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +136,8 @@ def test_what_is_there_is_downloaded_and_read(hub: ThreadingHTTPServer) -> None:
         ("a/none", "no Parquet files of a split 'train'"),
         ("a/subsets", r"several subsets \(one, two\): name one, hf://datasets/a/subsets/one/train"),
         ("a/plain/test", "no Parquet files of a split 'test', there is data/train-00000-of-00002.parquet"),
+        ("a/alike", "no Parquet files of a split 'train', there is data/train_sft-00000-of-00001.parquet"),
+        ("a/partial", "holds only the beginning of its split 'train': .* hf://datasets/a/partial/partial-train"),
         ("a/plain/x/y/z", "names no data set"),
     ],
 )
@@ -150,3 +158,44 @@ def test_without_a_network(hub: ThreadingHTTPServer, tmp_path: Path, caplog: pyt
     next((tmp_path / "cache").rglob("train-00001-of-00002.parquet")).unlink()
     with pytest.raises(ValueError, match="the hub does not answer"):
         Parquet("hf://datasets/a/plain", FIELDS)
+
+
+@pytest.mark.parametrize("name", ["a/many", "a/plain"])
+def test_part_of_a_download_is_never_taken_for_all(
+    name: str, hub: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the connection breaks in the middle, nor later without a network; nor is a full disk called silence."""
+    download = huggingface_hub.snapshot_download
+
+    def breaking(error: Exception) -> None:
+        def broken(*args, allow_patterns: list[str], **words) -> str:
+            found = download(*args, allow_patterns=allow_patterns[:1], **words)
+            if words.get("local_files_only"):
+                return found
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+
+    breaking(RuntimeError("peer closed connection"))
+    with pytest.raises(ValueError, match=r"\(peer closed connection\), the hub does not answer"):
+        captions(f"hf://datasets/{name}")
+    breaking(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ValueError, match=r"No space left on device\): make room"):
+        captions(f"hf://datasets/{name}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **words: download(*args, **words))
+    whole = captions(f"hf://datasets/{name}")
+    hub.shutdown()
+    hub.server_close()
+    assert captions(f"hf://datasets/{name}") == whole, "also of the hub's own conversion"
+    listed = next((tmp_path / "cache").rglob(".unimm_files.json"))
+    content = listed.read_text()
+    listed.unlink()
+    if name == "a/plain":
+        assert captions(f"hf://datasets/{name}") == whole, "its names tell of how many they are"
+    else:
+        with pytest.raises(ValueError, match="the hub does not answer"):
+            captions(f"hf://datasets/{name}")
+    listed.write_text(content)
+    max((tmp_path / "cache").rglob("*.parquet")).unlink()
+    with pytest.raises(ValueError, match="the hub does not answer"):
+        captions(f"hf://datasets/{name}")

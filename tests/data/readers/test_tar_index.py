@@ -78,3 +78,11 @@ def test_a_cache_folder_may_be_named(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "shards")
     WebDataset(folder, cache=tmp_path / "cache")
     assert {path.suffix for path in folder.iterdir()} == {".tar"} and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path, built: list[str]) -> None:
+    make_shard(tmp_path / "a.tar", {"caf\udce9.png": b"image", "caf\udce9.txt": b"One."})
+    for _ in range(2):
+        record = WebDataset(tmp_path)[0]
+        assert record.key == "a.tar/caf\udce9" and record.captions[0].text == "One."
+    assert built == ["a.tar"]

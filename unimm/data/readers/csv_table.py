@@ -42,7 +42,8 @@ class CsvTable(JsonLines):
         fields: which column is what. An empty cell of an optional column is none.
         root: the folder that image paths start from; default: that of the file.
 
-    Raises ValueError, at once where there is nothing or a column is not there, else when the bad row is read.
+    Raises ValueError, at once where there is nothing, a column is not there or a quote is out of place (nothing says where the
+    rows behind it begin), else when the bad row is read.
     """
 
     def __init__(self, paths: Paths, fields: Fields, root: str | Path | None = None) -> None:

@@ -7,7 +7,7 @@ convention of Hugging Face's "imagefolder". Sub-folders are walked, and may have
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,11 @@ class ImageFolder:
                 logger.warning(problem)
 
         for table in (file for file in files if file.name in TABLES):
-            for row, where in _rows_of_csv(table) if table.suffix == ".csv" else _rows_of_lines(table):
+            items = CsvItems(table, {_FILE_NAME}) if table.suffix == ".csv" else JsonItems(table)
+            for index in range(len(items)):
+                where = items.where(index) if isinstance(items, CsvItems) else f"{table}, entry {index + 1}"
                 try:
-                    given, captions = self._read_row(table, row, where, column)
+                    given, captions = self._read_row(table, items[index], where, column)
                 except ValueError as error:
                     note(str(error))
                     continue
@@ -198,15 +200,3 @@ def _as_name(where: str) -> Any:
         return name.removeprefix("./")
 
     return check
-
-
-def _rows_of_lines(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    items = JsonItems(table)
-    for index in range(len(items)):
-        yield items[index], f"{table}, entry {index + 1}"
-
-
-def _rows_of_csv(table: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    items = CsvItems(table, {_FILE_NAME})
-    for index in range(len(items)):
-        yield items[index], items.where(index)

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class TarIndex:
     """The samples of a shard, in the order of their first members.
 
-    names: their names in UTF-8, one after the other; name_ends: (num_samples,) where each ends.
+    names: their names in bytes, as a rule UTF-8, one after the other; name_ends: (num_samples,) where each ends.
     places: (num_members, 2) first byte and size, sample after sample; ends: (num_samples,) where those of each end.
     form: (num_samples,) which of `forms` a sample has: the extensions of its members, in natural order ("2.jpg", "10.jpg").
     left_out: how many members of which extensions are no part of a sample.
@@ -60,7 +60,7 @@ class TarIndex:
     def name(self, number: int) -> str:
         """The name of a sample."""
         start = int(self.name_ends[number - 1]) if number else 0
-        return self.names[start : int(self.name_ends[number])].tobytes().decode()
+        return self.names[start : int(self.name_ends[number])].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, number: int) -> dict[str, tuple[int, int]]:
         """First byte and size of each member of a sample, by their extensions."""
@@ -119,7 +119,7 @@ def build_index(shard: Path, cache: Path | None) -> TarIndex:
 
 def _homes(shard: Path, cache: Path | None) -> list[Path]:
     """Where an index may lie: beside its shard, then in the cache, by the shard's whole path."""
-    whole = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:24]
+    whole = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:24]
     if cache is not None:
         return [cache / f"{whole}.index"]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -165,7 +165,7 @@ def _pack(found: dict[str, dict[str, tuple[int, int]]], shard: Path) -> TarIndex
     if not found:
         there = f", there is {', '.join(sorted(left_out)[:5])}" if left_out else ""
         raise ValueError(f"{shard} holds no samples{there}: members are named KEY.jpg and KEY.txt or KEY.json.")
-    encoded = [name.encode() for name in found]
+    encoded = [name.encode("utf-8", "surrogateescape") for name in found]  # as tarfile decodes other names
     forms: dict[tuple[str, ...], int] = {}
     form, places = [], []
     for members in found.values():
