@@ -1,5 +1,6 @@
 """`unimm data convert`: the records of any data configuration, written in another format that people use."""
 
+import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +43,7 @@ def print_converted(made: Converted, out: Path) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     left = f"; {len(made.bad):,} could not be used, see {out.name}.bad_records.txt beside it" if made.bad else ""
     console.print(f"{out}: {made.num_records:,} records{left}")
-    console.print(f"Read it with: {' '.join(repr(word) if '[' in word else word for word in made.overrides)}")
+    console.print(f"Read it with: {shlex.join(made.overrides)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,14 +6,15 @@
     text           plain text
     document       two lists of one length, texts and images, with null where the other stands (OBELICS)
 
-An image that is a file, or lies in one, is copied byte by byte; others (arrays, PIL images) are written as PNG.
+An image that is a file, or lies in one, is copied byte by byte; others (arrays, PIL images) are written as PNG, upright.
 """
 
 import io
+import json
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unimm.data.bad_records import reason_of
 from unimm.data.image import decode_image
@@ -86,13 +87,29 @@ class EntryReader:
             record = unchecked(self.dataset, index)
             key = record.key
             entry = entry_of(record, self.leave_out)
+            check_texts(entry)
             images = [one.image for one in record.images]
             files = [image_file(one) if self.with_images else ImageFile(b"", "") for one in images]
-            return replace(entry, images=tuple(files))
+            return replace(entry, key=as_utf8(key), images=tuple(files))
         except CannotHoldError:
             raise
         except (ValueError, OSError) as error:
-            return Failed(key_at(self.dataset, index) or key, reason_of(error))
+            return Failed(as_utf8(key_at(self.dataset, index) or key), as_utf8(reason_of(error)))
+
+
+def as_utf8(text: str) -> str:
+    """A text that any file holds: bytes of a file's name that are not UTF-8 are written as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_texts(entry: Entry) -> None:
+    """Raises ValueError where a text of an entry cannot be written as UTF-8: JSON may hold half of an emoji."""
+    said = (entry.captions, entry.questions, entry.conversation, entry.text, entry.document, entry.language)
+    try:
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = as_utf8(error.object[error.start])
+        raise ValueError(f"A text holds half of a character ({half}), such as an emoji that was cut: mend the text.") from None
 
 
 def entry_of(record: Record, leave_out: tuple[str, ...] = ()) -> Entry:
@@ -187,6 +204,8 @@ def image_file(image: ImageLike) -> ImageFile:
     picture = decode_image(plain if content is None else content)
     if content is None:
         file = io.BytesIO()
-        (plain if isinstance(plain, Image.Image) and plain.mode in ("L", "RGB", "RGBA") else picture).save(file, "PNG")
+        if isinstance(plain, Image.Image) and plain.mode in ("L", "RGB", "RGBA"):
+            picture = ImageOps.exif_transpose(plain)  # its EXIF is not written
+        picture.save(file, "PNG")
         return ImageFile(file.getvalue(), ".png")
     return ImageFile(content, SUFFIXES.get(format_of(content)[0], ".png"))

@@ -15,8 +15,9 @@ PARTS = ("captions", "questions", "conversation", "text", "document")
 class Contents:
     """What a data set holds, known before anything is written.
 
-    counts: records with "image", and with each of PARTS. num_records: those that can be read. most_images, most_captions,
-    most_questions: of a record. languages: that texts are in. has_parts: some turn is a list of parts.
+    counts: records with "image", with "language", and with each of PARTS. num_records: those that can be read. most_images,
+    most_captions, most_questions: of a record. languages: that texts are in. has_parts: some turn is a list of parts.
+    bad: the indices of those that could not be read, and of which nothing is known.
     """
 
     num_records: int = 0
@@ -26,18 +27,24 @@ class Contents:
     most_questions: int = 0
     languages: list[str] = field(default_factory=list)
     has_parts: bool = False
+    bad: list[int] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         """One record more; its images are counted, and may be unread."""
         self.num_records += 1
         self.counts.update(name for name in PARTS if getattr(entry, name))
         self.counts["image"] += bool(entry.images)
+        self.counts["language"] += bool(entry.language)
         self.most_images = max(self.most_images, len(entry.images))
         self.most_captions = max(self.most_captions, len(entry.captions))
         self.most_questions = max(self.most_questions, len(entry.questions))
         self.has_parts |= any(not isinstance(turn["value"], str) for turn in entry.conversation)
         if entry.language and entry.language not in self.languages:
             self.languages.append(entry.language)
+
+    def all_hold_only(self, part: str) -> bool:
+        """Whether every record has this of PARTS, and none has another."""
+        return self.counts[part] == self.num_records and not any(self.counts[name] for name in PARTS if name != part)
 
     @property
     def language(self) -> str:

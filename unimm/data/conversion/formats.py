@@ -6,7 +6,8 @@
     webdataset    OUT/000000.tar, shards of KEY.jpg with KEY.txt (captions alone) or KEY.json
     parquet       OUT/000000.parquet, the image as `datasets` writes it, in groups of 100 rows
 
-A part is a shard, or so many lines and a folder of their images; lines are put together when all are there.
+A part is a shard, or so many lines and a folder of their images, and ends at `shard_megabytes` of images; lines are put
+together when all are there.
 """
 
 import io
@@ -15,8 +16,11 @@ import tarfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unimm.data.conversion.entries import CannotHoldError, Entry
+from unimm.data.conversion.entries import SUFFIXES, CannotHoldError, Entry
 from unimm.data.conversion.format import PARTS, Format
+
+IMAGES = "images"
+"""The folder of images beside lines; in it one for each part, named by its number with 5 digits."""
 
 GROUP_ROWS = 100
 """Rows of a group of a Parquet table: a row costs its group to read."""
@@ -71,7 +75,8 @@ class _Named(Format):
         if self.contents.language not in ("", "en"):
             words.append(f"data.fields.default_language={self.contents.language}")
         counts = self.contents.counts
-        some = sorted({own for own, part in self._pairs().values() if 0 < counts[part] < self.contents.num_records})
+        named = [*self._pairs().values(), *([("language", "language")] if "language" in fields else [])]
+        some = sorted({own for own, part in named if 0 < counts[part] < self.contents.num_records})
         return words + ([f"data.fields.optional=[{','.join(some)}]"] if some else [])
 
 
@@ -97,8 +102,10 @@ class JsonLinesFormat(_Named):
                 file.write(part.read_bytes())
 
     def overrides(self, out: Path) -> list[str]:
-        if self.contents.counts.keys() == {"text"}:
-            return ["data=text", f"data.paths={out / self.joined}"]
+        one = self.contents
+        if one.all_hold_only("text") and not one.counts["image"] and len(one.languages) < 2:
+            language = [f"data.language={one.language}"] if one.language not in ("", "en") else []
+            return ["data=text", f"data.paths={out / self.joined}", *language]
         return [
             "data=jsonl",
             f"data.paths={out / self.joined}",
@@ -185,9 +192,12 @@ class WebDatasetFormat(_Named):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether captions alone are told, one each."""
+        """Whether captions alone are told, one of every image."""
         one = self.contents
-        return one.most_captions == 1 and set(one.counts) <= {"image", "captions"} and len(one.languages) < 2
+        return one.most_captions == 1 and one.all_hold_only("captions") and len(one.languages) < 2
+
+    def fields(self) -> dict[str, str]:
+        return {"image": "image", "caption": "txt"} if self._is_plain else super().fields()
 
     def write(self, entries: list[Entry], number: int, first: int, path: Path, folder: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as shard:
@@ -204,8 +214,10 @@ class WebDatasetFormat(_Named):
                     shard.addfile(member, io.BytesIO(content))
 
     def overrides(self, out: Path) -> list[str]:
-        words = [] if self._is_plain else self.overrides_of_fields({"image": "image", "caption": "txt"})
-        return ["data=webdataset", f"data.paths={out}", *(word for word in words if not word.startswith("data.fields.image="))]
+        words = self.overrides_of_fields({"image": "image", "caption": "txt"})
+        if self.fields().keys() == {"image"}:  # where nothing else is named, the images are
+            words.append(f'data.fields.image="{";".join(suffix[1:] for suffix in dict.fromkeys(SUFFIXES.values()))}"')
+        return ["data=webdataset", f"data.paths={out}", *words]
 
 
 class ParquetFormat(_Named):
@@ -269,7 +281,7 @@ def write_images(entry: Entry, number: int, place: int, folder: Path) -> list[st
     names = []
     for order, image in enumerate(entry.images):
         more = f"-{order}" if order else ""
-        name = f"images/{number:05}/{place:09}{more}{image.suffix}"
+        name = f"{IMAGES}/{number:05}/{place:09}{more}{image.suffix}"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(image.content)
         names.append(name)
