@@ -333,7 +333,7 @@ def test_what_a_model_knew_is_asked_of_it_as_it_was(
     """Where parts are initialised again, too: what they cost is part of what is lost."""
     monkeypatch.chdir(place)
     opened: list[str] = []
-    monkeypatch.setattr("unimm.cli.train.load", lambda path, device: opened.append(path) or load(path, device))
+    monkeypatch.setattr("unimm.cli.train.load", lambda path, *more, **other: opened.append(path) or load(path, *more, **other))
     words = ["fresh_parts=[projector]", "validation.tasks=[]", "validation.keep=[shapes_answers]", "trainer.budget.max_steps=1"]
     train(compose_config("train", [*given, *RUNS["whole"], *words, "out=as_it_was"]))
     assert opened == [str(tiny_folder)]

@@ -1,5 +1,6 @@
 """An image tokenizer that begins with the weights of another one, and a model that goes on with its codes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_a_run_does_not_go_on_from_another_start() -> None:
     for other in ("null", "run/model"):
         with pytest.raises(ValueError, match="run holds a run that began with another model to start from"):
             learn(other, "run", 2)
+
+
+def test_a_run_goes_on_where_its_start_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And records no ancestor whose codebook it does not have."""
+    own = load_model("start", dtype=torch.float32).image_tokenizer
+    save_image_tokenizer("from", own)
+    learn("from", "run")
+    other = ImageTokenizer(own.config)
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1.0)
+    shutil.rmtree("from")
+    save_image_tokenizer("from", other)
+    learn("from", "run", 2)
+    assert "init_from=from has changed since run began" in " ".join(capsys.readouterr().out.split())
+    assert read_ancestors("run/model") == []
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,11 @@ def served(demo_engine: Engine) -> Iterator[Served]:
     brake = Brake()
     engine = Engine(demo_engine.bundle, is_stopped=brake)
     address, end = start(create_app(engine, ServerSettings(served_model_names=("demo",), max_pixels=MAX_PIXELS)), 60)
-    yield Served(address, end, engine, brake)
-    end()
+    try:
+        yield Served(address, end, engine, brake)
+    finally:
+        brake.steps = math.inf  # a test that failed may have left it held up
+        end()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from serve.conftest import start
+from unimm.serve.page.ask import WAITING, unanswered_left_out
 from unimm.serve.page.routes import PageRoutes
 
 
@@ -92,3 +93,16 @@ def test_a_server_ends_beside_an_open_page_once_it_has_its_results(tmp_path):
         assert "".join(read) == " last" and "".join(alive) == ""
         ending.join(30)
         assert not ending.is_alive()
+
+
+def test_a_question_that_was_stopped_is_not_asked_again():
+    """Its picture stays; what is said in the answer's place goes to no model."""
+    picture, first, second = {"type": "image", "image": "a.png"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    asked, next_one = {"role": "user", "content": [picture, first]}, {"role": "user", "content": [second]}
+    for said in (WAITING, "Stopped."):
+        notice = {"role": "assistant", "content": [{"type": "text", "text": said}]}
+        kept = unanswered_left_out([asked, notice, next_one], "Stopped.")
+        assert kept == [{"role": "user", "content": [picture, second]}]
+        assert unanswered_left_out([notice, next_one], "Stopped.") == [notice, next_one]
+    answered = [asked, {"role": "assistant", "content": [second]}, next_one]
+    assert unanswered_left_out(answered, "Stopped.") == answered

@@ -198,6 +198,28 @@ def test_too_many_bad_images_end_an_image_tokenizer_s_run(photos: ImageFolder, t
     assert raised.step == 20
 
 
+@pytest.mark.parametrize("way", ["mended", "taken out"])
+def test_a_run_that_too_many_ended_goes_on_without_them(photos: ImageFolder, tmp_path: Path, way: str) -> None:
+    """By the same line: those of the step that could not be made are looked at again."""
+    again, told = make_tokenizer_trainer(tmp_path, photos, 20, max_bad=0.1), ""
+    while again.step < 20:
+        try:
+            again.fit()
+        except DataError as error:
+            assert str(error) != told and "mend these, take them out" in str(error)
+            told = str(error)
+            for line in (tmp_path / "bad_records.txt").read_text().splitlines():
+                path = tmp_path / "photos" / line.split("\t")[0]
+                if way == "taken out":
+                    path.unlink(missing_ok=True)
+                    continue
+                path.write_bytes(PNG)
+                path.with_suffix(".txt").write_text("A picture.")
+            again = make_tokenizer_trainer(tmp_path, ImageFolder(tmp_path / "photos", max_bad=1.0), 20, max_bad=0.1)
+    assert told and again.step == 20
+    assert (tmp_path / "bad_records_before.txt").exists() is (way == "taken out")
+
+
 def test_images_to_validate_on_may_be_bad_too(photos: ImageFolder, caplog: pytest.LogCaptureFixture) -> None:
     found = validation_pixels(photos, 100, 16, max_bad=0.5)
     assert found.shape == (len(photos) - len(EXPECTED), 3, 16, 16)

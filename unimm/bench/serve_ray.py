@@ -59,7 +59,7 @@ def measure(setting: Setting, engine: Engine, replicas: int, logs: Path, report:
     expected = expect(engine, requests, report)
     report(f"Starting {replicas} replicas")
     with _served(setting, requests, {"min_replicas": replicas}, logs, told) as (server, load):
-        killer = threading.Thread(target=_kill_one, args=(server, setting.seconds * KILL_AFTER, replicas, kill))
+        killer = threading.Thread(target=_kill_one, args=(server, setting.seconds * KILL_AFTER, replicas, kill), daemon=True)
         killer.start()
         report(f"{setting.num_clients} clients for {setting.seconds:.0f} seconds; a replica dies after a third")
         exchanges = load(num_clients=setting.num_clients, seconds=setting.seconds, disconnects=setting.disconnects)
@@ -85,7 +85,11 @@ def measure_scaling(
     report("Starting a replica")
     with _served(setting, requests, scaling, logs, told) as (server, load):
         more: list[float | None] = []
-        watcher = threading.Thread(target=lambda: more.append(_seconds_until(server, lambda count: count >= replicas)))
+
+        def watch() -> None:
+            more.append(_seconds_until(server, lambda count: count >= replicas))
+
+        watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         report(f"{setting.num_clients} clients for {setting.seconds:.0f} seconds; Ray adds replicas")
         exchanges = load(num_clients=setting.num_clients, seconds=setting.seconds, disconnects=setting.disconnects)
@@ -95,7 +99,7 @@ def measure_scaling(
         after = load(num_clients=4, num_requests=8, disconnects=0.0)
     told |= summarize(exchanges, requests, setting.seconds) | judge([*exchanges, *after], expected, Kill())
     answered = sum(one.outcome == ANSWERED for one in after)
-    return told | {"answered_after": answered, "seconds_until_more": more[0], "seconds_until_fewer": fewer}
+    return told | {"answered_after": answered, "seconds_until_more": more[0] if more else None, "seconds_until_fewer": fewer}
 
 
 @contextmanager
@@ -149,7 +153,9 @@ def fell_with(exchange: Exchange, kill: Kill) -> bool:
 
 def _replicas(server: Server) -> list[psutil.Process]:
     """The processes of replicas that are ready, among those that the server has started."""
-    found = []
+    found: list[psutil.Process] = []
+    if not psutil.pid_exists(server.process.pid):
+        return found
     for process in psutil.Process(server.process.pid).children(recursive=True):
         try:
             command = process.cmdline()

@@ -150,7 +150,9 @@ def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefault
     given = {str(name): value for name, value in config.drawing.items() if value is not None}
     check_whole({f"drawing.{name}": value for name, value in given.items() if name == "top_k"}, 0)
     check_number({f"drawing.{name}": value for name, value in given.items() if name == "temperature"})
-    check_number({f"drawing.{name}": value for name, value in given.items() if name in ("guidance_scale", "top_p")}, above=0)
+    check_number({f"drawing.{name}": value for name, value in given.items() if name == "guidance_scale"}, above=0)
+    if not 0 < (top_p := given.get("top_p", 1.0)) <= 1:
+        raise ValueError(f"drawing.top_p is a probability above 0, not {top_p!r}.")
     return replace(own, **given)
 
 

@@ -61,8 +61,8 @@ class Change:
 
     @property
     def is_one(self) -> bool:
-        """Whether anything has changed: a class may have moved, and an empty group is as good as none."""
-        return self.before != self.now and (self.before, self.now) not in (({}, None), (None, {}))
+        """Whether anything has changed: a class may have moved, and an empty group or list is as good as none."""
+        return self.before != self.now and not all(value in ({}, [], None) for value in (self.before, self.now))
 
     def __str__(self) -> str:
         return f"{self.key}={_shown(self.now)} (was {_shown(self.before)})"
@@ -82,7 +82,7 @@ class Resuming:
         self.config, self.folder, self.trainer_key = config, Path(config.out), trainer_key
         state = peek(self.folder / CHECKPOINTS) or {}
         self.record: dict[str, Any] = state.get("record") or {}
-        self.settings = dict(flat_settings(config))
+        self.settings = with_new_names(dict(flat_settings(config)))
         self.fingerprints: dict[str, str] = {}
         self.notes: list[str] = []
         before = with_new_names(self.record.get("settings", self.settings))
@@ -107,7 +107,7 @@ class Resuming:
             if before is None or before == now:
                 continue
             began, given = (_shown(settings.get(key)) for settings in (self.record["settings"], self.settings))
-            if key != "init_from" or began != given or self.config.lora is not None:
+            if key != "init_from" or began != given or self.config.get("lora") is not None:
                 path = f"{key}={began}, not {given}" if began != given else f"{key}={began} has changed since"
                 raise self._refusal(f"{what} ({path})")
             self.notes.append(f"{key}={began} has changed since {self.folder} began: the run goes on from weights of its own.")

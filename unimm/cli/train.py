@@ -78,7 +78,8 @@ def train(config: DictConfig) -> Path:
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         if step == 0 and validation_config.keep and (learner.fresh or config.text_tokenizer is not None):
-            return validation(load(config.init_from, config.device), step, losses)  # what it knew, as it was
+            before = load(config.init_from, config.device, "float32", is_stopped=is_stopped)  # what it knew, as it was
+            return validation(before, step, losses)
         return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
 
     callbacks = (sample_records, validate, learner.held_out)

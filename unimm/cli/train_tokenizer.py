@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
@@ -41,17 +42,24 @@ AFRESH = "none"
 class Start:
     """The image tokenizer to train, and where it comes from.
 
-    ancestors: fingerprints of those that it was trained on from, the nearest first. notes: lines for a person, of a new run.
+    ancestors: fingerprints of those that it was trained on from, the nearest first. codebook: that of the nearest, (K, D).
+    notes: lines for a person, of a new run.
     """
 
     tokenizer: ImageTokenizer
     ancestors: list[str] = field(default_factory=list)
+    codebook: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """As `unimm.cli.resume_settings` compares them."""
         return {"init_from": self.ancestors[0] if self.ancestors else AFRESH}
+
+    def ancestors_of(self, trained: ImageTokenizer) -> list[str]:
+        """Those whose codebook a trained tokenizer still has, so that its codes go on meaning what they did."""
+        is_kept = self.codebook is not None and torch.equal(trained.quantize.codebook.detach().cpu(), self.codebook)
+        return self.ancestors if is_kept else []
 
     def with_sizes(self, config: DictConfig) -> DictConfig:
         """The configuration to keep of a run: with the sizes that the tokenizer has."""
@@ -88,7 +96,8 @@ def open_start(config: DictConfig, sync: bool = False) -> Start:
         note += "its codebook stays, encoder and decoder are trained."
     else:
         note += "all of it is trained."
-    return Start(tokenizer, [fingerprint(source), *read_ancestors(named)], [note])
+    codebook_KD = source.quantize.codebook.detach().cpu().clone()
+    return Start(tokenizer, [fingerprint(source), *read_ancestors(named)], codebook_KD, [note])
 
 
 def _check_sizes(config: DictConfig, source: ImageTokenizer) -> None:
@@ -142,7 +151,7 @@ def train_tokenizer(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(run.config))
     averaged = trainer.fit()
     if trainer.is_main:
-        save_image_tokenizer(out / "model", averaged, start.ancestors)
+        save_image_tokenizer(out / "model", averaged, start.ancestors_of(averaged))
     trainer.ranks.barrier()
     return out / "model"
 
@@ -170,6 +179,8 @@ def validation_pixels(dataset: Dataset, num_images: int, size: int, max_bad: flo
     told = f"{len(bad):,} of {len(dataset):,} images to validate on cannot be used, beginning with {bad[0].key}" if bad else ""
     if len(bad) > max_bad * len(dataset):
         raise ValueError(f"{told} ({count_kinds(bad)}), and max_bad={max_bad:g} of them may be: mend them or take them out.")
+    if not found:
+        raise ValueError(f"{told or 'There is no image to validate on'}: name images that can be read.")
     if bad:
         logger.warning(f"{told} ({count_kinds(bad)}): others stand in for them.")
     return np.stack(found)

@@ -22,8 +22,9 @@ from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, SeenImage, key_at
 from unimm.runtime.rank_sync import Ranks
 
-FOUND_RECORDS = "bad_records_found.txt"
-"""In the folder of a run in which some records may be bad: those that were found when it ended, a key and a reason a line."""
+FOUND_RECORDS, BEFORE_RECORDS = "bad_records_found.txt", "bad_records_before.txt"
+"""In the folder of a run in which some records may be bad: those that were found when it ended, a key and a reason a line; and
+those that were met before the data were changed."""
 
 SECONDS_OF_SEARCH = 20.0
 ENOUGH = 1000
@@ -135,14 +136,19 @@ class BadBudget:
         if ranks.number == 0 and self.path.is_file():
             if kept == 0:
                 self.path.unlink()
-            elif kept is not None and self.max_bad and self.size > kept:
+            elif kept is not None and self.max_bad and self._size() > kept:
                 os.truncate(self.path, kept)
         ranks.barrier()  # no process reads the list before that
         self.bad = self._read()
+        self.is_over, self._size_before = False, 0
 
     @property
     def size(self) -> int:
-        """Bytes of the list, which checkpoints keep."""
+        """Bytes of the list, which checkpoints keep: without what the step found that cannot be made, since it is met again
+        when the run goes on, where it was not mended."""
+        return self._size_before if self.is_over else self._size()
+
+    def _size(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def add(self, found: Iterable[BadRecord]) -> None:
@@ -169,6 +175,7 @@ class BadBudget:
 
     def meet(self, found: Iterable[BadRecord], num_samples: int) -> TooManyBadError | None:
         """Count what a step has found, and say what ends the run before it is learned. num_samples: of the stream, so far."""
+        self._size_before = self._size()
         self.add(found)
         return self.exceeded(num_samples)
 

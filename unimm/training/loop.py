@@ -267,6 +267,8 @@ class Loop(Resumable):
 
     def _leave(self, error: Exception | None) -> NoReturn:
         """Save what was learned, and say why there is no next step."""
+        if self.bad is not None:
+            self.bad.is_over = True
         if self.step:
             self.save_if_possible()
         lost: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")

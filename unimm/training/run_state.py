@@ -26,7 +26,7 @@ from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, key_at
 from unimm.runtime.rank_sync import Ranks
-from unimm.training.bad_records import FOUND_RECORDS, BadBudget
+from unimm.training.bad_records import BEFORE_RECORDS, FOUND_RECORDS, BadBudget
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
 from unimm.training.optimizers import FiniteGuard
 from unimm.training.sharding import gather
@@ -54,7 +54,7 @@ class Resumable:
     `threads` are those that it computes with on a CPU, and the cores that there were: other numbers round otherwise, so a run
     keeps its own where it goes on with other data loading processes.
     `bad` counts the bad records of what it learns, where others stand in for them. `bad_bytes` are those of their list when the
-    checkpoint was written that the run goes on with; None: all are counted, as where bad records were taken out since.
+    checkpoint was written that the run goes on with; None: all are counted, as an older checkpoint does not say.
     `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resume_settings` reads it.
     """
 
@@ -128,9 +128,16 @@ class Resumable:
             Console(highlight=False).print(line, soft_wrap=True)
 
     def accept(self, changes: list[str]) -> None:
-        """Say what has changed of the data since the run began, and may; bad records that were taken out stay listed."""
+        """Say what has changed of the data since the run began, and may. Bad records are counted anew, for some of those that
+        were listed may be gone: their list is kept beside the new one."""
         self.say(changes)
-        self.bad_bytes = None if changes else self.bad_bytes
+        if changes:
+            self.bad_bytes = 0
+            listed = self.folder / BAD_RECORDS
+            if self.is_main and listed.is_file():
+                with (self.folder / BEFORE_RECORDS).open("ab") as file:
+                    file.write(listed.read_bytes())
+                listed.unlink()
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run's folder, if there is one.
@@ -213,7 +220,8 @@ def _with_new_names(began: Order) -> Order:
 
 def _without_removed(folder: Path, began: Order, now: Order) -> tuple[Order, list[str]]:
     """What it began with, but for records that were taken out since; and of which sources, in words."""
-    paths = [path for path in (folder / BAD_RECORDS, folder / FOUND_RECORDS) if path.is_file()]
+    names = (BAD_RECORDS, BEFORE_RECORDS, FOUND_RECORDS)
+    paths = [path for path in (folder / name for name in names) if path.is_file()]
     bad = {line.partition("\t")[0] for path in paths for line in path.read_text("utf-8", "backslashreplace").splitlines()}
     ends = ("first_key", "last_key")
     sources, notes = dict(began.get("sources", {})), []

@@ -336,7 +336,8 @@ class Trainer(Loop):
         Raises:
             ValueError: the checkpoint is one of another stage or of other data, or has an average that this run is not to keep.
         """
-        own, kept = self.config.stage.name, current_name(checkpoint.state.get("stage", self.config.stage.name))
+        own = current_name(self.config.stage.name)
+        kept = current_name(checkpoint.state.get("stage", own))
         if own != kept:
             raise ValueError(f"{self.folder} holds a run of the stage '{kept}', not '{own}': name another folder.")
         load_whole(self.objective, weights_of(checkpoint, "weights"))

@@ -16,8 +16,8 @@ Chat = list[dict[str, Any]]
 """Messages as Gradio's chatbot has them: {"role", "content": a list of {"type": "text", ...} and {"type": "file", ...}}."""
 
 
-WAITING = "…"
-"""Stands for an answer until it begins."""
+WAITING, EMPTY = "…", "∅"
+"""What stands for an answer until it begins, and for one without words."""
 
 
 def build_ask(page: Page) -> gr.MultimodalTextbox:
@@ -89,7 +89,8 @@ async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: flo
         raise ApiError(400, page.words("question_missing"))
     shown = [{"type": "file", "file": {"path": path, "mime_type": "image/*"}} for path in message.get("files") or []]
     chat = [*chat, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
-    messages = [await _read(page, one) for one in chat]  # before anything is shown: a bad picture stays in the box
+    # Before anything is shown: a bad picture stays in the box.
+    messages = unanswered_left_out([await _read(page, one) for one in chat], page.words("stopped"))
     busy = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
     yield [*chat, {"role": "assistant", "content": WAITING}], busy
     answer = ""
@@ -99,7 +100,7 @@ async def _ask(page: Page, message: dict[str, Any], chat: Chat, temperature: flo
             answer += piece
             yield [*chat, {"role": "assistant", "content": answer}], gr.skip()
     if not answer.strip():
-        yield [*chat, {"role": "assistant", "content": "∅"}], gr.skip()
+        yield [*chat, {"role": "assistant", "content": EMPTY}], gr.skip()
 
 
 def _say_stopped(page: Page, chat: Chat) -> Any:
@@ -107,6 +108,21 @@ def _say_stopped(page: Page, chat: Chat) -> Any:
     if not chat or chat[-1]["content"] not in (WAITING, [{"type": "text", "text": WAITING}]):
         return gr.skip()
     return [*chat[:-1], {"role": "assistant", "content": page.words("stopped")}]
+
+
+def unanswered_left_out(messages: list[Message], stopped: str) -> list[Message]:
+    """The messages without questions that got no answer, and what stands in its place; their pictures go with the next one."""
+    kept: list[Message] = []
+    pictures: list[Any] = []
+    for one in messages:
+        parts: Any = one["content"]
+        if kept and one["role"] == "assistant" and [part.get("text") for part in parts] in ([WAITING], [EMPTY], [stopped]):
+            unanswered: Any = kept.pop()["content"]
+            pictures = [part for part in unanswered if part["type"] == "image"]
+            continue
+        kept.append({"role": one["role"], "content": [*pictures, *parts]})
+        pictures = []
+    return kept
 
 
 async def _read(page: Page, message: dict[str, Any]) -> Message:
