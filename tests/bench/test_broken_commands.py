@@ -40,8 +40,8 @@ def test_its_commands_can_be_composed(tmp_path: Path) -> None:
 
 def test_its_processes_are_watched_together_and_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one fails while the first one waits; both take too long; they are far enough and are killed."""
-    program = "import os, sys, time\nrank = os.environ['RANK']\nopen(f'{sys.argv[1]}/{rank}', 'w').write(str(os.getpid()))\n"
-    program += "sys.exit(3) if rank == sys.argv[2] else time.sleep(99)\n"
+    program = "import os, sys, time\nrank = os.environ['RANK']\nif rank == sys.argv[2]:\n    sys.exit(3)\n"
+    program += "open(f'{sys.argv[1]}/{rank}', 'w').write(str(os.getpid()))\ntime.sleep(99)\n"
     (tmp_path / "waits.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
