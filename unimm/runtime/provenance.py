@@ -5,7 +5,7 @@ A drawing of the engine carries this as JSON in `image.info["unimm"]`, and `writ
     PNG          a text chunk (iTXt) named "unimm", readable as UTF-8
     WebP, JPEG   EXIF, as the user's comment (tag 0x9286), JSON in ASCII
 
-`Software` names unimm and its version in all of them. No path, no user and no machine is told. A file that is opened may be
+`Software` names unimm and its version in all of them. They name no path, no user and no machine. A file that is opened may be
 anyone's: what it says is read as plain JSON, and checked.
 """
 
@@ -49,7 +49,7 @@ def describe(
         index: of the image among those of its prompt and seed: noise goes by both.
         settings: all that was drawn with, as the engine's call names it, defaults of the model included.
         model_hash: of the weights (`Engine.model_hash`). version: of unimm; default: this one.
-        more: `task`, `dtype`, `weights` and what else is told.
+        more: `task`, `dtype`, `weights` and further fields.
     """
     said = {"task": DRAWN, "prompt": prompt, "seed": seed, "index": index, "settings": settings, "model": model_hash}
     return {**said, "version": version or package_version(), **more}

@@ -79,7 +79,7 @@ class ErrorBody(BaseModel):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an exception."""
+    """The answer that a client gets for an exception."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):

@@ -51,7 +51,7 @@ async def _events(order: DrawingOrder, run: Run[Pictures], name: str) -> AsyncIt
 
 
 def _facts(order: DrawingOrder) -> dict[str, Any]:
-    """What is told with every image. The seed draws it again."""
+    """What is returned with every image. The seed draws it again."""
     encoding = order.encoding
     return {
         "size": encoding.size,

@@ -44,7 +44,7 @@ class Metrics:
         self._duration.labels(kind).observe(seconds)
 
     def failed(self, error: ApiError) -> None:
-        """A client was told of an error."""
+        """A client got an error."""
         self.errors.labels(error.kind, error.status).inc()
 
     def update(self, stats: Stats) -> None:

@@ -20,7 +20,7 @@ from unimm.serve.settings import ServerSettings
 
 
 class Arguments(BaseModel):
-    """What `build` is told: `name=value` of `serve run`, or `args` of an application in `serve deploy`'s YAML.
+    """Arguments of `build`: `name=value` of `serve run`, or `args` of an application in `serve deploy`'s YAML.
 
     model, device, dtype, weights: as `unimm.load` takes them; "auto" leaves device and dtype to it.
     max_rows, cache_gb: rows decoded together by a replica, and gigabytes of its keys and values at most.

@@ -189,7 +189,7 @@ def service_of(request: Request) -> Service:
 
 
 def _told(error: Exception) -> ApiError:
-    """What a client is told of an exception of the engine."""
+    """The answer that a client gets for an exception of the engine."""
     if isinstance(error, EngineDead):
         return ApiError(503, "The engine has died: ask again when the server was started again.", "server_error")
     if isinstance(error, QueueFull):

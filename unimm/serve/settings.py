@@ -1,4 +1,4 @@
-"""What a server is told: where it listens, whom it answers, and how much one request may ask for."""
+"""Settings of a server: where it listens, whom it answers, and how much one request may ask for."""
 
 from dataclasses import dataclass
 

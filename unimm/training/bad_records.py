@@ -1,4 +1,4 @@
-"""Records that cannot be read: when a run finds one, it searches for others for a while and names all of them at once.
+"""A run's budget of records that cannot be read (`max_bad`), and what a run that ends for them says of all it finds.
 
 They are listed in `bad_records.txt` of the run's folder, a key and a reason a line. Once they are repaired or taken out, the
 run goes on (`unimm.training.run_state` lets it, where nothing else has changed).

@@ -1,4 +1,4 @@
-"""CSV and TSV as pandas, Excel and open_clip write them; what is none is told in one sentence."""
+"""CSV and TSV as pandas, Excel and open_clip write them; what is none is refused in one sentence."""
 
 import csv
 import io

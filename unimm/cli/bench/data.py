@@ -67,7 +67,7 @@ def run(setting: Setting, out: Path) -> bool:
 
 
 def _scale(folder: Path, form: str, setting: Setting, say: Any) -> Told:
-    """One form at scale, twice: an archive is indexed when it is first opened, and that is told apart."""
+    """One form at scale, twice: an archive is indexed when it is first opened, and that is timed apart."""
     say(f"Writing {setting.records:,} records: {form}")
     home = write_records(folder / "records", form, setting.records)
     first, second = (

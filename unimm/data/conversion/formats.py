@@ -192,7 +192,7 @@ class WebDatasetFormat(_Named):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether captions alone are told, one of every image."""
+        """Whether there are captions alone, one of every image."""
         one = self.contents
         return one.most_captions == 1 and one.all_hold_only("captions") and len(one.languages) < 2
 

@@ -31,7 +31,7 @@ SCRIPTS_OF = {"en": "Latin", "zh": "Han"}
 
 @dataclass(frozen=True)
 class Summary:
-    """What is told of a data set, JSON-able; all its problems; all its groups of near-duplicates, as indices of records."""
+    """The summary of a data set, JSON-able; all its problems; all its groups of near-duplicates, as indices of records."""
 
     told: dict[str, Any]
     problems: list[Problem]

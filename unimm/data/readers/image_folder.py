@@ -25,7 +25,7 @@ OTHER_IMAGES = (
     *(".mp4", ".mov", ".webm", ".pdf"),
 )
 OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".caption")
-"""Files that may be data and are none here: they are told of, not passed over."""
+"""Files that may be data and are none here: a warning names them."""
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@
     a text          0001.txt, or of any other extension by its name: caption="caption", caption="prompt.txt"
 
 Where a sample has several images and nothing says which they are (a photograph and its mask) it is refused. What is there in
-other members and not read (.npy, .cls, .mp4) is told of when the shards are opened.
+other members and not read (.npy, .cls, .mp4) is warned of when the shards are opened.
 
 Each shard's index (see `tar_index`) is built when it is first opened; after that a record costs one read of its text, and its
 image is read when it is opened. Only images, texts and .json are read, never anything that would have to be unpickled.

@@ -16,7 +16,7 @@ PREVIEWS = 8
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was asked for; images of it are told apart by their index."""
+    """What was asked for; images of it differ by their index."""
 
     prompt: str
     seed: int
