@@ -47,6 +47,10 @@ SIGNATURES = {
     "Engine.trace_drawing": "self, prompt, codes",
     "Engine.trace_guidance": "self, prompt, codes, guidance_scale=None",
     "Engine.alignment": "self, image, prompt",
+    "Engine.embed_images": "self, images",
+    "Engine.embed_texts": "self, texts",
+    "Engine.classify": "self, image, labels, templates=None",
+    "load_towers": "path, device=None, dtype=None",
     "Engine.fill": "self, sequences, sampling=None, guidance_scale=1.0",
     "Engine.save": "self, path, max_shard_size='5GB', notes=''",
     "Engine.push_to_hub": "self, repo_id, private=None",
@@ -96,6 +100,9 @@ OPTIONS = {
         "--host --port --api-key --served-model-name --page --no-page --device --dtype --weights --max-rows --cache-gb "
         "--max-queue --deadline --stuck-after --allowed-media-domain --allowed-origin"
     ),
+    "classify": "--model --template --json --device --dtype",
+    "index": "--out --model --batch-size --device --dtype",
+    "search": "--index -k --image --texts --rerank --out --json --model --device --dtype",
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "report": "--out",
     "compare": "--task --metric --out",

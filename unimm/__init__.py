@@ -12,15 +12,28 @@ from unimm.runtime.environment import prepare_libraries
 if TYPE_CHECKING:
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine, load
+    from unimm.retrieval.towers import load_towers
     from unimm.runtime.provenance import read_provenance, write_image
     from unimm.sequence import Kind, Segment, Sequence
 
     __version__: str
 
-__all__ = ["Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load", "read_provenance", "write_image"]
+__all__ = [
+    "Engine",
+    "Kind",
+    "Limits",
+    "Segment",
+    "Sequence",
+    "__version__",
+    "load",
+    "load_towers",
+    "read_provenance",
+    "write_image",
+]
 
 _HOMES = {
     "load": "unimm.inference.engine",
+    "load_towers": "unimm.retrieval.towers",
     "Engine": "unimm.inference.engine",
     "Limits": "unimm.inference.decode.workload",
     "Kind": "unimm.sequence",

@@ -17,7 +17,9 @@ from unimm.cli.app import ORDER, Commands, app
 from unimm.cli.drawing_commands import picture_paths
 from unimm.eval.tasks.drawings import DrawingSettings
 
-WITH_OWN_HELP = ("demo", "quickstart", "caption", "answer", "generate", "eval", "convert", "join")
+WITH_OWN_HELP = (
+    *("demo", "quickstart", "caption", "answer", "generate", "classify", "index", "search", "eval", "convert", "join"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ from unimm.runtime.format_version import check_format
 
 VERSION = 1
 MODEL_TYPE = "unimm"
+TWO_TOWERS = ("clip", "siglip", "siglip2")  # of transformers, for `unimm.retrieval.towers`
 PREFIX = "image_tokenizer."
 QUANTIZER = f"{PREFIX}quantize."
 
@@ -232,6 +233,8 @@ def _read_layout(raw: Mapping[str, Any], folder: Path, allow_code: bool) -> tupl
     if kind == MODEL_TYPE:
         return *_read_own_sizes(raw, allow_code), OWN
     known = f"'{janus_config.MODEL_TYPE}', '{deepseek_config.MODEL_TYPE}' (DeepSeek's own Janus) and '{MODEL_TYPE}'"
+    if kind in TWO_TOWERS:
+        known += "; two towers as these are opened by unimm.load_towers, and by the commands classify, index and search"
     raise ValueError(f"{folder} holds a model of type {kind!r}: unimm opens {known}.")
 
 

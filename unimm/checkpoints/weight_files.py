@@ -42,10 +42,10 @@ MAPPED_BYTES = 2**28  # read from a mapping before it is renewed
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
+def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False, downloaded: list[str] | None = None) -> Path:
     """The folder of a model: a local one as it is, "demo", a hub id's in huggingface_hub's cache (downloaded if need be).
 
-    from_pickle: download pickled weights too.
+    from_pickle: download pickled weights too. downloaded: patterns of the files that are taken from a hub repository instead.
 
     Raises:
         ValueError: neither is there, or it is that of a training that has not ended.
@@ -63,7 +63,7 @@ def find_folder(path_or_hub_id: str | Path, from_pickle: bool = False) -> Path:
         raise ValueError(
             f"There is no folder {name}: name a model's folder, or a hub id such as deepseek-community/Janus-Pro-1B."
         )
-    return download_model(name, [*DOWNLOADED, "*.bin"] if from_pickle else DOWNLOADED)
+    return download_model(name, downloaded or ([*DOWNLOADED, "*.bin"] if from_pickle else DOWNLOADED))
 
 
 def _check_finished(path: Path) -> None:

@@ -12,16 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from unimm.cli.bench.app import bench
+from unimm.cli.bench.search import bench_search
 from unimm.cli.doctor.command import doctor
 from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
 from unimm.cli.model_commands import models
 from unimm.cli.options import OWN, BestOf, Device, Dtype, MaxNewTokens, Model, Weights, open_model
+from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
 from unimm.runtime.plugins import take_allow_code
 
 ORDER = (
     *("demo", "quickstart", "caption", "answer", "generate", "edit", "serve"),
+    *("classify", "index", "search"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
@@ -63,8 +66,10 @@ app = typer.Typer(
 app.add_typer(drawings)
 app.add_typer(models)
 app.add_typer(serving)
+app.add_typer(retrieval)
 app.add_typer(doctor)
 app.add_typer(data, name="data")
+bench.add_typer(bench_search)
 app.add_typer(bench, name="bench")
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unimm.eval.task import Example, Judgement, Result, Score, Task, collect, split_batches, summarize
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
+    from unimm.eval.tasks.relations import SwappedRelations
     from unimm.eval.tasks_by_name import load_task
     from unimm.eval.validation import ValidationConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "Judgement",
     "Result",
     "Score",
+    "SwappedRelations",
     "Task",
     "ValidationConfig",
     "build_suite",
@@ -47,6 +49,7 @@ __getattr__, __dir__ = lazy_exports(
         "load_task": "tasks_by_name",
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
+        "SwappedRelations": "tasks.relations",
         "ValidationConfig": "validation",
     },
 )

@@ -14,13 +14,14 @@ import torch
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.inference.decode.request import Branch, requests_for
 from unimm.inference.decode.sampling import Sampling
+from unimm.inference.embedding import EmbeddingCalls, Towers
 from unimm.inference.input_validation import check_weights
 from unimm.inference.trace import TraceCalls
 from unimm.runtime.devices import choose_device, choose_dtype, keep_memory
 from unimm.sequence import Sequence
 
 
-class Engine(TraceCalls):
+class Engine(TraceCalls, EmbeddingCalls):
     """A model ready to use. Made by `unimm.load`.
 
     Args:
@@ -29,6 +30,13 @@ class Engine(TraceCalls):
         weights, deterministic: as `Decoder` and `ImageCoder` have them.
         is_stopped: called before every step of decoding; once it returns True, whatever is being filled ends with `Stopped`.
     """
+
+    @property
+    def towers(self) -> Towers:
+        """The contrastive heads, which `embed_images`, `embed_texts` and `classify` use. ValueError: the model has none."""
+        raise ValueError(
+            "This model has no contrastive heads, which embed images and texts: name one that has, or a CLIP or SigLIP."
+        )
 
     def save(
         self,
