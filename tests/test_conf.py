@@ -73,7 +73,7 @@ FILES = {
     "data/mixed_vision": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
-NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson")
+NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}

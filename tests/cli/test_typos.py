@@ -163,7 +163,10 @@ def test_help_lists_what_a_user_may_want(root: str) -> None:
             assert (name in names) == (name.partition("/")[0] not in RECIPES.get(group, ()) or "/" not in name), name
     recipes = {line.split()[0] for line in lines if line.startswith("  ") and "..." in line.split()[0]}
     assert recipes == {
-        "train": {"data=worlds/...", *(f"+experiment={name}/..." for name in ("demo", "encoders", "quickstart", "scaling"))},
+        "train": {
+            "data=worlds/...",
+            *(f"+experiment={name}/..." for name in ("demo", "encoders", "projectors", "quickstart", "scaling")),
+        },
         "train_tokenizer": {"+experiment=demo/...", "+experiment=quickstart/..."},
     }.get(root, {"data=worlds/..."})
 

@@ -37,8 +37,8 @@ from unimm.models.image_tokenizer.codebook import unit_rows
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.models.lora import adapted_layers
-from unimm.models.ports.pixels import ProjectorConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig, UnifiedModel
+from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig
 from unimm.runtime.atomic_files import whole_folder, write_json
 from unimm.runtime.format_version import check_format

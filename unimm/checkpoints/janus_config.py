@@ -14,8 +14,8 @@ from unimm.checkpoints.weight_names import MAX_DEPTH
 from unimm.models.image_tokenizer.model import ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.llama import is_llama_shaped
-from unimm.models.ports.pixels import ProjectorConfig
 from unimm.models.unified import CodesConfig, UnifiedConfig
+from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.tower import VisionConfig
 
 MODEL_TYPE = "janus"
@@ -45,7 +45,7 @@ def why_not_janus(config: UnifiedConfig, image_tokenizer: ImageTokenizerConfig) 
         return [*reasons, "it draws nothing, a Janus has codes"]
     depths = {"code aligner": config.codes.aligner_depth}
     projector = config.projector
-    if isinstance(projector, ProjectorConfig) and projector.kind == "mlp":
+    if isinstance(projector, ProjectorConfig) and projector.kind in ("mlp", "linear"):  # one layer is a depth, too
         depths["projector"] = projector.depth
     else:
         own = projector.kind if isinstance(projector, ProjectorConfig) else type(projector).__name__

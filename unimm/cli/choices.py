@@ -23,8 +23,11 @@ EXPERIMENT = "experiment"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The quick one where it was built."""
 
-RECIPES = {EXPERIMENT: ("demo", "encoders", "quickstart", "scaling"), "data": ("worlds",)}
+RECIPES = {EXPERIMENT: ("demo", "encoders", "projectors", "quickstart", "scaling"), "data": ("worlds",)}
 """Folders with options that belong to one recipe each: they are listed by the name of the folder alone."""
+
+PACKAGES = {"projector": "model.projector"}
+"""Groups whose options set keys of another one."""
 
 COMMANDS = {"data_inspect": "data inspect", "data_convert": "data convert"}
 """Commands that have other names than their root configurations."""
@@ -77,7 +80,7 @@ class Choices:
 
         Keys of an experiment are those of the whole configuration.
         """
-        prefix = "" if group == EXPERIMENT else f"{group}."
+        prefix = "" if group == EXPERIMENT else f"{PACKAGES.get(group, group)}."
         content = _read(self.files[group][option])
         return {f"{prefix}{key}": is_group for key, is_group in _flat(content).items() if not key.startswith("defaults")}
 

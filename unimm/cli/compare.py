@@ -1,57 +1,215 @@
-"""`unimm compare`: variants of an ablation beside each other, means over seeds; a table, a plot, JSON."""
+"""`unimm compare`: variants of an ablation, or any evaluations, beside each other: means over seeds, differences that chance
+does not explain, and what others have published; a table, a plot, JSON."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from unimm.eval.report.ablation import RIGHT, VALUE, MeanOverSeeds, columns_of, find_numbers, find_variants, has_scores, plot
+from unimm.eval.report.ablation import (
+    RIGHT,
+    VALUE,
+    MeanOverSeeds,
+    Variants,
+    columns_of,
+    find_numbers,
+    find_variants,
+    has_scores,
+    plot,
+)
+from unimm.eval.report.paired import SHARE, Answered, compare_variants, find_answers, find_units, is_evaluated, open_evaluations
+from unimm.eval.report.published import benchmarks, find_published
+from unimm.eval.report.significance import Difference
 from unimm.runtime.atomic_files import write_json
 
 console = Console(highlight=False)
 status = Console(stderr=True, highlight=False)
 
+HERE = Path("runs/compare")
+"""Where the files go that belong to no one folder of runs."""
 
-def run(folder: Path, tasks: list[str], out: Path | None, metrics: list[str] | None = None) -> None:
+CERTAIN = 0.05
+
+
+Units = dict[str, tuple[str, bool]]
+"""The unit of each score, and whether more of it is better."""
+
+
+class Compared(NamedTuple):
+    """Scores by variant and column, the items that they are of, and notes, a sentence each. label: what the numbers are."""
+
+    variants: Variants
+    answered: Answered
+    notes: list[str]
+    label: str
+    units: Units
+
+
+def run(
+    runs: list[Path],
+    tasks: list[str],
+    out: Path | None,
+    metrics: list[str] | None = None,
+    baseline: str | None = None,
+    published: bool = False,
+) -> None:
     """Compare and show: scores; or numbers of the trainings, such as losses, where these are named or no run was evaluated.
 
     Args:
+        runs: a folder of runs named VARIANT-SEED; or evaluations, runs and models, each by itself.
         tasks: scores to show; all of them where none is named.
         metrics: numbers that trainings reported, such as "loss/codes".
         out: folder of compare.json and compare.png; None: the folder of the runs.
+        baseline: the variant that others are compared with; None: the first one.
+        published: show what others have published, too.
 
     Raises:
-        ValueError: there are neither scores nor trainings, none of a name that is asked for, or both are asked for.
+        ValueError: there is nothing to compare, none of a name that is asked for, or both are asked for.
     """
     if tasks and metrics:
         raise ValueError("Scores (--task) and numbers of trainings (--metric) are shown one at a time: name one kind.")
-    of_trainings = bool(metrics) or not (tasks or has_scores(folder))
-    variants, notes = find_numbers(folder, metrics or []) if of_trainings else find_variants(folder)
-    if of_trainings and not metrics:
-        notes = ["No run was evaluated: these are the losses of the trainings.", *notes]
-    label = VALUE if of_trainings else RIGHT
-    for note in notes:
-        status.print(note)
-    columns = columns_of(variants, tasks)
+    if not runs and not published:
+        raise ValueError("Name a folder of runs, or the evaluations to compare; or add --published.")
+    columns: list[str] = []
+    variants: Variants = {}
+    if runs:
+        compared = _read(runs, tasks, metrics or [], published)
+        for note in compared.notes:
+            status.print(note)
+        variants, columns = compared.variants, columns_of(compared.variants, tasks)
+        _compare(compared, columns, baseline, out or (runs[0] if len(runs) == 1 and not is_evaluated(runs[0]) else HERE))
+    if published:
+        _show_published(tasks, columns, variants)
+
+
+def _read(runs: list[Path], tasks: list[str], metrics: list[str], published: bool) -> Compared:
+    if len(runs) > 1 or (published and is_evaluated(runs[0])):
+        if metrics:
+            raise ValueError("Numbers of trainings (--metric) are compared in a folder of runs: name that folder alone.")
+        units = find_units(runs)
+        return Compared(*open_evaluations(runs), _label(units), units)
+    folder = runs[0]
+    if metrics or not (tasks or has_scores(folder)):
+        variants, notes = find_numbers(folder, metrics)
+        notes = notes if metrics else ["No run was evaluated: these are the losses of the trainings.", *notes]
+        return Compared(variants, {}, notes, VALUE, {})
+    variants, notes = find_variants(folder)
+    units = find_units(runs)
+    return Compared(variants, find_answers(folder), notes, _label(units), units)
+
+
+def _label(units: Units) -> str:
+    return RIGHT if {unit for unit, _ in units.values()} <= {SHARE} else "score"
+
+
+def _compare(compared: Compared, columns: list[str], baseline: str | None, out: Path) -> None:
+    """Show the table, and write it and the plot."""
+    variants = compared.variants
+    baseline = next(iter(variants)) if baseline is None else baseline
+    if baseline not in variants:
+        raise ValueError(f"There is no '{baseline}' to compare with: choose among {', '.join(variants)}.")
+    differences = compare_variants(compared.answered, baseline, columns)
+    if compared.label != VALUE and (alone := _not_paired(variants, columns, baseline, differences)):
+        status.print(
+            f"Of {', '.join(alone)} and {baseline} no answers to the same items are here: chance is not told apart there."
+        )
+    _show(compared, columns, baseline, differences)
+    out.mkdir(parents=True, exist_ok=True)
+    plot(variants, columns, out / "compare.png", compared.label)
+    write_json(out / "compare.json", _plain(variants, baseline, differences))
+    console.print(f"{out / 'compare.png'}, {out / 'compare.json'}")
+
+
+Differences = dict[tuple[str, str], tuple[Difference, float]]
+
+
+def _not_paired(variants: Variants, columns: list[str], baseline: str, differences: Differences) -> list[str]:
+    """The variants that have a score in common with the baseline, and no items of it."""
+    base = variants[baseline]
+    return [
+        name
+        for name, scores in variants.items()
+        if name != baseline and any(c in scores and c in base and (name, c) not in differences for c in columns)
+    ]
+
+
+def _show(compared: Compared, columns: list[str], baseline: str, differences: Differences) -> None:
     # A line a variant below its score: as wide as a terminal, however many variants and scores there are.
-    table = Table("metric" if of_trainings else "score", "variant", label, "seeds", box=None)
+    of_trainings = compared.label == VALUE
+    table = Table("metric" if of_trainings else "score", "variant", compared.label, "seeds", box=None)
+    for title in (f"less {baseline}, 95 %", "p") if differences else ():
+        table.add_column(title, no_wrap=True)
     for column in columns:
         table.add_section()
-        known = [(variant, scores[column]) for variant, scores in variants.items() if column in scores]
+        known = [(variant, scores[column]) for variant, scores in compared.variants.items() if column in scores]
         for place, (variant, score) in enumerate(known):
-            table.add_row("" if place else column.replace("_", " "), variant, say(score), str(score.num_seeds))
+            words = ["" if place else _title(column, compared.units), variant, say(score), str(score.num_seeds)]
+            if found := differences.get((variant, column)):
+                words += say_difference(*found)
+            table.add_row(*words)
     console.print(table)
     console.print("Means over seeds, ± their standard deviation.")
-    out = out or folder
-    out.mkdir(parents=True, exist_ok=True)
-    plot(variants, columns, out / "compare.png", label)
-    write_json(
-        out / "compare.json",
-        {variant: {c: score._asdict() for c, score in scores.items()} for variant, scores in variants.items()},
-    )
-    console.print(f"{out / 'compare.png'}, {out / 'compare.json'}")
+    if differences:
+        tests = " and ".join(sorted({one.test for one, _ in differences.values()}, reverse=True))
+        console.print(
+            f"Differences over the items that both were asked, their 95 % intervals, and p ({tests}; Holm over all "
+            f"{len(differences)} shown): * where chance does not explain one. Seeds of the trainings are not in them."
+        )
+
+
+def _title(column: str, units: Units) -> str:
+    """A score as it is called, with its unit and direction where it is no share of right answers."""
+    unit, higher_is_better = units.get(column.split()[-1], (SHARE, True))
+    notes = [*([unit] if unit != SHARE else []), *(["lower is better"] if not higher_is_better else [])]
+    return column.replace("_", " ") + (f" ({', '.join(notes)})" if notes else "")
 
 
 def say(score: MeanOverSeeds) -> str:
     """A score with its deviation over seeds."""
     return f"{score.mean:.3f}" + (f" ± {score.deviation:.3f}" if score.num_seeds > 1 else "")
+
+
+def say_difference(one: Difference, p: float) -> tuple[str, str]:
+    """A difference with its interval, and its p value, with a star where it is certain."""
+    low, high = one.interval
+    return f"{one.value:+.3f} ({low:+.3f} to {high:+.3f})", f"{p:.3f}{'*' if p < CERTAIN else ''}" if p >= 1e-3 else "<.001*"
+
+
+def _plain(variants: Variants, baseline: str, differences: Differences) -> dict[str, Any]:
+    content: dict[str, Any] = {name: {c: one._asdict() for c, one in scores.items()} for name, scores in variants.items()}
+    for (variant, column), (one, p) in differences.items():
+        content[variant][column]["against"] = {"baseline": baseline, **one._asdict(), "p_holm": p}
+    return content
+
+
+def _show_published(tasks: list[str], columns: list[str], variants: Variants) -> None:
+    """What others have published of the benchmarks that are named, or that there are scores of; of all without any."""
+    known = benchmarks()
+    own = {name: column for column in columns if (name := column.split()[-1]) in known}
+    if columns and not own:
+        status.print(f"Nothing published is kept of these scores; there is of {', '.join(known)} (--task).")
+        return
+    figures = find_published(list(own) if own else tasks)
+    names = list(dict.fromkeys(figure.benchmark for figure in figures))
+    cited = list(dict.fromkeys(figure.source for figure in figures))
+    for name in names:
+        benchmark = known[name]
+        parts = benchmark.parts if len(names) == 1 else ()
+        table = Table("model", "score", "source", *parts, "settings", box=None)
+        for variant, scores in variants.items():
+            if own.get(name) in scores:
+                score = f"{benchmark.of_share(scores[own[name]].mean):.4g}"
+                table.add_row(variant, score, "measured here", *("" for _ in parts), "")
+        for figure in (one for one in figures if one.benchmark == name):
+            shown = (_number(figure.parts.get(part)) for part in parts)
+            source = f"{figure.source.kind} \\[{cited.index(figure.source) + 1}]"
+            table.add_row(figure.model, _number(figure.value), source, *shown, figure.settings)
+        direction = "higher" if benchmark.higher_is_better else "lower"
+        console.print(f"\n{benchmark.title}: {benchmark.unit}, {direction} is better", table, sep="\n")
+    for number, source in enumerate(cited, 1):
+        console.print(f"[{number}] {source.title}: {source.where} ({source.evidence})", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

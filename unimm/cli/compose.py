@@ -40,10 +40,10 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base=None):
         config = compose(root, overrides=as_typed(overrides), return_hydra_config=True)
-        choice = _sizes_choice(config.hydra.runtime.choices)
+        choices = dict(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
-        return _noted(config, overrides, root, choice)
+        return _noted(config, overrides, root, choices)
 
 
 _GIVEN: dict[int, tuple[str, ...]] = {}
@@ -58,21 +58,26 @@ def given_sizes(config: DictConfig) -> tuple[str, ...]:
 SIZES = ("model", "tokenizer")
 """The groups of sizes; a root has one of them."""
 
+PROJECTOR, OF_MODEL = "projector", "of_model"
+"""The group of a part of these sizes, and its option that leaves it to the others."""
+
 
 def _sizes_choice(choices: Mapping[str, str]) -> tuple[str, str] | None:
     """The group of sizes that a root has, and its option; None: it has none."""
     return next(((group, choices[group]) for group in SIZES if choices.get(group) is not None), None)
 
 
-def _noted(config: DictConfig, overrides: Iterable[str], root: str, choice: tuple[str, str] | None) -> DictConfig:
+def _noted(config: DictConfig, overrides: Iterable[str], root: str, choices: Mapping[str, str]) -> DictConfig:
     """Remember which sizes a configuration was given as long as it lives, which matters where its model starts from another;
     folders may name parts of the packages that it names.
 
-    choice: the group of its sizes, and its option. Hydra has to be initialized.
+    choices: the option of each group. Hydra has to be initialized.
     """
     trust(_targets(OmegaConf.to_container(config, resolve=False)))
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
     given = [key for key in keys if key.split(".")[0] in SIZES]
+    given += [f"model.{PROJECTOR}"] if choices.get(PROJECTOR) not in (None, OF_MODEL) else []
+    choice = _sizes_choice(choices)
     if choice is not None and config.get("init_from") is not None:
         group, option = choice
         loader = GlobalHydra.instance().config_loader()
@@ -133,7 +138,7 @@ def run_with_hydra(
         def plain_job(config: DictConfig) -> None:
             with plain_errors(), explained(line):  # inside too: Hydra would add a line of its own
                 hydra_config = HydraConfig.get()
-                job(_noted(config, hydra_config.overrides.task, root, _sizes_choice(hydra_config.runtime.choices)))
+                job(_noted(config, hydra_config.overrides.task, root, hydra_config.runtime.choices))
 
         sys.argv[1:] = arguments.for_hydra()
         with explained(line):

@@ -102,8 +102,11 @@ def report(
 @models.command()
 def compare(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS", help="Folder of runs with scores, named VARIANT-SEED, such as two-0.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUNS...", help="A folder of runs named VARIANT-SEED, such as two-0; or evaluations, runs, models."
+        ),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Score to show; repeat it [default: all].")] = None,
     metric: Annotated[
         list[str] | None,
@@ -111,18 +114,32 @@ def compare(
             help="Instead of scores, a number of the trainings, such as loss/codes [default: losses, without scores]."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS].")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The variant to compare the others with [default: the first].")] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Show what papers and others report of the same benchmarks, with sources; without RUNS of all."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.json and compare.png [default: RUNS, or runs/compare].")
+    ] = None,
 ) -> None:
-    """Put the scores of an ablation's variants beside each other, means over seeds: a table and a plot.
+    """Put scores beside each other, means over seeds: which differ by more than chance, a table and a plot.
+
+    Evaluations of the same items are compared item by item: McNemar's exact test, or a paired bootstrap where items are not
+    just right or wrong; p values are Holm's.
 
     \b
     Example:
       unimm compare runs/encoders --task shapes_answers --task shapes_drawings
       unimm compare runs/lr --metric loss/codes
+      unimm compare runs/before/scores runs/after/scores
+      unimm compare --published --task geneval
     """
     from unimm.cli.compare import run
 
-    run(runs, task or [], out, metric or [])
+    run(runs or [], task or [], out, metric or [], baseline, published)
 
 
 @models.command()

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
     from unimm.models.ports.base import Filler, LossSums, Passes, Port, PortConfig, PredictedPort
-    from unimm.models.ports.pixels import Projector, ProjectorConfig, ProjectorSettings
     from unimm.models.ports.vocabulary import CodesConfig, VocabularyPort
     from unimm.models.unified import UnifiedConfig, UnifiedModel
+    from unimm.models.vision.projectors import Projector, ProjectorConfig, ProjectorSettings
     from unimm.models.vision.tower import VisionConfig, VisionTower
 
 __all__ = [
@@ -50,9 +50,9 @@ __getattr__, __dir__ = lazy_exports(
         "VocabularyPort": "ports.vocabulary",
         "VisionConfig": "vision.tower",
         "VisionTower": "vision.tower",
-        "Projector": "ports.pixels",
-        "ProjectorConfig": "ports.pixels",
-        "ProjectorSettings": "ports.pixels",
+        "Projector": "vision.projectors",
+        "ProjectorConfig": "vision.projectors",
+        "ProjectorSettings": "vision.projectors",
         **dict.fromkeys(("Filler", "LossSums", "Passes", "Port", "PortConfig", "PredictedPort"), "ports.base"),
         "ImageTokenizer": "image_tokenizer.model",
         "ImageTokenizerConfig": "image_tokenizer.model",

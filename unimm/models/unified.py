@@ -20,8 +20,9 @@ from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
 from unimm.models.llama import LlamaTrunk, is_llama_shaped
 from unimm.models.ports.base import LossSums, Port, PortConfig, PredictedPort
-from unimm.models.ports.pixels import PixelsPort, ProjectorConfig, ProjectorSettings
+from unimm.models.ports.pixels import PixelsPort
 from unimm.models.ports.vocabulary import CodesConfig, TextPort, VocabularyPort
+from unimm.models.vision.projectors import ProjectorConfig, ProjectorSettings
 from unimm.models.vision.tower import VisionConfig, VisionTower
 from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Kind

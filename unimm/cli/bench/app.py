@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from unimm.cli.bench.parts import parts
+
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -13,30 +15,7 @@ bench = typer.Typer(
     help="Time unimm, where there is one beside a peer: one run, the same weights, every figure with where it was measured. Or "
     "kill trainings and compare.",
 )
-
-
-@bench.command()
-def load(
-    model: Annotated[str, typer.Option("--model", "-m", help="A size by name, with random weights, or a Janus' folder.")] = (
-        "janus_pro_1b"
-    ),
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is reported.")] = 3,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
-        "runs/bench/load.json"
-    ),
-) -> None:
-    """How fast a checkpoint opens and how much memory it takes, against transformers.
-
-    \b
-    Examples:
-      unimm bench load --model janus_pro_1b --dtype bfloat16
-      unimm bench load --model runs/quickstart/model --dtype float32
-    """
-    from unimm.cli.bench.load import run
-
-    run(model, device, dtype, repeats, out)
+bench.add_typer(parts)
 
 
 @bench.command()

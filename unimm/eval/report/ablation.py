@@ -17,7 +17,7 @@ from unimm.eval.report.curves import GREY, PALETTE, Series, read_metrics
 from unimm.runtime.atomic_files import read_json
 
 RIGHT, VALUE = "share right", "mean at the end"
-"""What scores are, and what numbers of a training are, in tables and plots."""
+"""What scores are where all are shares, and what numbers of a training are, in tables and plots."""
 
 METRICS = "metrics.jsonl"
 LOSS = "loss/"
@@ -71,7 +71,7 @@ def find_variants(folder: Path) -> tuple[Variants, list[str]]:
     """
     _check_holds_runs(folder)
     paths = sorted(path for pattern in ("*/scores.json", "*/*/scores.json") for path in folder.glob(pattern))
-    read = {path: _read_scores(path) for path in paths}
+    read = {path: read_scores(path) for path in paths}
     unfinished = [str(path.parent) for path, (is_finished, _) in read.items() if not is_finished]
     finished = {path: tasks for path, (is_finished, tasks) in read.items() if is_finished and tasks}
     if not finished:
@@ -85,7 +85,7 @@ def find_variants(folder: Path) -> tuple[Variants, list[str]]:
         if (run, column) in seen:
             raise ValueError(f"{seen[run, column]} and {path} are both the scores of {run}: keep one of them.")
         seen[run, column] = path
-        evaluations.append((name, {task: one["score"] for task, one in tasks.items()}))
+        evaluations.append((name, finite_scores(tasks)))
         for task, one in tasks.items():
             counts.setdefault(f"{column} {task}".strip(), set()).add(one.get("count", 0))
     notes += [
@@ -140,13 +140,24 @@ def _last_step(series: Series) -> int:
     return max(points[-1][0] for points in series.values())
 
 
-def _read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
+def read_scores(path: Path) -> tuple[bool, dict[str, dict]]:
     """Whether an evaluation has come to its end, and its tasks. ValueError: the file holds no such thing."""
     content = read_json(path) or {}
     tasks = content.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(one, dict) and "score" in one for one in tasks.values()):
         raise ValueError(f"{path} holds no scores as `unimm eval` writes them: move it out of the folder of runs.")
     return bool(content.get("finished", True)), tasks
+
+
+def finite_scores(tasks: dict[str, dict]) -> dict[str, float]:
+    """The scores that are numbers: none is written where one is not finite."""
+    return {task: one["score"] for task, one in tasks.items() if one["score"] is not None}
+
+
+def evaluation_name(name: str) -> tuple[str, str]:
+    """The variant and the column of an evaluation in a folder of runs, "two-0/guidance-2.5"."""
+    run, _, setting = name.partition("/")
+    return SEED.sub("", run), _column(setting)
 
 
 def _column(setting: str) -> str:

@@ -7,15 +7,14 @@ As in Janus (arXiv 2410.13848). A projector of another package is named in a mod
 Shapes: N images as pixels, I all images, P patches, P' positions an image takes, C vision width, D trunk width.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from unimm.batch import Batch, Images
 from unimm.models.ports.base import Passes, Port
+from unimm.models.vision.resamplers import Resampler
 from unimm.models.vision.tower import VisionTower
-from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Kind, Segment
 
 
@@ -29,6 +28,7 @@ class PixelsPort(Port):
         super().__init__()
         self.tower = tower
         self.projector: Any = projector
+        projector.num_positions(tower.config.num_patches)  # pyright: ignore[reportCallIssue] - raises where they do not fit
 
     @property
     def num_positions(self) -> int:
@@ -84,12 +84,16 @@ class PixelsPort(Port):
         return {"vision": self.tower, "projector": self.projector}
 
     def units(self) -> list[nn.Module]:
-        return list(self.tower.transformer.blocks)
+        inside = self.projector.blocks if isinstance(self.projector, Resampler) else ()
+        return [*self.tower.transformer.blocks, *inside]
+
+    def path(self) -> list[nn.Module]:
+        return [self.tower, *(self.projector.path() if hasattr(self.projector, "passes") else [self.projector])]
 
     def set_attention(self, backend: str) -> None:
-        """With "documents", for training on a CPU, the tower takes plain products: the backward pass of PyTorch's fused kernel
+        """With "documents", for training on a CPU, images take plain products: the backward pass of PyTorch's fused kernel
         takes several times as long as theirs there (recipes/LOG.md)."""
-        for module in self.tower.modules():
+        for module in self.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", backend != "documents")  # noqa: B010 - a plain attribute, whatever the types say
 
@@ -98,66 +102,7 @@ class PixelsPort(Port):
         config, num_looked = self.tower.config, len(batch.images.pixels)
         # Scores and their sums, each 2 operations a pair of patches and dimension.
         an_image = 4 * config.num_layers * config.width * config.num_patches**2
-        return [
-            Passes(num_looked * config.num_patches, num_looked * an_image),
-            Passes(int(batch.image_spans[:, 2].sum())),
-        ]
-
-
-class Projector(Protocol):
-    """A module (N, P, C) -> (N, P', D), also of no images, that says how many positions an image takes."""
-
-    def num_positions(self, num_patches: int) -> int:
-        """P' of an image of so many patches: what prompts, packing and the engine plan with."""
-        ...
-
-    def __call__(self, features_NPC: Tensor) -> Tensor: ...
-
-
-class ProjectorSettings(Protocol):
-    """What a model needs of a projector's config, a frozen dataclass whose fields are JSON."""
-
-    def build(self, vision_width: int, trunk_width: int) -> nn.Module:
-        """The projector, a `Projector`, from vision width C to trunk width D."""
-        ...
-
-
-@dataclass(frozen=True)
-class ProjectorConfig:
-    """How patch features become trunk embeddings.
-
-    kind: "mlp" (Janus' own: `depth` linear layers with GELU between them).
-    depth: number of linear layers; 1 is a plain linear projector.
-    """
-
-    kind: str = "mlp"
-    depth: int = 2
-
-    def __post_init__(self) -> None:
-        check_whole(self, 1, "depth")
-
-    def build(self, vision_width: int, trunk_width: int) -> nn.Module:
-        """The projector.
-
-        Raises:
-            ValueError: it is none of ours.
-        """
-        if self.kind != "mlp":
-            raise ValueError(
-                f"Unknown projector '{self.kind}': use mlp, or the config class of your own (model.projector._target_)."
-            )
-        return MLP(vision_width, trunk_width, self.depth)
-
-
-class MLP(nn.Sequential):
-    """`depth` linear layers with exact GELU between them: Janus' aligners of both ports. A position a patch."""
-
-    def __init__(self, width_in: int, width_out: int, depth: int = 2) -> None:
-        layers: list[nn.Module] = [nn.Linear(width_in, width_out)]
-        for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Linear(width_out, width_out)]
-        super().__init__(*layers)
-
-    def num_positions(self, num_patches: int) -> int:
-        """As many as patches."""
-        return num_patches
+        tower = Passes(num_looked * config.num_patches, num_looked * an_image)
+        if hasattr(self.projector, "passes"):
+            return [tower, *(Passes(*one) for one in self.projector.passes(len(batch.images), config.num_patches))]
+        return [tower, Passes(int(batch.image_spans[:, 2].sum()))]

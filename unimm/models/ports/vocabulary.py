@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from unimm.batch import Batch
 from unimm.models.ports.base import LossSums, PredictedPort
-from unimm.models.ports.pixels import MLP
+from unimm.models.vision.projectors import MLP
 from unimm.runtime.number_checks import check_whole
 from unimm.sequence import BLANK, Kind, Segment
 
