@@ -104,6 +104,11 @@ OPTIONS = {
     "index": "--out --model --batch-size --device --dtype",
     "search": "--index -k --image --texts --rerank --out --json --model --device --dtype",
     "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
+    "export": (
+        "--prompts --out --scores --partial --model --num-images --num-prompts --seed --guidance-scale --temperature --top-k "
+        "--top-p --batch --shard --name --device --dtype --weights"
+    ),
+    "score": "--reference --captions --reconstruct --model --size --inception --clip --limit --batch --out --device --dtype",
     "report": "--out",
     "compare": "--task --metric --out",
     "scaling": "--predict --out",

@@ -18,7 +18,8 @@ from unimm.cli.drawing_commands import picture_paths
 from unimm.eval.tasks.drawings import DrawingSettings
 
 WITH_OWN_HELP = (
-    *("demo", "quickstart", "caption", "answer", "generate", "classify", "index", "search", "eval", "convert", "join"),
+    *("demo", "quickstart", "caption", "answer", "generate", "classify", "index", "search", "eval"),
+    *("export", "score", "convert", "join"),
 )
 
 

@@ -16,8 +16,10 @@ from unimm.cli.bench.search import bench_search
 from unimm.cli.doctor.command import doctor
 from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
+from unimm.cli.export import exporting
 from unimm.cli.model_commands import models
 from unimm.cli.options import OWN, BestOf, Device, Dtype, MaxNewTokens, Model, Weights, open_model
+from unimm.cli.score import scoring
 from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
 from unimm.runtime.plugins import take_allow_code
@@ -26,7 +28,7 @@ ORDER = (
     *("demo", "quickstart", "caption", "answer", "generate", "edit", "serve"),
     *("classify", "index", "search"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
+    *("eval", "export", "score", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
 """The order of `unimm --help`: a model at once, then how one is made, then what is done with it; others come last."""
 
@@ -65,6 +67,8 @@ app = typer.Typer(
 )
 app.add_typer(drawings)
 app.add_typer(models)
+app.add_typer(exporting)
+app.add_typer(scoring)
 app.add_typer(serving)
 app.add_typer(retrieval)
 app.add_typer(doctor)

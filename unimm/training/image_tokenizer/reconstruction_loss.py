@@ -52,7 +52,7 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.config = config
         # Its weights are no part of the run's own: kept out of the modules, so that no checkpoint holds them.
-        self._lpips = [_load_lpips()] if config.lpips else []
+        self._lpips = [load_lpips("set loss.lpips=0")] if config.lpips else []
 
     def forward(self, pixels_NCHW: Tensor, target_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar in fp32, and its terms before weighting."""
@@ -90,12 +90,16 @@ def roughness(latents_NTD: Tensor) -> Tensor:
     return sum(((step.square().sum(-1) + 1e-4).sqrt().mean() for step in (across, down)), points_NhwD.new_zeros(()))
 
 
-def _load_lpips() -> nn.Module:
+def load_lpips(otherwise: str) -> nn.Module:
+    """LPIPS with VGG (arXiv 1801.03924), in eval mode: images (N, 3, H, W) in [-1, 1] -> distances (N, 1, 1, 1).
+
+    otherwise: what a user can do without, for the sentence of the ValueError where its package or weights are not here.
+    """
     if find_spec("lpips") is None:
-        raise ValueError('LPIPS needs the package `lpips`: pip install "unimm[eval]", or set loss.lpips=0.')
+        raise ValueError(f'LPIPS needs the package `lpips`: pip install "unimm[eval]", or {otherwise}.')
     weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_WEIGHTS
     if not weights.is_file():
-        raise ValueError(f"LPIPS needs VGG's weights at {weights}, and they are not there: put them, or set loss.lpips=0.")
+        raise ValueError(f"LPIPS needs VGG's weights at {weights}, and they are not there: put them, or {otherwise}.")
     import lpips  # pyright: ignore[reportMissingImports] - an extra
 
     return lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
