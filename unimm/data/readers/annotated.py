@@ -12,6 +12,7 @@ Source: cocodataset.org/#format-data; visualqa.org/download.html; allenai/mmc4, 
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,10 @@ class CocoCaptions(_ByImage):
 
     def __init__(self, annotations: str | Path, images: str | Path | None = None, language: str = "en") -> None:
         self.language = language
-        held = _read(Path(annotations), ("images", "annotations"))
-        try:
-            names = {one["id"]: str(one["file_name"]) for one in held["images"]}
-            said: dict[str, list[str]] = {name: [] for name in names.values()}
-            for one in held["annotations"]:
-                said[names[one["image_id"]]].append(str(one["caption"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{annotations}: an annotation or image lacks {error}: COCO's captions have image_id and caption."
-            ) from None
-        without = [name for name, captions in said.items() if not captions]
-        if len(without) == len(said):
-            raise ValueError(f"{annotations} holds no captions: name captions_....json.")
-        super().__init__(Path(annotations).parent if images is None else Path(images), dict(said))
+        said: dict[str, list[str]] = {}
+        for one in read_coco_captions(annotations):
+            said.setdefault(one.name, []).extend(one.captions)
+        super().__init__(Path(annotations).parent if images is None else Path(images), said)
 
     def record(self, name: str, said: list[str], image: Any) -> Record:
         """An image with its captions."""
@@ -83,6 +74,35 @@ class CocoCaptions(_ByImage):
         if not texts:
             raise ValueError(f"record {name} has no caption: write one, or take the image out.")
         return Record(name, image, tuple(Text(text, self.language) for text in texts))
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image of COCO with its captions, perhaps none. name: of its file."""
+
+    image_id: str
+    name: str
+    captions: tuple[str, ...]
+
+
+def read_coco_captions(annotations: str | Path) -> list[CocoImage]:
+    """The images of a file of COCO's captions, in its order.
+
+    Raises ValueError where the file is none of COCO's, or holds no captions.
+    """
+    held = _read(Path(annotations), ("images", "annotations"))
+    try:
+        names = {one["id"]: str(one["file_name"]) for one in held["images"]}
+        said: dict[Any, list[str]] = {image_id: [] for image_id in names}
+        for one in held["annotations"]:
+            said[one["image_id"]].append(str(one["caption"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{annotations}: an annotation or image lacks {error}: COCO's captions have image_id and caption."
+        ) from None
+    if not any(said.values()):
+        raise ValueError(f"{annotations} holds no captions: name captions_....json.")
+    return [CocoImage(str(image_id), names[image_id], tuple(captions)) for image_id, captions in said.items()]
 
 
 class VqaQuestions(_ByImage):
@@ -116,6 +136,41 @@ class VqaQuestions(_ByImage):
     def record(self, name: str, said: list[tuple[str, str, str]], image: Any) -> Record:
         """An image with its questions."""
         return Record(name, image, questions=tuple(Question(asked, answer, kind) for asked, answer, kind in said))
+
+
+@dataclass(frozen=True)
+class VqaItem:
+    """A question of VQAv2 with the answers of all its annotators. image: its name. answer_type: "yes/no", "number", "other"."""
+
+    question_id: int | str
+    question: str
+    image: str
+    answers: tuple[str, ...]
+    answer_type: str
+
+
+def read_vqa(questions: str | Path, annotations: str | Path, name: str = VQA_NAME) -> list[VqaItem]:
+    """The questions of VQAv2's two files, or of files of their form (OK-VQA), in their order; arguments as of `VqaQuestions`.
+
+    Raises ValueError where a question has no answers or the files are others.
+    """
+    asked = _read(Path(questions), ("questions",))
+    answered = _read(Path(annotations), ("annotations",))
+    try:
+        by_id = {one["question_id"]: one for one in answered["annotations"]}
+        subset = asked.get("data_subtype", answered.get("data_subtype", ""))
+        return [
+            VqaItem(
+                one["question_id"],
+                str(one["question"]),
+                name.format(subset=subset, image_id=one["image_id"]),
+                tuple(str(answer["answer"]) for answer in by_id[one["question_id"]]["answers"]),
+                str(by_id[one["question_id"]].get("answer_type", "")),
+            )
+            for one in asked["questions"]
+        ]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{questions} and {annotations} do not belong together, or are none of VQAv2's ({error}).") from None
 
 
 def _answer(one: Mapping[str, Any]) -> tuple[str, str]:
