@@ -2,7 +2,7 @@
 
     INDEX/
         manifest.json       the model and its fingerprint, what was indexed, which generation is in force
-        vectors-G.faiss     generation G: vectors (N, D) of FAISS, compared by their inner product, none left out
+        vectors-G.faiss     generation G: vectors (N, D) of FAISS in float16, compared by their inner product, none left out
         entries-G.jsonl     a line a vector: the image's key, what tells whether it has changed, its caption
         parts/              of an indexing that has not ended (`unimm.retrieval.indexing`)
         bad_images.txt      images that could not be read, a key and a reason a line

@@ -11,7 +11,10 @@ Weights are read from safetensors only.
 """
 
 import json
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -167,10 +170,11 @@ def _open_transformers(folder: Path, device: torch.device, dtype: torch.dtype) -
     from transformers import AutoModel, AutoProcessor
 
     try:
-        model, loaded = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        with _quiet():
+            model, loaded = AutoModel.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged folder fails in many ways, and so does a library that is not there
         raise _unreadable(folder, error) from error
     lacking = sorted(loaded["missing_keys"]) + sorted(str(one) for one in loaded["mismatched_keys"])
@@ -190,14 +194,31 @@ def _open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> Towers
         raise ValueError(f"{folder} has no safetensors, and pickled weights are not opened: ask its author for safetensors.")
     name = f"local-dir:{folder}"
     try:
-        model = library.create_model(name, load_weights=False, pretrained_text=False, device="cpu")
-        library.load_checkpoint(model, str(weights[0]), strict=True)
-        tokenizer = library.get_tokenizer(name)
+        with _quiet():
+            model = library.create_model(name, load_weights=False, pretrained_text=False, device="cpu")
+            library.load_checkpoint(model, str(weights[0]), strict=True)
+            tokenizer = library.get_tokenizer(name)
     except Exception as error:  # as above
         raise _unreadable(folder, error) from error
     settings = library.transform.PreprocessCfg(**model.visual.preprocess_cfg)
     prepare = library.transform.image_transform_v2(settings, is_train=False)
     return _OpenClipTowers(model.to(device, dtype).eval(), prepare, tokenizer, device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the libraries show and log while they open something is for developers; what matters to a user is raised."""
+    from transformers.utils import logging as shown
+
+    before, is_shown = logging.root.manager.disable, shown.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    shown.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        if is_shown:
+            shown.enable_progress_bar()
 
 
 def _logit(model: Any) -> tuple[float, float | None]:
