@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from unimm.checkpoints.adapter_folder import merge_adapter, save_adapter
-from unimm.checkpoints.bundle import ModelBundle
+from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle, read_drawing_defaults
 from unimm.checkpoints.folder import LoadedModel, load_model
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig, adapter_parameters, attach, merge
@@ -46,7 +46,7 @@ def make_adapter(base: Path, folder: Path, learned: tuple[str, ...] = (), config
             parameter.data = parameter + torch.randn_like(parameter) * 0.02
     for parameter in adapter_parameters(model):
         parameter.copy_(torch.randn_like(parameter) * 0.1)
-    save_adapter(folder, model, loaded.image_tokenizer, str(base), learned)
+    save_adapter(folder, model, loaded.image_tokenizer, str(base), learned, {"guidance_scale": 1.5})
     return loaded
 
 
@@ -123,6 +123,8 @@ def test_the_files_are_pefts_and_say_whose_they_are(bases: dict[int, Path], tmp_
     assert "model.aligner.fc1" in config.modules_to_save
     assert r"model\.language_model\.layers\.\d+\.self_attn\.q_proj" in config.target_modules
     assert "PeftModel.from_pretrained" in (tmp_path / "adapter/README.md").read_text()
+    drawing = read_drawing_defaults(tmp_path / "adapter", DrawingDefaults(temperature=0.25))
+    assert (drawing.guidance_scale, drawing.temperature) == (1.5, 0.25)
     make_adapter(bases[1], tmp_path / "adapter")  # ours may be replaced, and nothing else
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("love")

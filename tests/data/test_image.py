@@ -1,9 +1,7 @@
 import io
 import re
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unimm.bench.hostile.images import png_claiming
 from unimm.data.image import FORMATS, ImageError, crop, decode_image, look
 
 RNG = np.random.default_rng(0)
@@ -31,13 +30,6 @@ def smooth(height=48, width=64):
 
 def difference(one, other):
     return np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()
-
-
-def png_that_claims(width, height):
-    """A few bytes that promise width x height pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def refused(image, match, **options):
@@ -179,9 +171,10 @@ def test_bad_files(tmp_path):
         "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged or cut short"),
         "cut.png": (encoded(smooth(480, 640))[:2000], "damaged or cut short"),
         "head.jpg": (jpeg[:3], "it is not a JPEG|header is damaged"),
-        "bomb.png": (png_that_claims(10_000, 10_000), "10000x10000 is more than 50,000,000 pixels"),
-        "big bomb.png": (png_that_claims(60_000, 60_000), "more pixels than are safe"),
-        "strip.png": (png_that_claims(1_000_000, 1), "65,535 a side"),
+        "bomb.png": (png_claiming(10_000, 10_000), "10000x10000 is more than 50,000,000 pixels"),
+        "big bomb.png": (png_claiming(60_000, 60_000), "more pixels than are safe"),
+        "story.png": (png_claiming(4, 4, text=b" " * 2**21), "a text beside its pixels is too long to unpack"),
+        "strip.png": (png_claiming(1_000_000, 1), "65,535 a side"),
     }
     for name, (data, match) in cases.items():
         path = tmp_path / name
@@ -209,7 +202,7 @@ try: decode_image(sys.stdin.buffer.read())
 except ValueError as error: print(error)
 print(re.search("VmHWM: *\t*(.*) kB", Path("/proc/self/status").read_text())[1], "torch" in sys.modules)
 """
-    bomb = png_that_claims(10_000, 10_000)
+    bomb = png_claiming(10_000, 10_000)
     run = subprocess.run([sys.executable, "-c", code], input=bomb, capture_output=True, timeout=120)
     *sentence, kilobytes, torch_imported = run.stdout.decode().split()
     assert "10000x10000" in sentence and int(kilobytes) < 250_000

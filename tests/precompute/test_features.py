@@ -19,7 +19,7 @@ from unimm.data.image import look
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Plan, Steps
 from unimm.data.records import Record
-from unimm.data.stores import features as features_file
+from unimm.data.stores import tensor_store
 from unimm.data.stores.features import FeaturedDataset, StoredFeatures, shard_rows
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
@@ -144,7 +144,7 @@ def test_images_and_features_share_a_batch(model: UnifiedModel) -> None:
 
 
 def test_round_trip_in_shards(model: UnifiedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_file, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(tensor_store, "OPEN_FILES", 2)
     monkeypatch.setattr("unimm.precompute.features.shard_rows", lambda *sizes: shard_rows(*sizes, 5 * 4 * 32 * 4))
     tower = model.pixels.tower
     stored = encode_features(tower, Squares(), tmp_path / "store", source="squares", work=PassConfig(7), dtype="float32")

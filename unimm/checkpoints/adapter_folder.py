@@ -12,7 +12,7 @@ matrices make; settings that are not plain LoRA are refused by name. Nothing is 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+DRAWING = "generation_config.json"
+"""How the model draws with the adapter, as a model folder says it."""
 PREFIX = "base_model.model."
 BASE_SAMPLE = "unimm_base_sample"
 """In the metadata of the tensors' file: a few weights of the base, to detect another base of the same size."""
@@ -59,12 +61,18 @@ class _Home(NamedTuple):
 
 
 def save_adapter(
-    path: str | Path, model: UnifiedModel, image_tokenizer: ImageTokenizer, base: str, trained: Iterable[str] = ()
+    path: str | Path,
+    model: UnifiedModel,
+    image_tokenizer: ImageTokenizer,
+    base: str,
+    trained: Iterable[str] = (),
+    drawing: Mapping[str, float] | None = None,
 ) -> None:
     """Write the adapters of a model, and the parts that were trained in full, replacing an adapter folder that was there.
 
     base: the folder or hub id of the model that they were attached to. trained: parts by name; those with adapters need
-    not be left out.
+    not be left out. drawing: how the model draws with the adapter where a caller does not say (guidance_scale, ...); None: as
+    the base does.
 
     Raises:
         ValueError: the path holds something else than an adapter, or peft is missing.
@@ -76,6 +84,8 @@ def save_adapter(
     sample = {name: _sample(layers[name].base_layer.weight) for name in (next(iter(layers)), next(reversed(layers)))}
     with whole_folder(Path(path).resolve(), CONFIG, "an adapter folder") as folder:
         write_json(folder / CONFIG, _peft_config(model, tensors, whole, base))
+        if drawing is not None:
+            write_json(folder / DRAWING, dict(drawing))
         content = {f"{PREFIX}{name}": tensor.detach().cpu().clone().contiguous() for name, tensor in (tensors | whole).items()}
         save_file(content, folder / TENSORS, {"format": "pt", BASE_SAMPLE: json.dumps(sample)})
         (folder / "README.md").write_text(_card(base, names is TRANSFORMERS), encoding="utf-8")

@@ -35,6 +35,7 @@ from unimm.checkpoints.folder import LoadedModel, change_dtype, load_model, save
 from unimm.checkpoints.further_modules import FurtherModules
 from unimm.checkpoints.hub import upload_model
 from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT, DRAWING
+from unimm.checkpoints.weight_files import find_folder
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.models.image_tokenizer.model import ImageTokenizer
@@ -120,7 +121,10 @@ class ModelBundle:
         Raises:
             ValueError: there is no such model or adapter, it cannot be read, or unimm cannot follow what it says.
         """
-        return cls.of(load_model(path_or_hub_id, device, dtype, from_pickle, adapter, allow_code))
+        bundle = cls.of(load_model(path_or_hub_id, device, dtype, from_pickle, adapter, allow_code))
+        if adapter is None:
+            return bundle
+        return replace(bundle, drawing=read_drawing_defaults(find_folder(adapter), bundle.drawing))
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "ModelBundle":
@@ -221,14 +225,16 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
     return PromptFormat(**roles)
 
 
-def read_drawing_defaults(folder: Path) -> DrawingDefaults:
-    """Sampling settings of drawings in a model folder (generation_config.json); Janus' where it has none.
+def read_drawing_defaults(folder: Path, otherwise: DrawingDefaults | None = None) -> DrawingDefaults:
+    """Sampling settings of drawings in the folder of a model or an adapter (generation_config.json).
+
+    otherwise: what it does not say; None: Janus'.
 
     Raises:
         ValueError: a value is no number.
     """
     written = read_json(folder / "generation_config.json") or {}
-    drawing = DrawingDefaults()
+    drawing = otherwise or DrawingDefaults()
     for name, value in asdict(drawing).items():
         given = written.get(name)
         if given is None:

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -155,7 +155,8 @@ def finish(bundle: ModelBundle, config: DictConfig) -> None:
     """Write the trained model; before it the adapter that was merged into it, and after it its scores."""
     out = Path(config.out)
     if config.lora is not None:
-        save_adapter(out / "adapter", bundle.model, bundle.image_tokenizer, str(config.init_from), config.stage.lr_scales)
+        base, trained, drawing = str(config.init_from), config.stage.lr_scales, asdict(bundle.drawing)
+        save_adapter(out / "adapter", bundle.model, bundle.image_tokenizer, base, trained, drawing)
         merge(bundle.model)
     bundle.save(out / "model")
     if config.suite is not None:

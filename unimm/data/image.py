@@ -205,7 +205,9 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
         raise ImageError(f"Cannot read {name}: it is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from None
     except Image.DecompressionBombError:
         raise ImageError(f"Cannot read {name}: it has more pixels than are safe to unpack, shrink it first.") from None
-    except Exception:  # damaged headers make Pillow raise nearly anything
+    except Exception as error:  # damaged headers make Pillow raise nearly anything
+        if "MAX_TEXT" in str(error):  # of a PNG: a small file may unpack to any size
+            raise ImageError(f"Cannot read {name}: a text beside its pixels is too long to unpack, save it without.") from None
         raise ImageError(f"Cannot read {name}: its header is damaged.") from None
     with picture:
         return _upright(picture, name, max_pixels, convert, is_ours=True)

@@ -16,18 +16,10 @@ from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import crop
 from unimm.data.records import Dataset, key_at
-from unimm.data.stores.codes import (
-    MANIFEST,
-    CodesManifest,
-    StoredCodes,
-    is_stored,
-    load_part,
-    save_codes,
-    stored_files,
-    unfinished_codes,
-)
+from unimm.data.stores.codes import CodesManifest, StoredCodes, load_part, save_codes, stored_files, unfinished_codes
 from unimm.data.stores.digests import first_image_hash
 from unimm.data.stores.image_rows import ImagesOf, rows_of_images
+from unimm.data.stores.tensor_store import MANIFEST
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.precompute.bad_images import list_bad, noted_bad
 from unimm.precompute.pass_precision import precision_name, settle_precision
@@ -66,7 +58,7 @@ def encode_dataset(
     manifest, weight = _describe(tokenizer, dataset, images, name), next(tokenizer.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
-    unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), is_stored(out, manifest)
+    unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), manifest.is_stored(out)
     begin_pass(unfinished, len(images), work)
     job = _job(tokenizer, images, precision, f"codes of {manifest.dataset}")
     known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
@@ -80,7 +72,7 @@ def encode_dataset(
     if is_new and work.ranks.number == 0:
         _save(out, unfinished, job, replace(manifest, **fidelity), ends, work)
     end_pass(out, unfinished, is_new, work)
-    stored = StoredCodes.open(out, expect_tokenizer_hash=manifest.tokenizer_hash)
+    stored = StoredCodes.open(out, tokenizer_hash=manifest.tokenizer_hash)
     if stored.manifest.psnr is not None and stored.manifest.psnr < TOO_LOW:  # what was said before the work is far above by now
         work.say(f"WARNING: {out}: images are given back at only {stored.manifest.psnr:.1f} dB PSNR, see {out / PICTURE}.")
     return stored
@@ -115,7 +107,7 @@ def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str)
         images=np.arange(len(images)),
         part_rows=PART_RECORDS,
         shape=(tokenizer.num_codes,),
-        key="codes",
+        key=StoredCodes.KEY,
         dtype=torch.int32,
         title=title,
     )

@@ -19,12 +19,10 @@ from unimm.data.records import Dataset, ImageLike, key_at, unchecked
 from unimm.data.stores.digests import preparation_fingerprint
 from unimm.data.stores.features import (
     DTYPES,
-    MANIFEST,
     FeaturesManifest,
     StoredFeatures,
     finish_features,
     has_rows,
-    is_stored,
     load_rows,
     put_rows,
     shard_rows,
@@ -32,6 +30,7 @@ from unimm.data.stores.features import (
     unfinished_features,
 )
 from unimm.data.stores.image_rows import ImagesOf
+from unimm.data.stores.tensor_store import MANIFEST
 from unimm.models.vision.tower import VisionTower
 from unimm.precompute.bad_images import BadImage, list_bad, note_bad, noted_bad, raise_bad, short_reason
 from unimm.precompute.pass_precision import precision_name, settle_precision
@@ -68,7 +67,7 @@ def encode_features(
     manifest, weight = _describe(tower, dataset, source, dtype), next(tower.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tower_hash": manifest.tower_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
-    unfinished, is_same = unfinished_features(out, manifest), is_stored(out, manifest)
+    unfinished, is_same = unfinished_features(out, manifest), manifest.is_stored(out)
     prepare = Prepare(lambda: _put_rows(unfinished, dataset, work), lambda: has_rows(unfinished))
     begin_pass(unfinished, len(dataset), work, prepare)
     raise_bad(unfinished, len(dataset), work.max_bad)
@@ -98,7 +97,7 @@ def _job(tower: VisionTower, images: Dataset, precision: str, manifest: Features
         images=shown[np.unique(rows[shown], return_index=True)[1]],
         part_rows=manifest.shard_rows,
         shape=(manifest.num_patches, manifest.width),
-        key="features",
+        key=StoredFeatures.KEY,
         dtype=DTYPES[manifest.dtype],
         title=f"features of {manifest.source}",
     )

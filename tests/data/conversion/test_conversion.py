@@ -168,6 +168,8 @@ def test_a_round_trip_loses_nothing(name: str, tmp_path: Path) -> None:
         assert all_of(read(made)) == all_of(dataset), (make.__name__, made.overrides)
         is_plain_text = name == "jsonl" and make is texts  # whose views learn from text alone
         assert (made.overrides[0] == "data=text") is is_plain_text
+        words = ["data.sources.talk.view._target_=unimm.data.PlainText"] if make is texts and name == "parquet" else []
+        assert [word for word in made.overrides if "PlainText" in word] == words
 
 
 @pytest.mark.parametrize(

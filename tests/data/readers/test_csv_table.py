@@ -113,6 +113,9 @@ def test_a_bad_row_of_captions_is_one_of_those_that_may_be(tmp_path: Path) -> No
         ImageFolder(folder)
     dataset = ImageFolder(folder, max_bad=0.1)
     assert [dataset[index].captions[0].text for index in (0, 1, 2)] == ["Picture 0.", "Two.", "Picture 2."]
+    (folder / "good03.txt").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\ngood0three.png,Three.\n")
+    assert len(ImageFolder(folder, max_bad=0.1)) == 10, "the misspelt row and its image are one"
 
 
 def test_a_quote_out_of_place_is_told_of_at_once(tmp_path: Path) -> None:

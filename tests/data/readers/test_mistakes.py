@@ -107,6 +107,7 @@ def test_links_may_lead_elsewhere_but_not_in_circles(tmp_path: Path) -> None:
         ("[1]", ["line 4 is list, not an object"]),
         ('{"image": "0.png"}', ["line 4", "data.jsonl/2 has no 'caption', there is image"]),
         ('{"image": "0.png", "caption": null}', ["line 4", "'caption' is null", "fields.optional"]),
+        ('{"image": "0.png", "caption": []}', ["line 4", "'caption' is an empty list", "fields.optional"]),
         ('{"image": "0.png", "caption": 3}', ["line 4", "holds 3, which is no text"]),
         ('{"image": "9.png", "caption": "x"}', ["line 4", "data.jsonl/2", "9.png is not there", "root=..."]),
         ('{"image": "https://a/b.png", "caption": "x"}', ["line 4", "web address"]),

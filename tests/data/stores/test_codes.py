@@ -49,7 +49,7 @@ def folder(tmp_path, tokenizer):
 
 
 def test_round_trip(folder, tokenizer):
-    stored = StoredCodes.open(folder, expect_tokenizer_hash=fingerprint(tokenizer), expect_num_records=5)
+    stored = StoredCodes.open(folder, tokenizer_hash=fingerprint(tokenizer), num_records=5)
     pixels = torch.stack([torch.from_numpy(Noise()[i].image) for i in range(5)]).permute(0, 3, 1, 2) / 127.5 - 1
     assert np.array_equal(np.stack([stored[i] for i in range(5)]), tokenizer.encode(pixels).numpy())
     assert stored[0].shape == (64,) and stored[0].dtype == np.int64 and len(stored) == 5
@@ -100,9 +100,9 @@ def test_corrupted_codes_are_of_the_same_records(folder, tmp_path, tokenizer):
 
 def test_refusals(folder, tmp_path):
     with pytest.raises(ValueError, match="tokenizer_hash"):
-        StoredCodes.open(folder, expect_tokenizer_hash="0" * 64)
+        StoredCodes.open(folder, tokenizer_hash="0" * 64)
     with pytest.raises(ValueError, match="image_size 16, not 64"):
-        StoredCodes.open(folder, expect_image_size=64)
+        StoredCodes.open(folder, image_size=64)
     with pytest.raises(ValueError, match="no stored codes"):
         StoredCodes.open(tmp_path)
     manifest = StoredCodes.open(folder).manifest
@@ -200,7 +200,7 @@ class Drawn:
 
 def test_an_image_is_compared_once_a_process(folder, monkeypatch):
     coded, read = CodedDataset(Noise(), folder), []
-    monkeypatch.setattr("unimm.data.stores.codes.is_same", lambda *_: read.append(1) or True)
+    monkeypatch.setattr("unimm.data.stores.tensor_store.is_same", lambda *_: read.append(1) or True)
     assert [coded[2].key for _ in range(5)] == 5 * ["noise/2"] and not read, "five records were all looked at when it was made"
     copy = pickle.loads(pickle.dumps(CodedDataset(Noise(), folder)))
     assert copy[3].key == "noise/3" and len(read) == 5

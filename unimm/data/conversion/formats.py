@@ -220,6 +220,15 @@ class WebDatasetFormat(_Named):
         return ["data=webdataset", f"data.paths={out}", *words]
 
 
+TEXT_ALONE = (
+    "~data.sources.draw",
+    "~data.sources.talk.view.num_turns",
+    "~data.sources.talk.view.caption_share",
+    "data.sources.talk.view._target_=unimm.data.PlainText",
+)
+"""What makes the data of tables that of plain text: nothing is drawn, or talked about."""
+
+
 class ParquetFormat(_Named):
     """Tables, an image as a struct of its bytes and its name."""
 
@@ -267,7 +276,10 @@ class ParquetFormat(_Named):
         return pyarrow.schema([("id", text), *((own, kinds[name]) for name, own in self.fields().items())])
 
     def overrides(self, out: Path) -> list[str]:
-        return ["data=parquet", f"data.paths={out}", *self.overrides_of_fields({"image": "image", "caption": "text"})]
+        words = self.overrides_of_fields({"image": "image", "caption": "text"})
+        if self.contents.all_hold_only("text") and not self.contents.counts["image"]:  # nothing to draw, nor to talk about
+            words += TEXT_ALONE
+        return ["data=parquet", f"data.paths={out}", *words]
 
 
 def _in_parts(turn: dict[str, Any]) -> dict[str, Any]:

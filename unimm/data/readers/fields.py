@@ -93,7 +93,7 @@ class Fields:
         return Record(
             key,
             image=opened[0] if opened else None,
-            captions=tuple(Text(text, language) for text in _texts(get(self.caption), self.caption, where)),
+            captions=tuple(Text(text, language) for text in self._texts(get, self.caption, where)),
             questions=questions,
             text=None if plain is None else Text(_one_text(plain, self.text, where), language),
             is_dialogue=self.conversation is not None,
@@ -103,11 +103,21 @@ class Fields:
         )
 
     def _questions(self, get: Callable[[str | None], Any], where: str, language: str) -> tuple[Question, ...]:
-        questions = _texts(get(self.question), self.question, where)
-        answers = _texts(get(self.answer), self.answer, where)
+        questions = self._texts(get, self.question, where)
+        answers = self._texts(get, self.answer, where, may_be_empty=bool(questions))
         if len(questions) != len(answers):
             raise ValueError(f"{where} has {len(questions)} questions and {len(answers)} answers: give each its own.")
         return tuple(Question(q, a, language=language) for q, a in zip(questions, answers, strict=True))
+
+    def _texts(self, get: Callable[[str | None], Any], name: str | None, where: str, may_be_empty: bool = False) -> list[str]:
+        """The texts of a field, none where it is missing. ValueError: an empty list, in a field that is not optional."""
+        value = get(name)
+        if value is None:
+            return []
+        texts = list(value) if isinstance(value, list | tuple) else [value]
+        if not texts and not may_be_empty and name not in self.optional:
+            raise ValueError(f"{where}: the field '{name}' is an empty list: fill it, or list it in fields.optional.")
+        return [_one_text(text, name, where) for text in texts]
 
 
 def _value(item: Mapping[str, Any], name: str, is_optional: bool, where: str) -> Any:
@@ -122,12 +132,6 @@ def _value(item: Mapping[str, Any], name: str, is_optional: bool, where: str) ->
 def missing(name: str, there: list[str], where: str) -> ValueError:
     """What to say of a field or column that is not there."""
     return ValueError(f"{where} has no '{name}', there is {', '.join(sorted(there)) or 'nothing'}: name one of these.")
-
-
-def _texts(value: Any, name: str | None, where: str) -> list[str]:
-    if value is None:
-        return []
-    return [_one_text(text, name, where) for text in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _one_text(value: Any, name: str | None, where: str) -> str:

@@ -39,8 +39,8 @@ class ImageFolder:
         captions: false for images alone, as an image tokenizer learns from; texts and tables are then not looked at.
         templates: the images lie in a folder for each class, whose name stands for {} in each of these: "A photo of a {}.".
             Texts and tables are then not looked at.
-        max_bad: of all images, the share that may lack a caption, and of rows that may be wrong: the images are bad when they
-            are read, and the rows are warned of.
+        max_bad: so many, as a share of all images, may lack a caption, and so many rows may be wrong: the images are bad when
+            they are read, and the rows are warned of. A row that misspells its image's name is not counted twice.
 
     Raises ValueError where there are no images, an image has no caption or two, a table names an image that is not there or has
     no such column; all of this at once, and only an empty or unreadable text when it is read.
@@ -113,16 +113,14 @@ class ImageFolder:
         """The captions of the tables; for every other image there is a text beside it."""
         known = {_plain(name): name for name in self._names}
         found: dict[str, tuple[Text, ...]] = {}
-        wrong: list[str] = []
+        num_wrong = 0
 
-        def note(problem: str, name: str = "") -> None:
-            wrong.append(problem)
-            if len(wrong) > most_wrong:
+        def note(problem: str) -> None:
+            nonlocal num_wrong
+            num_wrong += 1
+            if num_wrong > most_wrong:
                 raise ValueError(problem)
-            if name:
-                self._lacking[name] = problem
-            else:
-                logger.warning(problem)
+            logger.warning(problem)
 
         for table in (file for file in files if file.name in TABLES):
             items = CsvItems(table, {_FILE_NAME}) if table.suffix == ".csv" else JsonItems(table)
@@ -147,11 +145,12 @@ class ImageFolder:
                 self._texts[name] = text
             elif name not in found:
                 beside = Path(name).with_suffix(".txt").name
-                note(
+                self._lacking[name] = (
                     f"{self.folder / name} has no caption: write {beside} beside it, name it in {TABLES[0]}, "
-                    f"or say captions=false where images alone are learned from.",
-                    name,
+                    f"or say captions=false where images alone are learned from."
                 )
+        if len(self._lacking) > most_wrong:
+            raise ValueError(next(iter(self._lacking.values())))
         return found
 
     def _read_row(self, table: Path, row: dict[str, Any], where: str, column: str) -> tuple[str, tuple[Text, ...]]:

@@ -2,66 +2,58 @@
 `features=FOLDER` reads it instead of running the tower.
 
     features-00000.safetensors, ...   "features": (n, P, C) bfloat16 or float32, a row an image, n the same in all but the last
-                                      "identities": (n, 32) uint8, which image that was (`unimm.data.stores.digests`)
+                                      "identities": (n, 32) uint8, which image that was
     rows.safetensors                  "rows": (num_records,) int64, the row of each record's image, -1 where it has none
                                       "ends": (num_records,) int64, only where records have several images: where those of
                                       each end in "rows", which then has a place for each image
     manifest.json                     of what, by which tower, from images prepared how, in which dtype
 
-Records that name the same file share a row. Features mean nothing without their tower, so the manifest names it by its
-fingerprint; how images are prepared is named by what it makes of a picture that is always the same. Reading refuses what does
-not agree.
+What it shares with other stores is in `unimm.data.stores.tensor_store`. Records that name the same file share a row. The tower
+is named by its fingerprint, and how images are prepared by what becomes of a picture that is always the same.
 
 P patches, C width of the tower.
 """
 
-import json
-import logging
-from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unimm.data.bad_records import StaleStoreError
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, key_at, unchecked
-from unimm.data.stores.digests import ComparedDataset, is_same, preparation_fingerprint
+from unimm.data.records import Dataset, DatasetContext, ImageLike, Record, SeenImage, unchecked
+from unimm.data.stores.digests import preparation_fingerprint
 from unimm.data.stores.image_rows import ImagesOf, rows_of
+from unimm.data.stores.tensor_store import MANIFEST, StoredDataset, StoreManifest, TensorStore
 from unimm.runtime.atomic_files import read_json, write_json
-from unimm.runtime.format_version import check_format, stamped
-from unimm.runtime.resumable_folder import ResumableFolder, same_content
+from unimm.runtime.format_version import stamped
+from unimm.runtime.resumable_folder import ResumableFolder
 
-ROWS, MANIFEST = "rows.safetensors", "manifest.json"
-WHAT = "a folder of stored features"
+ROWS = "rows.safetensors"
 FORMAT = 1
-"""The newest version of these folders that is read, and the one that is written."""
-FREE = ("num_images", "unimm_version")
-"""What is known in the end, or may differ between features that are the same."""
-OF = ("num_records", "source", "first_key", "last_key", "first_image", "shard_rows")
-"""What tells which images they are of; all else is how they were made."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD_BYTES = 2**28
-OPEN_SHARDS = 64
-"""Files that a process keeps open at a time."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FeaturesManifest:
+class FeaturesManifest(StoreManifest):
     """What stored features are of and how they were made.
 
-    source: what the data configuration calls the data. first_key, last_key: of its records, to notice another one.
-    first_image: a hash of the first image, to notice changed files and images that are never the same twice.
+    source: what the data configuration calls the data. first_key, last_key, first_image: see `StoreManifest`; the first image
+    is also looked at to notice images that are never the same twice.
     tower_hash: the vision tower's fingerprint. preparation: that of how images are prepared for it.
     precision: the dtype that the tower ran in. dtype: the one that features are stored in.
     num_images: rows. shard_rows: of each file but the last.
     """
+
+    NOUN: ClassVar[str] = "features"
+    COMMAND: ClassVar[str] = "unimm encode-features"
+    NEWEST_FORMAT: ClassVar[int] = FORMAT
+    FREE: ClassVar[tuple[str, ...]] = ("num_images", "unimm_version")
+    """What is known in the end, or may differ between features that are the same."""
+    OF: ClassVar[tuple[str, ...]] = ("num_records", "source", "first_key", "last_key", "first_image", "shard_rows")
 
     num_records: int
     source: str
@@ -79,15 +71,15 @@ class FeaturesManifest:
     shard_rows: int
     unimm_version: str
 
+    @property
+    def num_rows(self) -> int:
+        """Images that are stored."""
+        return self.num_images
+
 
 def shard_rows(num_patches: int, width: int, dtype: str, shard_bytes: int = SHARD_BYTES) -> int:
     """Images whose features fit into one file of about `shard_bytes`."""
     return max(1, shard_bytes // (num_patches * width * DTYPES[dtype].itemsize))
-
-
-def is_stored(folder: Path, manifest: FeaturesManifest) -> bool:
-    """Whether such features lie there, whole."""
-    return same_content(read_json(folder / MANIFEST), asdict(manifest), FREE)
 
 
 def unfinished_features(folder: Path, manifest: FeaturesManifest) -> ResumableFolder:
@@ -97,16 +89,15 @@ def unfinished_features(folder: Path, manifest: FeaturesManifest) -> ResumableFo
     Raises:
         ValueError: something else lies there, or others were begun, to be made with other settings.
     """
-    content = {key: value for key, value in asdict(manifest).items() if key not in FREE}
-    return ResumableFolder(folder, MANIFEST, WHAT, content, _shard_name, OF)
+    return manifest.unfinished(folder, _shard_name)
 
 
 def stored_files(folder: Path, manifest: FeaturesManifest) -> list[Path]:
     """The files of features that lie there, if they were made with the same settings, of whatever images."""
     found = read_json(folder / MANIFEST)
-    if found is None or not same_content(found, asdict(manifest), (*FREE, *OF)):
+    if found is None or not manifest.is_alike(found):
         return []
-    return [folder / _shard_name(number) for number in range(-(-found["num_images"] // found["shard_rows"]))]
+    return [folder / name for name in _shard_names(found["num_images"], found["shard_rows"])]
 
 
 def has_rows(unfinished: ResumableFolder) -> bool:
@@ -136,17 +127,22 @@ def finish_features(unfinished: ResumableFolder, manifest: FeaturesManifest) -> 
     unfinished.finish()
 
 
-class StoredFeatures:
-    """Features by row, (P, C) float32, read from the disk as they are asked for. Get one by `open`."""
+class StoredFeatures(TensorStore[FeaturesManifest]):
+    """Features by row, (P, C) float32. Get one by `open`.
+
+    rows: (num_records,), the row of each record's image, -1 where it has none; with `ends`, of all images of all records.
+    """
+
+    KEY: ClassVar[str] = "features"
+    FRAMEWORK: ClassVar[str] = "pt"
 
     def __init__(self, folder: Path, manifest: FeaturesManifest, rows: np.ndarray, ends: np.ndarray | None = None) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.rows, self.ends = rows, ends
-        self._open: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        files = _shard_names(manifest.num_images, manifest.shard_rows)
+        super().__init__(folder, manifest, files, manifest.shard_rows, ends)
+        self.rows = rows
 
     @classmethod
-    def open(cls, folder: str | Path, **expected: str | int) -> "StoredFeatures":
+    def open(cls, folder: str | Path, **expected: str | int | None) -> "StoredFeatures":
         """The features of a folder.
 
         Args:
@@ -156,70 +152,17 @@ class StoredFeatures:
             ValueError: there are none, they are damaged, or not what is expected of them; says both sides.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = FeaturesManifest.read(folder, ROWS)
         stored = cls(folder, manifest, *_read_rows(folder))
-        for name, value in expected.items():
-            stored.expect(name, value)
-        num_shards = -(-manifest.num_images // manifest.shard_rows)
-        lengths = [tuple(stored._shard(number)["features"].get_shape()) for number in range(num_shards)]
-        whole = (sum(shape[0] for shape in lengths), {shape[1:] for shape in lengths})
+        stored.expect(**expected)
+        stored.check_shape(manifest.num_patches, manifest.width)
         num_records = len(stored.rows if stored.ends is None else stored.ends)
-        if whole != (manifest.num_images, {(manifest.num_patches, manifest.width)}) or num_records != manifest.num_records:
-            raise ValueError(f"The features in {folder} are damaged: {whole} on disk, {manifest} in the manifest.")
+        if num_records != manifest.num_records:
+            raise ValueError(f"The features in {folder} are damaged: {num_records} records on disk, {manifest}.")
         return stored
 
-    def expect(self, name: str, expected: str | int) -> None:
-        """Raises ValueError where the manifest says something else; says both sides."""
-        found = getattr(self.manifest, name)
-        if found != expected:
-            raise ValueError(
-                f"The features in {self.folder} were made with {name} {found}, not {expected}: make them again with "
-                f"`unimm encode-features`."
-            )
-
-    def __len__(self) -> int:
-        return self.manifest.num_images
-
     def __getitem__(self, row: int) -> np.ndarray:
-        shard, place = self._find(row)
-        return shard["features"][place].float().numpy()
-
-    @property
-    def has_identities(self) -> bool:
-        """Whether it is known which images they are of; features of an older unimm do not tell."""
-        return "identities" in self._shard(0)
-
-    def identity(self, row: int) -> np.ndarray:
-        """(32,) uint8, of the image of a row."""
-        shard, place = self._find(row)
-        return shard["identities"][place].numpy()
-
-    def is_of(self, row: int, image: ImageLike) -> bool:
-        """Whether an image is that of a row; true where it could not be used, and nothing is stored of it."""
-        identity = self.identity(row)
-        return not identity.any() or is_same(image, identity)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Worker processes open the files for themselves.
-        return {**vars(self), "_open": OrderedDict()}
-
-    def _find(self, row: int) -> tuple[dict[str, Any], int]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
-        number, place = divmod(row, self.manifest.shard_rows)
-        return self._shard(number), place
-
-    def _shard(self, number: int) -> dict[str, Any]:
-        path = self.folder / _shard_name(number)
-        if number not in self._open:
-            if not path.is_file():
-                raise ValueError(f"The features in {self.folder} are damaged: {path.name} is missing.")
-            file = safe_open(path, framework="pt")
-            self._open[number] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-        self._open.move_to_end(number)
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return self._open[number]
+        return self.row(row).float().numpy()
 
 
 @dataclass(frozen=True)
@@ -241,7 +184,7 @@ class StoredImage(SeenImage):
         return unchecked(self.dataset, self.index).images[self.place].image
 
 
-class FeaturedDataset(ComparedDataset):
+class FeaturedDataset(StoredDataset):
     """A data set whose records carry the features of their image. Images are not decoded, but the first one once; they are only
     compared with those that were looked at.
 
@@ -254,31 +197,16 @@ class FeaturedDataset(ComparedDataset):
     def __init__(
         self, dataset: Dataset, folder: str | Path, tower_hash: str | None = None, image_size: int | None = None
     ) -> None:
-        super().__init__(dataset)
-        given = {"tower_hash": tower_hash, "image_size": image_size}
-        self.features = StoredFeatures.open(folder, **{name: value for name, value in given.items() if value is not None})
-        manifest = self.features.manifest
-        self.features.expect("preparation", preparation_fingerprint(manifest.image_size))
-        self.features.expect("num_records", len(dataset))
-        ends = (key_at(dataset, 0), key_at(dataset, len(dataset) - 1)) if len(dataset) else ("", "")
-        if ends != (manifest.first_key, manifest.last_key):
-            raise ValueError(
-                f"The features in {folder} are of records {manifest.first_key} to {manifest.last_key}, "
-                f"not {ends[0]} to {ends[1]}: make them again with `unimm encode-features`."
-            )
+        self.features = StoredFeatures.open(folder, tower_hash=tower_hash, image_size=image_size)
+        self.features.expect(preparation=preparation_fingerprint(self.features.manifest.image_size))
+        super().__init__(dataset, self.features)
         images = dataset if self.features.ends is None else ImagesOf(dataset, self.features.ends)
         first = images[int(np.argmax(self.features.rows >= 0))]
-        if first.image is None or image_hash(first.image) != manifest.first_image:
-            raise ValueError(
-                f"The features in {folder} are of another image than record {first.key} has now: make them again with "
-                f"`unimm encode-features`; images that change from reading to reading have to be looked at each time."
-            )
-        if not self.features.has_identities:
-            logger.warning(
-                f"The features in {folder} were made by an older unimm and do not tell of which images they are, so exchanged "
-                f"pictures are not noticed: run `unimm encode-features` again, which makes them anew, to be sure."
-            )
-        self.check_some()
+        self.check_images(
+            "none" if first.image is None else image_hash(first.image),
+            first.key,
+            "; images that change from reading to reading have to be looked at each time",
+        )
 
     def bind(self, context: DatasetContext) -> Self:
         """The same data set, if its features are those of the vision tower that is used.
@@ -288,8 +216,7 @@ class FeaturedDataset(ComparedDataset):
         """
         if context.tower is not None:
             tower_hash, image_size = context.tower()
-            self.features.expect("tower_hash", tower_hash)
-            self.features.expect("image_size", image_size)
+            self.features.expect(tower_hash=tower_hash, image_size=image_size)
         return super().bind(context)
 
     def unchecked(self, index: int) -> Record:
@@ -298,7 +225,7 @@ class FeaturedDataset(ComparedDataset):
         if not (rows >= 0).any():
             return record
         if len(rows) != max(1, record.num_images):
-            raise self._is_other(record)
+            raise self.is_other(record)
         images: list[ImageLike] = [
             StoredImage(self.features, int(row), self.dataset, index, place) if row >= 0 else record.images[place].image
             for place, row in enumerate(rows)
@@ -315,35 +242,17 @@ class FeaturedDataset(ComparedDataset):
             row >= 0 and self.features.is_of(int(row), one.image) for one, row in zip(images, rows, strict=True)
         )
         if not are_same:
-            raise self._is_other(record)
+            raise self.is_other(record)
 
     def _rows(self, index: int) -> np.ndarray:
         """The rows of a record's images, -1 of those that it has none of."""
         places = rows_of(self.features.ends, index)
         return self.features.rows[places.start : places.stop]
 
-    def _is_other(self, record: Record) -> StaleStoreError:
-        return StaleStoreError(
-            f"The features in {self.features.folder} are of another image than record {record.key} has now: run "
-            f"`unimm encode-features` again, which makes only those that have changed."
-        )
-
 
 def _shard_name(number: int) -> str:
     return f"features-{number:05}.safetensors"
 
 
-def _read_manifest(folder: Path) -> FeaturesManifest:
-    path = folder / MANIFEST
-    if not path.is_file() or not (folder / ROWS).is_file():
-        raise ValueError(
-            f"{folder} holds no stored features ({ROWS}, {MANIFEST}): make them with `unimm encode-features` for the "
-            f"same data, and name the folder that was its `out`."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        manifest = FeaturesManifest(**{field.name: content[field.name] for field in fields(FeaturesManifest)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"The manifest of the features in {folder} cannot be read: {error}.") from error
-    check_format(content, FORMAT, path)
-    return manifest
+def _shard_names(num_images: int, rows: int) -> list[str]:
+    return [_shard_name(number) for number in range(-(-num_images // rows))]
