@@ -123,6 +123,23 @@ def test_places_of_a_grid_are_nearest_to_those_of_a_finer_one_around_them() -> N
         grid_positions(5, 32, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("kind", ["qformer", "perceiver"])
+def test_on_a_grid_a_query_first_looks_at_its_own_cell(kind: str) -> None:
+    """Sixteen queries of 64 patches: half of the attention, which is even without a grid."""
+    for grid, least, most in ((True, 0.4, 0.9), (False, 0.05, 0.07)):
+        torch.manual_seed(0)
+        projector = ProjectorConfig(kind, num_queries=16, num_heads=1, grid=grid).build(64, 8)
+        found: list[torch.Tensor] = []
+        layer = projector.blocks[0].cross
+        layer.register_forward_pre_hook(lambda layer, given, out=found: out.append(layer.q(given[0]) @ layer.k(given[1]).mT))
+        projector(torch.randn(4, 64, 64))
+        own = torch.zeros(16, 64)
+        for query in range(16):
+            rows, columns = 2 * (query // 4), 2 * (query % 4)
+            own[query].view(8, 8)[rows : rows + 2, columns : columns + 2] = 1
+        assert least < ((found[0][..., :64] / 64**0.5).softmax(-1) * own).sum(-1).mean() < most
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -5,9 +5,10 @@
     Perceiver  blocks in which the queries attend to the image and themselves in one attention, and an MLP; Flamingo
                (arXiv 2204.14198). GELU stands for its squared ReLU.
 
-Neither paper tells a patch's place by more than its feature. With `grid`, patches carry fixed sine-cosine positions, and a
-square number of queries starts from the positions of a coarser grid, so that a query first looks at its own corner of the
-image (Qwen-VL, arXiv 2308.12966); from there both learn several times as fast (recipes/LOG.md).
+Neither paper tells a patch's place by more than its feature, and attention begins the same everywhere. With `grid`, keys carry
+fixed sine-cosine positions, a square number of queries starts from the positions of a coarser grid (Qwen-VL, arXiv 2308.12966),
+and queries and keys start from one map: a query then first looks at its own cell of the image, with half of its attention, and
+a quarter of the tokens begins as a kind of average pool.
 
 Shapes: N images, P patches, C vision width, Q queries, W width of the blocks, D trunk width, S what is attended to, h heads,
 d head width.
@@ -26,8 +27,12 @@ from unimm.models.vision.tower import EPSILON, Attention, FeedForward
 MLP_RATIO = 4
 """Of the MLP in a block, in both papers."""
 
-OCTAVES = 4
-"""Positions oscillate from half a period across the image to 2^4 of these: grids of up to 32 x 32 are told apart."""
+OCTAVES = 3
+"""Positions oscillate from half a period across the image to 2^3 of these."""
+
+POSITION_SCALE = 4.0
+"""Of the positions in keys, beside features of unit variance: 1 gives a query its own cell with 0.14 of its attention at first,
+4 with 0.49, where 16 queries read 64 patches of the demo; without a common map it is its share of the area, 0.06."""
 
 
 class CrossAttention(nn.Module):
@@ -113,6 +118,14 @@ class Resampler(nn.Module):
         self.norm = nn.LayerNorm(width, EPSILON)
         self.head = nn.Linear(width, trunk_width)
 
+    def _look_near(self) -> None:
+        """Let queries and keys start from one map, where they are as wide, so that equal positions attend to each other."""
+        for layer in self.modules():
+            if self.grid and isinstance(layer, CrossAttention) and layer.q.weight.shape == layer.k.weight.shape:
+                with torch.no_grad():
+                    layer.k.weight.copy_(layer.q.weight)
+                    layer.k.bias.copy_(layer.q.bias)
+
     def num_positions(self, num_patches: int) -> int:
         """As many as queries."""
         if self.grid and math.isqrt(num_patches) ** 2 != num_patches:
@@ -129,7 +142,8 @@ class Resampler(nn.Module):
         keys_NPW = values_NPW
         if self.grid:
             num_patches, width = values_NPW.shape[1:]
-            keys_NPW = values_NPW + grid_positions(num_patches, width, values_NPW.device).to(values_NPW.dtype)
+            places_PW = POSITION_SCALE * grid_positions(num_patches, width, values_NPW.device)
+            keys_NPW = values_NPW + places_PW.to(values_NPW.dtype)
         x_NQW = self.queries.weight.expand(len(features_NPC), -1, -1)
         # A GPU's fused attention gives None for no images at all (PyTorch 2.11); plain products give nothing, as asked.
         with nullcontext() if len(features_NPC) else sdpa_kernel(SDPBackend.MATH):
@@ -179,6 +193,7 @@ class QFormer(Resampler):
         self.blocks = nn.ModuleList(
             QFormerBlock(width, vision_width, num_heads, number % cross_every == 0) for number in range(depth)
         )
+        self._look_near()
 
     def _pairs(self, block: nn.Module, num_patches: int, num_queries: int) -> int:
         is_cross = isinstance(block, QFormerBlock) and block.cross is not None
@@ -201,6 +216,7 @@ class Perceiver(Resampler):
         super().__init__(vision_width, trunk_width, width, num_queries, grid)
         self.reader = nn.Identity() if width == vision_width else nn.Linear(vision_width, width)
         self.blocks = nn.ModuleList(PerceiverBlock(width, num_heads) for _ in range(depth))
+        self._look_near()
 
     def _own_keys(self) -> int:
         return self.queries.num_embeddings
