@@ -52,6 +52,7 @@ SIGNATURES = {
     "Engine.classify": "self, image, labels, templates=None",
     "load_towers": "path, device=None, dtype=None",
     "Engine.fill": "self, sequences, sampling=None, guidance_scale=1.0",
+    "Engine.loglikelihood": "self, sequences",
     "Engine.save": "self, path, max_shard_size='5GB', notes=''",
     "Engine.push_to_hub": "self, repo_id, private=None",
     "Engine.update_weights": "self, tensors",
@@ -103,12 +104,15 @@ OPTIONS = {
     "classify": "--model --template --json --device --dtype",
     "index": "--out --model --batch-size --device --dtype",
     "search": "--index -k --image --texts --rerank --out --json --model --device --dtype",
-    "eval": "--model --suite --task --out --seed --guidance-scale --temperature --best-of --device --dtype --weights",
     "export": (
         "--prompts --out --scores --partial --model --num-images --num-prompts --seed --guidance-scale --temperature --top-k "
         "--top-p --batch --shard --name --device --dtype --weights"
     ),
     "score": "--reference --captions --reconstruct --model --size --inception --clip --limit --batch --out --device --dtype",
+    "eval": (
+        "--model --suite --task --out --overwrite --seed --guidance-scale --temperature --best-of --batch-size --num-processes "
+        "--shard --device --precision --dtype --weights --list"
+    ),
     "report": "--out",
     "compare": "--task --metric --out",
     "scaling": "--predict --out",
@@ -174,7 +178,10 @@ def test_public_names() -> None:
     assert {*unimm.__all__} >= {"Engine", "Kind", "Limits", "Segment", "Sequence", "__version__", "load"}
     assert all(getattr(unimm.Kind, name) is not None for name in ("TEXT", "PIXELS", "CODES"))
     for package, names in (
-        (unimm.eval, "Task Result Example Judgement Score evaluate collect summarize split_batches load_task build_suite"),
+        (
+            unimm.eval,
+            "Task ItemTask Result Example Judgement Score evaluate collect summarize split_batches load_task build_suite",
+        ),
         (unimm.data, "Record Dataset View Conversation Dialogue Drawing PlainText JsonLines ImageFolder Parquet WebDataset"),
     ):
         for name in names.split():

@@ -108,15 +108,15 @@ class Sequence:
 
         return replace(self, segments=tuple(corrupted(segment) for segment in self.segments))
 
-    def fill(self, ids: Any) -> "Sequence":
+    def fill(self, ids: Any, learn: bool = False) -> "Sequence":
         """The sequence with its open segment closed by `ids` (n,), which must agree with what was known of it; or, of a kind
-        whose elements are no ids, by an array (n, ...)."""
+        whose elements are no ids, by an array (n, ...). learn: what closes it is learned, or its likelihood asked for."""
         last = self.segments[-1]
         if last.limit is None:
             raise ValueError("This sequence has no open segment to fill.")
         if len(ids) > last.limit:
             raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(ids)}.")
-        closed = replace(last, content=read_only(ids), limit=None, stop=())
+        closed = replace(last, content=read_only(ids), limit=None, stop=(), weight=1.0 if learn else last.weight)
         for position, (known, given) in enumerate(zip(last.ids, closed.ids, strict=False)):
             if known not in (BLANK, given):
                 raise ValueError(f"Element {position} of the open segment is known to be {known}, not {given}.")

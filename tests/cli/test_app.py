@@ -222,7 +222,7 @@ def test_a_language_and_a_suite_that_are_unknown(tiny_folder: Path, photo: Path)
 
 def test_eval_draws_as_it_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = {}
-    monkeypatch.setattr("unimm.eval.runner.evaluate", lambda engine, tasks, out: scored.update({t.name: t for t in tasks}))
+    monkeypatch.setattr("unimm.eval.runner.evaluate", lambda engine, tasks, out, **_: scored.update({t.name: t for t in tasks}))
     words = ("--seed", 3, "--guidance-scale", 2.5, "--temperature", 0.6, "--best-of", 2)
     assert call("eval", "--model", tiny_folder, "--out", tmp_path, *words).exit_code == 0
     task = scored["shapes_drawings"]
@@ -242,7 +242,9 @@ def test_eval_takes_the_dtype_that_is_faster(
 ) -> None:
     dtypes = []
     monkeypatch.setattr("unimm.runtime.devices.bf16_is_faster", lambda: True)
-    monkeypatch.setattr("unimm.eval.runner.evaluate", lambda engine, *_: dtypes.append(next(engine.model.parameters()).dtype))
+    monkeypatch.setattr(
+        "unimm.eval.runner.evaluate", lambda engine, *_, **__: dtypes.append(next(engine.model.parameters()).dtype)
+    )
     result = call("eval", "--model", tiny_folder, "--out", tmp_path, "--device", "cpu", *words)
     assert (result.exit_code, result.stderr) == (0, said)
     assert dtypes == [getattr(torch, dtype)]

@@ -4,13 +4,18 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.eval import ValidationConfig, evaluate, load_task
+from unimm.cli.compose import build
+from unimm.eval import Example, ItemTask, Result, ValidationConfig, evaluate, load_task, summarize
+from unimm.eval.kept_scores import KeptScores
 from unimm.eval.suites import TASKS, choose_tasks
+from unimm.eval.tasks.drawings import Drawings
 from unimm.eval.validation import Validation
 from unimm.inference.engine import Engine
 from unimm.runtime import plugins
@@ -165,3 +170,79 @@ def test_a_training_is_validated_by_them(here: Path, tiny_engine: Engine) -> Non
     ):
         with pytest.raises(ValueError, match=told):
             Validation(ValidationConfig(tasks, monitor=monitor), here / "best", lambda *_: None, lambda: False)
+
+
+class Errors(ItemTask):
+    """A score where less is better, as `_target_` makes it; it falls with every validation."""
+
+    name, num_items = "errors", 2
+
+    def __init__(self, first: float = 9.0) -> None:
+        self.left = first
+
+    def ask(self, engine: Any, items: list[int]) -> Iterator[Example]:
+        self.left -= 1
+        yield from (Example(str(item), "", "", "", False, value=self.left + item) for item in items)
+
+    def score(self, examples: list[Example]) -> Result:
+        return summarize(self.name, examples, unit="errors", higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("shapes_answers?n=7&seed=2", ("shapes_answers", 7)),
+        ("shapes_captions?num_items=3&split=held_out", ("shapes_captions_held_out", 3)),
+        ("shapes_drawings?n=7&guidance_scale=2.5&best_of=2", ("shapes_drawings", 12)),
+        ("digits_reconstruction", ("digits_reconstruction", 500)),
+        ("figures_names?n=5", ("figures_names", 5)),
+        ("unimm.eval:FiguresDrawings?n=6", ("figures_drawings", 6)),
+    ],
+)
+def test_one_registry_knows_all_names(name: str, expected: tuple[str, int]) -> None:
+    task = load_task(name)
+    assert (task.name, task.num_items) == expected
+    assert choose_tasks([name], None)[0].name == task.name
+    if "drawings?n=7" in name:
+        assert isinstance(task, Drawings) and (task.settings.guidance_scale, task.settings.best_of) == (2.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("zebra?n=2", "There is no task 'zebra': choose among shapes_answers, .*figures_names"),
+        ("shapes_answers?best_of=2", "'shapes_answers' takes n, seed, split, not best_of"),
+        ("digits_answers?n=0", "n of digits_answers is a whole number of at least 1, not 0"),
+        ("digits_answers?n", "Cannot read 'n' in"),
+        ("figures_names?size=2", "does not take these arguments"),
+    ],
+)
+def test_names_and_arguments_that_it_does_not_know(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_task(name)
+
+
+def test_a_task_that_yaml_makes_is_validated_by_its_direction(tmp_path: Path, tiny_engine: Engine) -> None:
+    """The lowest is the best, and it is no part of the mean of shares."""
+    content = {
+        "_target_": "unimm.eval.ValidationConfig",
+        "tasks": ["digits_answers?n=3", {"_target_": f"{__name__}.Errors", "first": 5.0}],
+        "monitor": "errors",
+        "precision": "fp32",
+    }
+    config = build(OmegaConf.create(content))
+    saved: list[float] = []
+    validation = Validation(config, tmp_path / "best", lambda *_: saved.append(1.0), lambda: False)
+    for step, expected in ((10, 4.5), (20, 3.5)):
+        scores = validation(tiny_engine, step, {})
+        assert scores is not None and scores["errors"] == expected == validation.best
+        assert scores["mean"] == scores["digits_answers"]
+    assert len(saved) == 2
+    kept = KeptScores(tmp_path / "before.json", ["errors"], 0.02)
+    before = Errors(5.0).run(tiny_engine, lambda example: None)
+    kept.keep({"errors": before}, "no")
+    again = KeptScores(tmp_path / "before.json", ["errors"], 0.02)
+    again.resume()
+    assert again.before == {"errors": before.total} and not again.losses({"errors": Errors(4.0).run(tiny_engine, print)})
+    (loss,) = again.losses({"errors": Errors(50.0).run(tiny_engine, lambda example: None)})
+    assert (loss.before, loss.now) == (4.5, 49.5)

@@ -32,7 +32,9 @@ def script(patch: pytest.MonkeyPatch, **scores: list[float]) -> None:
     """Tasks that give these scores, one after the other."""
     for name, values in scores.items():
         left = iter(values)
-        task = SimpleNamespace(run=lambda engine, progress, left=left: SimpleNamespace(score=next(left)))
+        task = SimpleNamespace(
+            run=lambda engine, progress, left=left: SimpleNamespace(score=next(left), unit="share", higher_is_better=True)
+        )
         patch.setitem(TASKS, name, BuiltInTask(lambda items, task=task: task, 1, 1, 1))
 
 
@@ -91,7 +93,7 @@ def test_a_copy_is_scored_in_the_precision_that_is_faster(
 
     def run(engine: Engine, progress: Any) -> SimpleNamespace:
         dtypes.append(next(engine.model.parameters()).dtype)
-        return SimpleNamespace(score=float(len(dtypes)))
+        return SimpleNamespace(score=float(len(dtypes)), unit="share", higher_is_better=True)
 
     monkeypatch.setitem(TASKS, "shapes_answers", BuiltInTask(lambda items: SimpleNamespace(run=run), 1, 1, 1))
     settings: dict[str, Any] = {"tasks": ["shapes_answers"], "precision": "auto"}

@@ -145,3 +145,20 @@ def test_a_placeholder_that_somebody_typed_is_text(tiny_engine: Engine) -> None:
     sequence, pixels = read(tiny_engine, one(f"What does {PLACEHOLDER} mean?"))
     assert not pixels
     assert tiny_engine.tokenizer.special.image_placeholder not in [i for one in sequence.segments for i in one.ids]
+
+
+def test_a_list_of_conversations_is_answered_in_one_batch(tiny_engine: Engine) -> None:
+    """Each gets what it gets alone, whether it is sampled, or an answer of it has begun."""
+    begun = {"role": "assistant", "content": "It is \n"}
+    conversations = [[asked(RED)], [asked(BLUE), begun], one("What colour is the square?"), [asked(BLUE)]]
+    for settings in ({}, {"temperature": 1.0, "seed": 3}, {"logprobs": True, "stop": "e"}):
+        together = tiny_engine.complete(conversations, max_new_tokens=8, **settings)
+        alone = [tiny_engine.complete(messages, max_new_tokens=8, **settings) for messages in conversations]
+        assert [(one.text, one.ids, one.finish_reason) for one in together] == [
+            (one.text, one.ids, one.finish_reason) for one in alone
+        ]
+        assert (together[0].logprobs is None) == ("logprobs" not in settings)
+    stats = tiny_engine.decoder.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    with pytest.raises(ValueError, match="Messages are a list"):
+        tiny_engine.complete([conversations[0], conversations[0][0]])  # pyright: ignore[reportArgumentType]

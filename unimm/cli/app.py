@@ -12,13 +12,15 @@ import typer
 from typer.core import TyperGroup
 
 from unimm.cli.bench.app import bench
+from unimm.cli.bench.eval_resume import eval_resume
 from unimm.cli.bench.search import bench_search
 from unimm.cli.doctor.command import doctor
 from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
+from unimm.cli.evaluate import evaluation
 from unimm.cli.export import exporting
 from unimm.cli.model_commands import models
-from unimm.cli.options import OWN, BestOf, Device, Dtype, MaxNewTokens, Model, Weights, open_model
+from unimm.cli.options import Device, Dtype, MaxNewTokens, Model, Weights, open_model
 from unimm.cli.score import scoring
 from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
@@ -69,11 +71,13 @@ app.add_typer(drawings)
 app.add_typer(models)
 app.add_typer(exporting)
 app.add_typer(scoring)
+app.add_typer(evaluation)
 app.add_typer(serving)
 app.add_typer(retrieval)
 app.add_typer(doctor)
 app.add_typer(data, name="data")
 bench.add_typer(bench_search)
+bench.command("eval-resume")(eval_resume)
 app.add_typer(bench, name="bench")
 
 
@@ -188,45 +192,6 @@ def answer(
     typer.echo(open_model(model, device, dtype, weights).answer(image, question, max_new_tokens, temperature))
 
 
-@app.command("eval")
-def evaluate_model(
-    model: Model = None,
-    suite: Annotated[
-        str | None, typer.Option(help="brief, quick (minutes) or full [default: quick, or none where all tasks are your own].")
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this task of the suite, or one of your own, pkg.module:Task; repeat it [default: the suite]."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for scores, pictures and every single answer.")] = Path("runs/eval"),
-    seed: Annotated[int, typer.Option(help="Which items are asked.")] = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="Of all drawings; 1 is off" + OWN)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of all drawings; 0 takes the likeliest" + OWN)] = None,
-    best_of: BestOf = 1,
-    device: Device = None,
-    precision: Annotated[
-        str, typer.Option(help="no (float32), bf16, or auto: which of them the device is faster in, as in trainings.")
-    ] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, in place of --precision.")] = None,
-    weights: Weights = None,
-) -> None:
-    """Score a model on the built-in benchmarks, or on tasks of your own.
-
-    A task of your own is a class or a function that makes one; arguments follow a question mark.
-
-    \b
-    Example:
-      unimm eval --suite full --out runs/eval
-      unimm eval --task "my_tasks:Counting?num_items=100" --out runs/counting
-    """
-    from unimm.eval.runner import evaluate
-    from unimm.eval.suites import choose_tasks
-    from unimm.eval.tasks.drawings import DrawingSettings
-
-    tasks = choose_tasks(task or [], suite, DrawingSettings(seed, guidance_scale, temperature, best_of))
-    evaluate(open_model(model, device, dtype or _dtype_to_score_in(precision, device), weights), tasks, out)
-
-
 @app.command(context_settings=HYDRA, add_help_option=False)
 def train(ctx: typer.Context) -> None:
     """Train a unified model. Arguments are Hydra's; `unimm train --help` lists groups, experiments and keys.
@@ -335,14 +300,3 @@ def expand_home(argument: str) -> str:
     option, _, value = argument.partition("=")
     # Not Path's, which raises where there is no such user, and drops a slash at the end.
     return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else argument  # noqa: PTH111
-
-
-def _dtype_to_score_in(precision: str, device: str | None) -> str:
-    """The name of the dtype that an evaluation runs in; what auto takes is said on stderr."""
-    from unimm.runtime.devices import choose_device, evaluation_dtype
-
-    where = choose_device(device)
-    dtype = str(evaluation_dtype(precision, where)).removeprefix("torch.")
-    if precision == "auto":
-        typer.echo(f"precision=auto takes {dtype} on this {where.type} device.", err=True)
-    return dtype

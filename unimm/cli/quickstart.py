@@ -173,7 +173,7 @@ def _compose(root: str, experiment: str, out: Path, minutes: float, overrides: l
 def _evaluate(out: Path, model: Path, seed: int, suite: str, device: str) -> None:
     """Scores on unseen data, and the picture of drawings."""
     engine = load(model, device, evaluation_dtype("auto", choose_device(device)))
-    report = evaluate(engine, build_suite(suite, DrawingSettings(seed)), out / "scores")
+    report = evaluate(engine, build_suite(suite, DrawingSettings(seed)), out / "scores", existing="replace")
     picture_drawings(report["shapes_drawings"].examples[:NUM_DRAWINGS]).save(out / "drawings.png")
 
 

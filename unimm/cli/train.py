@@ -161,7 +161,8 @@ def finish(bundle: ModelBundle, config: DictConfig) -> None:
     bundle.save(out / "model")
     if config.suite is not None:
         dtype = evaluation_dtype(config.validation.precision, choose_device(config.device))
-        evaluate(load(out / "model", config.device, dtype), build_suite(config.suite), out / "scores")
+        engine = load(out / "model", config.device, dtype)
+        evaluate(engine, build_suite(config.suite), out / "scores", existing="replace")
 
 
 def initialize(learner: Learner, config: DictConfig) -> None:

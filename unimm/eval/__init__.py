@@ -11,12 +11,12 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.eval.runner import evaluate
-    from unimm.eval.suites import build_suite
-    from unimm.eval.task import Example, Judgement, Result, Score, Task, collect, split_batches, summarize
+    from unimm.eval.score import Example, Judgement, Score
+    from unimm.eval.suites import build_suite, load_task
+    from unimm.eval.task import ItemTask, Result, Task, collect, split_batches, summarize
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
     from unimm.eval.tasks.relations import SwappedRelations
-    from unimm.eval.tasks_by_name import load_task
     from unimm.eval.validation import ValidationConfig
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Example",
     "FiguresDrawings",
     "FiguresNames",
+    "ItemTask",
     "Judgement",
     "Result",
     "Score",
@@ -43,10 +44,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        **dict.fromkeys(("Example", "Judgement", "Result", "Score", "Task", "collect", "split_batches", "summarize"), "task"),
+        **dict.fromkeys(("Example", "Judgement", "Score"), "score"),
+        **dict.fromkeys(("ItemTask", "Result", "Task", "collect", "split_batches", "summarize"), "task"),
         "evaluate": "runner",
-        "build_suite": "suites",
-        "load_task": "tasks_by_name",
+        **dict.fromkeys(("build_suite", "load_task"), "suites"),
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
         "SwappedRelations": "tasks.relations",

@@ -1,9 +1,10 @@
 """What a model could do before it was trained on, and a warning where the training costs it more than chance explains.
 
-    out/scores_before.json   {"precision": ..., "scores": {task: {"score", "interval", "count"}}}, as they were at step 0
+    out/scores_before.json   {"precision": ..., "scores": {task: {"score", "interval", "count", ...}}}, as they were at step 0
 
-Two shares differ by more than chance where Newcombe's interval of their difference (1998, method 10, from the two Wilson
-intervals, 95 %) leaves out 0. That they are of the same items is not used: the warning comes rather late than for nothing.
+A score falls where it goes against its better direction. Two scores differ by more than chance where Newcombe's interval of
+their difference (1998, method 10, from the two 95 % intervals, of shares Wilson's) leaves out 0. That they are of the same
+items is not used: the warning comes rather late than for nothing.
 """
 
 import logging
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unimm.eval.task import Result, Score
+from unimm.eval.score import Score
+from unimm.eval.task import Result
 from unimm.runtime.atomic_files import read_json, write_json
 
 BEFORE = "scores_before.json"
@@ -33,8 +35,12 @@ class Loss(NamedTuple):
 
 
 def largest_chance_drop(before: Score, now: Score) -> float:
-    """How far the second share may lie below the first by chance alone, at 95 %."""
-    return math.hypot(before.value - before.interval[0], now.interval[1] - now.value)
+    """How much worse the second score may be than the first by chance alone, at 95 %; 0 where nothing is known of that."""
+    if before.interval is None or now.interval is None:
+        return 0.0
+    if now.higher_is_better:
+        return math.hypot(before.value - before.interval[0], now.interval[1] - now.value)
+    return math.hypot(before.interval[1] - before.value, now.value - now.interval[0])
 
 
 class KeptScores:
@@ -54,7 +60,7 @@ class KeptScores:
         """Go on with what the file holds; a warning says which scores it lacks. Returns the precision they were measured in."""
         record: dict[str, Any] = (read_json(self.path) if self.names else None) or {}
         for name, kept in record.get("scores", {}).items():
-            self.before[name] = Score(kept["score"], kept["count"], tuple(kept["interval"]))
+            self.before[name] = Score.read(kept)
         if lacking := [name for name in self.names if name not in self.before]:
             logger.warning(
                 f"{self.path} has no score of {', '.join(lacking)} from before the training: a fall cannot be noticed. "
@@ -64,8 +70,8 @@ class KeptScores:
 
     def keep(self, results: Mapping[str, Result], precision: str | None) -> None:
         """Keep the scores of step 0; a disk that does not take them costs a warning."""
-        self.before = {name: _share(results[name]) for name in self.names}
-        scores = {name: {"score": one.value, "interval": list(one.interval), "count": one.count} for name, one in self._items()}
+        self.before = {name: results[name].total for name in self.names}
+        scores = {name: one.plain() for name, one in self._items()}
         if not scores:
             return
         try:
@@ -78,9 +84,10 @@ class KeptScores:
         """The scores that have fallen by more than `max_drop`, and by more than chance explains."""
         found = []
         for name, before in self._items():
-            now = _share(results[name])
+            now = results[name].total
             one = Loss(name, before.value, now.value, largest_chance_drop(before, now))
-            if before.value - now.value > max(self.max_drop, one.chance):
+            drop = before.value - now.value if now.higher_is_better else now.value - before.value
+            if drop > max(self.max_drop, one.chance):
                 found.append(one)
         return found
 
@@ -95,7 +102,3 @@ class KeptScores:
 
     def _items(self) -> list[tuple[str, Score]]:
         return [(name, self.before[name]) for name in self.names if name in self.before]
-
-
-def _share(result: Result) -> Score:
-    return Score(result.score, result.count, result.interval)

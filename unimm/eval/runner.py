@@ -1,36 +1,26 @@
-"""Runs tasks and writes their results: every answer as it comes, the scores atomically, pictures to look at.
+"""Runs tasks and writes their results: every answer as it comes, the scores, pictures to look at (`unimm.eval.answer_folder`).
 
-out/answers.jsonl     one line an item: task, key, category, language, prompt, expected, answer, correct, reason; and image,
-                      original and codes where these are kept
-out/images/           the images that these lines name
-out/scores.json       {"finished": ..., "tasks": {name: score, interval, count, details, measures, seconds}}
-out/NAME.png          drawings with their prompts, or reconstructions below their originals
+With a folder, a run that was killed goes on after the answers that are there. An `ItemTask` goes on item by item and is shared
+out among processes: process k of n asks every n-th item. A task that has only `run` starts again, and is one process's. Scores
+are computed from the answers as they lie on disk, so they do not depend on interruptions or the number of processes.
 """
 
-import itertools
-import json
-import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from unimm.eval.answer_folder import WHOLE, AnswerFolder, Shard
+from unimm.eval.fingerprints import describe_engine
+from unimm.eval.progress import EvaluationProgress, score_table
 from unimm.eval.report.pictures import picture_result
-from unimm.eval.task import Example, ImageRetention, Result, Task
+from unimm.eval.task import Example, ItemTask, Result, Task, collect, split_batches
 from unimm.eval.tasks_by_name import check_task
 from unimm.inference.engine import Engine
-from unimm.runtime.atomic_files import write_json
-from unimm.runtime.provenance import write_image
-
-SECONDS_BETWEEN_LINES = 10.0
-"""Where output is no terminal."""
 
 
 @dataclass
@@ -45,31 +35,11 @@ class Report:
 
     def table(self, details: bool = False) -> Table:
         """A table for a person; with `details`, a row for every category and language of a task too."""
-        table = Table("task", title="scores", title_justify="left")
-        for column in ("score", "95 % interval", "n"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("beside it")
-        for name, result in self.results.items():
-            beside = ", ".join(f"{measure} {value:.4g}" for measure, value in result.measures.items())
-            table.add_row(name, *_columns(result.score, result.interval, result.count), beside)
-            for label, score in result.details.items() if details else ():
-                table.add_row(f"  {label}", *_columns(score.value, score.interval, score.count), "", style="dim")
-        return table
+        return score_table(self.results, details)
 
     def scores(self) -> dict[str, Any]:
         """All numbers as plain data, without the examples; what is not finite is None."""
-        return {name: self._plain(name) for name in self.results}
-
-    def _plain(self, name: str) -> dict[str, Any]:
-        result = self.results[name]
-        return {
-            **_plain_score(result.score, result.interval, result.count),
-            "details": {
-                label: _plain_score(score.value, score.interval, score.count) for label, score in result.details.items()
-            },
-            "measures": {key: value if math.isfinite(value) else None for key, value in result.measures.items()},
-            "seconds": round(self.seconds[name], 2),
-        }
+        return {name: result.plain() | {"seconds": round(self.seconds[name], 2)} for name, result in self.results.items()}
 
 
 def evaluate(
@@ -78,147 +48,156 @@ def evaluate(
     out_folder: Path | str | None = None,
     progress: bool = True,
     console: Console | None = None,
+    *,
+    existing: str = "resume",
+    shard: Shard = WHOLE,
+    batch_size: int | None = None,
 ) -> Report:
     """Run the tasks one after the other.
 
     Args:
         engine: of `unimm.load`.
-        tasks: built-in ones (`build_suite`), or any objects with `name`, `num_items` and `run` (`Task`).
-        out_folder: where answers, scores and pictures go, in place of an earlier evaluation's. None writes nothing.
+        tasks: built-in ones (`build_suite`, `load_task`), or objects of your own (`ItemTask`, `Task`).
+        out_folder: where answers, scores and pictures go. Answers of this model to these tasks that are there are not asked
+            again. None writes nothing.
         progress: show a live bar (where output is no terminal, a line every 10 seconds and a task) and, at the end, the table.
         console: where progress goes; standard output by default.
+        existing: "resume": refuse a folder of another model, precision or arguments; "replace" what it holds then; "restart"
+            with none of its answers in any case.
+        shard: (k, n): this is process k of n, which are started with the same arguments and the same folder. The report is
+            empty but for the process that finds all answers there.
+        batch_size: items that are asked at once [default: the tasks' own]; in float32 it changes no answer.
 
     Raises:
-        ValueError: one of them is no task, or two have one name.
+        ValueError: one of them is no task, two have one name, or the folder holds something else.
     """
+    tasks = check_tasks(tasks)
+    with EvaluationProgress(console, progress) as display:
+        if out_folder is None:
+            if shard != WHOLE:
+                raise ValueError("Several processes put their answers together in a folder: name one (out_folder).")
+            report = Report()
+            for task in tasks:
+                _run_in_memory(engine, task, report, display, batch_size)
+        else:
+            folder = AnswerFolder(Path(out_folder), describe_engine(engine), tasks, shard, existing)
+            evaluation = Evaluation(engine, tasks, folder, display, batch_size)
+            evaluation.answer()
+            report = evaluation.finish()
+    if report.results or shard == WHOLE:
+        display.show(report.table())
+    return report
+
+
+def check_tasks(tasks: list[Task]) -> list[Task]:
+    """The tasks as they are. Raises ValueError where one of them is no task, or two have one name."""
     for task in tasks:
         check_task(task, f"Task {task!r:.80}")
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"Every task needs a name of its own, not {', '.join(task.name for task in tasks)}.")
-    report = Report()
-    with _Output(Path(out_folder) if out_folder is not None else None) as output, _Display(console, progress) as display:
-        for task in tasks:
-            started = time.monotonic()
-            result = task.run(engine, _call_all(display.start(task), output.writer(task.name)))
-            report.results[task.name], report.seconds[task.name] = result, time.monotonic() - started
-            display.finish(result, report.seconds[task.name])
-            output.write(report, result, finished=task is tasks[-1])
-    display.show(report.table())
-    return report
+    return tasks
 
 
-def _columns(value: float, interval: tuple[float, float], count: int) -> tuple[str, str, str]:
-    return f"{value:.3f}", f"{interval[0]:.3f} - {interval[1]:.3f}", f"{count:,}"
+class Evaluation:
+    """The tasks of one process, with the folder of their answers.
 
+    Args:
+        folder: of these tasks; its shard is which process this is.
+    """
 
-def _plain_score(value: float, interval: tuple[float, float], count: int) -> dict[str, Any]:
-    return {"score": value, "interval": list(interval), "count": count}
+    def __init__(
+        self, engine: Engine, tasks: list[Task], folder: AnswerFolder, display: EvaluationProgress, batch_size: int | None
+    ) -> None:
+        self.engine, self.tasks, self.folder, self.display = engine, tasks, folder, display
+        self.batch_size = batch_size
+        self.report = Report()
 
+    def answer(self) -> None:
+        """Ask what this process has to ask. A single process scores each task when its answers are there."""
+        self.folder.open()
+        try:
+            if any(self.folder.missing(task) for task in self.tasks):
+                self.folder.mark_unfinished()
+            for number, task in enumerate(self.tasks):
+                started = time.monotonic()
+                asked = self._ask_items(task) if isinstance(task, ItemTask) else self._run_whole(task, number)
+                if self.folder.shard == WHOLE:
+                    self._score(task, time.monotonic() - started if asked else 0.0)
+        finally:
+            self.folder.close()
 
-def _call_all(*listeners: Callable[[Example], None]) -> Callable[[Example], None]:
-    def call_each(example: Example) -> None:
-        for listener in listeners:
-            listener(example)
+    def finish(self) -> Report:
+        """Where all answers are there, of whatever process: put them together, and score them."""
+        folder = self.folder
+        if folder.shard != WHOLE:
+            folder.read()
+            if any(folder.missing(task) for task in self.tasks):
+                self.display.say(
+                    f"Process {folder.shard[0]} of {folder.shard[1]} is done. The last one to be done writes the scores."
+                )
+                return self.report
+        folder.put_together()
+        for task in self.tasks:
+            if task.name not in self.report.results:
+                self._score(task, 0.0)
+        folder.write_scores(self.report.scores(), finished=True)
+        return self.report
 
-    return call_each
+    def take_over(self) -> Report:
+        """What `answer` and `finish` do as a single process, after others: ask what they have left, and score everything."""
+        self.folder.shard = WHOLE
+        self.answer()
+        return self.finish()
 
+    def _ask_items(self, task: Any) -> bool:
+        """Whether anything was left to ask."""
+        number, count = self.folder.shard
+        missing = self.folder.missing(task)
+        own = [item for item in missing if item % count == number]
+        num_own = len(range(number, task.num_items, count))
+        if not own:
+            return False
+        advance = self.display.start(task.name, num_own, num_own - len(own))
+        for items in split_batches(own, self.batch_size or task.batch_size):
+            for item, example in zip(items, task.ask(self.engine, items), strict=True):
+                self.folder.write(task.name, item, example)
+                advance(example)
+        return True
 
-class _Output:
-    """The files of an evaluation; without a folder it does nothing."""
+    def _run_whole(self, task: Task, number: int) -> bool:
+        """Run a task that scores itself, where it is this process's; whether it was."""
+        if not self.folder.missing(task) or number % self.folder.shard[1] != self.folder.shard[0]:
+            return False
+        advance, items = self.display.start(task.name, task.num_items), iter(range(task.num_items))
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._lines: TextIO | None = None
+        def take(example: Example) -> None:
+            self.folder.write(task.name, next(items), example)
+            advance(example)
 
-    def __enter__(self) -> "_Output":
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "scores.json").unlink(missing_ok=True)  # it would not belong to the answers beside it
-            shutil.rmtree(self._folder / "images", ignore_errors=True)
-            (self._folder / "images").mkdir()
-            self._lines = (self._folder / "answers.jsonl").open("w", encoding="utf-8")
-        return self
+        started = time.monotonic()
+        result = task.run(self.engine, take)
+        plain = result.plain() | {"seconds": round(time.monotonic() - started, 2)}
+        self.folder.write_scores({task.name: plain}, finished=False)
+        return True
 
-    def __exit__(self, *_: object) -> None:
-        if self._lines is not None:
-            self._lines.close()
-
-    def writer(self, task_name: str) -> Callable[[Example], None]:
-        """Writes the examples of one task."""
-        names = ("key", "category", "language", "prompt", "expected", "answer", "correct", "reason")
-        retention, numbers = ImageRetention(), itertools.count()
-
-        def write_line(example: Example) -> None:
-            if self._lines is not None:
-                line = {"task": task_name} | {name: getattr(example, name) for name in names}
-                number = next(numbers)
-                if retention.keeps(example):
-                    line |= self._save_images(example, f"{task_name}-{number:05d}")
-                self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                self._lines.flush()
-
-        return write_line
-
-    def _save_images(self, example: Example, stem: str) -> dict[str, Any]:
-        assert self._folder is not None
-        named: dict[str, Any] = {} if example.codes is None else {"codes": example.codes.tolist()}
-        for part in ("image", "original"):
-            if (array := getattr(example, part)) is not None:
-                name = f"images/{stem}{'' if part == 'image' else '-original'}.png"
-                write_image(Image.fromarray(array), self._folder / name, example.provenance if part == "image" else None)
-                named[part] = name
-        return named
-
-    def write(self, report: Report, result: Result, finished: bool) -> None:
-        """The scores so far, and the picture of the newest result."""
-        if self._folder is None:
-            return
-        # Under another name first: an interrupt leaves the scores of before, not half a file.
-        temporary = self._folder / ".scores.json.tmp"
-        write_json(temporary, {"finished": finished, "tasks": report.scores()})
-        temporary.replace(self._folder / "scores.json")
+    def _score(self, task: Task, seconds: float) -> None:
+        examples, stored = self.folder.examples(task.name), self.folder.scores.get(task.name, {})
+        result = task.score(examples) if isinstance(task, ItemTask) else Result.read(task.name, stored, examples)
+        self.report.results[task.name] = result
+        self.report.seconds[task.name] = seconds or stored.get("seconds", 0.0)
+        self.display.finish(result, self.report.seconds[task.name])
+        self.folder.write_scores(self.report.scores(), finished=False)
         if (picture := picture_result(result)) is not None:
-            picture.save(self._folder / f"{result.name}.png")
+            picture.save(self.folder.folder / f"{result.name}.png")
 
 
-class _Display:
-    """A live bar a task in a terminal, a line a finished task elsewhere, nothing where progress is off."""
-
-    def __init__(self, console: Console | None, active: bool) -> None:
-        self._console = (console or Console()) if active else Console(quiet=True)
-        more = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
-        live = active and self._console.is_terminal
-        self._bars = Progress(TextColumn("{task.description}"), BarColumn(), *more, console=self._console, disable=not live)
-        self._is_live = live
-
-    def __enter__(self) -> "_Display":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def start(self, task: Task) -> Callable[[Example], None]:
-        """A bar for the task, moved by every example."""
-        bar, right, seen = self._bars.add_task(task.name, total=task.num_items, note=""), 0, 0
-        last_line = time.monotonic()
-
-        def advance(example: Example) -> None:
-            nonlocal right, seen, last_line
-            right, seen = right + example.correct, seen + 1
-            self._bars.update(bar, advance=1, note=f"{right / seen:.3f}")
-            if not self._is_live and time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                self._console.print(f"{task.name}: {seen:,} of {task.num_items:,}, {right / seen:.3f} so far", highlight=False)
-
-        return advance
-
-    def finish(self, result: Result, seconds: float) -> None:
-        """A line where there is no bar."""
-        if not self._is_live:
-            line = f"{result.name}: {result.score:.3f} ({result.count:,} items, {seconds:.1f} s)"
-            self._console.print(line, highlight=False)
-
-    def show(self, table: Table) -> None:
-        """The table, at the end."""
-        self._console.print(table)
+def _run_in_memory(engine: Engine, task: Task, report: Report, display: EvaluationProgress, batch_size: int | None) -> None:
+    started = time.monotonic()
+    advance: Callable[[Example], None] = display.start(task.name, task.num_items)
+    if isinstance(task, ItemTask) and batch_size:
+        batches = split_batches(list(range(task.num_items)), batch_size)
+        result = task.score(collect((one for items in batches for one in task.ask(engine, items)), advance))
+    else:
+        result = task.run(engine, advance)
+    report.results[task.name], report.seconds[task.name] = result, time.monotonic() - started
+    display.finish(result, report.seconds[task.name])

@@ -1,11 +1,16 @@
-"""The built-in tasks: one table that says how each is made, how many items it has in every suite, and whether it validates.
+"""The registry of tasks: every task by a short name that stays, for the suites, validation, YAML and the shell.
 
-`unimm eval`, the suites at a training's end and the validation during it all take their tasks from here; tasks of other
-packages are named "pkg.module:Task" (`load_task`).
+    shapes_answers                    a task of the suites, with a suite's items
+    shapes_answers?n=200&seed=1       with others
+    emoji_drawings?subset=plain       a task that is in no suite, with the arguments of its class
+    pkg.module:Task?n=100             a task of another package (`unimm.eval.tasks_by_name`)
+
+A further task of unimm is one line in `FURTHER_TASKS`, and then has its name everywhere.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from unimm.data.worlds.drawing import CATEGORIES
 from unimm.eval.task import Task
@@ -13,12 +18,16 @@ from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
 from unimm.eval.tasks.drawings import MODEL_DEFAULTS, DrawingSettings
 from unimm.eval.tasks.reconstruction import DigitsReconstruction, ShapesReconstruction
 from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
-from unimm.eval.tasks_by_name import is_outside, load_task
+from unimm.eval.tasks_by_name import is_outside, load_outside_task, read_arguments
+from unimm.runtime.number_checks import whole_number
 
 SUITES = ("brief", "quick", "full")
 """brief: for slow machines, with wider intervals. full: about 2,000 items of each task; the digits have 901 test scans."""
 
 DEFAULT_SUITE = "quick"
+
+LOOKED_AT, DRAWN = ("seed", "split"), ("seed", "guidance_scale", "temperature", "best_of")
+"""The arguments, beside n, of tasks about images that are looked at, and that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,35 @@ class Items:
     seed: int = 0
     drawing: DrawingSettings = MODEL_DEFAULTS
 
+    def changed(self, arguments: dict[str, Any]) -> "Items":
+        """The same with some arguments changed, by their names in the shell; a seed is also that of drawings."""
+        drawing = {name: value for name, value in arguments.items() if name in DRAWN}
+        own = {name: value for name, value in arguments.items() if name in ("num_items", "split", "seed")}
+        return replace(self, **own, drawing=replace(self.drawing, **drawing))
+
 
 @dataclass(frozen=True)
 class BuiltInTask:
-    """How a task is made, its number of items in every suite, and whether a training may be validated by it."""
+    """A task of the suites: how it is made, its number of items in each, and whether a training may be validated by it.
+
+    takes: the arguments that its name may have in the shell, beside n. about: what it asks, for people.
+    """
 
     make: Callable[[Items], Task]
     brief: int
     quick: int
     full: int
     validates: bool = True
+    takes: tuple[str, ...] = ()
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class FurtherTask:
+    """A task with a name that is in no suite. target: its class, "package.module:Class", whose arguments its name may have."""
+
+    target: str
+    about: str = ""
 
 
 def _shapes_drawings(items: Items) -> Task:
@@ -52,48 +80,128 @@ def _shapes_drawings(items: Items) -> Task:
 
 
 TASKS = {
-    "shapes_answers": BuiltInTask(lambda items: ShapesAnswers(items.num_items, items.seed, items.split), 400, 1000, 2000),
-    "shapes_captions": BuiltInTask(lambda items: ShapesCaptions(items.num_items, items.seed, items.split), 150, 300, 2000),
-    "shapes_drawings": BuiltInTask(_shapes_drawings, 120, 240, 2004),
+    "shapes_answers": BuiltInTask(
+        lambda items: ShapesAnswers(items.num_items, items.seed, items.split), 400, 1000, 2000, True, LOOKED_AT,
+        "questions about unseen scenes: colour, shape, size, count, existence, relation",
+    ),
+    "shapes_captions": BuiltInTask(
+        lambda items: ShapesCaptions(items.num_items, items.seed, items.split), 150, 300, 2000, True, LOOKED_AT,
+        "captions: every object right, none invented",
+    ),
+    "shapes_drawings": BuiltInTask(
+        _shapes_drawings, 120, 240, 2004, True, DRAWN, "drawings in six categories; the mean of these"
+    ),
     # Pairs that no training shows say something only as long as nothing was chosen by them: they never validate.
-    "shapes_held_out": BuiltInTask(lambda items: ShapesHeldOut(items.num_items, items.drawing), 60, 120, 2000, False),
-    "digits_answers": BuiltInTask(lambda items: DigitsAnswers(items.num_items, items.seed, items.split), 150, 300, 2000),
-    "digits_drawings": BuiltInTask(lambda items: DigitsDrawings(items.num_items, items.drawing), 50, 100, 2000),
+    "shapes_held_out": BuiltInTask(
+        lambda items: ShapesHeldOut(items.num_items, items.drawing), 60, 120, 2000, False, DRAWN,
+        "drawings of pairs of colour and shape that training never shows",
+    ),
+    "digits_answers": BuiltInTask(
+        lambda items: DigitsAnswers(items.num_items, items.seed, items.split), 150, 300, 2000, True, LOOKED_AT,
+        "questions about unseen scans",
+    ),
+    "digits_drawings": BuiltInTask(
+        lambda items: DigitsDrawings(items.num_items, items.drawing), 50, 100, 2000, True, DRAWN, "digits, read by a classifier"
+    ),
     # Reconstruction is the image tokenizer's, which `unimm train` leaves as it is.
     "shapes_reconstruction": BuiltInTask(
-        lambda items: ShapesReconstruction(items.num_items, items.seed), 200, 500, 2000, False
+        lambda items: ShapesReconstruction(items.num_items, items.seed), 200, 500, 2000, False, ("seed",),
+        "what the image tokenizer keeps of scenes: read right, PSNR, SSIM, codebook usage",
     ),
-    "digits_reconstruction": BuiltInTask(lambda items: DigitsReconstruction(items.num_items), 200, 500, 2000, False),
+    "digits_reconstruction": BuiltInTask(
+        lambda items: DigitsReconstruction(items.num_items), 200, 500, 2000, False, (),
+        "the same of scans, of which there are 901",
+    ),
+}  # fmt: skip
+"""The tasks of the suites by name, in the order in which a suite runs them."""
+
+FURTHER_TASKS = {
+    "emoji_names": FurtherTask("unimm.eval.tasks.emoji:EmojiNames", "what an emoji is called"),
+    "emoji_answers": FurtherTask("unimm.eval.tasks.emoji:EmojiAnswers", "questions about one emoji or two"),
+    "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),
+    "figures_names": FurtherTask("unimm.eval.tasks.figures:FiguresNames", "what a figure is called"),
+    "figures_drawings": FurtherTask("unimm.eval.tasks.figures:FiguresDrawings", "drawings of figures, all parts in place"),
+    "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),
 }
-"""The built-in tasks by name, in the order in which a suite runs them."""
+"""Tasks with names that are in no suite, since they need a model, a font or data of their own."""
 
 VALIDATION_TASKS = tuple(name for name, task in TASKS.items() if task.validates)
 
 
+def load_task(name: str, items: Items | None = None) -> Task:
+    """The task of a name, with its arguments.
+
+    items: those of a built-in task where the name says nothing of them; default: those of the suite "quick".
+
+    Raises:
+        ValueError: there is no such task, it does not take the arguments, or what is named is no task.
+    """
+    short, _, query = name.partition("?")
+    if is_outside(short):
+        return load_outside_task(name)
+    if short in FURTHER_TASKS:
+        return load_outside_task(FURTHER_TASKS[short].target + (f"?{query}" if query else ""))
+    check_name(name)
+    task = TASKS[short]
+    arguments = read_arguments(query, name)
+    arguments = {{"n": "num_items"}.get(key, key): value for key, value in arguments.items()}
+    takes = ("num_items", *task.takes)
+    if unknown := [key for key in arguments if key not in takes]:
+        raise ValueError(f"'{short}' takes {', '.join(('n', *task.takes))}, not {unknown[0]}.")
+    if "num_items" in arguments:
+        arguments["num_items"] = whole_number(f"n of {short}", arguments["num_items"], 1)
+    return task.make((items or Items(getattr(task, DEFAULT_SUITE))).changed(arguments))
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where a name is that of no task here, nor of the form of one of another package."""
+    short = name.partition("?")[0]
+    if short not in TASKS and short not in FURTHER_TASKS and not is_outside(short):
+        raise ValueError(
+            f"There is no task '{short}': choose among {', '.join((*TASKS, *FURTHER_TASKS))}, or name one of your own as "
+            f"pkg.module:Task."
+        )
+
+
+def brings_items(name: str) -> bool:
+    """Whether a name is that of a task with items of its own: of another package, or in no suite."""
+    short = name.partition("?")[0]
+    return is_outside(short) or short in FURTHER_TASKS
+
+
 def build_suite(name: str = DEFAULT_SUITE, drawing: DrawingSettings = MODEL_DEFAULTS) -> list[Task]:
     """The tasks of a suite; the seed of drawings is that of questions, too. ValueError: there is no such suite."""
+    check_suite(name)
+    return [load_task(task, _items_of(task, name, drawing)) for task in TASKS]
+
+
+def check_suite(name: str) -> None:
+    """Raises ValueError where there is no such suite."""
     if name not in SUITES:
         raise ValueError(f"There is no suite '{name}': choose one of {', '.join(SUITES)}.")
-    return [task.make(Items(getattr(task, name), seed=drawing.seed, drawing=drawing)) for task in TASKS.values()]
 
 
 def choose_tasks(names: list[str], suite: str | None = None, drawing: DrawingSettings = MODEL_DEFAULTS) -> list[Task]:
-    """The tasks that an evaluation runs: those of a suite, then those of other packages.
+    """The tasks that an evaluation runs: those of a suite, then those with items of their own.
 
     Args:
-        names: of tasks of the suite, and "pkg.module:Task" of others. Where no task of the suite is named, it runs whole.
-        suite: None is "quick", or no suite at all where all names are of other packages.
+        names: as `load_task` has them. Where none is of a task of the suite, it runs whole.
+        suite: None is "quick", or no suite at all where no name is of a task of it.
         drawing: how the suite's drawings are made.
 
     Raises:
         ValueError: there is no such suite or task, or what is named is no task.
     """
-    own, outside = [name for name in names if not is_outside(name)], [name for name in names if is_outside(name)]
-    if unknown := [name for name in own if name not in TASKS]:
-        raise ValueError(
-            f"There is no task '{unknown[0]}': choose among {', '.join(TASKS)}, or name one of your own as pkg.module:Task."
-        )
-    if suite is None and outside and not own:
-        return [load_task(name) for name in outside]
-    built = dict(zip(TASKS, build_suite(suite or DEFAULT_SUITE, drawing), strict=True))
-    return [*(built[name] for name in own or built), *(load_task(name) for name in outside)]
+    for name in names:
+        check_name(name)
+    own, further = [name for name in names if not brings_items(name)], [name for name in names if brings_items(name)]
+    if suite is None and further and not own:
+        return [load_task(name) for name in further]
+    chosen = suite or DEFAULT_SUITE
+    check_suite(chosen)
+    built = [load_task(name, _items_of(name.partition("?")[0], chosen, drawing)) for name in own or TASKS]
+    return [*built, *(load_task(name) for name in further)]
+
+
+def _items_of(task: str, suite: str, drawing: DrawingSettings) -> Items:
+    return Items(getattr(TASKS[task], suite), seed=drawing.seed, drawing=drawing)

@@ -1,21 +1,32 @@
 """Tasks and results: a task is data together with its own score, and a result keeps every answer that made it.
 
-A task goes through its items in batches, runs the engine, judges the output, and yields one `Example` an item. The score is
-the share of correct ones, with the Wilson interval (Wilson 1927) at 95 %. A task of your own is a class with `name`,
-`num_items` and `run(engine, progress)`; `evaluate` and `unimm eval --task pkg.module:Task` run it (recipes/evaluate.md).
+A task of your own is an `ItemTask`: `ask(engine, items)` answers some of its items, and `score(examples)` scores them all. The
+runner then goes on after the answers that are on disk, and shares the items among processes. A class that has only `name`,
+`num_items` and `run(engine, progress)` is a task, too, which starts again from its beginning (recipes/evaluate.md).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
+from unimm.eval.score import SHARE, Example, Interval, Judgement, Score, Statistic, finite_or_none, wilson_interval
 from unimm.inference.engine import Engine
 
-Z_95 = 1.959964
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+__all__ = [
+    "SHARE",
+    "Example",
+    "ItemTask",
+    "Judgement",
+    "Result",
+    "Score",
+    "Statistic",
+    "Task",
+    "collect",
+    "split_batches",
+    "summarize",
+    "wilson_interval",
+]
 
 PICTURES_KEPT = 64
 """Examples of a result that keep their images, and as many wrong ones beyond: enough to look at, few enough for any size."""
@@ -23,67 +34,52 @@ PICTURES_KEPT = 64
 Item = TypeVar("Item")
 
 
-class Judgement(NamedTuple):
-    """What a judge says of one answer: whether it is right, what was read in it, and why it is wrong."""
-
-    correct: bool
-    answer: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item with what the model made of it.
-
-    key: a stable name of the item. prompt: the question, or what was to be drawn. expected: the right answer, or the
-    requirement in English. answer: what the model said, or what the judge reads in its drawing.
-    image: (H, W, 3) uint8, what was looked at or, where `drawn`, what the model made. original: what a reconstruction is of.
-    codes: (rows, columns), the codes of a reconstruction. provenance: of a drawing (`unimm.runtime.provenance`).
-    """
-
-    key: str
-    prompt: str
-    expected: str
-    answer: str
-    correct: bool
-    reason: str = ""
-    category: str = ""
-    language: str = ""
-    drawn: bool = False
-    image: np.ndarray | None = field(default=None, compare=False, repr=False)
-    original: np.ndarray | None = field(default=None, compare=False, repr=False)
-    codes: np.ndarray | None = field(default=None, compare=False, repr=False)
-    provenance: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share in [0, 1], how many items it is of, and its 95 % interval."""
-
-    value: float
-    count: int
-    interval: tuple[float, float]
-
-    @classmethod
-    def share(cls, value: float, count: int) -> "Score":
-        """The score of a share of `count` items."""
-        return cls(value, count, wilson_interval(value, count))
-
-
 @dataclass(frozen=True)
 class Result:
-    """What a task returns. details: a score for each category and language. measures: other numbers, which are no shares.
+    """What a task returns. `summarize` makes it from the examples.
 
-    `summarize` makes it from the examples.
+    score, count, interval, unit, higher_is_better: as a `Score` has them (`total`).
+    details: a score for each category and language.
+    other_scores: further scores of the same answers, such as precision and recall, or PSNR.
+    measures: numbers beside them that have no interval, such as settings, or the accuracy of the judge.
     """
 
     name: str
     score: float
     count: int
-    interval: tuple[float, float]
+    interval: Interval | None
     details: dict[str, Score]
     examples: list[Example]
     measures: dict[str, float] = field(default_factory=dict)
+    unit: str = SHARE
+    higher_is_better: bool = True
+    other_scores: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Score:
+        """The score itself."""
+        return Score(self.score, self.count, self.interval, self.unit, self.higher_is_better)
+
+    def plain(self) -> dict[str, Any]:
+        """All numbers as scores.json has them, without the examples."""
+        return {
+            **self.total.plain(),
+            "details": {label: score.plain() for label, score in self.details.items()},
+            "other_scores": {label: score.plain() for label, score in self.other_scores.items()},
+            "measures": {key: finite_or_none(value) for key, value in self.measures.items()},
+        }
+
+    @classmethod
+    def read(cls, name: str, content: dict[str, Any], examples: list[Example]) -> "Result":
+        """Of what `plain` gives."""
+        return result_of(
+            name,
+            Score.read(content),
+            examples,
+            {label: Score.read(one) for label, one in content["details"].items()},
+            {key: math.nan if value is None else value for key, value in content["measures"].items()},
+            {label: Score.read(one) for label, one in content.get("other_scores", {}).items()},
+        )
 
 
 class Task(Protocol):
@@ -103,17 +99,30 @@ class Task(Protocol):
         ...
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` independent items. ValueError: no items.
+class ItemTask:
+    """A task whose items are answered in any order and by any process: what the runner can resume and share out.
 
-    For a mean of equally many items a category it is a little too wide, never too narrow.
+    A subclass has `name` and `num_items`, and `ask`; `score` where it is more than a share of correct answers. batch_size:
+    items that are asked at once, where nobody says.
     """
-    if count < 1:
-        raise ValueError("A score needs at least 1 item.")
-    spread = Z_95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    reach = Z_95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+    name: Any
+    num_items: Any
+    batch_size: int = 64
+
+    def ask(self, engine: Engine, items: list[int]) -> Iterable[Example]:
+        """The examples of these items, numbers in [0, num_items), in their order. What an item is, and the noise of its
+        drawing, depends on its number alone."""
+        raise NotImplementedError
+
+    def score(self, examples: list[Example]) -> Result:
+        """The result of all examples, in the order of the items; not of their `image`, `original` and `provenance`."""
+        return summarize(self.name, examples)
+
+    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
+        """Ask all items in batches, and score them."""
+        batches = split_batches(list(range(self.num_items)), self.batch_size)
+        return self.score(collect((example for items in batches for example in self.ask(engine, items)), progress))
 
 
 class ImageRetention:
@@ -136,26 +145,65 @@ def collect(examples: Iterable[Example], progress: Callable[[Example], None]) ->
     kept, retention = [], ImageRetention()
     for example in examples:
         progress(example)
-        kept.append(example if retention.keeps(example) else replace(example, image=None, original=None, codes=None))
+        kept.append(example if retention.keeps(example) else replace(example, image=None, original=None))
     return kept
 
 
 def summarize(
-    name: str, examples: list[Example], measures: dict[str, float] | None = None, mean_of_categories: bool = False
+    name: str,
+    examples: list[Example],
+    measures: dict[str, float] | None = None,
+    mean_of_categories: bool = False,
+    *,
+    unit: str = SHARE,
+    higher_is_better: bool = True,
+    statistic: Statistic | None = None,
+    other_scores: dict[str, Score] | None = None,
 ) -> Result:
-    """The result of all examples: the share of correct ones, or the mean of the categories' shares."""
-    groups: dict[str, list[bool]] = {}
+    """The result of all examples: the share of correct ones, the mean of their values where they have some, or a statistic of
+    them; and the same for each category and language.
+
+    Args:
+        mean_of_categories: the score is the mean of the categories' scores; its interval is that of a share, or there is none.
+        statistic: of any examples; its interval is a bootstrap's. Those of categories have none.
+    """
+
+    def score(some: list[Example], num_resamples: int) -> Score:
+        if statistic is not None:
+            return Score.bootstrap(some, statistic, unit, higher_is_better, num_resamples)
+        if all(example.value is None for example in some):
+            return Score.share(sum(example.correct for example in some) / max(len(some), 1), len(some))
+        return Score.mean([example.mark for example in some], unit, higher_is_better)
+
+    groups: dict[str, list[Example]] = {}
     for part in ("category", "language"):
         for example in sorted(examples, key=lambda example: getattr(example, part)):
             if label := getattr(example, part):
-                groups.setdefault(label, []).append(example.correct)
-    details = {label: Score.share(sum(right) / len(right), len(right)) for label, right in groups.items()}
-    value = sum(example.correct for example in examples) / max(len(examples), 1)
-    if mean_of_categories:
+                groups.setdefault(label, []).append(example)
+    details = {label: score(some, 0) for label, some in groups.items()}
+    if mean_of_categories and examples:
         categories = {example.category for example in examples}
-        value = sum(details[category].value for category in categories) / max(len(categories), 1)
-    total = Score.share(value, len(examples))
-    return Result(name, total.value, total.count, total.interval, details, examples, measures or {})
+        value = sum(details[category].value for category in categories) / len(categories)
+        interval = wilson_interval(value, len(examples)) if unit == SHARE else None
+        total = Score(value, len(examples), interval, unit, higher_is_better)
+    else:
+        total = score(examples, 1000)
+    return result_of(name, total, examples, details, measures, other_scores)
+
+
+def result_of(
+    name: str,
+    total: Score,
+    examples: list[Example],
+    details: dict[str, Score] | None = None,
+    measures: dict[str, float] | None = None,
+    other_scores: dict[str, Score] | None = None,
+) -> Result:
+    """A result with this score."""
+    numbers = (details or {}, examples, measures or {})
+    return Result(
+        name, total.value, total.count, total.interval, *numbers, total.unit, total.higher_is_better, other_scores or {}
+    )
 
 
 def split_batches(items: list[Item], size: int) -> Iterator[list[Item]]:

@@ -25,8 +25,8 @@ def is_outside(name: str) -> bool:
     return ":" in name
 
 
-def load_task(name: str) -> Task:
-    """The task of a name.
+def load_outside_task(name: str) -> Task:
+    """The task of a name; its argument `n` is the number of items, where the class calls it num_items.
 
     Raises:
         ValueError: the module cannot be imported, has no such thing, does not take the arguments, or gives no task.
@@ -34,8 +34,9 @@ def load_task(name: str) -> Task:
     place, _, query = name.partition("?")
     module_name, _, attribute = place.partition(":")
     made = _find(place, module_name, attribute)
-    arguments = _read_arguments(query, name)
+    arguments = read_arguments(query, name)
     if isinstance(made, type) or (callable(made) and not hasattr(made, "run")):
+        arguments = _with_num_items(made, arguments)
         _check_arguments(made, arguments, place)
         made = made(**arguments)
     elif arguments:
@@ -82,7 +83,8 @@ def _find(place: str, module_name: str, attribute: str) -> Any:
     return found
 
 
-def _read_arguments(query: str, name: str) -> dict[str, Any]:
+def read_arguments(query: str, name: str) -> dict[str, Any]:
+    """The arguments behind the question mark of a name. ValueError: they cannot be read."""
     arguments = {}
     for pair in query.split("&") if query else ():
         key, equals, value = pair.partition("=")
@@ -97,6 +99,16 @@ def _read_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _with_num_items(made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with n by its long name where only that one is taken."""
+    try:
+        taken = inspect.signature(made).parameters
+    except ValueError:  # written in C, some without a signature
+        return arguments
+    is_short = "n" in arguments and "n" not in taken and "num_items" in taken
+    return {"num_items" if is_short and key == "n" else key: value for key, value in arguments.items()}
 
 
 def _check_arguments(made: Any, arguments: dict[str, Any], place: str) -> None:

@@ -7,14 +7,14 @@
     out/scores_before.json              scores before the first step of what is to be kept (`unimm.eval.kept_scores`)
 
 The built-in tasks are those of the suites with other items, from the worlds' validation splits: the scores of the finished
-model are not those by which it was chosen. Tasks of other packages ("pkg.module:Task?n=100") bring their own items. Nothing
-here draws from a random generator of the training.
+model are not those by which it was chosen. Further tasks, and those of other packages ("pkg.module:Task?n=100", or an object
+that `_target_` makes), bring their own items. Nothing here draws from a random generator of the training.
 """
 
 import copy
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,14 +25,15 @@ from safetensors import SafetensorError
 
 from unimm.checkpoints.weight_files import CONFIG
 from unimm.eval.kept_scores import BEFORE, KeptScores
-from unimm.eval.suites import TASKS, VALIDATION_TASKS, Items
-from unimm.eval.task import Example, Result, Task
+from unimm.eval.score import SHARE, Example
+from unimm.eval.suites import VALIDATION_TASKS, Items, brings_items, load_task
+from unimm.eval.task import Result, Task
 from unimm.eval.tasks.drawings import DrawingSettings
-from unimm.eval.tasks_by_name import is_outside, load_task
+from unimm.eval.tasks_by_name import check_task
 from unimm.inference.decode.scheduler import Stopped
 from unimm.inference.engine import Engine
 from unimm.runtime.atomic_files import check_replaceable, read_json, write_json
-from unimm.runtime.devices import check_precision, choose_precision, has_bf16
+from unimm.runtime.devices import choose_precision, evaluation_precision, has_bf16
 from unimm.runtime.number_checks import check_probability, check_whole
 
 MEAN, LOSS = "mean", "loss"
@@ -45,26 +46,28 @@ logger = logging.getLogger(__name__)
 
 
 def make_task(name: str, num_items: int) -> Task:
-    """A built-in task on items that no suite asks: of the validation split, and drawings of other prompts."""
-    return TASKS[name].make(Items(num_items, "validation", drawing=DrawingSettings(SEED)))
+    """A task; of the built-in ones on items that no suite asks: of the validation split, and drawings of other prompts."""
+    return load_task(name, Items(num_items, "validation", drawing=DrawingSettings(SEED)))
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """What is validated on, and by which score the best model is chosen.
 
-    tasks: of `VALIDATION_TASKS`, or "pkg.module:Task" of another package (`load_task`).
-    num_items: of each built-in task; of drawings of shapes rounded up to whole categories.
-    precision: what the model is scored in: "no" (float32), "bf16" (a copy of it), or "auto", which of them is faster here; what
-        was chosen is kept where a run goes on.
-    monitor: a task's name; "mean": the mean of all; or "loss": the loss on held-out samples, the lowest being the best.
+    tasks: of `VALIDATION_TASKS`, of those that are in no suite, or "pkg.module:Task" of another package (`load_task`); or a
+        task itself, as `_target_` makes it in YAML.
+    num_items: of each built-in task whose name says nothing else; of drawings of shapes rounded up to whole categories.
+    precision: what the model is scored in: "no" or "fp32" (float32), "bf16" (a copy of it), or "auto", which of them is faster
+        here; what was chosen is kept where a run goes on.
+    monitor: a task's name; "mean": the mean of all shares, or, where no score is one, of all; or "loss": the loss on held-out
+        samples. The best is the lowest loss, and of a score what its direction says.
     keep: tasks, of these or further ones, that the model to start from knows already. They are scored before the first step,
         too, and a warning says where one falls by more than `max_drop` and by more than chance explains.
 
     Raises ValueError for an unknown task, no tasks where one is monitored, or no items.
     """
 
-    tasks: tuple[str, ...] | list[str] = VALIDATION_TASKS
+    tasks: tuple[str | Task, ...] | list[str | Task] | list[str] = VALIDATION_TASKS
     num_items: int = 100
     monitor: str = MEAN
     precision: str = "no"
@@ -72,7 +75,7 @@ class ValidationConfig:
     max_drop: float = 0.02
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        object.__setattr__(self, "precision", evaluation_precision(self.precision))
         if isinstance(self.keep, str):
             raise ValueError(f"validation.keep is a list, such as [{self.keep}].")
         object.__setattr__(self, "keep", tuple(self.keep))
@@ -81,7 +84,7 @@ class ValidationConfig:
                 f"validation.tasks is a list of some of {', '.join(VALIDATION_TASKS)}; "
                 f"empty only with validation.monitor={LOSS}."
             )
-        own = [name for name in self.all_tasks if not is_outside(name)]
+        own = [name.partition("?")[0] for name in self.all_tasks if isinstance(name, str) and not brings_items(name)]
         if unknown := [name for name in own if name not in VALIDATION_TASKS]:
             raise ValueError(
                 f"There is no validation task '{unknown[0]}': choose among {', '.join(VALIDATION_TASKS)}, "
@@ -93,7 +96,7 @@ class ValidationConfig:
             self.check_monitor(own)
 
     @property
-    def all_tasks(self) -> list[str]:
+    def all_tasks(self) -> list[str | Task]:
         """Those of `tasks`, then those that only `keep` names."""
         return [*self.tasks, *(name for name in self.keep if name not in self.tasks)]
 
@@ -132,13 +135,19 @@ class Validation:
         # Built-in tasks are made when they are first needed, by the one process that validates; others at once, so that a
         # mistake ends the run before it begins.
         self._tasks: dict[str, Task | None] = {}
+        self._asked: dict[str, str | Task] = {}
         kept = []
         for name in config.all_tasks:
-            task = load_task(name) if is_outside(name) else None
-            known = task.name if task else name
+            if isinstance(name, str):
+                task = load_task(name) if brings_items(name) else None
+                known = task.name if task else name.partition("?")[0]
+            else:
+                task = check_task(name, "A task of the validation")
+                known = task.name
             if known in (*self._tasks, MEAN, LOSS):
                 raise ValueError(f"Two scores of the validation are called '{known}': give the task another name.")
             self._tasks[known] = task
+            self._asked[known] = name
             kept += [known] if name in config.keep else []
         self.kept = KeptScores(folder.with_name(BEFORE), kept, config.max_drop)
         config.check_monitor(self._tasks)
@@ -172,12 +181,14 @@ class Validation:
         if results is None:
             return None
         scores = {name: result.score for name, result in results.items()}
-        if scores:
-            scores[MEAN] = fmean(scores.values())
+        if averaged := [one for one in results.values() if one.unit == SHARE and one.higher_is_better] or [*results.values()]:
+            scores[MEAN] = fmean(one.score for one in averaged)
+        monitored = [results[self.config.monitor]] if self.config.monitor in results else averaged
         if step == 0:
             self.kept.keep(results, self._precision)
         else:
-            self._keep_if_best(engine, step, {**losses, **scores})
+            lower = self.config.monitor == LOSS or not any(one.higher_is_better for one in monitored)
+            self._keep_if_best(engine, step, {**losses, **scores}, lower)
             self.kept.compare(results, step)
         return scores
 
@@ -189,7 +200,7 @@ class Validation:
         engine = self._in_precision(engine)
         try:
             for name, task in self._tasks.items():
-                self._tasks[name] = task = task or make_task(name, self.config.num_items)
+                self._tasks[name] = task = task or make_task(str(self._asked[name]), self.config.num_items)
                 results[name] = task.run(engine, self._leave_if_stopped)
         except Stopped:
             return None
@@ -214,9 +225,9 @@ class Validation:
         if self._is_stopped():
             raise Stopped
 
-    def _keep_if_best(self, engine: Engine, step: int, scores: dict[str, float]) -> None:
+    def _keep_if_best(self, engine: Engine, step: int, scores: dict[str, float], lower_is_better: bool) -> None:
         score = scores[self.config.monitor]
-        if self.best is not None and (score >= self.best if self.config.monitor == LOSS else score <= self.best):
+        if self.best is not None and (score >= self.best if lower_is_better else score <= self.best):
             return
         record = {"step": step, "score": score, "scores": scores, **self._settings()}
         try:
@@ -227,6 +238,6 @@ class Validation:
             self.best = score
 
     def _settings(self) -> dict[str, Any]:
-        settings = asdict(self.config)
-        del settings["keep"], settings["max_drop"]
-        return {**settings, "tasks": self.config.all_tasks, "precision": self._precision}
+        config = self.config
+        tasks = [task if isinstance(task, str) else task.name for task in config.all_tasks]
+        return {"tasks": tasks, "num_items": config.num_items, "monitor": config.monitor, "precision": self._precision}

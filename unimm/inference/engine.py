@@ -16,6 +16,7 @@ from unimm.inference.decode.request import Branch, requests_for
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.embedding import EmbeddingCalls, Towers
 from unimm.inference.input_validation import check_weights
+from unimm.inference.loglikelihood import LogLikelihood, check_targets, score_pass, split_passes
 from unimm.inference.trace import TraceCalls
 from unimm.runtime.devices import choose_device, choose_dtype, keep_memory
 from unimm.sequence import Sequence
@@ -78,6 +79,25 @@ class Engine(TraceCalls, EmbeddingCalls):
         """
         requests = requests_for([sequence.opened() for sequence in sequences], sampling, guidance_scale, branches)
         return [sequence.fill(ids) for sequence, ids in zip(sequences, self.decoder.fill(requests), strict=True)]
+
+    def loglikelihood(self, sequences: list[Sequence]) -> list[LogLikelihood]:
+        """How probable the model finds what is learned in closed sequences: for each the sum of the natural log-probabilities
+        of its targets, their number, and whether greedy decoding would have said the same (`unimm.inference.loglikelihood`).
+
+        They go through the model in batches, each alone with `deterministic`; in float32 both give the same but for rounding.
+        Requests wait for one pass at a time. The weights are the model's own, also where it decodes with fewer bits.
+
+        Raises:
+            ValueError: a sequence is open, learns nothing, is too long, or holds what the model does not know.
+        """
+        for sequence in sequences:
+            check_targets(self.model, sequence)
+        found: dict[int, LogLikelihood] = {}
+        for places in split_passes(sequences, self.device, self.deterministic):
+            opened = [sequences[place].opened() for place in places]
+            with self.decoder.between_steps():
+                found |= zip(places, score_pass(self.model, opened), strict=True)
+        return [found[place] for place in range(len(sequences))]
 
 
 def load(

@@ -13,7 +13,7 @@ from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
 from unimm.inference.input_validation import check_text, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
-from unimm.inference.text_stream import Completion, TextChunk, astream, awrite, write
+from unimm.inference.text_stream import TextChunk, astream, awrite, write
 from unimm.inference.text_stream import stream as write_stream
 from unimm.inference.vqa_score import ask_whether_shown, probability_of_yes
 from unimm.runtime.number_checks import whole_number
@@ -91,52 +91,59 @@ class TextCalls(EngineParts):
             stream: return an iterator over the pieces of the text, as they come.
             stop: as in `complete`.
         """
+        request, stops, continues = self._chat_request(messages, max_new_tokens, temperature, stop, **sampling)
         if not stream:
-            return self.complete(messages, max_new_tokens, temperature, stop, **sampling).text
-        request, *stops = self._chat_request(messages, max_new_tokens, temperature, stop, **sampling)
-        return _pieces(write_stream(self.decoder, self.tokenizer, request, *stops))
+            return write(self.decoder, self.tokenizer, [request], stops, [continues])[0].text
+        return _pieces(write_stream(self.decoder, self.tokenizer, request, stops, continues))
 
     def complete(
         self,
-        messages: list[Message],
+        messages: list[Message] | list[list[Message]],
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         stop: str | list[str] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
         **sampling,
-    ) -> Completion:
+    ) -> Any:
         """As `chat`, with all there is to know: why the text ended, its tokens, their log-probabilities.
 
         Args:
+            messages: of one conversation, or a list of conversations, which are answered in one batch; each gets the answer
+                that it gets alone.
             stop: the text ends before the first of these strings.
             logprobs: keep the log-probability of every token, before temperature.
             top_logprobs: and those of the likeliest tokens at every place, so many of them, at most 20.
             sampling: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`; `fit=True`: where the model has no
                 room for `max_new_tokens` beside the messages, as many as it has room for.
+
+        Returns:
+            A `Completion`, or a list of them for a list of conversations.
         """
-        settings = (max_new_tokens, temperature, stop, logprobs, top_logprobs)
-        request, *stops = self._chat_request(messages, *settings, **sampling)
-        return write(self.decoder, self.tokenizer, [request], *stops)[0]
+        settings = (messages, max_new_tokens, temperature, stop, logprobs, top_logprobs)
+        asked, is_list = self._chat_requests(*settings, **sampling)
+        completions = write(self.decoder, self.tokenizer, *asked)
+        return completions if is_list else completions[0]
 
     async def acomplete(
         self,
-        messages: list[Message],
+        messages: list[Message] | list[list[Message]],
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         stop: str | list[str] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
         **sampling,
-    ) -> Completion:
+    ) -> Any:
         """As `complete`, for coroutines; so are the calls whose names begin with `astream`, which are read with `async for`.
 
         They start a thread of the engine's own that makes the steps: requests of all tasks are decoded together, and the event
         loop is never blocked. A task that is cancelled, or an iterator that is closed, takes its requests with it.
         """
         settings = (messages, max_new_tokens, temperature, stop, logprobs, top_logprobs)
-        request, *stops = await asyncio.to_thread(self._chat_request, *settings, **sampling)
-        return (await awrite(self.decoder, self.tokenizer, [request], *stops))[0]
+        asked, is_list = await asyncio.to_thread(self._chat_requests, *settings, **sampling)
+        completions = await awrite(self.decoder, self.tokenizer, *asked)
+        return completions if is_list else completions[0]
 
     def stream_complete(self, messages: list[Message], **settings: Any) -> Iterator[TextChunk]:
         """As `complete`, with its settings, chunk by chunk: each with a piece of the text and its tokens, the last one with the
@@ -157,6 +164,16 @@ class TextCalls(EngineParts):
             async for chunk in chunks:
                 if chunk.text:
                     yield chunk.text
+
+    def _chat_requests(
+        self, messages: list[Message] | list[list[Message]], *settings: Any, **sampling: Any
+    ) -> tuple[tuple[list[Request], tuple[str, ...], list[bool]], bool]:
+        """The requests of one conversation or of a list of them, their stop strings, and which of them continue an answer, as
+        `write` takes them; and whether a list goes back."""
+        is_list = isinstance(messages, list) and bool(messages) and all(isinstance(one, list) for one in messages)
+        conversations: list[Any] = messages if is_list else [messages]
+        asked = [self._chat_request(one, *settings, **sampling) for one in conversations]
+        return ([request for request, *_ in asked], asked[0][1], [continues for *_, continues in asked]), is_list
 
     def _chat_request(
         self,

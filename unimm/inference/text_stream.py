@@ -119,10 +119,14 @@ class TextStream:
 
 
 def write(
-    decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    requests: list[Request],
+    stop: tuple[str, ...] = (),
+    continues: list[bool] | None = None,
 ) -> list[Completion]:
-    """Fill the open texts of requests; `continues` as in `TextStream`."""
-    writing = _Writing(tokenizer, len(requests), stop, continues)
+    """Fill the open texts of requests; `continues` of each as in `TextStream`, by default of none."""
+    writing = _Writing(tokenizer, stop, continues or [False] * len(requests))
     with closing(decoder.steps(requests, writing.is_over, writing.jobs)) as steps:
         for _ in steps:
             pass
@@ -130,10 +134,14 @@ def write(
 
 
 async def awrite(
-    decoder: Decoder, tokenizer: TextTokenizer, requests: list[Request], stop: tuple[str, ...] = (), continues: bool = False
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    requests: list[Request],
+    stop: tuple[str, ...] = (),
+    continues: list[bool] | None = None,
 ) -> list[Completion]:
     """As `write`, for coroutines."""
-    writing = _Writing(tokenizer, len(requests), stop, continues)
+    writing = _Writing(tokenizer, stop, continues or [False] * len(requests))
     async with aclosing(decoder.asteps(requests, writing.is_over, writing.jobs)) as steps:
         async for _ in steps:
             pass
@@ -143,10 +151,10 @@ async def awrite(
 class _Writing:
     """The texts of one call, while they are written."""
 
-    def __init__(self, tokenizer: TextTokenizer, count: int, stop: tuple[str, ...], continues: bool) -> None:
+    def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...], continues: list[bool]) -> None:
         self.jobs: list[Job] = []
         self._tokenizer = tokenizer
-        self._streams = [TextStream(tokenizer, stop, continues) for _ in range(count)]
+        self._streams = [TextStream(tokenizer, stop, one) for one in continues]
 
     def is_over(self, index: int, token: int) -> bool:
         self._streams[index].push(token)

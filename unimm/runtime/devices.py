@@ -135,14 +135,21 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_has_bf16()
 
 
+def evaluation_precision(precision: str) -> str:
+    """One of PRECISIONS; what is scored in float32 may also be said to be "fp32". Raises ValueError where it is none."""
+    precision = "no" if precision == "fp32" else precision
+    check_precision(precision)
+    return precision
+
+
 def evaluation_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a model's weights while it is scored: float32 for "no", bfloat16 for "bf16"; for "auto" what
+    """The dtype of a model's weights while it is scored: float32 for "no" or "fp32", bfloat16 for "bf16"; for "auto" what
     `choose_precision` finds faster on a CPU, and `choose_dtype`'s on a GPU.
 
     Raises:
         ValueError: it is none of PRECISIONS.
     """
-    chosen = choose_precision(precision, device)
+    chosen = choose_precision(evaluation_precision(precision), device)
     if precision == "auto" and device.type != "cpu":
         return choose_dtype(None, device)
     return torch.bfloat16 if chosen == "bf16" else torch.float32

@@ -213,9 +213,12 @@ def test_answers_scores_and_pictures_are_written(knowing, tmp_path):
     report = evaluate(knowing, tasks, tmp_path, console=console)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 30 + 12 + 10 and all(line["correct"] for line in lines)
-    names = {"task", "key", "category", "language", "prompt", "expected", "answer", "correct", "reason"}
+    names = {"task", "item", "key", "category", "language", "prompt", "expected", "answer", "correct", "reason"}
     assert set(lines[0]) == names | {"image"} and lines[0]["task"] == "shapes_answers"
-    assert set(lines[-1]) == names | {"image", "original", "codes"} and (tmp_path / lines[-1]["original"]).is_file()
+    assert (
+        set(lines[-1]) == names | {"drawn", "numbers", "image", "original", "codes"}
+        and (tmp_path / lines[-1]["original"]).is_file()
+    )
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["finished"] and scores["tasks"] == report.scores()
     assert scores["tasks"]["shapes_reconstruction"]["measures"]["psnr"] is None  # exact copies: infinite

@@ -20,6 +20,7 @@ from PIL import Image
 
 from unimm.eval.report.ablation import group_runs
 from unimm.eval.report.curves import draw_curves, read_metrics
+from unimm.eval.score import SHARE
 
 SHOWN = 12
 """Examples of a task, wrong and right ones each."""
@@ -82,8 +83,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         trainings=trainings,
         evaluations=evaluations,
-        comparison=group_runs((one.name, {task: score["score"] for task, score in one.scores.items()}) for one in evaluations),
+        comparison=group_runs((one.name, _known(one.scores)) for one in evaluations),
         quickstart=_read_json(run / "quickstart.json"),
+        say=say_score,
     )
     out = out or run / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +124,24 @@ def read_samples(folder: Path) -> list[Sample]:
 def read_evaluation(folder: Path, run: Path) -> Evaluation:
     """What an evaluation left in its folder."""
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "answers.jsonl").is_file() else []
+    text = (folder / "answers.jsonl").read_text(encoding="utf-8") if (folder / "answers.jsonl").is_file() else ""
+    lines = [line for line in text.splitlines() if line.endswith("}")]  # a kill may have left a part of the last one
     examples = {
         task: choose_examples([_with_pictures(one, folder) for one in group if "image" in one])
         for task, group in groupby(map(json.loads, lines), key=lambda one: one["task"])
     }
-    return Evaluation(_name(folder, run), scores["tasks"], {k: v for k, v in examples.items() if v}, scores["finished"])
+    tasks = {
+        name: {"unit": SHARE, "higher_is_better": True, "other_scores": {}, **task} for name, task in scores["tasks"].items()
+    }
+    return Evaluation(_name(folder, run), tasks, {k: v for k, v in examples.items() if v}, scores["finished"])
+
+
+def say_score(score: dict[str, Any], value: float | None = None) -> str:
+    """A score of scores.json, or another number of its kind, with its unit; "–" where it is no number."""
+    value, unit = score["score"] if value is None else value, score.get("unit", SHARE)
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if unit == SHARE else f"{value:.4g} {unit}"
 
 
 def choose_examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -158,6 +172,10 @@ def _colour(code: int) -> tuple[int, int, int]:
     # Steps of the golden angle keep neighbours apart.
     red, green, blue = colorsys.hls_to_rgb(code * 0.61803398875 % 1.0, 0.35 + 0.4 * (code * 0.41421356 % 1.0), 0.65)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _known(scores: dict[str, Any]) -> dict[str, float]:
+    return {task: one["score"] for task, one in scores.items() if one["score"] is not None}
 
 
 def _with_pictures(example: dict[str, Any], folder: Path) -> dict[str, Any]:

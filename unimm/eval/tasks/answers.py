@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.records import Dataset, Question, Record
-from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
+from unimm.eval.task import Example, ItemTask, Judgement
 from unimm.inference.engine import Engine
 
 AROUND = string.punctuation + string.whitespace + "。、·"
@@ -19,7 +19,7 @@ AROUND = string.punctuation + string.whitespace + "。、·"
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(ItemTask):
     """Questions of a data set, one of every record in turn, then a second of every record, and so on.
 
     dataset: records with an image and questions. batch_size: questions the engine is asked at once.
@@ -32,28 +32,24 @@ class Answers:
     batch_size: int = 128
     max_new_tokens: int = 16
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Ask all questions."""
-        return summarize(self.name, collect(self._examples(engine), progress))
-
-    def _examples(self, engine: Engine) -> Iterator[Example]:
-        for numbers in split_batches(list(range(self.num_items)), self.batch_size):
-            asked = [self._item(number) for number in numbers]
-            images, questions = [record.image for record, _ in asked], [question.text for _, question in asked]
-            answers = engine.answer(images, questions, max_new_tokens=self.max_new_tokens)
-            for (record, question), answer in zip(asked, answers, strict=True):
-                correct = is_same_answer(answer, question.answer)
-                yield Example(
-                    key=record.key,
-                    prompt=question.text,
-                    expected=question.answer,
-                    answer=answer,
-                    correct=correct,
-                    reason="" if correct else "another answer",
-                    category=question.category,
-                    language=question.language,
-                    image=as_array(record),
-                )
+    def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
+        """Ask these questions."""
+        asked = [self._item(number) for number in items]
+        images, questions = [record.image for record, _ in asked], [question.text for _, question in asked]
+        answers = engine.answer(images, questions, max_new_tokens=self.max_new_tokens)
+        for (record, question), answer in zip(asked, answers, strict=True):
+            correct = is_same_answer(answer, question.answer)
+            yield Example(
+                key=record.key,
+                prompt=question.text,
+                expected=question.answer,
+                answer=answer,
+                correct=correct,
+                reason="" if correct else "another answer",
+                category=question.category,
+                language=question.language,
+                image=as_array(record),
+            )
 
     def _item(self, number: int) -> tuple[Record, Question]:
         """Neighbours are asked different questions, and no record the same one twice while it has others."""
@@ -65,7 +61,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Captions:
+class Captions(ItemTask):
     """Captions of a data set's images, each language in turn, compared with the facts by `judge(caption, record)`."""
 
     name: str
@@ -77,32 +73,29 @@ class Captions:
     languages: tuple[str, ...] = ("en", "zh")
     batch_size: int = 128
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Ask for all captions."""
-        return summarize(self.name, collect(self._examples(engine), progress))
-
-    def _examples(self, engine: Engine) -> Iterator[Example]:
-        for numbers in split_batches(list(range(self.num_items)), self.batch_size):
-            captions: dict[int, str] = {}
-            records = {number: self.dataset[number % len(self.dataset)] for number in numbers}
-            for turn, language in enumerate(self.languages):
-                own = [number for number in numbers if number % len(self.languages) == turn]
+    def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
+        """Ask for these captions."""
+        captions: dict[int, str] = {}
+        records = {number: self.dataset[number % len(self.dataset)] for number in items}
+        for turn, language in enumerate(self.languages):
+            own = [number for number in items if number % len(self.languages) == turn]
+            if own:
                 images = [records[number].image for number in own]
                 captions |= dict(zip(own, engine.caption(images, language=language), strict=True))
-            for number, record in records.items():
-                verdict = self.judge(captions[number], record)
-                category, expected = self.describe(record)
-                yield Example(
-                    key=record.key,
-                    prompt="",
-                    expected=expected,
-                    answer=verdict.answer,
-                    correct=verdict.correct,
-                    reason=verdict.reason,
-                    category=category,
-                    language=self.languages[number % len(self.languages)],
-                    image=as_array(record),
-                )
+        for number, record in records.items():
+            verdict = self.judge(captions[number], record)
+            category, expected = self.describe(record)
+            yield Example(
+                key=record.key,
+                prompt="",
+                expected=expected,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                reason=verdict.reason,
+                category=category,
+                language=self.languages[number % len(self.languages)],
+                image=as_array(record),
+            )
 
 
 def is_same_answer(answer: str, expected: str) -> bool:

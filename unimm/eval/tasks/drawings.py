@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.records import Text
-from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
+from unimm.eval.task import Example, ItemTask, Judgement, Result, summarize
 from unimm.inference.engine import Engine
 from unimm.runtime.provenance import carried
 
@@ -48,7 +48,7 @@ MODEL_DEFAULTS = DrawingSettings()
 
 
 @dataclass(frozen=True)
-class Drawings:
+class Drawings(ItemTask):
     """Draws every item once. batch_size: prompts that one call of the engine takes."""
 
     name: str
@@ -62,40 +62,38 @@ class Drawings:
         """How many drawings are made."""
         return len(self.items)
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Draw and judge all items."""
-        examples = collect(self._examples(engine), progress)
+    def score(self, examples: list[Example]) -> Result:
+        """The share of right drawings, or the mean of the categories' shares."""
         return summarize(self.name, examples, self.measures(), self.mean_of_categories)
 
     def measures(self) -> dict[str, float]:
         """Numbers to report beside the score: here, of how many drawings each was the best."""
         return {"best_of": self.settings.best_of} if self.settings.best_of > 1 else {}
 
-    def _examples(self, engine: Engine) -> Iterator[Example]:
-        first = self.settings.seed * SEEDS
-        for batch in split_batches(list(self.items), self.batch_size):
-            images = engine.generate_images(
-                [item.prompt.text for item in batch],
-                num_images=1,
-                seed=list(range(first, first + len(batch))),
-                guidance_scale=self.settings.guidance_scale,
-                temperature=self.settings.temperature,
-                best_of=self.settings.best_of,
+    def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
+        """Draw and judge these items."""
+        batch = [self.items[number] for number in items]
+        images = engine.generate_images(
+            [item.prompt.text for item in batch],
+            num_images=1,
+            seed=[self.settings.seed * SEEDS + number for number in items],
+            guidance_scale=self.settings.guidance_scale,
+            temperature=self.settings.temperature,
+            best_of=self.settings.best_of,
+        )
+        for item, (drawing,) in zip(batch, images, strict=True):
+            image = np.asarray(drawing)
+            verdict = item.judge(image)
+            yield Example(
+                key=item.key,
+                prompt=item.prompt.text,
+                expected=item.expected,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                reason=verdict.reason,
+                category=item.category,
+                language=item.prompt.language,
+                drawn=True,
+                image=image,
+                provenance=carried(drawing),
             )
-            first += len(batch)
-            for item, (drawing,) in zip(batch, images, strict=True):
-                image = np.asarray(drawing)
-                verdict = item.judge(image)
-                yield Example(
-                    key=item.key,
-                    prompt=item.prompt.text,
-                    expected=item.expected,
-                    answer=verdict.answer,
-                    correct=verdict.correct,
-                    reason=verdict.reason,
-                    category=item.category,
-                    language=item.prompt.language,
-                    drawn=True,
-                    image=image,
-                    provenance=carried(drawing),
-                )

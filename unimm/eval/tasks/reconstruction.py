@@ -1,12 +1,14 @@
 """Reconstruction: what the image tokenizer keeps of an image, through the codes and back.
 
 The score is the share of images that a judge still reads right: drawings can be no better than that. Beside it stand PSNR
-(dB, over all pixels of all images) and SSIM as torchmetrics computes them, the share of the codebook that is used, and the
-perplexity of the codes.
+(dB, over all pixels of all images) and SSIM as torchmetrics computes them, with their intervals, the share of the codebook that
+is used, and the perplexity of the codes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -15,13 +17,13 @@ from unimm.data.image import crop, pixels_to_array
 from unimm.data.records import Dataset, Record
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.eval.task import Example, Judgement, Result, collect, split_batches, summarize
+from unimm.eval.task import Example, ItemTask, Judgement, Result, Score, summarize
 from unimm.eval.tasks import digits, shapes
 from unimm.inference.engine import Engine
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(ItemTask):
     """Encodes and decodes the first `num_items` images of a data set, and has the judge read them."""
 
     name: str
@@ -32,39 +34,45 @@ class Reconstruction:
     num_items: int
     batch_size: int = 64
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Reconstruct all images."""
-        fidelity, usage = Fidelity(), CodebookUsage(engine.image_tokenizer.codebook_size)
-        examples = collect(self._examples(engine, fidelity, usage), progress)
-        return summarize(self.name, examples, fidelity.measures() | usage.measures())
-
-    def _examples(self, engine: Engine, fidelity: "Fidelity", usage: "CodebookUsage") -> Iterator[Example]:
+    def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
+        """Reconstruct these images."""
         size = engine.image_tokenizer.image_size
-        for numbers in split_batches(list(range(self.num_items)), self.batch_size):
-            records = [self.dataset[number] for number in numbers]
-            originals = [pixels_to_array(crop(_image(record), size)) for record in records]
-            codes = engine.encode_image(originals)
-            images = [np.asarray(image) for image in engine.decode_codes(codes)]
-            fidelity.add(np.stack(images), np.stack(originals))
-            usage.add(codes)
-            side = round(codes.shape[1] ** 0.5)
-            maps = codes.unflatten(1, (side, side)).numpy()
-            for record, original, image, code_map in zip(records, originals, images, maps, strict=True):
-                verdict = self.judge(image, record)
-                category, expected = self.describe(record)
-                yield Example(
-                    key=record.key,
-                    prompt="",
-                    expected=expected,
-                    answer=verdict.answer,
-                    correct=verdict.correct,
-                    reason=verdict.reason,
-                    category=category,
-                    drawn=True,
-                    image=image,
-                    original=original,
-                    codes=code_map,
-                )
+        records = [self.dataset[number] for number in items]
+        originals = [pixels_to_array(crop(_image(record), size)) for record in records]
+        codes = engine.encode_image(originals)
+        images = [np.asarray(image) for image in engine.decode_codes(codes)]
+        side = round(codes.shape[1] ** 0.5)
+        maps = codes.unflatten(1, (side, side)).numpy()
+        for record, original, image, code_map in zip(records, originals, images, maps, strict=True):
+            verdict = self.judge(image, record)
+            category, expected = self.describe(record)
+            yield Example(
+                key=record.key,
+                prompt="",
+                expected=expected,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                reason=verdict.reason,
+                category=category,
+                drawn=True,
+                image=image,
+                original=original,
+                codes=code_map,
+                numbers={**fidelity(image, original), "codebook_size": engine.image_tokenizer.codebook_size},
+            )
+
+    def score(self, examples: list[Example]) -> Result:
+        """The share of images that are read right; PSNR and SSIM; how the codebook is used."""
+        scores = {
+            "psnr": Score.bootstrap(examples, psnr, "dB"),
+            "ssim": Score.mean([example.numbers["ssim"] for example in examples], "SSIM"),
+        }
+        usage = CodebookUsage(int(examples[0].numbers["codebook_size"]))
+        for example in examples:
+            assert example.codes is not None
+            usage.add(torch.from_numpy(example.codes))
+        measures = {name: score.value for name, score in scores.items()} | usage.measures()
+        return summarize(self.name, examples, measures, other_scores=scores)
 
 
 class ShapesReconstruction(Reconstruction):
@@ -84,27 +92,20 @@ class DigitsReconstruction(Reconstruction):
         super().__init__("digits_reconstruction", world, digits.judge_reconstruction, digits.describe_record, num_items)
 
 
-class Fidelity:
-    """PSNR and SSIM of images (N, H, W, 3) uint8, added up over batches."""
+def fidelity(image: np.ndarray, original: np.ndarray) -> dict[str, float]:
+    """Of two images (H, W, 3) uint8: the mean squared error of their values in [0, 1], and SSIM."""
+    # Here and not above: torchmetrics takes seconds to import, and the other tasks do without it.
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def __init__(self) -> None:
-        # Here and not above: torchmetrics takes seconds to import, and the other tasks do without it.
-        from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+    made, expected = (torch.tensor(array).permute(2, 0, 1)[None] / 255 for array in (image, original))
+    error = ((image.astype(np.int64) - original.astype(np.int64)) ** 2).mean() / 255**2
+    return {"squared_error": float(error), "ssim": float(structural_similarity_index_measure(made, expected, data_range=1.0))}  # pyright: ignore[reportArgumentType]
 
-        self._metrics = {
-            "psnr": PeakSignalNoiseRatio(data_range=1.0),
-            "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
-        }
 
-    def add(self, images: np.ndarray, originals: np.ndarray) -> None:
-        """One batch."""
-        made, expected = (torch.from_numpy(array).permute(0, 3, 1, 2) / 255 for array in (images, originals))
-        for metric in self._metrics.values():
-            metric.update(made, expected)
-
-    def measures(self) -> dict[str, float]:
-        """PSNR in dB (infinite for exact copies) and SSIM."""
-        return {name: float(metric.compute()) for name, metric in self._metrics.items()}
+def psnr(examples: list[Example]) -> float:
+    """PSNR in dB over all pixels of images of one size; infinite for exact copies."""
+    error = fmean(example.numbers["squared_error"] for example in examples)
+    return -10 * math.log10(error) if error else math.inf
 
 
 class CodebookUsage:
