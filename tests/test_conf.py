@@ -63,6 +63,7 @@ FILES = {
     "data/jsonl": ["data.paths=captions/captions.jsonl"],
     "data/csv": ["data.paths=csv/captions.csv"],
     "data/llava": ["data.paths=llava/llava.json"],
+    "data/pairs": ["data.paths=captions/captions.jsonl"],
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
     "data/text": ["data.paths=texts"],
@@ -74,9 +75,11 @@ FILES = {
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
+NOT_DRAWN += ("data/pairs", "data/worlds/pairs")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
+DATA_OF |= {"align/clip_b16": "data/pairs", "align/siglip_b16": "data/pairs"}
 """Experiments on the user's own files."""
 
 
@@ -155,7 +158,7 @@ def test_every_option_belongs_to_a_root() -> None:
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
-    data |= {"coco", "csv", "vqa", "documents"}
+    data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
@@ -201,7 +204,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     assert trainer.ema_decay is None and trainer.validate_every == 0
     assert build(config.validation) == ValidationConfig(list(VALIDATION_TASKS), precision="auto")
     assert build(config.tracking) == TrackingConfig([])
-    if way != "train stage/vision":  # alone it is with the other objective
+    if way not in ("train stage/vision", "train stage/contrastive"):  # alone they are with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision

@@ -129,7 +129,9 @@ def test_every_command_and_its_options_are_there() -> None:
         commands[verb].make_context(verb, words)
 
 
-COMPOSED = [RECIPES / name for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md", "projectors.md")]
+COMPOSED = [
+    RECIPES / name for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md", "projectors.md", "contrastive.md")
+]
 """Their trainings take hours; those of the other pages are run at toy size."""
 
 

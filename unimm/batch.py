@@ -116,6 +116,11 @@ class Batch(Tensors):
         """Positions that are not padding."""
         return int((self.documents > 0).sum())
 
+    def document_indices(self) -> torch.Tensor:
+        """(B, T) long: the document that holds a position, as its row in `samples`; -1 for padding."""
+        begins_BT = (self.positions == 0) & (self.documents > 0)
+        return torch.where(self.documents > 0, begins_BT.flatten().cumsum(0).view(begins_BT.shape) - 1, -1)
+
     def attention_mask(self) -> torch.Tensor:
         """(B, 1, T, T) bool: position t may attend to s if s is not later and belongs to the same document.
 

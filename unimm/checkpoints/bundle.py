@@ -38,6 +38,8 @@ from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT, DRAWING
 from unimm.checkpoints.weight_files import find_folder
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
+from unimm.models.contrastive import NAME as CONTRASTIVE
+from unimm.models.contrastive import ContrastiveHeads
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import read_json
@@ -88,6 +90,12 @@ class ModelBundle:
     def image_tokenizer(self) -> ImageTokenizer:
         """The one whose codes the model reads and draws."""
         return self.image_tokenizers[DEFAULT]
+
+    @property
+    def contrastive(self) -> ContrastiveHeads | None:
+        """Its contrastive heads, looking through the model's vision tower; None where it has none."""
+        head = self.heads.get(CONTRASTIVE)
+        return head.with_tower(self.model.pixels.tower) if isinstance(head, ContrastiveHeads) else None
 
     @property
     def device(self) -> torch.device:

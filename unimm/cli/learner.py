@@ -6,13 +6,14 @@ that read and write codes where `image_tokenizer` is another than the model was 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
@@ -37,6 +38,7 @@ from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
+from unimm.models.contrastive import NAME as CONTRASTIVE
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import attach
 from unimm.models.unified import UnifiedConfig, UnifiedModel
@@ -69,9 +71,12 @@ class Learner:
     fingerprints: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def bundle_of(self, model: UnifiedModel) -> ModelBundle:
-        """The bundle with another model of the same form, such as one gathered from shards; the rest moves to its device."""
-        bundle = replace(self.bundle, model=model)
+    def bundle_of(self, model: UnifiedModel, heads: Mapping[str, nn.Module] | None = None) -> ModelBundle:
+        """The bundle with another model of the same form, such as one gathered from shards; the rest moves to its device.
+
+        heads: of the objective, beside those that the bundle has.
+        """
+        bundle = replace(self.bundle, model=model, heads={**self.bundle.heads, **(heads or {})})
         return bundle.to(bundle.device)
 
 
@@ -136,9 +141,21 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     held_out = None if held is None else build_mixture(config, held, template)
     bundle = ModelBundle(model, image_tokenizers, template.tokenizer, template.prompt_format)
     if start is not None:
-        bundle = replace(bundle, drawing=start.drawing, heads=start.heads)
+        bundle = replace(bundle, drawing=start.drawing, heads=_heads_that_fit(config, start, fresh, notes))
     bundle = replace(bundle, drawing=drawing_defaults(config, bundle.drawing))
     return Learner(bundle, mixture, held_out, fresh, fingerprints, notes)
+
+
+def _heads_that_fit(config: DictConfig, start: ModelBundle, fresh: set[str], notes: list[str]) -> dict[str, nn.Module]:
+    """The heads of a model to start from, without the contrastive ones where they will read another vision tower or other ids
+    than they were trained with, which a note says."""
+    is_trained_apart = "vision" in config.stage.lr_scales and not str(config.objective._target_).endswith(".Contrastive")
+    if CONTRASTIVE not in start.heads or not ("vision" in fresh or is_trained_apart or config.text_tokenizer is not None):
+        return dict(start.heads)
+    notes.append(
+        f"The contrastive heads of {config.init_from} are left out: the vision tower or the text tokenizer will not be theirs."
+    )
+    return {name: head for name, head in start.heads.items() if name != CONTRASTIVE}
 
 
 def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefaults:

@@ -37,6 +37,7 @@ from unimm.runtime.atomic_files import whole_folder
 from unimm.runtime.devices import choose_device, evaluation_dtype
 from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.training.logbook import Logbook
+from unimm.training.objectives.likelihood import Objective
 from unimm.training.trackers import TrackingConfig
 from unimm.training.trainer import Trainer, TrainerConfig
 
@@ -66,7 +67,8 @@ def train(config: DictConfig) -> Path:
     run.config = with_sizes(config, learner.bundle.model)
     model, mixture = learner.bundle.model, learner.mixture
     initialize(learner, config)
-    objective = build(config.objective, model=model)
+    objective: Objective = build(config.objective, model=model)
+    objective.load_heads(learner.bundle.heads)
 
     def is_stopped() -> bool:
         return trainer.stop.made
@@ -74,13 +76,15 @@ def train(config: DictConfig) -> Path:
     validation = Validation(validation_config, out / "best", save_merged, is_stopped)
 
     def sample_records(model: UnifiedModel, step: int, logbook: Logbook) -> None:
-        sample(Engine(learner.bundle_of(model), is_stopped=is_stopped), mixture, step, logbook, config.num_samples)
+        sample(
+            Engine(learner.bundle_of(model, trainer.heads), is_stopped=is_stopped), mixture, step, logbook, config.num_samples
+        )
 
     def validate(model: UnifiedModel, step: int, losses: dict[str, float]) -> dict[str, float] | None:
         if step == 0 and validation_config.keep and (learner.fresh or config.text_tokenizer is not None):
             before = load(config.init_from, config.device, "float32", is_stopped=is_stopped)  # what it knew, as it was
             return validation(before, step, losses)
-        return validation(Engine(learner.bundle_of(model), is_stopped=is_stopped), step, losses)
+        return validation(Engine(learner.bundle_of(model, trainer.heads), is_stopped=is_stopped), step, losses)
 
     callbacks = (sample_records, validate, learner.held_out)
     trainer = Trainer(objective, mixture, trainer_config, out, config.device, *callbacks)
@@ -94,7 +98,7 @@ def train(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(run.config))
     trainer.fit()
     with trainer.averaged():
-        trainer.run_on_rank0(lambda model: finish(learner.bundle_of(model.eval()), config), torch.device("cpu"))
+        trainer.run_on_rank0(lambda model: finish(learner.bundle_of(model.eval(), trainer.heads), config), torch.device("cpu"))
         trainer.ranks.barrier()
     return out / "model"
 

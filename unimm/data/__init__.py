@@ -9,6 +9,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.data.mixture import Mixture, Source
+    from unimm.data.pairs import ImageText
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.csv_table import CsvTable
     from unimm.data.readers.fields import Fields
@@ -46,6 +47,7 @@ __all__ = [
     "Fields",
     "FiguresWorld",
     "ImageFolder",
+    "ImageText",
     "JsonLines",
     "LlavaJson",
     "Mixture",
@@ -84,6 +86,7 @@ __getattr__, __dir__ = lazy_exports(
         "Description": "views",
         "Dialogue": "views",
         "Document": "views",
+        "ImageText": "pairs",
         "PromptFormat": "template",
         "Template": "template",
         "Turn": "template",

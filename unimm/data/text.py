@@ -127,6 +127,11 @@ class TextTokenizer:
             raise ValueError("This tokenizer's vocabulary spells a control token as plain text: use a byte-level one.")
         return ids
 
+    def sentence(self, text: str, max_ids: int | None = None) -> list[int]:
+        """A text by itself, as a text tower reads it: begin, ids, end; what is longer than `max_ids` loses its last words."""
+        ids = self.encode(text)
+        return [self.special.bos, *(ids if max_ids is None else ids[: max(0, max_ids - 2)]), self.special.eos]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of the ids, without control tokens unless skip_special is False; broken UTF-8 reads as U+FFFD."""
         plain = [piece for i in ids for piece in self._spelled.get(int(i), (int(i),))]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
     from unimm.eval.tasks.relations import SwappedRelations
+    from unimm.eval.tasks.retrieval import Retrieval, ShapesRetrieval
     from unimm.eval.validation import ValidationConfig
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "ItemTask",
     "Judgement",
     "Result",
+    "Retrieval",
     "Score",
+    "ShapesRetrieval",
     "SwappedRelations",
     "Task",
     "ValidationConfig",
@@ -51,6 +54,7 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
         "SwappedRelations": "tasks.relations",
+        **dict.fromkeys(("Retrieval", "ShapesRetrieval"), "tasks.retrieval"),
         "ValidationConfig": "validation",
     },
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from unimm.models.contrastive import ContrastiveConfig, ContrastiveHeads
     from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodesConfig",
+    "ContrastiveConfig",
+    "ContrastiveHeads",
     "Filler",
     "ImageTokenizer",
     "ImageTokenizerConfig",
@@ -48,6 +51,8 @@ __getattr__, __dir__ = lazy_exports(
         "UnifiedConfig": "unified",
         "CodesConfig": "ports.vocabulary",
         "VocabularyPort": "ports.vocabulary",
+        "ContrastiveConfig": "contrastive",
+        "ContrastiveHeads": "contrastive",
         "VisionConfig": "vision.tower",
         "VisionTower": "vision.tower",
         "Projector": "vision.projectors",

@@ -172,18 +172,40 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Kind, LossSums]:
         """The losses of everything that is learned in a batch, as sums and counts a kind."""
-        mask = mask_of(self.trunk.config._attn_implementation, batch)
-        # Of the last layer, and behind it, only positions with a loss are computed (and a few others, for a round number).
-        ports = self.predicted_ports
-        is_read_N = {kind: port.is_read(batch).flatten() for kind, port in ports.items()}
-        any_N = torch.stack(list(is_read_N.values())).any(0)
-        loss_positions_M = _rounded_up(any_N).nonzero().squeeze(1)
-        hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, loss_positions_M=loss_positions_M)
+        positions_M, hidden_MD, is_read = self._hidden_of_targets(batch)
         sums = {}
-        for kind, port in ports.items():
-            is_read_M = is_read_N[kind][loss_positions_M]
-            sums[kind] = port.loss(hidden_MD[is_read_M], *port.targets(batch, loss_positions_M[is_read_M]))
+        for kind, port in self.predicted_ports.items():
+            targets = port.targets(batch, positions_M[is_read[kind]])
+            sums[kind] = port.loss(hidden_MD[is_read[kind]], *targets)
         return sums
+
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """(B, T) float32: the log-probability of every target, at the position that predicts it, whatever its weight; 0 where
+        nothing is learned. It can be differentiated: what objectives compare that ask more than a sum.
+
+        Raises:
+            ValueError: something is learned that is no id of a vocabulary.
+        """
+        positions_M, hidden_MD, is_read = self._hidden_of_targets(batch)
+        values_N = hidden_MD.new_zeros(batch.tokens.numel(), dtype=torch.float32)
+        for kind, port in self.predicted_ports.items():
+            where_n = positions_M[is_read[kind]]
+            if isinstance(port, VocabularyPort):
+                targets_n = batch.targets.flatten()[where_n]
+                values_N = values_N.index_put((where_n,), port.log_probs(hidden_MD[is_read[kind]], targets_n))
+            elif len(where_n):
+                raise ValueError(f"Elements of {kind.name} have no log-probability here: they are no ids of a vocabulary.")
+        return values_N.view(batch.tokens.shape)
+
+    def _hidden_of_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[Kind, torch.Tensor]]:
+        """The positions (M,) whose hidden states losses read, counted over all rows, and others for a round number; these
+        states (M, D); and which of them each kind reads, (M,) bool. Of the last layer nothing else is computed."""
+        mask = mask_of(self.trunk.config._attn_implementation, batch)
+        is_read_N = {kind: port.is_read(batch).flatten() for kind, port in self.predicted_ports.items()}
+        any_N = torch.stack(list(is_read_N.values())).any(0)
+        positions_M = _rounded_up(any_N).nonzero().squeeze(1)
+        hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, loss_positions_M=positions_M)
+        return positions_M, hidden_MD, {kind: is_read[positions_M] for kind, is_read in is_read_N.items()}
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """(B, T, D): every port embeds its own elements, also when there are none.

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.discriminator import AdversaryConfig
     from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLossConfig
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
-    from unimm.training.objectives.likelihood import Likelihood, Objective
+    from unimm.training.objectives.contrastive import Contrastive
+    from unimm.training.objectives.likelihood import JointObjective, Likelihood, Objective
     from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
     from unimm.training.sharding import Sharding
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdversaryConfig",
     "Budget",
+    "Contrastive",
+    "JointObjective",
     "Likelihood",
     "Objective",
     "OptimizerConfig",
@@ -43,6 +46,8 @@ __getattr__, __dir__ = lazy_exports(
         "Objective": "objectives.likelihood",
         "Likelihood": "objectives.likelihood",
         "VisionPretraining": "objectives.vision_pretraining",
+        "JointObjective": "objectives.likelihood",
+        "Contrastive": "objectives.contrastive",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
         "Budget": "optimizers",

@@ -9,6 +9,7 @@ from unimm.batch import Batch
 from unimm.data.mixture import Mixture, SampleId
 from unimm.data.packing import WHOLE, SampleSize, best_fit, split_sample
 from unimm.data.plan import Planned, collate_rows, measured, open_rows
+from unimm.training.gradients import losses_of
 from unimm.training.objectives.likelihood import Objective
 
 Row = list[tuple[SampleId, int]]
@@ -40,9 +41,7 @@ class HeldOut:
             if is_stopped():
                 return None
             objective.check(batch)
-            with torch.no_grad(), accelerator.autocast():
-                terms = objective(batch.to(accelerator.device))
-            for name, term in terms.items():
+            for name, term in losses_of(objective, batch, accelerator).items():
                 row = torch.stack([term.loss.float(), term.count.float()])
                 sums[name] = sums[name] + row if name in sums else row
         together = accelerator.reduce(torch.stack(list(sums.values())), "sum")

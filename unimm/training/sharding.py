@@ -25,7 +25,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_whole
 from unimm.training.objectives.likelihood import Objective
 
@@ -74,14 +73,16 @@ class Sharding:
 
 def shard(objective: Objective, sharding: Sharding, num_processes: int, device: torch.device, is_bf16: bool) -> None:
     """Cut an objective's parameters into shards, in place: each layer of the Transformer a unit, and each layer of a port's
-    part that is trained, such as the vision tower; the rest is one. A frozen part with layers stays whole in every process.
+    part that is trained, such as the vision tower, or of the objective's own; the rest is one. A frozen part with layers stays
+    whole in every process.
     """
     shape = sharding.mesh_shape(num_processes)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
     model = objective.model
     # Gradients are summed in float32 whatever is computed in.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_bf16 else MixedPrecisionPolicy()
-    units, whole = list(model.trunk.layers), set[nn.Parameter]()
+    of_model = set(map(id, model.layers()))
+    units, whole = [*model.trunk.layers, *(one for one in objective.layers() if id(one) not in of_model)], set[nn.Parameter]()
     for port in model.ports.values():
         for part in port.parts().values():
             inside = [unit for unit in port.units() if any(unit is module for module in part.modules())]
@@ -158,13 +159,11 @@ class FullModelGatherer:
     model: before it is cut, compiled or set to checkpoint activations.
     """
 
-    def __init__(self, model: UnifiedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._form = _with_parameters(model, lambda _, parameter: torch.empty_like(parameter, device="meta"))
         self._has_warned = False
 
-    def run_on_rank0(
-        self, model: UnifiedModel, function: Callable[[UnifiedModel], T], is_first: bool, device: torch.device
-    ) -> T | None:
+    def run_on_rank0(self, model: nn.Module, function: Callable[[Any], T], is_first: bool, device: torch.device) -> T | None:
         """What a function returns for the whole model, on the first process, in eval mode and without gradients; the others get
         None at once. Every process must call it.
 
@@ -202,7 +201,7 @@ class FullModelGatherer:
         return torch.device("cpu")
 
 
-def _with_parameters(model: UnifiedModel, make: Callable[[str, nn.Parameter], torch.Tensor]) -> UnifiedModel:
+def _with_parameters(model: nn.Module, make: Callable[[str, nn.Parameter], torch.Tensor]) -> nn.Module:
     """A copy of a model with other tensors for its parameters, which are not trainable; what is tied stays tied."""
     others: dict[int, Any] = {
         id(parameter): nn.Parameter(make(name, parameter), requires_grad=False) for name, parameter in model.named_parameters()

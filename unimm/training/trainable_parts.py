@@ -5,9 +5,10 @@ are trained instead of the part that they are in, whatever the stage says.
 Source: Janus (arXiv 2410.13848) §3.3 and Janus-Pro (arXiv 2501.17811); the image tokenizer is frozen in all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -49,6 +50,21 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
             parameter.requires_grad_(True)
 
 
+def hold_frozen(frozen: Mapping[str, nn.Module], learned: nn.Module, device: torch.device) -> None:
+    """Prepare the networks that an objective needs and nothing changes: on the device, in evaluation mode, without gradients.
+
+    frozen: `Objective.frozen`. learned: the objective.
+
+    Raises:
+        ValueError: one of them is a part of what is trained.
+    """
+    own = {id(parameter) for parameter in learned.parameters()}
+    for name, module in frozen.items():
+        if any(id(parameter) in own for parameter in module.parameters()):
+            raise ValueError(f"The frozen module '{name}' shares weights with what is trained: give the objective a copy.")
+        module.requires_grad_(False).eval().to(device)
+
+
 def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
     """The factor on the learning rate of each part in which something is trainable: 1 for adapters where the stage names
     none.
@@ -57,10 +73,12 @@ def factors(parts: dict[str, nn.Module], stage: Stage) -> dict[str, float]:
     return {**stage.lr_scales, **adapted}
 
 
-def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) -> Table:
+def stage_table(
+    parts: dict[str, nn.Module], stage: Stage, num_parameters: int, frozen: Mapping[str, nn.Module] | None = None
+) -> Table:
     """The table that is printed at the start of a run: part, parameters, learning-rate factor. Adapters have rows of their own.
 
-    num_parameters: of the whole model, with the objective's own.
+    num_parameters: of the whole model, with the objective's own. frozen: what the objective needs beside it.
 
     Raises:
         ValueError: the parts do not add up to it.
@@ -82,6 +100,8 @@ def stage_table(parts: dict[str, nn.Module], stage: Stage, num_parameters: int) 
             f"parts() of the objective or port that has them."
         )
     table.add_row("all", f"{total:,}", "")
+    for name, module in (frozen or {}).items():
+        table.add_row(f"beside it: {name}", f"{sum(p.numel() for p in module.parameters()):,}", "frozen")
     return table
 
 

@@ -5,23 +5,21 @@ count, clip, update. `accelerate` launches, wraps and casts; data order, accumul
 does not depend on how a global batch is cut into ranks and micro-batches, and a run resumes to the bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from unimm.batch import Batch
 from unimm.data.mixture import Mixture
 from unimm.data.packing import RowLayout
 from unimm.data.plan import Plan, PlanCursor, StepBatch, Steps
 from unimm.data.records import Dataset
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
-from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training import activation_checkpointing
@@ -30,17 +28,21 @@ from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import Ema, resume_ema
 from unimm.training.flops import peak_flops, warn_of_cost
+from unimm.training.gradients import StepGradient
 from unimm.training.held_out_loss import HeldOut
-from unimm.training.logbook import Logbook, Meter, Read
+from unimm.training.logbook import Logbook, Meter
 from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.run_state import check_order, order_of_rows
-from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, no_exchange, shard, whole
-from unimm.training.trainable_parts import Stage, current_name, factors, freeze, show, stage_table
+from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, shard, whole
+from unimm.training.trainable_parts import Stage, current_name, factors, freeze, hold_frozen, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
+
+HEAD = "head "
+"""What the names of heads begin with, beside the model."""
 
 T = TypeVar("T")
 
@@ -142,17 +144,20 @@ class Trainer(Loop):
         self.objective = objective
         self.model = model = objective.model
         freeze(objective.parts(), config.stage)
+        hold_frozen(objective.frozen, objective, self.accelerator.device)
         num_parameters = sum(p.numel() for p in objective.parameters())
-        show(stage_table(objective.parts(), config.stage, num_parameters), self.is_main)
+        show(stage_table(objective.parts(), config.stage, num_parameters, objective.frozen), self.is_main)
         self.flop_count = objective.flop_count()
         self.is_sharded = config.sharding.strategy != "ddp" and self.accelerator.num_processes > 1
-        self.gatherer = FullModelGatherer(model) if self.is_sharded else None
-        checkpoint_activations(model.layers(), config.activation_checkpointing)
+        self.heads = objective.heads()
+        self.gatherer = FullModelGatherer(_with_heads(model, self.heads)) if self.is_sharded else None
+        checkpoint_activations(objective.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:
             # A GPU gains from knowing the sizes of rows, which do not change; for a CPU see recipes/LOG.md.
             model.compile_layers(dynamic=True if self.accelerator.device.type == "cpu" else None)
         self.wrapped = self._distribute()
+        self.gradient = StepGradient(objective, self.wrapped, self.accelerator, config.weights, self.flop_count)
         learning = factors(objective.parts(), config.stage)
         self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, objective.hidden_parts(), self.muon_dtype)
         self.names = {id(p): name for name, p in objective.named_parameters()}
@@ -170,13 +175,23 @@ class Trainer(Loop):
 
     def run_on_rank0(self, function: Callable[[UnifiedModel], T], device: torch.device | None = None) -> T | None:
         """What a function returns for the model in one piece, on the first process; every process must call it, and the others
-        get None at once.
+        get None at once. As long as it runs, `heads` are in one piece, too.
 
         device: where a model in shards is put together for as long; default: where it trains.
         """
-        if self.gatherer is not None:
-            return self.gatherer.run_on_rank0(self.model, function, self.is_main, device or self.accelerator.device)
-        return function(self.model) if self.is_main else None
+        if self.gatherer is None:
+            return function(self.model) if self.is_main else None
+        own = self.heads
+
+        def run(gathered: nn.ModuleDict) -> T:
+            self.heads = {name: gathered[HEAD + name] for name in own}
+            return function(cast(UnifiedModel, gathered["model"]))
+
+        try:
+            both, where = _with_heads(self.model, own), device or self.accelerator.device
+            return self.gatherer.run_on_rank0(both, run, self.is_main, where)
+        finally:
+            self.heads = own
 
     def averaged(self) -> AbstractContextManager[None]:
         """In this context the model has its averaged weights, and after it its own again; without an average it has its own."""
@@ -189,11 +204,11 @@ class Trainer(Loop):
             positions = self.config.num_rows * self.config.num_positions // self.ranks.count
             has_muon = self.config.optimizer.muon_lr is not None
             self.say(warn_of_cost(self.flop_count, positions, self.precision, has_muon, device))
-        self.model.set_attention(self._attention())
+        self.objective.set_attention(self._attention())
         try:
             self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device)))
         finally:
-            self.model.set_attention("sdpa")
+            self.objective.set_attention("sdpa")
 
     def _attention(self) -> str:
         if self.config.attention != "auto":
@@ -216,27 +231,13 @@ class Trainer(Loop):
         """Forward and backward over the micro-batches of this rank."""
         self.wrapped.train()
         self.origin = batch.origin
-        counts = self._global_counts(batch.batches)
-        sums, losses = [], []
-        last = len(batch.batches) - 1
-        for number, micro_batch in enumerate(batch.batches):
-            self.objective.check(micro_batch)
-            read = Read.of(micro_batch, self.flop_count)
-            micro_batch = micro_batch.to(self.accelerator.device)
-            with no_exchange(self.wrapped, self.accelerator) if number < last else nullcontext():
-                with self.accelerator.autocast():
-                    terms: dict[str, LossSums] = self.wrapped(micro_batch)
-                loss = sum(self.config.weights.get(name, 1.0) * term.loss / counts[name] for name, term in terms.items())
-                # Gradients are averaged over ranks; the sums are already divided by global counts.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            sums.append((read, {name: LossSums(*(each.detach() for each in term)) for name, term in terms.items()}))
-            losses.append(torch.as_tensor(loss).detach())
+        loss, outcomes = self.gradient.backward(batch.batches)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.max_grad_norm)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        return Gradient(whole(norm), torch.stack(losses).sum(), sums)
+        return Gradient(whole(norm), loss, outcomes)
 
     def apply_gradient(self, gradient: Gradient, meter: Meter) -> None:
         """One optimizer step."""
@@ -245,6 +246,7 @@ class Trainer(Loop):
         meter.grad_norm = float(gradient.norm)
         self.optimizers.scale(self.rate())
         self.optimizers.step()
+        self.objective.after_update()
         if self.ema is not None:
             self.ema.update()
 
@@ -259,15 +261,6 @@ class Trainer(Loop):
     def forget_step(self) -> None:
         """Drop the gradients."""
         self.optimizers.clear()
-
-    def _global_counts(self, micro_batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
-        own = [self.objective.counts(batch) for batch in micro_batches]
-        names = list(own[0])
-        counts = torch.stack([torch.stack([counted[name] for counted in own]).sum() for name in names])
-        total = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
-        assert isinstance(total, torch.Tensor)
-        return dict(zip(names, total.clamp(min=1.0), strict=True))
 
     def report(self, meter: Meter) -> dict[str, float]:
         """Global means since the last report."""
@@ -310,12 +303,12 @@ class Trainer(Loop):
     def _evaluating(self) -> Iterator[None]:
         """In this context the averaged model is evaluated; it ends when all processes are here."""
         self.objective.eval()
-        self.model.set_attention("sdpa")
+        self.objective.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.
         with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
             let_go(self.wrapped)
-        self.model.set_attention(self._attention())
+        self.objective.set_attention(self._attention())
         self.ranks.barrier()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -348,3 +341,8 @@ class Trainer(Loop):
         began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
         self.accept(check_order(self.folder, began, self.order))
         self.origin = PlanCursor(plan["step"], plan["sample"])
+
+
+def _with_heads(model: UnifiedModel, heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """What is put together in one piece: the model and the objective's heads."""
+    return nn.ModuleDict({"model": model, **{HEAD + name: head for name, head in heads.items()}})

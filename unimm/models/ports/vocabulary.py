@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from unimm.batch import Batch
 from unimm.models.ports.base import LossSums, PredictedPort
@@ -68,6 +70,17 @@ class VocabularyPort(PredictedPort):
         Raises:
             ValueError: an adapter is attached to the head; its share would be lost here.
         """
+        hidden_nD, last = self._before_last(hidden_nD)
+        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n)
+        return LossSums(sums.loss, sums.correct, weights_n.sum())
+
+    def log_probs(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """(n,) float32: the log-probability of each target, an id. Raises ValueError as `loss` does."""
+        hidden_nD, last = self._before_last(hidden_nD)
+        return linear_log_probs(hidden_nD, last.weight, last.bias, targets_n)
+
+    def _before_last(self, hidden_nD: Tensor) -> tuple[Tensor, nn.Linear]:
+        """What goes into the head's last layer, and that layer."""
         *first, last = self.head if isinstance(self.head, nn.Sequential) else [self.head]
         for module in first:
             hidden_nD = module(hidden_nD)
@@ -75,8 +88,7 @@ class VocabularyPort(PredictedPort):
             raise ValueError(
                 f"The last layer of a head is a {type(last).__name__}, not a plain linear layer: heads take no adapter."
             )
-        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n)
-        return LossSums(sums.loss, sums.correct, weights_n.sum())
+        return hidden_nD, last
 
     def sample(self, hidden: Tensor, choose: Callable[[Tensor], T]) -> T:
         """One step of sampling: hidden (n, D) -> what `choose` makes of logits (n, V)."""
@@ -182,6 +194,23 @@ def linear_cross_entropy(
     with torch.autocast(hidden_nD.device.type, enabled=False):
         loss, correct = _LinearCrossEntropy.apply(hidden_nD, weight_VD, bias_V, targets_n, weights_n, dtype, chunk_logits)
     return Sums(loss, correct)
+
+
+def linear_log_probs(
+    hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_n: Tensor, chunk_logits: int | None = None
+) -> Tensor:
+    """(n,) float32: the log-probability of each target under the logits hidden @ weight.T + bias; arguments as
+    `linear_cross_entropy` has them. The logits of a chunk are computed again for the backward pass, since what multiplies each
+    value there is not known before."""
+    most = chunk_logits or CHUNK_LOGITS.get(hidden_nD.device.type, CHUNK_LOGITS["cpu"])
+
+    def of_chunk(hidden_mD: Tensor, targets_m: Tensor) -> Tensor:
+        logits_mV = F.linear(hidden_mD, weight_VD, bias_V).float()
+        return logits_mV.gather(1, targets_m[:, None])[:, 0] - logits_mV.logsumexp(-1)
+
+    size = max(1, most // len(weight_VD))
+    chunks = list(zip(hidden_nD.split(size), targets_n.split(size), strict=True))
+    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

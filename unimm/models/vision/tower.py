@@ -8,7 +8,7 @@ Shapes: N images, P patches, C width, h heads, d head width. Source: SigLIP (arX
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -59,9 +59,14 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        # A GPU's fused attention gives None for no images at all (PyTorch 2.11); plain products give nothing, as asked.
-        with nullcontext() if len(pixels_NCHW) else sdpa_kernel(SDPBackend.MATH):
+        with empty_attention(len(pixels_NCHW)):
             return self.transformer(pixels_NCHW)
+
+
+def empty_attention(num: int) -> AbstractContextManager:
+    """In this context attention over so many images or texts gives something, also where there are none: a GPU's fused
+    attention gives None for nothing (PyTorch 2.11); plain products give nothing, as asked."""
+    return nullcontext() if num else sdpa_kernel(SDPBackend.MATH)
 
 
 class VisionTransformer(nn.Module):
@@ -111,13 +116,14 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, EPSILON)
         self.mlp = FeedForward(width, hidden)
 
-    def forward(self, x_NPC: torch.Tensor) -> torch.Tensor:
-        x_NPC = x_NPC + self.attn(self.norm1(x_NPC))
+    def forward(self, x_NPC: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x_NPC = x_NPC + self.attn(self.norm1(x_NPC), mask)
         return x_NPC + self.mlp(self.norm2(x_NPC))
 
 
 class Attention(nn.Module):
-    """Every patch attends to every patch of its image. fused_attn: by PyTorch's fused kernel, else by plain products."""
+    """Every patch attends to every patch of its image, or where a mask, (N or 1, 1, P or 1, P) bool, is true. fused_attn: by
+    PyTorch's fused kernel, else by plain products."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -125,14 +131,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_NPC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_NPC: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         num_images, num_patches, width = x_NPC.shape
         shape = (num_images, num_patches, 3, self.num_heads, width // self.num_heads)
         q_NhPd, k_NhPd, v_NhPd = self.qkv(x_NPC).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:
-            seen_NhPd = F.scaled_dot_product_attention(q_NhPd, k_NhPd, v_NhPd)
+            seen_NhPd = F.scaled_dot_product_attention(q_NhPd, k_NhPd, v_NhPd, attn_mask=mask)
         else:
             scores_NhPP = (q_NhPd * q_NhPd.shape[-1] ** -0.5) @ k_NhPd.transpose(-2, -1)
+            if mask is not None:
+                scores_NhPP = scores_NhPP.masked_fill(~mask, -math.inf)
             seen_NhPd = scores_NhPP.softmax(dim=-1) @ v_NhPd
         return self.proj(seen_NhPd.transpose(1, 2).reshape(x_NPC.shape))
 

@@ -2,8 +2,12 @@
 codes, and what else the model's ports predict).
 
 An objective wraps the model and turns a batch into named sums and counts. The trainer knows nothing else of it: it divides each
-sum once by its global count and adds them up by weight.
+sum once by its global count and adds them up by weight. One whose sums do not add up over micro-batches, since every sample is
+compared with all others of a step, is a `JointObjective`.
 """
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,9 +19,19 @@ from unimm.training.flops import FlopCount
 
 
 class Objective(nn.Module):
-    """What every objective offers."""
+    """What every objective offers.
+
+    is_additive: whether the sums of a step are those of its micro-batches, added up.
+    frozen: networks that it needs and that nothing changes, such as a reference model, by name. The trainer moves them to its
+        device; they are no part of the objective's modules, so they are not trained, cut into shards, averaged or written.
+    """
 
     model: UnifiedModel
+    is_additive: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: dict[str, nn.Module] = {}
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
         """The sums of a batch, by the name of what is learned."""
@@ -42,9 +56,58 @@ class Objective(nn.Module):
         """The parts whose matrices Muon may move: layers inside a network, no embeddings or heads."""
         return self.model.hidden_parts()
 
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers of the model, and of the objective's own modules: what takes most memory."""
+        return self.model.layers()
+
+    def heads(self) -> dict[str, nn.Module]:
+        """The modules of its own that are saved with the model, by their names in the bundle; each has a `config` that builds
+        it (`unimm.checkpoints.further_modules`)."""
+        return {}
+
+    def load_heads(self, heads: Mapping[str, nn.Module]) -> None:
+        """Start from the heads that the bundle to start from holds, where they are this objective's.
+
+        Raises:
+            ValueError: they are, and of other sizes.
+        """
+
+    def set_attention(self, backend: str) -> None:
+        """Sets the attention backend of the model, and of the frozen modules that have one."""
+        self.model.set_attention(backend)
+        for module in self.frozen.values():
+            if isinstance(module, UnifiedModel):
+                module.set_attention(backend)
+
+    def after_update(self) -> None:
+        """Called after every update of the weights, such as to keep one in its bounds."""
+
     def flop_count(self) -> FlopCount | None:
         """What counts the operations of a step, for what is trained now; None where there is no such count."""
         return None
+
+
+class JointObjective(Objective):
+    """An objective that compares samples with all others of a step: its loss reads what all micro-batches of all processes
+    give, and is none of a micro-batch alone.
+
+    `forward` computes what a micro-batch gives; `joint_loss` reads all of it and has no parameters: what is learned there, such
+    as a temperature, `forward` gives too, of one row, and `joint_loss` takes the mean of its rows. The gradients are those of a
+    single batch (`unimm.training.gradients`).
+    """
+
+    is_additive: ClassVar[bool] = False
+
+    def forward(self, batch: Batch) -> Any:
+        """Tensors by name, each with a first dimension that differs from batch to batch: dict[str, Tensor]."""
+        raise NotImplementedError
+
+    def joint_loss(self, outputs: Mapping[str, torch.Tensor], rows: Mapping[str, slice]) -> dict[str, LossSums]:
+        """The share of some rows in the loss of all.
+
+        outputs: of all micro-batches, one after another. rows: by name, those of one of them. The sums of disjoint rows add up.
+        """
+        raise NotImplementedError
 
 
 class Likelihood(Objective):

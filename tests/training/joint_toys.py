@@ -1,0 +1,104 @@
+"""Objectives that compare sequences, on pairs of toy pictures, for `test_joint_objectives` and its two processes."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimm.batch import Batch
+from unimm.data.mixture import Mixture, Source
+from unimm.data.pairs import ImageText
+from unimm.models.contrastive import ContrastiveConfig
+from unimm.models.ports.base import LossSums
+from unimm.models.unified import UnifiedModel
+from unimm.training.objectives.contrastive import Contrastive
+from unimm.training.objectives.likelihood import Objective
+from unimm.training.optimizers import OptimizerConfig
+from unimm.training.sharding import Sharding, whole
+from unimm.training.trainable_parts import Stage
+from unimm.training.trainer import Trainer
+
+from pairs import PairView  # isort: skip
+from toys import EVERYTHING, Squares, make_config, make_model, make_template  # isort: skip
+
+HEADS = ContrastiveConfig(dim=16, text_width=32, text_layers=2, text_heads=2, text_positions=40)
+SIGMOID = replace(HEADS, causal=False, text_pool="attention", logit_scale=10.0, logit_bias=-2.0)
+ALIGN = Stage("contrastive", {"vision": 1.0, "text_tower": 1.0, "contrastive_head": 1.0})
+CASES = {"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp"}
+"""Objectives, and how two processes hold them."""
+
+
+class Pairwise(Objective):
+    """Of two sequences of a sample, the first gains more likelihood over a frozen reference than the second (DPO's form)."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+        reference = copy.deepcopy(model)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(1)
+            for parameter in reference.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        self.frozen["reference"] = reference
+
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
+        with torch.no_grad():
+            told = likelihoods(self.frozen["reference"], batch)
+        gains_S2 = 0.1 * (likelihoods(self.model, batch) - told)
+        margins_S = gains_S2[:, 0] - gains_S2[:, 1]
+        count = margins_S.new_tensor(float(len(margins_S)))
+        return {"pairs": LossSums(-F.logsigmoid(margins_S).sum(), (margins_S > 0).sum().float(), count)}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"pairs": (batch.samples[:, 1] == 0).sum().float()}
+
+
+def likelihoods(model, batch: Batch) -> Tensor:
+    """(S, 2): the log-likelihood of both sequences of each sample."""
+    documents_BT, log_probs_BT = batch.document_indices(), model.log_probs(batch)
+    sums_D = log_probs_BT.new_zeros(len(batch.samples)).index_add(
+        0, documents_BT.clamp(min=0).flatten(), log_probs_BT.flatten()
+    )
+    return sums_D.new_zeros(len(batch.samples) // 2, 2).index_put((batch.samples[:, 0], batch.samples[:, 1]), sums_D)
+
+
+def make_objective(name: str) -> Objective:
+    """The same one every time."""
+    torch.manual_seed(0)
+    model = make_model()
+    if name == "pairwise":
+        return Pairwise(model)
+    return Contrastive(model, HEADS if name == "softmax" else SIGMOID, name)
+
+
+def make_mixture_of(name: str) -> Mixture:
+    """Pairs of sequences, or of images and texts: 12 records, so that texts and images come twice in a step."""
+    view = PairView() if name == "pairwise" else ImageText(max_positions=40)
+    return Mixture([Source("pairs", Squares(), view)], make_template(), 0)
+
+
+def make_joint_trainer(folder: Path, name: str, num_micro_batches: int = 1, device: str | None = "cpu", **changes) -> Trainer:
+    """Without clipping: its gradients are what is compared."""
+    config = make_config(
+        4,
+        stage=EVERYTHING if name == "pairwise" else ALIGN,
+        optimizer=OptimizerConfig(max_grad_norm=None),
+        num_positions=64,
+        num_rows=8,
+        num_micro_batches=num_micro_batches,
+        sharding=Sharding(CASES[name]),
+    )
+    return Trainer(make_objective(name), make_mixture_of(name), replace(config, **changes), folder, device)
+
+
+def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Of the first step, in one piece, and its loss; every process must call it."""
+    trainer.objective.set_attention("documents")
+    gradient = trainer.compute_gradient(trainer.data()[0])
+    grads = {name: whole(p.grad).clone() for name, p in trainer.objective.named_parameters() if p.grad is not None}
+    sums = trainer.accelerator.reduce(gradient.loss.detach().clone(), "sum")
+    trainer.forget_step()
+    return {**grads, "loss": sums}

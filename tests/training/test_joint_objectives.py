@@ -1,0 +1,242 @@
+"""Objectives that compare sequences: however a step is cut, its gradients are those of a plain loop over its samples."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_image_tokenizer, tiny_text_tokenizer
+from joint_toys import (
+    ALIGN,
+    CASES,
+    HEADS,
+    SIGMOID,
+    Pairwise,
+    first_gradients,
+    make_joint_trainer,
+    make_mixture_of,
+    make_objective,
+)
+from launching import torchrun
+from safetensors.torch import load_file
+from torch import Tensor
+from toy_trainings import assert_equal
+from toys import EVERYTHING, Squares, make_mixture, make_model, make_steps, make_template
+
+from unimm.batch import collate
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.data.pairs import ImageText
+from unimm.data.plan import Plan, Steps
+from unimm.models.contrastive import ContrastiveConfig, ContrastiveHeads, pad_texts
+from unimm.sequence import Sample, Segment, Sequence
+from unimm.training.held_out_loss import HeldOut
+from unimm.training.logbook import read_numbers
+from unimm.training.objectives.contrastive import Contrastive, content_keys
+from unimm.training.optimizers import Budget, OptimizerConfig
+from unimm.training.trainable_parts import freeze, hold_frozen
+
+SCRIPT = str(Path(__file__).with_name("train_joint.py"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases in two processes with two micro-batches each."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*torchrun(2), SCRIPT, str(folder), "2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def samples_of_step(name: str) -> list[Sample]:
+    """What the first step holds."""
+    mixture = make_mixture_of(name)
+    return [mixture.sample(sample) for sample in Steps(Plan(mixture, 64, 8))[0].samples]
+
+
+def plain_gradients(name: str) -> dict[str, Tensor]:
+    """A sample at a time, without packing, and the loss written out."""
+    objective, samples = make_objective(name), samples_of_step(name)
+    freeze(objective.parts(), EVERYTHING if name == "pairwise" else ALIGN)
+    if isinstance(objective, Pairwise):
+        loss = torch.stack([plain_pair(objective, sample) for sample in samples]).mean()
+    else:
+        assert isinstance(objective, Contrastive)
+        loss = plain_contrast(objective, samples)
+    loss.backward()
+    return {**{key: p.grad for key, p in objective.named_parameters() if p.grad is not None}, "loss": loss.detach()}
+
+
+def plain_pair(objective: Pairwise, sample: Sample) -> Tensor:
+    gains = []
+    for sequence in sample.sequences:
+        batch = collate([[sequence]])
+        told = [model.log_probs(batch).sum() for model in (objective.model, objective.frozen["reference"])]  # pyright: ignore
+        gains.append(told[0] - told[1].detach())
+    return -F.logsigmoid(0.1 * (gains[0] - gains[1]))
+
+
+def plain_contrast(objective: Contrastive, samples: list[Sample]) -> Tensor:
+    heads = objective.contrastive.with_tower(objective.model.pixels.tower)
+    looked = [torch.from_numpy(sample.sequences[0].segments[0].image.open())[None] for sample in samples]  # pyright: ignore
+    told = [list(sample.sequences[1].segments[0].content_ids) for sample in samples]
+    images = torch.cat([heads.embed_images(one) for one in looked])
+    texts = torch.cat([heads.embed_texts(*pad_texts([ids])) for ids in told])
+    scores = heads.logit_scale.exp() * images @ texts.T + (0 if heads.logit_bias is None else heads.logit_bias)
+    losses = []
+    for i in range(len(samples)):
+        same = [torch.equal(looked[i], looked[j]) or told[i] == told[j] for j in range(len(samples))]
+        others = [j for j in range(len(samples)) if j == i or not same[j]]
+        place = torch.tensor(others.index(i))
+        if objective.loss == "softmax":
+            losses.append((F.cross_entropy(scores[i, others], place) + F.cross_entropy(scores[others, i], place)) / 2)
+        else:
+            signs = torch.where(torch.arange(len(others)) == place, 1.0, -1.0)
+            losses.append(-F.logsigmoid(signs * scores[i, others]).sum())
+    return torch.stack(losses).mean()
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() >= expected.keys() and len(expected) > 20
+    for key, tensor in found.items():
+        wanted = expected.get(key, torch.zeros_like(tensor))  # a part that nothing of the step goes through has zeros, or none
+        torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-6 + 1e-5 * float(wanted.abs().max()), msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_a_plain_loop(two: Path, tmp_path: Path, name: str) -> None:
+    """Packed, in 1 process with 1 and with 3 micro-batches, and in 2 with 2 each, whole and in shards. Negatives are all
+    others of the step but those of the same text or image, of which 12 records make sure."""
+    expected = plain_gradients(name)
+    for num_micro_batches in (1, 3):
+        trainer = make_joint_trainer(tmp_path / str(num_micro_batches), name, num_micro_batches)
+        assert_close(first_gradients(trainer), expected)
+    assert_close(load_file(two / name / "gradients.safetensors"), expected)
+
+
+def test_heads_are_put_together_from_shards(two: Path) -> None:
+    for name in ("softmax", "sigmoid"):
+        (head,) = make_objective(name).heads().values()
+        assert_equal(load_file(two / name / "heads.safetensors"), {f"contrastive.{k}": v for k, v in head.state_dict().items()})
+
+
+def test_log_probs_are_those_of_the_logits() -> None:
+    """Packed, text and codes; their weighted sum is the loss."""
+    model, (batch,) = make_model(), make_steps(make_mixture())[0].batches
+    log_probs_BT = model.log_probs(batch)
+    hidden_BTD = model.hidden(model.embed(batch), batch.attention_mask(), batch.positions)
+    for kind, port in model.vocabulary_ports.items():
+        chosen = batch.target_kinds == kind
+        wanted = port.logits(hidden_BTD[chosen]).log_softmax(-1).gather(1, batch.targets[chosen][:, None])[:, 0]
+        torch.testing.assert_close(log_probs_BT[chosen], wanted, rtol=1e-4, atol=1e-5)
+        loss = -(log_probs_BT * batch.weights)[chosen].sum()
+        torch.testing.assert_close(model(batch)[kind].loss, loss, rtol=1e-4, atol=1e-4)
+    assert not log_probs_BT[batch.weights == 0].any()
+
+
+def test_a_frozen_module_is_held_and_no_part_of_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_joint_trainer(tmp_path, "pairwise")
+    told = capsys.readouterr().out
+    assert "beside it: reference" in told and told.count("frozen") == 1
+    reference = trainer.objective.frozen["reference"]
+    before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    trainer.fit()
+    assert_equal(dict(reference.state_dict()), before)
+    assert not reference.training and not any(p.requires_grad for p in reference.parameters())
+    assert not any("reference" in name for name in trainer.tensors())
+    with pytest.raises(ValueError, match="'reference' shares weights with what is trained: give the objective a copy"):
+        hold_frozen({"reference": trainer.model}, trainer.objective, torch.device("cpu"))
+
+
+def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path: Path) -> None:
+    """Which text belongs to which of 12 pictures, averaged weights, too; the held-out loss is among what is held out."""
+    words = {"optimizer": OptimizerConfig(lr=3e-3, muon_lr=0.01), "ema_decay": 0.9, "budget": Budget(max_steps=24)}
+    whole = make_joint_trainer(tmp_path / "whole", "softmax", 2, **words)
+    whole.fit()
+    make_joint_trainer(tmp_path / "parts", "softmax", 2, **{**words, "budget": Budget(max_steps=9)}).fit()
+    again = make_joint_trainer(tmp_path / "parts", "softmax", 2, **words)
+    assert again.step == 9
+    again.fit()
+    assert_equal(again.tensors(), whole.tensors())
+    lines = read_numbers(tmp_path / "whole/metrics.jsonl")
+    assert lines[-1]["loss/contrastive"] < 0.75 * lines[0]["loss/contrastive"]
+    assert lines[-1]["accuracy/contrastive"] > lines[0]["accuracy/contrastive"] and lines[-1]["speed/images_per_second"] > 0
+    held = HeldOut(make_mixture_of("softmax"), 64, 8)
+    told = held.losses(whole.objective, {}, whole.accelerator, lambda: False)
+    assert told is not None and told["loss_contrastive"] < lines[0]["loss/contrastive"]
+    with whole.averaged():
+        tokenizer = tiny_text_tokenizer()
+        bundle = ModelBundle(whole.model, {DEFAULT: tiny_image_tokenizer()}, tokenizer, heads=whole.objective.heads())
+        bundle.save(tmp_path / "model")
+        pixels, texts = torch.rand(3, 3, 16, 16), pad_texts([tokenizer.sentence("A red square."), tokenizer.sentence("x")])
+        here = bundle.contrastive
+        assert here is not None and here.dim == 16 and here.logit_bias is None
+        expected = here.embed_images(pixels), here.embed_texts(*texts), here.logit_scale.clone()
+        weights = [parameter.detach().clone() for parameter in here.parameters()]
+    there = ModelBundle.load(tmp_path / "model").contrastive
+    assert there is not None and there.config == here.config
+    found = there.embed_images(pixels), there.embed_texts(*texts), there.logit_scale
+    for one, other in zip(found, expected, strict=True):  # weights lie elsewhere in memory, by which kernels round
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(there.parameters(), weights, strict=True))
+    torch.testing.assert_close(found[0].norm(dim=1), torch.ones(3))
+    fresh = Contrastive(make_model(), HEADS)
+    fresh.load_heads({"contrastive": there})
+    torch.testing.assert_close(fresh.contrastive.embed_texts(*texts), expected[1], rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"differ in size: .* here: give objective\.heads the same sizes"):
+        Contrastive(make_model(), replace(HEADS, dim=8)).load_heads({"contrastive": there})
+
+
+def test_padding_changes_no_text() -> None:
+    for config in (HEADS, SIGMOID, replace(HEADS, text_pool="mean", causal=False)):
+        heads = ContrastiveHeads(replace(config, vocabulary_size=50, vision_width=32, vision_heads=2))
+        texts = [[1, 5, 6, 7, 2], [1, 9, 2]]
+        together = heads.embed_texts(*pad_texts(texts))
+        for attention in ("documents", "sdpa"):
+            heads.set_attention(attention)
+            alone = torch.cat([heads.embed_texts(*pad_texts([text])) for text in texts])
+            torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+        assert heads.embed_texts(*pad_texts([])).shape == (0, 16)
+
+
+def test_equal_contents_have_equal_keys() -> None:
+    ids = torch.tensor([[3, 4, 0], [3, 4, 0], [4, 3, 0], [3, 4, 1]])
+    assert len(content_keys(ids).unique()) == 3
+    assert torch.equal(content_keys(ids[:3]), content_keys(ids[:3, :2]))
+    pixels = torch.rand(64, 3, 8, 8)
+    assert len(content_keys(torch.cat([pixels, pixels])).unique()) == 64
+    assert len(content_keys(torch.randint(1, 50, (2000, 12))).unique()) > 1990
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    objective = make_objective("softmax")
+    image = Sequence((Segment.look(np.zeros((3, 16, 16), np.float32), 4),))
+    text = Sequence((Segment.text(range(50)),))
+    with pytest.raises(ValueError, match="learns from pairs of one image and one text: use the view"):
+        objective.check(make_steps(make_mixture())[0].batches[0])
+    with pytest.raises(ValueError, match="learns from pairs"):
+        objective.check(collate([[image, image]], samples=[[("a", 0), ("a", 1)]]))
+    with pytest.raises(ValueError, match="A text takes 50 positions, and the text tower was made for 40"):
+        objective.check(collate([[image, text]], samples=[[("a", 0), ("a", 1)]]))
+    objective.check(collate([[]], num_positions=8))
+    with pytest.raises(ValueError, match="Unknown contrastive loss 'hinge': use one of softmax, sigmoid"):
+        Contrastive(make_model(), loss="hinge")
+    with pytest.raises(ValueError, match="Unknown text_pool 'cls': use one of last, attention, mean"):
+        ContrastiveConfig(text_pool="cls")
+    with pytest.raises(ValueError, match="has no caption in the language 'fr'"):
+        ImageText(language="fr")(Squares()[0], make_template(), np.random.default_rng(0))
+
+
+def test_a_long_text_keeps_its_end() -> None:
+    template = make_template()
+    sample = ImageText(max_positions=6, language="en")(Squares()[0], template, np.random.default_rng(0))
+    image, text = sample.sequences
+    ids = text.segments[0].content_ids.tolist()
+    assert image.length == 4 and len(ids) == 6
+    assert (ids[0], ids[-1]) == (template.tokenizer.special.bos, template.tokenizer.special.eos)
+    assert text.full_length == len(template.tokenizer.sentence(Squares()[0].captions[0].text)) > 6
