@@ -260,6 +260,34 @@ def test_the_evaluation_guide_runs(workplace: Path, monkeypatch: pytest.MonkeyPa
     assert [*read["answers"]] == ["shapes_answers", "digits_answers"] and Path("runs/eval/report.html").is_file()
 
 
+def test_the_benchmark_guide_runs(workplace: Path, tiny_folder: Path, picture: Image.Image) -> None:
+    """Its tasks on files of an item or two at the places that it names, with a tiny model, and its program."""
+    for folder in ("vqa", "pope", "coco/val2014", "coco/annotations"):
+        Path(folder).mkdir(parents=True)
+    name = "COCO_val2014_000000000001.jpg"
+    picture.save(f"coco/val2014/{name}")
+    asked = {"data_subtype": "val2014", "questions": [{"question_id": 1, "image_id": 1, "question": "What is it?"}]}
+    given = {"annotations": [{"question_id": 1, "answer_type": "other", "answers": [{"answer": "a dog"}] * 10}]}
+    told = {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "A dog."}]}
+    statement = {"question_id": 1, "image": name, "text": "Is there a dog?", "label": "yes"}
+    contents = {
+        "vqa/v2_OpenEnded_mscoco_val2014_questions.json": asked,
+        "vqa/v2_mscoco_val2014_annotations.json": given,
+        "coco/annotations/captions_val2014.json": told,
+        "pope/coco_pope_random.json": statement,
+        "held_out.jsonl": {"text": "A dog runs."},
+    }
+    for path, content in contents.items():
+        Path(path).write_text(json.dumps(content) + "\n")
+    lines = [line for line in fenced_lines(RECIPES / "benchmarks.md") if line.startswith("unimm eval ")]
+    for line in lines:
+        few = line.replace("ask=questions", "ask=questions&n=6").replace("--task hallucination ", '--task "hallucination?n=4" ')
+        run(few, "--model", str(tiny_folder), "--precision", "fp32")
+    found = {name for folder in Path("runs").glob("*/scores.json") for name in json.loads(folder.read_text())["tasks"]}
+    assert found == {"vqa", "pope", "captions", "perplexity", "hallucination", "hallucination_questions"}
+    execute(fenced(RECIPES / "benchmarks.md", "python")[0], {})
+
+
 def test_the_code_of_the_extending_guide_is_that_of_the_package_in_the_tests() -> None:
     """Which tests/extension runs; so none of it is out of date."""
     package = ROOT / "tests/extension"

@@ -122,6 +122,13 @@ FURTHER_TASKS = {
     "figures_names": FurtherTask("unimm.eval.tasks.figures:FiguresNames", "what a figure is called"),
     "figures_drawings": FurtherTask("unimm.eval.tasks.figures:FiguresDrawings", "drawings of figures, all parts in place"),
     "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),
+    "vqa": FurtherTask("unimm.eval.tasks.question_files:VqaFiles", "VQAv2's questions: questions=, annotations=, images="),
+    "pope": FurtherTask("unimm.eval.tasks.question_files:PopeFiles", "POPE's questions, by yes or no: paths=, images="),
+    "captions": FurtherTask("unimm.eval.tasks.caption_files:CaptionFiles", "captions, by COCO's scores: annotations=, images="),
+    "perplexity": FurtherTask("unimm.eval.tasks.perplexity:Perplexity", "bits a byte of held-out text: paths="),
+    "hallucination": FurtherTask(
+        "unimm.eval.tasks.hallucination:hallucination", "what of a scene is named and not there: ask=captions or questions"
+    ),
 }
 """Tasks with names that are in no suite, since they need a model, a font or data of their own."""
 
