@@ -73,14 +73,15 @@ def run(
         raise ValueError("Name a folder of runs, or the evaluations to compare; or add --published.")
     columns: list[str] = []
     variants: Variants = {}
+    units: Units = {}
     if runs:
         compared = _read(runs, tasks, metrics or [], published)
         for note in compared.notes:
             status.print(note)
-        variants, columns = compared.variants, columns_of(compared.variants, tasks)
+        variants, units, columns = compared.variants, compared.units, columns_of(compared.variants, tasks)
         _compare(compared, columns, baseline, out or (runs[0] if len(runs) == 1 and not is_evaluated(runs[0]) else HERE))
     if published:
-        _show_published(tasks, columns, variants)
+        _show_published(tasks, columns, variants, units)
 
 
 def _read(runs: list[Path], tasks: list[str], metrics: list[str], published: bool) -> Compared:
@@ -183,7 +184,7 @@ def _plain(variants: Variants, baseline: str, differences: Differences) -> dict[
     return content
 
 
-def _show_published(tasks: list[str], columns: list[str], variants: Variants) -> None:
+def _show_published(tasks: list[str], columns: list[str], variants: Variants, units: Units) -> None:
     """What others have published of the benchmarks that are named, or that there are scores of; of all without any."""
     known = benchmarks()
     own = {name: column for column in columns if (name := column.split()[-1]) in known}
@@ -192,23 +193,27 @@ def _show_published(tasks: list[str], columns: list[str], variants: Variants) ->
         return
     figures = find_published(list(own) if own else tasks)
     names = list(dict.fromkeys(figure.benchmark for figure in figures))
-    cited = list(dict.fromkeys(figure.source for figure in figures))
+    cited = list(dict.fromkeys((figure.source, figure.settings) for figure in figures))
     for name in names:
         benchmark = known[name]
         parts = benchmark.parts if len(names) == 1 else ()
-        table = Table("model", "score", "source", *parts, "settings", box=None)
+        table = Table("model", "score", "source", *(part.replace("_", "\n") for part in parts), box=None, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = True
         for variant, scores in variants.items():
             if own.get(name) in scores:
-                score = f"{benchmark.of_share(scores[own[name]].mean):.4g}"
-                table.add_row(variant, score, "measured here", *("" for _ in parts), "")
+                score, (unit, _) = scores[own[name]].mean, units.get(name, (SHARE, True))
+                table.add_row(
+                    variant, f"{benchmark.of_share(score) if unit == SHARE else score:.4g}", "here", *("" for _ in parts)
+                )
         for figure in (one for one in figures if one.benchmark == name):
             shown = (_number(figure.parts.get(part)) for part in parts)
-            source = f"{figure.source.kind} \\[{cited.index(figure.source) + 1}]"
-            table.add_row(figure.model, _number(figure.value), source, *shown, figure.settings)
+            source = f"\\[{cited.index((figure.source, figure.settings)) + 1}]"
+            table.add_row(figure.model, _number(figure.value), source, *shown)
         direction = "higher" if benchmark.higher_is_better else "lower"
         console.print(f"\n{benchmark.title}: {benchmark.unit}, {direction} is better", table, sep="\n")
-    for number, source in enumerate(cited, 1):
-        console.print(f"[{number}] {source.title}: {source.where} ({source.evidence})", markup=False)
+    for number, (source, settings) in enumerate(cited, 1):
+        about = f"; {settings}" if settings else ""
+        console.print(f"[{number}] {source.title}: {source.where} ({source.kind}, {source.evidence}){about}", markup=False)
 
 
 def _number(value: float | None) -> str:

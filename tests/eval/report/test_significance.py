@@ -36,13 +36,13 @@ def test_intervals_and_tests_keep_their_promise() -> None:
     """Of models that are equally good, one in twenty differs; of others the true difference lies in the interval."""
     rng = np.random.default_rng(0)
     covered = claimed = 0
-    for _ in range(200):
+    for _ in range(100):
         hard = rng.random(80)
         one, same, better = (rng.random((3, 80)) < np.stack([hard, hard, np.minimum(1, hard + 0.1)])).astype(float)
         claimed += compare_items(one, same).p < 0.05
         low, high = compare_items(one, better).interval
         covered += low <= np.minimum(1, hard + 0.1).mean() - hard.mean() <= high
-    assert claimed <= 16 and covered >= 180
+    assert claimed <= 10 and covered >= 88
 
 
 def test_several_at_once_are_held_to_more() -> None:
