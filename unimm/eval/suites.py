@@ -121,6 +121,7 @@ FURTHER_TASKS = {
     "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),
     "figures_names": FurtherTask("unimm.eval.tasks.figures:FiguresNames", "what a figure is called"),
     "figures_drawings": FurtherTask("unimm.eval.tasks.figures:FiguresDrawings", "drawings of figures, all parts in place"),
+    "reranked_retrieval": FurtherTask("unimm.eval.tasks.reranking:RerankedRetrieval", "what towers find, ranked again"),
     "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),
     "vqa": FurtherTask("unimm.eval.tasks.question_files:VqaFiles", "VQAv2's questions: questions=, annotations=, images="),
     "pope": FurtherTask("unimm.eval.tasks.question_files:PopeFiles", "POPE's questions, by yes or no: paths=, images="),

@@ -14,7 +14,8 @@ import torch
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.inference.decode.request import Branch, requests_for
 from unimm.inference.decode.sampling import Sampling
-from unimm.inference.embedding import EmbeddingCalls, Towers
+from unimm.inference.embedding import EmbeddingCalls
+from unimm.inference.head_towers import HeadTowers
 from unimm.inference.input_validation import check_weights
 from unimm.inference.loglikelihood import LogLikelihood, check_targets, score_pass, split_passes
 from unimm.inference.trace import TraceCalls
@@ -33,11 +34,9 @@ class Engine(TraceCalls, EmbeddingCalls):
     """
 
     @property
-    def towers(self) -> Towers:
+    def towers(self) -> HeadTowers:
         """The contrastive heads, which `embed_images`, `embed_texts` and `classify` use. ValueError: the model has none."""
-        raise ValueError(
-            "This model has no contrastive heads, which embed images and texts: name one that has, or a CLIP or SigLIP."
-        )
+        return HeadTowers(self.bundle)
 
     def save(
         self,

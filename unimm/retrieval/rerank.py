@@ -9,21 +9,18 @@ pass for each pair (the fusion encoders of VisualBERT, arXiv 1908.03557, and BLI
 """
 
 import numpy as np
-import torch
 
-from unimm.batch import collate
 from unimm.data.records import ImageLike
 from unimm.data.template import Turn
 from unimm.data.views import DESCRIBE
 from unimm.inference.engine import Engine
 from unimm.inference.input_validation import check_text
-from unimm.models.attention import mask_of
-from unimm.sequence import Kind, Sequence
+from unimm.sequence import Sequence
 
 SCORES = ("alignment", "likelihood")
 
-FIRST, AT_ONCE = 10, 32
-"""So many of what was found are ranked again, and so many pairs are read in one pass."""
+FIRST = 10
+"""So many of what was found are ranked again."""
 
 
 class Reranker:
@@ -53,7 +50,8 @@ class Reranker:
         if self.by == "alignment":
             return np.array(self.engine.alignment(images, texts), dtype=np.float64)
         sequences = [self.described(image, text) for image, text in zip(images, texts, strict=True)]
-        return _mean_log_probs(self.engine, sequences)
+        found = self.engine.loglikelihood(sequences)
+        return np.array([one.logprob / one.num_targets for one in found], dtype=np.float64)
 
     def described(self, image: ImageLike, text: str) -> Sequence:
         """The image, the request to describe it, and the text as the answer, which is what is scored."""
@@ -61,28 +59,8 @@ class Reranker:
         language = "en" if text.isascii() else "zh"
         template = self.engine.template
         turns = [Turn("user", (template.look(image), DESCRIBE[language][0])), Turn("assistant", (text,))]
-        return template.chat(turns).opened()
+        return template.chat(turns)
 
     def order(self, images: list[ImageLike], texts: list[str]) -> list[int]:
         """The places of what fits best first; what fits alike stays in its order."""
         return np.argsort(-self.scores(images, texts), kind="stable").tolist()
-
-
-@torch.inference_mode()
-def _mean_log_probs(engine: Engine, sequences: list[Sequence]) -> np.ndarray:
-    """The mean log-probability of what is learned of each sequence, (N,) float64."""
-    model, found = engine.model, []
-    longest = max(sequence.length for sequence in sequences)
-    if longest > model.config.max_positions:
-        most = model.config.max_positions
-        raise ValueError(f"A text takes {longest} positions, and the model was made for {most}: shorten it.")
-    for start in range(0, len(sequences), AT_ONCE):
-        batch = collate([[one] for one in sequences[start : start + AT_ONCE]]).to(engine.device)
-        mask = mask_of(model.trunk.config._attn_implementation, batch)
-        hidden_BTD = model.hidden(model.embed(batch), mask, batch.positions)
-        is_read_BT = (batch.target_kinds == Kind.TEXT) & (batch.weights > 0)
-        log_nV = model.text.logits(hidden_BTD[is_read_BT]).float().log_softmax(1)
-        log_n = log_nV.gather(1, batch.targets[is_read_BT][:, None])[:, 0]
-        sums_B = log_n.new_zeros(len(batch.tokens)).index_add(0, is_read_BT.nonzero()[:, 0], log_n)
-        found.append((sums_B / is_read_BT.sum(1)).double().cpu().numpy())
-    return np.concatenate(found)

@@ -40,14 +40,14 @@ def run(monkeypatch: pytest.MonkeyPatch, score: Any, num_items: int = 40) -> Any
 
 def test_who_knows_is_right_and_who_guesses_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     knows = run(monkeypatch, says_what_is_true)
-    assert (knows.score, knows.name) == (1.0, "swapped_relations_alignment")
-    assert knows.measures == {"image_score": 1.0, "group_score": 1.0, "single": 1.0}
+    assert (knows.score, knows.name) == (1.0, "swapped_relations")
+    assert {name: one.value for name, one in knows.other_scores.items()} == {"image_score": 1, "group_score": 1, "single": 1}
     assert run(monkeypatch, lambda image, text: 0.5).score == 0.0
     text_alone = run(monkeypatch, lambda image, text: hash(text) % 97)
-    assert text_alone.score == 0.0 and text_alone.measures["single"] <= 0.5
+    assert text_alone.score == 0.0 and text_alone.other_scores["single"].value <= 0.5
     rng = np.random.default_rng(0)
     guesses = run(monkeypatch, lambda image, text: rng.random(), 400)
-    assert 0.15 < guesses.score < 0.35 and 0.4 < guesses.measures["single"] < 0.6
+    assert 0.15 < guesses.score < 0.35 and 0.4 < guesses.other_scores["single"].value < 0.6
 
 
 def test_two_towers_are_asked_for_vectors() -> None:
@@ -57,6 +57,6 @@ def test_two_towers_are_asked_for_vectors() -> None:
         embed_texts=lambda texts: np.stack([[float(word in text) for word in ("red", "green", "blue")] for text in texts]),
     )
     result = SwappedRelations(10, by="embedding", languages=["en"]).run(engine, lambda example: None)  # pyright: ignore
-    assert (result.score, result.measures["image_score"]) == (0.0, 0.0) and len(result.examples) == 10
+    assert (result.score, result.other_scores["image_score"].value) == (0.0, 0.0) and len(result.examples) == 10
     with pytest.raises(ValueError, match="by one of embedding, alignment, likelihood"):
         SwappedRelations(by="beauty")

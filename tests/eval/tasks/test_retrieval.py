@@ -33,7 +33,7 @@ def test_towers_are_scored_both_ways() -> None:
     """The score is that of similarities computed one by one, and every answer is one of the captions."""
     engine, task, seen = make_engine(), ShapesRetrieval(12), []
     result = task.run(engine, seen.append)
-    items = task._items()
+    items = task.items()
     assert len({said_objects(*item) for item in items}) == len(items) == result.count == len(seen) == task.num_items
     images, texts = task._embed(engine, items)
     scores = [[float(text @ image) for image in images] for text in texts]
@@ -50,7 +50,7 @@ def test_towers_are_scored_both_ways() -> None:
 
 def test_what_cannot_be_found_is_said() -> None:
     with pytest.raises(ValueError, match="needs 40 images whose captions in 'en' differ, and there are 8: ask for fewer"):
-        Retrieval("few", ShapesWorld("test", num_records=8), 40)._items()
+        Retrieval("few", ShapesWorld("test", num_records=8), 40).items()
     bare: Any = SimpleNamespace(bundle=SimpleNamespace(contrastive=None))
     with pytest.raises(ValueError, match="This model has no contrastive heads"):
         ShapesRetrieval(4).run(bare, print)

@@ -6,8 +6,9 @@ than the other's (Winoground's text score; who guesses is right in a quarter of 
 none). Two towers, which read a text without having seen the picture, are compared with the unified model on the same pairs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,16 @@ import numpy as np
 from unimm.data.records import ImageLike
 from unimm.data.worlds.scenes import OPPOSITE, Shape, find_relation, make_generator, make_scene, render
 from unimm.data.worlds.shapes_language import LANGUAGES, describe, write_relation
-from unimm.eval.task import Example, Result, collect, split_batches, summarize
+from unimm.eval.task import Example, ItemTask, Result, Score, summarize
 from unimm.inference.engine import Engine
 from unimm.retrieval.rerank import SCORES, Reranker
 
 EMBEDDING = "embedding"
 WAYS = (EMBEDDING, *SCORES)
 """How well a picture and a text fit: the inner product of two towers, or a score of the unified model."""
+
+NUMBERS = (("own_1", "other_1"), ("other_2", "own_2"))
+"""How an example names its scores: of the first and of the second picture, beside the first and the second text."""
 
 
 class SwappedPair(NamedTuple):
@@ -35,12 +39,12 @@ class SwappedPair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SwappedRelations:
+class SwappedRelations(ItemTask):
     """Pairs of pictures told apart by their texts, both languages in turn.
 
     by: how fit is scored, one of WAYS; the engine needs contrastive heads for "embedding". split, seed: of the scenes.
 
-    Measures: `image_score`, pairs whose texts both find their own picture; `group_score`, pairs of which both hold;
+    Other scores: `image_score`, pairs whose texts both find their own picture; `group_score`, pairs of which both hold;
     `single`, pictures whose own text fits better, of which a guesser has half.
     """
 
@@ -58,39 +62,43 @@ class SwappedRelations:
     @property
     def name(self) -> str:
         """Of the score, and of files."""
-        return f"swapped_relations_{self.by}"
+        return "swapped_relations" if self.by == "alignment" else f"swapped_relations_{self.by}"
 
-    def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
-        """Score all pairs."""
-        kept: list[np.ndarray] = []
-        examples = collect(self._examples(engine, kept), progress)
-        own_first, own_second = (np.array([scores[i, i] > scores[i, 1 - i] for scores in kept]) for i in (0, 1))
-        image_first, image_second = (np.array([scores[i, i] > scores[1 - i, i] for scores in kept]) for i in (0, 1))
-        by_image = image_first & image_second
-        measures = {
-            "image_score": float(by_image.mean()),
-            "group_score": float((by_image & own_first & own_second).mean()),
-            "single": float((own_first.mean() + own_second.mean()) / 2),
+    @cached_property
+    def pairs(self) -> list[SwappedPair]:
+        """The items."""
+        return list(swapped_pairs(self.num_items, self.seed, self.split, tuple(self.languages)))
+
+    def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
+        """Score these pairs."""
+        some = [self.pairs[item] for item in items]
+        for pair, scores in zip(some, self._scores(engine, some), strict=True):
+            wrong = [f"picture {i + 1}" for i in (0, 1) if not scores[i, i] > scores[i, 1 - i]]
+            yield Example(
+                key=pair.key,
+                prompt=" | ".join(pair.texts),
+                expected="each picture its own text",
+                answer=" ".join(f"{number:.4g}" for number in scores.flatten()),
+                correct=not wrong,
+                reason=f"the other text fits {' and '.join(wrong)} as well or better" if wrong else "",
+                category=pair.relation,
+                language=pair.language,
+                image=np.concatenate(pair.images, 1),
+                numbers={NUMBERS[i][j]: float(scores[i, j]) for i in (0, 1) for j in (0, 1)},
+            )
+
+    def score(self, examples: list[Example]) -> Result:
+        """Of all pairs."""
+        scores = np.array([[[one.numbers[name] for name in row] for row in NUMBERS] for one in examples])
+        own, other = scores[:, (0, 1), (0, 1)], scores[:, (0, 1), (1, 0)]  # (pairs, pictures)
+        by_text, by_image = own > other, own > other[:, ::-1]
+        shares = {
+            "image_score": by_image.all(1),
+            "group_score": by_image.all(1) & by_text.all(1),
+            "single": by_text.flatten(),
         }
-        return summarize(self.name, examples, measures)
-
-    def _examples(self, engine: Engine, kept: list[np.ndarray]) -> Iterator[Example]:
-        pairs = list(swapped_pairs(self.num_items, self.seed, self.split, tuple(self.languages)))
-        for some in split_batches(pairs, self.batch_size):
-            for pair, scores in zip(some, self._scores(engine, some), strict=True):
-                kept.append(scores)
-                wrong = [f"picture {i + 1}" for i in (0, 1) if not scores[i, i] > scores[i, 1 - i]]
-                yield Example(
-                    key=pair.key,
-                    prompt=" | ".join(pair.texts),
-                    expected="each picture its own text",
-                    answer=" ".join(f"{number:.4g}" for number in scores.flatten()),
-                    correct=not wrong,
-                    reason=f"the other text fits {' and '.join(wrong)} as well or better" if wrong else "",
-                    category=pair.relation,
-                    language=pair.language,
-                    image=np.concatenate(pair.images, 1),
-                )
+        others = {name: Score.share(float(right.mean()), right.size) for name, right in shares.items()}
+        return summarize(self.name, examples, other_scores=others)
 
     def _scores(self, engine: Engine, pairs: list[SwappedPair]) -> np.ndarray:
         """(pairs, 2 pictures, 2 texts)."""

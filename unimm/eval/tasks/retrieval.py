@@ -48,7 +48,7 @@ class Retrieval:
         Raises:
             ValueError: the model has no contrastive heads, or there are not as many records whose texts differ.
         """
-        items = self._items()
+        items = self.items()
         images_ND, texts_ND = self._embed(engine, items)
         scores_NN = texts_ND @ images_ND.T
         of_texts, of_images = ranks(scores_NN), ranks(scores_NN.T)
@@ -58,7 +58,8 @@ class Retrieval:
         scores = {name: Score.share(share, len(items)) for name, share in others.items()}
         return summarize(self.name, examples, other_scores=scores)
 
-    def _items(self) -> list[tuple[Record, Text]]:
+    def items(self) -> list[tuple[Record, Text]]:
+        """Records with the text that is asked for. ValueError: there are not as many whose texts differ."""
         found: dict[Hashable, tuple[Record, Text]] = {}
         for index in range(len(self.dataset)):
             record = self.dataset[index]
