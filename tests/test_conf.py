@@ -75,11 +75,12 @@ FILES = {
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
-NOT_DRAWN += ("data/pairs", "data/worlds/pairs")
+NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
 DATA_OF |= {"align/clip_b16": "data/pairs", "align/siglip_b16": "data/pairs"}
+DATA_OF |= {"blip2/paper_align": "data/pairs", "blip2/paper_generate": "data/llava"}
 """Experiments on the user's own files."""
 
 
@@ -102,6 +103,7 @@ def ways() -> dict[str, tuple[str, list[str]]]:
         else:
             # A Janus looks at 576 positions an image: the default rows are for smaller models.
             more = ["trainer=gpu"] if group == "model" and name.startswith("janus") else []
+            more += ["projector=qformer"] if option == "objective/qformer" else []
             more += FILES.get(option, [])
             found |= {f"{root} {option}": (root, [f"{group}={name}", *more]) for root in ROOTS if group in groups_of(root)}
     return found
@@ -204,7 +206,11 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     assert trainer.ema_decay is None and trainer.validate_every == 0
     assert build(config.validation) == ValidationConfig(list(VALIDATION_TASKS), precision="auto")
     assert build(config.tracking) == TrackingConfig([])
-    if way not in ("train stage/vision", "train stage/contrastive"):  # alone they are with the other objective
+    if way not in (
+        "train stage/vision",
+        "train stage/contrastive",
+        "train stage/qformer",
+    ):  # alone they are with the other objective
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision

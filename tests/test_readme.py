@@ -130,7 +130,8 @@ def test_every_command_and_its_options_are_there() -> None:
 
 
 COMPOSED = [
-    RECIPES / name for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md", "projectors.md", "contrastive.md")
+    RECIPES / name
+    for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md", "projectors.md", "contrastive.md", "frozen_parts.md")
 ]
 """Their trainings take hours; those of the other pages are run at toy size."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unimm.models.ports.vocabulary import CodesConfig, VocabularyPort
     from unimm.models.unified import UnifiedConfig, UnifiedModel
     from unimm.models.vision.projectors import Projector, ProjectorConfig, ProjectorSettings
+    from unimm.models.vision.qformer_text import QFormerText, QFormerTextConfig
     from unimm.models.vision.tower import VisionConfig, VisionTower
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Projector",
     "ProjectorConfig",
     "ProjectorSettings",
+    "QFormerText",
+    "QFormerTextConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
@@ -52,6 +55,7 @@ __getattr__, __dir__ = lazy_exports(
         "CodesConfig": "ports.vocabulary",
         "VocabularyPort": "ports.vocabulary",
         "ContrastiveConfig": "contrastive",
+        **dict.fromkeys(("QFormerText", "QFormerTextConfig"), "vision.qformer_text"),
         "ContrastiveHeads": "contrastive",
         "VisionConfig": "vision.tower",
         "VisionTower": "vision.tower",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
     from unimm.training.objectives.contrastive import Contrastive
     from unimm.training.objectives.likelihood import JointObjective, Likelihood, Objective
+    from unimm.training.objectives.qformer_alignment import QFormerAlignment
     from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
     from unimm.training.sharding import Sharding
@@ -28,6 +29,7 @@ __all__ = [
     "Likelihood",
     "Objective",
     "OptimizerConfig",
+    "QFormerAlignment",
     "ReconstructionLossConfig",
     "Schedule",
     "Sharding",
@@ -48,6 +50,7 @@ __getattr__, __dir__ = lazy_exports(
         "VisionPretraining": "objectives.vision_pretraining",
         "JointObjective": "objectives.likelihood",
         "Contrastive": "objectives.contrastive",
+        "QFormerAlignment": "objectives.qformer_alignment",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
         "Budget": "optimizers",

@@ -138,18 +138,22 @@ class Resampler(nn.Module):
     def read(self, features_NPC: Tensor) -> Tensor:
         """(N, Q, W): the queries once they have read the images, behind their norm. A contrastive loss, as in BLIP-2's first
         stage, takes these."""
-        values_NPW = self.reader(self.norm_image(features_NPC))
-        keys_NPW = values_NPW
-        if self.grid:
-            num_patches, width = values_NPW.shape[1:]
-            places_PW = POSITION_SCALE * grid_positions(num_patches, width, values_NPW.device)
-            keys_NPW = values_NPW + places_PW.to(values_NPW.dtype)
+        keys_NPW, values_NPW = self.context(features_NPC)
         x_NQW = self.queries.weight.expand(len(features_NPC), -1, -1)
         # A GPU's fused attention gives None for no images at all (PyTorch 2.11); plain products give nothing, as asked.
         with nullcontext() if len(features_NPC) else sdpa_kernel(SDPBackend.MATH):
             for block in self.blocks:
                 x_NQW = block(x_NQW, keys_NPW, values_NPW)
         return self.norm(x_NQW)
+
+    def context(self, features_NPC: Tensor) -> tuple[Tensor, Tensor]:
+        """What queries attend to, (N, P, W) or (N, P, C): keys, with the positions of patches, and values, without."""
+        values_NPW = self.reader(self.norm_image(features_NPC))
+        if not self.grid:
+            return values_NPW, values_NPW
+        num_patches, width = values_NPW.shape[1:]
+        places_PW = POSITION_SCALE * grid_positions(num_patches, width, values_NPW.device)
+        return values_NPW + places_PW.to(values_NPW.dtype), values_NPW
 
     def path(self) -> list[nn.Module]:
         """What sees every patch, and what sees every query: to count operations."""

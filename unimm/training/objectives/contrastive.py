@@ -120,17 +120,8 @@ class Contrastive(JointObjective):
 
     def load_heads(self, heads: Mapping[str, nn.Module]) -> None:
         start = heads.get(NAME)
-        if not isinstance(start, ContrastiveHeads):
-            return
-        here, there = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (self.contrastive, start))
-        if here != there:
-            key = min(name for name in here | there if here.get(name) != there.get(name))
-            raise ValueError(
-                f"The contrastive heads of the model to start from differ in size: {key} is {there.get(key, 'missing')} "
-                f"there and {here.get(key, 'missing')} here: give objective.heads the same sizes, or take over the "
-                f"vision tower alone (init_parts=[vision])."
-            )
-        self.contrastive.load_state_dict(start.state_dict())
+        if isinstance(start, ContrastiveHeads):
+            load_head(self.contrastive, start, "contrastive heads")
 
     def set_attention(self, backend: str) -> None:
         super().set_attention(backend)
@@ -140,6 +131,19 @@ class Contrastive(JointObjective):
     def after_update(self) -> None:
         """The factor on similarities stays in its bounds."""
         self.contrastive.logit_scale.clamp_(max=math.log(self.max_scale))
+
+
+def load_head(own: nn.Module, start: nn.Module, what: str) -> None:
+    """Start from a head that a bundle holds. Raises ValueError where it is of other sizes."""
+    here, there = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (own, start))
+    if here != there:
+        key = min(name for name in here | there if here.get(name) != there.get(name))
+        raise ValueError(
+            f"The {what} of the model to start from differ in size: {key} is {there.get(key, 'missing')} there and "
+            f"{here.get(key, 'missing')} here: give objective.heads the same sizes, or take over other parts alone "
+            f"(init_parts=[vision])."
+        )
+    own.load_state_dict(start.state_dict())
 
 
 def check_pairs(batch: Batch, text_positions: int) -> None:
