@@ -151,6 +151,11 @@ def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> 
         codes = "..." if OmegaConf.is_missing(config, "codes") else config.codes  # the loss of words alone needs none
         overrides = " ".join(shlex.quote(one) for one in (f"init_from={out / 'model'}", f"codes={codes}"))
         return [f"unimm train stage=pretrain {overrides} out=...", report]
+    if str(config.objective._target_).endswith(".Contrastive"):
+        return [f"unimm index FOLDER --out INDEX --model {model}", f"unimm search {_prompt(out)} --index INDEX", report]
+    if str(config.objective._target_).endswith(".QFormerAlignment"):
+        start = shlex.quote(f"init_from={out / 'model'}")
+        return [f"unimm train +experiment=blip2/generate {start} out=...", report]
     commands = [f"unimm caption photo.png --model {model}"]
     if "loss/codes" in last:
         commands.insert(0, f"unimm generate {_prompt(out)} --model {model}")

@@ -1,8 +1,5 @@
 """Retrieval: items that differ in what they say, ranks that count ties against the model, both ways."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from conftest import tiny_image_tokenizer, tiny_model, tiny_text_tokenizer
@@ -48,9 +45,8 @@ def test_towers_are_scored_both_ways() -> None:
     assert any(label.endswith("objects") for label in result.details)
 
 
-def test_what_cannot_be_found_is_said() -> None:
+def test_what_cannot_be_found_is_said(tiny_engine: Engine) -> None:
     with pytest.raises(ValueError, match="needs 40 images whose captions in 'en' differ, and there are 8: ask for fewer"):
         Retrieval("few", ShapesWorld("test", num_records=8), 40).items()
-    bare: Any = SimpleNamespace(bundle=SimpleNamespace(contrastive=None))
     with pytest.raises(ValueError, match="This model has no contrastive heads"):
-        ShapesRetrieval(4).run(bare, print)
+        ShapesRetrieval(4).run(tiny_engine, print)

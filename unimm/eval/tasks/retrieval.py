@@ -9,20 +9,16 @@ it. The task is in no suite, since few models have such heads:
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
-from unimm.data.image import look
 from unimm.data.records import Dataset, Record, Text
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.data.worlds.shapes_language import describe
-from unimm.eval.task import Example, Result, Score, collect, split_batches, summarize
+from unimm.eval.task import Example, Result, Score, collect, summarize
 from unimm.eval.tasks.answers import as_array
 from unimm.eval.tasks.shapes import describe_record
 from unimm.inference.engine import Engine
-from unimm.models.contrastive import pad_texts
 
 KS = (1, 5, 10)
 
@@ -40,7 +36,6 @@ class Retrieval:
     num_items: int
     language: str = "en"
     meaning: Callable[[Record, Text], Hashable] = lambda record, text: text.text.casefold()
-    batch_size: int = 64
 
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
         """Rank all images for each text, and all texts for each image.
@@ -74,22 +69,9 @@ class Retrieval:
         )
 
     def _embed(self, engine: Engine, items: list[tuple[Record, Text]]) -> tuple[torch.Tensor, torch.Tensor]:
-        bundle = engine.bundle
-        heads = bundle.contrastive
-        if heads is None:
-            raise ValueError(
-                "This model has no contrastive heads, so nothing can be found by them: train them with "
-                "+experiment=align/contrastive (recipes/contrastive.md), or name a model that has some."
-            )
-        size, most = bundle.model.config.vision.image_size, heads.config.text_positions
-        images, texts = [], []
-        with torch.no_grad():
-            for batch in split_batches(items, self.batch_size):
-                pixels: list[Any] = [look(record.image, size) for record, _ in batch]  # pyright: ignore[reportArgumentType]
-                images.append(heads.embed_images(torch.from_numpy(np.stack(pixels)).to(bundle.device)))
-                ids = [bundle.tokenizer.sentence(text.text, most) for _, text in batch]
-                texts.append(heads.embed_texts(*pad_texts(ids, bundle.device)))
-        return torch.cat(images).cpu(), torch.cat(texts).cpu()
+        images = engine.embed_images([record.image for record, _ in items])
+        texts = engine.embed_texts([text.text for _, text in items])
+        return torch.from_numpy(images), torch.from_numpy(texts)
 
     def _examples(self, items: list[tuple[Record, Text]], scores_NN: torch.Tensor, ranks_N: torch.Tensor) -> Iterator[Example]:
         closest_N = scores_NN.argmax(1).tolist()
