@@ -127,7 +127,7 @@ def _run(making: "Export", shard: "Shard") -> None:
     if left:
         typer.echo(f"{left:,} files of other processes are missing: run them, or this command without --shard.")
         return
-    scorer = making.benchmark.scorer.format(out=making.out, model=making.settings.name)
+    scorer = making.benchmark.scorer.format(out=making.out.absolute(), model=making.settings.name)
     typer.echo(f"Score them ({making.benchmark.source}): {scorer}")
 
 
@@ -150,7 +150,7 @@ def as_table(title: str, table: "ScoreTable") -> Any:
     """A table for a person."""
     from rich.table import Table
 
-    digits = 2 if "points" in table.unit else 4
+    digits = 2 if table.unit == "percent" else 4
     shown = Table(title=f"{title}, {table.unit}", title_justify="left", box=None)
     shown.add_column("score")
     for column in ("value", "standard error", "n"):

@@ -50,11 +50,12 @@ class Row:
 class ScoreTable:
     """What a scorer found.
 
-    unit: of all values, such as "share" or "points of 100".
+    unit: of all values, "share" or "percent".
     total: the benchmark's own one number; None where it has none, or a part of it is missing.
     rows: its parts.
     missing: items that the results lack, of `expected`.
     judge: what scored, where the results tell.
+    edition: ends the score's name, where a benchmark has had several.
     """
 
     unit: str
@@ -63,6 +64,7 @@ class ScoreTable:
     missing: int
     expected: int
     judge: str = ""
+    edition: str = ""
 
 
 class Benchmark(ABC):

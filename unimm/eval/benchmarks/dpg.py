@@ -86,7 +86,7 @@ class DPG(Benchmark):
         expected = {prompt.key for prompt in prompts}
         missing = count_missing({*scores}, expected, paths) if expected else max(self.num_prompts - count, 0)
         rows = [row for row in categories if not row.label.startswith("L2")]
-        return ScoreTable("points of 100", total, rows, missing, len(expected) or self.num_prompts, "mPLUG-large")
+        return ScoreTable("percent", total, rows, missing, len(expected) or self.num_prompts, "mPLUG-large")
 
 
 def _image_line(line: str) -> tuple[str, float] | None:

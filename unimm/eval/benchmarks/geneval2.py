@@ -92,7 +92,7 @@ class GenEval2(Benchmark):
             by_atoms.setdefault(prompt.facts["atom_count"], []).append([_geometric_mean(scores)])
         rows += [Row(f"{skill} (AM)", *_points(groups)) for skill, groups in sorted(by_skill.items())]
         rows += [Row(f"{count} atoms (GM)", *_points(groups)) for count, groups in sorted(by_atoms.items())]
-        return ScoreTable("points of 100", rows[0], rows[1:], expected - len(lists), expected, "Qwen3-VL-8B-Instruct")
+        return ScoreTable("percent", rows[0], rows[1:], expected - len(lists), expected, "Qwen3-VL-8B-Instruct")
 
 
 def _score_lists(path: Path) -> list[list[float]]:

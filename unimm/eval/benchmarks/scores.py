@@ -54,7 +54,7 @@ def find_results(benchmark: Benchmark, files: list[str]) -> list[tuple[str, Path
             if not inside:
                 raise ValueError(
                     f"{path} holds no results of {benchmark.title} ({', '.join(benchmark.results) or 'no files'}): "
-                    f"{benchmark.scorer.format(out=path, model='NAME')}."
+                    f"{benchmark.scorer.format(out=path.absolute(), model='NAME')}."
                 )
             found += [(label, one) for one in inside]
         elif path.is_file():
@@ -80,10 +80,11 @@ def _export_of(benchmark: Benchmark, out: Path) -> tuple[dict[str, Any], list[Pr
 def _as_json(
     benchmark: Benchmark, table: ScoreTable, paths: list[tuple[str, Path]], manifest: dict[str, Any]
 ) -> dict[str, Any]:
+    name = benchmark.name + table.edition
     if table.total is None:
-        tasks = {f"{benchmark.name} {row.label}": _task(row, [], table.unit) for row in table.rows}
+        tasks = {f"{name} {row.label}": _task(row, [], table.unit) for row in table.rows}
     else:
-        tasks = {benchmark.name: _task(table.total, table.rows, table.unit)}
+        tasks = {name: _task(table.total, table.rows, table.unit)}
     return {
         "finished": not table.missing,
         "tasks": tasks,

@@ -98,7 +98,7 @@ class T2ICompBench(Benchmark):
         missing = sum(size * num_images - found[category] for category, size in sizes.items())
         order = {category: place for place, category in enumerate(CATEGORIES)}
         rows.sort(key=lambda row: order[row.label.split(" ")[0]])
-        return ScoreTable("score from 0 to 1", None, rows, missing, sum(sizes.values()) * num_images)
+        return ScoreTable("share", None, rows, missing, sum(sizes.values()) * num_images)
 
     def _category(self, label: str, path: Path) -> str:
         named = [label] if label else [part for part in reversed(path.absolute().parts) if part in CATEGORIES]

@@ -125,7 +125,9 @@ class WISE(Benchmark):
         expected = {prompt.key for prompt in prompts} or {str(number) for number in range(1, self.num_prompts + 1)}
         missing = count_missing({*map(str, scores)}, expected, paths)
         total = weighted_total("overall", rows, {name: weight for name, (_, weight) in edition.last.items()})
-        return ScoreTable("share", total, rows, missing, len(expected), edition.judge)
+        return ScoreTable(
+            "share", total, rows, missing, len(expected), edition.judge, "_verified" if edition is VERIFIED else ""
+        )
 
     def _score(self, content: dict, is_verified: bool, where: str) -> float:
         if is_verified:
