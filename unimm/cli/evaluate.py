@@ -181,13 +181,12 @@ def evaluate_in_processes(options: EvalOptions, count: int) -> None:
     from unimm.eval.progress import EvaluationProgress
     from unimm.eval.runner import Evaluation, check_tasks
 
-    engine, tasks = (
-        open_model(options.model, device_of(options.device, 0), options.dtype, options.weights),
-        options.make_tasks(),
-    )
+    engine = open_model(options.model, device_of(options.device, 0), options.dtype, options.weights)
+    tasks = options.make_tasks()
     folder = AnswerFolder(options.out, describe_engine(engine), check_tasks(tasks), existing=options.existing)
     folder.open()  # what a run of another number of processes has left is put together first
     folder.close()
+    count = count if any(folder.missing(task) for task in tasks) else 1
     folder.shard = (0, count)
     all_threads = torch.get_num_threads()
     num_threads = max(1, all_threads // count)
@@ -207,7 +206,7 @@ def evaluate_in_processes(options: EvalOptions, count: int) -> None:
             if process.exitcode:
                 display.say(f"Process {number} of {count} ended with {process.exitcode}: what it has left is answered here.")
         torch.set_num_threads(all_threads)
-        report = run.take_over()
+        report = run.take_over() if others else run.finish()
     display.show(report.table())
 
 

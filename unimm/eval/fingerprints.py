@@ -35,7 +35,8 @@ MAX_DEPTH = 5
 def describe_engine(engine: Engine) -> dict[str, Any]:
     """The model's hash, the precision, and how it decodes; and, for people, the device and the version of unimm."""
     if not isinstance(engine, Engine):  # any object with the calls that a task needs
-        return {"model": type(engine).__qualname__}
+        own = getattr(engine, "fingerprint", "")  # two towers have one
+        return {"model": f"{own}{type(engine).__qualname__}"}
     dtype = str(next(engine.model.parameters()).dtype).removeprefix("torch.")
     return {
         "model": engine.model_hash,
