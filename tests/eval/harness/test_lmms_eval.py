@@ -105,8 +105,9 @@ def run(folder: Path, out: Path, tasks: str, arguments: str, *more: str) -> dict
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(out / "hub"), "WANDB_MODE": "disabled"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env, cwd=out)
     assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
-    (path,) = out.rglob("*_results.json")
-    return json.loads(path.read_text())["results"]
+    written = list(out.rglob("*_results.json"))
+    assert written, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(written[0].read_text())["results"]
 
 
 def test_questions_and_several_images(folder: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from unimm.eval.harness import janus_prompts
@@ -29,12 +29,6 @@ from unimm.sequence import Segment, Sequence
 
 PROMPTS = ("task", "janus")
 MODES = ("understanding", "generation")
-
-
-def manifest() -> ModelManifest:
-    """What the entry point gives."""
-    here = __name__
-    return ModelManifest("unimm", f"{here}.UnimmSimple", f"{here}.Unimm")
 
 
 class Unimm(lmms):
@@ -106,11 +100,12 @@ class Unimm(lmms):
         """No task of several rounds: each has a protocol of its own."""
         raise NotImplementedError("unimm answers tasks of one round: choose others than generate_until_multi_round.")
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """How likely every continuation is, and whether the model would write just that.
+    def loglikelihood(self, requests: list[Any]) -> list[GenerationResult]:
+        """How likely every continuation is, and whether the model would write just that: (number, is_greedy) each.
 
         For tasks of multiple choice lmms-eval chooses the least number (0.7.3: "we return the actual loss"), so they get the
-        negative log-likelihood; the others, which take its exponential, the log-likelihood.
+        negative log-likelihood; the others, which take its exponential, the log-likelihood. A plain tuple it would turn into
+        its text (0.7.3, `unwrap_generation_output`), and so break every such task.
         """
         pairs, signs = [], []
         for request in requests:
@@ -120,7 +115,8 @@ class Unimm(lmms):
             pairs.append(continuation(given, self.engine.tokenizer.encode(f" {wanted.strip()}")))
             signs.append(-1 if isinstance(target, str) else 1)
         scored = self.engine.loglikelihood(pairs)
-        return [(sign * one.logprob, one.is_greedy) for sign, one in zip(signs, scored, strict=True)]
+        numbers = [(sign * one.logprob, one.is_greedy) for sign, one in zip(signs, scored, strict=True)]
+        return [GenerationResult(pair) for pair in numbers]
 
     def messages_of(self, request: Any) -> list[Message]:
         """A request as messages, in the prompts that were chosen."""
