@@ -42,6 +42,11 @@ def test_a_quarter_of_the_tokens_is_a_quarter_of_the_bytes(runs: Path, tmp_path:
     assert mlp["prefill_ms"] > 0 and "0.750" in result.output and "1 of 4" in result.output
 
 
+def test_a_run_s_model_is_called_by_its_run(runs: Path) -> None:
+    named = [str(runs / "mlp-0/model"), str(runs / "pixel_shuffle-0/model")]
+    assert find_models(named) == dict(zip(("mlp-0", "pixel_shuffle-0"), named, strict=True)) == find_models([str(runs)])
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert find_models(["demo"]) == {"demo": "demo"}
     with pytest.raises(ValueError, match="is no model's folder and holds no runs with one"):

@@ -40,7 +40,8 @@ def find_models(named: Iterable[str]) -> dict[str, str]:
         runs = sorted(path.parent for path in folder.glob("*/model/config.json"))
         if folder.is_dir() and not (folder / "config.json").is_file() and not runs:
             raise ValueError(f"{folder} is no model's folder and holds no runs with one (RUN/model): name either.")
-        found |= {path.parent.name: str(path) for path in runs} or {name: name}
+        own = folder.absolute().parent.name if folder.is_dir() and folder.name == "model" else name
+        found |= {path.parent.name: str(path) for path in runs} or {own if own not in found else name: name}
     return found
 
 
