@@ -23,9 +23,16 @@ TEXTS = ["a red circle", "two squares", "一个圆形"]
 
 
 def test_alignment_is_the_engines(tiny_engine: Engine, images: list[Any]) -> None:
-    scores = Reranker(tiny_engine).scores(images, TEXTS)
+    scores = Reranker(tiny_engine, "alignment").scores(images, TEXTS)
     assert scores.tolist() == pytest.approx(tiny_engine.alignment(images, TEXTS))
     assert Reranker(tiny_engine).scores([], []).shape == (0,)
+
+
+def test_both_are_added_up(tiny_engine: Engine, images: list[Any]) -> None:
+    alone = [Reranker(tiny_engine, by).scores(images, TEXTS) for by in ("alignment", "likelihood")]
+    described = [Reranker(tiny_engine).described(*pair) for pair in zip(images, TEXTS, strict=True)]
+    lengths = np.array([one.num_targets for one in tiny_engine.loglikelihood(described)])
+    assert Reranker(tiny_engine).scores(images, TEXTS) == pytest.approx(np.log(alone[0]) + alone[1] * lengths)
 
 
 def test_likelihood_is_the_mean_over_the_texts_tokens(tiny_engine: Engine, images: list[Any]) -> None:
@@ -40,13 +47,13 @@ def test_likelihood_is_the_mean_over_the_texts_tokens(tiny_engine: Engine, image
 
 
 def test_the_better_comes_first_and_equals_stay(tiny_engine: Engine, images: list[Any], monkeypatch: Any) -> None:
-    ranker = Reranker(tiny_engine)
+    ranker = Reranker(tiny_engine, "alignment")
     monkeypatch.setattr(Engine, "alignment", lambda self, images, texts: [0.5, 0.9, 0.5])
     assert ranker.order(images, TEXTS) == [1, 0, 2]
 
 
 def test_what_cannot_be_ranked_is_one_sentence(tiny_engine: Engine, images: list[Any]) -> None:
-    with pytest.raises(ValueError, match="alignment or likelihood"):
+    with pytest.raises(ValueError, match="one of both, alignment, likelihood"):
         Reranker(tiny_engine, "beauty")
     with pytest.raises(ValueError, match="text is empty"):
         Reranker(tiny_engine, "likelihood").scores(images[:1], [" "])

@@ -81,9 +81,7 @@ def search(
     rerank: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Order the first again by a unified model: folder, hub id or demo.")
     ] = None,
-    rerank_by: Annotated[str, typer.Option(help="alignment (VQAScore) or likelihood (of the text, given the image).")] = (
-        "alignment"
-    ),
+    rerank_by: Annotated[str, typer.Option(help="alignment (VQAScore), likelihood (of the text), or both.")] = "both",
     out: Annotated[Path | None, typer.Option(help="A picture (.png) or a page (.html) of what was found.")] = None,
     as_json: AsJson = False,
     model: TowersModel = None,

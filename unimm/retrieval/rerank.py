@@ -2,10 +2,13 @@
 
 Two towers see an image and a text apart, each as one vector; whether it is the circle that lies left of the square, or the
 square left of the circle, is often lost. A model that reads the image and the text in one sequence can tell, at the price of a
-pass for each pair (the fusion encoders of VisualBERT, arXiv 1908.03557, and BLIP, arXiv 2201.12086, are used so). Two scores:
+pass for each pair (the fusion encoders of VisualBERT, arXiv 1908.03557, and BLIP, arXiv 2201.12086, are used so). Three scores:
 
     alignment     the probability of "yes" to whether the image shows what the text says (VQAScore, arXiv 2404.01291)
     likelihood    the mean log-probability of the text's tokens as a caption of the image
+    both          the log-probability of "yes" and that of the whole text as a caption, added up
+
+A question about a few words suits the first, a text that is written as the model's own captions are the second.
 """
 
 import numpy as np
@@ -17,7 +20,9 @@ from unimm.inference.engine import Engine
 from unimm.inference.input_validation import check_text
 from unimm.sequence import Sequence
 
-SCORES = ("alignment", "likelihood")
+SCORES = ("both", "alignment", "likelihood")
+LEAST = 1e-12
+"""A probability below this is taken for it, so that its logarithm is finite."""
 
 FIRST = 10
 """So many of what was found are ranked again."""
@@ -34,9 +39,9 @@ class Reranker:
         ValueError: there is no such score.
     """
 
-    def __init__(self, engine: Engine, by: str = "alignment") -> None:
+    def __init__(self, engine: Engine, by: str = "both") -> None:
         if by not in SCORES:
-            raise ValueError(f"Images are ranked again by {' or '.join(SCORES)}, not by '{by}'.")
+            raise ValueError(f"Images are ranked again by one of {', '.join(SCORES)}, not by '{by}'.")
         self.engine, self.by = engine, by
 
     def scores(self, images: list[ImageLike], texts: list[str]) -> np.ndarray:
@@ -47,11 +52,14 @@ class Reranker:
         """
         if not images:
             return np.empty(0)
+        yes = np.ones(1) if self.by == "likelihood" else np.array(self.engine.alignment(images, texts), dtype=np.float64)
         if self.by == "alignment":
-            return np.array(self.engine.alignment(images, texts), dtype=np.float64)
+            return yes
         sequences = [self.described(image, text) for image, text in zip(images, texts, strict=True)]
         found = self.engine.loglikelihood(sequences)
-        return np.array([one.logprob / one.num_targets for one in found], dtype=np.float64)
+        if self.by == "likelihood":
+            return np.array([one.logprob / one.num_targets for one in found], dtype=np.float64)
+        return np.log(np.maximum(yes, LEAST)) + np.array([one.logprob for one in found], dtype=np.float64)
 
     def described(self, image: ImageLike, text: str) -> Sequence:
         """The image, the request to describe it, and the text as the answer, which is what is scored."""

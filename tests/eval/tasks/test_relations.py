@@ -58,5 +58,5 @@ def test_two_towers_are_asked_for_vectors() -> None:
     )
     result = SwappedRelations(10, by="embedding", languages=["en"]).run(engine, lambda example: None)  # pyright: ignore
     assert (result.score, result.other_scores["image_score"].value) == (0.0, 0.0) and len(result.examples) == 10
-    with pytest.raises(ValueError, match="by one of embedding, alignment, likelihood"):
+    with pytest.raises(ValueError, match="by one of embedding, both, alignment, likelihood"):
         SwappedRelations(by="beauty")

@@ -34,7 +34,7 @@ class RerankedRetrieval:
 
     num_items: int = 256
     towers: str | None = None
-    by: str = "alignment"
+    by: str = "both"
     first: int = FIRST
     seed: int = 0
     split: str = "test"
@@ -43,7 +43,7 @@ class RerankedRetrieval:
     @property
     def name(self) -> str:
         """Of the score, and of files."""
-        return "reranked_retrieval" if self.by == "alignment" else f"reranked_retrieval_{self.by}"
+        return "reranked_retrieval" if self.by == "both" else f"reranked_retrieval_{self.by}"
 
     def run(self, engine: Engine, progress: Callable[[Example], None]) -> Result:
         """Search for all texts. ValueError: there are no towers."""
