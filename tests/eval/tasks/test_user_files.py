@@ -99,6 +99,15 @@ def test_pope_has_five_numbers(files: SimpleNamespace) -> None:
     assert others == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5, "f1 random": 0.5}
 
 
+def test_janus_is_asked_without_a_system_prompt(files: SimpleNamespace, tiny_engine: Engine) -> None:
+    """And else as any model: one that has no system prompt answers the same."""
+    tasks = [PopeFiles(files.pope), PopeFiles(files.pope, prompt="janus", name="janus")]
+    results = evaluate(tiny_engine, [*tasks], progress=False).results
+    usual, janus = ([(one.prompt, one.answer) for one in results[name].examples] for name in ("pope", "janus"))
+    assert janus == usual and tiny_engine.prompt_format.system_prompt == ""
+    assert (tasks[0].system_prompt, tasks[1].system_prompt) == (None, "")
+
+
 def test_captions_have_coco_s_scores(files: SimpleNamespace) -> None:
     result = evaluate(Saying(["A red ball.", "Two cats sleep.", "A cow."]), [CaptionFiles(files.captions)], progress=False)
     scores = result["captions"]
@@ -154,7 +163,7 @@ def test_wrong_files_are_named_in_a_sentence(files: SimpleNamespace) -> None:
     assert VqaFiles(files.questions, files.annotations, num_items=1).num_items == 1
     with pytest.raises(ValueError, match="num_items is from 1 to the 3 questions"):
         VqaFiles(files.questions, files.annotations, num_items=4)
-    with pytest.raises(ValueError, match=r"with \{\} in its place, not 'Answer'"):
+    with pytest.raises(ValueError, match=r"with \{\} in its place, or is janus, not 'Answer'"):
         PopeFiles(files.pope, prompt="Answer")
 
 

@@ -46,10 +46,9 @@ class ShapesHallucination(ItemTask):
     An object that is named has to be there with all that is said of it; `form_...` look at its form alone, as CHAIR does.
     """
 
-    name = "hallucination"
-
     def __init__(self, num_items: int = 300, seed: int = 0, split: str = "test") -> None:
-        self.num_items = num_items
+        self.name = "hallucination" if split == "test" else f"hallucination_{split}"
+        self.num_items, self.seed, self.split = num_items, seed, split
         self._world = ShapesWorld(split, num_items, seed)
 
     def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
@@ -96,9 +95,8 @@ class ShapesHallucination(ItemTask):
 class ShapesPope(ItemTask):
     """Questions whether an object is there, half of which it is; accuracy, and POPE's other four numbers, by strategy."""
 
-    name = "hallucination_questions"
-
     def __init__(self, num_items: int = 600, seed: int = 0, split: str = "test") -> None:
+        self.name = "hallucination_questions" if split == "test" else f"hallucination_questions_{split}"
         self.num_items, self.seed, self.split = num_items, seed, split
         self._world = ShapesWorld(split, 10**9, seed)
 

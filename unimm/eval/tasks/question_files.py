@@ -4,7 +4,8 @@
     unimm eval --task "pope?paths=coco_pope_random.json&images=val2014"
 
 Questions are asked as LLaVA, lmms-eval and VLMEvalKit ask them, with SINGLE_WORD behind them; `prompt` writes them otherwise,
-"{}" standing for the question. A model that was taught no such instruction is asked with prompt={}.
+"{}" standing for the question. A model that was taught no such instruction is asked with prompt={}. With prompt=janus nothing
+is said before them either, whatever the model's system prompt: so VLMEvalKit asks Janus.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from unimm.eval.tasks.answer_files import digest, find_images, read_answers, rea
 from unimm.inference.engine import Engine
 
 SINGLE_WORD = "{}\nAnswer the question using a single word or phrase."
+
+JANUS = "janus"
 
 MAX_NEW_TOKENS = 16
 """Of an answer: a word or a phrase."""
@@ -47,7 +50,7 @@ class FileQuestions(ItemTask):
     Args:
         questions: of which the first `num_items` are asked.
         root: the folder of images.
-        prompt: how a question is asked; {} stands for it.
+        prompt: how a question is asked, {} standing for it; or "janus".
         answers: a file of answers to score instead.
     """
 
@@ -60,9 +63,10 @@ class FileQuestions(ItemTask):
         prompt: str = SINGLE_WORD,
         answers: str | None = None,
     ) -> None:
-        if "{}" not in prompt:
-            raise ValueError(f"prompt says how a question is asked, with {{}} in its place, not {prompt!r}.")
-        self.name, self.prompt = name, prompt
+        if "{}" not in prompt and prompt != JANUS:
+            raise ValueError(f"prompt says how a question is asked, with {{}} in its place, or is janus, not {prompt!r}.")
+        self.name = name
+        self.prompt, self.system_prompt = (SINGLE_WORD, "") if prompt == JANUS else (prompt, None)
         self._questions: list[FileQuestion] = take(questions, num_items, "questions")
         self.num_items = len(self._questions)
         self.items = digest(part for one in self._questions for part in (one.key, one.text, one.image, *one.answers))
@@ -80,14 +84,25 @@ class FileQuestions(ItemTask):
         if self._answers is not None:
             answers = [self._answers[question.key] for question in questions]
         else:
-            images = [self._images[question.image] for question in questions]
-            answers = engine.answer(images, prompts, max_new_tokens=MAX_NEW_TOKENS)
+            answers = self._ask(engine, [self._images[question.image] for question in questions], prompts)
         for question, prompt, answer in zip(questions, prompts, answers, strict=True):
             yield self.judge(question, prompt, answer)
 
     def judge(self, question: FileQuestion, prompt: str, answer: str) -> Example:
         """The example of an answer."""
         raise NotImplementedError
+
+    def _ask(self, engine: Engine, images: list[ImageLike], prompts: list[str]) -> list[str]:
+        if self.system_prompt is None:
+            return engine.answer(images, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        conversations = [
+            [
+                {"role": "system", "content": self.system_prompt},
+                {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]},
+            ]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return [completion.text for completion in engine.complete(conversations, MAX_NEW_TOKENS)]
 
 
 class VqaFiles(FileQuestions):
