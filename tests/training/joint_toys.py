@@ -1,4 +1,4 @@
-"""Objectives that compare sequences, on pairs of toy pictures, for `test_joint_objectives` and its two processes."""
+"""Objectives that compare sequences, on pairs of toy pictures, for `test_joint_objectives` and `test_samples_in_processes`."""
 
 import copy
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Objectives that compare sequences: however a step is cut, its gradients are those of a plain loop over its samples."""
 
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +19,6 @@ from joint_toys import (
     make_mixture_of,
     make_objective,
 )
-from launching import torchrun
-from safetensors.torch import load_file
 from torch import Tensor
 from toy_trainings import assert_equal
 from toys import EVERYTHING, Squares, make_mixture, make_model, make_steps, make_template
@@ -38,19 +34,6 @@ from unimm.training.logbook import read_numbers
 from unimm.training.objectives.contrastive import Contrastive, content_keys
 from unimm.training.optimizers import Budget, OptimizerConfig
 from unimm.training.trainable_parts import freeze, hold_frozen
-
-SCRIPT = str(Path(__file__).with_name("train_joint.py"))
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases in two processes with two micro-batches each."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*torchrun(2), SCRIPT, str(folder), "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 def samples_of_step(name: str) -> list[Sample]:
@@ -109,20 +92,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_a_plain_loop(two: Path, tmp_path: Path, name: str) -> None:
-    """Packed, in 1 process with 1 and with 3 micro-batches, and in 2 with 2 each, whole and in shards. Negatives are all
-    others of the step but those of the same text or image, of which 12 records make sure."""
+def test_gradients_are_those_of_a_plain_loop(tmp_path: Path, name: str) -> None:
+    """Packed, with 1 and with 3 micro-batches; `test_samples_in_processes` has 2 processes. Negatives are all others of a step
+    but those of the same text or image, of which 12 records make sure."""
     expected = plain_gradients(name)
     for num_micro_batches in (1, 3):
         trainer = make_joint_trainer(tmp_path / str(num_micro_batches), name, num_micro_batches)
         assert_close(first_gradients(trainer), expected)
-    assert_close(load_file(two / name / "gradients.safetensors"), expected)
-
-
-def test_heads_are_put_together_from_shards(two: Path) -> None:
-    for name in ("softmax", "sigmoid"):
-        (head,) = make_objective(name).heads().values()
-        assert_equal(load_file(two / name / "heads.safetensors"), {f"contrastive.{k}": v for k, v in head.state_dict().items()})
 
 
 def test_log_probs_are_those_of_the_logits() -> None:
@@ -155,16 +131,16 @@ def test_a_frozen_module_is_held_and_no_part_of_what_is_trained(tmp_path: Path, 
 
 def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path: Path) -> None:
     """Which text belongs to which of 12 pictures, averaged weights, too; the held-out loss is among what is held out."""
-    words = {"optimizer": OptimizerConfig(lr=3e-3, muon_lr=0.01), "ema_decay": 0.9, "budget": Budget(max_steps=24)}
+    words = {"optimizer": OptimizerConfig(lr=3e-3, muon_lr=0.01), "ema_decay": 0.9, "budget": Budget(max_steps=14)}
     whole = make_joint_trainer(tmp_path / "whole", "softmax", 2, **words)
     whole.fit()
-    make_joint_trainer(tmp_path / "parts", "softmax", 2, **{**words, "budget": Budget(max_steps=9)}).fit()
+    make_joint_trainer(tmp_path / "parts", "softmax", 2, **{**words, "budget": Budget(max_steps=5)}).fit()
     again = make_joint_trainer(tmp_path / "parts", "softmax", 2, **words)
-    assert again.step == 9
+    assert again.step == 5
     again.fit()
     assert_equal(again.tensors(), whole.tensors())
     lines = read_numbers(tmp_path / "whole/metrics.jsonl")
-    assert lines[-1]["loss/contrastive"] < 0.75 * lines[0]["loss/contrastive"]
+    assert lines[-1]["loss/contrastive"] < 0.85 * lines[0]["loss/contrastive"]
     assert lines[-1]["accuracy/contrastive"] > lines[0]["accuracy/contrastive"] and lines[-1]["speed/images_per_second"] > 0
     held = HeldOut(make_mixture_of("softmax"), 64, 8)
     told = held.losses(whole.objective, {}, whole.accelerator, lambda: False)

@@ -1,12 +1,17 @@
-"""Samples of two sequences stay together in two processes with two micro-batches each: they learn what one process learns."""
+"""Samples of two sequences stay together in two processes with two micro-batches each: they learn what one process learns, and
+objectives that compare sequences have the gradients of a plain loop (`test_joint_objectives` has the loop)."""
 
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from joint_toys import CASES, make_objective
 from launching import torchrun
 from pairs import make_pairs
+from safetensors.torch import load_file
+from test_joint_objectives import assert_close, plain_gradients
+from toy_trainings import assert_equal
 from toys import make_config, make_trainer
 from train_pairs import Pairing
 
@@ -22,18 +27,38 @@ def losses(folder: Path) -> list[list[float]]:
     return [[line.get(name, 0.0) for name in NAMES] for line in read_numbers(folder / "metrics.jsonl")]
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """`loss/pairs` is the mean over samples of what their sequences give together: torn apart, they would give another."""
-    make_trainer(tmp_path / "alone", make_config(STEPS, num_positions=40, num_rows=8), make_pairs(), Pairing).fit()
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run, and the first step's gradients of every case of `joint_toys`."""
+    folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*torchrun(2), SCRIPT, str(tmp_path / "two"), str(STEPS), "2"]
+    command = [*torchrun(2), SCRIPT, str(folder), str(STEPS), "2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "two/processes").read_text() == "2"
-    alone, together = losses(tmp_path / "alone"), losses(tmp_path / "two")
+    return folder
+
+
+def test_two_processes_learn_what_one_learns(two: Path, tmp_path: Path) -> None:
+    """`loss/pairs` is the mean over samples of what their sequences give together: torn apart, they would give another."""
+    make_trainer(tmp_path / "alone", make_config(STEPS, num_positions=40, num_rows=8), make_pairs(), Pairing).fit()
+    assert (two / "processes").read_text() == "2"
+    alone, together = losses(tmp_path / "alone"), losses(two)
     assert len(alone) == len(together) == STEPS and alone[0][2] > 100
     for one, two in zip(alone, together, strict=True):
         assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_a_plain_loop(two: Path, name: str) -> None:
+    """Whole and in shards; the negatives of contrastive losses are all others of the step, of both processes."""
+    assert_close(load_file(two / name / "gradients.safetensors"), plain_gradients(name))
+
+
+def test_heads_are_put_together_from_shards(two: Path) -> None:
+    for name in ("softmax", "sigmoid"):
+        (head,) = make_objective(name).heads().values()
+        expected = {f"contrastive.{key}": tensor for key, tensor in head.state_dict().items()}
+        assert_equal(load_file(two / name / "heads.safetensors"), expected)
 
 
 def test_held_out_samples_stay_together_too(tmp_path: Path) -> None:

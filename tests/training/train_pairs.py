@@ -1,4 +1,5 @@
-"""A short run on samples of two sequences, for `test_samples_in_processes`: train_pairs.py FOLDER STEPS MICRO_BATCHES."""
+"""A short run on samples of two sequences, and the first step's gradients of the cases of `joint_toys`, for
+`test_samples_in_processes`: train_pairs.py FOLDER STEPS MICRO_BATCHES."""
 
 import sys
 from collections import defaultdict
@@ -8,7 +9,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from joint_toys import CASES, first_gradients, make_joint_trainer
 from pairs import make_pairs
+from safetensors.torch import save_file
 from toys import make_config, make_trainer
 
 from unimm.batch import Batch
@@ -40,6 +43,24 @@ class Pairing(Likelihood):
         return torch.tensor([float(torch.tensor(each).prod()) for each in lengths.values()])
 
 
+def write_gradients(folder: Path, name: str, micro_batches: int) -> None:
+    """Of a case, and the objective's heads in one piece."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = make_joint_trainer(folder, name, micro_batches, device=None)
+    gradients = first_gradients(trainer)
+    trainer.objective.after_update()  # also of a temperature in shards
+
+    def heads(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        named = {f"{head}.{key}": tensor for head, one in trainer.heads.items() for key, tensor in one.state_dict().items()}
+        return {key: tensor.clone() for key, tensor in named.items()}
+
+    found = trainer.run_on_rank0(heads, torch.device("cpu"))
+    if trainer.is_main:
+        save_file({key: tensor.contiguous() for key, tensor in gradients.items()}, folder / "gradients.safetensors")
+        save_file(found or {"none": torch.zeros(1)}, folder / "heads.safetensors")
+    trainer.ranks.barrier()
+
+
 if __name__ == "__main__":
     folder, steps, micro_batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     config = make_config(steps, num_micro_batches=micro_batches, num_positions=40, num_rows=8)
@@ -47,4 +68,6 @@ if __name__ == "__main__":
     trainer.fit()
     if trainer.is_main:
         (folder / "processes").write_text(str(trainer.accelerator.num_processes))
+    for name in CASES:
+        write_gradients(folder / name, name, micro_batches)
     leave_group()
