@@ -161,6 +161,13 @@ def test_another_models_folder_is_refused(tiny_engine: Engine, files: dict[str, 
     export(tiny_engine, files["geneval"], out, batch=5)  # in float32 a batch changes nothing
 
 
+def test_a_prompt_that_is_too_long_is_refused_at_once(tiny_engine: Engine, tmp_path: Path) -> None:
+    path = lines(tmp_path / "long.jsonl", [*GENEVAL, {**GENEVAL[0], "prompt": "red " * 400}])
+    with pytest.raises(ValueError, match=r"Prompt 00003 \(red red red \.\.\.\) cannot be drawn: .*positions"):
+        export(tiny_engine, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_versions_are_told_of(tiny_engine: Engine, files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(tiny_engine, files["wise"], out, BENCHMARKS["wise"], num_images=1).run()

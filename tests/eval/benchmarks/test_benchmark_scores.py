@@ -90,6 +90,9 @@ def test_t2i_compbench_knows_categories_by_folders_and_labels(tmp_path: Path) ->
     folder = tmp_path / "color/annotation_blip"
     folder.mkdir(parents=True)
     (folder / "vqa_result.json").write_text(json.dumps(answers))
+    of_a_question = tmp_path / "color/annotation1_blip/VQA/result/vqa_result.json"  # the scorer leaves eight of them
+    of_a_question.parent.mkdir(parents=True)
+    of_a_question.write_text(json.dumps(answers))
     (tmp_path / "vqa_result.json").write_text(json.dumps(answers[:20]))
     table = table_of("t2i-compbench", tmp_path / "color", f"shape={tmp_path}/vqa_result.json", out=tmp_path / "out")
     assert [row.label for row in table.rows] == ["color (BLIP-VQA)", "shape"]

@@ -89,7 +89,8 @@ class Export:
         out: the folder.
 
     Raises:
-        ValueError: something else lies there, or an export of another model, of other prompts or with other settings.
+        ValueError: something else lies there, or an export of another model, of other prompts or with other settings; or the
+            model cannot draw one of the prompts.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Export:
         self.manifest = self._describe(prompts_digest)
         check_replaceable(out, MANIFEST, WHAT)
         self.note = self._compare(read_json(out / MANIFEST))
+        self._check_prompts()
 
     def run(self, shard: Shard = WHOLE, progress: Callable[[int], object] = lambda _: None) -> int:
         """Draw what is missing of this process' share. Returns how many files of all processes are missing then."""
@@ -212,6 +214,19 @@ class Export:
         if begun.get("versions") == self.manifest["versions"]:
             return ""
         return f"{self.out} was begun with other versions ({begun.get('versions')}): images may differ where scores are close."
+
+    def _check_prompts(self) -> None:
+        """Say at once, and not hours later, that a prompt is too long for the model."""
+        from unimm.inference.drawing import drawing_requests
+
+        engine = self.engine
+        for prompt in self.prompts:
+            arguments = (engine.template, engine.image_tokenizer.num_codes, prompt.text, (1, 1), 0, engine.drawing, {})
+            try:
+                for request in drawing_requests(*arguments):
+                    engine.decoder.check(request)
+            except ValueError as error:
+                raise ValueError(f"Prompt {prompt.key} ({_short(prompt.text)}) cannot be drawn: {error}") from None
 
     def _prompt_lines(self) -> str:
         lines = []

@@ -45,7 +45,9 @@ class T2ICompBench(Benchmark):
     source = "github.com/Karine-Huang/T2I-CompBench @1b70949"
     num_prompts = len(CATEGORIES) * PROMPTS_OF_A_CATEGORY
     num_images = 10
-    results = ("**/vqa_result.json",)
+    results = tuple(
+        f"{above}{folder}/vqa_result.json" for above in ("", "*/") for folder in ("annotation_*", "labels/annotation_*")
+    )
     scorer = "python BLIP_vqa.py --out_dir {out}/color/ (shape, texture; the other categories have scorers of their own)"
 
     def read(self, path: Path) -> list[Prompt]:
