@@ -1,5 +1,6 @@
 """`unimm average`: the mean of models that resemble each other, and of no others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 import unimm
+from unimm.checkpoints.bundle import ModelBundle
+from unimm.checkpoints.model_soup import Average
 from unimm.cli.app import app
 from unimm.inference.engine import Engine
+from unimm.models.contrastive import ContrastiveConfig
 
 
 def call(*words: object):
@@ -77,3 +81,17 @@ def test_what_does_not_resemble_is_refused(folders: list[Path], tiny_folder: Pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
     assert call(*folders, "--out", tmp_path / "mine").exit_code == 2
+
+
+def test_heads_are_averaged_with_the_model_that_they_were_trained_with(folders: list[Path]) -> None:
+    config = ContrastiveConfig(4, 8, 1, 2, vocabulary_size=5, vision_width=8, vision_heads=2)
+    one, other, plain = (ModelBundle.load(folder, dtype=torch.float32) for folder in folders)
+    one, other = (replace(bundle, heads={"contrastive": config.build()}) for bundle in (one, other))
+    parameters = [[p.detach().clone() for p in bundle.heads["contrastive"].parameters()] for bundle in (one, other)]
+    mean = Average("a", one, 1.0)
+    mean.add("b", other, 3.0)
+    with pytest.raises(ValueError, match="c and a have different heads: they have no mean"):
+        mean.add("c", plain, 1.0)
+    mean.put()
+    for found, a, b in zip(one.heads["contrastive"].parameters(), *parameters, strict=True):
+        torch.testing.assert_close(found.detach(), (a + 3 * b) / 4)

@@ -4,6 +4,8 @@ Models that were trained on from one and the same, with other seeds or other dat
 weights makes fewer mistakes than each of them, and costs what one costs.
 """
 
+from torch import nn
+
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.models.image_tokenizer.model import ImageTokenizer
 
@@ -23,7 +25,7 @@ class Average:
     def __init__(self, name: str, first: ModelBundle, weight: float) -> None:
         self._name, self._first, self._total = name, first, weight
         # Ties are one parameter with one name; buffers are the same in models of the same sizes.
-        self._sums = {name: weight * parameter.detach().float() for name, parameter in first.model.named_parameters()}
+        self._sums = {name: weight * parameter.detach().float() for name, parameter in _parameters(first).items()}
 
     def add(self, name: str, other: ModelBundle, weight: float) -> None:
         """Add another model.
@@ -37,14 +39,23 @@ class Average:
             raise ValueError(f"{name} and {self._name} are of different sizes: they have no mean.")
         if not _are_alike(other.image_tokenizer, self._first.image_tokenizer):
             raise ValueError(f"{name} and {self._name} have different image tokenizers: they have no mean.")
-        for parameter_name, parameter in other.model.named_parameters():
+        own = _parameters(other)
+        if {name: one.shape for name, one in own.items()} != {name: one.shape for name, one in self._sums.items()}:
+            raise ValueError(f"{name} and {self._name} have different heads: they have no mean.")
+        for parameter_name, parameter in own.items():
             self._sums[parameter_name] += weight * parameter.detach().float()
         self._total += weight
 
     def put(self) -> None:
         """The first model becomes the mean, in the dtypes that it had."""
-        for name, parameter in self._first.model.named_parameters():
+        for name, parameter in _parameters(self._first).items():
             parameter.data = (self._sums.pop(name) / self._total).to(parameter.dtype)
+
+
+def _parameters(bundle: ModelBundle) -> dict[str, nn.Parameter]:
+    """Of the model and its heads, which were trained together."""
+    parts = {"": bundle.model, **{f"heads.{name}.": head for name, head in bundle.heads.items()}}
+    return {f"{prefix}{name}": parameter for prefix, part in parts.items() for name, parameter in part.named_parameters()}
 
 
 def _are_alike(one: ImageTokenizer, other: ImageTokenizer) -> bool:
