@@ -28,6 +28,8 @@ def test_texts_are_scored_and_written(tiny_folder: Path) -> None:
     assert before + scored[0][0] == pytest.approx(both, abs=1e-3)
     texts = model.generate_until(requests(("A small", {"until": ["\n"], "max_gen_toks": 5}), ("The", {"max_gen_toks": 3})))
     assert all(isinstance(text, str) and "\n" not in text for text in texts[:1])
+    with pytest.raises(ValueError, match=r"asks for 300 tokens, and the model has 256 positions .* max_gen_toks=128"):
+        model.generate_until(requests(("A small", {"max_gen_toks": 300})))
     assert UnimmLM(str(tiny_folder), chat=True).generate_until(requests(("Hello?", {"max_gen_toks": 3})))
 
 

@@ -10,8 +10,10 @@ around them, as base models are asked; `chat=true` asks as a user does, with the
 # pyright: reportMissingImports=false
 # lm-eval is an extra.
 
+import logging
 from typing import Any
 
+import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
@@ -24,6 +26,14 @@ from unimm.inference.engine import load
 from unimm.inference.text_stream import write
 from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Kind, Segment, Sequence
+
+DEFAULT_DEVICE = "cuda:0"
+"""The harness', where the user names none."""
+
+DEFAULT_MAX_GEN_TOKS = 256
+"""Tokens that are written where a task says nothing, as the harness has it; at most half of what the model has room for."""
+
+logger = logging.getLogger(__name__)
 
 
 @register_model("unimm")
@@ -55,7 +65,7 @@ class UnimmLM(LM):
         more.pop("max_batch_size", None)  # the harness hands it on to every model
         if more:
             raise ValueError(f"The model unimm has no argument {', '.join(more)}: see unimm.eval.harness.lm_eval.")
-        self.engine = load(pretrained, device, dtype, weights=weights)
+        self.engine = load(pretrained, _device_there(device), dtype, weights=weights)
         self.chat = chat
         self.batch_size = 64 if batch_size == "auto" else whole_number("batch_size", int(batch_size), 1)
         most = self.engine.decoder.max_positions
@@ -78,7 +88,8 @@ class UnimmLM(LM):
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The text behind every context, up to one of the strings that end it."""
         contexts = [request.args[0] for request in requests]
-        settings = [Generation.read(request.args[1]) for request in requests]
+        usual = {"max_gen_toks": min(DEFAULT_MAX_GEN_TOKS, self.max_length // 2)}
+        settings = [Generation.read({**usual, **request.args[1]}) for request in requests]
         if self.chat:
             conversations = [[{"role": "user", "content": context}] for context in contexts]
             texts = answer_all(self.engine, conversations, settings, self.batch_size)
@@ -113,9 +124,14 @@ class UnimmLM(LM):
     def _request(self, context: str, setting: Generation) -> Request:
         """A text to go on with; of one that is too long the end, as the harness has it."""
         tokenizer = self.engine.tokenizer
-        room = max(1, self.max_length - setting.max_new_tokens)
+        room = self.max_length - setting.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"A task asks for {setting.max_new_tokens} tokens, and the model has {self.max_length} positions for text and "
+                f"context together: give it --gen_kwargs max_gen_toks={self.max_length // 2}."
+            )
         ids = [tokenizer.special.bos, *tokenizer.encode(context)][-room:]
-        blank = Segment.blank(Kind.TEXT, min(setting.max_new_tokens, self.max_length - len(ids)), stop=(tokenizer.special.eos,))
+        blank = Segment.blank(Kind.TEXT, setting.max_new_tokens, stop=(tokenizer.special.eos,))
         return Request(Sequence((Segment.text(ids), blank)), Sampling(setting.temperature, setting.top_k, setting.top_p))
 
     def _told(self, method: str, requests: list[Any], answers: list[Any]) -> list[Any]:
@@ -123,6 +139,16 @@ class UnimmLM(LM):
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(method, request.args, answer)
         return answers
+
+
+def _device_there(device: str | None) -> str | None:
+    """The device, but for the harness' own default where there is none such."""
+    if device == DEFAULT_DEVICE and not torch.cuda.is_available():
+        logger.warning(
+            f"There is no {DEFAULT_DEVICE}, which lm-eval takes where no --device is given: unimm takes what is here."
+        )
+        return None
+    return device
 
 
 def main() -> None:
