@@ -193,6 +193,8 @@ def test_they_are_named_in_the_shell(files: SimpleNamespace) -> None:
     """By short names with their files as arguments, beside tasks of a suite or alone."""
     task = load_task(f"vqa?questions={files.questions}&annotations={files.annotations}&num_items=2&name=okvqa")
     assert (task.name, task.num_items) == ("okvqa", 2)
+    plain = load_task(f"pope?paths={files.pope}&prompt={{}}")
+    assert isinstance(plain, PopeFiles) and plain.prompt == "{}"
     assert [task.name for task in choose_tasks([f"pope?paths={files.pope}", "perplexity", "hallucination?ask=questions"])] == [
         "pope", "perplexity", "hallucination_questions",
     ]  # fmt: skip

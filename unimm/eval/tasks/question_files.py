@@ -63,6 +63,7 @@ class FileQuestions(ItemTask):
         prompt: str = SINGLE_WORD,
         answers: str | None = None,
     ) -> None:
+        prompt = str(prompt)  # "{}" in the shell is an empty object of JSON
         if "{}" not in prompt and prompt != JANUS:
             raise ValueError(f"prompt says how a question is asked, with {{}} in its place, or is janus, not {prompt!r}.")
         self.name = name
