@@ -10,16 +10,18 @@ from users_files import make_all
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
-from unimm.cli.compose import compose_config
+from unimm.cli.compose import build, compose_config
 from unimm.cli.learner import open_learner
 from unimm.cli.train import train
 from unimm.inference.engine import load
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.training.objectives.contrastive import Contrastive
 
 WORDS = [
     *("data=image_folder", "data.folder=photos", "~data.sources.draw", "device=cpu", "stage=pretrain", "out=run"),
     *("trainer.num_positions=256", "trainer.num_workers=0", "trainer.budget.max_steps=1", "trainer.sample_every=0"),
 ]
+SIZES = ["model.vision.patch_size=8", "model.vision.width=32", "model.vision.num_layers=1", "model.vision.num_heads=2"]
 
 
 def test_another_image_tokenizer_is_other_codes(
@@ -57,3 +59,40 @@ def test_a_model_draws_as_it_is_told_or_as_it_did(tiny_folder: Path, tmp_path: P
     assert open_learner(compose_config("train", words)).bundle.drawing == own
     told = open_learner(compose_config("train", [*words, "drawing.guidance_scale=1.5", "drawing.top_k=7"])).bundle.drawing
     assert told == replace(own, guidance_scale=1.5, top_k=7)
+
+
+def test_towers_travel_from_stage_to_stage(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aligned by contrast they are saved beside the model; the same objective goes on with them, another model takes the vision
+    tower, and who trains this by another objective leaves them out."""
+    monkeypatch.chdir(make_all(tmp_path))
+    small = ("objective.heads.text_width=16", "objective.heads.text_heads=2", "objective.heads.text_layers=1", "device=cpu")
+    align = [
+        "data=pairs",
+        "data.paths=captions/captions.jsonl",
+        "objective=contrastive",
+        "stage=contrastive",
+        *small,
+        *WORDS[6:],
+    ]
+    train(compose_config("train", [*align, f"init_from={tiny_folder}", "out=aligned", "trainer.num_positions=256"]))
+    told = capsys.readouterr().out
+    assert "text_tower" in told
+    bundle = ModelBundle.load("aligned/model")
+    before = ModelBundle.load(tiny_folder).model.pixels.tower.state_dict()
+    tower = bundle.model.pixels.tower.state_dict()
+    assert bundle.contrastive is not None and any(not torch.equal(tower[name], before[name]) for name in tower)
+    start = [*WORDS, "init_from=aligned/model"]
+    learner = open_learner(compose_config("train", start))
+    assert set(learner.bundle.heads) == {"contrastive"} and learner.notes == []
+    learner = open_learner(compose_config("train", [*start, "init_parts=[vision]", "model.vision.image_size=16", *SIZES]))
+    taken = learner.bundle.model.pixels.tower.state_dict()
+    assert all(torch.equal(taken[name], tower[name]) for name in tower) and "trunk" in learner.fresh
+    learner = open_learner(compose_config("train", [*start, "stage=finetune"]))
+    assert not learner.bundle.heads and learner.notes[0].startswith("The contrastive heads of aligned/model are left out")
+    config = compose_config("train", [*align, "init_from=aligned/model", "out=on"])
+    learner, objective = open_learner(config), Contrastive(bundle.model, build(config.objective.heads))
+    objective.load_heads(learner.bundle.heads)
+    own, kept = objective.contrastive.state_dict(), bundle.heads["contrastive"].state_dict()
+    assert all(torch.equal(own[name], kept[name]) for name in kept)
