@@ -6,17 +6,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
+from joint_toys import HEADS, make_mixture_of
+from test_qformer_alignment import make_objective as make_qformer_alignment
+from test_qformer_alignment import make_pairs as make_qformer_pairs
 from toy_trainings import ADAMW, MUON, Poisoned, assert_equal, interrupt_at, numbers, weights_of
 from toys import EVERYTHING, make_config, make_mixture, make_steps, make_trainer
 
 from unimm.cli.compose import build, compose_config
 from unimm.sequence import Kind
 from unimm.training.checkpoint import load_checkpoint
+from unimm.training.objectives.contrastive import Contrastive
 from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.objectives.vision_pretraining import VisionPretraining
 from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
@@ -118,7 +123,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, num_micro_batches: int) ->
     cut = make_trainer(tmp_path / "cut", make_config(3, num_micro_batches=num_micro_batches), mixture)
     for step in range(3):
         counts = [
-            trainer._global_counts(make_steps(mixture, num_micro_batches=n)[step].batches)
+            trainer.gradient.global_counts(make_steps(mixture, num_micro_batches=n)[step].batches)
             for trainer, n in ((whole, 1), (cut, num_micro_batches))
         ]
         assert counts[0] == counts[1]
@@ -130,13 +135,21 @@ def test_accumulation_changes_nothing(tmp_path: Path, num_micro_batches: int) ->
 
 STAGES = sorted(path.stem for path in Path(__file__).resolve().parents[2].glob("conf/stage/*.yaml") if path.stem != "adapters")
 
+LEARNED_BY = {
+    "vision": (VisionPretraining, None),
+    "contrastive": (lambda model: Contrastive(model, HEADS), partial(make_mixture_of, "softmax")),
+    "qformer": (lambda _: make_qformer_alignment(), make_qformer_pairs),
+}
+"""The objectives and data of stages that the likelihood is not made for."""
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_who_is_frozen_does_not_move_and_who_learns_does(tmp_path: Path, name: str) -> None:
     stage: Stage = build(compose_config("train", [f"stage={name}", "image_tokenizer=x", "codes=x"]).stage)
     assert stage.name == name
     config = make_config(2, stage=stage, optimizer=replace(MUON, lr=1e-2))
-    trainer = make_trainer(tmp_path, config, objective=VisionPretraining if "word_head" in stage.lr_scales else Likelihood)
+    objective, mixture = LEARNED_BY.get(name, (Likelihood, None))
+    trainer = make_trainer(tmp_path, config, mixture and mixture(), objective)
     parts = trainer.objective.parts()
     before = {part: [p.clone() for p in module.parameters()] for part, module in parts.items()}
     trainer.fit()

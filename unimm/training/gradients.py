@@ -63,7 +63,7 @@ class StepGradient:
         Raises:
             ValueError: a batch is none for this model.
         """
-        counts = self._global_counts(batches)
+        counts = self.global_counts(batches)
         if isinstance(self.objective, JointObjective):
             return self._joint(self.objective, batches, counts)
         outcomes: list[Outcome] = []
@@ -131,7 +131,7 @@ class StepGradient:
         assert isinstance(total, Tensor)
         return total
 
-    def _global_counts(self, batches: list[Batch]) -> dict[str, Tensor]:
+    def global_counts(self, batches: list[Batch]) -> dict[str, Tensor]:
         """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
         own = [self.objective.counts(batch) for batch in batches]
         names = list(own[0])
