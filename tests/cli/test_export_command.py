@@ -1,6 +1,7 @@
 """unimm export and unimm score: what they write and print, and how mistakes end."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,8 @@ def test_mistakes_end_in_one_sentence(files: dict[str, Path], tiny_folder: Path)
     assert "unimm score" in refuse("export", "coco", "--scores", files["coco"])
     assert not Path("runs").exists()
     assert "Say what to score" in refuse("score", "prompts")
-    assert "is not there: download" in refuse("score", "photos", "--reference", "photos", "--inception", "nowhere.pth")
+    told = refuse("score", "photos", "--reference", "photos", "--inception", "nowhere.pth")
+    assert ("is not there: download" if find_spec("torch_fidelity") else 'pip install "unimm[eval]"') in told
 
 
 @pytest.fixture(autouse=True)
