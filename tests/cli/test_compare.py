@@ -118,7 +118,8 @@ def test_a_score_that_is_no_share_says_its_unit_and_direction(tmp_path: Path) ->
         tasks["broken"] = {"score": None, "count": 100, "unit": "dB"}
         (tmp_path / name / "scores.json").write_text(json.dumps({"finished": True, "tasks": tasks}))
         lines = [
-            {"task": "perplexity", "key": str(n), "prompt": "", "correct": False, "value": value + n / 100} for n in range(20)
+            {"task": "perplexity", "key": str(n), "prompt": "", "correct": False, "value": value + n / 100 - 0.095}
+            for n in range(20)
         ]
         (tmp_path / name / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = call(tmp_path / "one", tmp_path / "two", "--out", tmp_path / "out")

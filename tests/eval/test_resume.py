@@ -185,6 +185,19 @@ def test_another_model_or_other_arguments_are_refused(tmp_path: Path) -> None:
         evaluate(Asked(), tasks(), progress=False, shard=(0, 2))
 
 
+@pytest.mark.parametrize("export", [True, False])
+def test_images_that_no_evaluation_made_stay(export: bool, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.png").write_bytes(b"a year of work")
+    if export:
+        (tmp_path / "manifest.json").write_text("{}")
+        (tmp_path / "scores.json").write_text("{}")
+    for existing in ("resume", "restart"):
+        with pytest.raises(ValueError, match="holds images that no evaluation made"):
+            run(tmp_path, existing=existing)
+    assert (tmp_path / "images/mine.png").read_bytes() == b"a year of work"
+
+
 def test_scores_of_an_older_unimm_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text('{"finished": true, "tasks": {}}')
     with pytest.raises(ValueError, match="holds scores of an unknown model, as an older unimm wrote them"):

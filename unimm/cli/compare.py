@@ -19,7 +19,7 @@ from unimm.eval.report.ablation import (
     plot,
 )
 from unimm.eval.report.paired import SHARE, Answered, compare_variants, find_answers, find_units, is_evaluated, open_evaluations
-from unimm.eval.report.published import benchmarks, find_published
+from unimm.eval.report.published import Benchmark, benchmarks, find_published
 from unimm.eval.report.significance import Difference
 from unimm.runtime.atomic_files import write_json
 
@@ -30,6 +30,9 @@ HERE = Path("runs/compare")
 """Where the files go that belong to no one folder of runs."""
 
 CERTAIN = 0.05
+
+SCORED_HERE = {"pope": "here, accuracy"}
+"""What stands as the source of a score of ours, where it is another number than the published ones."""
 
 
 Units = dict[str, tuple[str, bool]]
@@ -187,7 +190,7 @@ def _plain(variants: Variants, baseline: str, differences: Differences) -> dict[
 def _show_published(tasks: list[str], columns: list[str], variants: Variants, units: Units) -> None:
     """What others have published of the benchmarks that are named, or that there are scores of; of all without any."""
     known = benchmarks()
-    own = {name: column for column in columns if (name := column.split()[-1]) in known}
+    own = {name: column for column in columns if (name := column.split()[-1].partition("/")[0]) in known}
     if columns and not own:
         status.print(f"Nothing published is kept of these scores; there is of {', '.join(known)} (--task).")
         return
@@ -200,11 +203,10 @@ def _show_published(tasks: list[str], columns: list[str], variants: Variants, un
         table = Table("model", "score", "source", *(part.replace("_", "\n") for part in parts), box=None, padding=(0, 1, 0, 0))
         table.columns[0].no_wrap = True
         for variant, scores in variants.items():
-            if own.get(name) in scores:
-                score, (unit, _) = scores[own[name]].mean, units.get(name, (SHARE, True))
-                table.add_row(
-                    variant, f"{benchmark.of_share(score) if unit == SHARE else score:.4g}", "here", *("" for _ in parts)
-                )
+            words = {column.split()[-1]: _in_unit(score.mean, column, benchmark, units) for column, score in scores.items()}
+            shown = [next((said for column, said in words.items() if _is_part(column, name, part)), "") for part in parts]
+            if name in words or any(shown):
+                table.add_row(variant, words.get(name, "-"), SCORED_HERE.get(name, "here"), *shown)
         for figure in (one for one in figures if one.benchmark == name):
             shown = (_number(figure.parts.get(part)) for part in parts)
             source = f"\\[{cited.index((figure.source, figure.settings)) + 1}]"
@@ -214,6 +216,17 @@ def _show_published(tasks: list[str], columns: list[str], variants: Variants, un
     for number, (source, settings) in enumerate(cited, 1):
         about = f"; {settings}" if settings else ""
         console.print(f"[{number}] {source.title}: {source.where} ({source.kind}, {source.evidence}){about}", markup=False)
+
+
+def _in_unit(score: float, column: str, benchmark: Benchmark, units: Units) -> str:
+    unit, _ = units.get(column.split()[-1], (SHARE, True))
+    return f"{benchmark.of_share(score) if unit == SHARE else score:.4g}"
+
+
+def _is_part(column: str, benchmark: str, part: str) -> bool:
+    """Whether a score is that of a part of a benchmark: "t2i-compbench/color_(BLIP-VQA)" is that of color."""
+    name, _, label = column.partition("/")
+    return name == benchmark and label.partition("_(")[0] == part
 
 
 def _number(value: float | None) -> str:

@@ -127,7 +127,7 @@ def _run(making: "Export", shard: "Shard") -> None:
     if left:
         typer.echo(f"{left:,} files of other processes are missing: run them, or this command without --shard.")
         return
-    scorer = making.benchmark.scorer.format(out=making.out.absolute(), model=making.settings.name)
+    scorer = making.benchmark.scorer_line(making.out, making.manifest)
     typer.echo(f"Score them ({making.benchmark.source}): {scorer}")
 
 

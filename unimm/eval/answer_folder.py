@@ -68,6 +68,7 @@ class AnswerFolder:
         self.folder, self.settings, self.shard = folder, settings, shard
         self.tasks = {task.name: task for task in tasks}
         described = {name: describe_task(task) for name, task in self.tasks.items()}
+        self._check_is_ours()
         record = read_json(folder / RECORD)
         problem = self._problem(record, described)
         if existing == "restart" or (existing == "replace" and problem):
@@ -197,6 +198,14 @@ class AnswerFolder:
         tasks = first | {name: self.scores[name] for name in self.tasks if name in self.scores}
         content = {"finished": finished, "settings": self.settings, "tasks": tasks}
         _replace(self.folder / SCORES, lambda path: write_json(path, content))
+
+    def _check_is_ours(self) -> None:
+        """ValueError: images lie there that no evaluation made, or the drawings of an export."""
+        own = [self.folder / name for name in (RECORD, ANSWERS, SCORES)]
+        is_ours = any(path.is_file() for path in own) or bool(self._parts("answers", "jsonl"))
+        is_export = (self.folder / "manifest.json").is_file()
+        if is_export or (not is_ours and (self.folder / IMAGES).is_dir() and any((self.folder / IMAGES).iterdir())):
+            raise ValueError(f"{self.folder} holds images that no evaluation made: name another folder (--out).")
 
     def _problem(self, record: dict[str, Any] | None, described: dict[str, Any]) -> str:
         """What speaks against going on in the folder; nothing where one may."""

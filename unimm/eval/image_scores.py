@@ -145,6 +145,10 @@ def score_images(
     Raises:
         ValueError: an image has no caption.
     """
+    keys = images.keys() if captions is not None else []
+    if captions is not None and (without := [key for key in keys if key not in captions]):
+        others = f", and {len(without) - 1:,} others have none" if len(without) > 1 else ""
+        raise ValueError(f"{images.folder} / {without[0]} has no caption{others}.")
     found = ImageScores(_protocol(images, device))
     if reference is not None and features is not None:
         distance = FrechetDistance(features, device)
@@ -156,9 +160,6 @@ def score_images(
         found.protocol |= _fid_protocol(features) | {"reference": str(reference.folder.name), "num_reference": reference.count}
         _note_few(found, min(images.count, reference.count))
     if captions is not None and clip is not None:
-        keys = images.keys()
-        if without := [key for key in keys if key not in captions]:
-            raise ValueError(f"{images.folder} / {without[0]} has no caption, and {len(without) - 1:,} others have none.")
         found.scores.append(_clip_score(images, [captions[key] for key in keys], clip, device, batch, progress))
     return found
 

@@ -120,8 +120,9 @@ class Score:
             raise ValueError("A score needs at least 1 item.")
         value, interval = statistic(examples), None
         if num_resamples and len(examples) > 1:
-            chosen = np.random.default_rng(len(examples)).integers(len(examples), size=(num_resamples, len(examples)))
-            found = [statistic([examples[place] for place in places]) for places in chosen.tolist()]
+            rng, num = np.random.default_rng(len(examples)), len(examples)
+            resamples = (rng.integers(num, size=num).tolist() for _ in range(num_resamples))
+            found = [statistic([examples[place] for place in places]) for places in resamples]
             finite = [one for one in found if math.isfinite(one)]
             if finite:
                 low, high = np.quantile(finite, [0.025, 0.975]).tolist()

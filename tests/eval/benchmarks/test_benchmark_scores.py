@@ -98,7 +98,7 @@ def test_t2i_compbench_knows_categories_by_folders_and_labels(tmp_path: Path) ->
     assert [row.label for row in table.rows] == ["color (BLIP-VQA)", "shape"]
     assert rows(table)["shape"].value == pytest.approx(0.45) and table.missing == 6 * 3000 + 2980
     known = json.loads((tmp_path / "out/scores.json").read_text())
-    assert {*known["tasks"]} == {"t2i-compbench color (BLIP-VQA)", "t2i-compbench shape"} and not known["finished"]
+    assert {*known["tasks"]} == {"t2i-compbench/color_(BLIP-VQA)", "t2i-compbench/shape"} and not known["finished"]
     with pytest.raises(ValueError, match="say which category it is of"):
         table_of("t2i-compbench", tmp_path / "vqa_result.json", out=tmp_path / "out")
 

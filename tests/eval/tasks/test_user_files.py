@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unimm.eval import evaluate, load_task
+from unimm.eval.fingerprints import describe_task
 from unimm.eval.suites import choose_tasks
 from unimm.eval.tasks.caption_files import CaptionFiles
 from unimm.eval.tasks.perplexity import Perplexity
@@ -187,6 +188,32 @@ def test_bits_per_byte_are_those_of_a_forward_pass(tiny_engine: Engine, tmp_path
     assert short.measures["num_tokens"] == result.measures["num_tokens"] and short.measures["num_bytes"] == num_bytes
     with pytest.raises(ValueError, match="There is no file at"):
         Perplexity(str(tmp_path / "none.txt"))
+
+
+def test_another_file_of_answers_or_folder_or_text_is_another_task(files: SimpleNamespace, tmp_path: Path) -> None:
+    """What lies in files counts, not what they are called."""
+
+    def vqa(color: str) -> dict:
+        answers = [{"question_id": 10 + n, "answer": color} for n in (7, 8, 9)]
+        return describe_task(VqaFiles(files.questions, files.annotations, answers=files.write("answers.json", answers)))
+
+    def text(content: str) -> dict:
+        (tmp_path / "text.txt").write_text(content)
+        return describe_task(Perplexity(str(tmp_path / "text.txt")))
+
+    blurred = tmp_path / "blurred"
+    blurred.mkdir()
+    for name in files.names:
+        (blurred / name).parent.mkdir(parents=True, exist_ok=True)
+        (blurred / name).write_bytes((files.folder / name).read_bytes())
+    assert vqa("red") != vqa("blue") and text("One.") != text("Two.")
+    assert describe_task(PopeFiles(files.pope)) != describe_task(PopeFiles(files.pope, images=str(blurred)))
+
+
+def test_too_few_annotators_are_told_of(files: SimpleNamespace) -> None:
+    one = [{"question_id": 10 + n, "answer_type": "other", "answers": [{"answer": "red", "answer_id": 0}]} for n in (7, 8, 9)]
+    with pytest.raises(ValueError, match="has 1 annotators' answers: VQA accuracy"):
+        VqaFiles(files.questions, files.write("few.json", {"annotations": one}))
 
 
 def test_they_are_named_in_the_shell(files: SimpleNamespace) -> None:

@@ -73,7 +73,8 @@ class Benchmark(ABC):
     name: of the command. title: for people. source: where prompts and scorer are from, with the commit that was read.
     num_prompts: of the whole benchmark. num_chosen: of those that its file has, where it is a part; None: all.
     num_images: of each prompt, in one file where `is_grid`.
-    results: patterns of the files that the scorer writes. scorer: how it is called; {out} stands for the export's folder.
+    results: patterns of the files that the scorer writes. scorer: how it is called, with {out}, {model}, {size} and
+    {num_images} of the export (`scorer_line`).
     """
 
     name: ClassVar[str]
@@ -105,6 +106,13 @@ class Benchmark(ABC):
         Raises:
             ValueError: a file has another form, or an item twice.
         """
+
+    def scorer_line(self, out: Path, manifest: dict[str, Any] | None = None) -> str:
+        """How the scorer is called for the export in a folder. manifest: its own; None: there is none."""
+        known = manifest or {}
+        settings = {"name": "NAME", "num_images": self.num_images} | known.get("settings", {})
+        size, model, num = known.get("image_size", "SIZE"), settings["name"], settings["num_images"]
+        return self.scorer.format(out=out.absolute(), model=model, size=size, num_images=num)
 
     def beside(self, prompt: Prompt) -> dict[str, str]:
         """Further files of a prompt, and what is in them."""

@@ -36,8 +36,8 @@ class DPG(Benchmark):
     is_grid = True
     results = ("*results*.txt",)
     scorer = (
-        "accelerate launch dpg_bench/compute_dpg_bench.py --image-root-path {out}/images --resolution SIZE --pic-num 4 "
-        "--res-path {out}/results.txt"
+        "accelerate launch dpg_bench/compute_dpg_bench.py --image-root-path {out}/images --resolution {size} "
+        "--pic-num {num_images} --res-path {out}/results.txt"
     )
 
     def read(self, path: Path) -> list[Prompt]:

@@ -247,6 +247,8 @@ class Export:
         images = iter(image for (image,) in drawn)
         for unit in batch:
             mine = [next(images) for _ in unit.samples]
+            if is_whole(self.out / unit.file):  # and perhaps the last one: another process may have taken the workspace away
+                continue
             self._save(mine[0] if len(mine) == 1 and not self.benchmark.is_grid else make_grid(mine), unit.file)
         for folder in {(self.out / unit.file).parent for unit in batch}:
             flush(folder)

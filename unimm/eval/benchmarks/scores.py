@@ -54,7 +54,7 @@ def find_results(benchmark: Benchmark, files: list[str]) -> list[tuple[str, Path
             if not inside:
                 raise ValueError(
                     f"{path} holds no results of {benchmark.title} ({', '.join(benchmark.results) or 'no files'}): "
-                    f"{benchmark.scorer.format(out=path.absolute(), model='NAME')}."
+                    f"{benchmark.scorer_line(path, read_json(path / MANIFEST))}."
                 )
             found += [(label, one) for one in inside]
         elif path.is_file():
@@ -82,7 +82,7 @@ def _as_json(
 ) -> dict[str, Any]:
     name = benchmark.name + table.edition
     if table.total is None:
-        tasks = {f"{name} {row.label}": _task(row, [], table.unit) for row in table.rows}
+        tasks = {f"{name}/{row.label.replace(' ', '_')}": _task(row, [], table.unit) for row in table.rows}
     else:
         tasks = {name: _task(table.total, table.rows, table.unit)}
     return {

@@ -33,6 +33,9 @@ DEFAULT_DEVICE = "cuda:0"
 DEFAULT_MAX_GEN_TOKS = 256
 """Tokens that are written where a task says nothing, as the harness has it; at most half of what the model has room for."""
 
+LENGTHS = {"max_new_tokens", "max_gen_toks", "max_tokens"}
+"""What a task may call them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +92,10 @@ class UnimmLM(LM):
         """The text behind every context, up to one of the strings that end it."""
         contexts = [request.args[0] for request in requests]
         usual = {"max_gen_toks": min(DEFAULT_MAX_GEN_TOKS, self.max_length // 2)}
-        settings = [Generation.read({**usual, **request.args[1]}) for request in requests]
+        settings = [
+            Generation.read(given if given.keys() & LENGTHS else {**usual, **given})
+            for given in (one.args[1] for one in requests)
+        ]
         if self.chat:
             conversations = [[{"role": "user", "content": context}] for context in contexts]
             texts = answer_all(self.engine, conversations, settings, self.batch_size)

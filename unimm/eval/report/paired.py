@@ -63,6 +63,15 @@ def _value_of(line: dict[str, Any]) -> float:
     return float(line["correct"]) if value is None else float(value)
 
 
+def _make_score(items: Items, task: dict[str, Any] | None) -> bool:
+    """Whether a score is the mean of what its items got (or of means by category), so that differences of these say what is
+    chance: CIDEr-D, or bits of all documents over all their bytes, is not."""
+    if task is None or task.get("score") is None or not items:
+        return False
+    mean = sum(items.values()) / len(items)
+    return task.get("unit", SHARE) == SHARE or abs(mean - task["score"]) <= 1e-3 * max(1.0, abs(task["score"]))
+
+
 def find_units(runs: list[Path]) -> dict[str, tuple[str, bool]]:
     """The unit of each score and whether more of it is better, as evaluations say that are named or lie in a folder of runs; a
     score of which nothing is said is a share."""
@@ -78,7 +87,10 @@ def find_answers(folder: Path) -> Answered:
     for path in sorted(path for pattern in (f"*/{SCORES}", f"*/*/{SCORES}") for path in folder.glob(pattern)):
         if path.with_name(ANSWERS).is_file() and read_scores(path)[0]:
             variant, column = evaluation_name(str(path.parent.relative_to(folder)))
+            tasks = read_scores(path)[1]
             for task, items in read_items(path.with_name(ANSWERS)).items():
+                if not _make_score(items, tasks.get(task)):
+                    continue
                 answered.setdefault(variant, {}).setdefault(f"{column} {task}".strip(), []).append(items)
     return answered
 
@@ -104,7 +116,7 @@ def open_evaluations(paths: Iterable[Path]) -> tuple[Variants, Answered, list[st
             scores = finite_scores(tasks)
             notes += [] if is_finished else [f"{name} is not finished: the scores are of what it has so far."]
             answers = read_items(folder / ANSWERS) if (folder / ANSWERS).is_file() else {}
-            answered[name] = {task: [items] for task, items in answers.items() if task in scores}
+            answered[name] = {task: [items] for task, items in answers.items() if _make_score(items, tasks.get(task))}
         variants[name] = {task: MeanOverSeeds(score, 0.0, 1) for task, score in scores.items()}
     return variants, answered, notes
 

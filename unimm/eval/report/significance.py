@@ -13,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 NUM_RESAMPLES = 10_000
+DRAWN_AT_ONCE = 2_000_000
+"""Numbers in memory: there may be as many values as items."""
+
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 
 
@@ -66,8 +69,10 @@ def holm(p_values: Iterable[float]) -> list[float]:
 def _resampled_means(differences: np.ndarray) -> np.ndarray:
     """The mean of as many items drawn again with repetition, many times: by how often each value is drawn."""
     values, counts = np.unique(differences, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(differences.size, counts / differences.size, size=NUM_RESAMPLES)
-    return drawn @ values / differences.size
+    rng, num, shares = np.random.default_rng(0), differences.size, counts / differences.size
+    step = max(1, DRAWN_AT_ONCE // values.size)
+    sizes = (min(step, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, step))
+    return np.concatenate([rng.multinomial(num, shares, size=size) @ values / num for size in sizes])
 
 
 def _sign_changes(means: np.ndarray) -> float:

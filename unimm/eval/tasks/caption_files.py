@@ -44,10 +44,11 @@ class CaptionFiles(ItemTask):
         self._items: list[CocoImage] = take(read, num_items, "images with captions")
         self.num_items = len(self._items)
         self.items = digest(part for one in self._items for part in (one.image_id, one.name, *one.captions))
-        self.answers = answers
         ids = [one.image_id for one in self._items]
         self._answers = None if answers is None else read_answers(answers, "image_id", "caption", ids)
+        self.answers = None if self._answers is None else digest(part for one in self._answers.items() for part in one)
         root = Path(annotations).parent if images is None else Path(images)
+        self.images = str(root)
         self._images = {} if answers is not None else find_images(root, [one.name for one in self._items])
         self._references = {one.image_id: list(one.captions) for one in self._items}
 

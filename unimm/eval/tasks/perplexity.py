@@ -7,6 +7,7 @@ stands beside it. A document begins with the model's begin-of-sentence and is re
 scored once, as lm-evaluation-harness does. Take text that the model was not trained on.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 
@@ -59,7 +60,8 @@ class Perplexity(ItemTask):
         there = len(self._texts)
         files = self._texts.files if isinstance(self._texts, PlainTextFiles) else []
         self._has_files = len(files) > 1
-        self.items = digest(f"{file.name} {file.stat().st_size}" for file in files)
+        self.documents, self.field = documents, field
+        self.items = digest(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
         self.num_items = there if num_items is None else whole_number("num_items", num_items, 1)
         if self.num_items > there:
             raise ValueError(f"num_items is at most the {there:,} documents that there are, not {self.num_items:,}.")

@@ -29,6 +29,9 @@ JANUS = "janus"
 MAX_NEW_TOKENS = 16
 """Of an answer: a word or a phrase."""
 
+ENOUGH_ANSWERS = 4
+"""Of annotators: an answer is wholly right where three others gave it."""
+
 STRATEGIES = ("random", "popular", "adversarial")
 """How POPE chose what is not there, from easy to hard."""
 
@@ -71,9 +74,10 @@ class FileQuestions(ItemTask):
         self._questions: list[FileQuestion] = take(questions, num_items, "questions")
         self.num_items = len(self._questions)
         self.items = digest(part for one in self._questions for part in (one.key, one.text, one.image, *one.answers))
-        self.answers = answers
         keys = [question.key for question in self._questions]
         self._answers = None if answers is None else read_answers(answers, "question_id", "answer", keys)
+        self.answers = None if self._answers is None else digest(part for one in self._answers.items() for part in one)
+        self.images = str(root)
         self._images: dict[str, ImageLike] = {}
         if answers is None:
             self._images = find_images(root, [question.image for question in self._questions])
@@ -128,6 +132,12 @@ class VqaFiles(FileQuestions):
             FileQuestion(str(one.question_id), one.question, one.image, one.answers, one.answer_type)
             for one in read_vqa(questions, annotations, image_name)
         ]
+        fewest = min((len(one.answers) for one in read), default=ENOUGH_ANSWERS)
+        if fewest < ENOUGH_ANSWERS:
+            raise ValueError(
+                f"A question of {annotations} has {fewest} annotators' answers: VQA accuracy asks 3 of the others to agree, so "
+                f"it needs {ENOUGH_ANSWERS} or more (VQAv2 has 10)."
+            )
         super().__init__(name, read, Path(images) if images else Path(questions).parent, num_items, prompt, answers)
 
     def judge(self, question: FileQuestion, prompt: str, answer: str) -> Example:
