@@ -7,14 +7,16 @@ import pytest
 import torch
 from users_files import make_all
 
+from unimm.checkpoints.adapter_folder import save_adapter
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.cli.compose import build, compose_config
-from unimm.cli.learner import open_learner
+from unimm.cli.learner import _heads_that_fit, open_learner
 from unimm.cli.train import train
 from unimm.inference.engine import load
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.vision.qformer_text import QFormerTextConfig
 from unimm.training.objectives.contrastive import Contrastive
 
 WORDS = [
@@ -89,10 +91,33 @@ def test_towers_travel_from_stage_to_stage(
     learner = open_learner(compose_config("train", [*start, "init_parts=[vision]", "model.vision.image_size=16", *SIZES]))
     taken = learner.bundle.model.pixels.tower.state_dict()
     assert all(torch.equal(taken[name], tower[name]) for name in tower) and "trunk" in learner.fresh
+    assert not learner.bundle.heads and "init_parts takes parts alone" in learner.notes[-1]
     learner = open_learner(compose_config("train", [*start, "stage=finetune"]))
     assert not learner.bundle.heads and learner.notes[0].startswith("The contrastive heads of aligned/model are left out")
+    adapters = [*start, "lora=default", "stage=adapters"]
+    assert set(open_learner(compose_config("train", adapters)).bundle.heads) == {"contrastive"}
+    learner = open_learner(compose_config("train", [*adapters, "lora.targets=[vision.qkv]"]))
+    assert not learner.bundle.heads and "the vision part or the text tokenizer will not be theirs" in learner.notes[0]
+    save_adapter("adapter", learner.bundle.model, learner.bundle.image_tokenizer, "aligned/model")
+    assert ModelBundle.load("aligned/model", adapter="adapter").contrastive is None
     config = compose_config("train", [*align, "init_from=aligned/model", "out=on"])
     learner, objective = open_learner(config), Contrastive(bundle.model, build(config.objective.heads))
     objective.load_heads(learner.bundle.heads)
     own, kept = objective.contrastive.state_dict(), bundle.heads["contrastive"].state_dict()
     assert all(torch.equal(own[name], kept[name]) for name in kept)
+
+
+def test_a_text_side_stays_with_its_q_former(tiny_folder: Path) -> None:
+    side = QFormerTextConfig(vocabulary_size=9, width=8, depth=1).build()
+    start = replace(ModelBundle.load(tiny_folder), heads={"qformer_text": side})
+    for words, fresh, is_kept in (
+        (["stage=qformer", "objective=qformer"], set[str](), True),
+        (["stage=adapters", "lora=default"], set[str](), True),
+        (["stage=pretrain"], set[str](), False),
+        (["stage=adapters", "lora=default", "lora.targets=[projector]"], set[str](), False),
+        (["stage=qformer", "objective=qformer", "text_tokenizer=new"], set[str](), False),
+        (["stage=qformer", "objective=qformer", "fresh_parts=[projector]"], {"projector"}, False),
+    ):
+        notes: list[str] = []
+        config = compose_config("train", [*WORDS, f"init_from={tiny_folder}", *words])
+        assert bool(_heads_that_fit(config, start, fresh, notes)) == is_kept == (not notes), words

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,28 @@ def test_the_unified_model_orders_the_first_again(photos: Path, monkeypatch: pyt
     assert "again" in run("search", "blue", "--index", "index", *again).stdout
 
 
+def test_a_table_needs_no_pictures(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index may lie on another machine than its images; a sheet needs those that it shows. It is opened once."""
+    run("index", "photos", "--out", "index")
+    hits = found("blue", "--index", "index")
+    Path(hits[2]["path"]).unlink()
+    opened: list[Path] = []
+    monkeypatch.setattr(search.Index, "__init__", noting(search.Index.__init__, opened))
+    assert found("blue", "--index", "index") == [*hits[:2], {**hits[2], "path": None}] and len(opened) == 1
+    assert run("search", "blue", "--index", "index", "-k", "2", "--out", "found.png").exit_code == 0
+    assert "is not there any more" in refused("search", "blue", "--index", "index", "--out", "found.png")
+    shutil.rmtree(photos)
+    assert len(found("blue", "--index", "index")) == 3
+
+
+def noting(method: Any, calls: list[Any]) -> Any:
+    def noted(self: Any, *words: Any) -> None:
+        calls.append(words[0])
+        method(self, *words)
+
+    return noted
+
+
 def test_what_does_not_go_together_is_one_sentence(photos: Path) -> None:
     run("index", "photos", "--out", "index")
     red = "photos/[red].png"
@@ -120,6 +143,9 @@ def test_what_does_not_go_together_is_one_sentence(photos: Path) -> None:
     assert "--texts is for an image" in refused("search", "red", "--texts", "t.txt", "--index", "index")
     assert "--model MODEL" in refused("search", "--image", red, "--texts", __file__)
     assert "reads a text" in refused("search", "--image", red, "--index", "index", "--rerank", "demo")
+    assert "ranked again by one of" in refused(
+        "search", "red", "--index", "nowhere", "--rerank", "demo", "--rerank-by", "beauty"
+    )
     assert "neither a picture" in refused("search", "red", "--index", "index", "--out", "a.txt")
     assert "text is empty" in refused("search", " ", "--index", "index")
     Path("empty").mkdir()

@@ -14,8 +14,11 @@ from unimm.data.pairs import ImageText
 from unimm.models.contrastive import ContrastiveConfig
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
+from unimm.models.vision.projectors import ProjectorConfig
+from unimm.models.vision.qformer_text import QFormerTextConfig
 from unimm.training.objectives.contrastive import Contrastive
 from unimm.training.objectives.likelihood import Objective
+from unimm.training.objectives.qformer_alignment import QFormerAlignment
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.sharding import Sharding, whole
 from unimm.training.trainable_parts import Stage
@@ -27,7 +30,11 @@ from toys import EVERYTHING, Squares, make_config, make_model, make_template  # 
 HEADS = ContrastiveConfig(dim=16, text_width=32, text_layers=2, text_heads=2, text_positions=40)
 SIGMOID = replace(HEADS, causal=False, text_pool="attention", logit_scale=10.0, logit_bias=-2.0)
 ALIGN = Stage("contrastive", {"vision": 1.0, "text_tower": 1.0, "contrastive_head": 1.0})
-CASES = {"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp"}
+QFORMER = ProjectorConfig("qformer", depth=2, num_queries=4, width=32, num_heads=4)
+QFORMER_TEXT = QFormerTextConfig(dim=16, text_positions=40)
+READ = Stage("qformer", {"projector": 1.0, "qformer_text": 1.0})
+STAGES = {"pairwise": EVERYTHING, "softmax": ALIGN, "sigmoid": ALIGN, "qformer": READ}
+CASES = {"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"}
 """Objectives, and how two processes hold them."""
 
 
@@ -71,6 +78,8 @@ def make_objective(name: str) -> Objective:
     model = make_model()
     if name == "pairwise":
         return Pairwise(model)
+    if name == "qformer":
+        return QFormerAlignment(UnifiedModel(replace(model.config, projector=QFORMER)), QFORMER_TEXT)
     return Contrastive(model, HEADS if name == "softmax" else SIGMOID, name)
 
 
@@ -81,14 +90,16 @@ def make_mixture_of(name: str) -> Mixture:
 
 
 def make_joint_trainer(folder: Path, name: str, num_micro_batches: int = 1, device: str | None = "cpu", **changes) -> Trainer:
-    """Without clipping: its gradients are what is compared."""
+    """Without clipping: its gradients are what is compared. Without a Q-Former's match, whose wrong pairs are drawn from a
+    micro-batch, by chance."""
     config = make_config(
         4,
-        stage=EVERYTHING if name == "pairwise" else ALIGN,
+        stage=STAGES[name],
         optimizer=OptimizerConfig(max_grad_norm=None),
         num_positions=64,
         num_rows=8,
         num_micro_batches=num_micro_batches,
+        weights={"match": 0.0},
         sharding=Sharding(CASES[name]),
     )
     return Trainer(make_objective(name), make_mixture_of(name), replace(config, **changes), folder, device)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_image_tokenizer, tiny_text_tokenizer
 from joint_toys import (
-    ALIGN,
     CASES,
     HEADS,
     SIGMOID,
+    STAGES,
     Pairwise,
     first_gradients,
     make_joint_trainer,
@@ -21,7 +21,7 @@ from joint_toys import (
 )
 from torch import Tensor
 from toy_trainings import assert_equal
-from toys import EVERYTHING, Squares, make_mixture, make_model, make_steps, make_template
+from toys import Squares, make_mixture, make_model, make_steps, make_template
 
 from unimm.batch import collate
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
@@ -31,7 +31,8 @@ from unimm.models.contrastive import ContrastiveConfig, ContrastiveHeads, pad_te
 from unimm.sequence import Sample, Segment, Sequence
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives.contrastive import Contrastive, content_keys
+from unimm.training.objectives.contrastive import Contrastive, content_keys, load_head
+from unimm.training.objectives.qformer_alignment import QFormerAlignment
 from unimm.training.optimizers import Budget, OptimizerConfig
 from unimm.training.trainable_parts import freeze, hold_frozen
 
@@ -45,9 +46,11 @@ def samples_of_step(name: str) -> list[Sample]:
 def plain_gradients(name: str) -> dict[str, Tensor]:
     """A sample at a time, without packing, and the loss written out."""
     objective, samples = make_objective(name), samples_of_step(name)
-    freeze(objective.parts(), EVERYTHING if name == "pairwise" else ALIGN)
+    freeze(objective.parts(), STAGES[name])
     if isinstance(objective, Pairwise):
         loss = torch.stack([plain_pair(objective, sample) for sample in samples]).mean()
+    elif isinstance(objective, QFormerAlignment):
+        loss = plain_qformer(objective, samples)
     else:
         assert isinstance(objective, Contrastive)
         loss = plain_contrast(objective, samples)
@@ -66,17 +69,40 @@ def plain_pair(objective: Pairwise, sample: Sample) -> Tensor:
 
 def plain_contrast(objective: Contrastive, samples: list[Sample]) -> Tensor:
     heads = objective.contrastive.with_tower(objective.model.pixels.tower)
-    looked = [torch.from_numpy(sample.sequences[0].segments[0].image.open())[None] for sample in samples]  # pyright: ignore
-    told = [list(sample.sequences[1].segments[0].content_ids) for sample in samples]
+    looked, told = plain_pairs(samples)
     images = torch.cat([heads.embed_images(one) for one in looked])
     texts = torch.cat([heads.embed_texts(*pad_texts([ids])) for ids in told])
     scores = heads.logit_scale.exp() * images @ texts.T + (0 if heads.logit_bias is None else heads.logit_bias)
+    return plain_partners(scores, looked, told, objective.loss)
+
+
+def plain_qformer(objective: QFormerAlignment, samples: list[Sample]) -> Tensor:
+    side, qformer = objective.text_side, objective.model.pixels.projector
+    looked, told = plain_pairs(samples)
+    written = [
+        side.write(qformer, objective.model.pixels.tower(one), *pad_texts([ids])) for one, ids in zip(looked, told, strict=True)
+    ]
+    images = torch.cat([side.project_queries(queries) for queries, _ in written])
+    texts = torch.cat([side.read_text(qformer, *pad_texts([ids])) for ids in told])
+    scores = side.temperature.logit_scale.exp() * torch.stack([(images @ text).amax(1) for text in texts], dim=1)
+    logits, targets = torch.cat([one[0, :-1] for _, one in written]), torch.tensor([i for ids in told for i in ids[1:]])
+    return plain_partners(scores, looked, told, "softmax") + F.cross_entropy(logits, targets)
+
+
+def plain_pairs(samples: list[Sample]) -> tuple[list[Tensor], list[list[int]]]:
+    """Each image's pixels, (1, 3, H, W), and the ids of its text."""
+    looked = [torch.from_numpy(sample.sequences[0].segments[0].image.open())[None] for sample in samples]  # pyright: ignore
+    return looked, [list(sample.sequences[1].segments[0].content_ids) for sample in samples]
+
+
+def plain_partners(scores: Tensor, looked: list[Tensor], told: list[list[int]], kind: str) -> Tensor:
+    """The mean loss over pairs, of the scores of all images with all texts."""
     losses = []
-    for i in range(len(samples)):
-        same = [torch.equal(looked[i], looked[j]) or told[i] == told[j] for j in range(len(samples))]
-        others = [j for j in range(len(samples)) if j == i or not same[j]]
+    for i in range(len(told)):
+        same = [torch.equal(looked[i], looked[j]) or told[i] == told[j] for j in range(len(told))]
+        others = [j for j in range(len(told)) if j == i or not same[j]]
         place = torch.tensor(others.index(i))
-        if objective.loss == "softmax":
+        if kind == "softmax":
             losses.append((F.cross_entropy(scores[i, others], place) + F.cross_entropy(scores[others, i], place)) / 2)
         else:
             signs = torch.where(torch.arange(len(others)) == place, 1.0, -1.0)
@@ -164,8 +190,22 @@ def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path:
     fresh = Contrastive(make_model(), HEADS)
     fresh.load_heads({"contrastive": there})
     torch.testing.assert_close(fresh.contrastive.embed_texts(*texts), expected[1], rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match=r"differ in size: .* here: give objective\.heads the same sizes"):
-        Contrastive(make_model(), replace(HEADS, dim=8)).load_heads({"contrastive": there})
+    Contrastive(make_model(), replace(HEADS, logit_scale=50.0)).load_heads({"contrastive": there})
+    for other, told in (
+        (
+            {"causal": False},
+            r"causal is True there and False here: add objective\.heads\.causal=true, or take over other parts",
+        ),
+        (
+            {"dim": 8, "text_heads": 4},
+            r"text_heads is 2 there and 4 here: add objective.heads.dim=16 objective.heads.text_heads=2",
+        ),
+        ({"logit_bias": -2.0}, r"logit_bias is None there and -2.0 here: add objective\.heads\.logit_bias=null"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Contrastive(make_model(), replace(HEADS, **other)).load_heads({"contrastive": there})
+    with pytest.raises(ValueError, match="vocabulary_size is the unified model's own: start from that model as a whole"):
+        load_head(there, ContrastiveHeads(replace(there.config, vocabulary_size=9)), "contrastive heads")
 
 
 def test_padding_changes_no_text() -> None:

@@ -55,9 +55,8 @@ def test_gradients_are_those_of_a_plain_loop(two: Path, name: str) -> None:
 
 
 def test_heads_are_put_together_from_shards(two: Path) -> None:
-    for name in ("softmax", "sigmoid"):
-        (head,) = make_objective(name).heads().values()
-        expected = {f"contrastive.{key}": tensor for key, tensor in head.state_dict().items()}
+    for name in ("softmax", "sigmoid", "qformer"):
+        expected = {f"{own}.{k}": v for own, head in make_objective(name).heads().items() for k, v in head.state_dict().items()}
         assert_equal(load_file(two / name / "heads.safetensors"), expected)
 
 

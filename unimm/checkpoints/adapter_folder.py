@@ -141,10 +141,13 @@ def _sample(weight: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def merge_adapter(model: UnifiedModel, adapter: str | Path) -> None:
+def merge_adapter(model: UnifiedModel, adapter: str | Path) -> set[str]:
     """Add an adapter to the weights of the base it was made for, in place, in their dtype.
 
     adapter: a folder or hub id, written by `unimm train lora=...` or by peft around `transformers`' Janus.
+
+    Returns:
+        The names of the parts that it changes.
 
     Raises:
         ValueError: there is none, it is pickled, damaged, not plain LoRA, or made for another base; then nothing has changed.
@@ -169,6 +172,8 @@ def merge_adapter(model: UnifiedModel, adapter: str | Path) -> None:
         else:
             place.copy_(files.read(f"{PREFIX}{name}"))
         parameter.data = weight
+    changed = {id(parameters[homes[name].name]) for name in (*pairs, *whole)}
+    return {name for name, part in model.parts().items() if any(id(one) in changed for one in part.parameters())}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from unimm.checkpoints.further_modules import (
     FurtherModules,
     image_tokenizer_config,
     read_further_modules,
+    without_heads_of,
     write_further_modules,
 )
 from unimm.checkpoints.weight_files import CONFIG, WeightFiles, empty_parameters, find_folder, open_weights, read_config
@@ -147,12 +148,14 @@ def load_model(
     if config.trunk_config().tie_word_embeddings:
         model.text.head.weight = model.text.embedding.weight  # parameters on "meta" are separate ones
     _assign(model, image_tokenizer, files, None if adapter else dtype, names)
+    changed = set[str]()
     if adapter is not None:
-        merge_adapter(model, adapter)
+        changed = merge_adapter(model, adapter)
         change_dtype(model, [image_tokenizer], dtype)
     model.to(device).eval()
     image_tokenizer.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     further = read_further_modules(folder, own, torch.device(device), dtype, allow_code)
+    further = without_heads_of(further, changed, adapter or "")
     for key in ("quantizer", "image_tokenizers", "heads"):
         own.pop(key, None)
     return LoadedModel(model, image_tokenizer.freeze(), raw, own, folder, further)

@@ -4,8 +4,9 @@ Their weights lie in a file of their own and their configs under the key `unimm`
 still a Janus to `transformers`, which reads neither. Names of weights: `image_tokenizers.NAME.*` and `heads.NAME.*`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from torch import Tensor, nn
 
 from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.weight_files import SafetensorFiles
+from unimm.models.contrastive import NAME as CONTRASTIVE
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
+from unimm.models.vision.qformer_text import NAME as QFORMER_TEXT
 from unimm.runtime.plugins import TARGET
 
 WEIGHTS = "further_modules.safetensors"
+
+READS = {CONTRASTIVE: "vision", QFORMER_TEXT: "projector"}
+"""The part of the unified model that each head reads: once it has been trained without the head, they fit no longer."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,17 @@ def read_further_modules(
     for tokenizer in tokenizers.values():
         tokenizer.freeze()
     return further
+
+
+def without_heads_of(further: FurtherModules, changed: Collection[str], adapter: str | Path) -> FurtherModules:
+    """The further modules without the heads that read a part that an adapter has changed, which a warning says.
+
+    changed: names of parts.
+    """
+    lost = [name for name in further.heads if READS.get(name) in changed]
+    for name in lost:
+        logger.warning(f"The heads '{name}' are left out: {adapter} changes the {READS[name]} that they were trained with.")
+    return replace(further, heads={name: head for name, head in further.heads.items() if name not in lost})
 
 
 def image_tokenizer_config(values: Mapping[str, Any], where: str, allow_code: bool = False) -> ImageTokenizerConfig:

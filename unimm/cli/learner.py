@@ -17,6 +17,7 @@ from torch import nn
 
 from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
+from unimm.checkpoints.further_modules import READS
 from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
 from unimm.checkpoints.init_from import change_vocabulary, take_parts
 from unimm.cli.builders import (
@@ -42,8 +43,12 @@ from unimm.models.contrastive import NAME as CONTRASTIVE
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import attach
 from unimm.models.unified import UnifiedConfig, UnifiedModel
+from unimm.models.vision.qformer_text import NAME as QFORMER_TEXT
 from unimm.runtime.lazy_exports import public_name
 from unimm.runtime.number_checks import check_number, check_whole
+
+TRAINED_BY = {CONTRASTIVE: ".Contrastive", QFORMER_TEXT: ".QFormerAlignment"}
+"""The objectives that train a head together with the part that it reads."""
 
 CODE_PARTS = {"code_embedding", "code_head"}
 PARTS_OF = {
@@ -147,15 +152,26 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
 
 
 def _heads_that_fit(config: DictConfig, start: ModelBundle, fresh: set[str], notes: list[str]) -> dict[str, nn.Module]:
-    """The heads of a model to start from, without the contrastive ones where they will read another vision tower or other ids
-    than they were trained with, which a note says."""
-    is_trained_apart = "vision" in config.stage.lr_scales and not str(config.objective._target_).endswith(".Contrastive")
-    if CONTRASTIVE not in start.heads or not ("vision" in fresh or is_trained_apart or config.text_tokenizer is not None):
-        return dict(start.heads)
-    notes.append(
-        f"The contrastive heads of {config.init_from} are left out: the vision tower or the text tokenizer will not be theirs."
-    )
-    return {name: head for name, head in start.heads.items() if name != CONTRASTIVE}
+    """The heads of a model to start from, without those that will read another part or other ids than they were trained with,
+    and without any where parts alone are taken over; a note says so."""
+    if config.init_parts is not None:
+        notes += [f"{_called(name)} of {config.init_from} are left out: init_parts takes parts alone." for name in start.heads]
+        return {}
+    targets = [] if config.lora is None else [str(target).split(".")[0] for target in config.lora.get("targets") or ()]
+    heads = dict(start.heads)
+    for name in heads.keys() & TRAINED_BY.keys():
+        part, is_own = READS[name], str(config.objective._target_).endswith(TRAINED_BY[name])
+        is_trained_apart = not is_own and (part in config.stage.lr_scales or part in targets)
+        if part in fresh or is_trained_apart or config.text_tokenizer is not None:
+            del heads[name]
+            notes.append(
+                f"{_called(name)} of {config.init_from} are left out: the {part} part or the text tokenizer will not be theirs."
+            )
+    return heads
+
+
+def _called(head: str) -> str:
+    return "The contrastive heads" if head == CONTRASTIVE else f"The heads '{head}'"
 
 
 def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefaults:

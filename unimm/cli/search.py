@@ -13,7 +13,7 @@ from unimm.data.records import ImageLike
 from unimm.inference.engine import load
 from unimm.retrieval.index import Hit, Index, rank_texts
 from unimm.retrieval.indexing import BAD_IMAGES, Pass, build_index
-from unimm.retrieval.rerank import FIRST, Reranker
+from unimm.retrieval.rerank import FIRST, Reranker, check_score
 from unimm.retrieval.sheet import check_out, write_hits
 from unimm.retrieval.sources import images_of, open_images
 from unimm.retrieval.towers import load_towers
@@ -93,43 +93,45 @@ def search(
         ValueError: the arguments do not go together, there is no such index or model, or the index is of another model.
     """
     asked.check()
+    check_score(rerank[1])
     if out is not None:
         check_out(out)
     if rerank[0] is not None and asked.query is None and asked.texts is None:
         raise ValueError("--rerank reads a text: search with a QUERY, or with --texts.")
     if out is not None and asked.texts is not None:
         raise ValueError("--out shows images, and --texts finds texts: leave one of them out.")
-    hits, images = _texts(asked, model, place) if asked.texts is not None else _images(asked, model, place)
+    opened, hits = (None, _texts(asked, model, place)) if asked.texts is not None else _images(asked, model, place)
+    # Only what is looked at again or shown: a table needs no images, which may lie on another machine.
+    num_seen = max(FIRST if rerank[0] is not None else 0, asked.k if out is not None else 0)
+    seen = hits[:num_seen]
+    images = {} if opened is None else dict(zip((hit.key for hit in seen), images_of(opened, seen), strict=True))
     scores: dict[str, float] = {}
     if rerank[0] is not None and hits:
         first, later = hits[:FIRST], hits[FIRST:]
         reranker = Reranker(load(rerank[0], *place), rerank[1])
         texts = [asked.query or hit.key for hit in first]
-        pictures: list[ImageLike] = images[: len(first)] if images else [_given(asked)] * len(first)
+        pictures: list[ImageLike] = [_given(asked) if opened is None else images[hit.key] for hit in first]
         found = reranker.scores(pictures, texts).tolist()
         order = sorted(range(len(first)), key=lambda number: -found[number])
         scores = {first[number].key: found[number] for number in order}
         hits = [*(first[number] for number in order), *later]
-        images = [*(images[number] for number in order), *images[len(first) :]] if images else images
-    hits, images = hits[: asked.k], images[: asked.k]
+    hits = hits[: asked.k]
     _show(hits, scores, as_json)
     if out is not None:
-        write_hits(out, asked.query or str(asked.image), hits, images)
+        write_hits(out, asked.query or str(asked.image), hits, [images[hit.key] for hit in hits])
         status.print(str(out))
 
 
-def _images(asked: Asked, model: str | None, place: Place) -> tuple[list[Hit], list[ImageLike]]:
-    """The nearest images of the index, at least as many as are ranked again."""
+def _images(asked: Asked, model: str | None, place: Place) -> tuple[Index, list[Hit]]:
+    """The index, and its nearest images, at least as many as are ranked again."""
     assert asked.index is not None
     opened = Index.open(asked.index)  # before a model is loaded for it
-    embedder = load_towers(model or opened.manifest.model, *place)
-    opened = Index.open(asked.index, embedder)
-    hits = opened.search(asked.query, asked.image, max(asked.k, FIRST))
-    return hits, images_of(opened, hits)
+    opened.ask_with(load_towers(model or opened.manifest.model, *place))
+    return opened, opened.search(asked.query, asked.image, max(asked.k, FIRST))
 
 
-def _texts(asked: Asked, model: str | None, place: Place) -> tuple[list[Hit], list[ImageLike]]:
-    """The nearest texts of the file; no images."""
+def _texts(asked: Asked, model: str | None, place: Place) -> list[Hit]:
+    """The nearest texts of the file."""
     assert asked.texts is not None
     try:
         lines = asked.texts.read_text(encoding="utf-8-sig").splitlines()
@@ -141,7 +143,7 @@ def _texts(asked: Asked, model: str | None, place: Place) -> tuple[list[Hit], li
     if model is None and asked.index is None:
         raise ValueError("Name the model that compares them: --model MODEL, or --index FOLDER for the one that made an index.")
     name = model or Index.open(asked.index or "").manifest.model
-    return rank_texts(load_towers(name, *place), _given(asked), texts, max(asked.k, FIRST)), []
+    return rank_texts(load_towers(name, *place), _given(asked), texts, max(asked.k, FIRST))
 
 
 def _given(asked: Asked) -> Path:

@@ -67,9 +67,9 @@ class Index:
         self.folder, self.manifest = folder, manifest
         self.entries = read_entries(folder, manifest)
         self.vectors = read_vectors(folder, manifest)
-        self._embedder = embedder
+        self._embedder: EmbeddingCalls | None = None
         if embedder is not None:
-            check_model(manifest, embedder.towers.fingerprint, folder)
+            self.ask_with(embedder)
 
     @classmethod
     def open(cls, path: str | Path, embedder: EmbeddingCalls | None = None) -> "Index":
@@ -97,10 +97,14 @@ class Index:
     def embedder(self) -> EmbeddingCalls:
         """What it is asked with. ValueError: the model that the index names cannot be loaded, or has changed."""
         if self._embedder is None:
-            embedder = load_towers(self.manifest.model)
-            check_model(self.manifest, embedder.towers.fingerprint, self.folder)
-            self._embedder = embedder
+            self.ask_with(load_towers(self.manifest.model))
+        assert self._embedder is not None
         return self._embedder
+
+    def ask_with(self, embedder: EmbeddingCalls) -> None:
+        """Ask with this from now on, of `unimm.load_towers` or `unimm.load`. ValueError: it is not what made the index."""
+        check_model(self.manifest, embedder.towers.fingerprint, self.folder)
+        self._embedder = embedder
 
     def search(self, text: str | None = None, image: ImageLike | None = None, k: int = 10) -> list[Hit]:
         """The k images nearest to a text, or to an image, nearest first.

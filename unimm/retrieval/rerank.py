@@ -28,6 +28,12 @@ FIRST = 10
 """So many of what was found are ranked again."""
 
 
+def check_score(by: str) -> None:
+    """Raises ValueError where there is no such score."""
+    if by not in SCORES:
+        raise ValueError(f"Images are ranked again by one of {', '.join(SCORES)}, not by '{by}'.")
+
+
 class Reranker:
     """Scores images beside texts with a unified model.
 
@@ -40,8 +46,7 @@ class Reranker:
     """
 
     def __init__(self, engine: Engine, by: str = "both") -> None:
-        if by not in SCORES:
-            raise ValueError(f"Images are ranked again by one of {', '.join(SCORES)}, not by '{by}'.")
+        check_score(by)
         self.engine, self.by = engine, by
 
     def scores(self, images: list[ImageLike], texts: list[str]) -> np.ndarray:

@@ -47,7 +47,8 @@ def checkpoint_activations(layers: Iterable[nn.Module], mode: str) -> None:
 
 
 def _forward(layer: nn.Module, forward: Any, mode: str, *inputs: Any, **keywords: Any) -> Any:
-    is_empty = bool(inputs) and inputs[0].numel() == 0  # no images: nothing to keep
+    sizes = [one.numel() for one in inputs if isinstance(one, torch.Tensor)]
+    is_empty = bool(sizes) and not any(sizes)  # no images: nothing to keep
     if is_empty or not (layer.training and torch.is_grad_enabled()):
         return forward(*inputs, **keywords)
     context = {} if mode == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.models.contrastive import Temperature
-from unimm.models.vision.resamplers import MLP_RATIO, QFormer, QFormerBlock
+from unimm.models.vision.resamplers import MLP_RATIO, QFormer
 from unimm.models.vision.tower import EPSILON, FeedForward, empty_attention
 from unimm.runtime.number_checks import check_number, check_whole
 
@@ -64,9 +64,8 @@ class QFormerText(nn.Module):
             )
         self.config, width = config, config.width
         self.embedding = nn.Embedding(config.vocabulary_size, width)
-        self.modes = nn.Embedding(
-            2, width
-        )  # whether a text is read or written, on its first token, as BLIP-2's [CLS] and [DEC]
+        # Whether a text is read or written, on its first token, as BLIP-2's [CLS] and [DEC].
+        self.modes = nn.Embedding(2, width)
         self.pos_embed = nn.Parameter(torch.empty(1, config.text_positions, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width, EPSILON) for _ in range(config.depth)])
         self.mlps = nn.ModuleList([FeedForward(width, MLP_RATIO * width) for _ in range(config.depth)])
@@ -82,11 +81,11 @@ class QFormerText(nn.Module):
     def read_text(self, qformer: QFormer, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Texts by themselves -> (N, D) of length 1: the vector of their first token."""
         x_NTW = self._embed(ids_NT, READ)
+        none_N0W = x_NTW[:, :0]
         allowed = mask_NT[:, None, None, :]
         with empty_attention(len(ids_NT)):
-            for block, norm, mlp in self._layers(qformer):
-                x_NTW = x_NTW + block.attn(block.norm1(x_NTW), allowed)
-                x_NTW = x_NTW + mlp(norm(x_NTW))
+            for block, side in self._layers(qformer):
+                _, x_NTW = block(none_N0W, none_N0W, none_N0W, x_NTW, allowed, side)
         return F.normalize(self.text_projection(self.norm(x_NTW)[:, 0]).float(), dim=-1)
 
     def project_queries(self, queries_NQW: Tensor) -> Tensor:
@@ -114,22 +113,15 @@ class QFormerText(nn.Module):
         """Queries (N, Q, W) and tokens (N, T, W) through the blocks, behind their norms."""
         keys_NPC, values_NPC = qformer.context(features_NPC)
         q_NQW, t_NTW = qformer.queries.weight.expand(len(features_NPC), -1, -1), text_NTW
-        num_queries = q_NQW.shape[1]
         with empty_attention(len(features_NPC)):
-            for block, norm, mlp in self._layers(qformer):
-                x_NSW = torch.cat([q_NQW, t_NTW], dim=1)
-                x_NSW = x_NSW + block.attn(block.norm1(x_NSW), allowed)
-                q_NQW, t_NTW = x_NSW[:, :num_queries], x_NSW[:, num_queries:]
-                if block.cross is not None and block.norm_cross is not None:
-                    q_NQW = q_NQW + block.cross(block.norm_cross(q_NQW), keys_NPC, values_NPC)
-                q_NQW = q_NQW + block.mlp(block.norm2(q_NQW))
-                t_NTW = t_NTW + mlp(norm(t_NTW))
+            for block, side in self._layers(qformer):
+                q_NQW, t_NTW = block(q_NQW, keys_NPC, values_NPC, t_NTW, allowed, side)
         return qformer.norm(q_NQW), self.norm(t_NTW)
 
     def _embed(self, ids_NT: Tensor, mode: int) -> Tensor:
         first_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device)[:, None] == 0
         return self.embedding(ids_NT) + self.pos_embed[:, : ids_NT.shape[1]] + first_NT * self.modes.weight[mode]
 
-    def _layers(self, qformer: QFormer) -> list[tuple[QFormerBlock, nn.Module, nn.Module]]:
-        blocks = [block for block in qformer.blocks if isinstance(block, QFormerBlock)]
-        return list(zip(blocks, self.norms, self.mlps, strict=True))
+    def _layers(self, qformer: QFormer) -> list[tuple[nn.Module, tuple[nn.Module, nn.Module]]]:
+        """Each block of the Q-Former with the texts' norm and MLP of its depth."""
+        return list(zip(qformer.blocks, zip(self.norms, self.mlps, strict=True), strict=True))

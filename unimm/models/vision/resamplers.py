@@ -16,6 +16,7 @@ d head width.
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,31 @@ class QFormerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, EPSILON)
         self.mlp = FeedForward(width, MLP_RATIO * width)
 
-    def forward(self, x_NQW: Tensor, keys_NPC: Tensor, values_NPC: Tensor) -> Tensor:
-        x_NQW = x_NQW + self.attn(self.norm1(x_NQW))
+    def forward(
+        self,
+        x_NQW: Tensor,
+        keys_NPC: Tensor,
+        values_NPC: Tensor,
+        text_NTW: Tensor | None = None,
+        allowed: Tensor | None = None,
+        side: tuple[nn.Module, nn.Module] | None = None,
+    ) -> Any:
+        """Queries (N, Q, W) -> (N, Q, W). With a text (N, T, W) that goes along: queries and text, (N, Q, W) and (N, T, W).
+
+        Texts go this way too, so that whatever wraps a block (shards, activation checkpointing) sees all that is computed.
+
+        x_NQW: of no queries, (N, 0, W), for a text alone: then nothing looks at the image. allowed: what attends to what,
+        queries before tokens. side: the text's own norm and MLP.
+        """
+        if text_NTW is None or side is None:
+            return self._look(x_NQW + self.attn(self.norm1(x_NQW)), keys_NPC, values_NPC)
+        x_NSW, num_queries = torch.cat([x_NQW, text_NTW], dim=1), x_NQW.shape[1]
+        x_NSW = x_NSW + self.attn(self.norm1(x_NSW), allowed)
+        x_NQW, text_NTW = x_NSW[:, :num_queries], x_NSW[:, num_queries:]
+        norm, mlp = side
+        return self._look(x_NQW, keys_NPC, values_NPC) if num_queries else x_NQW, text_NTW + mlp(norm(text_NTW))
+
+    def _look(self, x_NQW: Tensor, keys_NPC: Tensor, values_NPC: Tensor) -> Tensor:
         if self.cross is not None and self.norm_cross is not None:
             x_NQW = x_NQW + self.cross(self.norm_cross(x_NQW), keys_NPC, values_NPC)
         return x_NQW + self.mlp(self.norm2(x_NQW))

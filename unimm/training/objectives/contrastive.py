@@ -12,10 +12,11 @@ with one text, or two texts of one image, are no negatives of each other: such p
 Shapes: N pairs of the step, n pairs of a micro-batch, T text positions, D width of the common space.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ from unimm.training.objectives.likelihood import JointObjective
 LOSSES = ("softmax", "sigmoid")
 IMAGE, TEXT = 0, 1
 """Places of a sample: `unimm.data.ImageText`."""
+
+MODELS = ("vocabulary_size", "vision_width", "vision_heads", "width", "depth")
+"""Sizes of heads that are the unified model's."""
 
 _FACTOR = 0x9E3779B1
 """2^32 divided by the golden ratio: spreads neighbouring numbers."""
@@ -133,16 +137,29 @@ class Contrastive(JointObjective):
         self.contrastive.logit_scale.clamp_(max=math.log(self.max_scale))
 
 
-def load_head(own: nn.Module, start: nn.Module, what: str) -> None:
-    """Start from a head that a bundle holds. Raises ValueError where it is of other sizes."""
-    here, there = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (own, start))
-    if here != there:
-        key = min(name for name in here | there if here.get(name) != there.get(name))
-        raise ValueError(
-            f"The {what} of the model to start from differ in size: {key} is {there.get(key, 'missing')} there and "
-            f"{here.get(key, 'missing')} here: give objective.heads the same sizes, or take over other parts alone "
-            f"(init_parts=[vision])."
-        )
+def load_head(own: Any, start: Any, what: str) -> None:
+    """Start from a head that a bundle holds. Shapes alone do not tell: with other heads or another mask the same weights are
+    another network.
+
+    own, start: of one class, with a `config`.
+
+    Raises:
+        ValueError: its config is another one, but for the temperature at first, which is learned.
+    """
+    here, there = asdict(own.config), asdict(start.config)
+    others = [name for name in here if here[name] != there[name] and name not in ("logit_scale", "logit_bias")]
+    if (here.get("logit_bias") is None) != (there.get("logit_bias") is None):
+        others.append("logit_bias")
+    if others:
+        said = ", ".join(f"{name} is {there[name]} there and {here[name]} here" for name in others)
+        said = f"The {what} of the model to start from are not these: {said}"
+        if lasting := [name for name in others if name in MODELS]:
+            raise ValueError(
+                f"{said}; {lasting[0]} is the unified model's own: start from that model as a whole, or take over other parts "
+                f"alone (init_parts=[vision])."
+            )
+        words = " ".join(f"objective.heads.{name}={json.dumps(there[name])}".replace('"', "") for name in others)
+        raise ValueError(f"{said}: add {words}, or take over other parts alone (init_parts=[vision]).")
     own.load_state_dict(start.state_dict())
 
 
