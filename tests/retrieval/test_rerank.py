@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from unimm.batch import collate
+from unimm.data.views import DESCRIBE
 from unimm.inference.engine import Engine
 from unimm.retrieval.rerank import Reranker
 from unimm.sequence import Kind
@@ -33,6 +34,17 @@ def test_both_are_added_up(tiny_engine: Engine, images: list[Any]) -> None:
     described = [Reranker(tiny_engine).described(*pair) for pair in zip(images, TEXTS, strict=True)]
     lengths = np.array([one.num_targets for one in tiny_engine.loglikelihood(described)])
     assert Reranker(tiny_engine).scores(images, TEXTS) == pytest.approx(np.log(alone[0]) + alone[1] * lengths)
+
+
+def test_only_chinese_is_asked_in_chinese(tiny_engine: Engine, images: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    chat = type(tiny_engine.template).chat
+    monkeypatch.setattr(
+        type(tiny_engine.template), "chat", lambda own, turns: asked.append(turns[0].content[1]) or chat(own, turns)
+    )
+    for text in ("a café", "the \u201cred\u201d one", "一个圆形"):
+        Reranker(tiny_engine).described(images[0], text)
+    assert asked == [DESCRIBE["en"][0], DESCRIBE["en"][0], DESCRIBE["zh"][0]]
 
 
 def test_likelihood_is_the_mean_over_the_texts_tokens(tiny_engine: Engine, images: list[Any]) -> None:

@@ -174,8 +174,9 @@ def test_records_of_a_file_are_found_with_their_captions(photos: Path, tmp_path:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     index = make(tmp_path / "data.jsonl", tmp_path / "index").index
     (hit,) = Index.open(tmp_path / "index", Embedder(ColourTowers())).search("green", k=1)
-    assert hit.caption == "all green" and hit.path is None
-    (image,) = images_of(index, [hit])
+    assert hit.caption == "all green" and hit.path == photos / "green0.png"
+    assert all(entry.path == "" for entry in make(photos, tmp_path / "of_a_folder").index.entries)
+    (image,) = images_of(index, [hit._replace(path=None)])
     assert Image.open(str(image)).getpixel((0, 0)) == COLOURS["green"]
 
 

@@ -102,6 +102,8 @@ def test_vectors_are_those_of_transformers(name: str, folders: dict[str, Path], 
     assert isinstance(towers, TwoTowers) and (towers.towers.logit_bias is None) == (name == "clip")
     assert np.abs(towers.embed_images(images) - theirs.image_embeds.numpy()).max() < 1e-5
     assert np.abs(towers.embed_texts(TEXTS) - theirs.text_embeds.numpy()).max() < 1e-5
+    half = unimm.load_towers(folders[name], "cpu", "bfloat16").towers
+    assert (half.logit_scale, half.logit_bias) == (towers.towers.logit_scale, towers.towers.logit_bias)
     logits = theirs.logits_per_image
     expected = logits.softmax(1) if name == "clip" else logits.sigmoid()
     found = [list(one.values()) for one in towers.classify(images, TEXTS, "{}")]
@@ -137,6 +139,8 @@ def test_vectors_are_those_of_open_clip(is_siglip: bool, tmp_path: Path, images:
     assert (towers.towers.logit_bias is None) == (not is_siglip)
     assert np.abs(towers.embed_images(images) - theirs.numpy()).max() < 1e-5
     assert np.abs(towers.embed_texts(TEXTS) - their_texts.numpy()).max() < 1e-5
+    half = load_towers(saved, "cpu", "bfloat16").towers
+    assert (half.logit_scale, half.logit_bias) == (towers.towers.logit_scale, towers.towers.logit_bias)
     plain, special = towers.embed_texts(["red <end_of_text> circle", "red < end_of_text> circle"])
     assert np.array_equal(plain, special)
 

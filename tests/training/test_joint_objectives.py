@@ -21,7 +21,7 @@ from joint_toys import (
 )
 from torch import Tensor
 from toy_trainings import assert_equal
-from toys import Squares, make_mixture, make_model, make_steps, make_template
+from toys import EVERYTHING, Squares, make_mixture, make_model, make_steps, make_template
 
 from unimm.batch import collate
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
@@ -187,6 +187,10 @@ def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     assert all(torch.equal(one, other) for one, other in zip(there.parameters(), weights, strict=True))
     torch.testing.assert_close(found[0].norm(dim=1), torch.ones(3))
+    half = ModelBundle.load(tmp_path / "model", dtype=torch.bfloat16).contrastive  # a factor of 100 would be 98.9
+    for one in (half, ModelBundle.load(tmp_path / "model").change_dtype(torch.bfloat16).contrastive):
+        assert one is not None and torch.equal(one.logit_scale, expected[2])
+        assert one.image_projection.weight.dtype == torch.bfloat16
     fresh = Contrastive(make_model(), HEADS)
     fresh.load_heads({"contrastive": there})
     torch.testing.assert_close(fresh.contrastive.embed_texts(*texts), expected[1], rtol=1e-6, atol=1e-6)
@@ -206,6 +210,19 @@ def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path:
             Contrastive(make_model(), replace(HEADS, **other)).load_heads({"contrastive": there})
     with pytest.raises(ValueError, match="vocabulary_size is the unified model's own: start from that model as a whole"):
         load_head(there, ContrastiveHeads(replace(there.config, vocabulary_size=9)), "contrastive heads")
+
+
+def test_a_stage_in_which_nothing_is_compared_is_refused(tmp_path: Path) -> None:
+    for name, told in (
+        ("softmax", "'contrastive' learns in stage '.*': add stage=contrastive"),
+        ("qformer", "add stage=qformer"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make_joint_trainer(tmp_path, name, stage=EVERYTHING)
+    trainer = make_joint_trainer(tmp_path, "softmax")
+    trainer.objective.requires_grad_(False)
+    with pytest.raises(ValueError, match="Nothing that this objective compares is trained"):
+        trainer.compute_gradient(trainer.data()[0])
 
 
 def test_padding_changes_no_text() -> None:

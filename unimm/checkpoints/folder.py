@@ -27,6 +27,7 @@ from unimm.checkpoints.adapter_folder import merge_adapter
 from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.further_modules import (
     FurtherModules,
+    change_module_dtype,
     image_tokenizer_config,
     read_further_modules,
     without_heads_of,
@@ -167,13 +168,10 @@ def change_dtype(
     dtype: torch.dtype | None,
     heads: Iterable[nn.Module] = (),
 ) -> None:
-    """Have the weights in a dtype as if `load_model` had been called with it, one after another; quantizers stay as they are.
-    None: all as they are."""
+    """Have the weights in a dtype as if `load_model` had been called with it, one after another; quantizers and temperatures
+    stay as they are. None: all as they are."""
     for module in (model, *image_tokenizers, *heads):
-        is_image_tokenizer = isinstance(module, ImageTokenizer)
-        for name, parameter in module.named_parameters():
-            if not (is_image_tokenizer and name.startswith("quantize.")):
-                parameter.data = parameter.data.to(dtype)
+        change_module_dtype(module, dtype)
 
 
 def _check_codes(codes: CodesConfig | None, image_tokenizer: ImageTokenizer) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unimm.checkpoints.config_json import from_json, to_json
 from unimm.checkpoints.weight_files import SafetensorFiles
 from unimm.models.contrastive import NAME as CONTRASTIVE
+from unimm.models.contrastive import Temperature
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.models.vision.qformer_text import NAME as QFORMER_TEXT
@@ -85,10 +86,21 @@ def read_further_modules(
     files.check({f"{prefix}.{name}": tuple(t.shape) for prefix, state in states.items() for name, t in state.items()})
     for prefix, module in further.all().items():
         module.load_state_dict({name: files.read(f"{prefix}.{name}") for name in states[prefix]})
-        module.to(device, dtype).eval()
+        change_module_dtype(module.to(device).eval(), dtype)
     for tokenizer in tokenizers.values():
         tokenizer.freeze()
     return further
+
+
+def change_module_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Have a module's weights in a dtype, in place; None: as they are. Buffers stay as they are, and an image tokenizer's
+    quantizer, and a temperature: a factor of 100 would be 98.9 in bfloat16."""
+    whole = [module.quantize] if isinstance(module, ImageTokenizer) else []
+    whole += [one for one in module.modules() if isinstance(one, Temperature)]
+    kept = {id(parameter) for one in whole for parameter in one.parameters()}
+    for parameter in module.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(dtype)
 
 
 def without_heads_of(further: FurtherModules, changed: Collection[str], adapter: str | Path) -> FurtherModules:

@@ -3,7 +3,7 @@
     INDEX/
         manifest.json       the model and its fingerprint, what was indexed, which generation is in force
         vectors-G.faiss     generation G: vectors (N, D) of FAISS in float16, compared by their inner product, none left out
-        entries-G.jsonl     a line a vector: the image's key, what tells whether it has changed, its caption
+        entries-G.jsonl     a line a vector: the image's key, what tells whether it has changed, its caption, its file
         parts/              of an indexing that has not ended (`unimm.retrieval.indexing`)
         bad_images.txt      images that could not be read, a key and a reason a line
 
@@ -41,11 +41,13 @@ class Hit(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What an index knows of an image beside its vector. stamp: another one where the image may have changed."""
+    """What an index knows of an image beside its vector. stamp: another one where the image may have changed.
+    path: its file, where the key does not say it."""
 
     key: str
     stamp: str
     caption: str = ""
+    path: str = ""
 
 
 class Manifest(NamedTuple):
@@ -136,8 +138,8 @@ class Index:
 
     def _hit(self, root: Path, place: int, score: float) -> Hit:
         entry = self.entries[place]
-        path = root / entry.key
-        return Hit(entry.key, score, path if path.is_file() else None, entry.caption)
+        path = next((one for one in (root / entry.key, Path(entry.path)) if one.is_file()), None)
+        return Hit(entry.key, score, path, entry.caption)
 
 
 def rank_texts(embedder: EmbeddingCalls, image: ImageLike, texts: list[str], k: int = 10) -> list[Hit]:

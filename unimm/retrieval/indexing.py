@@ -116,7 +116,7 @@ def build_index(
             raise ValueError(f"{folder} is an index of {manifest.source}, not of {source}: give another --out.")
         known = _known(folder, manifest)
         bad: list[BadImage] = []
-        wanted = list(_wanted(dataset, bad))
+        wanted = list(_wanted(dataset, source, bad))
         todo = [one for one in wanted if one.entry.key not in known or known[one.entry.key][0].stamp != one.entry.stamp]
         num_new, unread = 0, list[BadImage]()
         for part in _embedded(towers, todo, work, unread):
@@ -145,7 +145,7 @@ def _check_is_ours(folder: Path) -> None:
         raise ValueError(f"{folder} is there and is not {WHAT}: choose another path.")
 
 
-def _wanted(dataset: Dataset, bad: list[BadImage]) -> Iterator[_Wanted]:
+def _wanted(dataset: Dataset, source: str, bad: list[BadImage]) -> Iterator[_Wanted]:
     """Every image of a data set with its key, its stamp and its first caption, each key once; the others become bad ones."""
     seen: set[str] = set()
     for index in range(len(dataset)):
@@ -161,7 +161,9 @@ def _wanted(dataset: Dataset, bad: list[BadImage]) -> Iterator[_Wanted]:
             continue
         seen.add(record.key)
         caption = record.captions[0].text if record.captions else ""
-        yield _Wanted(Entry(record.key, stamp.hex(), caption), record.image)
+        path = Path(record.image).absolute() if isinstance(record.image, str | Path) else None
+        told = "" if path is None or path == Path(source) / record.key else str(path)
+        yield _Wanted(Entry(record.key, stamp.hex(), caption, told), record.image)
 
 
 def _embedded(towers: Towers, todo: list[_Wanted], work: Pass, bad: list[BadImage]) -> Iterator[Known]:

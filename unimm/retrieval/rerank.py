@@ -11,6 +11,8 @@ pass for each pair (the fusion encoders of VisualBERT, arXiv 1908.03557, and BLI
 A question about a few words suits the first, a text that is written as the model's own captions are the second.
 """
 
+import re
+
 import numpy as np
 
 from unimm.data.records import ImageLike
@@ -23,6 +25,9 @@ from unimm.sequence import Sequence
 SCORES = ("both", "alignment", "likelihood")
 LEAST = 1e-12
 """A probability below this is taken for it, so that its logarithm is finite."""
+
+HAN = re.compile(r"[\u3400-\u9fff]")
+"""A text with such a character is Chinese; accents and curly quotes are none."""
 
 FIRST = 10
 """So many of what was found are ranked again."""
@@ -69,7 +74,7 @@ class Reranker:
     def described(self, image: ImageLike, text: str) -> Sequence:
         """The image, the request to describe it, and the text as the answer, which is what is scored."""
         check_text(text, "text")
-        language = "en" if text.isascii() else "zh"
+        language = "zh" if HAN.search(text) else "en"
         template = self.engine.template
         turns = [Turn("user", (template.look(image), DESCRIBE[language][0])), Turn("assistant", (text,))]
         return template.chat(turns)

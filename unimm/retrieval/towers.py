@@ -92,13 +92,13 @@ def _kind_of(folder: Path) -> str | None:
 class _TransformersTowers(Towers):
     """A CLIP, SigLIP or SigLIP 2 of `transformers`."""
 
-    def __init__(self, model: nn.Module, processor: Any, device: torch.device) -> None:
-        self._model: Any = model
+    def __init__(self, model: nn.Module, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.logit_scale, self.logit_bias = _logit(model)
+        self._model: Any = model.to(device, dtype).eval()
         self._images, self._tokenizer, self._device = processor.image_processor, processor.tokenizer, device
         config = self._model.config
         self._length = int(config.text_config.max_position_embeddings)
         self._padding = "max_length" if config.model_type in PADDED else True
-        self.logit_scale, self.logit_bias = _logit(self._model)
         self.dim = self.embed_texts(["a"]).shape[1]
 
     @property
@@ -136,15 +136,15 @@ class _TransformersTowers(Towers):
 class _OpenClipTowers(Towers):
     """A model of `open_clip`."""
 
-    def __init__(self, model: nn.Module, prepare: Any, tokenizer: Any, device: torch.device) -> None:
-        self._model: Any = model
+    def __init__(self, model: nn.Module, prepare: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.logit_scale, self.logit_bias = _logit(model)
+        self._model: Any = model.to(device, dtype).eval()
         self._prepare, self._tokenizer, self._device = prepare, tokenizer, device
         own = getattr(tokenizer, "tokenizer", None)  # of transformers, inside open_clip's
         if own is not None:
             own.split_special_tokens = True
         self._special = re.compile("|".join(map(re.escape, ("<start_of_text>", "<end_of_text>"))), re.IGNORECASE)
-        self.logit_scale, self.logit_bias = _logit(model)
-        self._dtype = next(model.parameters()).dtype
+        self._dtype = dtype
         self.dim = self.embed_texts(["a"]).shape[1]
 
     @property
@@ -172,7 +172,7 @@ def _open_transformers(folder: Path, device: torch.device, dtype: torch.dtype) -
     try:
         with _quiet():
             model, loaded = AutoModel.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged folder fails in many ways, and so does a library that is not there
@@ -180,7 +180,7 @@ def _open_transformers(folder: Path, device: torch.device, dtype: torch.dtype) -
     lacking = sorted(loaded["missing_keys"]) + sorted(str(one) for one in loaded["mismatched_keys"])
     if lacking:
         raise ValueError(f"The weights in {folder} do not fit its config.json: {len(lacking)} are missing ({lacking[0]}).")
-    return _TransformersTowers(model.to(device).eval(), processor, device)
+    return _TransformersTowers(model, processor, device, dtype)
 
 
 def _open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> Towers:
@@ -202,7 +202,7 @@ def _open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> Towers
         raise _unreadable(folder, error) from error
     settings = library.transform.PreprocessCfg(**model.visual.preprocess_cfg)
     prepare = library.transform.image_transform_v2(settings, is_train=False)
-    return _OpenClipTowers(model.to(device, dtype).eval(), prepare, tokenizer, device)
+    return _OpenClipTowers(model, prepare, tokenizer, device, dtype)
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _logit(model: Any) -> tuple[float, float | None]:
-    """The factor and the bias of a model's logits."""
+    """The factor and the bias of a model's logits, in float32, before the model is rounded."""
     bias = getattr(model, "logit_bias", None)
     return float(model.logit_scale.detach().float().exp()), None if bias is None else float(bias.detach().float())
 

@@ -109,6 +109,8 @@ class StepGradient:
                     _restore_random_state(random_states[number], device)
                 again = outputs[0] if keeps_graph else self._forward(batch)
                 parts = [(again[name] * slope[rows[name]]).sum() for name, slope in slopes.items() if again[name].requires_grad]
+                if not parts:
+                    raise ValueError("Nothing that this objective compares is trained in this stage: name such parts in it.")
                 self.accelerator.backward(torch.stack(parts).sum() * self.accelerator.num_processes)
         return torch.stack(losses).sum(), outcomes
 

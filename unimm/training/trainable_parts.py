@@ -50,6 +50,17 @@ def freeze(parts: dict[str, nn.Module], stage: Stage) -> None:
             parameter.requires_grad_(True)
 
 
+def check_heads(heads: Mapping[str, nn.Module], stage: Stage, own_stage: str | None) -> None:
+    """Raises ValueError where nothing of an objective's head is trainable: it would stay as it was made, from chance.
+
+    heads: after `freeze`. own_stage: the name of the stage that was made for the objective, if there is one.
+    """
+    for name, head in heads.items():
+        if not any(parameter.requires_grad for parameter in head.parameters()):
+            todo = "name its parts in the stage" if own_stage is None else f"add stage={own_stage}"
+            raise ValueError(f"Nothing of the head '{name}' learns in stage '{stage.name}': {todo}.")
+
+
 def hold_frozen(frozen: Mapping[str, nn.Module], learned: nn.Module, device: torch.device) -> None:
     """Prepare the networks that an objective needs and nothing changes: on the device, in evaluation mode, without gradients.
 

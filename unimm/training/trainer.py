@@ -36,7 +36,7 @@ from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.run_state import check_order, order_of_rows
 from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, shard, whole
-from unimm.training.trainable_parts import Stage, current_name, factors, freeze, hold_frozen, show, stage_table
+from unimm.training.trainable_parts import Stage, check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
@@ -144,6 +144,7 @@ class Trainer(Loop):
         self.objective = objective
         self.model = model = objective.model
         freeze(objective.parts(), config.stage)
+        check_heads(objective.heads(), config.stage, objective.own_stage)
         hold_frozen(objective.frozen, objective, self.accelerator.device)
         num_parameters = sum(p.numel() for p in objective.parameters())
         show(stage_table(objective.parts(), config.stage, num_parameters, objective.frozen), self.is_main)

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ class Contrastive(JointObjective):
 
     Raises ValueError for another loss.
     """
+
+    own_stage: ClassVar[str | None] = "contrastive"
 
     def __init__(
         self,

@@ -22,12 +22,14 @@ class Objective(nn.Module):
     """What every objective offers.
 
     is_additive: whether the sums of a step are those of its micro-batches, added up.
+    own_stage: the stage that was made for it (conf/stage), which an error names; None: there is none.
     frozen: networks that it needs and that nothing changes, such as a reference model, by name. The trainer moves them to its
         device; they are no part of the objective's modules, so they are not trained, cut into shards, averaged or written.
     """
 
     model: UnifiedModel
     is_additive: ClassVar[bool] = True
+    own_stage: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()

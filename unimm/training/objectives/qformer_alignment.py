@@ -12,6 +12,7 @@ Shapes: n pairs of a micro-batch, N of the step, P patches, C vision width, Q qu
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ class QFormerAlignment(JointObjective):
 
     Raises ValueError where the projector is no Q-Former.
     """
+
+    own_stage: ClassVar[str | None] = "qformer"
 
     def __init__(self, model: UnifiedModel, heads: QFormerTextConfig | None = None) -> None:
         super().__init__()
