@@ -119,11 +119,11 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_a_plain_loop(tmp_path: Path, name: str) -> None:
-    """Packed, with 1 and with 3 micro-batches; `test_samples_in_processes` has 2 processes. Negatives are all others of a step
-    but those of the same text or image, of which 12 records make sure."""
+    """Packed, with 1 and with 3 micro-batches, whose activations are computed again (`test_samples_in_processes` has 2
+    processes). Negatives are all others of a step but those of the same text or image, of which 12 records make sure."""
     expected = plain_gradients(name)
-    for num_micro_batches in (1, 3):
-        trainer = make_joint_trainer(tmp_path / str(num_micro_batches), name, num_micro_batches)
+    for num_micro_batches, mode in ((1, "none"), (3, "full")):
+        trainer = make_joint_trainer(tmp_path / mode, name, num_micro_batches, activation_checkpointing=mode)
         assert_close(first_gradients(trainer), expected)
 
 
