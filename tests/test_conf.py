@@ -54,6 +54,7 @@ GIVEN = {
     "encode_features": ["init_from=x"],
     "data_inspect": [],
     "data_convert": ["to=jsonl", "out=x"],
+    "reproduce": [],
 }
 """What a root cannot know: folders that the user has."""
 FILES = {

@@ -126,6 +126,7 @@ OPTIONS = {
     "data": "",
     "encode": "",
     "encode-features": "",
+    "reproduce": "",
     "bench": "",
 }
 """The shell's commands, and the options that scripts use."""
@@ -140,6 +141,7 @@ KEYS = {
     "encode_features": "data seed out device init_from precision",
     "data_inspect": "data seed out sample open_images init_from text_tokenizer num_positions num_workers",
     "data_convert": "data to out source leave_out shard_megabytes max_bad num_workers",
+    "reproduce": "init_from out seed dtype device batch num_items figures_of prompt_format geneval dpg pope mmbench",
 }
 """Top-level keys that overrides name, by command."""
 

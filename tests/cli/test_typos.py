@@ -13,7 +13,7 @@ from unimm.cli.overrides import split_arguments
 from unimm.cli.suggestions import SYNONYMS, did_you_mean, nearest_keys, nearest_options
 
 CHOICES = Choices.of([])
-ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect", "data_convert")
+ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect", "data_convert", "reproduce")
 
 FORMS = {
     "a level left out": ("train trainer.lr=1", "did you mean 'trainer.optimizer.lr'?"),
@@ -41,7 +41,11 @@ FORMS = {
         "train-tokenizer +experiment=tokenizer",
         "did you mean '+experiment=demo/tokenizer', ",
     ),
-    "a folder of experiments": ("train +experiment=llava", "folder of +experiment=llava/align and +experiment=llava/finetune."),
+    "a folder of experiments": (
+        "train +experiment=llava",
+        "folder of +experiment=llava/align, +experiment=llava/finetune, +experiment=llava/toy_align and "
+        "+experiment=llava/toy_finetune.",
+    ),
     "an experiment without a plus": ("train experiment=janus_align", "plus; did you mean '+experiment=janus/align'?"),
     "an experiment of another command": (
         "encode +experiment=demo/vision",
@@ -168,6 +172,7 @@ def test_help_lists_what_a_user_may_want(root: str) -> None:
             *(f"+experiment={name}/..." for name in ("demo", "encoders", "projectors", "quickstart", "scaling")),
         },
         "train_tokenizer": {"+experiment=demo/...", "+experiment=quickstart/..."},
+        "reproduce": set(),
     }.get(root, {"data=worlds/..."})
 
 

@@ -30,7 +30,7 @@ ORDER = (
     *("demo", "quickstart", "caption", "answer", "generate", "edit", "serve"),
     *("classify", "index", "search"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
-    *("eval", "export", "score", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
+    *("eval", "export", "score", "reproduce", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
 )
 """The order of `unimm --help`: a model at once, then how one is made, then what is done with it; others come last."""
 
@@ -258,6 +258,21 @@ def encode_features(ctx: typer.Context) -> None:
       unimm encode-features init_from=FOLDER data=llava data.paths=llava.json out=runs/features
     """
     from unimm.cli.encode_features import main
+
+    main(ctx.args)
+
+
+@app.command(context_settings=HYDRA, add_help_option=False)
+def reproduce(ctx: typer.Context) -> None:
+    """Measure Janus-Pro as its report does: GenEval, DPG-Bench, POPE and MMBench, beside what the paper and others found.
+
+    Every setting is a key of conf/reproduce.yaml; `unimm reproduce --help` lists them. Stopped at any time, it goes on.
+
+    \b
+    Example:
+      unimm reproduce init_from=FOLDER geneval.prompts=evaluation_metadata.jsonl out=runs/reproduce
+    """
+    from unimm.cli.reproduce import main
 
     main(ctx.args)
 

@@ -71,6 +71,11 @@ class Choices:
         chosen = {str(group): str(name) for entry in defaults if isinstance(entry, dict) for group, name in entry.items()}
         return {group: name for group, name in chosen.items() if group in self.files}
 
+    def examples_of(self, root: str) -> list[str]:
+        """The lines `# Example: ...` of a root configuration's file."""
+        lines = self.root_files[root].read_text(encoding="utf-8").splitlines()
+        return [line[2:] for line in lines if line.startswith("# Example: ")]
+
     def keys_of_root(self, root: str) -> list[str]:
         """The keys that a root configuration's own file has."""
         return [key for key in _flat(_read(self.root_files[root])) if not key.startswith("defaults")]

@@ -196,7 +196,7 @@ def _show_published(tasks: list[str], columns: list[str], variants: Variants, un
         return
     figures = find_published(list(own) if own else tasks)
     names = list(dict.fromkeys(figure.benchmark for figure in figures))
-    cited = list(dict.fromkeys((figure.source, figure.settings) for figure in figures))
+    cited = list(dict.fromkeys(figure.origin for figure in figures))
     for name in names:
         benchmark = known[name]
         parts = benchmark.parts if len(names) == 1 else ()
@@ -209,13 +209,12 @@ def _show_published(tasks: list[str], columns: list[str], variants: Variants, un
                 table.add_row(variant, words.get(name, "-"), SCORED_HERE.get(name, "here"), *shown)
         for figure in (one for one in figures if one.benchmark == name):
             shown = (_number(figure.parts.get(part)) for part in parts)
-            source = f"\\[{cited.index((figure.source, figure.settings)) + 1}]"
+            source = f"\\[{cited.index(figure.origin) + 1}]"
             table.add_row(figure.model, _number(figure.value), source, *shown)
         direction = "higher" if benchmark.higher_is_better else "lower"
         console.print(f"\n{benchmark.title}: {benchmark.unit}, {direction} is better", table, sep="\n")
-    for number, (source, settings) in enumerate(cited, 1):
-        about = f"; {settings}" if settings else ""
-        console.print(f"[{number}] {source.title}: {source.where} ({source.kind}, {source.evidence}){about}", markup=False)
+    for number, origin in enumerate(cited, 1):
+        console.print(f"[{number}] {origin}", markup=False)
 
 
 def _in_unit(score: float, column: str, benchmark: Benchmark, units: Units) -> str:

@@ -22,6 +22,7 @@ def help_template(root: str, choices: Choices, command: str | None = None) -> st
         "Groups are replaced as a whole, keys one by one; experiments set several of both: +experiment=NAME.",
         "With --multirun, values with commas are swept over; --cfg job prints the keys alone.",
         f"Configurations are in {choices.folders[0]}; your own, with the same folders, are found by --config-dir FOLDER.",
+        *choices.examples_of(root),
     ]
     for group, default in choices.groups_of(root).items():
         lines += ["", f"{group}={default} is the default of:", *_options(group, _listed(group, choices), choices)]

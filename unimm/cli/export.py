@@ -99,17 +99,23 @@ def export(
         top_k=top_k,
         top_p=top_p,
         batch=batch or (64 if _is_gpu(device) else 16),
-        name=name or re.sub(r"[^\w-]+", "-", Path(model or default_model()).name),
+        name=name or folder_name(model or default_model()),
     )
     # What is wrong with prompts is said before the model is opened, which takes longer.
     read = choose_prompts(chosen.read(prompts), num_prompts or chosen.num_chosen)
     for prompt in read:
         chosen.files(prompt, settings.num_images, settings.name)
     engine = open_model(model, device, dtype, weights)
-    _run(Export(chosen, engine, read, digest_of(prompts), settings, out), share)
+    run_export(Export(chosen, engine, read, digest_of(prompts), settings, out), share)
 
 
-def _run(making: "Export", shard: "Shard") -> None:
+def folder_name(model: str) -> str:
+    """What a model is called where a benchmark's folders name it."""
+    return re.sub(r"[^\w-]+", "-", Path(model).name)
+
+
+def run_export(making: "Export", shard: "Shard") -> None:
+    """Draw what is missing of a process' share, with progress, and say how it is scored."""
     from unimm.precompute.pass_progress import images_progress, say
 
     if making.note:

@@ -50,6 +50,12 @@ class Figure:
     parts: dict[str, float] = field(default_factory=dict)
     settings: str = ""
 
+    @property
+    def origin(self) -> str:
+        """The source in a line, with the settings."""
+        source, about = self.source, f"; {self.settings}" if self.settings else ""
+        return f"{source.title}: {source.where} ({source.kind}, {source.evidence}){about}"
+
 
 @cache
 def benchmarks() -> dict[str, Benchmark]:
