@@ -167,9 +167,9 @@ def test_images_that_are_kept() -> None:
 
 
 def test_an_evaluation_replaces_the_images_of_an_earlier_one(tiny_engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
+    evaluate(tiny_engine, [DigitsAnswers(1)], tmp_path, progress=False)
     (tmp_path / "images" / "old.png").touch()
-    evaluate(tiny_engine, [DigitsAnswers(3)], tmp_path, progress=False)
+    evaluate(tiny_engine, [DigitsAnswers(3)], tmp_path, progress=False, existing="replace")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"digits_answers-{n:05d}.png" for n in range(3)]
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["image"] for line in lines] == [f"images/digits_answers-{n:05d}.png" for n in range(3)]
