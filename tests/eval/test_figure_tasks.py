@@ -8,6 +8,8 @@ from PIL import Image
 from unimm.data.worlds.figures import FIGURES, make_figure
 from unimm.data.worlds.scenes import render
 from unimm.eval import FiguresDrawings, FiguresNames, load_task
+from unimm.eval.suites import choose_tasks
+from unimm.eval.tasks.drawings import DrawingSettings
 
 
 class Knowing:
@@ -45,3 +47,9 @@ def test_another_figure_is_wrong() -> None:
     wrong = [example for example in result.examples if not example.correct]
     assert len(wrong) == 19 and wrong[0].expected == "a snowman"
     assert wrong[0].reason == "shows large red triangle, large white square"
+
+
+def test_drawings_are_made_as_the_shell_says_for_all() -> None:
+    said = DrawingSettings(guidance_scale=4.0)
+    (task,) = choose_tasks(["unimm.eval:FiguresDrawings?num_items=2"], drawing=said)
+    assert isinstance(task, FiguresDrawings) and task.settings == said and task.num_items == 2

@@ -15,7 +15,7 @@ from typing import Any
 from unimm.data.worlds.drawing import CATEGORIES
 from unimm.eval.task import Task
 from unimm.eval.tasks.digits import DigitsAnswers, DigitsDrawings
-from unimm.eval.tasks.drawings import MODEL_DEFAULTS, DrawingSettings
+from unimm.eval.tasks.drawings import MODEL_DEFAULTS, Drawings, DrawingSettings
 from unimm.eval.tasks.reconstruction import DigitsReconstruction, ShapesReconstruction
 from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawings, ShapesHeldOut
 from unimm.eval.tasks_by_name import is_outside, load_outside_task, read_arguments
@@ -196,7 +196,7 @@ def choose_tasks(names: list[str], suite: str | None = None, drawing: DrawingSet
     Args:
         names: as `load_task` has them. Where none is of a task of the suite, it runs whole.
         suite: None is "quick", or no suite at all where no name is of a task of it.
-        drawing: how the suite's drawings are made.
+        drawing: how drawings are made, of the suite and of `Drawings` that do not say themselves.
 
     Raises:
         ValueError: there is no such suite or task, or what is named is no task.
@@ -205,11 +205,17 @@ def choose_tasks(names: list[str], suite: str | None = None, drawing: DrawingSet
         check_name(name)
     own, further = [name for name in names if not brings_items(name)], [name for name in names if brings_items(name)]
     if suite is None and further and not own:
-        return [load_task(name) for name in further]
+        return [_load_further(name, drawing) for name in further]
     chosen = suite or DEFAULT_SUITE
     check_suite(chosen)
     built = [load_task(name, _items_of(name.partition("?")[0], chosen, drawing)) for name in own or TASKS]
-    return [*built, *(load_task(name) for name in further)]
+    return [*built, *(_load_further(name, drawing) for name in further)]
+
+
+def _load_further(name: str, drawing: DrawingSettings) -> Task:
+    """A task with items of its own; its drawings are made as is said for all, where it does not say itself."""
+    task = load_task(name)
+    return task.drawn_with(drawing) if isinstance(task, Drawings) and task.settings == MODEL_DEFAULTS else task
 
 
 def _items_of(task: str, suite: str, drawing: DrawingSettings) -> Items:

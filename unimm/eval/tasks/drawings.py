@@ -4,8 +4,10 @@ Every prompt has noise of its own: with the same noise, two drawings of "an oran
 count twice. The same seed gives the same score.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -61,6 +63,12 @@ class Drawings(ItemTask):
     def num_items(self) -> int:
         """How many drawings are made."""
         return len(self.items)
+
+    def drawn_with(self, settings: DrawingSettings) -> Self:
+        """The same drawings, made otherwise."""
+        other = copy.copy(self)
+        object.__setattr__(other, "settings", settings)
+        return other
 
     def score(self, examples: list[Example]) -> Result:
         """The share of right drawings, or the mean of the categories' shares."""
