@@ -4,7 +4,7 @@
     images      <category>/samples/<prompt>_<000000>.png; the number runs on over all images of a category
     results     vqa_result.json of a category's scorer, [{"question_id": number, "answer": score}]
 
-Which category a vqa_result.json is of is told by a folder in its path, or before it: color=vqa_result.json.
+The category of a vqa_result.json is a folder in its path, or is named before it: color=vqa_result.json.
 """
 
 from pathlib import Path

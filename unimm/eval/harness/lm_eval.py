@@ -141,7 +141,7 @@ class UnimmLM(LM):
         return Request(Sequence((Segment.text(ids), blank)), Sampling(setting.temperature, setting.top_k, setting.top_p))
 
     def _told(self, method: str, requests: list[Any], answers: list[Any]) -> list[Any]:
-        """The answers, which the harness' cache is told of, too."""
+        """The answers, which are added to the harness' cache, too."""
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(method, request.args, answer)
         return answers
