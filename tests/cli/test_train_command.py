@@ -288,6 +288,7 @@ def test_a_model_goes_on_with_another_text_tokenizer(
         ),
         (["fresh_parts=[projector]", "model.vision.width=48"], r"model.vision.width=48 is not used.* fresh_parts=\[vision\]"),
         (["model=demo"], "is not used, since .* has sizes of its own"),
+        (["model.trunk.max_position_embeddings=64"], "max_position_embeddings=64 is not used, since .* has sizes of its own"),
         (["fresh_parts=[vision]", "model.vision.width=48"], "The projector of the model to start from differs in size"),
     ],
 )
@@ -295,6 +296,14 @@ def test_parts_that_cannot_be_taken_are_said(place: Path, given: list[str], word
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=told):
         patch.chdir(place)
         train(compose_config("train", [*given, *words]))
+
+
+def test_a_model_is_trained_on_for_longer_sequences(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    words = ["model.trunk.max_position_embeddings=4096", "trainer.budget.max_steps=1", "out=longer"]
+    train(compose_config("train", [*given, *RUNS["whole"], *words]))
+    assert load(place / "longer/model").model.config.max_positions == 4096
+    assert OmegaConf.load(place / "longer/config.yaml").model.trunk.max_position_embeddings == 4096
 
 
 def test_records_are_held_out_and_choose_the_best(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,23 @@ def change_vocabulary(model: UnifiedModel, pieces: list[list[int]], special: dic
         setattr(model.trunk.config, name, value)
 
 
+def lengthen(model: UnifiedModel, num_positions: int) -> None:
+    """Let a model take longer sequences than it was made for, in place. No weight changes: rotary positions go on as they are,
+    and what lies beyond the old length has to be trained.
+
+    Raises:
+        ValueError: its positions are not plain rotary ones, so that their number is part of how they are computed.
+    """
+    rope = getattr(model.trunk.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "default":
+        raise ValueError(
+            f"max_position_embeddings={num_positions} cannot be had: the positions of this trunk (model_type "
+            f"{model.trunk.config.model_type}) are not plain rotary ones, and depend on their number; leave it out."
+        )
+    model.config = replace(model.config, trunk={**model.config.trunk, "max_position_embeddings": num_positions})
+    model.trunk.config.max_position_embeddings = num_positions
+
+
 @torch.no_grad()
 def _load(own: dict[str, Tensor], files: WeightFiles, names: Names) -> None:
     """Copy a folder's tensors into these, which go by our names."""

@@ -19,7 +19,7 @@ from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
 from unimm.checkpoints.further_modules import READS
 from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
-from unimm.checkpoints.init_from import change_vocabulary, take_parts
+from unimm.checkpoints.init_from import change_vocabulary, lengthen, take_parts
 from unimm.cli.builders import (
     build_datasets,
     build_mixture,
@@ -58,6 +58,9 @@ PARTS_OF = {
     "codes": CODE_PARTS,
 }
 """The parts that each group of a model's sizes is of."""
+
+LENGTH = "model.trunk.max_position_embeddings"
+"""The one size that a model to start from may be given: no weight depends on it."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefault
 
 
 def open_start(config: DictConfig) -> ModelBundle:
-    """The model that `init_from` names, in float32, to be trained on.
+    """The model that `init_from` names, in float32, to be trained on; for longer sequences, where the configuration says so.
 
     Raises:
         ValueError: it cannot be read.
@@ -198,6 +201,9 @@ def open_start(config: DictConfig) -> ModelBundle:
     bundle = ModelBundle.load(config.init_from, dtype=torch.float32)
     for parameter in bundle.model.train().parameters():
         parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: these are written to
+    longest = config.model.trunk.max_position_embeddings
+    if LENGTH in given_sizes(config) and longest > bundle.model.config.max_positions:
+        lengthen(bundle.model, longest)
     return bundle
 
 
