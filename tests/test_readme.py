@@ -146,7 +146,7 @@ def test_long_trainings_compose() -> None:
     for line in lines:
         verb, *words = shlex.split(line)[1:]
         if "--multirun" in words:  # a sweep: the first value of each
-            words = [word.split(",")[0] for word in words if word != "--multirun"]
+            words = [word if "[" in word else word.split(",")[0] for word in words if word != "--multirun"]
         chosen = [word.partition("=")[2] for word in words if word.startswith("+experiment=")]
         assert all((ROOT / f"conf/experiment/{name}.yaml").is_file() for name in chosen), line
         keys = (verb, *sorted({word.partition("=")[0] for word in words} - EVERYWHERE))
