@@ -15,7 +15,7 @@ from unimm.data.image import crop, to_pil
 from unimm.data.records import ImageLike
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
-from unimm.inference.decode.workload import Limits
+from unimm.inference.decode.workload import Limits, Stats
 from unimm.inference.kernels.llama_decode import weight_versions
 from unimm.models.image_tokenizer.int8_convolution import gains_from_integers, with_integer_decoder
 from unimm.models.image_tokenizer.model import ImageTokenizer
@@ -68,6 +68,10 @@ class EngineParts:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def stats(self) -> Stats:
+        """What it is decoding now, and totals: requests, rows, memory, steps, codes a step, and how many guesses were right."""
+        return self.decoder.stats()
 
     @property
     def model_hash(self) -> str:

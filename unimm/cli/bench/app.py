@@ -30,6 +30,12 @@ def generate(
         typer.Option(metavar="IMAGES[+TEXTS]", help="Images drawn, texts written at once; repeat it [default: 1, 8, 8+8]."),
     ] = None,
     guidance_scale: Annotated[float, typer.Option(min=0.0, help="1 is off, which transformers cannot do.")] = 5.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of --window: of drawings.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Of --window: among how many codes is chosen; 0 is all.")] = 0,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Time so many codes at once (0: as chosen) beside one at a time, unimm alone; repeat it."),
+    ] = None,
     weights: Annotated[
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
     ] = None,
@@ -50,7 +56,14 @@ def generate(
     \b
     Example:
       unimm bench generate --model janus_110m --batch 1 --batch 8 --batch 8+8 --weights int8
+      unimm bench generate --model demo --dtype float32 --batch 1 --window 8 --guidance-scale 2.5 --temperature 0.6 --repeats 9
     """
+    if window:
+        from unimm.cli.bench.windows import run as run_windows
+
+        settings = (guidance_scale, temperature, top_k)
+        run_windows(model, (device, dtype), batch or ["1", "8"], window, settings, weights or [], repeats, out)
+        return
     from unimm.cli.bench.generate import run
 
     run(

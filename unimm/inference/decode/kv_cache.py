@@ -120,7 +120,8 @@ def cache_bytes(model: UnifiedModel, rows: int, slots: int) -> int:
 class RowCache(Cache):
     """One `RowCacheLayer` for each layer of the trunk, all with the same rows and slots.
 
-    rows: those of the next forward; row_numbers: (R, 1), 0 and up. slots: (R, T) where it writes. used: how many it reads.
+    rows: those of the next forward. row_numbers (R, 1), 0 and up, and slots (R, T): where it writes, or for each of P
+        positions (P, 1) both. used: how many it reads.
     num_rows, num_slots: what the buffers hold at least. most_rows: beyond, they do not grow ahead of what is needed.
     generation: another number whenever buffers have another address, which is how captured steps know them.
     """
@@ -132,10 +133,11 @@ class RowCache(Cache):
         self.slots = self.row_numbers = torch.zeros(1, 1, dtype=torch.long)
         super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
 
-    def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int) -> None:
-        """Set which rows the next forward is for, where it writes and how much it reads."""
+    def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int, row_numbers: torch.Tensor | None = None) -> None:
+        """Set which rows the next forward is for, where it writes and how much it reads. row_numbers: none are 0, 1, 2, ..."""
         self.rows, self.slots, self.used = rows, slots_RT, used
-        self.row_numbers = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
+        numbers = torch.arange(len(slots_RT), device=slots_RT.device)[:, None]
+        self.row_numbers = numbers if row_numbers is None else row_numbers
         self.reserve(rows.stop, used)
 
     def reserve(self, num_rows: int, num_slots: int, ahead: bool = True) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,17 @@ MAX_TOP_LOGPROBS = 20
 
 Likeliest = tuple[tuple[int, float], ...]
 """Elements with their natural log-probabilities, the likeliest first."""
+
+WINDOWED = frozenset({Kind.CODES})
+"""Kinds of which several elements may be computed at once, behind guesses: neighbouring codes of an image are often alike."""
+
+
+class Choice(NamedTuple):
+    """What was chosen at one position: the id, its log-probability where that was asked for, and the likeliest ids."""
+
+    token: int
+    logprob: float = 0.0
+    likeliest: Likeliest = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,7 @@ class Job:
     on_news: called after a step that filled an element of it, or ended it.
     filled: its ids so far, `logprobs` and `likeliest` beside them where they are asked for; or, of a kind that is filled in all
         at once, its content as the only element. num_taken: how many of them its caller has.
+    guesses: what the elements behind those may be.
     error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
@@ -170,6 +182,7 @@ class Job:
     filled: list[Any] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     likeliest: list[Likeliest] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
     num_taken: int = 0
     done: bool = False
     error: Exception | None = None
@@ -202,6 +215,35 @@ class Job:
         self.filled.append(token)  # after what belongs to it: others read without a lock
         self.done = len(self.filled) == blank.limit or token in blank.stop
         return token
+
+    def width(self, window: int) -> int:
+        """Elements that may be computed at once now, of `window` at most: all of them are guided, or none is."""
+        blank, guided, place = self.request.blank, self.request.guided, len(self.filled)
+        if window == 1 or blank.kind not in WINDOWED or blank.limit is None:
+            return 1
+        turns = [turn for turn in (guided.start, guided.stop, blank.limit) if turn > place]
+        return min(window, *(turn - place for turn in turns)) if turns else 1
+
+    def guess(self, count: int) -> None:
+        """Have `count` guesses, or more: elements that are known, what was chosen there behind another guess, or copies of
+        the neighbour on the left."""
+        blank, place, guesses = self.request.blank, len(self.filled), []
+        for index in range(max(count, len(self.guesses))):
+            copy = guesses[-1] if guesses else self.filled[-1]
+            guesses.append(blank.known(place + index, self.guesses[index] if index < len(self.guesses) else copy))
+        self.guesses = guesses
+
+    def accept_window(self, choices: list[Choice]) -> int:
+        """Append what was chosen at its next positions, up to the first one behind which the guess was another; returns how
+        many. What was chosen further on becomes the next guess."""
+        guesses, count = self.guesses, 0
+        for choice in choices:
+            token = self.accept(*choice)
+            count += 1
+            if self.done or (count < len(choices) and token != guesses[count - 1]):
+                break
+        self.guesses = [choice.token for choice in choices[count:]] + guesses[len(choices) :]
+        return count
 
     def finish(self, content: Any) -> None:
         """What fills its blank, of a kind that is filled in all at once."""

@@ -5,14 +5,16 @@ cache; behind them lie admitted requests that are being prefilled. On a GPU a st
 it are read, wherever no row can leave or join between them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
-from unimm.inference.decode.request import Job, Row
+from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
+from unimm.inference.decode.windows import WindowTotals
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 
@@ -22,6 +24,7 @@ class ComputeConfig:
     """How a model is computed, as `Decoder` has it; a deterministic step always computes `max_rows` over `max_positions`.
 
     max_cache_bytes: of keys and values; None: as much as the device has.
+    window: codes of a drawing that are computed at once.
     """
 
     weights: str | None
@@ -30,19 +33,21 @@ class ComputeConfig:
     max_positions: int
     prefill_positions: int
     max_cache_bytes: int | None = None
+    window: int = 1
 
 
 class RunningBatch:
     """The rows that are decoded or prefilled, and everything that they are computed with.
 
     reads_one_step_late: whether a step may be launched before the one before it is read.
-    prefilled_positions, decoded_rows, decoded_steps: totals.
+    prefilled_positions, decoded_rows, decoded_steps, windows: totals.
     """
 
     def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig) -> None:
         self.model, self.pad_id, self.config = model, pad_id, config
         self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
+        self.windows = WindowTotals()
         self._decode_model: DecodeModel | None = None
         self.reset()
         if config.is_deterministic:
@@ -57,6 +62,7 @@ class RunningBatch:
         self._retries: list[Job] = []
         self._cache = self._new_cache()
         self._is_up_to_date = False
+        self._widths: list[int] = []
 
     @property
     def jobs(self) -> list[Job]:
@@ -75,7 +81,8 @@ class RunningBatch:
         self._decode_model = self._step = None  # old copies go before new ones are made
 
     def step(self, has_waiting: bool) -> bool:
-        """Every row advances by one position, and every request gets its next id; returns whether rows may join now.
+        """Every row advances by one position, or by as many as were guessed right, and every request gets its next ids; returns
+        whether rows may join now.
 
         has_waiting: whether requests are in the queue.
         """
@@ -87,7 +94,7 @@ class RunningBatch:
             if self._may_read_late() and not has_waiting:
                 launched, self._pending = self._pending, launched
             if launched is not None:
-                self._accept(launched)
+                self._accept_step(launched)
             self.decoded_steps += 1
         if self._pending is None:
             self.retire_rows()
@@ -112,7 +119,8 @@ class RunningBatch:
             self._retries += prefill.fail(error)
             return
         self._join(prefill)
-        self._accept(chosen)
+        for _ in self._accept(chosen):
+            pass
 
     def take_retries(self) -> list[Job]:
         """Requests whose prefill has to be tried again, the oldest first."""
@@ -131,19 +139,37 @@ class RunningBatch:
             self._join_branches(jobs)
 
     def _launch(self) -> PendingTokens:
-        step = self._decode_step()
-        if not self._is_up_to_date:
-            step.set_rows(self.rows)
-            self._is_up_to_date = True
-        chosen = step.run(max(row.length for row in self.rows) + 1)
-        for row in self.rows:
-            row.length += 1
+        step, window = self._decode_step(), self._window
+        widths = [row.job.width(window) for row in self.rows]
+        for row, width in zip(self.rows, widths, strict=True):
+            row.job.guess(width - 1)
+        if not self._is_up_to_date or widths != self._widths:
+            step.set_rows(self.rows, widths)
+            self._is_up_to_date, self._widths = True, widths
+        elif self._has_windows:
+            step.refresh()
+        chosen = step.run(max(row.length + width for row, width in zip(self.rows, widths, strict=True)))
+        if not self._has_windows:
+            for row in self.rows:
+                row.length += 1
         self.decoded_rows += len(self.rows)
         return chosen
+
+    @property
+    def _has_windows(self) -> bool:
+        """Whether the step launched last may have moved rows by more than one position; it is read before the next one."""
+        return max(self._widths, default=1) > 1
+
+    @property
+    def _window(self) -> int:
+        """Codes of a drawing that a step computes at most."""
+        return self.config.window
 
     def _may_read_late(self) -> bool:
         """Whether the next step is the same, whatever this one chooses: no request ends or has its next id given."""
         if not self.reads_one_step_late or self.prefill is not None:
+            return False
+        if self._window > 1 and any(row.job.request.blank.kind in WINDOWED for row in self.rows):
             return False
         return all(not row.job.done and not row.job.changes_soon for row in self.rows)
 
@@ -151,12 +177,27 @@ class RunningBatch:
         """Wait for the step in flight and read its ids."""
         chosen, self._pending = self._pending, None
         if chosen is not None:
-            self._accept(chosen)
+            self._accept_step(chosen)
 
-    def _accept(self, chosen: PendingTokens) -> None:
-        for job, token, logprob, likeliest in chosen.read():
-            if not job.done and job.accept(token, logprob, likeliest) != token:
+    def _accept(self, chosen: PendingTokens) -> Iterator[tuple[Job, int, int]]:
+        """Each request that goes on gets its next ids; gives it with its new positions and how many of them hold."""
+        for job, choices in chosen.read():
+            if job.done:
+                continue
+            count = job.accept_window(choices)
+            if job.filled[-1] != choices[count - 1].token:
                 self._is_up_to_date = False  # an element that was given is read next, not the one that was chosen
+            yield job, len(choices), count
+
+    def _accept_step(self, chosen: PendingTokens) -> None:
+        counts: dict[Job, int] = {}
+        for job, width, count in self._accept(chosen):
+            counts[job] = count
+            if job.request.blank.kind in WINDOWED:
+                self.windows.add(width, count)
+        if self._has_windows:
+            for row in self.rows:
+                row.length += counts.get(row.job, 0)
 
     def _starting_guidance(self) -> list[Job]:
         """Requests that are guided from now on and have no rows of their other branches yet."""
@@ -211,7 +252,8 @@ class RunningBatch:
             with torch.inference_mode(False), torch.no_grad():
                 self._decode_model = DecodeModel(self.model, self.config.weights)
         if self._step is None:
-            fixed = (self.config.max_rows, self.config.max_positions) if self.config.is_deterministic else (None, None)
+            config = self.config
+            fixed = (config.max_rows, config.max_positions, config.window) if config.is_deterministic else ()
             self._step = DecodeStep(self._decode_model, self._cache, *fixed)
             self._is_up_to_date = False
         return self._step

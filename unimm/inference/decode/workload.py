@@ -32,6 +32,8 @@ class Stats:
     """What a decoder is doing, and totals of what it has done.
 
     fill_passes: passes over blanks that are filled in all at once.
+    drawing_steps, drawn_codes: steps of every drawing, added up, and the codes that they gave (the first one of a drawing comes
+        with its prompt). guessed_codes, right_guesses: codes that were guessed, and guesses that were right (`windows`).
     """
 
     num_waiting: int = 0
@@ -42,6 +44,20 @@ class Stats:
     decoded_rows: int = 0
     decoded_steps: int = 0
     fill_passes: int = 0
+    drawing_steps: int = 0
+    drawn_codes: int = 0
+    guessed_codes: int = 0
+    right_guesses: int = 0
+
+    @property
+    def codes_a_step(self) -> float:
+        """That a drawing got on average; 0 before the first step."""
+        return self.drawn_codes / self.drawing_steps if self.drawing_steps else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of guesses that were right; 0 where nothing was guessed."""
+        return self.right_guesses / self.guessed_codes if self.guessed_codes else 0.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Limits:
     max_positions: of one request. None: as many as the model was made for.
     max_cache_bytes: of keys and values; requests wait until some are free. None: as much as the device has.
     prefill_positions: that one step prefills at most. None: 1,024 on a CPU, 8,192 on a GPU.
+    window: codes of a drawing that one step computes at once (`windows`); 1, which is what None stands for: one at a time.
     """
 
     max_rows: int = 128
@@ -60,6 +77,7 @@ class Limits:
     max_positions: int | None = None
     max_cache_bytes: int | None = None
     prefill_positions: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -125,7 +143,7 @@ class Workload:
         self.model, self.pad_id, self.limits = model, pad_id, limits
         kind = next(model.parameters()).device.type
         self._prefill_positions = limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
-        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes)
+        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window or 1)
         self.running = RunningBatch(model, pad_id, ComputeConfig(weights, deterministic, *sizes))
         self.fills = FillPasses(model, self._prefill_positions, deterministic)
         self.queue = AdmissionQueue()
@@ -244,6 +262,10 @@ class Workload:
             decoded_rows=running.decoded_rows,
             decoded_steps=running.decoded_steps,
             fill_passes=fills.num_passes,
+            drawing_steps=running.windows.steps,
+            drawn_codes=running.windows.codes,
+            guessed_codes=running.windows.guesses,
+            right_guesses=running.windows.right,
         )
 
 

@@ -1,16 +1,19 @@
-"""The decode-only forward of a Llama-shaped trunk: one position of every row at a time, with as few operations as the device
-allows.
+"""The decode-only forward of a Llama-shaped trunk: one position of every row at a time, or a few of some, with as few
+operations as the device allows.
 
-`transformers`' trunk serves every size and length; a decode step is always the same few products over one position a row, so
-the engine owns that one forward for trunks of Llama's shape (Llama, Qwen2, Qwen3): queries, keys and values as one product,
+`transformers`' trunk serves every size and length; a decode step is always the same few products over few positions, so the
+engine owns that one forward for trunks of Llama's shape (Llama, Qwen2, Qwen3): queries, keys and values as one product,
 gate and up as one, weights packed once (`linear`), attention over the used part of the cache alone. Other trunks go through
 `transformers`. Token for token the same in float32 (tests/inference/kernels/test_llama_decode.py).
 
-Shapes: R rows, D trunk width, H query heads, G key-value heads, S slots in use, d head width, V vocabulary.
+Shapes: R rows, P new positions of all of them (one each, if nothing else is said), W of one row at most, D trunk width, H query
+heads, G key-value heads, S slots in use, d head width, V vocabulary.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import psutil
@@ -30,8 +33,46 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Rows that have several new positions in one step, some more than others; their positions lie row after row.
+
+    rows_P: the row of each position.
+    sources_RW: which position is at each place of a rectangle of rows, their last one again where they have fewer; None: it is
+        full. places_P: the other way round, counted over the rectangle row after row.
+    """
+
+    num_rows: int
+    width: int
+    rows_P: torch.Tensor
+    sources_RW: torch.Tensor | None
+    places_P: torch.Tensor | None
+
+    @classmethod
+    def of(cls, widths: list[int], device: torch.device) -> "Windows":
+        """Rows of these numbers of positions, one or more."""
+        most, total = max(widths), sum(widths)
+        rows = [row for row, width in enumerate(widths) for _ in range(width)]
+        sources = places = None
+        if total < most * len(widths):
+            ends = list(accumulate(widths))
+            table = [[end - width + min(at, width - 1) for at in range(most)] for end, width in zip(ends, widths, strict=True)]
+            sources = torch.tensor(table, device=device)
+            places = torch.tensor([row * most + at for row, width in enumerate(widths) for at in range(width)], device=device)
+        return cls(len(widths), most, torch.tensor(rows, device=device), sources, places)
+
+    def spread(self, x_P: torch.Tensor) -> torch.Tensor:
+        """(P, ...) -> (R, W, ...)."""
+        return x_P.unflatten(0, (self.num_rows, self.width)) if self.sources_RW is None else x_P[self.sources_RW]
+
+    def gather(self, x_RW: torch.Tensor) -> torch.Tensor:
+        """(R, W, ...) -> (P, ...)."""
+        flat = x_RW.flatten(0, 1)
+        return flat if self.places_P is None else flat[self.places_P]
+
+
 class DecodeModel:
-    """The decode step of a unified model: embed one id a row, one position through the trunk, one head.
+    """The decode step of a unified model: embed ids, a position of each through the trunk, one head.
 
     The model's weights are read when it is made: make it again when they have changed (`is_current`).
 
@@ -73,28 +114,51 @@ class DecodeModel:
             return choose(self.heads[kind](hidden_nD))
         return self._ports[kind].sample(hidden_nD, choose)
 
-    def advance(self, embeddings_RD: torch.Tensor, positions_R: torch.Tensor, used: int, cache: RowCache) -> torch.Tensor:
-        """One position a row, written at its place in the cache: (R, D) -> hidden states (R, D).
+    def advance(
+        self,
+        embeddings_PD: torch.Tensor,
+        positions_P: torch.Tensor,
+        used: int,
+        cache: RowCache,
+        windows: Windows | None = None,
+    ) -> torch.Tensor:
+        """New positions of every row, written at their places in the cache: (P, D) -> hidden states (P, D).
 
-        used: slots that any row needs, this position included.
+        used: slots that any row needs, these positions included. windows: rows with several positions; None: one each.
         """
-        rows = len(embeddings_RD)
-        cache.prepare(slice(0, rows), positions_R[:, None], used)
-        seen_RS = torch.arange(used, device=positions_R.device) <= positions_R[:, None]
         if self.layers is None:
-            return self.model.hidden(embeddings_RD[:, None], seen_RS[:, None, None], positions_R[:, None], cache)[:, 0]
-        cos_R1d, sin_R1d = self.model.trunk.rotary_emb(embeddings_RD[:, None], positions_R[:, None])
-        mask_RS = torch.zeros(rows, used, device=positions_R.device).masked_fill(~seen_RS, -torch.inf)
-        mask_RG1S = mask_RS[:, None, None].repeat(1, self.layers[0].num_kv_heads, 1, 1)
-        hidden_RD = embeddings_RD
+            return self._advance_by_transformers(embeddings_PD, positions_P, used, cache, windows)
+        num_rows = len(embeddings_PD) if windows is None else windows.num_rows
+        cache.prepare(slice(0, num_rows), positions_P[:, None], used, None if windows is None else windows.rows_P[:, None])
+        cos_P1d, sin_P1d = self.model.trunk.rotary_emb(embeddings_PD[:, None], positions_P[:, None])
+        unseen_PS = torch.arange(used, device=positions_P.device) > positions_P[:, None]
+        mask_PS = torch.zeros(unseen_PS.shape, device=unseen_PS.device).masked_fill(unseen_PS, -torch.inf)
+        num_heads, num_kv_heads = self.layers[0].num_heads, self.layers[0].num_kv_heads
+        if windows is None:
+            mask_RGmS = mask_PS[:, None, None].repeat(1, num_kv_heads, 1, 1)
+        else:
+            mask_RGmS = windows.spread(mask_PS)[:, None].repeat(1, num_kv_heads, num_heads // num_kv_heads, 1)
+        hidden_PD = embeddings_PD
         for layer, store in zip(self.layers, cache.layers, strict=True):
             assert isinstance(store, RowCacheLayer)
-            hidden_RD = layer(hidden_RD, cos_R1d, sin_R1d, mask_RG1S, store)
-        return _norm(self.model.trunk.norm)(hidden_RD)
+            hidden_PD = layer(hidden_PD, cos_P1d, sin_P1d, mask_RGmS, store, windows)
+        return _norm(self.model.trunk.norm)(hidden_PD)
+
+    def _advance_by_transformers(
+        self, embeddings_PD: torch.Tensor, positions_P: torch.Tensor, used: int, cache: RowCache, windows: Windows | None
+    ) -> torch.Tensor:
+        if windows is None:
+            embeddings_RWD, positions_RW = embeddings_PD[:, None], positions_P[:, None]
+        else:  # a place without a position computes the last one of its row once more, which changes nothing
+            embeddings_RWD, positions_RW = windows.spread(embeddings_PD), windows.spread(positions_P)
+        cache.prepare(slice(0, len(positions_RW)), positions_RW, used)
+        seen_RWS = torch.arange(used, device=positions_P.device) <= positions_RW[..., None]
+        hidden_RWD = self.model.hidden(embeddings_RWD, seen_RWS[:, None], positions_RW, cache)
+        return hidden_RWD[:, 0] if windows is None else windows.gather(hidden_RWD)
 
 
 class _Layer:
-    """One decoder layer over one position a row."""
+    """One decoder layer over the new positions of rows."""
 
     def __init__(self, layer: Any, weights: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -111,20 +175,37 @@ class _Layer:
         self.q_norm, self.k_norm = (_norm(attention.q_norm), _norm(attention.k_norm)) if has_norms else (None, None)
 
     def __call__(
-        self, x_RD: torch.Tensor, cos_R1d: torch.Tensor, sin_R1d: torch.Tensor, mask_RG1S: torch.Tensor, store: RowCacheLayer
+        self,
+        x_PD: torch.Tensor,
+        cos_P1d: torch.Tensor,
+        sin_P1d: torch.Tensor,
+        mask_RGmS: torch.Tensor,
+        store: RowCacheLayer,
+        windows: Windows | None,
     ) -> torch.Tensor:
-        rows = len(x_RD)
-        heads_RHd = self.qkv(self.norm1(x_RD)).view(rows, -1, self.head_dim)
-        turned_RHd, v = heads_RHd.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        count = len(x_PD)
+        heads_PHd = self.qkv(self.norm1(x_PD)).view(count, -1, self.head_dim)
+        turned_PHd, v = heads_PHd.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = turned_RHd.split([self.num_heads, self.num_kv_heads], dim=1)
-            turned_RHd = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
-        q, k = rotate(turned_RHd, cos_R1d, sin_R1d).split([self.num_heads, self.num_kv_heads], dim=1)
+            q, k = turned_PHd.split([self.num_heads, self.num_kv_heads], dim=1)
+            turned_PHd = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = rotate(turned_PHd, cos_P1d, sin_P1d).split([self.num_heads, self.num_kv_heads], dim=1)
         keys_RGSd, values_RGSd = store.write(k[:, :, None], v[:, :, None])
-        mixed_RHd = attend(q, keys_RGSd, values_RGSd, mask_RG1S, self.scale).to(x_RD.dtype)
-        x_RD = x_RD + self.out(mixed_RHd.reshape(rows, -1))
-        gate_RF, up_RF = self.gate_up(self.norm2(x_RD)).chunk(2, dim=-1)
-        return x_RD + self.down(self.activation(gate_RF) * up_RF)
+        if windows is None:
+            mixed_PHd = attend(q, keys_RGSd, values_RGSd, mask_RGmS, self.scale)
+        else:
+            mixed_PHd = self._attend_in_windows(q, keys_RGSd, values_RGSd, mask_RGmS, windows)
+        x_PD = x_PD + self.out(mixed_PHd.to(x_PD.dtype).reshape(count, -1))
+        gate_PF, up_PF = self.gate_up(self.norm2(x_PD)).chunk(2, dim=-1)
+        return x_PD + self.down(self.activation(gate_PF) * up_PF)
+
+    def _attend_in_windows(
+        self, q_PHd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask_RGmS: torch.Tensor, windows: Windows
+    ) -> torch.Tensor:
+        """The queries of a row's positions are as many more heads of one, for which its keys are read once."""
+        q_RHWd = windows.spread(q_PHd).transpose(1, 2)
+        mixed_Rhd = attend(q_RHWd.flatten(1, 2), keys, values, mask_RGmS, self.scale)
+        return windows.gather(mixed_Rhd.unflatten(1, (self.num_heads, windows.width)).transpose(1, 2))
 
 
 def attend(
@@ -132,7 +213,7 @@ def attend(
 ) -> torch.Tensor:
     """One query a row and head against the cache, in the cache's dtype; heads share keys in groups. Gives (R, H, d).
 
-    mask_RG1S: 0 where a row may look and minus infinity elsewhere, the same for all heads.
+    mask_RG1S: 0 where a row may look and minus infinity elsewhere, the same for all heads; or (R, G, H / G, S).
 
     On a CPU by plain products: for single queries they are faster there than the fused kernel, which is made for many.
     """
