@@ -77,10 +77,12 @@ FILES = {
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
 NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions")
+NOT_DRAWN += ("data/pages",)
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
 DATA_OF |= {"align/clip_b16": "data/pairs", "align/siglip_b16": "data/pairs"}
+DATA_OF |= {"pages/internvl": "data/llava"}
 DATA_OF |= {"blip2/paper_align": "data/pairs", "blip2/paper_generate": "data/llava"}
 """Experiments on the user's own files."""
 
@@ -162,11 +164,12 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
+    data |= {"pages"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
-    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld"):
+    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld", "PagesWorld"):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
 

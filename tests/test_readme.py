@@ -129,10 +129,8 @@ def test_every_command_and_its_options_are_there() -> None:
         commands[verb].make_context(verb, words)
 
 
-COMPOSED = [
-    RECIPES / name
-    for name in ("train.md", "demo.md", "two_encoders.md", "scaling.md", "projectors.md", "contrastive.md", "frozen_parts.md")
-]
+COMPOSED = ("train", "demo", "two_encoders", "scaling", "projectors", "contrastive", "frozen_parts", "large_pictures")
+COMPOSED = [RECIPES / f"{name}.md" for name in COMPOSED]
 """Their trainings take hours; those of the other pages are run at toy size."""
 
 
@@ -377,6 +375,23 @@ def test_the_emoji_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {*scores} == {"emoji_names", "emoji_answers", "emoji_drawings", "emoji_held_out"}
     assert scores["emoji_drawings"]["measures"]["judge_accuracy"] > 0.9
     assert Path("runs/emoji/report.html").is_file()
+
+
+def test_the_recipe_of_large_pictures_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of its toy, with a tiny model that sees 16 px, small pages and one step; those at the paper's size compose."""
+    monkeypatch.chdir(tmp_path)
+    small = ["data.font_size=10", "data.sizes=[[128,96]]", "data.languages=[en]"]
+    longer = ["model.trunk.max_position_embeddings=512", f"init_from={tiny_folder}"]
+    more = {"data": ["num_workers=0", "image_positions=1", *small], "train": [*TINY_RUN["train"], *longer, *small]}
+    toys = [line for block in fenced(RECIPES / "large_pictures.md", "bash")[:2] for line in block.splitlines()]
+    assert [line.split()[1] for line in toys] == ["data", "train", "train", "eval", "eval", "compare"]
+    for line in toys:
+        line = line.replace("=demo", f"={tiny_folder}").replace("--sample 200", "--sample 4")
+        line = re.sub(r"pages_(text|questions)(?= )", r"pages_\1?n=2&font_size=10&sizes=[[128,96]]", line)
+        run(re.sub(r"--task (\S+)", r"--task '\1'", line), *more.get(line.split()[1], []))
+    assert Path("runs/inspect/inspection.html").is_file()
+    kept = json.loads(Path("runs/pages/tiles/model/config.json").read_text())["unimm"]["prompt_format"]["tiles"]
+    assert kept == {"max_tiles": 16, "min_tiles": 1, "thumbnail": True}
 
 
 LINES = fenced_lines(RECIPES / "your_own_data.md")

@@ -104,6 +104,8 @@ def save_model(  # noqa: PLR0913 - a folder has as many parts
     reasons = janus_config.why_not_janus(model.config, image_tokenizer.config)
     if (sees := ((extra or {}).get("prompt_format") or {}).get("sees", "pixels")) != "pixels":
         reasons.append(f"it sees {sees}, a Janus sees pixels")
+    if ((extra or {}).get("prompt_format") or {}).get("tiles") is not None:
+        reasons.append("it sees large pictures in tiles, a Janus sees one square")
     with whole_folder(final, CONFIG, "a model folder") as folder:
         _write_weights(folder, model, image_tokenizer, OWN if reasons else TRANSFORMERS, max_shard_size)
         written = write_further_modules(folder, further or FurtherModules())

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -95,9 +95,13 @@ def looking_sources(config: DictConfig) -> list[str]:
 
 
 def check_looks(prompt_format: PromptFormat) -> None:
-    """Raises ValueError where a model sees codes alone, and thus no features."""
+    """Raises ValueError where a model sees codes alone, and thus no features; or tiles, of which none are stored."""
     if prompt_format.sees == "codes":
         raise ValueError("This model sees images as codes, not by its vision tower: it has no use for stored features.")
+    if prompt_format.tiles is not None:
+        raise ValueError(
+            "This model sees large pictures in tiles, and features are stored of pictures as one square: leave features out."
+        )
 
 
 def with_features(
@@ -238,9 +242,27 @@ def read_image_tokenizer(named: str) -> ImageTokenizer:
     return load_model(named, dtype=torch.float32).image_tokenizer
 
 
+def build_prompt_format(node: DictConfig | None, own: PromptFormat) -> PromptFormat:
+    """How prompts are written: as a configuration says, whole (with its `_target_`) or what it changes of a model's own.
+
+    Raises:
+        ValueError: it changes what is no setting.
+    """
+    if node is None:
+        return own
+    if "_target_" in node:
+        return build(node)
+    changes = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(changes, dict)
+    names = [field.name for field in fields(PromptFormat)]
+    if unknown := [str(name) for name in changes if name not in names]:
+        raise ValueError(f"prompt_format has {', '.join(names)}, and no {unknown[0]}.")
+    return replace(own, **{str(name): value for name, value in changes.items()})
+
+
 def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedModel, own: PromptFormat) -> Template:
     """How prompts for this model are written: as the configuration says, else its own way."""
-    prompt_format: PromptFormat = own if config.prompt_format is None else build(config.prompt_format)
+    prompt_format = build_prompt_format(config.prompt_format, own)
     image = model.config.vision.image_size, model.num_image_positions
     return Template(tokenizer, prompt_format, *image, max_positions=model.config.max_positions)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from unimm.cli.builders import NEW, build_text_tokenizer, without_codes
+from unimm.cli.builders import NEW, build_prompt_format, build_text_tokenizer, without_codes
 from unimm.cli.compose import build, check_given, run_with_hydra
 from unimm.data.inspection.measure import Measure
 from unimm.data.inspection.page import write_result
@@ -111,7 +111,7 @@ def _limits(config: DictConfig, datasets: list[Dataset]) -> _Limits:
     is_own = own is not None and config.text_tokenizer is None
     tokenizer = own if is_own else build_text_tokenizer(config, [_Readable(dataset) for dataset in datasets])
     assert tokenizer is not None
-    prompt_format = prompt_format if config.prompt_format is None else build(config.prompt_format)
+    prompt_format = build_prompt_format(config.prompt_format, prompt_format)
     template = Template(tokenizer, prompt_format, sizes["image_size"], sizes["image_positions"], max_positions=longest)
     template = template.limited(config.num_positions)
     made = config.text_tokenizer in (None, NEW)

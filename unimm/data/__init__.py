@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template, Turn
     from unimm.data.text import TextTokenizer
+    from unimm.data.tiles import Tiles
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
     from unimm.data.worlds.digits import DigitsWorld
     from unimm.data.worlds.emoji import EmojiWorld
     from unimm.data.worlds.figures import FiguresWorld
+    from unimm.data.worlds.pages import PagesWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "LlavaJson",
     "Mixture",
     "Mmc4",
+    "PagesWorld",
     "Parquet",
     "PlainText",
     "PlainTextFiles",
@@ -64,6 +67,7 @@ __all__ = [
     "Template",
     "Text",
     "TextTokenizer",
+    "Tiles",
     "Turn",
     "View",
     "VqaQuestions",
@@ -91,6 +95,7 @@ __getattr__, __dir__ = lazy_exports(
         "Template": "template",
         "Turn": "template",
         "TextTokenizer": "text",
+        "Tiles": "tiles",
         "Mixture": "mixture",
         "Source": "mixture",
         "JsonLines": "readers.json_lines",
@@ -110,5 +115,6 @@ __getattr__, __dir__ = lazy_exports(
         "DigitsWorld": "worlds.digits",
         "EmojiWorld": "worlds.emoji",
         "FiguresWorld": "worlds.figures",
+        "PagesWorld": "worlds.pages",
     },
 )

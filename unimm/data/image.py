@@ -11,13 +11,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TypeGuard
+from typing import IO, TypeGuard, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
@@ -39,8 +40,12 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
 """Longest side in pixels, as JPEG has it: a strip of one pixel by millions would cost gigabytes to resize."""
 
+SIZES_KEPT = 1_000_000
+"""Sizes of images inside archives and tables that a process remembers."""
+
 _BACKGROUND = (127, 127, 127)  # int(0.5 * 255): the image mean of Janus
 _MIN_SIDE = 14  # the shortest side that Janus shrinks to
+_TURNED = (5, 6, 7, 8)  # of EXIF: by a quarter
 
 # Pillow warns from 89 megapixels on; decode_image refuses by its own limit, in its own words.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -58,7 +63,7 @@ def decode_image(image: ImageLike, max_pixels: int = MAX_PIXELS, formats: tuple[
 
     Raises ImageError (a ValueError) for everything that is no such image.
     """
-    picture = _decode(image, max_pixels, formats, _to_rgb)
+    picture = _decode(image, formats, partial(_upright, max_pixels=max_pixels, convert=_to_rgb))
     return picture if type(picture) is Image.Image else picture.copy()
 
 
@@ -71,38 +76,64 @@ def decode_mask(mask: ImageLike | np.ndarray, max_pixels: int = MAX_PIXELS, form
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         mask = mask.astype(np.uint8) * np.uint8(255)
-    return np.asarray(_decode(mask, max_pixels, formats, _to_mask)) > 0
+    return np.asarray(_decode(mask, formats, partial(_upright, max_pixels=max_pixels, convert=_to_mask))) > 0
 
 
 def transparent_part(image: ImageLike, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """Where an image is transparent, (H, W) bool: more than half. Raises ImageError as `decode_image`."""
-    opaque = _decode(image, max_pixels, formats, lambda one, _: _alpha(one) or Image.new("L", one.size, 255))
-    return np.asarray(opaque) < 128
+
+    def opacity(picture: Image.Image, name: str) -> Image.Image:
+        return _alpha(picture) or Image.new("L", picture.size, 255)
+
+    return np.asarray(_decode(image, formats, partial(_upright, max_pixels=max_pixels, convert=opacity))) < 128
+
+
+_sizes: dict[tuple[Path, str], tuple[int, int]] = {}
+
+
+def image_size(image: ImageLike) -> tuple[int, int]:
+    """Width and height of an image as `decode_image` gives it, from the head of its file: nothing is decoded.
+
+    An image inside something larger is read for it once in a process, up to `SIZES_KEPT` of them.
+
+    Raises ImageError (a ValueError) for what is no image, or too large.
+    """
+    home = image.home() if isinstance(image, UnreadImage) else None
+    size = None if home is None else _sizes.get(home)
+    if size is None:
+        size = _decode(image, FORMATS, _upright_size)
+        if home is not None and len(_sizes) < SIZES_KEPT:
+            _sizes[home] = size
+    return size
 
 
 def _decoded(image: ImageLike) -> Image.Image:
     """As `decode_image`, but perhaps the opened file itself: to be read, and not given away."""
-    return _decode(image, MAX_PIXELS, FORMATS, _to_rgb)
+    return _decode(image, FORMATS, partial(_upright, max_pixels=MAX_PIXELS, convert=_to_rgb))
 
+
+T = TypeVar("T")
+Use = Callable[[Image.Image, str, bool], T]
+"""What is made of an opened picture, whose pixels are not read yet; with its name, for errors, and whether it is ours alone."""
 
 Convert = Callable[[Image.Image, str], Image.Image]
 """What is made of an upright picture; with its name, for errors."""
 
 
-def _decode(image: ImageLike, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
+def _decode(image: ImageLike, formats: tuple[str, ...], use: Use[T]) -> T:
     if isinstance(image, SeenImage):
-        return _decode(image.original(), max_pixels, formats, convert)
+        return _decode(image.original(), formats, use)
     if isinstance(image, UnreadImage):
-        return _decode_file(io.BytesIO(image.read()), f"the image {image}", max_pixels, formats, convert)
+        return _decode_file(io.BytesIO(image.read()), f"the image {image}", formats, use)
     image = plain_form(image)
     if isinstance(image, np.ndarray):
-        return _upright(Image.fromarray(image), "the array", max_pixels, convert)
+        return use(Image.fromarray(image), "the array", False)
     if isinstance(image, Image.Image):
-        return _upright(image, "the image", max_pixels, convert)
+        return use(image, "the image", False)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode_file(io.BytesIO(image), "the image data", max_pixels, formats, convert)
+        return _decode_file(io.BytesIO(image), "the image data", formats, use)
     if isinstance(image, str | os.PathLike):
-        return _decode_path(os.fspath(image), max_pixels, formats, convert)
+        return _decode_path(os.fspath(image), formats, use)
     which = f"{type(image).__name__}" + (": one is expected here" if isinstance(image, list | tuple) else "")
     raise ImageError(f"An image is a path, bytes, a file object, a data: URI, a PIL image, an array or a tensor, not {which}.")
 
@@ -168,7 +199,7 @@ def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
-def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
+def _decode_path(path: str, formats: tuple[str, ...], use: Use[T]) -> T:
     name = f"the file {path!r}" if len(path) <= 300 else f"the file {path[:300]!r}..."
     if path[:8].lower().startswith(("http://", "https://")):
         raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
@@ -178,7 +209,7 @@ def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...], convert: 
         if Path(path).exists() and not Path(path).is_file():
             raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")
         with Path(path).open("rb") as file:
-            return _decode_file(file, name, max_pixels, formats, convert)
+            return _decode_file(file, name, formats, use)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # no such file, no permission, a name too long or with a null character
@@ -191,7 +222,7 @@ def _decode_path(path: str, max_pixels: int, formats: tuple[str, ...], convert: 
         raise ImageError(f"Cannot read {name}: {str(reason).lower()}.") from None
 
 
-def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...], convert: Convert) -> Image.Image:
+def _decode_file(file: IO[bytes], name: str, formats: tuple[str, ...], use: Use[T]) -> T:
     if not file.read(1):
         raise ImageError(f"Cannot read {name}: it is empty.")
     file.seek(0)
@@ -210,7 +241,7 @@ def _decode_file(file: IO[bytes], name: str, max_pixels: int, formats: tuple[str
             raise ImageError(f"Cannot read {name}: a text beside its pixels is too long to unpack, save it without.") from None
         raise ImageError(f"Cannot read {name}: its header is damaged.") from None
     with picture:
-        return _upright(picture, name, max_pixels, convert, is_ours=True)
+        return use(picture, name, True)
 
 
 def _plugin_of(start: bytes, name: str) -> str | None:
@@ -231,14 +262,9 @@ def _plugin_of(start: bytes, name: str) -> str | None:
     return form
 
 
-def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert, is_ours: bool = False) -> Image.Image:
+def _upright(picture: Image.Image, name: str, is_ours: bool, max_pixels: int, convert: Convert) -> Image.Image:
     """is_ours: nobody else has the picture, so that one which is upright need not be copied."""
-    width, height = picture.size
-    if width < 1 or height < 1:
-        raise ImageError(f"Cannot use {name}: it is {width}x{height} and has no pixels.")
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        limit = f"{max_pixels:,} pixels or {MAX_SIDE:,} a side"
-        raise ImageError(f"Cannot use {name}: {width}x{height} is more than {limit}, shrink it first.")
+    _check_size(picture, name, max_pixels)
     try:
         picture.load()
         if is_ours:
@@ -248,6 +274,31 @@ def _upright(picture: Image.Image, name: str, max_pixels: int, convert: Convert,
         raise
     except Exception:  # damaged data makes Pillow raise nearly anything; its words may hold memory addresses
         raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
+
+
+def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
+    """Raises ImageError where a picture has no pixels, or more than are unpacked."""
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise ImageError(f"Cannot use {name}: it is {width}x{height} and has no pixels.")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        limit = f"{max_pixels:,} pixels or {MAX_SIDE:,} a side"
+        raise ImageError(f"Cannot use {name}: {width}x{height} is more than {limit}, shrink it first.")
+
+
+def _upright_size(picture: Image.Image, name: str, is_ours: bool) -> tuple[int, int]:
+    """Width and height once it is turned; the pixels of a file are not read for it."""
+    _check_size(picture, name, MAX_PIXELS)
+    if picture.format == "TIFF":  # Pillow has turned it already
+        return picture.size
+    try:
+        # A PNG would decode all of its pixels to look for an orientation behind them.
+        marks = Image.Image.getexif(picture) if is_ours else picture.getexif()
+        is_turned = marks.get(ExifTags.Base.Orientation) in _TURNED
+    except Exception:  # damaged data makes Pillow raise nearly anything
+        raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
+    width, height = picture.size
+    return (height, width) if is_turned else (width, height)
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

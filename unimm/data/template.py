@@ -5,8 +5,11 @@ file writes prompts.
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
     text      <bos>text<eos>
     document  <bos>text\\n<boi>IMAGE<eoi>\\ntext ...<eos>
+    tiles     <boi>1IMAGE2IMAGE\\n3IMAGE4IMAGE\\nIMAGE<eoi>
 
-A turn begins and ends without white space, and an image inside one stands between line ends, as in Janus. Ids are joined,
+A turn begins and ends without white space, and an image inside one stands between line ends, as in Janus. A large picture
+may be seen in tiles (`unimm.data.tiles`): each behind its number, each row of them on a line of its own, the thumbnail last.
+NVLM (arXiv 2409.11402) found that numbered tiles are read better than bare ones. Ids are joined,
 never strings: what a user typed goes through the tokenizer without its added tokens, so it can not become a special token.
 Text between two special ids is encoded in one piece, so ordinary text gets the ids that Janus' own processor gives it.
 
@@ -25,12 +28,13 @@ import numpy as np
 from unimm.data.image import look
 from unimm.data.records import ImageLike, SeenImage
 from unimm.data.text import TextTokenizer
+from unimm.data.tiles import TiledImage, Tiles
 from unimm.sequence import Kind, Segment, Sequence
 
 SEES = ("pixels", "codes", "both")
 
 ImageSegments = tuple[Segment, ...]
-"""An image inside a conversation: its pixels, its codes, or both."""
+"""An image inside a conversation: its pixels, its codes, or both; or the pixels of its tiles with numbers between them."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,22 @@ class PromptFormat:
     sees: what stands for an image in a conversation: "pixels", the features of the vision tower, as in every Janus; "codes",
         those of the image tokenizer, so that one encoder serves both jobs (as in Chameleon, arXiv 2405.09818); or "both", one
         after the other (as in UniToken, arXiv 2504.04423). ValueError: another word.
+    tiles: how a large picture in a conversation is cut into tiles (`Tiles`, or its settings by name); None: every picture is
+        looked at as one square. ValueError where it sees codes.
     """
 
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
     system_prompt: str = ""
     sees: str = "pixels"
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tiles", Tiles.of(self.tiles))
         if self.sees not in SEES:
             raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
+        if self.tiles is not None and self.sees != "pixels":
+            raise ValueError(f"Tiles are looked at as pixels, and this prompt format sees {self.sees}: leave tiles out.")
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Template:
         self.num_positions = num_positions
         self.encode = encode
         self.max_positions = max_positions
+        if prompt_format.tiles is not None and max_positions is not None:
+            prompt_format.tiles.check_room(num_positions, max_positions)
 
     def limited(self, max_positions: int | None) -> "Template":
         """The same template for sequences of at most so many positions, beside those that the model was made for."""
@@ -98,11 +110,15 @@ class Template:
         return template
 
     def look(self, image: ImageLike, codes: np.ndarray | None = None) -> ImageSegments:
-        """An image inside a conversation, as the prompt format sees it; its pixels unopened.
+        """An image inside a conversation, as the prompt format sees it; its pixels unopened. Where it is seen in tiles, its
+        size is read.
 
         Raises:
-            ValueError: it sees codes, and there are none.
+            ValueError: it sees codes, and there are none; or tiles, and the image cannot be cut into any.
         """
+        if self.prompt_format.tiles is not None:
+            tiled = TiledImage(image, self.prompt_format.tiles, self.image_size)
+            return tiled.segments(self.tokenizer.encode, self.num_positions)
         segments = [] if self.prompt_format.sees == "codes" else [self.pixels(image)]
         if self.prompt_format.sees != "pixels":
             if codes is None and self.encode is None:

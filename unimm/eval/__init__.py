@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unimm.eval.task import ItemTask, Result, Task, collect, split_batches, summarize
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
+    from unimm.eval.tasks.pages import PagesQuestions, PagesText
     from unimm.eval.tasks.relations import SwappedRelations
     from unimm.eval.tasks.retrieval import Retrieval, ShapesRetrieval
     from unimm.eval.validation import ValidationConfig
@@ -29,6 +30,8 @@ __all__ = [
     "FiguresNames",
     "ItemTask",
     "Judgement",
+    "PagesQuestions",
+    "PagesText",
     "Result",
     "Retrieval",
     "Score",
@@ -53,6 +56,7 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("build_suite", "load_task"), "suites"),
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
+        **dict.fromkeys(("PagesQuestions", "PagesText"), "tasks.pages"),
         "SwappedRelations": "tasks.relations",
         **dict.fromkeys(("Retrieval", "ShapesRetrieval"), "tasks.retrieval"),
         "ValidationConfig": "validation",

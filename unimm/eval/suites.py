@@ -121,6 +121,8 @@ FURTHER_TASKS = {
     "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),
     "figures_names": FurtherTask("unimm.eval.tasks.figures:FiguresNames", "what a figure is called"),
     "figures_drawings": FurtherTask("unimm.eval.tasks.figures:FiguresDrawings", "drawings of figures, all parts in place"),
+    "pages_text": FurtherTask("unimm.eval.tasks.pages:PagesText", "lines of text on pages, by character error rate"),
+    "pages_questions": FurtherTask("unimm.eval.tasks.pages:PagesQuestions", "text, tables and charts: what stands where"),
     "shapes_zero_shot": FurtherTask("unimm.eval.tasks.zero_shot:ShapesZeroShot", "colour and form by labels alone"),
     "reranked_retrieval": FurtherTask("unimm.eval.tasks.reranking:RerankedRetrieval", "what towers find, ranked again"),
     "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),

@@ -66,7 +66,13 @@ def read_messages(messages: list[Message], template: Template, max_positions: in
         read = read[:-1]
     if not any(role == "user" for role, _ in read):
         raise ValueError('There is no message to answer: give at least one of role "user".')
-    return [_read_turn(role, parts, template) for role, parts in read], system_prompt
+    turns = [_read_turn(role, parts, template) for role, parts in read]
+    shown = [part for turn in turns for part in turn.content if not isinstance(part, str)]
+    if (taken := sum(segment.length for image in shown for segment in image)) > max_positions:
+        raise ValueError(
+            f"The images of the messages take {taken} positions, and there are {max_positions}: show fewer, or smaller ones."
+        )
+    return turns, system_prompt
 
 
 def continues_answer(messages: list[Message]) -> bool:

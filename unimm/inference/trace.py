@@ -235,7 +235,8 @@ class TraceCalls(ImageCalls):
     ) -> Trace:
         """Ask about an image as `answer` does, and trace question and answer, with attention (the mean over heads).
 
-        The words of the answer are `trace.words()`, the image's patches `trace.images[0]`.
+        The words of the answer are `trace.words()`, the image's patches `trace.images[0]`; where a large picture is seen in
+        tiles, those of tile n `trace.images[n]`, and of the thumbnail the last.
         """
         check_text(question, "question")
         asked = [Turn("user", (self.template.look(image), question))]
