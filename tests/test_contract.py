@@ -22,8 +22,12 @@ from unimm.cli.choices import conf_folder
 SIGNATURES = {
     "load": "path, device=None, dtype=None, *, adapter=None",
     "Limits": "max_rows=128, max_waiting=None, max_positions=None, max_cache_bytes=None, prefill_positions=None",
-    "Engine.caption": "self, image, max_new_tokens=128, temperature=0.0, language='en'",
-    "Engine.answer": "self, image, question, max_new_tokens=128, temperature=0.0, stop=None",
+    "Engine.caption": (
+        "self, image, max_new_tokens=128, temperature=0.0, language='en', *, votes=1, verify=False, details=False"
+    ),
+    "Engine.answer": (
+        "self, image, question, max_new_tokens=128, temperature=0.0, stop=None, *, votes=1, verify=False, details=False"
+    ),
     "Engine.chat": "self, messages, stream=False, max_new_tokens=256, temperature=0.0, stop=None",
     "Engine.complete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False, top_logprobs=0",
     "Engine.acomplete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False, top_logprobs=0",
@@ -87,8 +91,8 @@ DOCUMENTED = {
 OPTIONS = {
     "demo": "--out --seed --device --show",
     "quickstart": "--out --seed --minutes --from-nothing --device",
-    "caption": "--model --language --max-new-tokens --temperature --device --dtype --weights",
-    "answer": "--model --max-new-tokens --temperature --device --dtype --weights",
+    "caption": "--model --language --max-new-tokens --temperature --votes --verify --device --dtype --weights",
+    "answer": "--model --max-new-tokens --temperature --votes --verify --device --dtype --weights",
     "generate": (
         "--model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --guidance-interval "
         "--best-of --device --dtype --weights --from"

@@ -18,6 +18,7 @@ from users_files import make_all
 
 from unimm.cli.app import app
 from unimm.cli.compose import compose_config
+from unimm.data.worlds.scenes import make_scene, render
 from unimm.eval import suites
 from unimm.eval.tasks.emoji import check_font
 from unimm.inference.decode.request import Request
@@ -285,6 +286,20 @@ def test_the_benchmark_guide_runs(workplace: Path, tiny_folder: Path, picture: I
     found = {name for folder in Path("runs").glob("*/scores.json") for name in json.loads(folder.read_text())["tasks"]}
     assert found == {"vqa", "pope", "captions", "perplexity", "hallucination", "hallucination_questions"}
     execute(fenced(RECIPES / "benchmarks.md", "python")[0], {})
+
+
+def test_the_hallucination_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its examples with the demo, which says the same of a scene when it has looked again; its lines on few items."""
+    Image.fromarray(render(make_scene(0, "test", 1))).save("runs/demo/photo.png")
+    names: dict = {}
+    for example in fenced(RECIPES / "hallucination.md", "python"):
+        execute(example, names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == names["engine"].caption("runs/demo/photo.png") and said[1] in said[2]
+    for line in fenced_lines(RECIPES / "hallucination.md"):
+        if line.startswith("unimm eval "):
+            run(re.sub(r"n=\d+", "n=6", line.replace(" demo ", f" {Path('models/janus-pro-1b').resolve()} ")))
+    run(shell_lines("unimm", "compare", documents=[RECIPES / "hallucination.md"])[0])
 
 
 def test_the_code_of_the_extending_guide_is_that_of_the_package_in_the_tests() -> None:

@@ -12,6 +12,7 @@ from unimm.runtime.environment import prepare_libraries
 if TYPE_CHECKING:
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine, load
+    from unimm.inference.second_look import Verification
     from unimm.retrieval.towers import load_towers
     from unimm.runtime.provenance import read_provenance, write_image
     from unimm.sequence import Kind, Segment, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "Limits",
     "Segment",
     "Sequence",
+    "Verification",
     "__version__",
     "load",
     "load_towers",
@@ -39,6 +41,7 @@ _HOMES = {
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",
     "Sequence": "unimm.sequence",
+    "Verification": "unimm.inference.second_look",
     "read_provenance": "unimm.runtime.provenance",
     "write_image": "unimm.runtime.provenance",
 }

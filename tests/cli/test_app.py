@@ -116,6 +116,13 @@ def test_answer_says_what_the_engine_says(tiny_engine, tiny_folder: Path, photo:
     assert result.stdout == tiny_engine.answer(photo, "How many?", max_new_tokens=5) + "\n"
 
 
+def test_captions_and_answers_are_voted_on_and_verified(tiny_engine, tiny_folder: Path, photo: Path) -> None:
+    words = ("--model", tiny_folder, "--max-new-tokens", 5, "--votes", 3, "--verify")
+    checks = {"max_new_tokens": 5, "votes": 3, "verify": True}
+    assert call("answer", photo, "How many?", *words).stdout == tiny_engine.answer(photo, "How many?", **checks) + "\n"
+    assert call("caption", photo, *words).stdout == tiny_engine.caption(photo, **checks) + "\n"
+
+
 def test_generate_writes_what_it_prints(tiny_engine, tiny_folder: Path) -> None:
     words = ("generate", "a red circle", "--model", tiny_folder, "-n", 2, "--seed", 3)
     first, second = call(*words), call(*words)

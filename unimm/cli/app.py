@@ -20,7 +20,7 @@ from unimm.cli.errors import plain_errors
 from unimm.cli.evaluate import evaluation
 from unimm.cli.export import exporting
 from unimm.cli.model_commands import models
-from unimm.cli.options import Device, Dtype, MaxNewTokens, Model, Weights, open_model
+from unimm.cli.options import Device, Dtype, MaxNewTokens, Model, TextTemperature, Verify, Votes, Weights, open_model
 from unimm.cli.score import scoring
 from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
@@ -155,7 +155,9 @@ def caption(
     model: Model = None,
     language: Annotated[str, typer.Option(help="Language to ask in: en or zh.")] = "en",
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest tokens.")] = 0.0,
+    temperature: TextTemperature = 0.0,
+    votes: Votes = 1,
+    verify: Verify = False,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -163,11 +165,12 @@ def caption(
     """Describe images. Several images give one line each: file, tab, caption.
 
     \b
-    Example:
+    Examples:
       unimm caption photo.jpg --language zh
+      unimm caption photo.jpg --verify
     """
     engine = open_model(model, device, dtype, weights)
-    captions = engine.caption(list(images), max_new_tokens, temperature, language)
+    captions = engine.caption(list(images), max_new_tokens, temperature, language, votes=votes, verify=verify)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
 
@@ -178,7 +181,9 @@ def answer(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it, in quotes.")],
     model: Model = None,
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest tokens.")] = 0.0,
+    temperature: TextTemperature = 0.0,
+    votes: Votes = 1,
+    verify: Verify = False,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -186,10 +191,12 @@ def answer(
     """Answer a question about an image.
 
     \b
-    Example:
+    Examples:
       unimm answer photo.jpg "How many circles are there?"
+      unimm answer photo.jpg "How many circles are there?" --votes 5
     """
-    typer.echo(open_model(model, device, dtype, weights).answer(image, question, max_new_tokens, temperature))
+    engine = open_model(model, device, dtype, weights)
+    typer.echo(engine.answer(image, question, max_new_tokens, temperature, votes=votes, verify=verify))
 
 
 @app.command(context_settings=HYDRA, add_help_option=False)

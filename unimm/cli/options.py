@@ -20,6 +20,11 @@ Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [defa
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
 Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
+TextTemperature = Annotated[float, typer.Option(help="0 takes the likeliest tokens; of votes beyond the first it is 0.7.")]
+Votes = Annotated[int, typer.Option(min=1, help="Write so many, and say what most of them say.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Look again for each thing that is named, and leave out what is not there.")
+]
 BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]

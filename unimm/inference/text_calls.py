@@ -6,13 +6,13 @@ from contextlib import aclosing
 from typing import Any
 
 from unimm.data.records import ImageLike
-from unimm.data.template import Turn
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
 from unimm.inference.input_validation import check_text, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
+from unimm.inference.second_look import SecondLook, Verification
 from unimm.inference.text_stream import TextChunk, astream, awrite, write
 from unimm.inference.text_stream import stream as write_stream
 from unimm.inference.vqa_score import ask_whether_shown, probability_of_yes
@@ -23,13 +23,23 @@ class TextCalls(EngineParts):
     """Images and texts in, text out."""
 
     def caption(
-        self, image: ImageLike | list, max_new_tokens: int = 128, temperature: float = 0.0, language: str = "en", **sampling
+        self,
+        image: ImageLike | list,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        language: str = "en",
+        *,
+        votes: int = 1,
+        verify: bool | Verification = False,
+        details: bool = False,
+        **sampling,
     ) -> Any:
         """Describe an image, or each of a list of images.
 
         Args:
             image: a path, bytes, a file, a PIL image, an array, a tensor (all forms: `unimm.data.image_forms`); or a list.
             language: "en" or "zh": the language of the request.
+            votes, verify, details: as in `answer`. Captions vote on what they say is there, and are also checked as a whole.
             sampling: `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
 
         Returns:
@@ -37,8 +47,8 @@ class TextCalls(EngineParts):
         """
         if language not in DESCRIBE:
             raise ValueError(f"Captions can be asked for in {', '.join(DESCRIBE)}, not in '{language}'.")
-        question = DESCRIBE[language][0]
-        return self.answer(image, question, max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+        checks = {"votes": votes, "verify": verify, "details": details, "is_caption": True}
+        return self._look(image, DESCRIBE[language][0], max_new_tokens, checks, temperature=temperature, **sampling)
 
     def answer(
         self,
@@ -47,20 +57,44 @@ class TextCalls(EngineParts):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         stop: str | list[str] | None = None,
+        *,
+        votes: int = 1,
+        verify: bool | Verification = False,
+        details: bool = False,
         **sampling,
     ) -> Any:
         """Answer a question about an image; lists are paired, a single one goes with every one of the other.
 
+        Args:
+            temperature: 0 takes the likeliest tokens; of votes beyond the first it stands for 0.7.
+            votes: so many answers, the usual one and others that are sampled, of which that counts which most of them give
+                (`unimm.inference.second_look`).
+            verify: ask for what the answer says is there, and mend it; a `Verification` says how.
+            details: return a `CheckedText` in place of a string: drafts, agreement, claims with their probabilities.
+
         Returns:
             A string, or a list of strings where image or question is a list.
         """
+        checks = {"votes": votes, "verify": verify, "details": details}
+        return self._look(image, question, max_new_tokens, checks, temperature=temperature, stop=stop, **sampling)
+
+    def _look(
+        self,
+        image: ImageLike | list,
+        question: str | list[str],
+        max_new_tokens: int,
+        checks: dict[str, Any],
+        stop: str | list[str] | None = None,
+        **sampling: Any,
+    ) -> Any:
         images, questions, is_list = pair(image, question)
-        settings, limit = Sampling(temperature, **sampling), whole_number("max_new_tokens", max_new_tokens, 1)
+        limit, details = whole_number("max_new_tokens", max_new_tokens, 1), checks.pop("details")
+        second = SecondLook(self, limit, **checks, **sampling)
         for text in questions:
             check_text(text, "question")
-        asked = [Turn("user", (self.template.look(one), text)) for one, text in zip(images, questions, strict=True)]
-        requests = [Request(self.template.chat([turn], limit).opened(), settings) for turn in asked]
-        texts = [one.text for one in write(self.decoder, self.tokenizer, requests, read_stop(stop))]
+        looked = [self.template.look(one) for one in images]
+        found = second.texts(looked, questions, read_stop(stop))
+        texts = found if details else [one.text for one in found]
         return texts if is_list else texts[0]
 
     def alignment(self, image: ImageLike | list, prompt: str | list[str]) -> Any:

@@ -23,6 +23,9 @@ from unimm.sequence import Segment, Sequence
 ANSWERS = ((" yes", " no"), (" Yes", " No"))
 """As answers begin; a pair that a tokenizer begins with one token is left to the other."""
 
+ANSWERS_IN = {"en": ANSWERS, "zh": ((" 是", " 否"),)}
+"""The same by the language of the question."""
+
 SEQUENCES_A_PASS = 32
 
 T = TypeVar("T")
@@ -63,17 +66,21 @@ def check_best_of(best_of: Any, model: UnifiedModel, template: Template, prompts
 
 @torch.inference_mode()
 def probability_of_yes(
-    model: UnifiedModel, tokenizer: TextTokenizer, sequences: list[Sequence], alone: bool = False
+    model: UnifiedModel,
+    tokenizer: TextTokenizer,
+    sequences: list[Sequence],
+    alone: bool = False,
+    answers: tuple[tuple[str, str], ...] = ANSWERS,
 ) -> list[float]:
     """What remains for "yes", from 0 to 1, where each open sequence has to go on with "yes" or "no".
 
-    alone: one at a time, for batch invariance.
+    alone: one at a time, for batch invariance. answers: pairs of yes and no, as answers begin.
 
     Raises:
         ValueError: a sequence is longer than the model was made for.
     """
     check_lengths(model, sequences)
-    pairs = [tuple(tokenizer.encode(word) for word in pair) for pair in ANSWERS]
+    pairs = [tuple(tokenizer.encode(word) for word in pair) for pair in answers]
     apart = [pair for pair in pairs if pair[0][0] != pair[1][0]]
     common: list[int] = []
     if not apart:  # a vocabulary that writes letter by letter: a space comes before both

@@ -6,8 +6,9 @@ import pytest
 
 from unimm.data.worlds.scenes import make_scene
 from unimm.data.worlds.shapes import ShapesWorld
-from unimm.eval import evaluate
-from unimm.eval.tasks.hallucination import ShapesHallucination, ShapesPope, pairs_of
+from unimm.eval import evaluate, load_task
+from unimm.eval.fingerprints import describe_task
+from unimm.eval.tasks.hallucination import LOOK_AGAIN, ShapesHallucination, ShapesPope, pairs_of
 
 
 class Captioner:
@@ -72,3 +73,19 @@ def test_the_popular_are_popular() -> None:
             asked[strategy].append(next(scenes[pair] for pair in scenes if f"{pair[0]} {pair[1]}" in text))
     means = {strategy: sum(counts) / len(counts) for strategy, counts in asked.items()}
     assert means["popular"] > 1.2 * means["random"]
+
+
+def test_votes_and_verification_reach_the_engine(tiny_engine) -> None:
+    """And are part of what an evaluation's answers are of; the usual way is described as it was before there were others."""
+    plain, voted = load_task("hallucination?n=4"), load_task("hallucination?n=4&votes=3&verify=true")
+    assert describe_task(plain) != describe_task(voted) and not hasattr(plain, "checks")
+    engine = Captioner("yes")
+    engine.answer = lambda image, question, max_new_tokens, **checks: engine.told.append(checks) or ["yes"] * len(image)
+    engine.told = []
+    for name in ("n=6", "n=6&votes=3", "n=6&verify=true"):
+        evaluate(engine, [load_task(f"hallucination?ask=questions&{name}")], progress=False)
+    assert engine.told == [{}, {"votes": 3}, {"verify": LOOK_AGAIN}]
+    for task in (voted, load_task("hallucination?ask=questions&n=4&votes=2&verify=true&split=held_out")):
+        assert evaluate(tiny_engine, [task], progress=False)[task.name].count == 4
+    with pytest.raises(ValueError, match="verify is true or false"):
+        load_task("hallucination?verify=often")

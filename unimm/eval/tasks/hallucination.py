@@ -2,6 +2,7 @@
 
     unimm eval --task hallucination                    captions, after CHAIR (`unimm.eval.scorers.hallucination`)
     unimm eval --task "hallucination?ask=questions"    yes or no, after POPE (arXiv 2305.10355)
+    unimm eval --task "hallucination?votes=5"          the same after votes; "?verify=true": after looking again
 
 POPE asks about three objects that are there and three that are not, chosen in three ways, each harder than the one before:
 
@@ -16,9 +17,11 @@ is counted in the first scenes of the split. Both languages are asked in turn.
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS, TRAINING_PAIRS, Scene, choose, make_generator, make_scene
 from unimm.data.worlds.shapes import ShapesWorld
+from unimm.data.worlds.shapes_claims import ask_for_claim, name_claims
 from unimm.data.worlds.shapes_language import LANGUAGES, fits, parse_caption
 from unimm.data.worlds.shapes_questions import ANSWERS, TEMPLATES, name_look
 from unimm.eval.score import Score, wilson_interval
@@ -29,12 +32,17 @@ from unimm.eval.tasks.answers import as_array, is_same_answer
 from unimm.eval.tasks.question_files import STRATEGIES, yes_no_result
 from unimm.eval.tasks.shapes import describe_record, name_shapes
 from unimm.inference.engine import Engine
+from unimm.inference.second_look import Verification
+from unimm.runtime.number_checks import whole_number
 
 NUM_COUNTED = 500
 """Scenes in which it is counted how often objects are shown."""
 
 PER_SCENE = 2 * len(STRATEGIES)
 """Questions about a scene: of each strategy one about what is there, and one about what is not."""
+
+LOOK_AGAIN = Verification(claims=name_claims, questions=ask_for_claim)
+"""Claims as the judge reads them, asked for as this world asks."""
 
 Pair = tuple[str, str]
 """A colour and a form."""
@@ -44,9 +52,11 @@ class ShapesHallucination(ItemTask):
     """Captions that name nothing that is not there; beside it CHAIRi, CHAIRs and recall.
 
     An object that is named has to be there with all that is said of it; `form_...` look at its form alone, as CHAIR does.
+    votes, verify: how captions are asked for (`unimm.inference.second_look`).
     """
 
-    def __init__(self, num_items: int = 300, seed: int = 0, split: str = "test") -> None:
+    def __init__(self, num_items: int = 300, seed: int = 0, split: str = "test", votes: int = 1, verify: bool = False) -> None:
+        set_checks(self, votes, verify)
         self.name = "hallucination" if split == "test" else f"hallucination_{split}"
         self.num_items, self.seed, self.split = num_items, seed, split
         self._world = ShapesWorld(split, num_items, seed)
@@ -57,7 +67,7 @@ class ShapesHallucination(ItemTask):
         for turn, language in enumerate(LANGUAGES):
             own = [item for item in items if item % len(LANGUAGES) == turn]
             images = [self._world[item].image for item in own]
-            captions |= dict(zip(own, engine.caption(images, language=language), strict=True))
+            captions |= dict(zip(own, engine.caption(images, language=language, **find_checks(self)), strict=True))
         for item in items:
             record, caption = self._world[item], captions[item]
             category, _ = describe_record(record)
@@ -93,9 +103,13 @@ class ShapesHallucination(ItemTask):
 
 
 class ShapesPope(ItemTask):
-    """Questions whether an object is there, half of which it is; accuracy, and POPE's other four numbers, by strategy."""
+    """Questions whether an object is there, half of which it is; accuracy, and POPE's other four numbers, by strategy.
 
-    def __init__(self, num_items: int = 600, seed: int = 0, split: str = "test") -> None:
+    votes, verify: how answers are asked for (`unimm.inference.second_look`).
+    """
+
+    def __init__(self, num_items: int = 600, seed: int = 0, split: str = "test", votes: int = 1, verify: bool = False) -> None:
+        set_checks(self, votes, verify)
         self.name = "hallucination_questions" if split == "test" else f"hallucination_questions_{split}"
         self.num_items, self.seed, self.split = num_items, seed, split
         self._world = ShapesWorld(split, 10**9, seed)
@@ -104,7 +118,8 @@ class ShapesPope(ItemTask):
         """The examples of these questions."""
         asked = [self._question(item) for item in items]
         records = [self._world[scene] for scene, *_ in asked]
-        answers = engine.answer([record.image for record in records], [text for _, text, *_ in asked], max_new_tokens=8)
+        images, texts = [record.image for record in records], [text for _, text, *_ in asked]
+        answers = engine.answer(images, texts, max_new_tokens=8, **find_checks(self))
         for (scene, text, label, strategy, language), record, answer in zip(asked, records, answers, strict=True):
             said = next((word for word in (YES, NO) if is_same_answer(answer, ANSWERS[language][word])), "")
             yield Example(
@@ -176,12 +191,42 @@ class ShapesPope(ItemTask):
         return scenes, together
 
 
-def hallucination(ask: str = "captions", num_items: int | None = None, seed: int = 0, split: str = "test") -> ItemTask:
-    """The task by what it asks for: "captions" or "questions". ValueError: something else."""
+def hallucination(
+    ask: str = "captions",
+    num_items: int | None = None,
+    seed: int = 0,
+    split: str = "test",
+    votes: int = 1,
+    verify: bool = False,
+) -> ItemTask:
+    """The task by what it asks for: "captions" or "questions"; votes, verify: how. ValueError: something else."""
     kinds = {"captions": ShapesHallucination, "questions": ShapesPope}
     if ask not in kinds:
         raise ValueError(f"hallucination asks for {' or '.join(kinds)}, not '{ask}'.")
-    return kinds[ask](**({} if num_items is None else {"num_items": num_items}), seed=seed, split=split)
+    return kinds[ask](
+        **({} if num_items is None else {"num_items": num_items}), seed=seed, split=split, votes=votes, verify=verify
+    )
+
+
+def set_checks(task: ItemTask, votes: int, verify: bool) -> None:
+    """Keeps how a task asks, where it is not the usual way: what its answers are of is then something else.
+
+    Raises:
+        ValueError: votes are fewer than one, or verify is neither true nor false.
+    """
+    if not isinstance(verify, bool):
+        raise ValueError(f"verify is true or false, not {verify!r}.")
+    checks = {"votes": votes} if whole_number("votes", votes, 1) > 1 else {}
+    if verify:
+        checks["verify"] = verify
+    if checks:
+        vars(task)["checks"] = checks
+
+
+def find_checks(task: ItemTask) -> dict[str, Any]:
+    """The arguments of the engine's calls for it."""
+    checks: dict[str, Any] = dict(vars(task).get("checks", {}))
+    return checks | ({"verify": LOOK_AGAIN} if "verify" in checks else {})
 
 
 def pairs_of(scene: Scene) -> list[Pair]:

@@ -1,0 +1,148 @@
+"""Votes and looking again: what most drafts say is said, what is not there is left out, and nothing else changes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from unimm.inference import second_look
+from unimm.inference.engine import Engine
+from unimm.inference.second_look import CheckedText, SecondLook, Verification
+
+
+class Asked(tuple):
+    """A sequence: the image and the question."""
+
+    length = 9
+
+
+class Scripted:
+    """An engine that writes given drafts and says yes to what is there; `asked` are its questions, an image being its name.
+
+    there: phrases by image. drafts: by image, in turn.
+    """
+
+    deterministic = False
+    decoder = tokenizer = None
+    model = SimpleNamespace(config=SimpleNamespace(max_positions=9))
+
+    def __init__(self, there: dict[str, set[str]], drafts: dict[str, list[str]]) -> None:
+        self.there, self.drafts = there, {name: iter(texts) for name, texts in drafts.items()}
+        self.asked: list[str] = []
+        self.temperatures: list[float] = []
+        self.template = SimpleNamespace(chat=lambda turns, limit: SimpleNamespace(opened=lambda: Asked(turns[0].content)))
+
+    def write(self, decoder, tokenizer, requests, stop):
+        self.temperatures += [request.sampling.temperature for request in requests]
+        return [SimpleNamespace(text=next(self.drafts[request.sequence[0]])) for request in requests]
+
+    def probability_of_yes(self, model, tokenizer, sequences, alone, words):
+        self.asked += [question for _, question in sequences]
+        return [0.9 if any(phrase in question for phrase in self.there[name]) else 0.1 for name, question in sequences]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    def make(there: dict[str, set[str]], drafts: dict[str, list[str]]) -> Scripted:
+        engine = Scripted(there, drafts)
+        monkeypatch.setattr(second_look, "write", engine.write)
+        monkeypatch.setattr(second_look, "probability_of_yes", engine.probability_of_yes)
+        return engine
+
+    return make
+
+
+def look(engine: Scripted, question: str = "Describe.", **settings) -> CheckedText:
+    """The text of the one image that the script has."""
+    return SecondLook(engine, 8, **settings).texts(list(engine.there), [question])[0]  # type: ignore[arg-type]
+
+
+def test_most_votes_win_and_the_usual_answer_where_they_tie(script) -> None:
+    engine = script({"x": set()}, {"x": ["Three", "two", " Two.", "the two", "four"]})
+    found = look(engine, "How many?", votes=5)
+    assert (found.text, found.agreement, found.passes) == ("two", 0.6, 5)
+    assert engine.temperatures == [0.0] + [0.7] * 4 and not engine.asked
+    tied = look(script({"x": set()}, {"x": ["three", "two", "two", "three"]}), "How many?", votes=4, temperature=0.2)
+    assert (tied.text, tied.agreement) == ("three", 0.5)
+
+
+def test_captions_vote_on_what_they_say_is_there(script) -> None:
+    """The one that is nearest to the majority is taken, and loses what only it says."""
+    drafts = ["A dog and a cat.", "There is a dog and a red ball.", "A red ball next to a dog and a bird."]
+    found = look(script({"x": set()}, {"x": drafts}), votes=3, is_caption=True)
+    assert found.text == "There is a dog and a red ball." and found.agreement == pytest.approx((0.5 + 0.8) / 2)
+    drafts = ["A dog and a cat.", "A dog and a bird.", "A dog and a horse."]
+    found = look(script({"x": set()}, {"x": drafts}), votes=3, is_caption=True)
+    assert found.text == "A dog." and found.removed == ("a cat",)
+
+
+def test_a_draft_without_failing_claims_stays_and_is_asked_for_once(script) -> None:
+    engine = script({"x": {"a dog", "a ball"}}, {"x": ["A dog with a ball."]})
+    found = look(engine, verify=True, is_caption=True)
+    assert found.text == "A dog with a ball." and found.removed == () and len(found.drafts) == 1
+    assert found.passes == 1 + len(engine.asked) == 1 + 2 * 2 + 1 and found.whole == pytest.approx(0.9)
+    assert [claim.text for claim in found.claims] == ["a dog", "a ball"]
+
+
+def test_what_is_too_long_to_be_asked_stands(script) -> None:
+    engine = script({"x": set()}, {"x": ["A dog."]})
+    engine.model = SimpleNamespace(config=SimpleNamespace(max_positions=8))
+    assert look(engine, verify=True, is_caption=True).text == "A dog." and not engine.asked
+
+
+def test_a_better_draft_is_taken_where_claims_fail(script) -> None:
+    drafts = ["A dog and a cat.", "A bird.", "A dog and a ball.", "A cat.", "A cat."]
+    found = look(script({"x": {"dog", "ball"}}, {"x": drafts}), verify=True, is_caption=True)
+    assert found.text == "A dog and a ball." and found.drafts == tuple(drafts)
+
+
+def test_what_fails_in_every_draft_is_left_out(script) -> None:
+    drafts = ["A dog and a cat sit here. A lamp.", "A cat and a horse.", "A cat.", "A bird.", "A cat."]
+    found = look(script({"x": {"a dog", "a lamp"}}, {"x": drafts}), verify=True, is_caption=True)
+    assert found.text == "A dog. A lamp." and found.removed == ("a cat",)
+    none = look(script({"x": set()}, {"x": ["A cat."] * 5}), verify=True, is_caption=True)
+    assert none.text == "A cat." and none.claims[0].probability < 0.5  # something has to be said
+
+
+def test_yes_and_no_are_checked_in_other_words(script) -> None:
+    """The question itself counts as one wording, and other questions are left as they are."""
+    engine = script({"x": {"see a dog"}}, {"x": ["Yes", "yes", "red"]})
+    settings = Verification(questions=("Do you see {a}?", "Can you see {a}?"))
+    found = look(engine, "Is there a dog?", verify=settings)
+    assert engine.asked == ["Is there a dog?", "Do you see a dog?", "Can you see a dog?"]
+    assert found.text == "Yes" and found.claims[0].probability == pytest.approx(1 / (1 + 9 ** (-1 / 3)))
+    assert look(engine, "Is there a cat in the image?", verify=True).text == "no"
+    assert look(engine, "What colour is the ball?", verify=True).passes == 1
+
+
+def test_bad_settings_say_what_to_do(tiny_engine: Engine, picture) -> None:
+    for wrong, words in (
+        ({"votes": 0}, "votes"),
+        ({"verify": "yes"}, "verify is True"),
+        ({"votes": 3, "temperature": -1.0}, "temperature must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tiny_engine.answer(picture, "What?", max_new_tokens=2, **wrong)
+    with pytest.raises(ValueError, match="claim stands"):
+        Verification(questions=("Is it there?",))
+
+
+def test_one_vote_and_no_look_is_the_plain_call(tiny_engine: Engine, picture) -> None:
+    plain = tiny_engine.caption(picture, max_new_tokens=8)
+    told = tiny_engine.caption(picture, max_new_tokens=8, details=True)
+    assert told == CheckedText(plain, (plain,)) and tiny_engine.caption(picture, max_new_tokens=8, votes=1) == plain
+
+
+def test_many_images_are_looked_at_as_each_alone(tiny_engine: Engine) -> None:
+    """Votes and checks of a batch are those of its parts: noise goes by (seed, number of the draft)."""
+    images = [np.full((16, 16, 3), 40 * number, np.uint8) for number in range(3)]
+    settings = {"max_new_tokens": 6, "votes": 3, "verify": Verification(claims=lambda text: text.split()[:2]), "seed": 5}
+    together = tiny_engine.caption(images, details=True, **settings)
+    alone = [tiny_engine.caption(image, details=True, **settings) for image in images]
+    assert [one.text for one in together] == [one.text for one in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.drafts == other.drafts and one.passes == other.passes
+        assert [claim.probability for claim in one.claims] == pytest.approx(
+            [claim.probability for claim in other.claims], abs=1e-4
+        )
+    assert together[0].drafts[0] == tiny_engine.caption(images[0], max_new_tokens=6)

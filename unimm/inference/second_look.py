@@ -1,0 +1,339 @@
+"""Looking again before speaking: two ways against what is said of an image and is not in it. No training, some more passes.
+
+Votes (self-consistency, arXiv 2203.11171): the usual answer and further ones that are sampled, all in one batch; the answer
+that most of them give wins, and the usual one where they tie. Of captions, which are hardly ever the same, it is claims that
+are voted on: the caption is taken that is nearest to what most of them say, and loses what most of them do not.
+
+Verification, as in Woodpecker (arXiv 2310.16045), with no further model: what a draft says is there (`claims`) is asked for,
+one claim a question, and the probability of "yes" decides (`vqa_score`). Where a claim fails, further drafts are written and
+checked, the best is taken, and what still fails is left out; with votes, all of them are checked at once. An answer of yes or
+no to whether something is there is checked by asking the same in other words: the log-odds of all wordings are averaged.
+
+Cost, in sequences that go through the model: `votes` drafts (one prefill), of an answer or a caption; to verify, 2 questions
+a claim, 1 a caption as a whole, and where something fails, `drafts` more drafts with their questions. All that is asked of
+all images goes in batches.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from unimm.data.records import SHOWS
+from unimm.data.template import ImageSegments, Turn
+from unimm.inference.claims import (
+    OPPOSITE,
+    YES,
+    FindClaims,
+    Questions,
+    alike,
+    existence_questions,
+    find_asked,
+    find_claims,
+    keep_claims,
+    language_of,
+    plain,
+    vote_of,
+)
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
+from unimm.inference.engine_parts import EngineParts
+from unimm.inference.text_stream import write
+from unimm.inference.vqa_score import ANSWERS_IN, probability_of_yes
+from unimm.runtime.number_checks import check_number, check_probability, check_whole, real_number, whole_number
+from unimm.sequence import Sequence
+
+VOTES_TEMPERATURE = 0.7
+"""Of votes where nobody says (arXiv 2203.11171 §3.1 has 0.5 to 0.7)."""
+
+_CERTAIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a text about an image is checked by looking again: `verify=True` is one of these as it stands.
+
+    claims: finds what a text says is there; a function of your own, text -> phrases, where the rule does not suit your texts.
+    questions: how it is asked whether a claim is there (`claims.Questions`), instead of `claims.QUESTIONS`.
+    whole: of a caption also ask whether the image shows it as a whole (`engine.alignment`): what is wrong with numbers, places
+        and relations shows there alone.
+    threshold: what is less probable than that fails.
+    drafts: further ones, where something fails and there are no votes. temperature: of those.
+    """
+
+    claims: FindClaims = find_claims
+    questions: Questions | None = None
+    whole: bool = True
+    threshold: float = 0.5
+    drafts: int = 4
+    temperature: float = VOTES_TEMPERATURE
+
+    def __post_init__(self) -> None:
+        check_probability(self, "threshold")
+        check_whole(self, 0, "drafts")
+        check_number(self, "temperature", above=0.0)
+        if not callable(self.claims):
+            raise ValueError(f"claims is a function from a text to its phrases, not {self.claims!r:.80}.")
+        if self.questions is None or callable(self.questions):
+            return
+        object.__setattr__(self, "questions", (self.questions,) if isinstance(self.questions, str) else tuple(self.questions))
+        for one in self.questions:
+            if "{a}" not in one:
+                raise ValueError(f"A question of a Verification has {{a}} where the claim stands, not {one!r}.")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A phrase that was asked for, and how probable the model finds that it is there, from 0 to 1."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class CheckedText:
+    """A text about an image, and how it came about.
+
+    drafts: all that were written, the usual one first.
+    agreement: with votes, the share of them that gave the answer; of captions, how much of what it and the others claim is the
+        same, from 0 to 1; else None.
+    claims: with verification, what was asked for of the first choice. removed: claims that the text no longer makes, though the
+        draft that it came from did.
+    whole: with verification, the probability that the image shows the caption, or the draft that it came from; else None.
+    passes: sequences that went through the model for it.
+    """
+
+    text: str
+    drafts: tuple[str, ...]
+    agreement: float | None = None
+    claims: tuple[Claim, ...] = ()
+    removed: tuple[str, ...] = ()
+    whole: float | None = None
+    passes: int = 1
+
+
+@dataclass
+class _Look:
+    """An image with its question, and what is known of it so far. known: probabilities of claims, by `vote_of`; wholes: of
+    texts."""
+
+    seen: ImageSegments
+    question: str
+    drafts: list[str] = field(default_factory=list)
+    text: str = ""
+    agreement: float | None = None
+    claims: list[Claim] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    whole: float | None = None
+    passes: int = 0
+    known: dict[str, float] = field(default_factory=dict)
+    wholes: dict[str, float] = field(default_factory=dict)
+
+    def result(self) -> CheckedText:
+        return CheckedText(
+            self.text, tuple(self.drafts), self.agreement, tuple(self.claims), tuple(self.removed), self.whole, self.passes
+        )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question of yes or no whose answer is kept in `answers` by `key`; language: of the answer."""
+
+    look: _Look
+    answers: dict[str, float]
+    key: str
+    text: str
+    language: str
+
+
+class SecondLook:
+    """Texts about images, by votes, verified, or both.
+
+    Args:
+        limit: tokens of a text. temperature: of the one draft; of votes, of all but the first, where 0 stands for
+            `VOTES_TEMPERATURE`, since they would all be the same.
+        votes: drafts that vote; 1 is none.
+        verify: True, or how.
+        is_caption: the texts describe the image, so that they can be checked as a whole.
+        sampling: further settings of `Sampling`.
+
+    Raises:
+        ValueError: there are fewer votes than one, or verify is something else.
+    """
+
+    def __init__(
+        self, engine: EngineParts, limit: int, temperature: float = 0.0, votes: int = 1,
+        verify: bool | Verification = False, is_caption: bool = False, **sampling: Any,
+    ) -> None:  # fmt: skip
+        self.engine, self.limit, self.is_caption = engine, limit, is_caption
+        self.votes = whole_number("votes", votes, 1)
+        if not isinstance(verify, bool | Verification):
+            raise ValueError(f"verify is True, False or a Verification, not {verify!r:.80}.")
+        self.check = Verification() if verify is True else verify or None
+        usual, others = real_number("temperature", temperature), self.check.temperature if self.check else VOTES_TEMPERATURE
+        if self.votes > 1:
+            usual, others = 0.0, usual or VOTES_TEMPERATURE
+        first = whole_number("index", sampling.pop("index", 0))
+        self._usual, self._sampled = Sampling(usual, index=first, **sampling), partial(Sampling, others, **sampling)
+        self._find = self.check.claims if self.check else find_claims
+
+    def texts(self, images: list[ImageSegments], questions: list[str], stop: tuple[str, ...] = ()) -> list[CheckedText]:
+        """A text for each image with its question; `stop`: strings that end a text."""
+        looks = [_Look(seen, question) for seen, question in zip(images, questions, strict=True)]
+        self._write(looks, [self._usual, *self._others(self.votes - 1)], stop)
+        for look in looks:
+            look.text = look.drafts[0]
+            if self.votes > 1:
+                self._vote(look)
+        if self.check:
+            asked = [] if self.is_caption else [look for look in looks if self._answers_yes_or_no(look)]
+            self._check_yes_or_no(asked, self.check)
+            told = {id(look) for look in asked}
+            self._check_claims([look for look in looks if id(look) not in told], self.check, stop)
+        return [look.result() for look in looks]
+
+    # -- drafts and votes --------------------------------------------------------------------------------------------------
+
+    def _others(self, count: int) -> list[Sampling]:
+        """Of drafts beside the usual one."""
+        return [self._sampled(index=self._usual.index + 1 + number) for number in range(count)]
+
+    def _write(self, looks: list[_Look], settings: list[Sampling], stop: tuple[str, ...]) -> None:
+        """A draft for each of the settings of each of them, in one batch; a prompt is prefilled once."""
+        requests = []
+        for look in looks:
+            sequence = self.engine.template.chat([Turn("user", (look.seen, look.question))], self.limit).opened()
+            requests += [Request(sequence, one) for one in settings]
+        written, count = write(self.engine.decoder, self.engine.tokenizer, requests, stop), len(settings)
+        for number, look in enumerate(looks):
+            look.drafts += [one.text for one in written[number * count : (number + 1) * count]]
+            look.passes += count
+
+    def _vote(self, look: _Look) -> None:
+        """The choice of most drafts: of their claims where these are captions that make some, else of the answers."""
+        made = [self._claims_of(draft) for draft in look.drafts] if self.is_caption else []
+        if not any(made):
+            votes = [vote_of(draft) for draft in look.drafts]
+            counts = Counter(votes)
+            chosen = max(counts, key=lambda vote: (counts[vote], vote == votes[0]))
+            look.text, look.agreement = look.drafts[votes.index(chosen)], counts[chosen] / len(votes)
+            return
+        best = max(range(len(made)), key=lambda place: (_agreement(made, place), -place))
+        others = made[:best] + made[best + 1 :]
+        failed = {claim for claim in made[best] if sum(_support(claim, other) for other in others) < len(others) / 2}
+        look.agreement = _agreement(made, best)
+        self._leave_out(look, look.drafts[best], failed)
+
+    def _claims_of(self, text: str) -> dict[str, str]:
+        """The claims of a text by what they vote for, in order."""
+        found: dict[str, str] = {}
+        for claim in self._find(text):
+            found.setdefault(vote_of(claim), claim)
+        return found
+
+    def _leave_out(self, look: _Look, draft: str, failed: set[str]) -> None:
+        """The draft without claims that failed becomes the text."""
+        look.text = keep_claims(draft, failed, self._find) if failed else draft
+        left = self._claims_of(look.text)
+        look.removed = [claim for vote, claim in self._claims_of(draft).items() if vote not in left]
+
+    # -- verification ------------------------------------------------------------------------------------------------------
+
+    def _answers_yes_or_no(self, look: _Look) -> bool:
+        return _said(look.text) in OPPOSITE and find_asked(look.question, self._find) is not None
+
+    def _check_yes_or_no(self, looks: list[_Look], check: Verification) -> None:
+        """Whether something is there, asked in other words, too: the averaged log-odds of yes decide."""
+        questions = []
+        for look in looks:
+            claim = find_asked(look.question, self._find) or ""
+            for text in dict.fromkeys([look.question, *existence_questions(claim, check.questions)]):
+                questions.append(_Question(look, look.known, claim, text, language_of(text)))
+        self._ask(questions)
+        for look in looks:
+            look.claims = [Claim(claim, probability) for claim, probability in look.known.items()]
+            said = _said(look.text)
+            if (look.claims[0].probability >= check.threshold) != (said in YES):
+                look.text = OPPOSITE[said]
+
+    def _check_claims(self, looks: list[_Look], check: Verification, stop: tuple[str, ...]) -> None:
+        """Every claim is asked for; where one fails, the best of further drafts is taken, and loses what fails of it. Of votes
+        the best is taken in any case."""
+        self._ask_for([(look, look.text) for look in looks], check)
+        for look in looks:
+            look.claims = [Claim(claim, look.known[vote]) for vote, claim in self._claims_of(look.text).items()]
+            look.whole = look.wholes.get(look.text)
+        failing = [look for look in looks if self.votes > 1 or self._rank(look, look.text, check) > (0, -check.threshold)]
+        if failing and self.votes == 1 and check.drafts:
+            self._write(failing, self._others(check.drafts), stop)
+        self._ask_for([(look, draft) for look in failing for draft in look.drafts], check)
+        for look in failing:
+            best = min([look.text, *look.drafts], key=lambda text: self._rank(look, text, check))
+            failed = {vote for vote in self._claims_of(best) if look.known[vote] < check.threshold}
+            look.whole = look.wholes.get(best)
+            self._leave_out(look, best, failed)
+
+    def _rank(self, look: _Look, text: str, check: Verification) -> tuple[int, float]:
+        """The lower the better: claims that fail, then how improbable it is that the image shows it all."""
+        failed = sum(look.known[vote] < check.threshold for vote in self._claims_of(text))
+        return failed, -look.wholes.get(text, 1.0)
+
+    def _ask_for(self, texts: list[tuple[_Look, str]], check: Verification) -> None:
+        """Ask for what is not known yet of these texts: each claim, and captions as a whole."""
+        questions: dict[tuple[int, str], list[_Question]] = {}
+        for look, text in texts:
+            for vote, claim in self._claims_of(text).items():
+                if vote not in look.known:
+                    asked = existence_questions(claim, check.questions)
+                    questions[id(look), vote] = [_Question(look, look.known, vote, one, language_of(one)) for one in asked]
+            if self.is_caption and check.whole and text.strip() and text not in look.wholes:
+                questions[id(look), SHOWS + text] = [_Question(look, look.wholes, text, SHOWS.format(text), "en")]
+        self._ask([one for asked in questions.values() for one in asked])
+
+    def _ask(self, questions: list[_Question]) -> None:
+        """Ask all of them in batches; of several with one key the mean of the log-odds counts. What is too long to be asked
+        stands as it is."""
+        found: dict[tuple[int, str], tuple[_Question, list[float]]] = {}
+        for language, words in ANSWERS_IN.items():
+            asked: list[tuple[_Question, Sequence]] = []
+            for one in questions:
+                sequence = self.engine.template.chat([Turn("user", (one.look.seen, one.text))], 1).opened()
+                if one.language == language and sequence.length <= self.engine.model.config.max_positions:
+                    asked.append((one, sequence))
+            sequences = [sequence for _, sequence in asked]
+            shares = probability_of_yes(self.engine.model, self.engine.tokenizer, sequences, self.engine.deterministic, words)
+            for (one, _), share in zip(asked, shares, strict=True):
+                one.look.passes += 1
+                found.setdefault((id(one.answers), one.key), (one, []))[1].append(_log_odds(share))
+        for one in questions:
+            one.answers.setdefault(one.key, 1.0)
+        for one, odds in found.values():
+            one.answers[one.key] = 1 / (1 + math.exp(-sum(odds) / len(odds)))
+
+
+def _agreement(made: list[dict[str, str]], place: int) -> float:
+    """How much of what one draft and each of the others claim is claimed by both, from 0 to 1; the mean over the others."""
+    own, others = made[place], made[:place] + made[place + 1 :]
+    shares = []
+    for other in others:
+        both = sum(_support(claim, other) for claim in own) + sum(_support(claim, own) for claim in other)
+        shares.append(both / (len(own) + len(other)) if own or other else 1.0)
+    return sum(shares) / len(shares)
+
+
+def _support(claim: str, others: Iterable[str]) -> float:
+    """How much the nearest of other claims says the same, from 0 to 1: "large red circle" and "big red circle" 0.5."""
+    return max((alike(claim, other) for other in others), default=0.0)
+
+
+def _said(text: str) -> str:
+    """The first word of an answer."""
+    return re.split(r"[\s,.;:!，。；：！]", plain(text), maxsplit=1)[0]
+
+
+def _log_odds(probability: float) -> float:
+    share = min(max(probability, _CERTAIN), 1 - _CERTAIN)
+    return math.log(share / (1 - share))
