@@ -10,9 +10,12 @@ from toys import make_template
 
 from unimm.data import tiles as tiles_module
 from unimm.data.image import array_to_pixels, decode_image, image_size, look
-from unimm.data.records import SeenImage, UnreadImage
+from unimm.data.mixture import Mixture, Source
+from unimm.data.plan import Plan, Steps
+from unimm.data.records import Question, Record, SeenImage, UnreadImage
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.data.tiles import TiledImage, Tiles
+from unimm.data.views import Conversation
 from unimm.sequence import Kind
 
 TEMPLATE = make_template()
@@ -181,3 +184,30 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         PromptFormat(sees="codes", tiles=Tiles())
     with pytest.raises(ValueError, match=r"may take 13 tiles of 64 positions .* 832 in all, and the model was made for 512"):
         Template(TEMPLATE.tokenizer, PromptFormat(tiles=Tiles()), 64, 64, max_positions=512)
+
+
+class Pictures:
+    """Pictures of all sizes as files in memory, of which number 3 is cut short."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Record:
+        data = encoded(Image.fromarray(noise(SIDE * (1 + index % 3), SIDE * (1 + index % 2))), "JPEG")
+        image = data[:-150] if index == 3 else data
+        return Record(f"pictures/{index}", image, questions=(Question("What?", "A picture."),))
+
+
+def test_a_training_packs_them_and_does_without_a_broken_one() -> None:
+    template = template_of(max_tiles=6)
+    source = Source("pictures", Pictures(), Conversation(caption_share=0.0))
+    steps = Steps(Plan(Mixture([source], template, max_bad=0.5), num_positions=96, num_rows=4))
+    batches = [steps[number] for number in range(3)]
+    assert {bad.key for batch in batches for bad in batch.bad} == {"pictures/3"}
+    lengths = {template.chat([Turn("user", (template.look(Pictures()[n].image), "What?"))]).length for n in range(6)}
+    assert len(lengths) > 3, "a row holds pictures of different sizes"
+    again = Steps(Plan(Mixture([source], template, max_bad=0.5), num_positions=96, num_rows=4))[2]
+    assert all((one.tokens == other.tokens).all() for one, other in zip(batches[2].batches, again.batches, strict=True))
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        plan = Steps(Plan(Mixture([source], template), num_positions=96, num_rows=4))
+        [plan[number] for number in range(3)]
