@@ -70,20 +70,26 @@ FILES = {
     "data/text": ["data.paths=texts"],
     "data/coco": ["data.annotations=annotated/captions.json"],
     "data/vqa": ["data.questions=annotated/questions.json", "data.annotations=annotated/annotations.json"],
+    "data/coco_boxes": ["data.annotations=annotated/instances.json"],
+    "data/refcoco": ["data.refs=annotated/refs.jsonl"],
+    "data/grounded_llava": ["data.paths=grounded/boxes.jsonl"],
     "data/documents": ["data.paths=annotated/documents.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
     "data/mixed_vision": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
-NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions")
+NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions", "data/several/compare", "data/several/few_shot")
+NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate")
 NOT_DRAWN += ("data/pages",)
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
+DATA_OF |= {"several/flamingo": "data/documents"}
 DATA_OF |= {"align/clip_b16": "data/pairs", "align/siglip_b16": "data/pairs"}
 DATA_OF |= {"pages/internvl": "data/llava"}
 DATA_OF |= {"blip2/paper_align": "data/pairs", "blip2/paper_generate": "data/llava"}
+DATA_OF |= {"locate/refcoco": "data/refcoco"}
 """Experiments on the user's own files."""
 
 
@@ -163,13 +169,17 @@ def test_every_option_belongs_to_a_root() -> None:
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
+    data |= {"coco_boxes", "refcoco", "grounded_llava"}
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"pages"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
-    for world in ("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld", "PagesWorld"):
+    for world in (
+        *("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld", "PagesWorld"),
+        *("ComparisonsWorld", "FewShotWorld"),
+    ):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
 
@@ -218,7 +228,8 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision
-    template = Template(text_tokenizer, PromptFormat(), vision.image_size, vision.num_patches)
+    prompts = PromptFormat(box_form="short", box_bins=64)
+    template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
     longest = 0
     for source in config.data.sources.values():

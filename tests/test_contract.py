@@ -26,7 +26,8 @@ SIGNATURES = {
         "self, image, max_new_tokens=128, temperature=0.0, language='en', *, votes=1, verify=False, details=False"
     ),
     "Engine.answer": (
-        "self, image, question, max_new_tokens=128, temperature=0.0, stop=None, *, votes=1, verify=False, details=False"
+        "self, image, question, max_new_tokens=128, temperature=0.0, stop=None, *, examples=None, votes=1, verify=False, "
+        "details=False"
     ),
     "Engine.chat": "self, messages, stream=False, max_new_tokens=256, temperature=0.0, stop=None",
     "Engine.complete": "self, messages, max_new_tokens=256, temperature=0.0, stop=None, logprobs=False, top_logprobs=0",
@@ -56,6 +57,8 @@ SIGNATURES = {
     "Engine.classify": "self, image, labels, templates=None",
     "load_towers": "path, device=None, dtype=None",
     "Engine.fill": "self, sequences, sampling=None, guidance_scale=1.0",
+    "Engine.locate": "self, image, phrase",
+    "Engine.heat_map": "self, image, phrase",
     "Engine.loglikelihood": "self, sequences",
     "Engine.save": "self, path, max_shard_size='5GB', notes=''",
     "Engine.push_to_hub": "self, repo_id, private=None",
@@ -92,7 +95,7 @@ OPTIONS = {
     "demo": "--out --seed --device --show",
     "quickstart": "--out --seed --minutes --from-nothing --device",
     "caption": "--model --language --max-new-tokens --temperature --votes --verify --device --dtype --weights",
-    "answer": "--model --max-new-tokens --temperature --votes --verify --device --dtype --weights",
+    "answer": "--model --example --max-new-tokens --temperature --votes --verify --device --dtype --weights",
     "generate": (
         "--model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --guidance-interval "
         "--best-of --device --dtype --weights --from"
@@ -101,6 +104,7 @@ OPTIONS = {
         "--mask --model --num-images --out --seed --guidance-scale --temperature --top-k --top-p --min-p --device --dtype "
         "--weights"
     ),
+    "locate": "--out --heat-map --json --model --device --dtype --weights",
     "serve": (
         "--host --port --api-key --served-model-name --page --no-page --device --dtype --weights --max-rows --cache-gb "
         "--max-queue --deadline --stuck-after --allowed-media-domain --allowed-origin"

@@ -63,6 +63,7 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
     trained = [f"runs/{name}/model" for name in ("quickstart", "photos", "few", "keep/full", "emoji", "life/finetune")]
+    trained += ["runs/several/compare/model", "runs/several/few_shot/model"]
     for model in (*trained, "models/janus-pro-1b"):
         Path(model).parent.mkdir(parents=True)
         Path(model).symlink_to(tiny_folder)
@@ -131,7 +132,7 @@ def test_every_command_and_its_options_are_there() -> None:
 
 
 COMPOSED = ("train", "demo", "two_encoders", "scaling", "projectors", "contrastive", "frozen_parts", "large_pictures")
-COMPOSED = [RECIPES / f"{name}.md" for name in COMPOSED]
+COMPOSED = [RECIPES / f"{name}.md" for name in (*COMPOSED, "several_images", "locate")]
 """Their trainings take hours; those of the other pages are run at toy size."""
 
 
@@ -422,6 +423,32 @@ TINY_RUN = {
         "trainer.num_workers=0",
     ],
 }
+
+
+def test_the_recipe_of_several_images_runs(
+    tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both trainings from a tiny model, with their evaluations, its questions and its program."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo").mkdir(parents=True)
+    for name in ("photo.png", "digit.png"):
+        picture.save(f"runs/demo/{name}")
+    lines = [line for line in fenced_lines(RECIPES / "several_images.md") if "few_shot_short" not in line]
+    for line in lines:
+        if line.startswith("unimm train"):
+            few = [*TINY_RUN["train"], "validation.num_items=2", "trainer.num_rows=1", f"init_from={tiny_folder}"]
+            run(line, *few)
+        if line.startswith("unimm eval"):
+            run(
+                re.sub(r"--task (\w+)", r"--task \1?n=2", line.replace("?pictures=3", "?pictures=3&n=2")), "--precision", "fp32"
+            )
+    read = [
+        json.loads(Path(f"runs/several/{name}/scores/scores.json").read_text())["tasks"] for name in ("compare", "few_shot")
+    ]
+    assert [*read[0]] == ["several_compare", "several_compare_3", "several_differs"]
+    assert {f"{count} examples" for count in (0, 2, 4, 8)} < {*read[1]["few_shot"]["details"]}
+    assert next(iter(read[1]["few_shot"]["other_scores"])) == "8 less 0 examples"
+    execute(fenced(RECIPES / "several_images.md", "python")[0], {})
 
 
 def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,17 @@ def make_llava(folder: Path) -> Path:
     return path
 
 
+def make_grounded(folder: Path) -> Path:
+    """A conversation with a box in its text, as Qwen-VL writes it."""
+    make_pictures(folder)
+    told = [
+        {"from": "human", "value": "<image>\nWhere is <ref>the square</ref>?"},
+        {"from": "gpt", "value": "<box>(100,200),(500,600)</box>"},
+    ]
+    write_lines(folder / "boxes.jsonl", [{"image": "0.png", "conversations": told}])
+    return folder / "boxes.jsonl"
+
+
 def make_parquet(folder: Path) -> Path:
     """Two tables of two rows, a group each, the image as `datasets` writes it."""
     import pyarrow
@@ -141,6 +152,12 @@ def make_annotated(folder: Path) -> Path:
     ]
     content["questions.json"] = {"data_subtype": "train2014", "questions": asked}
     content["annotations.json"] = {"data_subtype": "train2014", "annotations": answered}
+    sized = [{**one, "width": 20, "height": 16} for one in images]
+    boxes = [{"id": number, "image_id": 10 + number, "category_id": 1, "bbox": [2, 3, 8, 6]} for number in range(4)]
+    categories = [{"id": 1, "name": "square"}, {"id": 2, "name": "dog"}]
+    content["instances.json"] = {"images": sized, "annotations": boxes, "categories": categories}
+    refs = [{"image": f"{number}.png", "sent": "the square", "bbox": [2, 3, 10, 9]} for number in range(4)]
+    write_lines(folder / "refs.jsonl", [{**one, "width": 20, "height": 16} for one in refs])
     for name, held in content.items():
         (folder / name).write_text(json.dumps(held), encoding="utf-8")
     for number in (0, 1):
@@ -157,6 +174,7 @@ def make_all(folder: Path) -> Path:
     make_json_lines(folder / "captions")
     make_csv(folder / "csv")
     make_llava(folder / "llava")
+    make_grounded(folder / "grounded")
     make_parquet(folder / "tables")
     make_shards(folder / "shards")
     make_texts(folder / "texts")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unimm.runtime.environment import prepare_libraries
 
 if TYPE_CHECKING:
+    from unimm.data.boxes import Box
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine, load
     from unimm.inference.second_look import Verification
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Box",
     "Engine",
     "Kind",
     "Limits",
@@ -37,6 +39,7 @@ _HOMES = {
     "load": "unimm.inference.engine",
     "load_towers": "unimm.retrieval.towers",
     "Engine": "unimm.inference.engine",
+    "Box": "unimm.data.boxes",
     "Limits": "unimm.inference.decode.workload",
     "Kind": "unimm.sequence",
     "Segment": "unimm.sequence",

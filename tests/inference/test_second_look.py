@@ -7,6 +7,7 @@ import pytest
 
 from unimm.inference import second_look
 from unimm.inference.engine import Engine
+from unimm.inference.examples import ImageQuestion
 from unimm.inference.second_look import CheckedText, SecondLook, Verification
 
 
@@ -54,7 +55,7 @@ def script(monkeypatch: pytest.MonkeyPatch):
 
 def look(engine: Scripted, question: str = "Describe.", **settings) -> CheckedText:
     """The text of the one image that the script has."""
-    return SecondLook(engine, 8, **settings).texts(list(engine.there), [question])[0]  # type: ignore[arg-type]
+    return SecondLook(engine, 8, **settings).texts([ImageQuestion(tuple(engine.there), question)])[0]  # type: ignore[arg-type]
 
 
 def test_most_votes_win_and_the_usual_answer_where_they_tie(script) -> None:

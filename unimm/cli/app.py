@@ -19,6 +19,7 @@ from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
 from unimm.cli.evaluate import evaluation
 from unimm.cli.export import exporting
+from unimm.cli.locate_command import locating
 from unimm.cli.model_commands import models
 from unimm.cli.options import Device, Dtype, MaxNewTokens, Model, TextTemperature, Verify, Votes, Weights, open_model
 from unimm.cli.score import scoring
@@ -27,7 +28,7 @@ from unimm.cli.serve import serving
 from unimm.runtime.plugins import take_allow_code
 
 ORDER = (
-    *("demo", "quickstart", "caption", "answer", "generate", "edit", "serve"),
+    *("demo", "quickstart", "caption", "answer", "generate", "edit", "locate", "serve"),
     *("classify", "index", "search"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "export", "score", "reproduce", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),
@@ -68,6 +69,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(drawings)
+app.add_typer(locating)
 app.add_typer(models)
 app.add_typer(exporting)
 app.add_typer(scoring)
@@ -177,9 +179,15 @@ def caption(
 
 @app.command()
 def answer(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it, in quotes.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then what to ask about all of them, in quotes."),
+    ],
     model: Model = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGE=ANSWER", help="An image and the right answer to this question; repeat it (few-shot)."),
+    ] = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: TextTemperature = 0.0,
     votes: Votes = 1,
@@ -188,15 +196,20 @@ def answer(
     dtype: Dtype = None,
     weights: Weights = None,
 ) -> None:
-    """Answer a question about an image.
+    """Answer a question about an image, or about several at once.
 
     \b
     Examples:
       unimm answer photo.jpg "How many circles are there?"
       unimm answer photo.jpg "How many circles are there?" --votes 5
+      unimm answer before.png after.png "What differs?"
+      unimm answer new.png "Is this a dax or a wug?" --example a.png=dax --example b.png=wug
     """
-    engine = open_model(model, device, dtype, weights)
-    typer.echo(engine.answer(image, question, max_new_tokens, temperature, votes=votes, verify=verify))
+    from unimm.cli.answer import read_images, read_pairs
+
+    images, question = read_images(words)
+    checks = {"examples": read_pairs(example or []), "votes": votes, "verify": verify}
+    typer.echo(open_model(model, device, dtype, weights).answer(images, question, max_new_tokens, temperature, **checks))
 
 
 @app.command(context_settings=HYDRA, add_help_option=False)

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from unimm.data.boxes import Box, Point
+    from unimm.data.few_shot_view import FewShot
+    from unimm.data.grounding import GroundedDialogue, Grounding
     from unimm.data.mixture import Mixture, Source
     from unimm.data.pairs import ImageText
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
+    from unimm.data.readers.boxes import CocoObjects, RefCoco
     from unimm.data.readers.csv_table import CsvTable
     from unimm.data.readers.fields import Fields
     from unimm.data.readers.image_folder import ImageFolder
@@ -19,22 +23,27 @@ if TYPE_CHECKING:
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, DatasetContext, Question, Record, RecordImage, Text
+    from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template, Turn
     from unimm.data.text import TextTokenizer
     from unimm.data.tiles import Tiles
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
+    from unimm.data.worlds.comparisons import ComparisonsWorld
     from unimm.data.worlds.digits import DigitsWorld
     from unimm.data.worlds.emoji import EmojiWorld
+    from unimm.data.worlds.few_shot import FewShotWorld
     from unimm.data.worlds.figures import FiguresWorld
     from unimm.data.worlds.pages import PagesWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
+    "Box",
     "CocoCaptions",
+    "CocoObjects",
     "CodedDataset",
+    "ComparisonsWorld",
     "Conversation",
     "CsvTable",
     "Dataset",
@@ -46,8 +55,12 @@ __all__ = [
     "Drawing",
     "EmojiWorld",
     "FeaturedDataset",
+    "FewShot",
+    "FewShotWorld",
     "Fields",
     "FiguresWorld",
+    "GroundedDialogue",
+    "Grounding",
     "ImageFolder",
     "ImageText",
     "JsonLines",
@@ -56,12 +69,15 @@ __all__ = [
     "Mmc4",
     "PagesWorld",
     "Parquet",
+    "Phrase",
     "PlainText",
     "PlainTextFiles",
+    "Point",
     "PromptFormat",
     "Question",
     "Record",
     "RecordImage",
+    "RefCoco",
     "ShapesWorld",
     "Source",
     "Template",
@@ -83,6 +99,11 @@ __getattr__, __dir__ = lazy_exports(
         "DatasetContext": "records",
         "Question": "records",
         "Text": "records",
+        "Phrase": "records",
+        "Box": "boxes",
+        "Point": "boxes",
+        "Grounding": "grounding",
+        "GroundedDialogue": "grounding",
         "View": "views",
         "Conversation": "views",
         "Drawing": "views",
@@ -90,6 +111,7 @@ __getattr__, __dir__ = lazy_exports(
         "Description": "views",
         "Dialogue": "views",
         "Document": "views",
+        "FewShot": "few_shot_view",
         "ImageText": "pairs",
         "PromptFormat": "template",
         "Template": "template",
@@ -103,6 +125,8 @@ __getattr__, __dir__ = lazy_exports(
         "CocoCaptions": "readers.annotated",
         "Mmc4": "readers.annotated",
         "VqaQuestions": "readers.annotated",
+        "CocoObjects": "readers.boxes",
+        "RefCoco": "readers.boxes",
         "LlavaJson": "readers.llava",
         "Fields": "readers.fields",
         "ImageFolder": "readers.image_folder",
@@ -111,6 +135,8 @@ __getattr__, __dir__ = lazy_exports(
         "PlainTextFiles": "readers.plain_text",
         "CodedDataset": "stores.codes",
         "FeaturedDataset": "stores.features",
+        "ComparisonsWorld": "worlds.comparisons",
+        "FewShotWorld": "worlds.few_shot",
         "ShapesWorld": "worlds.shapes",
         "DigitsWorld": "worlds.digits",
         "EmojiWorld": "worlds.emoji",

@@ -20,6 +20,7 @@ from typing import IO, TypeGuard, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from unimm.data.fit import fit_look
 from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
 
@@ -44,7 +45,6 @@ SIZES_KEPT = 1_000_000
 """Sizes of images inside archives and tables that a process remembers."""
 
 _BACKGROUND = (127, 127, 127)  # int(0.5 * 255): the image mean of Janus
-_MIN_SIDE = 14  # the shortest side that Janus shrinks to
 _TURNED = (5, 6, 7, 8)  # of EXIF: by a quarter
 
 # Pillow warns from 89 megapixels on; decode_image refuses by its own limit, in its own words.
@@ -143,14 +143,12 @@ def look(image: ImageLike, size: int) -> np.ndarray:
     if _is_ready(image, size):
         return array_to_pixels(image)
     picture = _decoded(image)
-    longest, shortest = max(picture.size), min(_MIN_SIDE, size)
-    # Truncated as Janus does; transformers' processor rounds, and is then up to a pixel off.
-    width, height = (max(int(side / longest * size), shortest) for side in picture.size)
+    _, _, width, height, left, top = fit_look(picture.size, size)
     if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture = picture.resize((int(width), int(height)), Image.Resampling.BICUBIC)
     if width != height:
         square = Image.new("RGB", (size, size), _BACKGROUND)
-        square.paste(picture, ((size - width) // 2, (size - height) // 2))
+        square.paste(picture, (int(left), int(top)))
         picture = square
     return array_to_pixels(np.asarray(picture))
 

@@ -112,6 +112,26 @@ class Question:
     answer_parts: Parts = ()
 
 
+PixelBox = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels of an upright image, x to the right and y downwards; the last two are the first beyond the box."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words for something in an image, and where all of it is.
+
+    boxes: of everything that the words fit, in pixels of the record's `image_size`; none: it is not there.
+    region: what to answer when it is asked what is in the box, where there is one; empty: that is not asked.
+    category: what kind of phrase it is, for scores.
+    """
+
+    text: str
+    boxes: tuple[PixelBox, ...] = ()
+    language: str = "en"
+    region: str = ""
+    category: str = ""
+
+
 SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
 """How it is asked whether an image shows what a prompt says, in any language: VQAScore's words (arXiv 2404.01291)."""
 
@@ -136,6 +156,8 @@ class Record:
     named_codes: of the first image by other image tokenizers, by their names.
     system: what is said before a conversation, instead of the prompt format's own.
     document: texts and images of an interleaved document, for the view `Document`.
+    phrases: what may be located in the image, for the view `Grounding`.
+    image_size: width and height in pixels that the boxes of the phrases are of; None: those of the image, upright.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
     """
 
@@ -153,6 +175,8 @@ class Record:
     named_codes: Mapping[str, np.ndarray] | None = None
     system: str = ""
     document: Parts = ()
+    phrases: tuple[Phrase, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     @property
     def images(self) -> tuple[RecordImage, ...]:

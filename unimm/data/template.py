@@ -25,6 +25,8 @@ from functools import partial
 
 import numpy as np
 
+from unimm.data.boxes import BoxText
+from unimm.data.fit import Fit, fit_crop, fit_look
 from unimm.data.image import look
 from unimm.data.records import ImageLike, SeenImage
 from unimm.data.text import TextTokenizer
@@ -55,13 +57,27 @@ class PromptFormat:
     system_prompt: str = ""
     sees: str = "pixels"
     tiles: Tiles | None = None
+    box_form: str = ""
+    box_bins: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiles", Tiles.of(self.tiles))
+        if self.box_form or self.box_bins:
+            BoxText(self.box_form, self.box_bins)
         if self.sees not in SEES:
             raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
         if self.tiles is not None and self.sees != "pixels":
             raise ValueError(f"Tiles are looked at as pixels, and this prompt format sees {self.sees}: leave tiles out.")
+
+    @property
+    def boxes(self) -> BoxText:
+        """How boxes are written. ValueError: the format has none."""
+        if not self.box_form:
+            raise ValueError(
+                "This model was not taught to locate, its prompt format writes no boxes: use one that was, or train one with "
+                "prompt_format.box_form and box_bins (recipes/locate.md)."
+            )
+        return BoxText(self.box_form, self.box_bins)
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,10 @@ class Template:
             assert codes is not None
             segments.append(Segment.codes(codes, condition="image"))
         return tuple(segments)
+
+    def fit(self, picture: tuple[int, int]) -> Fit:
+        """How a picture of (width, height) pixels lies in the square that the model looks at."""
+        return (fit_crop if self.prompt_format.sees == "codes" else fit_look)(picture, self.image_size)
 
     def pixels(self, image: ImageLike) -> Segment:
         """An image that is prepared for the vision tower when it is opened; or the features that are stored of it."""

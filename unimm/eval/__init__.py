@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unimm.eval.task import ItemTask, Result, Task, collect, split_batches, summarize
     from unimm.eval.tasks.emoji import EmojiAnswers, EmojiDrawings, EmojiNames
     from unimm.eval.tasks.figures import FiguresDrawings, FiguresNames
+    from unimm.eval.tasks.locating import HeatMaps, Locate, RefCocoLocate, ShapesLocate
     from unimm.eval.tasks.pages import PagesQuestions, PagesText
     from unimm.eval.tasks.relations import SwappedRelations
     from unimm.eval.tasks.retrieval import Retrieval, ShapesRetrieval
@@ -28,13 +29,17 @@ __all__ = [
     "Example",
     "FiguresDrawings",
     "FiguresNames",
+    "HeatMaps",
     "ItemTask",
     "Judgement",
+    "Locate",
     "PagesQuestions",
     "PagesText",
+    "RefCocoLocate",
     "Result",
     "Retrieval",
     "Score",
+    "ShapesLocate",
     "ShapesRetrieval",
     "SwappedRelations",
     "Task",
@@ -57,6 +62,7 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("EmojiAnswers", "EmojiDrawings", "EmojiNames"), "tasks.emoji"),
         **dict.fromkeys(("FiguresDrawings", "FiguresNames"), "tasks.figures"),
         **dict.fromkeys(("PagesQuestions", "PagesText"), "tasks.pages"),
+        **dict.fromkeys(("HeatMaps", "Locate", "RefCocoLocate", "ShapesLocate"), "tasks.locating"),
         "SwappedRelations": "tasks.relations",
         **dict.fromkeys(("Retrieval", "ShapesRetrieval"), "tasks.retrieval"),
         "ValidationConfig": "validation",

@@ -2,7 +2,7 @@
 
 It prepares images, writes prompts as open sequences, has the decode loop fill them, and turns ids back into text and codes
 back into images. It knows no HTTP and no files but the model's own folder. Most of its calls stand in `text_calls`,
-`image_calls` and `trace`; `load` makes an engine from a path.
+`image_calls`, `trace` and `locating`; `load` makes an engine from a path.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,13 +17,13 @@ from unimm.inference.decode.sampling import Sampling
 from unimm.inference.embedding import EmbeddingCalls
 from unimm.inference.head_towers import HeadTowers
 from unimm.inference.input_validation import check_weights
+from unimm.inference.locating import LocatingCalls
 from unimm.inference.loglikelihood import LogLikelihood, check_targets, score_pass, split_passes
-from unimm.inference.trace import TraceCalls
 from unimm.runtime.devices import choose_device, choose_dtype, keep_memory
 from unimm.sequence import Sequence
 
 
-class Engine(TraceCalls, EmbeddingCalls):
+class Engine(LocatingCalls, EmbeddingCalls):
     """A model ready to use. Made by `unimm.load`.
 
     Args:

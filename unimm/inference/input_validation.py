@@ -33,8 +33,8 @@ def read_stop(stop: str | list[str] | None) -> tuple[str, ...]:
     return strings
 
 
-def pair(image: ImageLike | list, question: str | list[str]) -> tuple[list, list[str], bool]:
-    """Images and questions as two lists of one length, and whether a list goes back."""
+def pair(image: ImageLike | tuple | list, question: str | list[str]) -> tuple[list, list[str], bool]:
+    """Images (or tuples of several) and questions as two lists of one length, and whether a list goes back."""
     is_list = isinstance(image, list) or isinstance(question, list)
     images = [read_once(one) for one in (image if isinstance(image, list) else [image])]  # a file may go with many questions
     questions = question if isinstance(question, list) else [question]

@@ -15,6 +15,7 @@ from unimm.data.image_forms import check_keys, held_in_part, read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
+from unimm.inference.examples import check_num_images
 from unimm.inference.input_validation import MAX_PROMPT_CHARACTERS, check_text
 from unimm.runtime.number_checks import shorten
 
@@ -52,10 +53,7 @@ def read_messages(messages: list[Message], template: Template, max_positions: in
     read = [(_role(message), _read_content(message)) for message in messages]
     if sum(len(text) for _, parts in read for text in parts if isinstance(text, str)) > MAX_PROMPT_CHARACTERS:
         raise ValueError(f"The messages have more than {MAX_PROMPT_CHARACTERS:,} characters: no more are read.")
-    num_images = sum(not isinstance(part, str) for _, parts in read for part in parts)
-    each = 0 if template.prompt_format.sees == "codes" else template.num_positions
-    if num_images * each > max_positions:
-        raise ValueError(f"{num_images} images take {num_images * each} positions, and there are {max_positions}: show fewer.")
+    check_num_images(sum(not isinstance(part, str) for _, parts in read for part in parts), template, max_positions)
     system_prompt = None
     if read and read[0][0] == "system":
         if any(not isinstance(part, str) for part in read[0][1]):

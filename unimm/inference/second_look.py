@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 from unimm.data.records import SHOWS
-from unimm.data.template import ImageSegments, Turn
 from unimm.inference.claims import (
     OPPOSITE,
     YES,
@@ -41,6 +40,7 @@ from unimm.inference.claims import (
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
+from unimm.inference.examples import ImageQuestion
 from unimm.inference.text_stream import write
 from unimm.inference.vqa_score import ANSWERS_IN, probability_of_yes
 from unimm.runtime.number_checks import check_number, check_probability, check_whole, real_number, whole_number
@@ -117,11 +117,10 @@ class CheckedText:
 
 @dataclass
 class _Look:
-    """An image with its question, and what is known of it so far. known: probabilities of claims, by `vote_of`; wholes: of
+    """What is asked of an image or several, and what is known so far. known: probabilities of claims, by `vote_of`; wholes: of
     texts."""
 
-    seen: ImageSegments
-    question: str
+    asked: ImageQuestion
     drafts: list[str] = field(default_factory=list)
     text: str = ""
     agreement: float | None = None
@@ -180,9 +179,9 @@ class SecondLook:
         self._usual, self._sampled = Sampling(usual, index=first, **sampling), partial(Sampling, others, **sampling)
         self._find = self.check.claims if self.check else find_claims
 
-    def texts(self, images: list[ImageSegments], questions: list[str], stop: tuple[str, ...] = ()) -> list[CheckedText]:
-        """A text for each image with its question; `stop`: strings that end a text."""
-        looks = [_Look(seen, question) for seen, question in zip(images, questions, strict=True)]
+    def texts(self, questions: list[ImageQuestion], stop: tuple[str, ...] = ()) -> list[CheckedText]:
+        """A text for each question about its images; `stop`: strings that end a text."""
+        looks = [_Look(one) for one in questions]
         self._write(looks, [self._usual, *self._others(self.votes - 1)], stop)
         for look in looks:
             look.text = look.drafts[0]
@@ -205,7 +204,7 @@ class SecondLook:
         """A draft for each of the settings of each of them, in one batch; a prompt is prefilled once."""
         requests = []
         for look in looks:
-            sequence = self.engine.template.chat([Turn("user", (look.seen, look.question))], self.limit).opened()
+            sequence = self.engine.template.chat(look.asked.turns(), self.limit).opened()
             requests += [Request(sequence, one) for one in settings]
         written, count = write(self.engine.decoder, self.engine.tokenizer, requests, stop), len(settings)
         for number, look in enumerate(looks):
@@ -243,14 +242,14 @@ class SecondLook:
     # -- verification ------------------------------------------------------------------------------------------------------
 
     def _answers_yes_or_no(self, look: _Look) -> bool:
-        return _said(look.text) in OPPOSITE and find_asked(look.question, self._find) is not None
+        return _said(look.text) in OPPOSITE and find_asked(look.asked.question, self._find) is not None
 
     def _check_yes_or_no(self, looks: list[_Look], check: Verification) -> None:
         """Whether something is there, asked in other words, too: the averaged log-odds of yes decide."""
         questions = []
         for look in looks:
-            claim = find_asked(look.question, self._find) or ""
-            for text in dict.fromkeys([look.question, *existence_questions(claim, check.questions)]):
+            claim = find_asked(look.asked.question, self._find) or ""
+            for text in dict.fromkeys([look.asked.question, *existence_questions(claim, check.questions)]):
                 questions.append(_Question(look, look.known, claim, text, language_of(text)))
         self._ask(questions)
         for look in looks:
@@ -300,7 +299,7 @@ class SecondLook:
         for language, words in ANSWERS_IN.items():
             asked: list[tuple[_Question, Sequence]] = []
             for one in questions:
-                sequence = self.engine.template.chat([Turn("user", (one.look.seen, one.text))], 1).opened()
+                sequence = self.engine.template.chat([one.look.asked.ask(one.text)], 1).opened()
                 if one.language == language and sequence.length <= self.engine.model.config.max_positions:
                     asked.append((one, sequence))
             sequences = [sequence for _, sequence in asked]

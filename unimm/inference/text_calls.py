@@ -10,6 +10,7 @@ from unimm.data.views import DESCRIBE
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
+from unimm.inference.examples import ImageQuestion, read_examples
 from unimm.inference.input_validation import check_text, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.second_look import SecondLook, Verification
@@ -50,14 +51,15 @@ class TextCalls(EngineParts):
         checks = {"votes": votes, "verify": verify, "details": details, "is_caption": True}
         return self._look(image, DESCRIBE[language][0], max_new_tokens, checks, temperature=temperature, **sampling)
 
-    def answer(
+    def answer(  # noqa: PLR0913 - a setting each
         self,
-        image: ImageLike | list,
+        image: ImageLike | tuple | list,
         question: str | list[str],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         stop: str | list[str] | None = None,
         *,
+        examples: list | None = None,
         votes: int = 1,
         verify: bool | Verification = False,
         details: bool = False,
@@ -66,25 +68,36 @@ class TextCalls(EngineParts):
         """Answer a question about an image; lists are paired, a single one goes with every one of the other.
 
         Args:
+            image: one, or a tuple of several that one question is about: `answer((first, second), "What differs?")`; or a list
+                of such, each with a question of its own.
             temperature: 0 takes the likeliest tokens; of votes beyond the first it stands for 0.7.
+            examples: images with the right answers to the same question, which the model learns from as it reads (few-shot):
+                a list of pairs (image, answer), or a list of such lists, one for each question. The model has to have room for
+                all images.
             votes: so many answers, the usual one and others that are sampled, of which that counts which most of them give
                 (`unimm.inference.second_look`).
             verify: ask for what the answer says is there, and mend it; a `Verification` says how.
             details: return a `CheckedText` in place of a string: drafts, agreement, claims with their probabilities.
 
+        Raises:
+            ValueError: an image cannot be read, a question or an answer of an example is empty, lists do not pair, or all of
+                it takes more positions than the model has.
+
         Returns:
             A string, or a list of strings where image or question is a list.
         """
         checks = {"votes": votes, "verify": verify, "details": details}
-        return self._look(image, question, max_new_tokens, checks, temperature=temperature, stop=stop, **sampling)
+        sampling |= {"temperature": temperature, "examples": examples}
+        return self._look(image, question, max_new_tokens, checks, stop, **sampling)
 
     def _look(
         self,
-        image: ImageLike | list,
+        image: ImageLike | tuple | list,
         question: str | list[str],
         max_new_tokens: int,
         checks: dict[str, Any],
         stop: str | list[str] | None = None,
+        examples: list | None = None,
         **sampling: Any,
     ) -> Any:
         images, questions, is_list = pair(image, question)
@@ -92,8 +105,12 @@ class TextCalls(EngineParts):
         second = SecondLook(self, limit, **checks, **sampling)
         for text in questions:
             check_text(text, "question")
-        looked = [self.template.look(one) for one in images]
-        found = second.texts(looked, questions, read_stop(stop))
+        given = read_examples(examples, len(questions))
+        asked = [
+            ImageQuestion.read(self.template, *one, self.decoder.max_positions)
+            for one in zip(images, questions, given, strict=True)
+        ]
+        found = second.texts(asked, read_stop(stop))
         texts = found if details else [one.text for one in found]
         return texts if is_list else texts[0]
 

@@ -25,7 +25,7 @@ VQA_NAME = "COCO_{subset}_{image_id:012}.jpg"
 """How VQAv2's images are called: those of COCO 2014."""
 
 
-class _ByImage:
+class ByImage:
     """Records, one an image: its name below a folder, and what is said of it. A key is the name."""
 
     def __init__(self, root: Path, said: dict[str, list[Any]]) -> None:
@@ -51,7 +51,7 @@ class _ByImage:
         raise NotImplementedError
 
 
-class CocoCaptions(_ByImage):
+class CocoCaptions(ByImage):
     """COCO's captions: an image is a record with all of its captions.
 
     Args:
@@ -90,7 +90,7 @@ def read_coco_captions(annotations: str | Path) -> list[CocoImage]:
 
     Raises ValueError where the file is none of COCO's, or holds no captions.
     """
-    held = _read(Path(annotations), ("images", "annotations"))
+    held = read_lists(Path(annotations), ("images", "annotations"))
     try:
         names = {one["id"]: str(one["file_name"]) for one in held["images"]}
         said: dict[Any, list[str]] = {image_id: [] for image_id in names}
@@ -105,7 +105,7 @@ def read_coco_captions(annotations: str | Path) -> list[CocoImage]:
     return [CocoImage(str(image_id), names[image_id], tuple(captions)) for image_id, captions in said.items()]
 
 
-class VqaQuestions(_ByImage):
+class VqaQuestions(ByImage):
     """VQAv2's questions: an image is a record with all of its questions, which do not lean on each other.
 
     Args:
@@ -118,8 +118,8 @@ class VqaQuestions(_ByImage):
     def __init__(
         self, questions: str | Path, annotations: str | Path, images: str | Path | None = None, name: str = VQA_NAME
     ) -> None:
-        asked = _read(Path(questions), ("questions",))
-        answered = _read(Path(annotations), ("annotations",))
+        asked = read_lists(Path(questions), ("questions",))
+        answered = read_lists(Path(annotations), ("annotations",))
         try:
             answers = {one["question_id"]: _answer(one) for one in answered["annotations"]}
             subset = asked.get("data_subtype", answered.get("data_subtype", ""))
@@ -154,8 +154,8 @@ def read_vqa(questions: str | Path, annotations: str | Path, name: str = VQA_NAM
 
     Raises ValueError where a question has no answers or the files are others.
     """
-    asked = _read(Path(questions), ("questions",))
-    answered = _read(Path(annotations), ("annotations",))
+    asked = read_lists(Path(questions), ("questions",))
+    answered = read_lists(Path(annotations), ("annotations",))
     try:
         by_id = {one["question_id"]: one for one in answered["annotations"]}
         subset = asked.get("data_subtype", answered.get("data_subtype", ""))
@@ -178,7 +178,8 @@ def _answer(one: Mapping[str, Any]) -> tuple[str, str]:
     return str(one.get("multiple_choice_answer") or one["answers"][0]["answer"]), str(one.get("question_type", ""))
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+def read_lists(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object that has a list under each of these names. ValueError: the file is none such."""
     try:
         held = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

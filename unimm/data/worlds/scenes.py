@@ -64,7 +64,7 @@ BORDER = 1
 CLEAR_RATIO = 1.5
 """A relation is stated where its axis separates the centres at least this many times as far as the other axis."""
 
-PURPOSES = ("scene", "captions", "prompts", "questions", "text", "drawing", "colours")
+PURPOSES = ("scene", "captions", "prompts", "questions", "text", "drawing", "colours", "phrases")
 
 
 @dataclass(frozen=True, order=True)

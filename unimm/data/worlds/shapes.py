@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from unimm.data.records import Question, Record, Text
+from unimm.data.records import Phrase, Question, Record, Text
 from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, recolour, render
 from unimm.data.worlds.shapes_language import write_captions
 from unimm.data.worlds.shapes_lessons import BENCHMARK, LESSONS, TEACHER, Lesson
+from unimm.data.worlds.shapes_phrases import write_phrases
 from unimm.data.worlds.shapes_prompts import drawing_prompts
 from unimm.data.worlds.shapes_questions import write_questions, write_text
 from unimm.runtime.number_checks import check_whole
@@ -99,6 +100,11 @@ class ShapesRecord(Record):
     def questions(self) -> tuple[Question, ...]:
         lesson: Lesson = vars(self)["_lesson"]
         return write_questions(self.facts, self._generator("questions"), lesson.categories, lesson.languages)
+
+    @cached_property
+    def phrases(self) -> tuple[Phrase, ...]:
+        lesson: Lesson = vars(self)["_lesson"]
+        return write_phrases(self.facts, self._generator("phrases"), lesson.languages)
 
     @cached_property
     def text(self) -> Text:

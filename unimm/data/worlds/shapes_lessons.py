@@ -55,6 +55,8 @@ LESSONS = {
     # English answers about shapes were wrong five times as often as Chinese ones, most of them about relations.
     "relate_in_english": Lesson(("relation",) * 8, ("en", "zh", "en"), num_objects=(2, 2, 3, 4), alike=()),
     "list_many": Lesson(CATEGORIES, num_objects=(3, 4)),
+    # What is located are the phrases of a scene, whatever its lesson asks; here few scenes have one object or none.
+    "locate": Lesson(CATEGORIES, num_objects=(0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4)),
     "match": Lesson(("match",) * 8),
     "put": Lesson(WITH_PLACES, prompts=PLACING),
     "name": Lesson(WITH_PLACES, prompts=NAMING),

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from unimm.inference.engine import Engine
 
 AROUND = string.punctuation + string.whitespace + "。、·"
 """What may stand around an answer; full-width marks are first made half-width."""
+
+
+GAP = 4
+"""White pixels between images that are shown side by side."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Answers(ItemTask):
     def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
         """Ask these questions."""
         asked = [self._item(number) for number in items]
-        images, questions = [record.image for record, _ in asked], [question.text for _, question in asked]
+        images, questions = [shown(record) for record, _ in asked], [question.text for _, question in asked]
         answers = engine.answer(images, questions, max_new_tokens=self.max_new_tokens)
         for (record, question), answer in zip(asked, answers, strict=True):
             correct = is_same_answer(answer, question.answer)
@@ -104,6 +109,23 @@ def is_same_answer(answer: str, expected: str) -> bool:
     return plain[0] == plain[1]
 
 
+def shown(record: Record) -> Any:
+    """What of a record is looked at: its image, or a tuple of all of them where it has several."""
+    return tuple(one.image for one in record.images) if record.num_images > 1 else record.image
+
+
 def as_array(record: Record) -> np.ndarray | None:
-    """The record's image where it is an array already: what pictures of examples are made from."""
-    return record.image if isinstance(record.image, np.ndarray) else None
+    """The record's image where it is an array already, or all of several: what pictures of examples are made from."""
+    return side_by_side([one.image for one in record.images])
+
+
+def side_by_side(images: list) -> np.ndarray | None:
+    """Images in a row with a gap between them; the first one alone where not all are arrays (H, W, 3) of one size; None where
+    that is none, either."""
+    if not images or not isinstance(images[0], np.ndarray):
+        return None
+    first = images[0]
+    if len(images) == 1 or first.ndim != 3 or not all(getattr(image, "shape", None) == first.shape for image in images):
+        return first
+    gap = np.full((len(first), GAP, 3), 255, np.uint8)
+    return np.concatenate([part for image in images for part in (gap, image)][1:], axis=1)

@@ -1,0 +1,91 @@
+"""The world of few-shot episodes: without examples there is nothing to know, with them there is; no word is in two splits."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from unimm.data.worlds.comparisons import SPLITS
+from unimm.data.worlds.few_shot import CONCEPTS, WORDS, Episode, FewShotWorld
+from unimm.data.worlds.scenes import HELD_OUT_PAIRS
+
+NUM_RECORDS = 1500
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Episode]:
+    world = FewShotWorld("test", NUM_RECORDS, num_examples=2)
+    return [world[index].facts for index in range(NUM_RECORDS)]
+
+
+def test_no_word_is_in_two_splits_or_twice_in_one() -> None:
+    for language, splits in WORDS.items():
+        every = [word for split in SPLITS for word in splits[split]]
+        assert len(set(every)) == len(every), (language, [word for word, times in Counter(every).items() if times > 1])
+    for split in SPLITS:
+        world = FewShotWorld(split, 60)
+        said = {word for index in range(60) for word in world[index].facts.words}
+        assert said <= {word for words in WORDS.values() for word in words[split]}
+
+
+def test_a_query_without_examples_is_a_coin_s_throw(episodes: list[Episode]) -> None:
+    """Neither the word, nor its place in the question, nor what the picture shows says which is right."""
+    by_what: dict[tuple, Counter] = defaultdict(Counter)
+    for told in episodes:
+        (item,) = told.scenes[-1].objects
+        is_named_first = told.question.index(told.answers[-1]) < told.question.index(
+            next(word for word in told.words if word != told.answers[-1])
+        )
+        is_alphabetical = told.answers[-1] == min(told.words)
+        for what in (told.concept, told.language, item.colour, item.form, (item.colour, item.form), item.size):
+            by_what["place", what][is_named_first] += 1
+            by_what["word", what][is_alphabetical] += 1
+        by_what["whole", ""][is_named_first] += 1
+    for key, counts in by_what.items():
+        total = sum(counts.values())
+        assert max(counts.values()) / total < 0.5 + 1.9 / total**0.5, (key, counts)
+    each = Counter(told.answers[-1] for told in episodes)
+    assert all(times < 2.5 * NUM_RECORDS / 2 / len(WORDS["zh"]["test"]) for times in each.values())
+
+
+def test_no_answer_follows_from_those_before_it(episodes: list[Episode]) -> None:
+    same = Counter(told.answers[-1] == told.answers[-2] for told in episodes)
+    assert abs(same[True] / NUM_RECORDS - 0.5) < 0.05
+
+
+def test_examples_tell() -> None:
+    """Who knows the concept and compares with eight examples is right but where all of them show one word; and then, too."""
+    world = FewShotWorld("validation", 120)
+    kinds: Counter = Counter()
+    for told in (world[index].facts for index in range(120)):
+        kinds[told.concept] += 1
+        *shown, query = [(scene.objects[0].colour, scene.objects[0].form) for scene in told.scenes]
+        for pair, answer in zip((*shown, query), told.answers, strict=True):
+            value = told.values[told.words.index(answer)]
+            assert all(wanted in (None, has) for wanted, has in zip(value, pair, strict=True))
+            other = told.values[told.words.index(next(word for word in told.words if word != answer))]
+            assert not all(wanted in (None, has) for wanted, has in zip(other, pair, strict=True)), "both words fit"
+            assert pair not in HELD_OUT_PAIRS
+        assert all(len(scene.objects) == 1 for scene in told.scenes)
+        assert told.words[0][0] != told.words[1][0]
+    assert all(kinds[concept] > 20 for concept in CONCEPTS)
+
+
+def test_records_depend_on_their_index_alone_and_are_dialogues_with_an_image_a_turn() -> None:
+    world, again, other = FewShotWorld("test", 20), FewShotWorld("test", 20), FewShotWorld("test", 20, seed=1)
+    record = world[7]
+    assert record.facts == again[7].facts != other[7].facts and record.is_dialogue
+    assert record.num_images == len(record.images) == len(record.questions) == 9
+    assert [one.parts for one in record.questions] == [(number, record.facts.question) for number in range(9)]
+    assert tuple(one.answer for one in record.questions) == record.facts.answers
+    assert all(np.array_equal(*both) for both in zip(*([i.image for i in w[7].images] for w in (world, again)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"split": "held_out"}, "choose one of train"), ({"concepts": ["size"]}, "concepts are a list of some of colour"),
+     ({"languages": "en"}, "languages are a list"), ({"num_examples": -1}, "num_examples")],
+)  # fmt: skip
+def test_what_is_not_there_is_said(settings: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        FewShotWorld(**settings)

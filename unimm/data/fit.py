@@ -1,0 +1,48 @@
+"""How a picture lies in the square that a network looks at: shrunk and padded for the vision tower, cut for the image
+tokenizer. What `unimm.data.image` does with pixels, and `unimm.data.boxes` with places in them.
+"""
+
+from typing import NamedTuple
+
+MIN_SIDE = 14
+"""The shortest side that Janus shrinks to."""
+
+
+class Fit(NamedTuple):
+    """How a picture lies in the square of `size` pixels that a network looks at: resized to (width, height), its upper left
+    corner at (left, top); these are negative where the square cuts it. picture: its own width and height, upright."""
+
+    picture: tuple[int, int]
+    size: int
+    width: float
+    height: float
+    left: float
+    top: float
+
+    def inward_x(self, x: float) -> float:
+        """From a pixel of the picture to one of the square; so does `inward_y` downwards; `outward_x` and `outward_y` go back,
+        never beyond the picture's edge."""
+        return x * self.width / self.picture[0] + self.left
+
+    def inward_y(self, y: float) -> float:
+        return y * self.height / self.picture[1] + self.top
+
+    def outward_x(self, x: float) -> float:
+        return min(max((x - self.left) * self.picture[0] / self.width, 0.0), float(self.picture[0]))
+
+    def outward_y(self, y: float) -> float:
+        return min(max((y - self.top) * self.picture[1] / self.height, 0.0), float(self.picture[1]))
+
+
+def fit_look(picture: tuple[int, int], size: int) -> Fit:
+    """How `look` lays a picture of (width, height)."""
+    longest, shortest = max(picture), min(MIN_SIDE, size)
+    # Truncated as Janus does; transformers' processor rounds, and is then up to a pixel off.
+    width, height = (max(int(side / longest * size), shortest) for side in picture)
+    return Fit(picture, size, width, height, (size - width) // 2, (size - height) // 2)
+
+
+def fit_crop(picture: tuple[int, int], size: int) -> Fit:
+    """How `crop` lays a picture of (width, height)."""
+    width, height = (side * size / min(picture) for side in picture)
+    return Fit(picture, size, width, height, (size - width) / 2, (size - height) / 2)
