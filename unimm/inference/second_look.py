@@ -298,9 +298,9 @@ class SecondLook:
         found: dict[tuple[int, str], tuple[_Question, list[float]]] = {}
         for language, words in ANSWERS_IN.items():
             asked: list[tuple[_Question, Sequence]] = []
-            for one in questions:
+            for one in (one for one in questions if one.language == language):
                 sequence = self.engine.template.chat([one.look.asked.ask(one.text)], 1).opened()
-                if one.language == language and sequence.length <= self.engine.model.config.max_positions:
+                if sequence.length <= self.engine.model.config.max_positions:
                     asked.append((one, sequence))
             sequences = [sequence for _, sequence in asked]
             shares = probability_of_yes(self.engine.model, self.engine.tokenizer, sequences, self.engine.deterministic, words)

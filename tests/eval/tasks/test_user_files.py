@@ -229,3 +229,19 @@ def test_they_are_named_in_the_shell(files: SimpleNamespace) -> None:
         load_task("vqa")
     with pytest.raises(ValueError, match="hallucination asks for captions or questions, not 'songs'"):
         load_task("hallucination?ask=songs")
+
+
+def test_files_are_asked_with_votes_and_verified(files: SimpleNamespace) -> None:
+    """As the arguments say; and what is no argument is refused."""
+    told = []
+    engine = SimpleNamespace(
+        answer=lambda image, question, **settings: told.append(settings) or ["yes"] * len(image),
+        caption=lambda image, **settings: told.append(settings) or ["A dog."] * len(image),
+    )
+    names = (f"pope?paths={files.pope}", f"captions?annotations={files.captions}")
+    for name in names:
+        evaluate(engine, [load_task(f"{name}&votes=3&verify=true")], progress=False)  # type: ignore[arg-type]
+    assert [(one["votes"], one["verify"]) for one in told] == [(3, True)] * 2
+    for wrong, words in (("vote=3", "does not take vote"), ("votes=0", "votes"), ("votes=3&prompt=janus", "without votes")):
+        with pytest.raises(ValueError, match=words):
+            load_task(f"{names[0]}&{wrong}")

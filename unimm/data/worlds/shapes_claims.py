@@ -21,11 +21,11 @@ def name_claims(text: str) -> list[str]:
 
 
 def ask_for_claim(claim: str) -> list[str]:
-    """All questions whether there is what `name_claims` gives; by colour and form, as the world asks."""
+    """Two questions whether there is what `name_claims` gives; by colour and form, as the world asks."""
     language = "en" if claim.isascii() else "zh"
     (_, colour, form), *_ = parse_caption(claim)
     named = name_look((None, colour, form), language)
-    return [text.format(_with_article(named) if language == "en" else named) for text in TEMPLATES[language]["existence"]]
+    return [text.format(_with_article(named) if language == "en" else named) for text in TEMPLATES[language]["existence"][:2]]
 
 
 def _with_article(named: str, number: str | None = None) -> str:

@@ -3,8 +3,6 @@
 An answer is right when it is the expected one, apart from case, width and the punctuation around it.
 """
 
-import string
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +11,10 @@ import numpy as np
 
 from unimm.data.records import Dataset, Question, Record
 from unimm.eval.task import Example, ItemTask, Judgement
+from unimm.inference.claims import plain
 from unimm.inference.engine import Engine
-
-AROUND = string.punctuation + string.whitespace + "。、·"
-"""What may stand around an answer; full-width marks are first made half-width."""
-
+from unimm.inference.second_look import Verification
+from unimm.runtime.number_checks import whole_number
 
 GAP = 4
 """White pixels between images that are shown side by side."""
@@ -103,10 +100,31 @@ class Captions(ItemTask):
             )
 
 
+def set_checks(task: ItemTask, votes: int = 1, verify: bool = False, **unknown: Any) -> None:
+    """Keeps how a task asks the engine (`unimm.inference.second_look`), where that is not the usual way: its answers are then
+    of something else.
+
+    Raises:
+        ValueError: votes are fewer than one, verify is neither true nor false, or there is another argument.
+    """
+    if unknown:
+        raise ValueError(f"'{task.name}' does not take {next(iter(unknown))}; votes and verify are the last that it takes.")
+    if not isinstance(verify, bool):
+        raise ValueError(f"verify is true or false, not {verify!r}.")
+    checks: dict[str, Any] = {"votes": votes} if whole_number("votes", votes, 1) > 1 else {}
+    if checks or verify:
+        vars(task)["checks"] = checks | ({"verify": True} if verify else {})
+
+
+def find_checks(task: ItemTask, verification: Verification | bool = True) -> dict[str, Any]:
+    """The further arguments of the engine's calls for it. verification: how it verifies, where it does."""
+    checks = dict(vars(task).get("checks", {}))
+    return checks | ({"verify": verification} if "verify" in checks else {})
+
+
 def is_same_answer(answer: str, expected: str) -> bool:
     """Whether two answers are one, apart from case, width and the punctuation and space around them."""
-    plain = [unicodedata.normalize("NFKC", text).casefold().strip(AROUND) for text in (answer, expected)]
-    return plain[0] == plain[1]
+    return plain(answer) == plain(expected)
 
 
 def shown(record: Record) -> Any:

@@ -7,12 +7,14 @@ One caption an image, all references of it. CIDEr-D is as pycocoevalcap gives it
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unimm.data.readers.annotated import CocoImage, read_coco_captions
 from unimm.eval.score import Score
 from unimm.eval.scorers.captions import rouge_l, score_captions, tokenize
 from unimm.eval.task import Example, ItemTask, Result, result_of
 from unimm.eval.tasks.answer_files import digest, find_images, read_answers, take
+from unimm.eval.tasks.answers import find_checks, set_checks
 from unimm.inference.engine import Engine
 
 MAX_NEW_TOKENS = 64
@@ -26,6 +28,7 @@ class CaptionFiles(ItemTask):
         num_items: of the images, the first ones.
         prompt: how a caption is asked for; default: as the model was taught to describe an image.
         answers: a file of captions to score instead, COCO's [{"image_id", "caption"}].
+        checks: votes and verify, as `Engine.caption` has them.
 
     Raises ValueError where a file is of another form, or an image or an answer is not there.
     """
@@ -38,8 +41,10 @@ class CaptionFiles(ItemTask):
         prompt: str | None = None,
         answers: str | None = None,
         name: str = "captions",
+        **checks: Any,
     ) -> None:
         self.name, self.prompt = name, prompt
+        set_checks(self, **checks)
         read = [one for one in read_coco_captions(annotations) if one.captions]
         self._items: list[CocoImage] = take(read, num_items, "images with captions")
         self.num_items = len(self._items)
@@ -59,9 +64,9 @@ class CaptionFiles(ItemTask):
         if self._answers is not None:
             captions = [self._answers[one.image_id] for one in asked]
         elif self.prompt is None:
-            captions = engine.caption(images, max_new_tokens=MAX_NEW_TOKENS)
+            captions = engine.caption(images, max_new_tokens=MAX_NEW_TOKENS, **find_checks(self))
         else:
-            captions = engine.answer(images, self.prompt, max_new_tokens=MAX_NEW_TOKENS)
+            captions = engine.answer(images, self.prompt, max_new_tokens=MAX_NEW_TOKENS, **find_checks(self))
         for one, caption in zip(asked, captions, strict=True):
             value = rouge_l(tokenize(caption), [tokenize(text) for text in one.captions])
             yield Example(one.image_id, self.prompt or "", one.captions[0], caption, bool(caption.strip()), value=value)

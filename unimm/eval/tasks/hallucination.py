@@ -17,7 +17,6 @@ is counted in the first scenes of the split. Both languages are asked in turn.
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS, TRAINING_PAIRS, Scene, choose, make_generator, make_scene
 from unimm.data.worlds.shapes import ShapesWorld
@@ -28,12 +27,11 @@ from unimm.eval.score import Score, wilson_interval
 from unimm.eval.scorers.hallucination import Chair, Mentions, match
 from unimm.eval.scorers.yes_no import NO, YES
 from unimm.eval.task import Example, ItemTask, Result, summarize
-from unimm.eval.tasks.answers import as_array, is_same_answer
+from unimm.eval.tasks.answers import as_array, find_checks, is_same_answer, set_checks
 from unimm.eval.tasks.question_files import STRATEGIES, yes_no_result
 from unimm.eval.tasks.shapes import describe_record, name_shapes
 from unimm.inference.engine import Engine
 from unimm.inference.second_look import Verification
-from unimm.runtime.number_checks import whole_number
 
 NUM_COUNTED = 500
 """Scenes in which it is counted how often objects are shown."""
@@ -67,7 +65,7 @@ class ShapesHallucination(ItemTask):
         for turn, language in enumerate(LANGUAGES):
             own = [item for item in items if item % len(LANGUAGES) == turn]
             images = [self._world[item].image for item in own]
-            captions |= dict(zip(own, engine.caption(images, language=language, **find_checks(self)), strict=True))
+            captions |= dict(zip(own, engine.caption(images, language=language, **find_checks(self, LOOK_AGAIN)), strict=True))
         for item in items:
             record, caption = self._world[item], captions[item]
             category, _ = describe_record(record)
@@ -119,7 +117,7 @@ class ShapesPope(ItemTask):
         asked = [self._question(item) for item in items]
         records = [self._world[scene] for scene, *_ in asked]
         images, texts = [record.image for record in records], [text for _, text, *_ in asked]
-        answers = engine.answer(images, texts, max_new_tokens=8, **find_checks(self))
+        answers = engine.answer(images, texts, max_new_tokens=8, **find_checks(self, LOOK_AGAIN))
         for (scene, text, label, strategy, language), record, answer in zip(asked, records, answers, strict=True):
             said = next((word for word in (YES, NO) if is_same_answer(answer, ANSWERS[language][word])), "")
             yield Example(
@@ -206,27 +204,6 @@ def hallucination(
     return kinds[ask](
         **({} if num_items is None else {"num_items": num_items}), seed=seed, split=split, votes=votes, verify=verify
     )
-
-
-def set_checks(task: ItemTask, votes: int, verify: bool) -> None:
-    """Keeps how a task asks, where it is not the usual way: what its answers are of is then something else.
-
-    Raises:
-        ValueError: votes are fewer than one, or verify is neither true nor false.
-    """
-    if not isinstance(verify, bool):
-        raise ValueError(f"verify is true or false, not {verify!r}.")
-    checks = {"votes": votes} if whole_number("votes", votes, 1) > 1 else {}
-    if verify:
-        checks["verify"] = verify
-    if checks:
-        vars(task)["checks"] = checks
-
-
-def find_checks(task: ItemTask) -> dict[str, Any]:
-    """The arguments of the engine's calls for it."""
-    checks: dict[str, Any] = dict(vars(task).get("checks", {}))
-    return checks | ({"verify": LOOK_AGAIN} if "verify" in checks else {})
 
 
 def pairs_of(scene: Scene) -> list[Pair]:

@@ -11,6 +11,7 @@ is said before them either, whatever the model's system prompt: so VLMEvalKit as
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unimm.data.readers.annotated import VQA_NAME, read_vqa
 from unimm.data.readers.paths import Paths
@@ -20,6 +21,7 @@ from unimm.eval.scorers.vqa import vqa_accuracy
 from unimm.eval.scorers.yes_no import READINGS, YES, YesNoScores, read_yes_no, yes_no_scores
 from unimm.eval.task import Example, ItemTask, Result, summarize
 from unimm.eval.tasks.answer_files import digest, find_images, read_answers, read_entries, take
+from unimm.eval.tasks.answers import find_checks, set_checks
 from unimm.inference.engine import Engine
 
 SINGLE_WORD = "{}\nAnswer the question using a single word or phrase."
@@ -55,6 +57,7 @@ class FileQuestions(ItemTask):
         root: the folder of images.
         prompt: how a question is asked, {} standing for it; or "janus".
         answers: a file of answers to score instead.
+        checks: votes and verify, as `Engine.answer` has them; not with the prompt "janus".
     """
 
     def __init__(
@@ -65,11 +68,15 @@ class FileQuestions(ItemTask):
         num_items: int | None = None,
         prompt: str = SINGLE_WORD,
         answers: str | None = None,
+        **checks: Any,
     ) -> None:
         prompt = str(prompt)  # "{}" in the shell is an empty object of JSON
         if "{}" not in prompt and prompt != JANUS:
             raise ValueError(f"prompt says how a question is asked, with {{}} in its place, or is janus, not {prompt!r}.")
         self.name = name
+        set_checks(self, **checks)
+        if prompt == JANUS and find_checks(self):
+            raise ValueError("prompt=janus asks as VLMEvalKit did, without votes and verify: leave one of them out.")
         self.prompt, self.system_prompt = (SINGLE_WORD, "") if prompt == JANUS else (prompt, None)
         self._questions: list[FileQuestion] = take(questions, num_items, "questions")
         self.num_items = len(self._questions)
@@ -99,7 +106,7 @@ class FileQuestions(ItemTask):
 
     def _ask(self, engine: Engine, images: list[ImageLike], prompts: list[str]) -> list[str]:
         if self.system_prompt is None:
-            return engine.answer(images, prompts, max_new_tokens=MAX_NEW_TOKENS)
+            return engine.answer(images, prompts, max_new_tokens=MAX_NEW_TOKENS, **find_checks(self))
         conversations = [
             [
                 {"role": "system", "content": self.system_prompt},
@@ -127,6 +134,7 @@ class VqaFiles(FileQuestions):
         prompt: str = SINGLE_WORD,
         answers: str | None = None,
         name: str = "vqa",
+        **checks: Any,
     ) -> None:
         read = [
             FileQuestion(str(one.question_id), one.question, one.image, one.answers, one.answer_type)
@@ -138,7 +146,7 @@ class VqaFiles(FileQuestions):
                 f"A question of {annotations} has {fewest} annotators' answers: VQA accuracy asks 3 of the others to agree, so "
                 f"it needs {ENOUGH_ANSWERS} or more (VQAv2 has 10)."
             )
-        super().__init__(name, read, Path(images) if images else Path(questions).parent, num_items, prompt, answers)
+        super().__init__(name, read, Path(images) if images else Path(questions).parent, num_items, prompt, answers, **checks)
 
     def judge(self, question: FileQuestion, prompt: str, answer: str) -> Example:
         value = vqa_accuracy(answer, list(question.answers))
@@ -169,6 +177,7 @@ class PopeFiles(FileQuestions):
         prompt: str = SINGLE_WORD,
         answers: str | None = None,
         name: str = "pope",
+        **checks: Any,
     ) -> None:
         read_yes_no("", reading)
         self.reading = reading
@@ -182,7 +191,7 @@ class PopeFiles(FileQuestions):
             strategy = next((one for one in STRATEGIES if one in path.stem.lower()), path.stem if len(files) > 1 else "")
             key = str(entry["question_id"]) if len(files) == 1 else f"{path.stem}/{entry['question_id']}"
             read.append(FileQuestion(key, str(entry["text"]), str(entry["image"]), (label,), strategy))
-        super().__init__(name, read, Path(images) if images else files[0].parent, num_items, prompt, answers)
+        super().__init__(name, read, Path(images) if images else files[0].parent, num_items, prompt, answers, **checks)
 
     def judge(self, question: FileQuestion, prompt: str, answer: str) -> Example:
         return Example(
