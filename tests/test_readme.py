@@ -407,7 +407,7 @@ def test_the_recipe_of_large_pictures_runs(tiny_folder: Path, tmp_path: Path, mo
         run(re.sub(r"--task (\S+)", r"--task '\1'", line), *more.get(line.split()[1], []))
     assert Path("runs/inspect/inspection.html").is_file()
     kept = json.loads(Path("runs/pages/tiles/model/config.json").read_text())["unimm"]["prompt_format"]["tiles"]
-    assert kept == {"max_tiles": 16, "min_tiles": 1, "thumbnail": True}
+    assert kept == {"max_tiles": 9, "min_tiles": 1, "thumbnail": True}
 
 
 LINES = fenced_lines(RECIPES / "your_own_data.md")

@@ -29,7 +29,7 @@ from unimm.data.worlds.pages_content import (
 from unimm.data.worlds.pages_drawing import MISSING, find_chinese_font, find_font, render
 from unimm.runtime.number_checks import check_whole
 
-SIZES = ((256, 128), (256, 192), (256, 256), (192, 256), (128, 256))
+SIZES = ((256, 128), (192, 192), (192, 128), (128, 192), (128, 256))
 """Widths and heights of pages in pixels."""
 
 SMALLEST, LARGEST = 96, 4096
