@@ -46,6 +46,21 @@ def test_answers_are_the_engines_own(client: openai.OpenAI, demo_engine: Engine)
     assert reply.usage.completion_tokens == sum(len(one.ids) for one in expected)
 
 
+def test_votes_give_one_answer(client: openai.OpenAI, demo_engine: Engine) -> None:
+    """The engine's own, streamed or not; and no votes of drawings, or on several answers."""
+    show = {"type": "image_url", "image_url": {"url": data_uri(picture())}}
+    asked: list[Any] = [{"role": "user", "content": [show, {"type": "text", "text": "What shape is it?"}]}]
+    settings: dict[str, Any] = {"model": "demo", "messages": asked, "seed": 5, "max_tokens": 8, "temperature": 1.5}
+    reply = client.chat.completions.create(**settings, extra_body={"votes": 3})
+    expected = demo_engine.answer(picture(), "What shape is it?", 8, 1.5, votes=3, seed=5)
+    assert [choice.message.content for choice in reply.choices] == [expected]
+    events = client.chat.completions.create(**settings, extra_body={"votes": 3}, stream=True)
+    assert "".join(one.delta.content or "" for event in events for one in event.choices) == expected
+    for wrong in ({"votes": 3, "n": 2}, {"votes": 10**6}, {"votes": 3, "modalities": ["image"]}, {"votes": 0}):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**settings, extra_body=wrong)
+
+
 def test_images_turns_and_a_system_message(client: openai.OpenAI, demo_engine: Engine) -> None:
     first, second = picture(), picture("blue")
     show = [{"type": "image_url", "image_url": {"url": data_uri(one), "detail": "auto"}} for one in (first, second)]

@@ -99,6 +99,13 @@ def vote_of(text: str) -> str:
     return re.sub(r"^(?:an?|the) (?=\S)", "", " ".join(plain(text).split()))
 
 
+def most_voted(texts: list[str]) -> tuple[int, float]:
+    """Which of some answers says what most of them say, the first where they tie, and the share of those that do."""
+    votes = [vote_of(text) for text in texts]
+    place = max(range(len(votes)), key=lambda one: (votes.count(votes[one]), votes[one] == votes[0], -one))
+    return place, votes.count(votes[place]) / len(votes)
+
+
 def alike(one: str, other: str) -> float:
     """How much of two claims, as `vote_of` has them, is the same, from 0 to 1: words, or Chinese characters, in any order."""
     words = [set(text) - {"的"} if language_of(text) == "zh" else set(text.split()) for text in (one, other)]

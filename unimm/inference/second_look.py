@@ -16,7 +16,6 @@ all images goes in batches.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +33,7 @@ from unimm.inference.claims import (
     find_claims,
     keep_claims,
     language_of,
+    most_voted,
     plain,
     vote_of,
 )
@@ -215,10 +215,8 @@ class SecondLook:
         """The choice of most drafts: of their claims where these are captions that make some, else of the answers."""
         made = [self._claims_of(draft) for draft in look.drafts] if self.is_caption else []
         if not any(made):
-            votes = [vote_of(draft) for draft in look.drafts]
-            counts = Counter(votes)
-            chosen = max(counts, key=lambda vote: (counts[vote], vote == votes[0]))
-            look.text, look.agreement = look.drafts[votes.index(chosen)], counts[chosen] / len(votes)
+            place, look.agreement = most_voted(look.drafts)
+            look.text = look.drafts[place]
             return
         best = max(range(len(made)), key=lambda place: (_agreement(made, place), -place))
         others = made[:best] + made[best + 1 :]

@@ -8,9 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from unimm.inference.claims import most_voted
+from unimm.inference.second_look import VOTES_TEMPERATURE
 from unimm.inference.text_stream import Completion, TextChunk, TokenLogprob
 from unimm.serve.conversation import check_conversation, for_engine, last_user_text
 from unimm.serve.drawing import DrawingOrder, Pictures, check_count
+from unimm.serve.errors import ApiError
 from unimm.serve.models import check_model
 from unimm.serve.protocol import ChatRequest
 from unimm.serve.service import Run, Service, service_of
@@ -29,6 +32,7 @@ async def complete(request: Request, body: ChatRequest) -> Response:
     check_model(service, body.model)
     check_count(service, body)
     check_conversation(service, body)
+    check_votes(service, body)
     reply = Reply(service, body)
     if "image" in body.modalities:
         order = DrawingOrder(service, body, last_user_text(body), "webp")
@@ -36,35 +40,56 @@ async def complete(request: Request, body: ChatRequest) -> Response:
         if body.stream:
             return await respond(service, drawing, reply.drawing_events(order, drawing))
         return JSONResponse(reply.drawn(order, (await drawing.items())[-1]))
-    run = service.run(request, "text", body.n, answers(service, body))
+    run = service.run(request, "text", max(body.n, body.votes), answers(service, body))
     if body.stream:
         return await respond(service, run, reply.text_events(run))
     return JSONResponse(reply.written(await run.items()))
 
 
 async def answers(service: Service, body: ChatRequest) -> AsyncGenerator[tuple[int, TextChunk]]:
-    """The answers of the engine, chunk by chunk, each with its number; answer i is keyed by (seed, i)."""
+    """The answers of the engine, chunk by chunk, each with its number; answer i is keyed by (seed, i). Of votes the one answer
+    that most of them give, at the end: the usual one and others that are sampled, as in `Engine.answer`."""
     messages, most = await for_engine(body, service.settings), service.settings.max_new_tokens
     names = ("top_k", "top_p", "min_p", "repetition_penalty")
     settings: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
     settings |= {
         "max_new_tokens": min(body.max_completion_tokens or body.max_tokens or service.settings.new_tokens, most),
-        "temperature": body.temperature or 0.0,
         "stop": body.stop,
         "logprobs": body.logprobs,
         "top_logprobs": body.top_logprobs,
         "seed": body.seed if body.seed is not None else secrets.randbelow(2**31),
         "fit": True,
     }
-    streams = [service.engine.astream_complete(messages, **settings, index=index) for index in range(body.n)]
+    temperatures = [body.temperature or 0.0] * body.n
+    if body.votes > 1:
+        temperatures = [0.0] + [body.temperature or VOTES_TEMPERATURE] * (body.votes - 1)
+    streams = [
+        service.engine.astream_complete(messages, **settings, temperature=temperature, index=index)
+        for index, temperature in enumerate(temperatures)
+    ]
     started, is_first = time.monotonic(), True
+    done: dict[int, Completion] = {}
     async for index, chunk in merged(streams):
         if is_first:
             service.metrics.first_token.observe(time.monotonic() - started)
             is_first = False
         if chunk.completion is not None:
             service.metrics.text_tokens.inc(len(chunk.completion.ids))
-        yield index, chunk
+            done[index] = chunk.completion
+        if body.votes == 1:
+            yield index, chunk
+    if body.votes > 1:
+        completions = [done[index] for index in sorted(done)]
+        chosen = completions[most_voted([one.text for one in completions])[0]]
+        yield 0, TextChunk(chosen.text, chosen.tokens or (), chosen)
+
+
+def check_votes(service: Service, body: ChatRequest) -> None:
+    """ApiError 400: more votes than the server takes, votes on a drawing, or several answers of votes."""
+    if body.votes > (most := service.settings.max_images_out):
+        raise ApiError(400, f"votes is at most {most} here.", param="votes")
+    if body.votes > 1 and (body.n > 1 or "image" in body.modalities):
+        raise ApiError(400, "Votes are of one answer in text: leave n and image out.", param="votes")
 
 
 class Reply:

@@ -134,6 +134,7 @@ class ChatRequest(Drawing):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
+    votes: int = Field(1, ge=1, description="Answers that are written, of which the one that most of them give goes out.")
     modalities: Many[Literal["text", "image"]] = Field(
         ["text"], min_length=1, description='With "image" the last user message is drawn; else it is answered.'
     )
