@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny matrices lose more to threads than they gain
 
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer, train_byte_bpe
+from unimm.data.video.choosing import VideoFormat
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
@@ -109,6 +112,18 @@ def tiny_folder(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -
     """The same model as a folder. Do not change it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_engine.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips_place(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as one that takes videos, in model/, and clips in clips_files/. Do not change them."""
+    from unimm.data.worlds.clips import ClipsWorld, write_clips
+
+    folder = tmp_path_factory.mktemp("clips")
+    takes_videos = PromptFormat(video=VideoFormat(num_frames=8, frame_positions=1, time_text=""))
+    replace(tiny_engine.bundle, prompt_format=takes_videos).save(folder / "model")
+    write_clips(folder / "clips_files", ClipsWorld("test", 3))
     return folder
 
 

@@ -27,6 +27,7 @@ from unimm.cli.encode import _coded_datasets
 from unimm.cli.errors import plain_errors
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
+from unimm.data.video.choosing import VideoFormat
 from unimm.eval.suites import VALIDATION_TASKS
 from unimm.eval.tasks.emoji import check_font
 from unimm.eval.validation import ValidationConfig
@@ -81,7 +82,7 @@ FILES = {
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
 NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions", "data/several/compare", "data/several/few_shot")
 NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate")
-NOT_DRAWN += ("data/pages",)
+NOT_DRAWN += ("data/pages", "data/worlds/clips")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
@@ -90,6 +91,7 @@ DATA_OF |= {"align/clip_b16": "data/pairs", "align/siglip_b16": "data/pairs"}
 DATA_OF |= {"pages/internvl": "data/llava"}
 DATA_OF |= {"blip2/paper_align": "data/pairs", "blip2/paper_generate": "data/llava"}
 DATA_OF |= {"locate/refcoco": "data/refcoco"}
+DATA_OF |= {"clips/llava_video": "data/llava"}
 """Experiments on the user's own files."""
 
 
@@ -228,7 +230,9 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision
-    prompts = PromptFormat(box_form="short", box_bins=64)
+    takes_videos = config.prompt_format is not None and "video" in config.prompt_format
+    prompts = PromptFormat(box_form="short", box_bins=64, video=VideoFormat())
+    prompts = build(config.prompt_format) if takes_videos else prompts
     template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
     longest = 0

@@ -58,7 +58,9 @@ def execute(example: str, names: dict) -> None:
 
 
 @pytest.fixture
-def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(
+    tiny_folder: Path, clips_place: Path, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A folder as users have it after the quickstart, the demo and some trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNIMM_MODEL", raising=False)
@@ -67,6 +69,9 @@ def workplace(tiny_folder: Path, picture: Image.Image, tmp_path: Path, monkeypat
     for model in (*trained, "models/janus-pro-1b"):
         Path(model).parent.mkdir(parents=True)
         Path(model).symlink_to(tiny_folder)
+    Path("runs/clips").mkdir()
+    Path("runs/clips/model").symlink_to(clips_place / "model")
+    Path("runs/clips_files").symlink_to(clips_place / "clips_files")
     Path("runs/demo").mkdir()
     for name in ("photo.png", "digit.png"):
         picture.save(f"runs/demo/{name}")
@@ -368,6 +373,30 @@ def test_the_recipe_that_keeps_what_was_known_runs(tiny_folder: Path, tmp_path: 
         scores = json.loads(Path(f"runs/keep/{name}/scores_before.json").read_text())["scores"]
         assert {*scores} == {"shapes_answers", "shapes_drawings"}
     assert Path("runs/keep/lora/adapter").is_dir() and Path("runs/keep/mine/model").is_dir()
+
+
+@pytest.mark.slow
+def test_the_video_recipe_runs(tiny_folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line but that of paper size, with a tiny model, two clips and one step; and its program."""
+    Path("runs/clips/model").unlink()
+    Path("runs/clips_files").unlink()
+    for line in fenced_lines(RECIPES / "video.md"):
+        small = {"train": TINY_RUN["train"], "eval": ["--device", "cpu"]}.get(line.split()[1], [])
+        if "clips/unified" in line:
+            small = [
+                *small,
+                f"init_from={tiny_folder}",
+                "prompt_format.video.frame_positions=1",
+                "trainer.budget.max_minutes=null",
+            ]
+        line = re.sub(r"--task (clips_\w+)", r"--task \1?n=2", line).replace("answers?num_frames", "answers?n=2&num_frames")
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        if "llava_video" not in line:
+            run(line, *small)
+    assert len(json.loads(Path("runs/clips/scores/scores.json").read_text())["tasks"]) == 5
+    assert "clips_answers_1_frames" in json.loads(Path("runs/clips/one_frame/scores.json").read_text())["tasks"]
+    for example in fenced(RECIPES / "video.md", "python"):
+        execute(example, {})
 
 
 @pytest.mark.slow

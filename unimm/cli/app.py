@@ -4,7 +4,6 @@ Those that Hydra configures (`train`, `encode`, ...) leave their arguments to it
 Heavy imports stay inside the commands: `unimm --help` must not wait for torch.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from typer.core import TyperGroup
 from unimm.cli.bench.app import bench
 from unimm.cli.bench.eval_resume import eval_resume
 from unimm.cli.bench.search import bench_search
+from unimm.cli.clips import write_clips
 from unimm.cli.doctor.command import doctor
 from unimm.cli.drawing_commands import drawings
 from unimm.cli.errors import plain_errors
@@ -21,7 +21,19 @@ from unimm.cli.evaluate import evaluation
 from unimm.cli.export import exporting
 from unimm.cli.locate_command import locating
 from unimm.cli.model_commands import models
-from unimm.cli.options import Device, Dtype, MaxNewTokens, Model, TextTemperature, Verify, Votes, Weights, open_model
+from unimm.cli.options import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    NumFrames,
+    TextTemperature,
+    Verify,
+    Votes,
+    Weights,
+    expand_home,
+    open_model,
+)
 from unimm.cli.score import scoring
 from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
@@ -77,6 +89,7 @@ app.add_typer(evaluation)
 app.add_typer(serving)
 app.add_typer(retrieval)
 app.add_typer(doctor)
+data.command("clips")(write_clips)
 app.add_typer(data, name="data")
 bench.add_typer(bench_search)
 bench.command("eval-resume")(eval_resume)
@@ -153,18 +166,19 @@ def quickstart(
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image or video files.")],
     model: Model = None,
     language: Annotated[str, typer.Option(help="Language to ask in: en or zh.")] = "en",
     max_new_tokens: MaxNewTokens = 128,
     temperature: TextTemperature = 0.0,
     votes: Votes = 1,
     verify: Verify = False,
+    num_frames: NumFrames = None,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
 ) -> None:
-    """Describe images. Several images give one line each: file, tab, caption.
+    """Describe images or videos. Several give one line each: file, tab, caption.
 
     \b
     Examples:
@@ -172,7 +186,8 @@ def caption(
       unimm caption photo.jpg --verify
     """
     engine = open_model(model, device, dtype, weights)
-    captions = engine.caption(list(images), max_new_tokens, temperature, language, votes=votes, verify=verify)
+    checks = {"votes": votes, "verify": verify, "num_frames": num_frames}
+    captions = engine.caption(list(images), max_new_tokens, temperature, language, **checks)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
 
@@ -181,7 +196,7 @@ def caption(
 def answer(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then what to ask about all of them, in quotes."),
+        typer.Argument(metavar="IMAGE... QUESTION", help="Images or videos, then what to ask about all of them, in quotes."),
     ],
     model: Model = None,
     example: Annotated[
@@ -192,11 +207,12 @@ def answer(
     temperature: TextTemperature = 0.0,
     votes: Votes = 1,
     verify: Verify = False,
+    num_frames: NumFrames = None,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
 ) -> None:
-    """Answer a question about an image, or about several at once.
+    """Answer a question about an image, or about several at once; about a video where the model was made for them.
 
     \b
     Examples:
@@ -204,11 +220,12 @@ def answer(
       unimm answer photo.jpg "How many circles are there?" --votes 5
       unimm answer before.png after.png "What differs?"
       unimm answer new.png "Is this a dax or a wug?" --example a.png=dax --example b.png=wug
+      unimm answer clip.mp4 "Which way does the circle move?" --num-frames 8
     """
     from unimm.cli.answer import read_images, read_pairs
 
     images, question = read_images(words)
-    checks = {"examples": read_pairs(example or []), "votes": votes, "verify": verify}
+    checks = {"examples": read_pairs(example or []), "votes": votes, "verify": verify, "num_frames": num_frames}
     typer.echo(open_model(model, device, dtype, weights).answer(images, question, max_new_tokens, temperature, **checks))
 
 
@@ -328,10 +345,3 @@ def convert_data(ctx: typer.Context) -> None:
     from unimm.cli.data_convert import main
 
     main(ctx.args)
-
-
-def expand_home(argument: str) -> str:
-    """An option's value with the home folder for a leading ~, which shells put only at the beginning of an argument."""
-    option, _, value = argument.partition("=")
-    # Not Path's, which raises where there is no such user, and drops a slash at the end.
-    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else argument  # noqa: PTH111

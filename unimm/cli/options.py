@@ -25,6 +25,12 @@ Votes = Annotated[int, typer.Option(min=1, help="Write so many, and say what mos
 Verify = Annotated[
     bool, typer.Option("--verify", help="Look again for each thing that is named, and leave out what is not there.")
 ]
+NumFrames = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Of a video, at most; an animation or a folder of frames is taken for one [default: the model's own]."
+    ),
+]
 BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]
@@ -50,3 +56,10 @@ def open_model(model: str | None, device: str | None, dtype: str | None, weights
     from unimm.inference.engine import load
 
     return load(model or default_model(), device, dtype, weights=weights)
+
+
+def expand_home(argument: str) -> str:
+    """An option's value with the home folder for a leading ~, which shells put only at the beginning of an argument."""
+    option, _, value = argument.partition("=")
+    # Not Path's, which raises where there is no such user, and drops a slash at the end.
+    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~") else argument  # noqa: PTH111

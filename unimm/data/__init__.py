@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text
+    from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text, Video
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template, Turn
     from unimm.data.text import TextTokenizer
     from unimm.data.tiles import Tiles
+    from unimm.data.video.choosing import VideoFormat
+    from unimm.data.video.sources import open_video
+    from unimm.data.video.writing import write_video
     from unimm.data.views import Conversation, Description, Dialogue, Document, Drawing, PlainText, View
+    from unimm.data.worlds.clips import ClipsWorld
     from unimm.data.worlds.comparisons import ComparisonsWorld
     from unimm.data.worlds.digits import DigitsWorld
     from unimm.data.worlds.emoji import EmojiWorld
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "ClipsWorld",
     "CocoCaptions",
     "CocoObjects",
     "CodedDataset",
@@ -85,9 +90,13 @@ __all__ = [
     "TextTokenizer",
     "Tiles",
     "Turn",
+    "Video",
+    "VideoFormat",
     "View",
     "VqaQuestions",
     "WebDataset",
+    "open_video",
+    "write_video",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -139,6 +148,11 @@ __getattr__, __dir__ = lazy_exports(
         "FewShotWorld": "worlds.few_shot",
         "ShapesWorld": "worlds.shapes",
         "DigitsWorld": "worlds.digits",
+        "ClipsWorld": "worlds.clips",
+        "Video": "records",
+        "VideoFormat": "video.choosing",
+        "open_video": "video.sources",
+        "write_video": "video.writing",
         "EmojiWorld": "worlds.emoji",
         "FiguresWorld": "worlds.figures",
         "PagesWorld": "worlds.pages",

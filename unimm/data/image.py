@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unimm.data.fit import fit_look
 from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
-from unimm.data.records import ImageLike, SeenImage, UnreadImage
+from unimm.data.records import ImageLike, SeenImage, UnreadImage, Video
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The file formats that are read everywhere; fewer decoders leave less to attack."""
@@ -52,7 +52,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_image(image: ImageLike, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation.
+    """The image as a person sees it: upright, transparency on white, 8-bit RGB, the first frame of an animation, the middle
+    one of a `Video`.
 
     Args:
         image: a path, encoded bytes (JPEG, PNG, WEBP, GIF, BMP or TIFF), a PIL image, an array uint8 of shape (H, W, 3),
@@ -123,6 +124,8 @@ Convert = Callable[[Image.Image, str], Image.Image]
 def _decode(image: ImageLike, formats: tuple[str, ...], use: Use[T]) -> T:
     if isinstance(image, SeenImage):
         return _decode(image.original(), formats, use)
+    if isinstance(image, Video):
+        return _decode(next(iter(image.frames([image.seconds / 2]))), formats, use)
     if isinstance(image, UnreadImage):
         return _decode_file(io.BytesIO(image.read()), f"the image {image}", formats, use)
     image = plain_form(image)

@@ -14,6 +14,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from PIL import Image
 
+from unimm.data.video.base import Video as Video
+
 MAX_WRAPPED = 64
 """Data sets that another one holds in a list; a longer list is not looked through."""
 
@@ -63,9 +65,11 @@ class SeenImage(ABC):
         """The image itself."""
 
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray | Readable | TensorLike | Mapping[str, Any] | UnreadImage | SeenImage
+ImageLike = (
+    str | Path | bytes | Image.Image | np.ndarray | Readable | TensorLike | Mapping[str, Any] | UnreadImage | SeenImage | Video
+)
 """An image as users hold one: a path, encoded bytes, a PIL image, an array (H, W, 3) uint8, or a form of `image_forms`; or one
-that is still unread; or one whose features are stored."""
+that is still unread; or one whose features are stored; or a video, which is looked at frame by frame."""
 
 
 @dataclass(frozen=True)

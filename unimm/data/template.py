@@ -3,6 +3,7 @@ file writes prompts.
 
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
+    video     [\\n]0.5s: <boi>FRAME<eoi>\\n1.5s: <boi>FRAME<eoi>[\\n], where an image stands in a chat
     text      <bos>text<eos>
     document  <bos>text\\n<boi>IMAGE<eoi>\\ntext ...<eos>
     tiles     <boi>1IMAGE2IMAGE\\n3IMAGE4IMAGE\\nIMAGE<eoi>
@@ -28,15 +29,20 @@ import numpy as np
 from unimm.data.boxes import BoxText
 from unimm.data.fit import Fit, fit_crop, fit_look
 from unimm.data.image import look
-from unimm.data.records import ImageLike, SeenImage
+from unimm.data.records import ImageLike, SeenImage, Video
 from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage, Tiles
+from unimm.data.video.choosing import Frames, VideoFormat, choose_frames
 from unimm.sequence import Kind, Segment, Sequence
 
 SEES = ("pixels", "codes", "both")
 
 ImageSegments = tuple[Segment, ...]
 """An image inside a conversation: its pixels, its codes, or both; or the pixels of its tiles with numbers between them."""
+
+
+Part = str | ImageSegments | Frames
+"""Of a turn: a text, an image, or a video."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,12 @@ class PromptFormat:
     system_prompt: said before the first turn of every chat, when not empty.
     sees: what stands for an image in a conversation: "pixels", the features of the vision tower, as in every Janus; "codes",
         those of the image tokenizer, so that one encoder serves both jobs (as in Chameleon, arXiv 2405.09818); or "both", one
-        after the other (as in UniToken, arXiv 2504.04423). ValueError: another word.
+        after the other (as in UniToken, arXiv 2504.04423).
     tiles: how a large picture in a conversation is cut into tiles (`Tiles`, or its settings by name); None: every picture is
-        looked at as one square. ValueError where it sees codes.
+        looked at as one square.
+    video: how videos are taken (`VideoFormat`, or its settings by name); None: the model was not made for them.
+
+    Raises ValueError where it sees something else, or sees codes and is to look at tiles or at frames of a video.
     """
 
     user: str = "<|User|>"
@@ -59,11 +68,15 @@ class PromptFormat:
     tiles: Tiles | None = None
     box_form: str = ""
     box_bins: int = 0
+    video: VideoFormat | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiles", Tiles.of(self.tiles))
+        object.__setattr__(self, "video", VideoFormat.of(self.video))
         if self.box_form or self.box_bins:
             BoxText(self.box_form, self.box_bins)
+        if self.video is not None and self.sees != "pixels":
+            raise ValueError(f"Frames of a video are looked at as pixels, and this model sees {self.sees}: leave video out.")
         if self.sees not in SEES:
             raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
         if self.tiles is not None and self.sees != "pixels":
@@ -82,10 +95,10 @@ class PromptFormat:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation: texts and images in order. An assistant's turn is learned unless `learn` is false."""
+    """One turn of a conversation: texts, images and videos in order. An assistant's turn is learned unless `learn` is false."""
 
     role: str
-    content: tuple[str | ImageSegments, ...]
+    content: tuple[Part, ...]
     learn: bool = True
 
 
@@ -130,8 +143,10 @@ class Template:
         size is read.
 
         Raises:
-            ValueError: it sees codes, and there are none; or tiles, and the image cannot be cut into any.
+            ValueError: it sees codes, and there are none; or tiles, and the image cannot be cut into any; or it is a video.
         """
+        if isinstance(image, Video):
+            raise ValueError("A video is looked at frame by frame, one image is expected here: ask about it by answer or chat.")
         if self.prompt_format.tiles is not None:
             tiled = TiledImage(image, self.prompt_format.tiles, self.image_size)
             return tiled.segments(self.tokenizer.encode, self.num_positions)
@@ -147,6 +162,16 @@ class Template:
     def fit(self, picture: tuple[int, int]) -> Fit:
         """How a picture of (width, height) pixels lies in the square that the model looks at."""
         return (fit_crop if self.prompt_format.sees == "codes" else fit_look)(picture, self.image_size)
+
+    def watch(self, video: Video) -> Frames:
+        """A video inside a conversation: frames, unopened, and their times. ValueError: as `choose_frames`."""
+        return choose_frames(video, self.prompt_format.video, self.image_size, self.num_positions)
+
+    def show(self, image: ImageLike | Frames, codes: np.ndarray | None = None) -> ImageSegments | Frames:
+        """An image as `look` has it, a video as `watch`, or frames that were chosen before."""
+        if isinstance(image, Frames):
+            return image
+        return self.watch(image) if isinstance(image, Video) else self.look(image, codes)
 
     def pixels(self, image: ImageLike) -> Segment:
         """An image that is prepared for the vision tower when it is opened; or the features that are stored of it."""
@@ -201,7 +226,7 @@ class Template:
         ids = [*self.tokenizer.encode(text), special.eos]
         return Sequence((Segment.text([special.bos]), Segment.text(ids, learn=True)))
 
-    def document(self, parts: tuple[str | ImageSegments, ...]) -> Sequence:
+    def document(self, parts: tuple[Part, ...]) -> Sequence:
         """An interleaved document: its texts are learned, and of its images the codes that are to be."""
         writer = _Writer(self.tokenizer)
         writer.id(self.tokenizer.special.bos)
@@ -215,15 +240,20 @@ class Template:
         self._mixed(writer, _trim(turn.content))
         writer.text("\n\n")
 
-    def _mixed(self, writer: "_Writer", parts: list[str | ImageSegments], learn: bool = False) -> None:
-        """Texts and images, each image on a line of its own. learn: the texts, and that an image begins which is drawn."""
+    def _mixed(self, writer: "_Writer", parts: list[Part], learn: bool = False) -> None:
+        """Texts and images, each image and frame on a line of its own. learn: the texts, and that an image begins which is
+        drawn."""
         for index, part in enumerate(parts):
             if isinstance(part, str):
                 follows_text = index > 0 and isinstance(parts[index - 1], str)
                 writer.text(f" {part}" if follows_text else part, learn)
                 continue
-            writer.text("\n" if index else "", learn)
-            self._image(writer, part)
+            shown = part.shown if isinstance(part, Frames) else (("", part),)
+            for place, (time, image) in enumerate(shown):
+                writer.text("\n" if index or place else "", learn)
+                if time:
+                    writer.text(time)
+                self._image(writer, image)
             writer.text("\n" if index < len(parts) - 1 else "", learn)
 
     def _image(self, writer: "_Writer", image: ImageSegments) -> None:
@@ -238,7 +268,7 @@ class Template:
         for part in _trim(turn.content):
             if isinstance(part, str):
                 writer.text(f" {part}", learn=turn.learn)
-            elif any(segment.kind == Kind.PIXELS for segment in part):
+            elif isinstance(part, Frames) or any(segment.kind == Kind.PIXELS for segment in part):
                 raise ValueError("An assistant's turn in a chat is text, with drawings' codes among it; it looks at no image.")
             else:
                 self._image(writer, part)
@@ -251,7 +281,7 @@ def smallest(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _trim(content: tuple[str | ImageSegments, ...]) -> list[str | ImageSegments]:
+def _trim(content: tuple[Part, ...]) -> list[Part]:
     """The parts of a turn, without white space before the first word and behind the last, as in Janus."""
     parts = list(content)
     if parts and isinstance(parts[0], str):

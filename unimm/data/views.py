@@ -16,7 +16,7 @@ from typing import ClassVar, NoReturn, Protocol
 import numpy as np
 
 from unimm.data.records import DEFAULT_CODES, Parts, Question, Record, RecordImage, Text
-from unimm.data.template import ImageSegments, Template, Turn, smallest
+from unimm.data.template import ImageSegments, Part, Template, Turn, smallest
 from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.sequence import Sample, Segment, Sequence
 
@@ -278,9 +278,9 @@ def _pairs(questions: tuple[Question, ...]) -> list[Pair]:
 def _turns(record: Record, template: Template, pairs: list[Pair]) -> list[Turn]:
     """Questions and answers as turns; where no question says where images stand, they come first."""
     images = record.images
-    seen: dict[int, ImageSegments] = {}
+    seen: dict[int, Part] = {}
 
-    def look(parts: Parts) -> tuple[str | ImageSegments, ...]:
+    def look(parts: Parts) -> tuple[Part, ...]:
         for part in parts:
             if isinstance(part, int) and part not in seen:
                 seen[part] = _look(template, images[part])
@@ -295,8 +295,8 @@ def _turns(record: Record, template: Template, pairs: list[Pair]) -> list[Turn]:
     return turns
 
 
-def _look(template: Template, image: RecordImage) -> ImageSegments:
-    return template.look(image.image, image.codes.get(DEFAULT_CODES))
+def _look(template: Template, image: RecordImage) -> Part:
+    return template.show(image.image, image.codes.get(DEFAULT_CODES))
 
 
 def _draw(record: Record, number: int) -> ImageSegments:

@@ -116,6 +116,14 @@ TASKS = {
 """The tasks of the suites by name, in the order in which a suite runs them."""
 
 FURTHER_TASKS = {
+    "clips_answers": FurtherTask(
+        "unimm.eval.tasks.clips:ClipsAnswers", "what happens in clips of moving shapes: ask=direction"
+    ),
+    "clips_direction": FurtherTask("unimm.eval.tasks.clips:clips_direction", "where a shape moves, one of eight directions"),
+    "clips_order": FurtherTask("unimm.eval.tasks.clips:clips_order", "which appears, disappears or changes colour first"),
+    "clips_count": FurtherTask("unimm.eval.tasks.clips:clips_count", "how often a shape blinks"),
+    "clips_passing": FurtherTask("unimm.eval.tasks.clips:clips_passing", "how many shapes pass"),
+    "clips_speed": FurtherTask("unimm.eval.tasks.clips:clips_speed", "which of two shapes moves faster"),
     "emoji_names": FurtherTask("unimm.eval.tasks.emoji:EmojiNames", "what an emoji is called"),
     "emoji_answers": FurtherTask("unimm.eval.tasks.emoji:EmojiAnswers", "questions about one emoji or two"),
     "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),

@@ -10,6 +10,7 @@ from typing import Any
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import ImageSegments, Template, Turn
+from unimm.data.video.choosing import Frames
 from unimm.inference.input_validation import check_text
 from unimm.runtime.number_checks import shorten
 
@@ -24,7 +25,7 @@ Example = tuple[Shown, str]
 class ImageQuestion:
     """A question and the images that it is about, unopened; before: the turns of its examples."""
 
-    images: tuple[ImageSegments, ...]
+    images: tuple[ImageSegments | Frames, ...]
     question: str
     before: tuple[Turn, ...] = ()
 
@@ -93,6 +94,6 @@ def _count(shown: Shown) -> int:
     return len(shown)
 
 
-def _look(template: Template, shown: Shown) -> tuple[ImageSegments, ...]:
+def _look(template: Template, shown: Shown) -> tuple[ImageSegments | Frames, ...]:
     images = shown if isinstance(shown, tuple) else (shown,)
-    return tuple(template.look(read_once(image)) for image in images)
+    return tuple(template.show(read_once(image)) for image in images)

@@ -6,8 +6,9 @@ import torch
 
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
+from unimm.data.video.sources import is_video, open_video
 from unimm.models.unified import UnifiedModel
-from unimm.runtime.number_checks import shorten
+from unimm.runtime.number_checks import shorten, whole_number
 from unimm.sequence import Sequence
 
 MAX_PROMPT_CHARACTERS = 50_000
@@ -44,6 +45,14 @@ def pair(image: ImageLike | tuple | list, question: str | list[str]) -> tuple[li
     if len(images) != len(questions) and count:
         raise ValueError(f"{len(images)} images do not pair with {len(questions)} questions.")
     return images[:count], questions[:count], is_list
+
+
+def image_or_video(image: ImageLike, num_frames: int | None = None) -> ImageLike:
+    """A video as a `Video`: what is one by its name or content, and with `num_frames` anything that can be one, such as an
+    animation or a folder of frames; an image as it is."""
+    if num_frames is None and not is_video(image):
+        return image
+    return open_video(image, num_frames=None if num_frames is None else whole_number("num_frames", num_frames, 1))
 
 
 def check_elements(sequence: Sequence, model: UnifiedModel) -> None:

@@ -2,6 +2,7 @@
 
     transformers  {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]}
     OpenAI        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}, ...]}
+    videos        {"type": "video", "video": "clip.mp4"}, {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,"}}
     DeepSeek      {"role": "<|User|>", "content": "<image_placeholder>\\nWhat is this?", "images": [picture]}
 
 A last message of the assistant's is what its answer begins with; an empty one, as DeepSeek ends its conversations, is the place
@@ -15,6 +16,9 @@ from unimm.data.image_forms import check_keys, held_in_part, read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
+from unimm.data.video.choosing import segments_of
+from unimm.data.video.sources import PARTS as VIDEO_PARTS
+from unimm.data.video.sources import open_video
 from unimm.inference.examples import check_num_images
 from unimm.inference.input_validation import MAX_PROMPT_CHARACTERS, check_text
 from unimm.runtime.number_checks import shorten
@@ -34,7 +38,7 @@ _SHAPE = '{"role": "user" or "assistant", "content": text or a list of parts}; "
 
 @dataclass(frozen=True)
 class _Shown:
-    """An image of a message, unread."""
+    """An image or video of a message, unread."""
 
     image: ImageLike
 
@@ -66,7 +70,7 @@ def read_messages(messages: list[Message], template: Template, max_positions: in
         raise ValueError('There is no message to answer: give at least one of role "user".')
     turns = [_read_turn(role, parts, template) for role, parts in read]
     shown = [part for turn in turns for part in turn.content if not isinstance(part, str)]
-    if (taken := sum(segment.length for image in shown for segment in image)) > max_positions:
+    if (taken := sum(segment.length for image in shown for segment in segments_of(image))) > max_positions:
         raise ValueError(
             f"The images of the messages take {taken} positions, and there are {max_positions}: show fewer, or smaller ones."
         )
@@ -121,8 +125,11 @@ def _with_images(content: str | list, images: Any) -> list[str | _Shown]:
 
 def _read_part(part: Any) -> str | _Shown:
     kind = part.get("type") if isinstance(part, dict) else part
-    if not isinstance(part, dict) or kind not in ("text", "image", "image_url"):
-        raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {shorten(kind)}.")
+    if not isinstance(part, dict) or kind not in ("text", "image", "image_url", *VIDEO_PARTS):
+        known = "text, image or image_url, or for videos video or video_url"
+        raise ValueError(f"A part of a message is a dict of type {known}, not {shorten(kind)}.")
+    if kind in VIDEO_PARTS:
+        return _Shown(open_video(part))
     if kind != "text":
         return _Shown(read_once(held_in_part(part)))
     check_keys("part of type text", part, ("type", "text"))
@@ -138,4 +145,4 @@ def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn
         for part in parts or [""]:
             if isinstance(part, str):
                 check_text(part, "message")
-    return Turn(role, tuple(part if isinstance(part, str) else template.look(part.image) for part in parts), learn=False)
+    return Turn(role, tuple(part if isinstance(part, str) else template.show(part.image) for part in parts), learn=False)

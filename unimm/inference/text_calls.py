@@ -1,17 +1,18 @@
-"""The engine's calls that give text: captions, answers, chat, and how well an image fits a text."""
+"""The engine's calls that give text: captions, answers and chat, about images and videos, and how well an image fits a text."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from unimm.data.records import ImageLike
+from unimm.data.records import ImageLike, Video
+from unimm.data.video.choosing import Frames
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
 from unimm.inference.examples import ImageQuestion, read_examples
-from unimm.inference.input_validation import check_text, pair, read_stop
+from unimm.inference.input_validation import check_text, image_or_video, pair, read_stop
 from unimm.inference.messages import Message, continues_answer, read_messages
 from unimm.inference.second_look import SecondLook, Verification
 from unimm.inference.text_stream import TextChunk, astream, awrite, write
@@ -35,13 +36,15 @@ class TextCalls(EngineParts):
         details: bool = False,
         **sampling,
     ) -> Any:
-        """Describe an image, or each of a list of images.
+        """Describe an image or a video, or each of a list of them.
 
         Args:
-            image: a path, bytes, a file, a PIL image, an array, a tensor (all forms: `unimm.data.image_forms`); or a list.
+            image: a path, bytes, a file, a PIL image, an array, a tensor (all forms: `unimm.data.image_forms`); a video, as in
+                `answer`; or a list.
             language: "en" or "zh": the language of the request.
             votes, verify, details: as in `answer`. Captions vote on what they say is there, and are also checked as a whole.
-            sampling: `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` of `Sampling`.
+            sampling: `num_frames` as in `answer`; `stop` as in `complete`; `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `seed` of `Sampling`.
 
         Returns:
             A string, or a list of strings for a list.
@@ -65,11 +68,12 @@ class TextCalls(EngineParts):
         details: bool = False,
         **sampling,
     ) -> Any:
-        """Answer a question about an image; lists are paired, a single one goes with every one of the other.
+        """Answer a question about an image or a video; lists are paired, a single one goes with every one of the other.
 
         Args:
             image: one, or a tuple of several that one question is about: `answer((first, second), "What differs?")`; or a list
-                of such, each with a question of its own.
+                of such, each with a question of its own. A video is a path with the name of one, its bytes, what
+                `unimm.data.open_video` gives; with `num_frames` also an animation, a folder of frames, an array (T, H, W, 3).
             temperature: 0 takes the likeliest tokens; of votes beyond the first it stands for 0.7.
             examples: images with the right answers to the same question, which the model learns from as it reads (few-shot):
                 a list of pairs (image, answer), or a list of such lists, one for each question. The model has to have room for
@@ -78,6 +82,7 @@ class TextCalls(EngineParts):
                 (`unimm.inference.second_look`).
             verify: ask for what the answer says is there, and mend it; a `Verification` says how.
             details: return a `CheckedText` in place of a string: drafts, agreement, claims with their probabilities.
+            sampling: `num_frames` of a video, at most, where it is not as the model takes videos; and as in `caption`.
 
         Raises:
             ValueError: an image cannot be read, a question or an answer of an example is empty, lists do not pair, or all of
@@ -98,6 +103,7 @@ class TextCalls(EngineParts):
         checks: dict[str, Any],
         stop: str | list[str] | None = None,
         examples: list | None = None,
+        num_frames: int | None = None,
         **sampling: Any,
     ) -> Any:
         images, questions, is_list = pair(image, question)
@@ -105,6 +111,7 @@ class TextCalls(EngineParts):
         second = SecondLook(self, limit, **checks, **sampling)
         for text in questions:
             check_text(text, "question")
+        images = self._watched(images, num_frames)
         given = read_examples(examples, len(questions))
         asked = [
             ImageQuestion.read(self.template, *one, self.decoder.max_positions)
@@ -215,6 +222,22 @@ class TextCalls(EngineParts):
             async for chunk in chunks:
                 if chunk.text:
                     yield chunk.text
+
+    def _watched(self, images: list, num_frames: int | None) -> list:
+        """Images, and tuples of them, with videos as their frames: read once, however often one is asked about."""
+        videos: dict[int, Frames] = {}
+
+        def watch(one: Any) -> Any:
+            if isinstance(one, tuple):
+                return tuple(map(watch, one))
+            image = image_or_video(one, num_frames)
+            if not isinstance(image, Video):
+                return image
+            if id(one) not in videos:
+                videos[id(one)] = self.template.watch(image).opened()
+            return videos[id(one)]
+
+        return [watch(one) for one in images]
 
     def _chat_requests(
         self, messages: list[Message] | list[list[Message]], *settings: Any, **sampling: Any

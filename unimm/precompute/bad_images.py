@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset as TorchDataset
 
 from unimm.data.bad_records import as_listed
-from unimm.data.records import Dataset, ImageLike, key_at, unchecked
+from unimm.data.records import Dataset, ImageLike, Video, key_at, unchecked
 from unimm.runtime.resumable_folder import ResumableFolder
 
 MOST_NAMED = 20
@@ -40,6 +40,8 @@ class UsedImages(TorchDataset):
         try:
             record = unchecked(self._dataset, index)
             key = record.key
+            if isinstance(record.image, Video):
+                return BadImage(key, "it is a video, of which nothing is stored: leave its source out, or train without")
             return BadImage(key, "it has no image") if record.image is None else self._use(record.image)
         except (ValueError, OSError) as error:
             key = key_at(self._dataset, index) or key

@@ -4,8 +4,8 @@ from typing import Any
 
 from unimm.serve.drawing import check_characters
 from unimm.serve.errors import ApiError
-from unimm.serve.media import read_image_part
-from unimm.serve.protocol import ChatRequest, ImagePart, Message, TextPart
+from unimm.serve.media import read_image_part, read_video_part
+from unimm.serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
 from unimm.serve.service import Service
 from unimm.serve.settings import ServerSettings
 
@@ -18,6 +18,9 @@ def check_conversation(service: Service, body: ChatRequest) -> None:
     num_images = sum(isinstance(part, ImagePart) for message in body.messages for part in parts(message))
     if num_images > settings.max_images:
         raise ApiError(400, f"At most {settings.max_images} images are looked at, not {num_images}.", param="messages")
+    num_videos = sum(isinstance(part, VideoPart) for message in body.messages for part in parts(message))
+    if num_videos > settings.max_videos:
+        raise ApiError(400, f"At most {settings.max_videos} videos are looked at, not {num_videos}.", param="messages")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop
     if len(stops) > settings.max_stops or any(len(stop) > settings.max_stop_characters for stop in stops):
         most = f"At most {settings.max_stops} stop strings of {settings.max_stop_characters} characters are looked for."
@@ -26,7 +29,7 @@ def check_conversation(service: Service, body: ChatRequest) -> None:
         raise ApiError(400, "top_logprobs needs logprobs: set it to true.", param="top_logprobs")
 
 
-def parts(message: Message) -> list[TextPart | ImagePart]:
+def parts(message: Message) -> list[TextPart | ImagePart | VideoPart]:
     """What a message consists of."""
     content = message.content
     return [TextPart(type="text", text=content)] if isinstance(content, str) else content
@@ -42,17 +45,18 @@ def last_user_text(body: ChatRequest) -> str:
     if asked is None:
         raise ApiError(400, "There is nothing to draw: say it in a message of role user.", param="messages")
     found = parts(asked)
-    if any(isinstance(part, ImagePart) for part in found):
+    if any(isinstance(part, ImagePart | VideoPart) for part in found):
         sentence = "The model draws from words alone: leave the image out, or change one with a mask by /v1/images/edits."
         raise ApiError(400, sentence, param="messages", code="unsupported")
     return " ".join(part.text for part in found if isinstance(part, TextPart))
 
 
 async def for_engine(body: ChatRequest, settings: ServerSettings) -> list[dict[str, Any]]:
-    """The conversation as the engine reads it: system messages at its beginning are one, images are decoded.
+    """The conversation as the engine reads it: system messages at its beginning are one, images are decoded, of
+    videos the headers are read.
 
     Raises:
-        ApiError: 400, an image cannot be read or fetched.
+        ApiError: 400, an image or video cannot be read or fetched.
     """
     read: list[dict[str, Any]] = []
     for message in body.messages:
@@ -61,6 +65,10 @@ async def for_engine(body: ChatRequest, settings: ServerSettings) -> list[dict[s
         for part in parts(message):
             if isinstance(part, TextPart):
                 content.append({"type": "text", "text": part.text})
+            elif isinstance(part, VideoPart):
+                url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
+                video = await read_video_part(url, settings)
+                content.append({"type": "video", "video": video, "num_frames": part.num_frames})
             else:
                 url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
                 content.append({"type": "image", "image": await read_image_part(url, settings)})

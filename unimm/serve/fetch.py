@@ -1,4 +1,4 @@
-"""Images behind web addresses, where the operator allows some hosts. None by default: then nothing is ever connected to.
+"""Images and videos behind web addresses, where the operator allows some hosts; none by default: nothing is connected to.
 
 An address that a client names can point into the operator's own network (server-side request forgery). So it is parsed once, by
 the library that connects; its host must be one of the list, letter by letter; the host is resolved once, every address that
@@ -41,29 +41,30 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its addresses."""
 
 
-async def fetch_image(url: str, settings: ServerSettings, resolve: Resolve | None = None) -> bytes:
-    """The bytes behind an address.
+async def fetch_image(url: str, settings: ServerSettings, resolve: Resolve | None = None, kind: str = "image") -> bytes:
+    """The bytes behind an address, of an image or a video.
 
     Args:
         settings: `allowed_media_domains`, exact host names, or "host:port" for other ports than 80 and 443; and
             `max_body_bytes`.
         resolve: instead of the system's.
+        kind: "image" or "video", which the host is asked for.
 
     Raises:
-        ApiError: 400, images are not fetched, not from there, or it did not work.
+        ApiError: 400, nothing is fetched, not from there, or it did not work.
     """
     import httpx
 
     if not settings.allowed_media_domains:
-        raise _bad(OFF, "image_url_not_allowed")
-    address = _allowed(url, settings)
+        raise _bad(OFF, "image_url_not_allowed", kind)
+    address = _allowed(url, settings, kind)
     try:
         async with asyncio.timeout(MAX_SECONDS):
             port = address.port or PORTS[address.scheme]
             pinned = _public_address(await (resolve or resolve_host)(address.host, port))
-            return await _get(address, pinned, settings.max_body_bytes)
+            return await _get(address, pinned, settings.max_body_bytes, kind)
     except (TimeoutError, OSError, httpx.HTTPError, httpx.InvalidURL, ValueError, _Refused):
-        raise _bad(FAILED, "image_url_failed") from None
+        raise _bad(FAILED, "image_url_failed", kind) from None
 
 
 def is_public(address: str) -> bool:
@@ -89,11 +90,11 @@ class _Refused(Exception):
     """The connection is not made, or not read on; the client is not told why."""
 
 
-def _allowed(url: str, settings: ServerSettings):  # -> httpx.URL
+def _allowed(url: str, settings: ServerSettings, kind: str):  # -> httpx.URL
     """The address, parsed by what will connect to it. ApiError: it is not one of the allowed."""
     import httpx
 
-    refused = _bad(REFUSED, "image_url_not_allowed")
+    refused = _bad(REFUSED, "image_url_not_allowed", kind)
     if len(url) > MAX_CHARACTERS or re.search(r"[\x00-\x20\x7f\\]", url) or not url.isascii():
         raise refused
     try:
@@ -117,11 +118,11 @@ def _public_address(addresses: list[str]) -> str:
     return addresses[0]
 
 
-async def _get(address, pinned: str, most: int) -> bytes:
+async def _get(address, pinned: str, most: int, kind: str) -> bytes:
     """One GET request to an IP address, with the name of its host in the header and in the TLS handshake."""
     import httpx
 
-    headers = {"host": address.netloc.decode("ascii"), "accept": "image/*", "accept-encoding": "identity"}
+    headers = {"host": address.netloc.decode("ascii"), "accept": f"{kind}/*", "accept-encoding": "identity"}
     request = httpx.Request("GET", address.copy_with(host=pinned), headers=headers, extensions={"sni_hostname": address.host})
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=MAX_SECONDS) as client:
         answer = await client.send(request, stream=True)
@@ -143,5 +144,7 @@ async def _read(chunks: AsyncIterator[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def _bad(message: str, code: str) -> ApiError:
-    return ApiError(400, message, code=code)
+def _bad(message: str, code: str, kind: str) -> ApiError:
+    if kind == "video":
+        message = message.replace("image/png", "video/mp4").replace("image", "video")
+    return ApiError(400, message, code=code.replace("image", kind))

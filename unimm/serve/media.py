@@ -1,8 +1,9 @@
-"""The one way in for a client's images: encoded bytes or the address in a message -> an upright RGB picture.
+"""The one way in for a client's images and videos: encoded bytes or the address in a message -> an upright RGB picture.
 
     uploaded bytes                     `read_image`
     "data:image/png;base64,iVBOR..."   `read_image_part`
     "https://..."                      `read_image_part`, of hosts that the operator allows (`unimm.serve.fetch`)
+    "data:video/mp4;base64,AAAA..."    `read_video_part`; its frames are unpacked one at a time, when the model looks at them
 
 Anything else is refused: a path in a request is never opened. Decoding is that of training and of the Python engine
 (`unimm.data.image.decode_image`: first frame, upright, transparency on white), with fewer formats, a limit of pixels that is
@@ -14,12 +15,14 @@ import re
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from unimm.data.image import decode_image
 from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
+from unimm.data.records import Video
+from unimm.data.video.sources import open_video
 from unimm.serve.errors import ApiError
 from unimm.serve.fetch import fetch_image
 from unimm.serve.settings import ServerSettings
@@ -36,8 +39,42 @@ HELD_IMAGES = 8
 MAX_HEAD = 200
 """Characters before the comma of a data: URI."""
 
-_TYPES = re.compile(r"data:(image/[\w.+-]+|application/octet-stream|)\s*(;[^,]*)?", re.IGNORECASE)
-_HOW = 'send it as "data:image/png;base64,..." with the bytes of a JPEG, PNG, WEBP or GIF file'
+_REST = r"|application/octet-stream|)\s*(;[^,]*)?"
+
+
+class _Kind(NamedTuple):
+    """What a part of a message holds. example: how its address begins. files: those that may be sent."""
+
+    name: str
+    article: str
+    types: re.Pattern[str]
+    example: str
+    files: str
+
+    @property
+    def how(self) -> str:
+        """What a client should do."""
+        return f'send it as "{self.example},..." with the bytes of a {self.files} file'
+
+    def bad(self, message: str) -> ApiError:
+        """An error about it."""
+        return ApiError(400, message, code=f"invalid_{self.name}")
+
+
+_IMAGE = _Kind(
+    "image",
+    "an",
+    re.compile(r"data:(image/[\w.+-]+" + _REST, re.IGNORECASE),
+    "data:image/png;base64",
+    "JPEG, PNG, WEBP or GIF",
+)
+_VIDEO = _Kind(
+    "video",
+    "a",
+    re.compile(r"data:(video/[\w.+-]+|image/(?:gif|webp)" + _REST, re.IGNORECASE),
+    "data:video/mp4;base64",
+    "MP4, WebM, MKV, MOV, AVI or GIF",
+)
 
 _decoders = ThreadPoolExecutor(2, thread_name_prefix="image-decoder")
 
@@ -70,27 +107,51 @@ async def read_image_part(url: Any, settings: ServerSettings) -> Image.Image:
     Raises:
         ApiError: 400, as `read_image` and `fetch_image` do, or what it gives is neither a data: URI nor an allowed address.
     """
+    return await aread_image(await _read_url(url, settings, _IMAGE), settings)
+
+
+async def read_video_part(url: Any, settings: ServerSettings) -> Video:
+    """The video at the address that a `video_url` part of a message gives: a file, or an animation, with its header read.
+
+    Raises:
+        ApiError: 400, as `read_image_part`, or it is no video.
+    """
+    data = await _read_url(url, settings, _VIDEO)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_decoders, _open_video, data, settings.max_pixels)
+    except ImageError as error:
+        raise ApiError(400, str(error), code="invalid_video") from None
+
+
+def _open_video(data: bytes, max_pixels: int) -> Video:
+    video = open_video(data, max_pixels=max_pixels)
+    _ = video.seconds  # what is wrong with its header is said now
+    return video
+
+
+async def _read_url(url: Any, settings: ServerSettings, kind: "_Kind") -> bytes:
+    """The bytes behind an address that a message gives."""
     if not isinstance(url, str):
-        raise _bad(f"The url of an image is a string: {_HOW}.")
+        raise kind.bad(f"The url of {kind.article} {kind.name} is a string: {kind.how}.")
     start = url[:MAX_HEAD].lstrip().lower()
     if start.startswith("data:"):
-        return await aread_image(await asyncio.to_thread(_from_data_uri, url), settings)
+        return await asyncio.to_thread(_from_data_uri, url, kind)
     if start.startswith(("http:", "https:")):
-        return await aread_image(await fetch_image(url, settings), settings)
+        return await fetch_image(url, settings, kind=kind.name)
     if looks_like_base64(url):
-        raise _bad('The image looks like base64: write "data:image/png;base64," before it.')
-    raise _bad(f"The server opens no paths and no such addresses: {_HOW}.")
+        raise kind.bad(f'The {kind.name} looks like base64: write "{kind.example}," before it.')
+    raise kind.bad(f"The server opens no paths and no such addresses: {kind.how}.")
 
 
-def _from_data_uri(uri: str) -> bytes:
+def _from_data_uri(uri: str, kind: "_Kind") -> bytes:
     """What a data: URI holds."""
     head, comma, _ = uri[:MAX_HEAD].partition(",")
-    if not comma or not _TYPES.fullmatch(head.strip()):
-        raise _bad(f"The data: URI of the image cannot be read: {_HOW}.")
+    if not comma or not kind.types.fullmatch(head.strip()):
+        raise kind.bad(f"The data: URI of the {kind.name} cannot be read: {kind.how}.")
     try:
         return plain_form(uri)
     except ImageError as error:
-        raise _bad(str(error)) from None
+        raise kind.bad(str(error)) from None
 
 
 def _bad(message: str) -> ApiError:

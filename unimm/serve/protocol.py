@@ -82,7 +82,21 @@ class ImagePart(Body):
     image_url: ImageUrl | str
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoUrl(Body):
+    """Where a video is, as `ImageUrl` has it: "data:video/mp4;base64,...", or an address where the server allows that one."""
+
+    url: str
+
+
+class VideoPart(Body):
+    """A video of a message, in vLLM's form. num_frames: looked at, at most; default: as the model takes videos."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl | str
+    num_frames: int | None = Field(None, ge=1, le=4096)
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class Message(Body):

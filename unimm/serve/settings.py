@@ -12,7 +12,8 @@ class ServerSettings:
     served_model_names: the names that requests may ask for; the first is the one that answers carry.
     page: serve the web page at /.
     allowed_origins: origins whose pages may call the server from a browser (CORS); none by default.
-    max_body_bytes: of the HTTP body. max_pixels: of an image, before it is unpacked. max_images: looked at in one request.
+    max_body_bytes: of the HTTP body. max_pixels: of an image or a frame, before it is unpacked.
+    max_images, max_videos: looked at in one request.
     max_characters: of all texts of a request together, counted before they reach the tokenizer.
     max_images_out: `n`, of answers and of drawings. max_new_tokens: of one answer; new_tokens: where a request names no limit.
     max_stops, max_stop_characters: stop strings, and the length of one.
@@ -33,6 +34,7 @@ class ServerSettings:
     max_body_bytes: int = 32 * 2**20
     max_pixels: int = 25_000_000
     max_images: int = 16
+    max_videos: int = 1
     max_characters: int = 50_000
     max_images_out: int = 10
     max_new_tokens: int = 4096

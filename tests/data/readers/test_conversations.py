@@ -108,7 +108,7 @@ def test_systems_and_roles(tmp_path: Path) -> None:
     [
         (
             {"messages": say("<image><video>Hm?"), "images": ["0.png"], "videos": ["a.mp4"]},
-            "has 'videos', which is not read",
+            "a.mp4 is not there",
         ),
         ({"messages": say("Hi."), "tools": "[...]"}, "has 'tools', which is not read"),
         ({"messages": say("Hi."), "rejected_response": "No."}, "has 'rejected_response'"),

@@ -21,7 +21,7 @@ from unimm.data.image import decode_image
 from unimm.data.image_forms import plain_form
 from unimm.data.inspection.measure import encoded_bytes, format_of
 from unimm.data.readers.conversations import IMAGE
-from unimm.data.records import Dataset, ImageLike, Question, Record, SeenImage, key_at, unchecked
+from unimm.data.records import Dataset, ImageLike, Question, Record, SeenImage, Video, key_at, unchecked
 
 PARTS = ("captions", "prompts", "questions", "conversation", "system", "text", "document", "codes")
 """What a record may have beside images, by the names that messages and `leave_out` use."""
@@ -89,6 +89,8 @@ class EntryReader:
             entry = entry_of(record, self.leave_out)
             check_texts(entry)
             images = [one.image for one in record.images]
+            if any(isinstance(one, Video) for one in images):
+                raise CannotHoldError(f"{record.key} has a video, which is not converted: leave its source out.")
             files = [image_file(one) if self.with_images else ImageFile(b"", "") for one in images]
             return replace(entry, key=as_utf8(key), images=tuple(files))
         except CannotHoldError:

@@ -6,13 +6,15 @@
     content as parts       {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
 
 Each `<image>`, and each part of type image that holds none itself, is the next image of the entry; a part may hold its own
-(`image`, `image_url`, `path`, `url`, `base64`). Where nothing in a conversation says where the images stand, they come before
-its first words, as in ms-swift. So does a single `<image>` of the first turn, wherever it stands there, as in LLaVA's own
-training; all others stay where they are. A first turn of the system is kept. As in LLaVA, a first turn of gpt is left out,
-which answers nothing, and so is a last turn of the user, which is not answered.
+(`image`, `image_url`, `path`, `url`, `base64`). Videos stand among the images, `{"video": ...}` each: `<video>` is the next one
+of them, and so is `<image>` where the entry has no other (LLaVA-Video). Where nothing in a conversation says where they stand,
+they come before its first words, as in ms-swift. So does a single `<image>` of the first turn, wherever it stands there, as in
+LLaVA's own training; all others stay where they are. A first turn of the system is kept. As in LLaVA, a first turn of gpt is
+left out, which answers nothing, and so is a last turn of the user, which is not answered.
 Source: haotian-liu/LLaVA, llava/train/train.py; modelscope/ms-swift and hiyouga/LLaMA-Factory, their pages on custom data.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +23,8 @@ from unimm.data.image_forms import HELD, ImageError, held_in_part
 from unimm.data.readers.paths import short
 from unimm.data.records import Parts, Question
 
-IMAGE = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
+VIDEO_PARTS = ("video", "video_url")
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 _ROLES = {
     "human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "model": ASSISTANT,
@@ -50,13 +53,24 @@ class _Images:
     found: list[Any] = field(default_factory=list)
     num_taken: int = 0
 
-    def take(self, own: Any = None) -> int:
-        """The number of the next image: one that its part holds, or the next of the entry."""
+    def __post_init__(self) -> None:
+        self._left = list(self.given)
+        self._has_pictures = not all(map(_is_video, self.given))
+        self.marks = re.compile(f"({IMAGE}|{VIDEO})" if any(map(_is_video, self.given)) else f"({IMAGE})")
+
+    def take(self, own: Any = None, mark: str = IMAGE) -> int:
+        """The number of the next image: one that its part holds, or the next of the entry, a video where it is marked so."""
         if own is None:
-            own = self.given[self.num_taken] if self.num_taken < len(self.given) else None
+            wants_video = mark == VIDEO or not self._has_pictures
+            place = next((n for n, one in enumerate(self._left) if _is_video(one) == wants_video), None)
+            own = None if place is None else self._left.pop(place)
             self.num_taken += 1
         self.found.append(own)
         return len(self.found) - 1
+
+
+def _is_video(held: Any) -> bool:
+    return isinstance(held, Mapping) and held.get("video") is not None
 
 
 def read_talk(turns: Any, images: Iterable[Any], where: str, language: str = "en") -> Talk:
@@ -84,9 +98,10 @@ def read_talk(turns: Any, images: Iterable[Any], where: str, language: str = "en
 def _questions(said: list[tuple[str, Any]], given: list[Any], where: str, language: str) -> tuple[tuple, tuple]:
     """Questions, and all images in reading order."""
     images = _Images(given)
-    asked = [_count(content) for role, content in said if role == USER]
+    asked = [_count(content, images) for role, content in said if role == USER]
     # What gpt writes is text, unless the user's turns leave images over.
-    in_answers = sum(asked) < len(given) and sum(asked) + sum(_count(c) for role, c in said if role != USER) == len(given)
+    answered = sum(_count(content, images) for role, content in said if role != USER)
+    in_answers = sum(asked) < len(given) and sum(asked) + answered == len(given)
     parts = [_parts(content, images, role == USER or in_answers, where) for role, content in said]
     if images.num_taken not in (0, len(given)) or (images.num_taken == 0 and given and images.found):
         named = f"{images.num_taken} time{'s' * (images.num_taken != 1)}"
@@ -100,7 +115,7 @@ def _questions(said: list[tuple[str, Any]], given: list[Any], where: str, langua
         images.found.extend(given)
     questions = []
     if comes_first:
-        alone = str(said[0][1]).replace(IMAGE, "").strip()
+        alone = images.marks.sub("", str(said[0][1])).strip()
         parts[0] = [alone] if alone else []
     for number in range(0, len(parts), 2):
         ask, answer = parts[number : number + 2]
@@ -122,11 +137,11 @@ def _text(parts: list[str | int]) -> str:
     return "\n".join(part for part in parts if isinstance(part, str))
 
 
-def _count(content: Any) -> int:
+def _count(content: Any, images: _Images) -> int:
     """How often a turn speaks of an image of the entry."""
     if isinstance(content, str):
-        return content.count(IMAGE)
-    return sum(_count(part["text"]) if part["type"] == "text" else _is_blank(part) for part in content)
+        return len(images.marks.findall(content))
+    return sum(_count(part["text"], images) if part["type"] == "text" else _is_blank(part) for part in content)
 
 
 def _parts(content: Any, images: _Images, shows: bool, where: str) -> list[str | int]:
@@ -134,21 +149,29 @@ def _parts(content: Any, images: _Images, shows: bool, where: str) -> list[str |
     found: list[str | int] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part["type"] != "text":
-            found.append(images.take(None if _is_blank(part) else _held(part, where)))
+            mark = VIDEO if part["type"] in VIDEO_PARTS else IMAGE
+            found.append(images.take(None if _is_blank(part) else _held(part, where), mark))
             continue
-        for number, piece in enumerate(part["text"].split(IMAGE) if shows else [part["text"]]):
-            found += [images.take()] if number else []
-            found += [piece.strip()] if piece.strip() else []
+        for number, piece in enumerate(images.marks.split(part["text"]) if shows else [part["text"]]):
+            if number % 2:  # a mark
+                found.append(images.take(mark=piece))
+            elif piece.strip():
+                found.append(piece.strip())
     return found
 
 
 def _is_blank(part: Mapping[str, Any]) -> bool:
     """Whether a part of type image stands for the next image of the entry."""
-    return part["type"] == "image" and all(part.get(key) is None for key in (*HELD, "bytes"))
+    return part["type"] in ("image", "video") and all(part.get(key) is None for key in (*HELD, "bytes", "video"))
 
 
 def _held(part: Mapping[str, Any], where: str) -> Any:
-    """The image that a part holds itself."""
+    """The image or video that a part holds itself."""
+    if part["type"] in VIDEO_PARTS:
+        url = part.get("video_url")
+        names = (part.get("video"), part.get("path"), part.get("url"), url.get("url") if isinstance(url, Mapping) else url)
+        settings = {name: part[name] for name in ("num_frames", "fps") if part.get(name) is not None}
+        return {"video": next((name for name in names if name is not None), part.get("base64")), **settings}
     if part["type"] == "image" and part.get("bytes") is not None:  # as Hugging Face's tables have it
         return part["bytes"]
     try:
@@ -191,6 +214,8 @@ def _turn(turn: Any, where: str) -> tuple[str, Any]:
 
 
 def _is_part(part: Any) -> bool:
-    if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
+    if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url", *VIDEO_PARTS):
         return False
-    return isinstance(part.get("text"), str) if part["type"] == "text" else True
+    return (
+        isinstance(part.get("text"), str) if part["type"] == "text" else part["type"] not in VIDEO_PARTS or "text" not in part
+    )

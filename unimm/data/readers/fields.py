@@ -21,6 +21,7 @@ class Fields:
     """Names of fields, those that the entries have; the others stay null.
 
     image: an image, or a list of them; how they are held, is the reader's matter.
+    video: a video, or a list of them, behind the images: a path, or a folder of frames (recipes/video.md).
     caption: a text, or a list of texts for the same image.
     question, answer: two texts, or two lists of one length: questions that do not lean on each other.
     conversation: turns as LLaVA, ShareGPT or OpenAI write them; they keep their order. Instead of question and answer.
@@ -44,6 +45,7 @@ class Fields:
     language: str | None = None
     default_language: str = "en"
     optional: tuple[str, ...] = ()
+    video: str | None = None
 
     def __post_init__(self) -> None:
         if not self.names - {self.language}:
@@ -57,7 +59,7 @@ class Fields:
     def names(self) -> set[str]:
         """All names, each one a field that is read."""
         own = (self.image, self.caption, self.question, self.answer, self.conversation, self.system, self.text, self.texts)
-        return {name for name in (*own, self.language) if name is not None}
+        return {name for name in (*own, self.language, self.video) if name is not None}
 
     def record(self, item: Mapping[str, Any], key: str, where: str, open_image: Callable[[Any], ImageLike]) -> Record:
         """The record of an entry.
@@ -77,7 +79,7 @@ class Fields:
         if not isinstance(language, str):
             raise ValueError(f"{where}: the field '{self.language}' holds {short(language)}, not a language such as 'en'.")
         image, plain, system = get(self.image), get(self.text), get(self.system) or ""
-        images: list[Any] = list(image) if isinstance(image, list | tuple) else [] if image is None else [image]
+        images: list[Any] = [*_listed(image), *({"video": one} for one in _listed(get(self.video)))]
         document: Parts = ()
         questions: tuple[Question, ...] = ()
         if get(self.texts) is not None:
@@ -118,6 +120,10 @@ class Fields:
         if not texts and not may_be_empty and name not in self.optional:
             raise ValueError(f"{where}: the field '{name}' is an empty list: fill it, or list it in fields.optional.")
         return [_one_text(text, name, where) for text in texts]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _value(item: Mapping[str, Any], name: str, is_optional: bool, where: str) -> Any:

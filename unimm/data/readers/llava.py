@@ -5,10 +5,12 @@
     OpenAI, ms-swift {"messages": [{"role": "user", "content": "<image><image>Which is older?"}, ...], "images": [...]}
     Alpaca           {"instruction": "...", "input": "...", "output": "...", "history": [["...", "..."]], "images": [...]}
     ms-swift         {"query": "...", "response": "...", "history": [], "images": [...]}
+    LLaVA-Video      {"video": "clips/7.mp4", "conversations": [{"from": "human", "value": "<image>\\nWhat happens?"}, ...]}
+    ms-swift         {"messages": [{"role": "user", "content": "<video>What happens?"}, ...], "videos": ["7.mp4"]}
 
 A conversation becomes questions in their order, which the view `Dialogue` keeps. Entries without an image are conversations in
 text. Ids are not unique in LLaVA's own mixture, so a record's key counts entries instead. What an entry holds beside that and
-would be lost (videos, sounds, tools, rejected answers) is refused.
+would be lost (sounds, tools, rejected answers) is refused.
 Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md; modelscope/ms-swift, Custom-dataset.md; hiyouga/LLaMA-Factory,
 data/README.md.
 """
@@ -22,10 +24,10 @@ from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.paths import Paths
 
 TURNS = ("conversations", "messages", "conversation")
-IMAGES = ("image", "images")
+IMAGES, VIDEOS = ("image", "images"), ("video", "videos")
 ASKED, ANSWERED = ("query", "instruction", "prompt"), ("response", "output")
 REFUSED = (
-    *("video", "videos", "audio", "audios", "tools", "objects"),
+    *("audio", "audios", "tools", "objects"),
     *("rejected", "chosen", "rejected_response", "rejected_messages", "kto_tag", "label"),
 )
 """Of what a conversation here cannot hold; an entry in which it is not empty says something else."""
@@ -52,7 +54,7 @@ class LlavaJson(JsonLines):
         refused = [name for name in REFUSED if item.get(name)]
         if refused:
             raise ValueError(f"{where} has '{refused[0]}', which is not read: take it out of the entry, or the entry out.")
-        images = _one_of(item, IMAGES, where)
+        images = _with_videos(_one_of(item, IMAGES, where), _one_of(item, VIDEOS, where))
         turns = _one_of(item, TURNS, where)
         if turns is None and any(item.get(name) for name in ANSWERED):
             turns = _of_fields(item, where)
@@ -60,6 +62,14 @@ class LlavaJson(JsonLines):
             turns = next((item[name] for name in TURNS if name in item), None)
         found = {"image": images, "conversations": turns, "system": item.get("system") or None}
         return {name: value for name, value in found.items() if value is not None} or item
+
+
+def _with_videos(images: Any, videos: Any) -> Any:
+    """Images, and behind them videos as `image_at` knows them."""
+    if videos is None:
+        return images
+    pictures = [] if images is None else images if isinstance(images, list) else [images]
+    return [*pictures, *({"video": one} for one in (videos if isinstance(videos, list) else [videos]))]
 
 
 def _one_of(item: dict[str, Any], names: tuple[str, ...], where: str) -> Any:

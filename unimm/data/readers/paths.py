@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unimm.data.image_forms import looks_like_base64, plain_form
-from unimm.data.records import Dataset, ImageLike, UnreadImage
+from unimm.data.records import Dataset, ImageLike, UnreadImage, Video
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -87,11 +87,14 @@ def image_at(root: Path, value: Any, where: str) -> ImageLike:
     """The image that an entry names by its path below `root`, or by an absolute one; or the one that it holds itself, as
     base64, a data: URI or bytes. So is `{"bytes": ..., "path": ...}` or `{"url": ...}`, as tables and messages have it.
 
-    A path of Windows, and names whose accents are written otherwise (NFC, NFD), are found, too.
+    A path of Windows, and names whose accents are written otherwise (NFC, NFD), are found, too. `{"video": ...}` is a video:
+    what it names or holds, a folder or a list of frames, with `num_frames` and `fps` of its own where it says so.
 
     Raises:
         ValueError: it is not there; says which entry names it.
     """
+    if isinstance(value, Mapping) and value.get("video") is not None:
+        return _video_at(root, value, where)
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), dict(value))
     if isinstance(value, bytes) and value:
@@ -119,6 +122,25 @@ def image_at(root: Path, value: Any, where: str) -> ImageLike:
         mend = "put it there, or name the folder of images with root=..."
         raise ValueError(f"{where}: the image {short(path)} is not there: {mend}")
     return found
+
+
+def _video_at(root: Path, value: Mapping[str, Any], where: str) -> Video:
+    """The video of `{"video": ..., "num_frames": ..., "fps": ...}`, unopened."""
+    from unimm.data.video.sources import open_video
+
+    held = value["video"]
+    if isinstance(held, list | tuple):
+        source: Any = [image_at(root, one, where) for one in held]
+    elif isinstance(held, str) and (root / held).is_dir():
+        source = root / held
+    else:
+        source = image_at(root, held, where)
+    source = source.read() if isinstance(source, UnreadImage) else source
+    fps = value.get("fps")
+    try:
+        return open_video(source, num_frames=value.get("num_frames"), choice=None if fps is None else "fps", fps=fps)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class WebDataset:
         self, paths: Paths, fields: Fields | None = None, cache: str | Path | None = None, max_bad: float = 0.0
     ) -> None:
         own = Fields(caption=TXT) if fields is None else fields
+        if own.video is not None:
+            raise ValueError("Videos are not read from shards: unpack them, and name their files in JSON lines (data=llava).")
         self._images = _Images.of(own.image)
         self.fields = replace(own, image=IMAGE)
         self._names_read = self.fields.names - {IMAGE}

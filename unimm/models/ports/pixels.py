@@ -4,15 +4,21 @@
 As in Janus (arXiv 2410.13848). A projector of another package is named in a model's config by its own config class
 (`_target_`), a `ProjectorSettings`.
 
+An image that claims fewer positions, such as a frame of a video, gets means of squares of neighbouring ones: LLaVA-Video
+(arXiv 2410.02713) pools behind the projector, too.
+
 Shapes: N images as pixels, I all images, P patches, P' positions an image takes, C vision width, D trunk width.
 """
 
+import math
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from unimm.batch import Batch, Images
 from unimm.models.ports.base import Passes, Port
+from unimm.models.vision.projectors import group_patches
 from unimm.models.vision.resamplers import Resampler
 from unimm.models.vision.tower import VisionTower
 from unimm.sequence import Kind, Segment
@@ -35,13 +41,29 @@ class PixelsPort(Port):
         """P': positions that an image takes."""
         return self.projector.num_positions(self.tower.config.num_patches)
 
-    def content(self, batch: Batch, where_n: Tensor) -> Images:
-        """The images, in reading order."""
-        return batch.images
+    def content(self, batch: Batch, where_n: Tensor) -> tuple[Images, Tensor]:
+        """The images, in reading order, and how many positions each takes, (I,) long."""
+        return batch.images, batch.image_spans[:, 2]
 
-    def embed(self, content: Images) -> Tensor:
-        """The images of a batch -> embeddings (I * P', D), image after image, in reading order."""
-        return self.projector(self.batch_features(content)).flatten(0, 1)
+    def embed(self, content: tuple[Images, Tensor]) -> Tensor:
+        """The images of a batch -> embeddings (positions of all images, D), image after image, in reading order.
+
+        Raises:
+            ValueError: an image claims positions that it cannot take.
+        """
+        images, counts_I = content
+        embeddings_IPD = self.projector(self.batch_features(images))
+        wanted = counts_I.unique().tolist()
+        if wanted == [self.num_positions] or not wanted:
+            return embeddings_IPD.flatten(0, 1)
+        starts_I = counts_I.cumsum(0) - counts_I
+        embeddings_nD = embeddings_IPD.new_zeros(int(counts_I.sum()), embeddings_IPD.shape[-1])
+        for count in wanted:
+            own_i = (counts_I == count).nonzero().squeeze(1)
+            where_ip = starts_I[own_i, None] + torch.arange(count, device=counts_I.device)
+            pooled_ipD = pool_positions(embeddings_IPD[own_i], count)
+            embeddings_nD = embeddings_nD.index_put((where_ip.flatten(),), pooled_ipD.flatten(0, 1))
+        return embeddings_nD
 
     def batch_features(self, images: Images) -> Tensor:
         """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.
@@ -79,6 +101,8 @@ class PixelsPort(Port):
         size, pixels = self.tower.config.image_size, segment.pixels
         if pixels is not None and pixels.shape != (3, size, size):
             raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {pixels.shape}.")
+        if segment.length != self.num_positions:
+            pool_positions(torch.empty(0, self.num_positions, 1), segment.length)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"vision": self.tower, "projector": self.projector}
@@ -105,4 +129,19 @@ class PixelsPort(Port):
         tower = Passes(num_looked * config.num_patches, num_looked * an_image)
         if hasattr(self.projector, "passes"):
             return [tower, *(Passes(*one) for one in self.projector.passes(len(batch.images), config.num_patches))]
-        return [tower, Passes(int(batch.image_spans[:, 2].sum()))]
+        return [tower, Passes(len(batch.images) * self.num_positions)]
+
+
+def pool_positions(embeddings_IPD: Tensor, count: int) -> Tensor:
+    """(I, P', D) -> (I, count, D): means of squares of neighbours, row by row. ValueError: they do not divide so."""
+    num_positions = embeddings_IPD.shape[1]
+    side, fewer = math.isqrt(num_positions), math.isqrt(count)
+    if count == num_positions:
+        return embeddings_IPD
+    if side**2 != num_positions or fewer**2 != count or not fewer or side % fewer:
+        smaller = [(side // step) ** 2 for step in range(1, side + 1) if side % step == 0] if side**2 == num_positions else []
+        raise ValueError(
+            f"An image of {num_positions} positions cannot take {count}: set prompt_format.video.frame_positions to one of "
+            f"{', '.join(map(str, smaller or [num_positions]))}."
+        )
+    return group_patches(embeddings_IPD, side // fewer).mean(2)

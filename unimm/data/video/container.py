@@ -1,0 +1,285 @@
+"""Video files (MP4, MOV, MKV, WebM, AVI, MPEG, OGG, FLV, ASF) by PyAV: their length from the header, frames by seeking.
+
+A file is opened by our own file object and read as the format that its first bytes say, so that no name in it is ever followed:
+FFmpeg's playlists and protocols are never reached. One frame is unpacked at a time, and scaled down to `KEPT_SIDE`, so that
+neither hours nor an 8K picture fill the memory. Frames are turned as the file says, and as wide as its pixels are.
+
+What is cut short or damaged is refused where a chosen frame lies in what is missing, since the times that were told would be
+wrong; the last frame stands for what comes up to a second after it.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimm.data.image import MAX_PIXELS
+from unimm.data.image_forms import ImageError
+from unimm.data.records import Video
+
+MAX_SECONDS = 24 * 3600.0
+"""Longer clips are refused."""
+
+MAX_DECODED = 200_000
+"""Frames that are decoded on the way to those that are shown: files whose only whole picture is the first need all of them."""
+
+KEPT_SIDE = 1024
+"""Frames are scaled down to this longest side before they are given."""
+
+SEEK_AFTER = 4.0
+"""Seconds that are decoded through; to what lies further ahead the file is wound."""
+
+ENDS_EARLY = 1.0
+"""Seconds that the last frame may stand for."""
+
+HEAD = 400
+
+_ISO = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_STILL = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+_STARTS = (
+    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"FLV\x01", "flv"),
+    (b"OggS", "ogg"),
+    (b"\x00\x00\x01\xba", "mpeg"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+)
+
+
+def container_of(start: bytes) -> str | None:
+    """The container that a file is, by its first bytes, as FFmpeg names it; None: it is no video file that is read here."""
+    if start[4:8] in _ISO and not (start[4:8] == b"ftyp" and start[8:12] in _STILL):
+        return "mp4"
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "avi"
+    if len(start) > 188 and start[0] == start[188] == 0x47:
+        return "mpegts"
+    return next((name for sign, name in _STARTS if start.startswith(sign)), None)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. start: of its first frame, in seconds. num_frames: None where it does not say."""
+
+    seconds: float
+    num_frames: int | None
+    start: float
+
+
+class VideoFile(Video):
+    """A video file, opened anew each time that something is asked of it.
+
+    source: a path, or the bytes of the file. max_pixels: of a frame, checked before one is unpacked.
+    """
+
+    def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self.source, self.max_pixels = source, max_pixels
+        self._header: Header | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "the video" if isinstance(self.source, bytes) else f"the video {str(self.source)[:300]!r}"
+
+    @property
+    def seconds(self) -> float:
+        """By its header; where that does not say, by its packets."""
+        return self.header.seconds
+
+    @property
+    def num_frames(self) -> int | None:
+        """As its header has it."""
+        return self.header.num_frames
+
+    @property
+    def header(self) -> Header:
+        """Read once; that of a file is kept as long as the file is the same.
+
+        Raises:
+            ImageError: the file cannot be read, has no video, no frame, frames that are too large, or is too long.
+        """
+        if self._header is None and isinstance(self.source, Path):
+            try:
+                found = self.source.stat()
+            except OSError as error:
+                raise ImageError(f"Cannot read {self.name}: {(error.strerror or str(error)).lower()}.") from None
+            self._header = _header_of(self.source, found.st_mtime_ns, found.st_size, self.max_pixels)
+        elif self._header is None:
+            self._header = _read_header(self)
+        return self._header
+
+    def frames(self, times: Iterable[float]) -> Iterator[np.ndarray]:
+        """As `Video.frames`; wound forward where that pays.
+
+        Raises:
+            ImageError: as `header`, and where the file is damaged, or ends before one of the times.
+        """
+        header, times = self.header, list(times)
+        tolerance = max(ENDS_EARLY, header.seconds / max(len(times), 1))
+        with self.opened() as (container, stream):
+            reader = _Reader(self.name, container, stream, header.start)
+            for time in times:
+                frame, begins = reader.at(time)
+                if time - begins > tolerance and reader.has_ended:
+                    cut = "cut it there, or copy it again"
+                    raise ImageError(
+                        f"Cannot read {self.name}: its data ends at {begins:.1f} s of {header.seconds:.1f} s, {cut}."
+                    )
+                yield self._picture(frame, stream)
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container of PyAV, and its first video stream. ImageError: there is none."""
+        av = pyav()
+        try:
+            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        except OSError as error:
+            raise ImageError(f"Cannot read {self.name}: {(error.strerror or str(error)).lower()}.") from None
+        with file:
+            start = file.read(HEAD)
+            form = container_of(start)
+            file.seek(0)
+            if form is None:
+                empty = "it is empty" if not start else "it is no video in MP4, MOV, MKV, WebM, AVI, MPEG, OGG, FLV or WMV"
+                raise ImageError(f"Cannot read {self.name}: {empty}.")
+            try:
+                container = av.open(file, "r", format=form, metadata_errors="ignore")
+            except Exception:  # whatever a damaged header makes of FFmpeg and PyAV; its words may name our own file object
+                raise ImageError(f"Cannot read {self.name}: its header is damaged or cut short.") from None
+            with container:
+                stream = next((one for one in container.streams.video if not _is_cover(one)), None)
+                if stream is None:
+                    raise ImageError(f"Cannot use {self.name}: it has no video stream.")
+                self._check_size(stream.codec_context.width, stream.codec_context.height)
+                yield container, stream
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            limit = f"{self.max_pixels:,} pixels a frame"
+            raise ImageError(f"Cannot use {self.name}: {width}x{height} is more than {limit}, shrink it first.")
+
+    def _picture(self, frame: Any, stream: Any) -> np.ndarray:
+        """A frame as it is to be seen: square pixels, upright, (H, W, 3) uint8."""
+        self._check_size(frame.width, frame.height)
+        aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+        width, height = frame.width * aspect, float(frame.height)
+        scale = min(1.0, KEPT_SIDE / max(width, height))
+        size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
+        array = frame.reformat(**size, format="rgb24", interpolation="AREA").to_ndarray()
+        turns = round(frame.rotation / 90) % 4  # of 90 degrees, against the clock
+        return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+class _Reader:
+    """Goes forward through a stream; knows the frame that is shown, and the first one after it."""
+
+    def __init__(self, name: str, container: Any, stream: Any, start: float) -> None:
+        self._name, self._container, self._stream, self._start = name, container, stream, start
+        self._frames = container.decode(stream)
+        self._shown: Any = None
+        self._ahead: Any = None
+        self._seeks, self._num_decoded, self.has_ended = True, 0, False
+
+    def at(self, time: float) -> tuple[Any, float]:
+        """The frame that is shown at a time, and when it begins. ImageError: there is none, or it is damaged."""
+        if self._seeks and not self.has_ended and time - self._time(self._ahead or self._shown) > SEEK_AFTER:
+            self._seek(time)
+        while not self.has_ended and (self._ahead is None or self._time(self._ahead) <= time + 1e-6):
+            self._shown = self._ahead or self._shown
+            self._ahead = self._next()
+        frame = self._shown or self._ahead
+        if frame is None:
+            raise ImageError(f"Cannot use {self._name}: it has no frames.")
+        return frame, self._time(frame)
+
+    def _seek(self, time: float) -> None:
+        """Go on from the last whole picture before a time; never again, where that is not before us."""
+        behind = self._time(self._ahead or self._shown)
+        place = int((time + self._start) / self._stream.time_base)
+        try:
+            self._container.seek(place, stream=self._stream, backward=True)
+        except Exception:  # a container that cannot be wound: go on as before
+            self._seeks = False
+            return
+        self._frames = self._container.decode(self._stream)
+        self._shown, self._ahead = None, None
+        self._ahead = self._next()
+        self._seeks = self._ahead is not None and self._time(self._ahead) > behind
+
+    def _next(self) -> Any:
+        try:
+            frame = next(self._frames, None)
+        except Exception:  # FFmpeg's own errors, and what PyAV makes of them
+            told = f"its data is damaged after {max(self._time(self._shown or self._ahead), 0.0):.1f} s"
+            raise ImageError(f"Cannot read {self._name}: {told}.") from None
+        self.has_ended = frame is None
+        self._num_decoded += 1
+        if self._num_decoded > MAX_DECODED:
+            few = "cut it, or save it with more key frames"
+            raise ImageError(f"Cannot use {self._name}: more than {MAX_DECODED:,} frames lie before those to show, {few}.")
+        return frame
+
+    def _time(self, frame: Any) -> float:
+        """When a frame begins; of none just before the beginning."""
+        if frame is None:
+            return -1e-9
+        if frame.pts is not None:
+            return float(frame.pts * self._stream.time_base) - self._start
+        return self._num_decoded / float(self._stream.average_rate or 25)
+
+
+@lru_cache(4096)
+def _header_of(path: Path, changed: int, size: int, max_pixels: int) -> Header:
+    """Kept: a run is planned by reading records far ahead, many times over."""
+    return _read_header(VideoFile(path, max_pixels))
+
+
+def _read_header(video: VideoFile) -> Header:
+    with video.opened() as (container, stream):
+        base = stream.time_base
+        start = float((stream.start_time or 0) * base)
+        seconds, count = 0.0, stream.frames or None
+        if stream.duration:
+            seconds = float(stream.duration * base)
+        elif container.duration:
+            seconds = container.duration / 1e6
+        if not seconds > 0:
+            seconds, count = _count(video.name, container, stream, start)
+        if not math.isfinite(seconds) or seconds > MAX_SECONDS:
+            raise ImageError(f"Cannot use {video.name}: it is longer than {MAX_SECONDS / 3600:.0f} hours, cut it.")
+        rate = float(stream.average_rate or 0)
+        return Header(seconds, count or (max(1, round(seconds * rate)) if rate else None), start)
+
+
+def _count(name: str, container: Any, stream: Any, start: float) -> tuple[float, int]:
+    """Seconds and frames by the packets, which are not unpacked. A single frame without a length is a second of it."""
+    base, ends, num_packets = stream.time_base, 0.0, 0
+    try:
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None:
+                num_packets += 1
+                ends = max(ends, float((packet.pts + (packet.duration or 0)) * base) - start)
+    except Exception:
+        raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
+    if not num_packets:
+        raise ImageError(f"Cannot use {name}: it has no frames.")
+    return ends or 1.0, num_packets
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a stream is the picture on the cover of a song."""
+    return bool(int(stream.disposition) & 0x400)
+
+
+def pyav() -> Any:
+    """The package `av`. ImageError: it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise ImageError('Video files need PyAV, which is not installed: pip install "unimm[video]".') from None
+    return av
