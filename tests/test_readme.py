@@ -268,10 +268,11 @@ def test_the_evaluation_guide_runs(workplace: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_benchmark_guide_runs(workplace: Path, tiny_folder: Path, picture: Image.Image) -> None:
     """Its tasks on files of an item or two at the places that it names, with a tiny model, and its program."""
-    for folder in ("vqa", "pope", "coco/val2014", "coco/annotations"):
+    for folder in ("vqa", "pope", "coco/val2014", "coco/annotations", "docvqa/images", "chartqa/png"):
         Path(folder).mkdir(parents=True)
     name = "COCO_val2014_000000000001.jpg"
-    picture.save(f"coco/val2014/{name}")
+    for folder in ("coco/val2014", "docvqa/images", "chartqa/png"):
+        picture.save(f"{folder}/{name}")
     asked = {"data_subtype": "val2014", "questions": [{"question_id": 1, "image_id": 1, "question": "What is it?"}]}
     given = {"annotations": [{"question_id": 1, "answer_type": "other", "answers": [{"answer": "a dog"}] * 10}]}
     told = {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "A dog."}]}
@@ -281,6 +282,8 @@ def test_the_benchmark_guide_runs(workplace: Path, tiny_folder: Path, picture: I
         "vqa/v2_mscoco_val2014_annotations.json": given,
         "coco/annotations/captions_val2014.json": told,
         "pope/coco_pope_random.json": statement,
+        "docvqa/val_v1.0_withQT.json": {"data": [{"questionId": 1, "question": "Who?", "image": name, "answers": ["A dog"]}]},
+        "chartqa/test_human.json": [{"imgname": name, "query": "How many?", "label": "4"}],
         "held_out.jsonl": {"text": "A dog runs."},
     }
     for path, content in contents.items():
@@ -290,7 +293,7 @@ def test_the_benchmark_guide_runs(workplace: Path, tiny_folder: Path, picture: I
         few = line.replace("ask=questions", "ask=questions&n=6").replace("--task hallucination ", '--task "hallucination?n=4" ')
         run(few, "--model", str(tiny_folder), "--precision", "fp32")
     found = {name for folder in Path("runs").glob("*/scores.json") for name in json.loads(folder.read_text())["tasks"]}
-    assert found == {"vqa", "pope", "captions", "perplexity", "hallucination", "hallucination_questions"}
+    assert found == {"vqa", "pope", "docvqa", "chartqa", "captions", "perplexity", "hallucination", "hallucination_questions"}
     execute(fenced(RECIPES / "benchmarks.md", "python")[0], {})
 
 

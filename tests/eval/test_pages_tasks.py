@@ -6,7 +6,8 @@ import pytest
 
 from unimm.data.records import Question
 from unimm.eval import suites
-from unimm.eval.tasks.pages import PagesQuestions, PagesText, character_error_rate, is_within, judge
+from unimm.eval.scorers.documents import character_error_rate
+from unimm.eval.tasks.pages import PagesQuestions, PagesText, is_within, judge
 
 
 class Knowing:

@@ -142,6 +142,10 @@ FURTHER_TASKS = {
     "refcoco": FurtherTask("unimm.eval.tasks.locating:RefCocoLocate", "referring expressions: refs=, annotations=, images="),
     "vqa": FurtherTask("unimm.eval.tasks.question_files:VqaFiles", "VQAv2's questions: questions=, annotations=, images="),
     "pope": FurtherTask("unimm.eval.tasks.question_files:PopeFiles", "POPE's questions, by yes or no: paths=, images="),
+    "docvqa": FurtherTask("unimm.eval.tasks.document_files:DocVqaFiles", "DocVQA's questions, by ANLS: questions=, images="),
+    "chartqa": FurtherTask(
+        "unimm.eval.tasks.document_files:ChartQaFiles", "ChartQA's questions, by relaxed accuracy: paths=, images="
+    ),
     "captions": FurtherTask("unimm.eval.tasks.caption_files:CaptionFiles", "captions, by COCO's scores: annotations=, images="),
     "perplexity": FurtherTask("unimm.eval.tasks.perplexity:Perplexity", "bits a byte of held-out text: paths="),
     "hallucination": FurtherTask(

@@ -13,6 +13,7 @@ from unimm.data.records import Question, Record
 from unimm.data.worlds.pages import SIZES, PagesWorld
 from unimm.data.worlds.pages_content import CATEGORIES, TOLERANT
 from unimm.eval.score import Example, Judgement, Score
+from unimm.eval.scorers.documents import TOLERANCE, character_error_rate
 from unimm.eval.task import ItemTask, Result, summarize
 from unimm.eval.tasks.answers import as_array, is_same_answer
 from unimm.inference.engine import Engine
@@ -20,9 +21,6 @@ from unimm.inference.engine import Engine
 READ = "text_read"
 MOST_ERRORS = 0.1
 """The character error rate at which a line still counts as read."""
-
-TOLERANCE = 0.05
-"""So far a value may be off, as a share of the right one."""
 
 
 class _Pages(ItemTask):
@@ -101,14 +99,6 @@ def judge(answer: str, question: Question) -> Judgement:
         return Judgement(is_near, answer, "" if is_near else f"more than {TOLERANCE:.0%} off")
     is_same = is_same_answer(answer, question.answer)
     return Judgement(is_same, answer, "" if is_same else "another answer")
-
-
-def character_error_rate(answer: str, expected: str) -> float:
-    """Characters to be changed, added or left out, as a share of those expected; white space counts as one blank. Lines of
-    another case are other lines."""
-    from torchmetrics.functional.text import char_error_rate  # slow to import
-
-    return float(char_error_rate([" ".join(answer.split())], [" ".join(expected.split())]))
 
 
 def is_within(answer: str, expected: str, tolerance: float = TOLERANCE) -> bool:
