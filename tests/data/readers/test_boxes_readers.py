@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from users_files import make_annotated, write_lines
 
+from unimm.data.conversion.entries import CannotHoldError, entry_of
 from unimm.data.readers.boxes import CocoObjects, RefCoco
 from unimm.data.records import Phrase
 
@@ -33,6 +34,14 @@ def test_coco_s_boxes(tmp_path: Path) -> None:
     path.write_text(json.dumps({**held, "annotations": [{"image_id": 10}]}))
     with pytest.raises(ValueError, match="lacks 'category_id'"):
         CocoObjects(path)
+
+
+def test_a_conversion_does_not_lose_boxes(tmp_path: Path) -> None:
+    make_annotated(tmp_path)
+    record = CocoObjects(tmp_path / "instances.json")[0]
+    with pytest.raises(CannotHoldError, match=r"phrases with boxes, which no file holds: leave it out, leave_out=\[phrases\]"):
+        entry_of(record)
+    assert entry_of(record, ("phrases",)).key == "0.png"
 
 
 def test_referring_expressions(tmp_path: Path) -> None:

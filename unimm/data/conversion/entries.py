@@ -23,7 +23,7 @@ from unimm.data.inspection.measure import encoded_bytes, format_of
 from unimm.data.readers.conversations import IMAGE
 from unimm.data.records import Dataset, ImageLike, Question, Record, SeenImage, Video, key_at, unchecked
 
-PARTS = ("captions", "prompts", "questions", "conversation", "system", "text", "document", "codes")
+PARTS = ("captions", "prompts", "questions", "conversation", "system", "text", "document", "codes", "phrases")
 """What a record may have beside images, by the names that messages and `leave_out` use."""
 
 SUFFIXES = {
@@ -129,6 +129,7 @@ def entry_of(record: Record, leave_out: tuple[str, ...] = ()) -> Entry:
     for name, is_there in (
         ("prompts", bool(given("prompts", record.prompts))),
         ("codes", bool(given("codes", record.codes is not None))),
+        ("phrases", bool(given("phrases", vars(record).get("phrases")))),  # not those that a world makes of its scenes
         ("system", bool(system and not record.is_dialogue)),
     ):
         if is_there:
@@ -159,6 +160,7 @@ def entry_of(record: Record, leave_out: tuple[str, ...] = ()) -> Entry:
 _NAMED = {
     "prompts": "prompts beside its captions",
     "codes": "codes of its image",
+    "phrases": "phrases with boxes",
     "system": "a system's words without a conversation",
 }
 
