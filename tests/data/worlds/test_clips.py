@@ -13,7 +13,8 @@ from unimm.data.video.choosing import VideoFormat, choose_times
 from unimm.data.worlds.checker import read_objects
 from unimm.data.worlds.clip_scenes import DIRECTIONS, KINDS, ClipFacts, make_clip
 from unimm.data.worlds.clips import ClipsWorld, write_clips
-from unimm.data.worlds.scenes import HELD_OUT_PAIRS
+from unimm.data.worlds.scenes import HELD_OUT_PAIRS, find_place
+from unimm.data.worlds.shapes_language import PLACE_WORDS
 
 MANY = 400
 
@@ -53,6 +54,28 @@ def _states(facts: ClipFacts) -> list[tuple]:
     """What of each of two shapes is shown in each frame, by its form."""
     forms = [shape.form for shape in facts.shapes]
     return [tuple(next((one for one in scene.objects if one.form == form), None) for form in forms) for scene in facts.frames]
+
+
+def test_steps_on_the_way_are_true() -> None:
+    """Where, when and which way: read off the frames again."""
+    checked = Counter()
+    for record in map(ClipsWorld(num_records=100).__getitem__, range(100)):
+        facts: ClipFacts = record.facts
+        for question in (one for one in record.questions if one.language == "en"):
+            named = [shape for shape in facts.shapes if f"{shape.colour} {shape.form}" in question.text]
+            seen = [next((o for o in scene.objects if named and o.form == named[0].form), None) for scene in facts.frames]
+            if question.category == "place":
+                there = seen[0] if "first" in question.text else seen[-1]
+                assert there is not None and question.answer == PLACE_WORDS["en"][find_place(there)]
+            elif question.category == "time":
+                number = next(number for number, one in enumerate(seen) if one != seen[0])
+                assert question.answer == VideoFormat().write_time((number + 0.5) / 2).removesuffix(": ")
+            elif question.category == "way" and facts.kind == "speed":
+                moved = [one for one in seen if one is not None]
+                way = (np.sign(moved[-1].x - moved[0].x), np.sign(moved[-1].y - moved[0].y))
+                assert DIRECTIONS[question.answer] == way
+            checked[question.category] += 1
+    assert min(checked[name] for name in (*KINDS, "place", "time", "way", "look")) >= 20
 
 
 def test_a_drawn_frame_is_read_by_the_checker() -> None:

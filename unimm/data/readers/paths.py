@@ -128,15 +128,17 @@ def _video_at(root: Path, value: Mapping[str, Any], where: str) -> Video:
     """The video of `{"video": ..., "num_frames": ..., "fps": ...}`, unopened."""
     from unimm.data.video.sources import open_video
 
-    held = value["video"]
+    held, fps = value["video"], value.get("fps")
     if isinstance(held, list | tuple):
         source: Any = [image_at(root, one, where) for one in held]
     elif isinstance(held, str) and (root / held).is_dir():
         source = root / held
     else:
-        source = image_at(root, held, where)
+        try:
+            source = image_at(root, held, where)
+        except ValueError as error:
+            raise ValueError(str(error).replace("the image ", "the video ").replace("of images", "of videos")) from None
     source = source.read() if isinstance(source, UnreadImage) else source
-    fps = value.get("fps")
     try:
         return open_video(source, num_frames=value.get("num_frames"), choice=None if fps is None else "fps", fps=fps)
     except ValueError as error:

@@ -8,14 +8,20 @@
 | passing | How many red circles pass? 2 |
 | speed | Which moves faster, the red circle or the blue square? the red circle |
 | look | What colour is the shape that moves? red; What shape blinks? circle |
+| place | Where is the red circle at first? at the top left |
+| time | When does the red circle appear? 1.8s |
+| way | Which way do the circles pass? left |
+
+The last four are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
+before that frame where all frames are shown (the middle of the time that the frame is shown).
 """
 
 import numpy as np
 
 from unimm.data.records import Question, Text
-from unimm.data.worlds.clip_scenes import ClipFacts
-from unimm.data.worlds.scenes import Shape, choose
-from unimm.data.worlds.shapes_language import LANGUAGES, WORDS
+from unimm.data.worlds.clip_scenes import DIRECTIONS, FRAME_RATE, ClipFacts
+from unimm.data.worlds.scenes import Shape, choose, find_place
+from unimm.data.worlds.shapes_language import LANGUAGES, PLACE_WORDS, WORDS
 
 DIRECTION_WORDS = {
     "en": {name: name for name in ("left", "right", "up", "down", "up left", "up right", "down left", "down right")},
@@ -67,6 +73,23 @@ LOOKS = {
 }
 """What the one shape does, for questions about its colour and form."""
 
+WHERE = {
+    "en": ("Where is {a} at first?", "Where is {a} at the end?"),
+    "zh": ("{a}开始时在哪里？", "{a}最后在哪里？"),
+}
+WHEN = {
+    "en": {"order": "When does {a} {verb}?", "count": "When does {a} blink first?"},
+    "zh": {"order": "{a}什么时候{verb}？", "count": "{a}什么时候第一次闪烁？"},
+}
+VERBS = {
+    "en": {"appear": "appear", "disappear": "disappear", "change colour": "change its colour"},
+    "zh": EVENT_WORDS["zh"],
+}
+WAY = {
+    "en": {"speed": "Which way does {a} move?", "passing": "Which way do the {many} pass?"},
+    "zh": {"speed": "{a}往哪个方向移动？", "passing": "{bare}往哪个方向经过？"},
+}
+
 CAPTIONS = {
     "direction": {"en": ("A {bare} moves {answer}.",), "zh": ("一个{bare}往{answer}移动。",)},
     "order": {"en": ("First {a} {event}, then {b}.",), "zh": ("{a}先{event}，然后是{b}。",)},
@@ -112,7 +135,36 @@ def write_questions(facts: ClipFacts, rng: np.random.Generator) -> tuple[Questio
                 else (f"{does}的图形是什么颜色？", f"{does}的是什么图形？")
             )
             others += [Question(ask[0], colour, "look", language), Question(ask[1], form, "look", language)]
+        others += _steps(facts, language)
     return (*first, *others)
+
+
+def _steps(facts: ClipFacts, language: str) -> list[Question]:
+    """Questions on the way to the clip's own."""
+    found: list[Question] = []
+    for shape in facts.shapes:
+        words = _words(facts, [shape], language)
+        seen = [next((one for one in scene.objects if one.form == shape.form), None) for scene in facts.frames]
+        first, last = seen[0], seen[-1]
+        if facts.kind in ("direction", "speed") and first is not None and last is not None:
+            for ask, one in zip(WHERE[language], (first, last), strict=True):
+                found.append(Question(ask.format(**words), PLACE_WORDS[language][find_place(one)], "place", language))
+        if facts.kind in WAY[language]:
+            shown = [one for one in seen if one is not None]
+            way = name_direction(shown[0], shown[1 if facts.kind == "passing" else -1])
+            ask = WAY[language][facts.kind].format(**words)
+            found.append(Question(ask, DIRECTION_WORDS[language][way], "way", language))
+        if facts.kind in WHEN[language]:
+            changed = next(number for number, one in enumerate(seen) if one != seen[0])
+            ask = WHEN[language][facts.kind].format(**words, verb=VERBS[language].get(facts.event, ""))
+            found.append(Question(ask, f"{(changed + 0.5) / FRAME_RATE:.1f}s", "time", language))
+    return found
+
+
+def name_direction(before: Shape, after: Shape) -> str:
+    """Which of DIRECTIONS leads from one place to another."""
+    way = tuple(int(np.sign(step)) for step in (after.x - before.x, after.y - before.y))
+    return next(name for name, direction in DIRECTIONS.items() if direction == way)
 
 
 def write_captions(facts: ClipFacts, rng: np.random.Generator) -> tuple[Text, ...]:
