@@ -39,6 +39,18 @@ def test_both_draw_and_write_with_the_same_weights(tiny_folder: Path, tmp_path: 
         assert picture.width > 500
 
 
+def test_windows_are_timed_beside_one_code_at_a_time(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ["bench", "generate", "--model", tiny_folder, "--device", "cpu", "--dtype", "float32", "--top-k", 9]
+    words += ["--out", tmp_path / "windows.json", "--window", 3, "--window", 0, "--batch"]
+    result = CliRunner().invoke(app, [str(word) for word in [*words, 2]])
+    assert result.exit_code == 0 and "chosen" in result.output, result.output
+    told = json.loads((tmp_path / "windows.json").read_text())
+    assert [(one["num_images"], one["window"], one["different"]) for one in told["measured"]] == [(2, 3, 0), (2, None, 0)]
+    assert told["settings"] == [5.0, 1.0, 9] and told["measured"][0]["steps"] <= 4
+    result = CliRunner().invoke(app, [str(word) for word in [*words, "2+1"]])
+    assert result.exit_code == 2 and "--window times batches of drawings" in result.stderr
+
+
 @pytest.mark.parametrize("batch", ["0", "0+0", "x", "3+", "-1"])
 def test_batches_that_are_none(batch: str) -> None:
     with pytest.raises(ValueError, match="A batch is IMAGES or IMAGES"):

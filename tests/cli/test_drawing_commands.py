@@ -52,7 +52,7 @@ def test_a_drawing_is_drawn_again(tiny_engine: Engine, tiny_folder: Path) -> Non
         **{"temperature": 1.0, "top_k": 9, "top_p": 1.0, "min_p": 0.0, "guidance_scale": 3.0, "guidance_interval": [0.0, 0.5]}
     }
     assert said["model"] == tiny_engine.model_hash and said["dtype"] == "float32" and said["weights"] is None
-    again = call("generate", "--from", paths[2], "--model", tiny_folder)
+    again = call("generate", "--from", paths[2], "--model", tiny_folder, "--window", 3)
     assert len(again) == 1 and pixels(again[0]) == pixels(paths[2]) and read_provenance(again[0]) == said
     more = call("generate", "--from", paths[0], "-n", 3, "--model", tiny_folder, "--out", "again.webp")
     assert [read_provenance(path) for path in more] == [read_provenance(path) for path in paths]

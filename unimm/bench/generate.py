@@ -104,10 +104,13 @@ def _open_ours(trial: Trial) -> Work:
     from unimm.data.template import Turn
     from unimm.inference.decode.request import Request
     from unimm.inference.decode.sampling import Sampling
+    from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import load
     from unimm.sequence import Kind, Segment, Sequence
 
-    engine = load(trial.folder, trial.device, trial.dtype, weights=None if trial.weights == "as dtype" else trial.weights)
+    weights = None if trial.weights == "as dtype" else trial.weights
+    # One code at a time, as the others have it: random weights say nothing of how many guesses would be right.
+    engine = load(trial.folder, trial.device, trial.dtype, weights=weights, limits=Limits(window=1))
     num_codes = engine.image_tokenizer.num_codes
 
     def requests(num_codes: int, num_tokens: int) -> list[Request]:

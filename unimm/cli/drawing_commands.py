@@ -20,6 +20,7 @@ from unimm.cli.options import (
     TopK,
     TopP,
     Weights,
+    Window,
     open_model,
 )
 
@@ -57,6 +58,7 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    window: Window = None,
 ) -> None:
     """Draw images from a prompt, and print the files written. Each holds its prompt, seed and settings.
 
@@ -73,7 +75,7 @@ def generate(
         given |= _settings_of(said, context)
     if given["prompt"] is None:
         raise typer.BadParameter("say what to draw, in quotes, or name a drawing with --from.", context, param_hint="PROMPT")
-    engine = open_model(model, device, given.pop("dtype"), given.pop("weights"))
+    engine = open_model(model, device, given.pop("dtype"), given.pop("weights"), window)
     if said is not None and said["model"] != engine.model_hash:
         told = f"{again} was drawn by another model ({said['model'][:12]}) than this one ({engine.model_hash[:12]})"
         typer.echo(f"{told}: the drawing will differ, name its model with --model.", err=True)

@@ -40,6 +40,12 @@ DrawingTemperature = Annotated[float | None, typer.Option(help="Lower is safer; 
 TopK = Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)]
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)]
 MinP = Annotated[float, typer.Option(help="Choose among those at least p times as likely as the likeliest.")]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Codes computed at once, for the same image; 1 is one by one [default: what is fast; 1 in bfloat16]."
+    ),
+]
 GuidanceInterval = Annotated[
     tuple[float, float],
     typer.Option(help="The part of a drawing that guidance is for, from 0 to 1; beyond it, it costs nothing."),
@@ -51,11 +57,15 @@ def default_model() -> str:
     return os.environ.get("UNIMM_MODEL") or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else "demo")
 
 
-def open_model(model: str | None, device: str | None, dtype: str | None, weights: str | None) -> "Engine":
-    """The engine of the model that is named, or of `default_model`."""
+def open_model(
+    model: str | None, device: str | None, dtype: str | None, weights: str | None, window: int | None = None
+) -> "Engine":
+    """The engine of the model that is named, or of `default_model`. window: of `Limits`."""
+    from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import load
 
-    return load(model or default_model(), device, dtype, weights=weights)
+    limits = None if window is None else Limits(window=window)
+    return load(model or default_model(), device, dtype, weights=weights, limits=limits)
 
 
 def expand_home(argument: str) -> str:

@@ -15,6 +15,7 @@ from unimm.data.template import Turn
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.kv_cache import RowCacheLayer
 from unimm.inference.decode.request import Branch, Job, Request
+from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.decode.workload import Limits, QueueFull
@@ -79,6 +80,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
         return [buffer for layer in layers for buffer in (layer.keys, layer.values) if buffer is not None]
 
     monkeypatch.setattr(DecodeStep, "__init__", remember)
+    monkeypatch.setattr(RunningBatch, "_may_choose_windows", False)
     monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 
@@ -91,10 +93,12 @@ def with_three_branches(engine: Engine) -> Request:
 
 
 def make_decoder(engine: Engine, max_rows: int) -> Decoder:
-    return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows))
+    return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows, window=1))
 
 
 def make_limited(engine: Engine, lags: bool = False, deterministic: bool = False, **limits: Any) -> Decoder:
+    if lags:
+        limits = {"window": 1, **limits}  # as on a GPU
     decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(**limits), deterministic=deterministic)
     decoder._running.reads_one_step_late = lags
     return decoder

@@ -43,7 +43,7 @@ def three(engine: Engine, num_codes: int = 9, **more) -> Request:
 
 
 def make_decoder(engine: Engine, max_rows: int = 128, **limits: int) -> Decoder:
-    return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows, **limits))
+    return Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows, window=1, **limits))
 
 
 def filled_with_logprobs(engine: Engine, request: Request) -> tuple[list[int], list[float]]:

@@ -191,7 +191,7 @@ def test_blanks_of_one_length_share_a_pass_and_prefixes_are_prefilled_once(engin
 
 def test_neither_waits_for_the_other(engine: Engine) -> None:
     """A drawing gets a code at every step while passes are computed in parts, which go on at every step, too."""
-    decoder = make_decoder(engine, prefill_positions=4)
+    decoder = make_decoder(engine, prefill_positions=4, window=1)
     drawing = decoder.submit(tokens(engine)[2])
     while not decoder.take(drawing)[0]:
         decoder.step()

@@ -208,7 +208,7 @@ def test_a_wait_ends_in_time_and_a_stopped_thread_can_be_started_again(
 
 
 def test_listeners_hear_of_every_step(tiny_engine: Engine) -> None:
-    decoder, heard, is_done = make_decoder(tiny_engine), [], threading.Event()
+    decoder, heard, is_done = make_decoder(tiny_engine, limits=Limits(window=1)), [], threading.Event()
 
     def listen(job: Any) -> None:
         heard.append(job.take())

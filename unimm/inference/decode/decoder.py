@@ -72,14 +72,14 @@ class Decoder(Scheduler):
             while not call.is_done:
                 with self._lock:
                     call.submit()
-                    if not self.is_started and not call.has_news:
+                    if not self.is_started and not call.is_ready:
                         self.step()
                     new = call.take()
                     self._drop_aborted()
                 if new:
                     yield new
                 elif not call.is_done:
-                    self._wait_for(call.jobs)
+                    self._wait_until(lambda: call.is_ready)
 
     async def asteps(
         self, requests: list[Request], is_over: IsOver | None = None, jobs: list[Job] | None = None
@@ -148,9 +148,12 @@ class _Call:
         return not self._waiting and not self._left
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to take."""
-        return any(job.has_news for job in self.jobs)
+    def is_ready(self) -> bool:
+        """Whether there is something to take: an id of every request that is being filled. A step may give one of them several
+        ids and another just one, but they are taken side by side."""
+        jobs = self.jobs
+        is_behind = any(job.filled and not job.done and not job.has_news for job in jobs)
+        return not is_behind and any(job.has_news or job.done for job in jobs)
 
     @property
     def may_submit(self) -> bool:
@@ -180,8 +183,10 @@ class _Call:
             self.close()
 
     def take(self) -> dict[int, Any]:
-        """The next id of each request, where there is one."""
+        """The next id of each request, where there is one; nothing as long as one that is being filled has none."""
         new: dict[int, Any] = {}
+        if not self.is_ready:
+            return new
         for index, job in list(self._left.items()):
             was_done = job.done  # before its last id is taken: both may come while we are here
             if (token := job.take_one()) is not None:

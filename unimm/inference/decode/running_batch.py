@@ -5,6 +5,7 @@ cache; behind them lie admitted requests that are being prefilled. On a GPU a st
 it are read, wherever no row can leave or join between them.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
-from unimm.inference.decode.windows import WindowTotals
+from unimm.inference.decode.windows import WindowChoice, WindowTotals
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 
@@ -24,7 +25,7 @@ class ComputeConfig:
     """How a model is computed, as `Decoder` has it; a deterministic step always computes `max_rows` over `max_positions`.
 
     max_cache_bytes: of keys and values; None: as much as the device has.
-    window: codes of a drawing that are computed at once.
+    window: codes of a drawing that are computed at once; None: as `WindowChoice` says, or one where ids would depend on it.
     """
 
     weights: str | None
@@ -33,14 +34,14 @@ class ComputeConfig:
     max_positions: int
     prefill_positions: int
     max_cache_bytes: int | None = None
-    window: int = 1
+    window: int | None = None
 
 
 class RunningBatch:
     """The rows that are decoded or prefilled, and everything that they are computed with.
 
     reads_one_step_late: whether a step may be launched before the one before it is read.
-    prefilled_positions, decoded_rows, decoded_steps, windows: totals.
+    prefilled_positions, decoded_rows, decoded_steps, windows: totals. window: codes of a drawing in the last step, at most.
     """
 
     def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig) -> None:
@@ -48,6 +49,7 @@ class RunningBatch:
         self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
+        self._choice = WindowChoice() if self._may_choose_windows else None
         self._decode_model: DecodeModel | None = None
         self.reset()
         if config.is_deterministic:
@@ -63,6 +65,7 @@ class RunningBatch:
         self._cache = self._new_cache()
         self._is_up_to_date = False
         self._widths: list[int] = []
+        self.window = 1
 
     @property
     def jobs(self) -> list[Job]:
@@ -90,12 +93,14 @@ class RunningBatch:
             self.read_pending_step()
             self.retire_rows()
         if self.rows:
+            started = time.thread_time()
             launched = self._launch()
             if self._may_read_late() and not has_waiting:
                 launched, self._pending = self._pending, launched
             if launched is not None:
                 self._accept_step(launched)
             self.decoded_steps += 1
+            self._note_seconds(time.thread_time() - started)
         if self._pending is None:
             self.retire_rows()
         return self._pending is None
@@ -139,8 +144,8 @@ class RunningBatch:
             self._join_branches(jobs)
 
     def _launch(self) -> PendingTokens:
-        step, window = self._decode_step(), self._window
-        widths = [row.job.width(window) for row in self.rows]
+        step, self.window = self._decode_step(), self._next_window()
+        widths = [1 if self._choice and row.job.request.logprobs else row.job.width(self.window) for row in self.rows]
         for row, width in zip(self.rows, widths, strict=True):
             row.job.guess(width - 1)
         if not self._is_up_to_date or widths != self._widths:
@@ -161,15 +166,35 @@ class RunningBatch:
         return max(self._widths, default=1) > 1
 
     @property
-    def _window(self) -> int:
-        """Codes of a drawing that a step computes at most."""
-        return self.config.window
+    def _drawing_rows(self) -> list[Row]:
+        return [row for row in self.rows if row.job.request.blank.kind in WINDOWED]
+
+    def _next_window(self) -> int:
+        """Codes of a drawing that the next step computes at most."""
+        drawing = self._drawing_rows
+        if self._choice is None or not drawing:
+            return self.config.window or 1
+        return self._choice.choose(sum(row.branch == 0 for row in drawing), len(drawing), len(self.rows) - len(drawing))
+
+    def _note_seconds(self, seconds: float) -> None:
+        """The step that was just launched and read took so long; one with smaller windows than it might have says nothing."""
+        drawing = self._drawing_rows
+        widths = {width for row, width in zip(self.rows, self._widths, strict=True) if row.job.request.blank.kind in WINDOWED}
+        if self._choice is not None and widths == {self.window}:
+            self._choice.measured(self.window, len(drawing), len(self.rows) - len(drawing), seconds)
+
+    @property
+    def _may_choose_windows(self) -> bool:
+        """In float32 ids are the same with any window; in fewer bits, or where steps are captured, only who asks gets one."""
+        first = next(self.model.parameters())
+        is_free = self.config.window is None and not self.config.is_deterministic
+        return is_free and first.device.type == "cpu" and first.dtype == torch.float32
 
     def _may_read_late(self) -> bool:
         """Whether the next step is the same, whatever this one chooses: no request ends or has its next id given."""
         if not self.reads_one_step_late or self.prefill is not None:
             return False
-        if self._window > 1 and any(row.job.request.blank.kind in WINDOWED for row in self.rows):
+        if (self._choice is not None or (self.config.window or 1) > 1) and self._drawing_rows:
             return False
         return all(not row.job.done and not row.job.changes_soon for row in self.rows)
 
@@ -195,6 +220,8 @@ class RunningBatch:
             counts[job] = count
             if job.request.blank.kind in WINDOWED:
                 self.windows.add(width, count)
+                if self._choice is not None and width > 1:
+                    self._choice.guessed(width, count)
         if self._has_windows:
             for row in self.rows:
                 row.length += counts.get(row.job, 0)
@@ -253,7 +280,7 @@ class RunningBatch:
                 self._decode_model = DecodeModel(self.model, self.config.weights)
         if self._step is None:
             config = self.config
-            fixed = (config.max_rows, config.max_positions, config.window) if config.is_deterministic else ()
+            fixed = (config.max_rows, config.max_positions, config.window or 1) if config.is_deterministic else ()
             self._step = DecodeStep(self._decode_model, self._cache, *fixed)
             self._is_up_to_date = False
         return self._step

@@ -117,8 +117,12 @@ class Scheduler:
 
     def _wait_for(self, jobs: list[Job], timeout: float | None = None) -> bool:
         """`wait` for any of these."""
+        return self._wait_until(lambda: any(job.has_news or job.done for job in jobs), timeout)
+
+    def _wait_until(self, is_there: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Block until that is so, which steps bring about."""
         end = None if timeout is None else time.monotonic() + timeout
-        while not any(job.has_news or job.done for job in jobs):
+        while not is_there():
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return False
@@ -126,7 +130,7 @@ class Scheduler:
                 self.step()
                 continue
             with self._changed:
-                if not any(job.has_news or job.done for job in jobs):
+                if not is_there():
                     self._changed.wait(left)
         return True
 

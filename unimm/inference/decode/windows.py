@@ -7,7 +7,38 @@ often right all the same, and is the next guess of that position. A position tha
 left neighbour. Keys and values of wrong guesses are overwritten by the next step before anything looks at them.
 """
 
+from collections import deque
 from dataclasses import dataclass
+
+WINDOWS = (1, 2, 4, 8, 16)
+"""Codes of a drawing that a step may compute."""
+
+TRIED = (1, 4)
+"""Windows that are measured at every load first."""
+
+SAMPLES = 2
+"""Steps that are measured before a window is judged; the first one may be slow."""
+
+RECENT = 8
+"""Steps with a window that are kept: the fastest of them counts, since another process may slow any of them down."""
+
+AGAIN = 100
+"""After so many steps one with a window of `TRIED` is measured again: what it took may have been somebody else's fault."""
+
+MOST_POSITIONS = 256
+"""Of drawings in one step; beyond, a step is bound by arithmetic anywhere, and each guess costs what it may save."""
+
+LEAST_GAIN = 1.1
+"""A window must be reckoned faster than one code at a time by this factor."""
+
+PRIOR = (6.0, 4.0)
+"""Right and wrong guesses before there are any: as the demo has them."""
+
+FADING = 0.98
+"""What older guesses count, a step of a drawing."""
+
+FORGETTING = 0.005
+"""How fast guesses are forgotten while there are no others, a step."""
 
 
 @dataclass
@@ -29,3 +60,69 @@ class WindowTotals:
         self.codes += count
         self.guesses += width - 1
         self.right += count - 1
+
+
+class WindowChoice:
+    """Which window lets steps give most here, by what steps took and by how many guesses were right lately.
+
+    A step of more positions takes longer: how much longer, the first steps at a load tell, some with one code of each drawing
+    and some with a few; larger windows are reckoned from these, and measured once they are used. All are steps that drawings
+    need anyway. Codes are the same whichever is chosen.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, int], dict[int, deque[float]]] = {}
+        self._right, self._wrong = PRIOR
+        self._steps = 0
+
+    def choose(self, num_drawings: int, num_drawing_rows: int, num_other_rows: int) -> int:
+        """Codes of each drawing that the next step computes. Rows are with those of guidance."""
+        windows = [window for window in WINDOWS if window == 1 or window * num_drawing_rows <= MOST_POSITIONS]
+        tried = [window for window in TRIED if window in windows]
+        taken = self._seconds.setdefault(_load(num_drawing_rows, num_other_rows), {})
+        for window in tried:
+            if len(taken.get(window, ())) < SAMPLES:
+                return window
+        self._steps += 1
+        if self._steps % AGAIN == 0:
+            return tried[self._steps // AGAIN % len(tried)]
+        gains = {window: self._gain(window, num_drawings, num_other_rows, taken) for window in windows}
+        best = max(windows, key=gains.__getitem__)
+        if gains[best] > LEAST_GAIN * gains[1]:
+            return best
+        # Nothing is guessed, so nothing is learned: what was learned counts less and less, and guesses get another chance.
+        self._right += FORGETTING * (PRIOR[0] - self._right)
+        self._wrong += FORGETTING * (PRIOR[1] - self._wrong)
+        return 1
+
+    def measured(self, window: int, num_drawing_rows: int, num_other_rows: int, seconds: float) -> None:
+        """A step with that window of every drawing took so long."""
+        taken = self._seconds.setdefault(_load(num_drawing_rows, num_other_rows), {})
+        taken.setdefault(window, deque(maxlen=RECENT)).append(seconds)
+
+    def guessed(self, width: int, count: int) -> None:
+        """Of `width` positions of a drawing `count` hold."""
+        self._right = FADING * self._right + count - 1
+        self._wrong = FADING * self._wrong + (count < width)
+
+    def _gain(self, window: int, num_drawings: int, num_texts: int, taken: dict[int, deque[float]]) -> float:
+        """Elements a second. A guess is right with the same probability wherever it stands."""
+        right = self._right / (self._right + self._wrong)
+        codes = sum(right**place for place in range(window))
+        return (num_drawings * codes + num_texts) / _reckoned(window, {one: min(times) for one, times in taken.items()})
+
+
+def _reckoned(window: int, seconds: dict[int, float]) -> float:
+    """Of a step with a window, from those that were measured: on the line through its neighbours, or behind the last two."""
+    known = sorted(seconds)
+    if window in seconds or len(known) == 1:
+        return seconds[window if window in seconds else known[0]]
+    above = next((index for index, one in enumerate(known) if one > window), len(known) - 1)
+    low, high = known[max(above - 1, 0)], known[max(above, 1)]
+    slope = max(seconds[high] - seconds[low], 0.0) / (high - low)
+    return seconds[low] + slope * (window - low)
+
+
+def _load(num_drawing_rows: int, num_other_rows: int) -> tuple[int, int]:
+    """Loads of which steps take about as long."""
+    return num_drawing_rows, num_other_rows.bit_length()

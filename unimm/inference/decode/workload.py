@@ -34,6 +34,7 @@ class Stats:
     fill_passes: passes over blanks that are filled in all at once.
     drawing_steps, drawn_codes: steps of every drawing, added up, and the codes that they gave (the first one of a drawing comes
         with its prompt). guessed_codes, right_guesses: codes that were guessed, and guesses that were right (`windows`).
+    window: codes of a drawing that the last step computed at most.
     """
 
     num_waiting: int = 0
@@ -48,6 +49,7 @@ class Stats:
     drawn_codes: int = 0
     guessed_codes: int = 0
     right_guesses: int = 0
+    window: int = 1
 
     @property
     def codes_a_step(self) -> float:
@@ -69,7 +71,8 @@ class Limits:
     max_positions: of one request. None: as many as the model was made for.
     max_cache_bytes: of keys and values; requests wait until some are free. None: as much as the device has.
     prefill_positions: that one step prefills at most. None: 1,024 on a CPU, 8,192 on a GPU.
-    window: codes of a drawing that one step computes at once (`windows`); 1, which is what None stands for: one at a time.
+    window: codes of a drawing that one step computes at once (`windows`). None: as many as are measured to pay at this load, in
+        float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`.
     """
 
     max_rows: int = 128
@@ -143,7 +146,7 @@ class Workload:
         self.model, self.pad_id, self.limits = model, pad_id, limits
         kind = next(model.parameters()).device.type
         self._prefill_positions = limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
-        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window or 1)
+        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window)
         self.running = RunningBatch(model, pad_id, ComputeConfig(weights, deterministic, *sizes))
         self.fills = FillPasses(model, self._prefill_positions, deterministic)
         self.queue = AdmissionQueue()
@@ -266,6 +269,7 @@ class Workload:
             drawn_codes=running.windows.codes,
             guessed_codes=running.windows.guesses,
             right_guesses=running.windows.right,
+            window=running.window,
         )
 
 
