@@ -5,8 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from unimm.data.worlds.comparisons import SPLITS
-from unimm.data.worlds.few_shot import CONCEPTS, WORDS, Episode, FewShotWorld
+from unimm.data.worlds.few_shot import CONCEPTS, HELD_OUT_WORDS, Episode, FewShotWorld, choose_word
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS
 
 NUM_RECORDS = 1500
@@ -18,14 +17,18 @@ def episodes() -> list[Episode]:
     return [world[index].facts for index in range(NUM_RECORDS)]
 
 
-def test_no_word_is_in_two_splits_or_twice_in_one() -> None:
-    for language, splits in WORDS.items():
-        every = [word for split in SPLITS for word in splits[split]]
-        assert len(set(every)) == len(every), (language, [word for word, times in Counter(every).items() if times > 1])
-    for split in SPLITS:
-        world = FewShotWorld(split, 60)
-        said = {word for index in range(60) for word in world[index].facts.words}
-        assert said <= {word for words in WORDS.values() for word in words[split]}
+def test_no_word_is_in_two_splits_and_training_has_too_many_to_know_by_heart() -> None:
+    said = {
+        split: {word for index in range(count) for word in FewShotWorld(split, count, num_examples=0)[index].facts.words}
+        for split, count in (("train", 500), ("validation", 60), ("test", 60))
+    }
+    assert not said["train"] & (said["validation"] | said["test"]) and not said["validation"] & said["test"]
+    held = [word for splits in HELD_OUT_WORDS.values() for words in splits.values() for word in words]
+    assert len(set(held)) == len(held) and said["validation"] | said["test"] <= {*held}
+    assert len(said["train"]) > 700
+    rng = np.random.default_rng(0)
+    made = {choose_word(language, "train", rng) for language in ("en", "zh") for _ in range(2000)}
+    assert not made & {*held}, "and none that training could make is held out"
 
 
 def test_a_query_without_examples_is_a_coin_s_throw(episodes: list[Episode]) -> None:
@@ -45,7 +48,7 @@ def test_a_query_without_examples_is_a_coin_s_throw(episodes: list[Episode]) -> 
         total = sum(counts.values())
         assert max(counts.values()) / total < 0.5 + 1.9 / total**0.5, (key, counts)
     each = Counter(told.answers[-1] for told in episodes)
-    assert all(times < 2.5 * NUM_RECORDS / 2 / len(WORDS["zh"]["test"]) for times in each.values())
+    assert all(times < 2.5 * NUM_RECORDS / 2 / len(HELD_OUT_WORDS["zh"]["test"]) for times in each.values())
 
 
 def test_no_answer_follows_from_those_before_it(episodes: list[Episode]) -> None:

@@ -29,30 +29,28 @@ STREAM = 200
 """Of the second word of a generator's key, as in the world of comparisons."""
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-WORDS = {
+HELD_OUT_WORDS = {
     "en": {
-        "train": _words(
-            "fep gip kiv mub tob pim ruz nup lef jop vek zib hoz sab bem yab dov kaz rin mal "
-            "blen drup frem gliv kral plof stib trez vorn zalp bosk dulp fimb gorp kolp murg nald pelk rulk sarn "
-            "tilv yorm cheb shob thup quam snep skib zorb lumo dako mepi sulo rabi fido vuna teko nali pogo hiba"
-        ),
-        "validation": _words("gax niv tolp besk fraz yulb dorv klem mipo saku"),
-        "test": _words("dax wug blick toma zup koba wif pilk jurd vaz tulv nork melu sifo"),
+        "validation": "gax niv tolp besk fraz yulb dorv klem mipo saku".split(),  # noqa: SIM905 - a line each otherwise
+        "test": "dax wug blick toma zup koba wif pilk jurd vaz tulv nork melu sifo".split(),  # noqa: SIM905
     },
     "zh": {
-        "train": _words(
-            "米科 科菲 菲波 托努 努洛 洛吉 吉贝 贝维 维索 索卡 米努 菲吉 波贝 托维 努索 吉米 贝科 维菲 索波 米波 "
-            "科托 菲努 波洛 托吉 努贝 洛维 吉索 贝卡 索科 卡菲 米吉 科贝 菲维 波索 努米 洛科 吉菲 贝波 维托 索努"
-        ),
-        "validation": _words("波托 科洛 米贝 菲索 托卡 洛努"),
-        "test": _words("达科 乌格 贝吉 索维 卡基 努波 吉科 维米"),
+        "validation": "波托 科洛 米贝 菲索 托卡 洛努".split(),  # noqa: SIM905
+        "test": "达科 乌格 贝吉 索维 卡基 努波 吉科 维米".split(),  # noqa: SIM905
     },
 }
-"""Words that mean nothing, by language and split. No split has a word of another one."""
+"""The words of the other splits: training never says one of them."""
+
+SYLLABLES = (
+    "b d f g h j k l m n p r s t v w y z bl dr fr gl kl kr pl sk sn st tr".split(),  # noqa: SIM905
+    tuple("aeiou"),
+    "b d f g k l m n p r s t v x z ck lk lp lv nd rd rk rv sk".split(),  # noqa: SIM905
+)
+"""What English words of training are made of: an onset, a vowel, and a coda or another syllable; about ten thousand. Of a short
+list a model learns the words by heart instead of taking them from its prompt (recipes/LOG.md)."""
+
+CHARACTERS = "米科菲波托努洛吉贝维索卡达乌格基拉尼莫塔鲁斯特伦皮萨柯沙蒂罗"
+"""What Chinese words of training are made of, two each."""
 
 TEMPLATES = {
     "en": ("Is this a {} or a {}?", "A {} or a {}?", "Which is it, a {} or a {}?"),
@@ -152,7 +150,7 @@ class EpisodeRecord(Record):
 def make_episode(world: FewShotWorld, rng: np.random.Generator) -> Episode:
     """An episode: each picture shows either word's meaning, as a coin says, so that no answer follows from the others."""
     concept, language = choose(rng, world.concepts), choose(rng, world.languages)
-    words = choose_words(WORDS[language][world.split], rng)
+    words = choose_words(language, world.split, rng)
     values = choose_values(concept, rng)
     named = words if rng.random() < 0.5 else words[::-1]
     question = choose(rng, TEMPLATES[language]).format(*named)
@@ -164,10 +162,28 @@ def make_episode(world: FewShotWorld, rng: np.random.Generator) -> Episode:
     return Episode(concept, language, words, values, question, tuple(scenes), tuple(answers))
 
 
-def choose_words(words: tuple[str, ...], rng: np.random.Generator) -> tuple[str, str]:
-    """Two words that begin differently, so that the first letter says which is meant."""
-    first = choose(rng, words)
-    return first, choose(rng, [word for word in words if word[0] != first[0]])
+def choose_words(language: str, split: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Two words of a split that begin differently, so that the first letter says which is meant."""
+    while True:
+        one, other = (choose_word(language, split, rng) for _ in range(2))
+        if one[0] != other[0]:
+            return one, other
+
+
+def choose_word(language: str, split: str, rng: np.random.Generator) -> str:
+    """A word of a split; one of training is made up."""
+    held = HELD_OUT_WORDS[language]
+    if split in held:
+        return choose(rng, held[split])
+    while True:
+        if language == "zh":
+            word = "".join(shuffle(rng, CHARACTERS)[:2])
+        else:
+            onsets, vowels, codas = SYLLABLES
+            ends = codas if rng.random() < 0.5 else [onset + vowel for onset in onsets[:18] for vowel in vowels]
+            word = choose(rng, onsets) + choose(rng, vowels) + choose(rng, ends)
+        if not any(word in words for words in held.values()):
+            return word
 
 
 def choose_values(concept: str, rng: np.random.Generator) -> tuple[Value, Value]:
