@@ -40,7 +40,8 @@ OUTSIDE = 1.0
 class Box:
     """A box in pixels of a picture: left, top, right and bottom edge, x to the right and y downwards, the last two exclusive.
 
-    score: from 0 to 1, how likely the model found what it said. label: the phrase that it was asked for.
+    score: from 0 to 1, how likely the model found the text of this box (the geometric mean over its tokens). label: the phrase
+        that it was asked for.
     """
 
     x1: float

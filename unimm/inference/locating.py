@@ -183,16 +183,16 @@ class LocatingCalls(TraceCalls):
         return Located(told.text, sorted(found, key=lambda one: one.centre[0] if isinstance(one, Box) else one.x))
 
     def _likelihood(self, told: Completion, start: int, stop: int) -> float:
-        """The probability of the tokens that write characters [start, stop) of a text, each behind those before it."""
+        """The geometric mean of the probabilities of the tokens that write characters [start, stop) of a text: its
+        likelihood, made independent of how many tokens it takes."""
         assert told.tokens is not None
         tokens = [one for one in told.tokens if one.id not in self.tokenizer.control_ids]
         whole = "".join(one.text for one in tokens)
-        place, logprob = len(whole.lstrip()) - len(whole), 0.0
+        place, logprobs = len(whole.lstrip()) - len(whole), []
         for token in tokens:
-            if place < stop and place + len(token.text) > start:
-                logprob += token.logprob
+            logprobs += [token.logprob] if place < stop and place + len(token.text) > start else []
             place += len(token.text)
-        return math.exp(logprob)
+        return math.exp(sum(logprobs) / len(logprobs))
 
     @torch.inference_mode()
     def _similarities(self, pictures: list[Image.Image], phrases: list[str]) -> Tensor:
