@@ -172,6 +172,21 @@ def test_what_is_no_video_is_one_sentence(case: str, clip: Path, tmp_path: Path)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "gif", "webp"])
+def test_damaged_files_end_in_one_sentence(suffix: str, tmp_path: Path) -> None:
+    """Cut anywhere, or with other bytes anywhere: frames, or an error of ours."""
+    rng = np.random.default_rng(0)
+    data = write_video(tmp_path / f"clip.{suffix}", frames(), 2).read_bytes()
+    for number in range(40):
+        broken = bytearray(data[: rng.integers(1, len(data))] if number % 2 else data)
+        for place in rng.integers(0, len(broken), 0 if number % 2 else 20):
+            broken[place] = rng.integers(0, 256)
+        try:
+            choose_frames(open_video(bytes(broken)), VideoFormat(num_frames=4), 16, 4).opened()
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 300
+
+
 def test_a_clip_that_ends_early_is_refused_where_that_matters(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mkv", frames(120), 2)
     video = open_video(cut(path, 0.5))

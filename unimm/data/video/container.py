@@ -155,6 +155,8 @@ class VideoFile(Video):
                 stream = next((one for one in container.streams.video if not _is_cover(one)), None)
                 if stream is None:
                     raise ImageError(f"Cannot use {self.name}: it has no video stream.")
+                if stream.codec_context is None:
+                    raise ImageError(f"Cannot use {self.name}: its codec is not known here, save it as H.264 in MP4.")
                 self._check_size(stream.codec_context.width, stream.codec_context.height)
                 yield container, stream
 
