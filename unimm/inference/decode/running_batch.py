@@ -177,11 +177,11 @@ class RunningBatch:
         return self._choice.choose(sum(row.branch == 0 for row in drawing), len(drawing), len(self.rows) - len(drawing))
 
     def _note_seconds(self, seconds: float) -> None:
-        """The step that was just launched and read took so long; one with smaller windows than it might have says nothing."""
-        drawing = self._drawing_rows
-        widths = {width for row, width in zip(self.rows, self._widths, strict=True) if row.job.request.blank.kind in WINDOWED}
-        if self._choice is not None and widths == {self.window}:
-            self._choice.measured(self.window, len(drawing), len(self.rows) - len(drawing), seconds)
+        """The step that was just launched and read took so long; where many windows were cut short that says nothing."""
+        kinds = [row.job.request.blank.kind in WINDOWED for row in self.rows]
+        num_rows, num_positions = sum(kinds), sum(width for width, is_code in zip(self._widths, kinds, strict=True) if is_code)
+        if self._choice is not None and num_positions > 0.9 * self.window * num_rows:
+            self._choice.measured(self.window, num_rows, len(self.rows) - num_rows, seconds)
 
     @property
     def _may_choose_windows(self) -> bool:

@@ -10,8 +10,9 @@ left neighbour. Keys and values of wrong guesses are overwritten by the next ste
 from collections import deque
 from dataclasses import dataclass
 
-WINDOWS = (1, 2, 4, 8, 16)
-"""Codes of a drawing that a step may compute."""
+WINDOWS = {1: 0.0, 2: 0.66, 4: 1.49, 8: 2.4, 16: 3.1}
+"""Codes of a drawing that a step may compute, and how many it gives beside the first one: of the demo (recipes/LOG.md). Other
+models and settings have more or fewer right guesses, with each window by about the same factor."""
 
 TRIED = (1, 4)
 """Windows that are measured at every load first."""
@@ -31,13 +32,13 @@ MOST_POSITIONS = 256
 LEAST_GAIN = 1.1
 """A window must be reckoned faster than one code at a time by this factor."""
 
-PRIOR = (6.0, 4.0)
-"""Right and wrong guesses before there are any: as the demo has them."""
+PRIOR = 5.0
+"""Codes beside the first that count as what steps have given before there are any: as many as with the demo."""
 
 FADING = 0.98
-"""What older guesses count, a step of a drawing."""
+"""What older steps count, a step of a drawing."""
 
-FORGETTING = 0.005
+FORGETTING = 0.0005
 """How fast guesses are forgotten while there are no others, a step."""
 
 
@@ -66,13 +67,13 @@ class WindowChoice:
     """Which window lets steps give most here, by what steps took and by how many guesses were right lately.
 
     A step of more positions takes longer: how much longer, the first steps at a load tell, some with one code of each drawing
-    and some with a few; larger windows are reckoned from these, and measured once they are used. All are steps that drawings
-    need anyway. Codes are the same whichever is chosen.
+    and some with a few; larger windows are measured where they might be better. All of these are steps that drawings need
+    anyway. Codes are the same whichever is chosen.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], dict[int, deque[float]]] = {}
-        self._right, self._wrong = PRIOR
+        self._given = self._expected = PRIOR
         self._steps = 0
 
     def choose(self, num_drawings: int, num_drawing_rows: int, num_other_rows: int) -> int:
@@ -86,13 +87,16 @@ class WindowChoice:
         self._steps += 1
         if self._steps % AGAIN == 0:
             return tried[self._steps // AGAIN % len(tried)]
-        gains = {window: self._gain(window, num_drawings, num_other_rows, taken) for window in windows}
-        best = max(windows, key=gains.__getitem__)
+        known = {window: min(times) for window, times in taken.items() if len(times) >= SAMPLES}
+        elements = {
+            window: num_drawings * self._codes(window) + num_other_rows for window in windows if window <= 2 * max(known)
+        }
+        gains = {window: count / _reckoned(window, known) for window, count in elements.items()}
+        best = max(gains, key=gains.__getitem__)
         if gains[best] > LEAST_GAIN * gains[1]:
             return best
         # Nothing is guessed, so nothing is learned: what was learned counts less and less, and guesses get another chance.
-        self._right += FORGETTING * (PRIOR[0] - self._right)
-        self._wrong += FORGETTING * (PRIOR[1] - self._wrong)
+        self._given += FORGETTING * (self._expected - self._given)
         return 1
 
     def measured(self, window: int, num_drawing_rows: int, num_other_rows: int, seconds: float) -> None:
@@ -102,25 +106,23 @@ class WindowChoice:
 
     def guessed(self, width: int, count: int) -> None:
         """Of `width` positions of a drawing `count` hold."""
-        self._right = FADING * self._right + count - 1
-        self._wrong = FADING * self._wrong + (count < width)
+        if width in WINDOWS:
+            self._given = FADING * self._given + count - 1
+            self._expected = FADING * self._expected + WINDOWS[width]
 
-    def _gain(self, window: int, num_drawings: int, num_texts: int, taken: dict[int, deque[float]]) -> float:
-        """Elements a second. A guess is right with the same probability wherever it stands."""
-        right = self._right / (self._right + self._wrong)
-        codes = sum(right**place for place in range(window))
-        return (num_drawings * codes + num_texts) / _reckoned(window, {one: min(times) for one, times in taken.items()})
+    def _codes(self, window: int) -> float:
+        """That a step with this window gives a drawing."""
+        return 1 + WINDOWS[window] * self._given / self._expected
 
 
 def _reckoned(window: int, seconds: dict[int, float]) -> float:
-    """Of a step with a window, from those that were measured: on the line through its neighbours, or behind the last two."""
+    """Of a step with a window, from those that were measured: on the line between its neighbours. A larger one takes at
+    least as long as the largest of them: so it is measured, too, if it might be better."""
     known = sorted(seconds)
-    if window in seconds or len(known) == 1:
-        return seconds[window if window in seconds else known[0]]
-    above = next((index for index, one in enumerate(known) if one > window), len(known) - 1)
-    low, high = known[max(above - 1, 0)], known[max(above, 1)]
-    slope = max(seconds[high] - seconds[low], 0.0) / (high - low)
-    return seconds[low] + slope * (window - low)
+    if window >= known[-1]:
+        return seconds[known[-1]]
+    low, high = max(one for one in known if one <= window), min(one for one in known if one > window)
+    return seconds[low] + (seconds[high] - seconds[low]) * (window - low) / (high - low)
 
 
 def _load(num_drawing_rows: int, num_other_rows: int) -> tuple[int, int]:
