@@ -81,7 +81,7 @@ FILES = {
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
 NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worlds/lesson", "data/worlds/talk")
 NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions", "data/several/compare", "data/several/few_shot")
-NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate")
+NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate", "data/worlds/locate_framed")
 NOT_DRAWN += ("data/pages", "data/worlds/clips")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}

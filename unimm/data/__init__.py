@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.web_dataset import WebDataset
     from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text, Video
+    from unimm.data.reframing import Reframed
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.template import PromptFormat, Template, Turn
@@ -83,6 +84,7 @@ __all__ = [
     "Record",
     "RecordImage",
     "RefCoco",
+    "Reframed",
     "ShapesWorld",
     "Source",
     "Template",
@@ -136,6 +138,7 @@ __getattr__, __dir__ = lazy_exports(
         "VqaQuestions": "readers.annotated",
         "CocoObjects": "readers.boxes",
         "RefCoco": "readers.boxes",
+        "Reframed": "reframing",
         "LlavaJson": "readers.llava",
         "Fields": "readers.fields",
         "ImageFolder": "readers.image_folder",
