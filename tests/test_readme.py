@@ -483,7 +483,7 @@ def test_the_recipe_of_several_images_runs(
     ]
     assert [*read[0]] == ["several_compare", "several_compare_3", "several_differs"]
     assert {f"{count} examples" for count in (0, 2, 4, 8)} < {*read[1]["few_shot"]["details"]}
-    assert next(iter(read[1]["few_shot"]["other_scores"])) == "8 less 0 examples"
+    assert "8 less 0 examples" in read[1]["few_shot"]["other_scores"]
     execute(fenced(RECIPES / "several_images.md", "python")[0], {})
 
 

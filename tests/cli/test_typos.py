@@ -24,9 +24,12 @@ FORMS = {
     "a key misspelled": ("encode-features init_form=x", "did you mean 'init_from'?"),
     "a key of another option": (
         "train data.paths=x",
-        "no key 'data.paths' with data=worlds, only with data=csv, documents, jsonl, llava",
+        "no key 'data.paths' with data=worlds, only with data=csv, documents, grounded_llava, jsonl, llava",
     ),
-    "a misspelled key of another option": ("encode data.path=x", "did you mean data.paths (of data=csv, documents, jsonl,"),
+    "a misspelled key of another option": (
+        "encode data.path=x",
+        "did you mean data.paths (of data=csv, documents, grounded_llava,",
+    ),
     "a key of an option that is off": ("train lora.rank=8", "no key 'lora.rank' with lora=none, only with lora=default."),
     "an option misspelled": ("encode data=jsnl", "did you mean 'data=jsonl'?"),
     "an option of another group": ("train trainer=align", "did you mean 'stage=align'?"),

@@ -60,6 +60,7 @@ def test_few_shot_is_told_by_the_number_of_examples_over_the_same_queries() -> N
     result = task.run(engine, lambda _: None)
     by_number = [result.details[f"{count} example{'' if count == 1 else 's'}"].value for count in (0, 1, 2, 4, 8)]
     assert by_number == sorted(by_number) and by_number[0] < 0.7 and by_number[-1] > 0.95
+    assert [score.value for score in list(result.other_scores.values())[:5]] == by_number
     gain = result.other_scores["8 less 0 examples"]
     assert gain.value == pytest.approx(by_number[-1] - by_number[0]) and gain.unit == DIFFERENCE and gain.count == 60
     assert {"colour, 8 examples", "form, 8 examples", "pair, 8 examples"} < {*result.other_scores}

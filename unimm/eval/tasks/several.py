@@ -89,7 +89,7 @@ class FewShotWords(ItemTask):
                 answer=answer,
                 correct=correct,
                 reason="" if correct else "the other word" if is_same_answer(answer, others[0]) else "neither word",
-                category="1 example" if count == 1 else f"{count} examples",
+                category=name_count(count),
                 language=query.language,
                 image=side_by_side([*images[:count], images[-1]]),
                 numbers={"examples": count, "concept": CONCEPTS.index(query.category)},
@@ -99,18 +99,24 @@ class FewShotWords(ItemTask):
         """The share of right answers; by the number of examples; what most examples bring; and these by what words mean."""
         least, most = min(self.counts), max(self.counts)
         others: dict[str, Score] = {}
-        if least < most:
-            right = {(one.key.rpartition("/")[0], one.numbers["examples"]): one.mark for one in examples}
-            queries = {key for key, _ in right}
-            pairs = [(right.get((key, most)), right.get((key, least))) for key in sorted(queries)]
-            gains = [more - less for more, less in pairs if more is not None and less is not None]
-            if gains:
-                others[f"{most} less {least} examples"] = Score.mean(gains, DIFFERENCE)
+        for count in self.counts:  # details have them, too; these stand in the table of the shell
+            if own := [one.mark for one in examples if one.numbers["examples"] == count]:
+                others[name_count(count)] = Score.share(fmean(own), len(own))
+        right = {(one.key.rpartition("/")[0], one.numbers["examples"]): one.mark for one in examples}
+        queries = [key for key, count in right if count == most and (key, least) in right]
+        if least < most and queries:
+            gains = [right[key, most] - right[key, least] for key in queries]
+            others[f"{most} less {least} examples"] = Score.mean(gains, DIFFERENCE)
         for number, concept in enumerate(CONCEPTS):
             own = [one.mark for one in examples if one.numbers == {"examples": most, "concept": number}]
             if own:
                 others[f"{concept}, {most} examples"] = Score.share(fmean(own), len(own))
         return summarize(self.name, examples, {"chance": 0.5}, other_scores=others)
+
+
+def name_count(count: int) -> str:
+    """ "8 examples"."""
+    return "1 example" if count == 1 else f"{count} examples"
 
 
 def _named(name: str, split: str) -> str:
