@@ -126,8 +126,8 @@ def _with_images(content: str | list, images: Any) -> list[str | _Shown]:
 def _read_part(part: Any) -> str | _Shown:
     kind = part.get("type") if isinstance(part, dict) else part
     if not isinstance(part, dict) or kind not in ("text", "image", "image_url", *VIDEO_PARTS):
-        known = "text, image or image_url, or for videos video or video_url"
-        raise ValueError(f"A part of a message is a dict of type {known}, not {shorten(kind)}.")
+        video = "a video is of type video or video_url"
+        raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {shorten(kind)}; {video}.")
     if kind in VIDEO_PARTS:
         return _Shown(open_video(part))
     if kind != "text":
