@@ -168,6 +168,7 @@ def _rows(data: Told) -> list[tuple[str, str]]:
     if images["decoded"]:
         rows.append(("images", ", ".join(f"{number:,} {name}" for name, number in images["formats"].items())))
         rows += [(f"{side}, px", _spread(images[side])) for side in ("width", "height")]
+        rows += [("tiles an image", _spread(images["tiles"]))] if "tiles" in images else []
         rows.append(("near-duplicates", f"{duplicates['records']:,} records in {duplicates['groups']:,} groups"))
     for label, what in (("bad records", data["bad_records"]), ("bad images", data["bad_images"])):
         rows += [(label, f"{reason['count']:,}: {reason['reason']}") for reason in what["reasons"][:5]]

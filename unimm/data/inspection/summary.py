@@ -112,6 +112,10 @@ def _images(measured: Measured) -> dict[str, Any]:
         return told
     width, height, size = numbers["width"], numbers["height"], numbers["bytes"]
     sizes, often = np.unique(np.stack([width, height], axis=1), axis=0, return_counts=True)
+    template = measured.measure.template
+    if (tiles := template.prompt_format.tiles) is not None:
+        grids = [tiles.grid(wide, high, template.image_size) for wide, high in sizes.tolist()]
+        told["tiles"] = spread(np.repeat([columns * rows for columns, rows in grids], often))
     return told | {
         "formats": _named(counts, "format "),
         "modes": _named(counts, "mode "),
@@ -120,7 +124,7 @@ def _images(measured: Measured) -> dict[str, Any]:
         "aspect_ratio_percent": spread(np.rint(100 * width / height).astype(np.int64)),
         "bytes": spread(size[size >= 0]),
         "sizes": [[*sizes[place].tolist(), int(often[place])] for place in np.argsort(-often, kind="stable")[:NAMED]],
-        "smaller_than_the_model_sees": int((np.maximum(width, height) < measured.measure.template.image_size).sum()),
+        "smaller_than_the_model_sees": int((np.maximum(width, height) < template.image_size).sum()),
     }
 
 
