@@ -39,6 +39,8 @@ def test_captions_that_invent_are_counted() -> None:
     assert others["chair_i"] == pytest.approx(len(invented) / (there + len(invented)))
     assert others["recall"] == others["form_recall"] == 1 and others["form_chair_i"] <= others["chair_i"] + 1e-9
     assert not result.other_scores["chair_i"].higher_is_better
+    precise = 1 - others["chair_i"]
+    assert others["f1"] == pytest.approx(2 * precise / (precise + 1))
 
 
 def test_half_of_what_is_asked_for_is_there() -> None:

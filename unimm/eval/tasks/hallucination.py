@@ -47,7 +47,7 @@ Pair = tuple[str, str]
 
 
 class ShapesHallucination(ItemTask):
-    """Captions that name nothing that is not there; beside it CHAIRi, CHAIRs and recall.
+    """Captions that name nothing that is not there; beside it CHAIRi, CHAIRs, recall, and F1 of the objects that are named.
 
     An object that is named has to be there with all that is said of it; `form_...` look at its form alone, as CHAIR does.
     votes, verify: how captions are asked for (`unimm.inference.second_look`).
@@ -97,6 +97,9 @@ class ShapesHallucination(ItemTask):
             others[f"{prefix}chair_i"] = _share(chair.chair_i, named, False)
             others[f"{prefix}chair_s"] = _share(chair.chair_s, len(mentions), False)
             others[f"{prefix}recall"] = _share(chair.recall, there, True)
+            precise = 1 - chair.chair_i
+            f1 = 2 * precise * chair.recall / max(precise + chair.recall, 1e-9)
+            others[f"{prefix}f1"] = Score(f1, named, None)
         return summarize(self.name, examples, other_scores=others)
 
 
