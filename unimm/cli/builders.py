@@ -275,6 +275,8 @@ def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
             with suppress_bad():
                 record = unchecked(dataset, index)
             yield from (text.text for text in (*record.captions, *record.prompts))
+            for phrase in vars(record).get("phrases", ()):  # not those that a world makes of its scenes
+                yield phrase.text
             for question in record.questions:
                 yield f" {question.answer}"
                 yield question.text

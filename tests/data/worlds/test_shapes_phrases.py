@@ -23,7 +23,7 @@ def test_boxes_hold_what_is_drawn() -> None:
 def test_a_phrase_by_look_means_all_that_fits_it() -> None:
     """Read by the reader of captions; and phrases of every kind are there."""
     kinds: dict[str, int] = {}
-    for record in (ShapesWorld("test", lesson="locate")[index] for index in range(300)):
+    for record in (ShapesWorld("test", lesson="locate")[index] for index in range(150)):
         assert len({one.text for one in record.phrases}) == len(record.phrases)
         for phrase in record.phrases:
             kinds[phrase.category] = kinds.get(phrase.category, 0) + 1
@@ -34,12 +34,12 @@ def test_a_phrase_by_look_means_all_that_fits_it() -> None:
             if phrase.category in ("one", "several", "none") and not is_related and looks:  # "red objects" is no look to it
                 named = [item for item in record.facts.objects if fits(item, looks[0])]
                 assert sorted(map(box_of, named)) == [*phrase.boxes], phrase
-    assert {*kinds} == {"one", "several", "none", "extreme", "relation"} and min(kinds.values()) > 50, kinds
+    assert {*kinds} == {"one", "several", "none", "extreme", "relation"} and min(kinds.values()) > 25, kinds
 
 
 def test_no_phrase_of_training_names_a_pair_that_is_held_out() -> None:
     for world in (ShapesWorld("train"), ShapesWorld("train", lesson="locate")):
-        for record in (world[index] for index in range(400)):
+        for record in (world[index] for index in range(200)):
             for phrase in record.phrases:
                 for text in (phrase.text, phrase.region):
                     assert not {(colour, form) for _, colour, form in parse_caption(text)} & {*HELD_OUT_PAIRS}, text
