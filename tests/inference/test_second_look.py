@@ -116,6 +116,26 @@ def test_yes_and_no_are_checked_in_other_words(script) -> None:
     assert look(engine, "What colour is the ball?", verify=True).passes == 1
 
 
+def test_a_detector_may_say_what_is_there(script) -> None:
+    """In place of questions."""
+    engine, seen = script({"x": set()}, {"x": ["A dog and a cat.", "A dog.", "A cat.", "A cat.", "A cat.", "Yes."]}), []
+    detector = Verification(
+        shown=lambda image, claims: seen.append((image, claims)) or ["dog" in one for one in claims], whole=False
+    )
+    assert look(engine, verify=detector, is_caption=True).text == "A dog." and seen[0] == (None, ["a dog", "a cat"])
+    assert look(engine, "Is there a cat?", verify=detector).text == "no" and not engine.asked
+
+
+def test_a_detector_sees_the_image_as_it_was_given(tiny_engine: Engine, picture) -> None:
+    """And what it says is checked."""
+    told: list = []
+    find = Verification(claims=lambda text: ["a dog"], shown=lambda image, claims: told.append(image) or [1.0])
+    tiny_engine.caption(picture, max_new_tokens=3, verify=find)
+    assert told == [picture]
+    with pytest.raises(ValueError, match="for each of 1 claims"):
+        tiny_engine.caption(picture, max_new_tokens=3, verify=Verification(claims=lambda text: ["a"], shown=lambda *_: [2.0]))
+
+
 def test_bad_settings_say_what_to_do(tiny_engine: Engine, picture) -> None:
     for wrong, words in (
         ({"votes": 0}, "votes"),

@@ -12,7 +12,7 @@ play") is not found. In Chinese it begins with a number and a measure word, and 
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 AROUND = string.punctuation + string.whitespace + "。、·"
 """What may stand around an answer; full-width marks are first made half-width."""
@@ -110,6 +110,21 @@ def alike(one: str, other: str) -> float:
     """How much of two claims, as `vote_of` has them, is the same, from 0 to 1: words, or Chinese characters, in any order."""
     words = [set(text) - {"的"} if language_of(text) == "zh" else set(text.split()) for text in (one, other)]
     return len(words[0] & words[1]) / max(len(words[0] | words[1]), 1)
+
+
+def agreement_of(made: list[dict[str, str]], place: int) -> float:
+    """How much of what one draft and each of the others claim is claimed by both, from 0 to 1; the mean over the others."""
+    own, others = made[place], made[:place] + made[place + 1 :]
+    shares = []
+    for other in others:
+        both = sum(support_of(claim, other) for claim in own) + sum(support_of(claim, own) for claim in other)
+        shares.append(both / (len(own) + len(other)) if own or other else 1.0)
+    return sum(shares) / len(shares)
+
+
+def support_of(claim: str, others: Iterable[str]) -> float:
+    """How much the nearest of other claims says the same, from 0 to 1: "large red circle" and "big red circle" 0.5."""
+    return max((alike(claim, other) for other in others), default=0.0)
 
 
 def split_sentences(text: str) -> list[str]:

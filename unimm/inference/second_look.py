@@ -16,7 +16,7 @@ all images goes in batches.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from unimm.inference.claims import (
     YES,
     FindClaims,
     Questions,
-    alike,
+    agreement_of,
     existence_questions,
     find_asked,
     find_claims,
@@ -35,6 +35,7 @@ from unimm.inference.claims import (
     language_of,
     most_voted,
     plain,
+    support_of,
     vote_of,
 )
 from unimm.inference.decode.request import Request
@@ -60,6 +61,8 @@ class Verification:
     questions: how it is asked whether a claim is there (`claims.Questions`), instead of `claims.QUESTIONS`.
     whole: of a caption also ask whether the image shows it as a whole (`engine.alignment`): what is wrong with numbers, places
         and relations shows there alone.
+    shown: asked in place of questions, (image as it was given, claims) -> the probability of each that it is there: a detector,
+        or, where the model has boxes, `engine.locate`.
     threshold: what is less probable than that fails.
     drafts: further ones, where something fails and there are no votes. temperature: of those.
     """
@@ -67,6 +70,7 @@ class Verification:
     claims: FindClaims = find_claims
     questions: Questions | None = None
     whole: bool = True
+    shown: Callable[[Any, list[str]], list[float]] | None = None
     threshold: float = 0.5
     drafts: int = 4
     temperature: float = VOTES_TEMPERATURE
@@ -77,6 +81,8 @@ class Verification:
         check_number(self, "temperature", above=0.0)
         if not callable(self.claims):
             raise ValueError(f"claims is a function from a text to its phrases, not {self.claims!r:.80}.")
+        if not callable(self.shown or find_claims):
+            raise ValueError(f"shown is a function from an image and its claims to probabilities, not {self.shown!r:.80}.")
         if self.questions is None or callable(self.questions):
             return
         object.__setattr__(self, "questions", (self.questions,) if isinstance(self.questions, str) else tuple(self.questions))
@@ -121,6 +127,7 @@ class _Look:
     texts."""
 
     asked: ImageQuestion
+    image: Any = None
     drafts: list[str] = field(default_factory=list)
     text: str = ""
     agreement: float | None = None
@@ -179,9 +186,12 @@ class SecondLook:
         self._usual, self._sampled = Sampling(usual, index=first, **sampling), partial(Sampling, others, **sampling)
         self._find = self.check.claims if self.check else find_claims
 
-    def texts(self, questions: list[ImageQuestion], stop: tuple[str, ...] = ()) -> list[CheckedText]:
-        """A text for each question about its images; `stop`: strings that end a text."""
-        looks = [_Look(one) for one in questions]
+    def texts(
+        self, questions: list[ImageQuestion], stop: tuple[str, ...] = (), images: list | None = None
+    ) -> list[CheckedText]:
+        """A text for each question about its images; `stop`: strings that end a text. images: as `Verification.shown` is given
+        them."""
+        looks = [_Look(one, image) for one, image in zip(questions, images or [None] * len(questions), strict=True)]
         self._write(looks, [self._usual, *self._others(self.votes - 1)], stop)
         for look in looks:
             look.text = look.drafts[0]
@@ -218,10 +228,10 @@ class SecondLook:
             place, look.agreement = most_voted(look.drafts)
             look.text = look.drafts[place]
             return
-        best = max(range(len(made)), key=lambda place: (_agreement(made, place), -place))
+        best = max(range(len(made)), key=lambda place: (agreement_of(made, place), -place))
         others = made[:best] + made[best + 1 :]
-        failed = {claim for claim in made[best] if sum(_support(claim, other) for other in others) < len(others) / 2}
-        look.agreement = _agreement(made, best)
+        failed = {claim for claim in made[best] if sum(support_of(claim, other) for other in others) < len(others) / 2}
+        look.agreement = agreement_of(made, best)
         self._leave_out(look, look.drafts[best], failed)
 
     def _claims_of(self, text: str) -> dict[str, str]:
@@ -247,6 +257,9 @@ class SecondLook:
         questions = []
         for look in looks:
             claim = find_asked(look.asked.question, self._find) or ""
+            if check.shown:
+                look.known |= _look_up(check, look.image, {claim: claim})
+                continue
             for text in dict.fromkeys([look.asked.question, *existence_questions(claim, check.questions)]):
                 questions.append(_Question(look, look.known, claim, text, language_of(text)))
         self._ask(questions)
@@ -282,8 +295,11 @@ class SecondLook:
         """Ask for what is not known yet of these texts: each claim, and captions as a whole."""
         questions: dict[tuple[int, str], list[_Question]] = {}
         for look, text in texts:
-            for vote, claim in self._claims_of(text).items():
-                if vote not in look.known:
+            new = {vote: claim for vote, claim in self._claims_of(text).items() if vote not in look.known}
+            if check.shown:
+                look.known |= _look_up(check, look.image, new)
+            else:
+                for vote, claim in new.items():
                     asked = existence_questions(claim, check.questions)
                     questions[id(look), vote] = [_Question(look, look.known, vote, one, language_of(one)) for one in asked]
             if self.is_caption and check.whole and text.strip() and text not in look.wholes:
@@ -311,19 +327,14 @@ class SecondLook:
             one.answers[one.key] = 1 / (1 + math.exp(-sum(odds) / len(odds)))
 
 
-def _agreement(made: list[dict[str, str]], place: int) -> float:
-    """How much of what one draft and each of the others claim is claimed by both, from 0 to 1; the mean over the others."""
-    own, others = made[place], made[:place] + made[place + 1 :]
-    shares = []
-    for other in others:
-        both = sum(_support(claim, other) for claim in own) + sum(_support(claim, own) for claim in other)
-        shares.append(both / (len(own) + len(other)) if own or other else 1.0)
-    return sum(shares) / len(shares)
-
-
-def _support(claim: str, others: Iterable[str]) -> float:
-    """How much the nearest of other claims says the same, from 0 to 1: "large red circle" and "big red circle" 0.5."""
-    return max((alike(claim, other) for other in others), default=0.0)
+def _look_up(check: Verification, image: Any, claims: dict[str, str]) -> dict[str, float]:
+    """How probable each claim is, by its key, as `shown` says. ValueError: it says something else."""
+    if not claims or check.shown is None:
+        return {}
+    shares = [float(share) for share in check.shown(image, list(claims.values()))]
+    if len(shares) != len(claims) or not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shown gives a probability from 0 to 1 for each of {len(claims)} claims, not {shares!r:.80}.")
+    return dict(zip(claims, shares, strict=True))
 
 
 def _said(text: str) -> str:

@@ -117,7 +117,7 @@ class TextCalls(EngineParts):
             ImageQuestion.read(self.template, *one, self.decoder.max_positions)
             for one in zip(images, questions, given, strict=True)
         ]
-        found = second.texts(asked, read_stop(stop))
+        found = second.texts(asked, read_stop(stop), images)
         texts = found if details else [one.text for one in found]
         return texts if is_list else texts[0]
 
