@@ -272,6 +272,15 @@ def test_the_window_that_gives_most_is_chosen() -> None:
     assert set(chosen_windows(lambda window: 1.0, 0.9, num_rows=200)) == {1}, "a full batch has no windows"
 
 
+def test_steps_of_other_loads_are_reckoned_from_those_that_were_measured() -> None:
+    choice = WindowChoice()
+    assert [choice.choose(2, 4, 0), choice.choose(3, 6, 0)] == [1, 1], "nothing is known yet"
+    for window, seconds in ((1, 1.0), (4, 1.2), (8, 1.6), (4, 1.2), (1, 1.0), (8, 1.7)):
+        choice.measured(window, 4, 0, seconds)
+    assert choice.choose(3, 6, 0) > 1 and choice.choose(1, 1, 0) == 1
+    assert choice.choose(3, 6, 2) == 1, "texts beside them change what a step takes"
+
+
 def test_a_choice_that_another_process_spoiled_is_mended() -> None:
     slow = iter([50.0] * 2)
     chosen = chosen_windows(lambda window: next(slow, 1.0) if window == 1 else 0.9 * window, 0.5, num_steps=400)

@@ -66,13 +66,15 @@ class WindowTotals:
 class WindowChoice:
     """Which window lets steps give most here, by what steps took and by how many guesses were right lately.
 
-    A step of more positions takes longer: how much longer, the first steps at a load tell, some with one code of each drawing
-    and some with a few; larger windows are measured where they might be better. All of these are steps that drawings need
-    anyway. Codes are the same whichever is chosen.
+    A step of more positions takes longer: how much longer, the first steps tell, some with one code of each drawing and some
+    with a few; larger windows are measured where they might be better. All of these are steps that drawings need anyway. With
+    another number of rows, steps are reckoned by their positions until they are measured. Codes are the same whichever is
+    chosen.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], dict[int, deque[float]]] = {}
+        self._curves: dict[int, dict[int, float]] = {}
         self._given = self._expected = PRIOR
         self._steps = 0
 
@@ -80,18 +82,21 @@ class WindowChoice:
         """Codes of each drawing that the next step computes. Rows are with those of guidance."""
         windows = [window for window in WINDOWS if window == 1 or window * num_drawing_rows <= MOST_POSITIONS]
         tried = [window for window in TRIED if window in windows]
-        taken = self._seconds.setdefault(_load(num_drawing_rows, num_other_rows), {})
+        curve, own = self._curve(num_other_rows), self._own(num_drawing_rows, num_other_rows)
         for window in tried:
-            if len(taken.get(window, ())) < SAMPLES:
+            if window not in own and not _is_covered(window * num_drawing_rows, curve):
                 return window
         self._steps += 1
         if self._steps % AGAIN == 0:
+            self._curves.clear()
             return tried[self._steps // AGAIN % len(tried)]
-        known = {window: min(times) for window, times in taken.items() if len(times) >= SAMPLES}
-        elements = {
-            window: num_drawings * self._codes(window) + num_other_rows for window in windows if window <= 2 * max(known)
-        }
-        gains = {window: count / _reckoned(window, known) for window, count in elements.items()}
+        gains, largest = {}, 1
+        for window in windows:
+            if window <= 2 * largest:
+                seconds = own.get(window) or _reckoned(window * num_drawing_rows, curve)
+                gains[window] = (num_drawings * self._codes(window) + num_other_rows) / seconds
+                if window in own or _is_covered(window * num_drawing_rows, curve):
+                    largest = window
         best = max(gains, key=gains.__getitem__)
         if gains[best] > LEAST_GAIN * gains[1]:
             return best
@@ -101,8 +106,11 @@ class WindowChoice:
 
     def measured(self, window: int, num_drawing_rows: int, num_other_rows: int, seconds: float) -> None:
         """A step with that window of every drawing took so long."""
-        taken = self._seconds.setdefault(_load(num_drawing_rows, num_other_rows), {})
-        taken.setdefault(window, deque(maxlen=RECENT)).append(seconds)
+        taken = self._seconds.setdefault((num_other_rows.bit_length(), num_drawing_rows), {})
+        times = taken.setdefault(window, deque(maxlen=RECENT))
+        times.append(seconds)
+        if len(times) == SAMPLES:
+            self._curves.clear()
 
     def guessed(self, width: int, count: int) -> None:
         """Of `width` positions of a drawing `count` hold."""
@@ -114,17 +122,37 @@ class WindowChoice:
         """That a step with this window gives a drawing."""
         return 1 + WINDOWS[window] * self._given / self._expected
 
+    def _own(self, num_drawing_rows: int, num_other_rows: int) -> dict[int, float]:
+        """Seconds of a step by window, with so many rows."""
+        taken = self._seconds.get((num_other_rows.bit_length(), num_drawing_rows), {})
+        return {window: min(times) for window, times in taken.items() if len(times) >= SAMPLES}
 
-def _reckoned(window: int, seconds: dict[int, float]) -> float:
-    """Of a step with a window, from those that were measured: on the line between its neighbours. A larger one takes at
-    least as long as the largest of them: so it is measured, too, if it might be better."""
-    known = sorted(seconds)
-    if window >= known[-1]:
-        return seconds[known[-1]]
-    low, high = max(one for one in known if one <= window), min(one for one in known if one > window)
-    return seconds[low] + (seconds[high] - seconds[low]) * (window - low) / (high - low)
+    def _curve(self, num_other_rows: int) -> dict[int, float]:
+        """Seconds of a step by positions of drawings, never falling: what is slower than more positions was disturbed."""
+        bits = num_other_rows.bit_length()
+        if bits in self._curves:
+            return self._curves[bits]
+        found: dict[int, float] = {}
+        for others, num_rows in self._seconds:
+            if others == bits:
+                for window, seconds in self._own(num_rows, num_other_rows).items():
+                    found[window * num_rows] = min(seconds, found.get(window * num_rows, seconds))
+        curve, least = {}, float("inf")
+        for positions in sorted(found, reverse=True):
+            curve[positions] = least = min(least, found[positions])
+        return self._curves.setdefault(bits, curve)
 
 
-def _load(num_drawing_rows: int, num_other_rows: int) -> tuple[int, int]:
-    """Loads of which steps take about as long."""
-    return num_drawing_rows, num_other_rows.bit_length()
+def _is_covered(positions: int, curve: dict[int, float]) -> bool:
+    """Whether steps of about as many positions were measured, or of fewer and of more."""
+    return bool(curve) and min(curve) / 1.3 <= positions <= max(curve) * 1.3
+
+
+def _reckoned(positions: int, curve: dict[int, float]) -> float:
+    """Seconds on the line between neighbours. More positions than were ever measured take at least as long as the most: so they
+    are measured, too, if they might be better."""
+    lower, higher = [one for one in curve if one <= positions], [one for one in curve if one > positions]
+    if not lower or not higher:
+        return curve[min(higher)] if higher else curve[max(lower)]
+    low, high = max(lower), min(higher)
+    return curve[low] + (curve[high] - curve[low]) * (positions - low) / (high - low)
