@@ -1,7 +1,8 @@
 """Images as they are drawn: codes in, pictures out; previews of the codes so far, and whole pictures as soon as they are full.
 
 Turning codes into pixels is another network's work. A second thread does it, on a GPU on a stream of its own, so that the next
-codes do not wait for it; previews that come too late are left out. Codes are the same with previews and without.
+codes do not wait for it; previews that come too late are left out, but for the last one, which whole pictures would wait for
+anyway. Codes are the same with previews and without.
 """
 
 import asyncio
@@ -158,7 +159,9 @@ async def adraw(
     with closing(_Drawing(requests, coder, preview_every, canvas, provenance)) as drawing:
         async with aclosing(decoder.asteps(requests)) as steps:
             async for new in steps:
-                if (progress := drawing.advance(new)) is not None:
+                # Where it may wait for a preview, the event loop does not.
+                waits = drawing.has_preview_under_way
+                if (progress := await asyncio.to_thread(drawing.advance, new) if waits else drawing.advance(new)) is not None:
                     yield progress
         final = await asyncio.to_thread(drawing.finish)
     yield final
@@ -203,9 +206,14 @@ class _Drawing:
             self._full = []
         return None if is_last else self._progress(step, self._next_preview(step))
 
+    @property
+    def has_preview_under_way(self) -> bool:
+        """Whether a preview was begun that nobody has got."""
+        return self._preview is not None
+
     def _next_preview(self, step: int) -> list[Image.Image] | None:
         images = None
-        if self._preview is not None and self._preview.done():
+        if self._preview is not None and (self._preview.done() or step == self._num_steps - 1):
             images, self._preview = self._preview.result(), None
         if self._coder is None or not self._preview_every or self._preview is not None:
             return images

@@ -1,5 +1,6 @@
 """Coupled decoding gives the very codes of one at a time, whatever the window, the schedule, and the company."""
 
+import asyncio
 import os
 import random
 import statistics
@@ -21,6 +22,7 @@ from unimm.inference.decode.request import Branch, Choice, Job, Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.windows import WindowChoice
 from unimm.inference.decode.workload import Limits
+from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine, load
 from unimm.inference.kernels.llama_decode import DecodeModel, Windows
 from unimm.sequence import BLANK, Kind, Segment, Sequence
@@ -196,7 +198,15 @@ def test_previews_and_callbacks_see_every_code(tiny_engine: Engine) -> None:
     engine = Engine(tiny_engine.bundle, limits=Limits(window=3))
     expected = tiny_engine.generate_codes("a red circle", 2, seed=5)
     told = list(engine.stream_images("a red circle", 2, seed=5, preview_every=1))
-    assert told[-1].is_final and torch.equal(told[-1].codes, expected)
+
+    async def draw() -> list[DrawingProgress]:
+        return [progress async for progress in engine.astream_images("a red circle", 2, seed=5, preview_every=1)]
+
+    for states in (told, asyncio.run(draw())):
+        assert [one.step for one in states] == [1, 2, 3, 4] and [one.is_final for one in states] == [False] * 3 + [True]
+        assert torch.equal(states[-1].codes, expected)
+        assert states[-2].images, "whole pictures wait for a preview that is under way: so it is shown"
+    engine.decoder.stop()
     assert torch.equal(engine.generate_codes("a red circle", 2, seed=5), expected)
     assert engine.stats().guessed_codes > 0
 
