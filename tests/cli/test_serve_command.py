@@ -80,3 +80,4 @@ def test_memory_is_bounded_by_default(tiny_engine: Engine) -> None:
     most = with_limits(tiny_engine, None, 8, None).decoder.limits
     assert most.max_rows == 8 and most.max_cache_bytes is not None and most.max_cache_bytes > 2**20
     assert with_limits(tiny_engine, None, 8, 0.5).decoder.limits.max_cache_bytes == 500_000_000
+    assert with_limits(tiny_engine, None, 8, 0.5, 3).decoder.limits.window == 3

@@ -105,6 +105,7 @@ def edit(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    window: Window = None,
 ) -> None:
     """Paint a part of an image anew, and print the files written. All outside of the mask stays as it is.
 
@@ -114,7 +115,7 @@ def edit(
     """
     from unimm.cli.progress import drawing_bar
 
-    engine = open_model(model, device, dtype, weights)
+    engine = open_model(model, device, dtype, weights, window)
     paths = picture_paths(out, num_images)
     settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     with drawing_bar() as advance:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unimm.cli.options import Device, Dtype, Weights, default_model, open_model
+from unimm.cli.options import Device, Dtype, Weights, Window, default_model, open_model
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -42,6 +42,7 @@ def serve(
     cache_gb: Annotated[
         float | None, typer.Option(min=0.001, help="Gigabytes for keys and values [default: half of what is free].")
     ] = None,
+    window: Window = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Answers and drawings that may run or wait; then 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 600.0,
     stuck_after: Annotated[float, typer.Option(min=0.1, help="Seconds without a step until /health is 503.")] = 60.0,
@@ -80,7 +81,7 @@ def serve(
         allowed_hosts=LOCAL_NAMES if host in LOCAL_NAMES and not api_key else (),
     )
     with listen(host, port) as listener:  # before the model is loaded: a port that is taken costs no wait
-        engine = with_limits(open_model(name, device, dtype, None), weights, max_rows, cache_gb)
+        engine = with_limits(open_model(name, device, dtype, None), weights, max_rows, cache_gb, window)
         run(engine, settings, listener)
 
 
@@ -109,14 +110,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"Cannot listen at {host}, port {port} ({why}): choose others with --host and --port.") from None
 
 
-def with_limits(engine: "Engine", weights: str | None, max_rows: int, cache_gb: float | None) -> "Engine":
+def with_limits(
+    engine: "Engine", weights: str | None, max_rows: int, cache_gb: float | None, window: int | None = None
+) -> "Engine":
     """The engine with bounds for what it takes on: requests wait for memory, and never drop each other for lack of it."""
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import Engine
     from unimm.runtime.devices import free_memory
 
     most = int(cache_gb * 1e9) if cache_gb is not None else int(CACHE_SHARE * free_memory(engine.device))
-    return Engine(engine.bundle, Limits(max_rows=max_rows, max_cache_bytes=most), weights)
+    return Engine(engine.bundle, Limits(max_rows=max_rows, max_cache_bytes=most, window=window), weights)
 
 
 def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -> None:
