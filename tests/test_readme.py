@@ -441,7 +441,7 @@ def test_the_recipe_of_large_pictures_runs(tiny_folder: Path, tmp_path: Path, mo
         line = line.replace("=demo", f"={tiny_folder}").replace("--sample 200", "--sample 4")
         line = re.sub(r"pages_(text|questions)(?= )", r"pages_\1?n=2&font_size=10&sizes=[[128,96]]", line)
         run(re.sub(r"--task (\S+)", r"--task '\1'", line), *more.get(line.split()[1], []))
-    (told,) = json.loads(Path("runs/inspect/inspection.json").read_text())["data_sets"].values()
+    told = json.loads(Path("runs/inspect/inspection.json").read_text())["data_sets"]["pages_talk"]
     assert told["images"]["tiles"]["count"] == 4 and told["images"]["tiles"]["max"] <= 9
     kept = json.loads(Path("runs/pages/tiles/model/config.json").read_text())["unimm"]["prompt_format"]["tiles"]
     assert kept == {"max_tiles": 9, "min_tiles": 1, "thumbnail": True}

@@ -82,7 +82,7 @@ def test_answers_are_what_stands_on_the_page() -> None:
 def test_nothing_leaves_its_page() -> None:
     """The margin of every page is paper: no letter is cut off."""
     for language in KNOWN:
-        for kind, size in product(KINDS, ((256, 128), (192, 192), (128, 256))):
+        for kind, size in (*product(KINDS, ((256, 128), (192, 192), (128, 256))), *[("text", (64, 64))] * 3):
             layout = Layout((size,), (language,), (kind,), 14)
             for index in range(4):
                 page = make_page(make_generator(0, "train", index, "page"), layout)
@@ -126,6 +126,7 @@ def test_a_world_that_cannot_be_is_refused() -> None:
         ({"categories": []}, "Name at least one category"),
         ({"languages": ["de"]}, "unknown language 'de'"),
         ({"sizes": [[64, 64]]}, "from 126 .* to 4096"),
+        ({"sizes": [[60, 64]], "kinds": ["text"]}, "from 63 .* to 4096"),
         ({"font_size": 4}, "font_size is a whole number of at least 8"),
         ({"font": "nowhere.ttf"}, "no font file nowhere.ttf"),
     ):

@@ -32,7 +32,7 @@ from unimm.runtime.number_checks import check_whole
 SIZES = ((256, 128), (192, 192), (192, 128), (128, 192), (128, 256))
 """Widths and heights of pages in pixels."""
 
-SMALLEST, LARGEST = 96, 4096
+LARGEST = 4096
 """A side of a page, in pixels."""
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class PagesWorld:
         seed: of pages and questions.
         languages: "en", "zh" or both; None: both where there is a font for Chinese, else English alone, which is said.
         kinds: some of `pages_content.KINDS`; categories: of questions, some of `pages_content.CATEGORIES`.
-        sizes: width and height of each size that a page may have, in pixels.
+        sizes: width and height of each size that a page may have, in pixels: at least 9 times font_size, for text alone 4.5.
         font_size: height of letters in pixels.
         font, chinese_font: font files; default: DejaVu Sans of matplotlib, and a font of the system.
 
@@ -83,7 +83,8 @@ class PagesWorld:
             logger.warning(f"There are English pages alone. {MISSING}")
         if any(language not in self.fonts for language in known):
             raise ValueError(MISSING)
-        self.layout = Layout(_checked_sizes(sizes, font_size), known, tuple(kinds), font_size)
+        checked = _checked_sizes(sizes, font_size, only_text=set(kinds) == {"text"})
+        self.layout = Layout(checked, known, tuple(kinds), font_size)
 
     def __len__(self) -> int:
         return self.num_records
@@ -129,12 +130,15 @@ def _check_names(what: str, given: tuple[str, ...] | list[str], known: tuple[str
         raise ValueError(f"unknown {what} {unknown[0]!r}: choose among {', '.join(known)}")
 
 
-def _checked_sizes(sizes: tuple[tuple[int, int], ...] | list[list[int]], font_size: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of pages. ValueError: there is none, or one on which a chart cannot be read."""
-    least = max(SMALLEST, 9 * font_size)
+def _checked_sizes(
+    sizes: tuple[tuple[int, int], ...] | list[list[int]], font_size: int, only_text: bool
+) -> tuple[tuple[int, int], ...]:
+    """The sizes of pages. ValueError: there is none, or one on which two words, or a chart, have no room."""
+    times = 4.5 if only_text else 9
+    least = int(times * font_size)
     pairs = [tuple(size) for size in sizes]
     if not pairs or any(len(pair) != 2 or not all(least <= side <= LARGEST for side in pair) for pair in pairs):
         raise ValueError(
-            f"sizes are pairs of width and height in pixels, from {least} (9 times font_size) to {LARGEST}, not {pairs}."
+            f"sizes are widths and heights in pixels, from {least} ({times:g} times font_size) to {LARGEST}, not {pairs}."
         )
     return tuple((int(width), int(height)) for width, height in pairs)

@@ -31,7 +31,7 @@ TOLERANT = ("bars_value", "line_value", "pie_share")
 PURPOSES = ("page", "questions", "captions")
 
 MARGIN = 8
-"""Pixels from the edge of a page to what stands on it."""
+"""Pixels from the edge of a page to what stands on it, where it is wide enough (`Page.margin`)."""
 
 Colour = tuple[int, int, int]
 
@@ -166,6 +166,11 @@ class Page:
     paper: Colour = (255, 255, 255)
     ink: Colour = (0, 0, 0)
 
+    @property
+    def margin(self) -> int:
+        """Pixels from the edge to lines of text."""
+        return min(MARGIN, self.width // 16)
+
 
 def make_generator(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
     """A generator of its own for one purpose of one page."""
@@ -206,9 +211,9 @@ def letters_in(width: int, font_size: int, language: str) -> int:
 
 
 def _make_text(rng: np.random.Generator, page: Page) -> Page:
-    most = min(6, (page.height - 2 * MARGIN) // round(1.6 * page.font_size))
-    room = letters_in(page.width - 2 * MARGIN, page.font_size, page.language)
-    words = [str(word) for word in rng.permutation(WORDS[page.language])]
+    most = min(6, (page.height - 2 * page.margin) // round(1.6 * page.font_size))
+    room = letters_in(page.width - 2 * page.margin, page.font_size, page.language)
+    words = [str(word) for word in rng.permutation(WORDS[page.language]) if len(word) <= room]
     lines: list[str] = []
     for _ in range(int(rng.integers(2, most + 1))):
         line = words.pop()
