@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from unimm.data.records import Dataset, Question, Record
+from unimm.data.records import Dataset, Question, Record, Video
+from unimm.data.video.choosing import VideoFormat, choose_times
 from unimm.eval.task import Example, ItemTask, Judgement
 from unimm.inference.claims import plain
 from unimm.inference.engine import Engine
@@ -133,8 +135,20 @@ def shown(record: Record) -> Any:
 
 
 def as_array(record: Record) -> np.ndarray | None:
-    """The record's image where it is an array already, or all of several: what pictures of examples are made from."""
+    """The record's image where it is an array already, or all of several, of a video some frames: what pictures of examples are
+    made from."""
+    if isinstance(record.image, Video):
+        return side_by_side(film_strip(record.image))
     return side_by_side([one.image for one in record.images])
+
+
+def film_strip(video: Video, num_frames: int = 8, height: int = 64) -> list[np.ndarray]:
+    """Frames of a video, small: (height, W, 3) uint8 each. ValueError: they cannot be read."""
+    strip = []
+    for frame in video.frames(choose_times(video, VideoFormat(num_frames=num_frames))):
+        size = max(1, round(frame.shape[1] * height / frame.shape[0])), height
+        strip.append(np.asarray(Image.fromarray(frame).resize(size)))
+    return strip
 
 
 def side_by_side(images: list) -> np.ndarray | None:
