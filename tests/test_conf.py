@@ -189,7 +189,7 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
     """Sources are drawn by their number: put together from nodes, they must not change places."""
     weights = {
         "worlds": [0.38, 0.37, 0.13, 0.1, 0.02],
-        "figures_with_replay": [0.7, 0.3, 0.3, 0.5, 0.08, 0.12],
+        "figures_with_replay": [0.85, 0.15, 0.28, 0.24, 0.06, 0.14, 0.12, 0.08, 0.08],
         "worlds/coded": [0.38, 0.37, 0.13, 0.1, 0.02],
         "worlds/corrupted": [0.17, 0.26, 0.03, 0.03, 0.02, 0.02, 0.04, 0.06, 0.08, 0.06, 0.14, 0.12, 0.12],
     }

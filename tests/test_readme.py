@@ -308,7 +308,7 @@ def test_the_hallucination_guide_runs(workplace: Path, capsys: pytest.CaptureFix
     assert said[1] == names["engine"].caption("runs/demo/photo.png") and said[1] in said[2]
     for line in fenced_lines(RECIPES / "hallucination.md"):
         if line.startswith("unimm eval "):
-            run(re.sub(r"n=\d+", "n=6", line.replace(" demo ", f" {Path('models/janus-pro-1b').resolve()} ")))
+            run(re.sub(r"n=\d+", "n=2", line.replace(" demo ", f" {Path('models/janus-pro-1b').resolve()} ")))
     run(shell_lines("unimm", "compare", documents=[RECIPES / "hallucination.md"])[0])
 
 
@@ -365,7 +365,7 @@ def test_the_recipe_that_keeps_what_was_known_runs(tiny_folder: Path, tmp_path: 
     """Every line that encodes or trains, with a tiny model, few pictures and one step."""
     make_all(tmp_path)
     monkeypatch.chdir(tmp_path)
-    few = [f"data.sources.{name}.dataset.dataset.num_records=4" for name in ("old_shapes_draw", "old_digits_draw")]
+    few = [f"data.sources.{name}.dataset.dataset.num_records=4" for name in ("old_shapes_draw", "old_count", "old_digits_draw")]
     few += [f"data.sources.{name}.view.num_turns=1" for name in ("old_shapes_talk", "old_digits_talk")]
     for line in fenced_lines(RECIPES / "keep_what_was_known.md"):
         verb = line.split()[1]
