@@ -10,7 +10,7 @@ from unimm.data.records import Question, Record
 from unimm.data.worlds.checker import read_objects, scene_is_exact
 from unimm.data.worlds.comparisons import SPLITS, ComparisonsWorld
 from unimm.data.worlds.comparisons_language import ANSWERS, DIFFERENCES, TEMPLATES
-from unimm.data.worlds.comparisons_scenes import EDITS, FAR, NOTHING, SUBJECTS, Comparison, find_winner
+from unimm.data.worlds.comparisons_scenes import EDITS, FAR, NOTHING, SINGLE, SUBJECTS, Comparison, find_winner
 from unimm.data.worlds.scenes import COLOURS, FORMS, HELD_OUT_PAIRS, Scene
 from unimm.data.worlds.shapes_language import WORDS
 
@@ -55,6 +55,11 @@ def test_every_answer_is_proved_by_the_scenes(records: list[Record]) -> None:
         for asked in record.questions:
             if asked.category in (*EDITS, NOTHING):
                 continue
+            if asked.category == SINGLE:
+                number = next(n for n, place in enumerate(PLACES) if ANSWERS[asked.language][place] in asked.text)
+                if asked.answer.isdigit():
+                    assert int(asked.answer) == numbers(told.scenes, asked.text, asked.language)[number], asked
+                continue
             assert asked.answer == answer_of(told, asked), (asked, told)
 
 
@@ -91,6 +96,8 @@ def test_each_answer_is_as_likely_as_the_others_whatever_the_words(pictures: int
     by_words: dict[tuple, Counter] = defaultdict(Counter)
     for record in map(world.__getitem__, range(len(world))):
         for number, asked in enumerate(record.questions):
+            if asked.category == SINGLE:
+                continue
             subject = "differs" if asked.category in (*EDITS, NOTHING) else asked.category
             patterns = TEMPLATES[asked.language, pictures][subject]
             parts = [pattern.partition("{}") for pattern in patterns]
@@ -100,7 +107,7 @@ def test_each_answer_is_as_likely_as_the_others_whatever_the_words(pictures: int
             answer = asked.category if subject == "differs" else asked.answer
             by_words[subject, asked.language, way if subject == "same" else 0][answer] += 1
             by_words[subject, asked.language, f"turn {number > 0}"][answer] += 1
-    assert len({key[0] for key in by_words}) == len(SUBJECTS[pictures])
+    assert {key[0] for key in by_words} == {*SUBJECTS[pictures]} - {SINGLE}
     for key, answers in by_words.items():
         total = sum(answers.values())
         most = answers.most_common(1)[0][1]
@@ -134,6 +141,7 @@ def test_what_is_not_there_is_said() -> None:
         ({"pictures": 4}, "pictures is 2 or 3, not 4"),
         ({"subjects": ("odd",)}, "subjects of 2 pictures are more, fewer"),
         ({"num_questions": 0}, "num_questions"),
+        ({"most_objects": 1}, "most_objects is a number from 2 to 4, not 1"),
     ):
         with pytest.raises(ValueError, match=told):
             ComparisonsWorld(**settings)

@@ -15,7 +15,7 @@ import numpy as np
 
 from unimm.data.records import Question, Record, RecordImage
 from unimm.data.worlds.comparisons_language import write_questions
-from unimm.data.worlds.comparisons_scenes import SUBJECTS, Comparison, make_comparison
+from unimm.data.worlds.comparisons_scenes import MOST_OBJECTS, SUBJECTS, Comparison, make_comparison
 from unimm.data.worlds.scenes import choose, render
 from unimm.runtime.number_checks import check_whole
 
@@ -36,6 +36,7 @@ class ComparisonsWorld:
         subjects: what is asked about, some of `comparisons_scenes.SUBJECTS[pictures]` [default: all of them].
         num_questions: of a record, at most. What is asked about the same or changed pictures stands alone: its answer would
             give away others.
+        most_objects: of a picture, from 2 to 4.
 
     Raises ValueError for an unknown split, subject or number of pictures, IndexError outside the records.
     """
@@ -48,6 +49,7 @@ class ComparisonsWorld:
         pictures: int = 2,
         subjects: tuple[str, ...] | list[str] | None = None,
         num_questions: int = 4,
+        most_objects: int = MOST_OBJECTS,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -57,9 +59,11 @@ class ComparisonsWorld:
         self.subjects = SUBJECTS[pictures] if subjects is None else tuple(subjects)
         if not self.subjects or any(subject not in SUBJECTS[pictures] for subject in self.subjects):
             raise ValueError(f"subjects of {pictures} pictures are {', '.join(SUBJECTS[pictures])}, not {self.subjects}")
-        self.num_questions = num_questions
+        self.num_questions, self.most_objects = num_questions, most_objects
         check_whole(self, 0, "num_records", "seed")
         check_whole(self, 1, "num_questions")
+        if most_objects not in range(2, MOST_OBJECTS + 1):
+            raise ValueError(f"most_objects is a number from 2 to {MOST_OBJECTS}, not {most_objects!r}")
 
     def __len__(self) -> int:
         return self.num_records
@@ -85,7 +89,7 @@ class ComparisonRecord(Record):
     def facts(self) -> Comparison:
         world: ComparisonsWorld = vars(self)["_world"]
         rng = self._generator(0)
-        return make_comparison(choose(rng, world.subjects), world.pictures, rng)
+        return make_comparison(choose(rng, world.subjects), world.pictures, rng, world.most_objects)
 
     @cached_property
     def image(self) -> np.ndarray:

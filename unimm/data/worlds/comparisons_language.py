@@ -10,6 +10,8 @@ from unimm.data.records import Question
 from unimm.data.worlds.comparisons_scenes import (
     COUNTED,
     NOTHING,
+    ORDINALS,
+    SINGLE,
     Comparison,
     Edit,
     answers_to,
@@ -19,7 +21,8 @@ from unimm.data.worlds.comparisons_scenes import (
 from unimm.data.worlds.scenes import COLOURS, FORMS, TRAINING_PAIRS, choose
 from unimm.data.worlds.shapes_language import LANGUAGES, WORDS, Appearance, describe
 from unimm.data.worlds.shapes_questions import ANSWERS as YES_AND_NO
-from unimm.data.worlds.shapes_questions import name_look, name_reference
+from unimm.data.worlds.shapes_questions import CATEGORIES, name_look, name_reference
+from unimm.data.worlds.shapes_questions import ask as ask_of_scene
 
 TEMPLATES = {
     ("en", 2): {
@@ -57,6 +60,9 @@ ANSWERS = {
     "en": {"first": "first", "second": "second", "third": "third", "equal": "equal", **YES_AND_NO["en"]},
     "zh": {"first": "第一张", "second": "第二张", "third": "第三张", "equal": "一样多", **YES_AND_NO["zh"]},
 }
+
+OF_ONE = {"en": "In the {picture} picture, {question}", "zh": "{picture}图里，{question}"}
+"""A question about one of the pictures."""
 
 DIFFERENCES = {
     "en": {
@@ -96,6 +102,8 @@ def write_questions(
     """The question that the scenes were made for; where things are counted or looked for, up to so many in all. Languages in
     turn."""
     turn, pictures = int(rng.random() * 2), len(comparison.scenes)
+    if comparison.subject == SINGLE:
+        return _ask_of_each(comparison, rng, num_questions)
     questions = [ask(comparison, LANGUAGES[turn], rng)]
     further = [subject for subject in subjects if subject in (*COUNTED, "which")]
     if comparison.subject not in further:
@@ -110,6 +118,21 @@ def write_questions(
             other = Comparison(comparison.scenes, subject, answer, look)
             questions.append(ask(other, LANGUAGES[(turn + len(questions)) % len(LANGUAGES)], rng))
     return tuple(questions)
+
+
+def _ask_of_each(comparison: Comparison, rng: np.random.Generator, num_questions: int) -> tuple[Question, ...]:
+    """So many of the shapes world's questions, each about one of the scenes."""
+    questions: dict[str, Question] = {}
+    for _ in range(20 * num_questions):
+        if len(questions) == num_questions:
+            break
+        number, language = int(rng.random() * len(comparison.scenes)), choose(rng, LANGUAGES)
+        asked = ask_of_scene(choose(rng, CATEGORIES), comparison.scenes[number], language, rng)
+        if asked:
+            text = asked.text[0].lower() + asked.text[1:]
+            text = OF_ONE[language].format(picture=ANSWERS[language][ORDINALS[number]], question=text)
+            questions[text] = Question(text, asked.answer, SINGLE, language)
+    return tuple(questions.values())
 
 
 def ask(comparison: Comparison, language: str, rng: np.random.Generator) -> Question:

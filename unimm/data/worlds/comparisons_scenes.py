@@ -5,6 +5,7 @@
     same          whether all scenes are the same, or one is changed in one thing
     differs       what is changed in the second of two, if anything
     odd           which of three is changed
+    single        what the shapes world asks, of one of the scenes: who compares has to find each first
 
 A change is one of an object's colour, form, size or place, or one object more or less. Scenes that are changed show no two
 objects of one colour and form, so that whatever is changed has a name.
@@ -17,20 +18,28 @@ from itertools import product
 import numpy as np
 
 from unimm.data.worlds.scenes import (
+    ALIKE_WEIGHTS,
     SIDE,
     SIZES,
     TRAINING_PAIRS,
     Scene,
     Shape,
     choose,
+    choose_looks,
     find_free_centres,
     place,
     shuffle,
 )
 from unimm.data.worlds.shapes_language import Appearance, fits
 
-SUBJECTS = {2: ("more", "fewer", "which", "same", "differs"), 3: ("more", "fewer", "which", "same", "odd")}
+SUBJECTS = {
+    2: ("more", "fewer", "which", "same", "differs", "single"),
+    3: ("more", "fewer", "which", "same", "odd", "single"),
+}
 """What may be asked about so many pictures."""
+
+SINGLE = "single"
+"""The subject that needs one of the pictures alone: for training."""
 
 COUNTED = ("more", "fewer")
 
@@ -72,14 +81,18 @@ class Comparison:
     edit: Edit | None = None
 
 
-def make_comparison(subject: str, pictures: int, rng: np.random.Generator) -> Comparison:
-    """Scenes for one subject. Each answer to it is as likely as any other."""
+def make_comparison(subject: str, pictures: int, rng: np.random.Generator, most_objects: int = MOST_OBJECTS) -> Comparison:
+    """Scenes of at most so many objects for one subject. Each answer to it is as likely as any other."""
     places = ORDINALS[:pictures]
+    if subject == SINGLE:
+        numbers = [choose(rng, range(1, most_objects + 1)) for _ in places]
+        scenes = tuple(draw_scene(choose_looks(rng, number, False, ALIKE_WEIGHTS), rng) for number in numbers)
+        return Comparison(scenes, subject, "")
     if subject in COUNTED:
-        return _counted(subject, choose(rng, answers_to(subject, pictures)), pictures, rng)
+        return _counted(subject, choose(rng, answers_to(subject, pictures)), pictures, rng, most_objects)
     if subject == "which":
         answer, look = choose(rng, places), (None, *choose(rng, TRAINING_PAIRS))
-        scenes = tuple(_scene_with(look, int(place == answer), rng) for place in places)
+        scenes = tuple(_scene_with(look, int(place == answer), rng, most_objects) for place in places)
         return Comparison(scenes, subject, answer, look)
     kind = choose(rng, (*EDITS, NOTHING)) if subject == "differs" else choose(rng, EDITS)
     answer = kind
@@ -88,7 +101,7 @@ def make_comparison(subject: str, pictures: int, rng: np.random.Generator) -> Co
     place_of_edit = 1 if pictures == 2 else int(rng.random() * pictures)
     if subject == "odd":
         answer = places[place_of_edit]
-    scene, changed, edit = _edited(kind, rng)
+    scene, changed, edit = _edited(kind, rng, most_objects)
     scenes = tuple(changed if number == place_of_edit else scene for number in range(pictures))
     return Comparison(scenes, subject, answer, edit=edit)
 
@@ -124,15 +137,15 @@ COUNTS = {
 """How many there may be in each picture, by the answer that this gives."""
 
 
-def _counted(subject: str, answer: str, pictures: int, rng: np.random.Generator) -> Comparison:
+def _counted(subject: str, answer: str, pictures: int, rng: np.random.Generator, most_objects: int) -> Comparison:
     kind = choose(rng, ("form", "form", "colour", "pair"))
     colour, form = choose(rng, TRAINING_PAIRS)
     look = (None, None if kind == "form" else colour, None if kind == "colour" else form)
-    counts = choose(rng, COUNTS[subject, pictures, answer])
-    return Comparison(tuple(_scene_with(look, count, rng) for count in counts), subject, answer, look)
+    counts = choose(rng, [counts for counts in COUNTS[subject, pictures, answer] if max(counts) <= most_objects])
+    return Comparison(tuple(_scene_with(look, count, rng, most_objects) for count in counts), subject, answer, look)
 
 
-def _scene_with(look: Appearance, count: int, rng: np.random.Generator) -> Scene:
+def _scene_with(look: Appearance, count: int, rng: np.random.Generator, most_objects: int) -> Scene:
     """A scene with so many objects that fit a look, and up to two that do not; half of these are like it in one attribute."""
     _, colour, form = look
 
@@ -143,7 +156,7 @@ def _scene_with(look: Appearance, count: int, rng: np.random.Generator) -> Scene
     fitting = [pair for pair in TRAINING_PAIRS if num_shared(pair) == named]
     others = [pair for pair in TRAINING_PAIRS if num_shared(pair) < named]
     near = [pair for pair in others if num_shared(pair)] or others
-    num_others = choose(rng, range(min(MOST_OTHERS, MOST_OBJECTS - count) + 1))
+    num_others = choose(rng, range(min(MOST_OTHERS, most_objects - count) + 1))
     pairs = [choose(rng, fitting) for _ in range(count)]
     pairs += [choose(rng, near if rng.random() < 0.5 else others) for _ in range(num_others)]
     return draw_scene([(choose(rng, tuple(SIZES)), *pair) for pair in shuffle(rng, pairs)], rng)
@@ -160,10 +173,10 @@ def draw_scene(looks: list[tuple[str, str, str]], rng: np.random.Generator) -> S
 # -- changes ---------------------------------------------------------------------------------------------------------------
 
 
-def _edited(kind: str, rng: np.random.Generator) -> tuple[Scene, Scene, Edit | None]:
-    """A scene of one to four objects, the same with one change, and that change; tries until there is room for it."""
+def _edited(kind: str, rng: np.random.Generator, most_objects: int) -> tuple[Scene, Scene, Edit | None]:
+    """A scene of one object to so many, the same with one change, and that change; tries until there is room for it."""
     while True:
-        most = MOST_OBJECTS - (kind == "added")
+        most = most_objects - (kind == "added")
         pairs = shuffle(rng, TRAINING_PAIRS)[: choose(rng, range(1, most + 1))]
         scene = draw_scene([(choose(rng, tuple(SIZES)), *pair) for pair in pairs], rng)
         if kind == NOTHING:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from unimm.data.worlds.comparisons import ComparisonsWorld
-from unimm.data.worlds.comparisons_scenes import SUBJECTS
+from unimm.data.worlds.comparisons_scenes import SINGLE, SUBJECTS
 from unimm.data.worlds.few_shot import CONCEPTS, FewShotWorld
 from unimm.eval.score import Score
 from unimm.eval.task import Example, ItemTask, Result, summarize
@@ -33,7 +33,7 @@ class SeveralCompare(Answers):
 
     def __init__(self, num_items: int = 500, seed: int = 0, split: str = "test", pictures: int = 2) -> None:
         name = "several_compare" if pictures == 2 else f"several_compare_{pictures}"
-        subjects = tuple(subject for subject in SUBJECTS.get(pictures, ()) if subject != "differs")
+        subjects = tuple(subject for subject in SUBJECTS.get(pictures, ()) if subject not in ("differs", SINGLE))
         world = ComparisonsWorld(split, num_items, seed, pictures, subjects or None, num_questions=1)
         super().__init__(_named(name, split), world, num_items, batch_size=64)
 
