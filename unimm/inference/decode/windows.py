@@ -29,13 +29,16 @@ AGAIN = 100
 MOST_POSITIONS = 256
 """Of drawings in one step; beyond, a step is bound by arithmetic anywhere, and each guess costs what it may save."""
 
-LEAST_GAIN = 1.1
-"""A window must be reckoned faster than one code at a time by this factor."""
+BEGINNING, STAYING = 1.15, 1.05
+"""A window must be reckoned faster than one code at a time by this factor, when there was none before, and to stay."""
+
+CHANGING = 1.05
+"""So much better must another window be than the last one: a step with other windows makes its tensors anew."""
 
 PRIOR = 5.0
 """Codes beside the first that count as what steps have given before there are any: as many as with the demo."""
 
-FADING = 0.98
+FADING = 0.99
 """What older steps count, a step of a drawing."""
 
 FORGETTING = 0.0005
@@ -76,7 +79,7 @@ class WindowChoice:
         self._seconds: dict[tuple[int, int], dict[int, deque[float]]] = {}
         self._curves: dict[int, dict[int, float]] = {}
         self._given = self._expected = PRIOR
-        self._steps = 0
+        self._steps, self._last = 0, 1
 
     def choose(self, num_drawings: int, num_drawing_rows: int, num_other_rows: int) -> int:
         """Codes of each drawing that the next step computes. Rows are with those of guidance."""
@@ -98,8 +101,12 @@ class WindowChoice:
                 if window in own or _is_covered(window * num_drawing_rows, curve):
                     largest = window
         best = max(gains, key=gains.__getitem__)
-        if gains[best] > LEAST_GAIN * gains[1]:
+        if self._last in gains and gains[best] < CHANGING * gains[self._last]:
+            best = self._last
+        if gains[best] > (STAYING if self._last > 1 else BEGINNING) * gains[1]:
+            self._last = best
             return best
+        self._last = 1
         # Nothing is guessed, so nothing is learned: what was learned counts less and less, and guesses get another chance.
         self._given += FORGETTING * (self._expected - self._given)
         return 1
