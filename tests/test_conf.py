@@ -20,7 +20,7 @@ from unimm.checkpoints.deepseek_config import as_janus_config
 from unimm.checkpoints.janus_config import from_janus_config
 from unimm.cli import builders
 from unimm.cli.app import app
-from unimm.cli.builders import build_model, build_text_tokenizer, fill_sizes, is_coded, without_codes
+from unimm.cli.builders import build_model, build_prompt_format, build_text_tokenizer, fill_sizes, is_coded, without_codes
 from unimm.cli.choices import command_name, conf_folder
 from unimm.cli.compose import build, compose_config
 from unimm.cli.encode import _coded_datasets
@@ -232,7 +232,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     vision = model.config.vision
     takes_videos = config.prompt_format is not None and "video" in config.prompt_format
     prompts = PromptFormat(box_form="short", box_bins=64, video=VideoFormat())
-    prompts = build(config.prompt_format) if takes_videos else prompts
+    prompts = build_prompt_format(config.prompt_format, prompts) if takes_videos else prompts
     template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
     longest = 0

@@ -1,5 +1,7 @@
 """`prompt_format` in a configuration: whole, or what it changes of a model's own; and what does not go with tiles."""
 
+from dataclasses import replace
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -23,6 +25,14 @@ def test_what_is_not_named_stays_as_the_model_has_it() -> None:
 def test_the_command_line_sets_tiles() -> None:
     config = compose_config("train", ["image_tokenizer=x", "codes=x", "+prompt_format.tiles={max_tiles: 6, thumbnail: true}"])
     assert build_prompt_format(config.prompt_format, OWN).tiles == Tiles(6)
+
+
+@pytest.mark.parametrize(("name", "num_frames"), [("unified", 16), ("llava_video", 64)])
+def test_clips_are_watched_beside_what_the_model_has(name: str, num_frames: int) -> None:
+    words = ["image_tokenizer=x", "codes=x", f"+experiment=clips/{name}", *(["data.paths=x"] if name == "llava_video" else [])]
+    own = replace(OWN, box_form="short", box_bins=81)
+    found = build_prompt_format(compose_config("train", words).prompt_format, own)
+    assert found.video is not None and found.video.num_frames == num_frames and replace(found, video=None) == own
 
 
 def test_a_typo_is_one_sentence() -> None:

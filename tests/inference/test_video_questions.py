@@ -20,6 +20,8 @@ from unimm.inference.engine import Engine
 from unimm.models.ports.pixels import pool_positions
 from unimm.sequence import Kind, Segment, Sequence
 
+pytest.importorskip("av", reason='PyAV is not installed: pip install "unimm[video]"')
+
 QUESTION = "How many circles?"
 
 
@@ -111,6 +113,10 @@ def test_a_model_that_takes_no_videos_says_so(engine: Engine, tiny_engine: Engin
     message = {"role": "user", "content": [{"type": "video", "video": make_frames(100)}, {"type": "text", "text": "?"}]}
     with pytest.raises(ValueError, match="images of the messages take 400 positions, and there are 256"):
         long.chat([message])
+    unread = open_video(make_frames(100))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="video take 400 positions, and there are 256"):
+        patch.setattr(type(unread), "frames", lambda *_: pytest.fail("frames are read that have no room"))
+        long.answer(unread, QUESTION)
 
 
 def test_how_videos_are_taken_is_saved_with_the_model(engine: Engine, clip: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from unimm.serve.settings import ServerSettings
 
 from .conftest import running
 
+pytest.importorskip("av", reason='PyAV is not installed: pip install "unimm[video]"')
+
 TEXT = {"type": "text", "text": "How many circles?"}
 
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from unimm.data.records import ImageLike, Video
-from unimm.data.video.choosing import Frames
+from unimm.data.video.choosing import Frames, segments_of
 from unimm.data.views import DESCRIBE
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
@@ -234,7 +234,10 @@ class TextCalls(EngineParts):
             if not isinstance(image, Video):
                 return image
             if id(one) not in videos:
-                videos[id(one)] = self.template.watch(image).opened()
+                frames, most = self.template.watch(image), self.decoder.max_positions
+                if (taken := sum(segment.length for segment in segments_of(frames))) > most:
+                    raise ValueError(f"The frames of the video take {taken} positions, and there are {most}: show fewer.")
+                videos[id(one)] = frames.opened()
             return videos[id(one)]
 
         return [watch(one) for one in images]

@@ -58,6 +58,9 @@ ENTRIES: dict[str, tuple[dict[str, Any], str, tuple[Any, ...]]] = {
         (0, "One", 1, "two", 2, "What?"),
     ),
     "a list of frames": ({"videos": [["b/0.png", "b/1.png"]], "messages": say("<video>What?")}, "V", ()),
+    "frames": ({"video": ["b/0.png", "b/1.png"], "conversations": say("<video>What?")}, "V", ()),
+    "one frame": ({"video": ["0.png"], "conversations": say("<image>What?")}, "V", ()),
+    "several": ({"video": ["a.gif", "b"], "conversations": say("<video>What?<video>")}, "VV", (0, "What?", 1)),
     "parts": ({"messages": say([{"type": "text", "text": "See:"}, {"type": "video", "video": "a.gif"}])}, "V", ("See:", 0)),
     "a blank part": ({"videos": ["a.gif"], "messages": say([{"type": "video"}, {"type": "text", "text": "?"}])}, "V", (0, "?")),
 }
@@ -89,6 +92,9 @@ def test_a_field_names_it(folder: Path) -> None:
     path.write_text(json.dumps({"clip": "a.gif", "ask": "What?", "say": "It moves."}) + "\n", encoding="utf-8")
     record = JsonLines(path, Fields(video="clip", question="ask", answer="say"))[0]
     assert kinds(record) == "V" and record.questions[0].answer == "It moves."
+    path.write_text(json.dumps({"clip": ["b/0.png", "b/1.png", "b/2.png"], "ask": "What?", "say": "It moves."}) + "\n")
+    record = JsonLines(path, Fields(video="clip", question="ask", answer="say"))[0]
+    assert kinds(record) == "V" and isinstance(record.image, Video) and record.image.num_frames == 3
 
 
 def test_what_cannot_be_stored_or_written_is_said(folder: Path) -> None:
@@ -97,5 +103,7 @@ def test_what_cannot_be_stored_or_written_is_said(folder: Path) -> None:
     assert isinstance(used, BadImage) and "it is a video, of which nothing is stored" in used.reason
     with pytest.raises(CannotHoldError, match="has a video, which is not converted"):
         _ = EntryReader([record])[0]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"speaks of <video> 2 times, and the entry names 1 video: write"):
+        read(folder, video=["b/0.png", "b/1.png"], conversations=say("<video><video>What?"))
     with pytest.raises(ValueError, match=r"record a\.jsonl/0: the video .*none\.mp4 is not there"):
         read(folder, video="none.mp4", conversations=say("<video>What?"))

@@ -17,6 +17,8 @@ from unimm.data.video.choosing import ChosenFrames, VideoFormat, choose_frames, 
 from unimm.data.video.sources import Pictures, is_video, open_video
 from unimm.data.video.writing import write_video
 
+pytest.importorskip("av", reason='PyAV is not installed: pip install "unimm[video]"')
+
 LEVELS = (20, 60, 100, 140, 180, 220)
 """Of grey, of the frames in turn, at two a second."""
 
@@ -48,7 +50,7 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "gif", "webp"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "ts", "mpg", "gif", "webp"])
 def test_files_and_their_bytes_give_the_same_frames(suffix: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / f"clip.{suffix}", frames(), 2)
     for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
@@ -67,6 +69,10 @@ def test_frames_that_are_images_already(tmp_path: Path) -> None:
     assert shown(array, num_frames=6)[0] == (0.0, 0)
     assert [time for time, _ in shown(array)] == [0, 1, 2, 10, 11, 12]
     assert {time for time, _ in shown(array, num_frames=3)} < {0, 1, 2, 10, 11, 12}
+    late = open_video(np.stack(frames(20)), times=range(100, 120))  # the first does not begin at 0
+    for settings in ({}, {"choice": "fps", "fps": 0.4}, {"choice": "scene"}):
+        times = [time for time, _ in shown(late, num_frames=8, **settings)]
+        assert len(times) == 8 and times[0] < 103 and times[-1] > 117, settings
     assert [number for _, number in shown(open_video([Image.fromarray(one) for one in frames()]))] == [0, 1, 2, 3, 4, 5]
 
 
@@ -104,6 +110,20 @@ def test_long_clips_are_wound_to_what_is_shown(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(container, "SEEK_AFTER", 1e9)
     with pytest.raises(ValueError, match="more than 700 frames lie before"):
         list(open_video(path).frames(times))
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+@pytest.mark.parametrize(("count", "rate"), [(600, 25), (80, 1), (600, 10)])
+def test_streams_without_an_index_give_the_frames_of_the_times(suffix: str, count: int, rate: int, tmp_path: Path) -> None:
+    """They may be wound to a place after the wanted one, and give few frames a time."""
+    levels = [20 + number * 7 % 200 for number in range(count)]
+    path = write_video(tmp_path / f"clip.{suffix}", [np.full((16, 16, 3), one, np.uint8) for one in levels], rate)
+    video = open_video(path)
+    assert video.seconds == pytest.approx(count / rate, abs=1.1 / rate) and video.num_frames in (count, count + 1)
+    for num_frames in (1, 2, 4, 8):
+        times = choose_times(video, VideoFormat(num_frames=num_frames))
+        expected = [levels[int(time * rate + 1e-3)] for time in times]
+        assert np.abs(np.array([one.mean() for one in video.frames(times)]) - expected).max() < 5, num_frames
 
 
 def test_frames_are_upright_and_small(tmp_path: Path) -> None:
@@ -160,6 +180,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "a number": (lambda clip, folder: 7, "A video is a path, bytes, a file object"),
     "two in a part": (lambda clip, folder: {"type": "video", "video": "a", "url": "b"}, "not 2 of them"),
     "a playlist": (lambda clip, folder: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n" * 20, "it is no video in MP4"),
+    "a time that is none": (lambda clip, folder: Pictures(frames(2), times=[0, float("nan")]), "are finite numbers"),
+    "an endless time": (lambda clip, folder: Pictures(frames(2), times=[0, float("inf")]), "are finite numbers"),
     "times that fall": (lambda clip, folder: Pictures(frames(2), times=[1, 0]), "as many times, rising"),
 }
 
@@ -194,6 +216,11 @@ def test_a_clip_that_ends_early_is_refused_where_that_matters(tmp_path: Path) ->
     assert level(next(iter(video.frames([10.1])))) == 20 % 6
     with pytest.raises(ValueError, match=r"its data ends at [\d.]+ s of 60.0 s|its data is damaged after"):
         list(video.frames([10.1, 55.0]))
+    for times in ([33.0], [10.1, 33.0], [33.0, 33.1, 33.2]):  # however many frames are shown
+        with pytest.raises(ValueError, match=r"its data ends at|its data is damaged after"):
+            list(video.frames(times))
+    slow = open_video(write_video(tmp_path / "slow.mp4", frames(3), 0.1))  # a frame stands for the 10 s that it is shown
+    assert level(next(iter(slow.frames([29.0])))) == 2
     single = open_video(write_video(tmp_path / "one.mp4", frames(1), 2))
     assert shown(single) == [(pytest.approx(single.seconds / 2), 0)]
 

@@ -150,6 +150,8 @@ def test_a_record_is_a_video_of_its_frames() -> None:
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
 def test_clips_as_files_are_read_with_their_questions(suffix: str, tmp_path: Path) -> None:
+    if suffix == "mp4":
+        pytest.importorskip("av", reason='PyAV is not installed: pip install "unimm[video]"')
     world = ClipsWorld("test", 3)
     dataset = LlavaJson(write_clips(tmp_path, world, suffix))
     for index in range(3):

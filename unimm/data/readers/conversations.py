@@ -105,9 +105,10 @@ def _questions(said: list[tuple[str, Any]], given: list[Any], where: str, langua
     parts = [_parts(content, images, role == USER or in_answers, where) for role, content in said]
     if images.num_taken not in (0, len(given)) or (images.num_taken == 0 and given and images.found):
         named = f"{images.num_taken} time{'s' * (images.num_taken != 1)}"
+        mark, noun = (VIDEO, "video") if given and all(map(_is_video, given)) else (IMAGE, "image")
+        there = f"{len(given) or 'no'} {noun}{'s' * (len(given) > 1)}"
         raise ValueError(
-            f"{where}: the conversation speaks of {IMAGE} {named}, and the entry names "
-            f"{'no image' if not given else f'{len(given)} images' if len(given) > 1 else '1 image'}: write one for each."
+            f"{where}: the conversation speaks of {mark} {named}, and the entry names {there}: write one for each."
         )
     is_told = bool(images.found)
     comes_first = len(images.found) == 1 and asked[0] == 1 and not isinstance(said[0][1], list | tuple)

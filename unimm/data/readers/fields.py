@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unimm.data.readers.conversations import read_talk
-from unimm.data.readers.paths import short
+from unimm.data.readers.paths import IMAGE_SUFFIXES, short
 from unimm.data.records import ImageLike, Parts, Question, Record, RecordImage, Text
 
 
@@ -21,7 +21,8 @@ class Fields:
     """Names of fields, those that the entries have; the others stay null.
 
     image: an image, or a list of them; how they are held, is the reader's matter.
-    video: a video, or a list of them, behind the images: a path, or a folder of frames (recipes/video.md).
+    video: a video, or a list of them, behind the images: a path, or a folder of frames (recipes/video.md). A list of names of
+        images is one video's frames.
     caption: a text, or a list of texts for the same image.
     question, answer: two texts, or two lists of one length: questions that do not lean on each other.
     conversation: turns as LLaVA, ShareGPT or OpenAI write them; they keep their order. Instead of question and answer.
@@ -79,7 +80,7 @@ class Fields:
         if not isinstance(language, str):
             raise ValueError(f"{where}: the field '{self.language}' holds {short(language)}, not a language such as 'en'.")
         image, plain, system = get(self.image), get(self.text), get(self.system) or ""
-        images: list[Any] = [*_listed(image), *({"video": one} for one in _listed(get(self.video)))]
+        images: list[Any] = [*_listed(image), *listed_videos(get(self.video))]
         document: Parts = ()
         questions: tuple[Question, ...] = ()
         if get(self.texts) is not None:
@@ -120,6 +121,20 @@ class Fields:
         if not texts and not may_be_empty and name not in self.optional:
             raise ValueError(f"{where}: the field '{name}' is an empty list: fill it, or list it in fields.optional.")
         return [_one_text(text, name, where) for text in texts]
+
+
+def listed_videos(value: Any) -> list[dict[str, Any]]:
+    """The videos that a field holds, as `image_at` knows them: one, or several in a list; a list of names of images is one."""
+    listed = _listed(value)
+    if isinstance(value, list | tuple) and value and all(map(_is_frame, listed)):
+        may_move = len(listed) == 1 and listed[0].lower().endswith((".webp", ".png"))
+        return [{"video": listed[0] if may_move else listed}]
+    return [{"video": one} for one in listed]
+
+
+def _is_frame(held: Any) -> bool:
+    """Whether something is named as an image that does not move."""
+    return isinstance(held, str) and held.lower().endswith(IMAGE_SUFFIXES) and not held.lower().endswith(".gif")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,6 +8,8 @@
     LLaVA-Video      {"video": "clips/7.mp4", "conversations": [{"from": "human", "value": "<image>\\nWhat happens?"}, ...]}
     ms-swift         {"messages": [{"role": "user", "content": "<video>What happens?"}, ...], "videos": ["7.mp4"]}
 
+A list of names of images under `video` is one clip's frames; any other list is one of several videos.
+
 A conversation becomes questions in their order, which the view `Dialogue` keeps. Entries without an image are conversations in
 text. Ids are not unique in LLaVA's own mixture, so a record's key counts entries instead. What an entry holds beside that and
 would be lost (sounds, tools, rejected answers) is refused.
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from unimm.data.readers.conversations import ASSISTANT, USER
-from unimm.data.readers.fields import Fields
+from unimm.data.readers.fields import Fields, listed_videos
 from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.paths import Paths
 
@@ -54,7 +56,12 @@ class LlavaJson(JsonLines):
         refused = [name for name in REFUSED if item.get(name)]
         if refused:
             raise ValueError(f"{where} has '{refused[0]}', which is not read: take it out of the entry, or the entry out.")
-        images = _with_videos(_one_of(item, IMAGES, where), _one_of(item, VIDEOS, where))
+        videos = _one_of(item, VIDEOS, where)
+        if item.get("video") or not isinstance(videos, list):
+            videos = listed_videos(videos)
+        else:  # under "videos" each entry is a clip of its own
+            videos = [{"video": one} for one in videos]
+        images = _with_videos(_one_of(item, IMAGES, where), videos)
         turns = _one_of(item, TURNS, where)
         if turns is None and any(item.get(name) for name in ANSWERED):
             turns = _of_fields(item, where)
@@ -64,12 +71,12 @@ class LlavaJson(JsonLines):
         return {name: value for name, value in found.items() if value is not None} or item
 
 
-def _with_videos(images: Any, videos: Any) -> Any:
+def _with_videos(images: Any, videos: list[dict[str, Any]]) -> Any:
     """Images, and behind them videos as `image_at` knows them."""
-    if videos is None:
+    if not videos:
         return images
     pictures = [] if images is None else images if isinstance(images, list) else [images]
-    return [*pictures, *({"video": one} for one in (videos if isinstance(videos, list) else [videos]))]
+    return [*pictures, *videos]
 
 
 def _one_of(item: dict[str, Any], names: tuple[str, ...], where: str) -> Any:

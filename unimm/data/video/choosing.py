@@ -97,16 +97,17 @@ def choose_times(video: Video, video_format: VideoFormat) -> tuple[float, ...]:
         ValueError: the clip cannot be read, or asks for what there is not.
     """
     wanted = format_for(video, video_format)
-    seconds, there = video.seconds, video.num_frames
+    there, begins = video.num_frames, video.begins
+    start, end = begins[0] if begins else 0.0, video.seconds
     most = wanted.num_frames if there is None else min(wanted.num_frames, there)
     if wanted.choice == "scene" and most > 1:
         times = _scene_times(video, most)
-    elif wanted.choice == "fps" and seconds * wanted.fps < most:
-        count = max(1, round(seconds * wanted.fps))
-        times = _middles(0.0, seconds, min(count, most))
+    elif wanted.choice == "fps" and (end - start) * wanted.fps < most:
+        count = max(1, round((end - start) * wanted.fps))
+        times = _middles(start, end, min(count, most))
     else:
-        times = _middles(0.0, seconds, most)
-    if (begins := video.begins) is None:
+        times = _middles(start, end, most)
+    if begins is None:
         return tuple(times)
     if wanted.choice == "uniform" and len(begins) <= most:
         return tuple(begins)
@@ -175,11 +176,11 @@ def _middles(start: float, end: float, count: int) -> list[float]:
 
 def _scene_times(video: Video, most: int) -> list[float]:
     """So many times: the middle of each scene, several of long ones."""
-    seconds = video.seconds
-    count = round(min(seconds * THUMBNAILS_A_SECOND, MAX_THUMBNAILS, video.num_frames or MAX_THUMBNAILS))
-    places = _middles(0.0, seconds, max(count, 2))
+    start, stop = video.begins[0] if video.begins else 0.0, video.seconds
+    count = round(min((stop - start) * THUMBNAILS_A_SECOND, MAX_THUMBNAILS, video.num_frames or MAX_THUMBNAILS))
+    places = _middles(start, stop, max(count, 2))
     cuts = find_cuts(video.frames(places), most - 1)
-    edges = [0.0, *((places[cut - 1] + places[cut]) / 2 for cut in cuts), seconds]
+    edges = [start, *((places[cut - 1] + places[cut]) / 2 for cut in cuts), stop]
     scenes = list(pairwise(edges))
     shares = [1] * len(scenes)
     while sum(shares) < most:

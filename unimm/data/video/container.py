@@ -5,11 +5,15 @@ FFmpeg's playlists and protocols are never reached. One frame is unpacked at a t
 neither hours nor an 8K picture fill the memory. Frames are turned as the file says, and as wide as its pixels are.
 
 What is cut short or damaged is refused where a chosen frame lies in what is missing, since the times that were told would be
-wrong; the last frame stands for what comes up to a second after it.
+wrong; the last frame stands for what comes up to a second after it, or as long as a frame is shown in the mean.
+
+MPEG-TS may be wound to a place after the wanted time: then it is wound further back, at last decoded from its start. MPEG-PS
+gives few frames a time, so that it is never wound and its frames are counted.
 """
 
 import io
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +39,11 @@ KEPT_SIDE = 1024
 SEEK_AFTER = 4.0
 """Seconds that are decoded through; to what lies further ahead the file is wound."""
 
+FURTHER_BACK = (0.0, 5.0, 30.0)
+"""Seconds before a time to which a file is wound in turn, until a frame comes that does not begin after it."""
+
 ENDS_EARLY = 1.0
-"""Seconds that the last frame may stand for."""
+"""Seconds that the last frame may stand for, where a frame is not shown longer."""
 
 HEAD = 400
 
@@ -119,18 +126,16 @@ class VideoFile(Video):
         Raises:
             ImageError: as `header`, and where the file is damaged, or ends before one of the times.
         """
-        header, times = self.header, list(times)
-        tolerance = max(ENDS_EARLY, header.seconds / max(len(times), 1))
-        with self.opened() as (container, stream):
-            reader = _Reader(self.name, container, stream, header.start)
-            for time in times:
-                frame, begins = reader.at(time)
-                if time - begins > tolerance and reader.has_ended:
-                    cut = "cut it there, or copy it again"
-                    raise ImageError(
-                        f"Cannot read {self.name}: its data ends at {begins:.1f} s of {header.seconds:.1f} s, {cut}."
-                    )
-                yield self._picture(frame, stream)
+        left, seeks = deque(times), True
+        while left:
+            with self.opened() as (container, stream):
+                reader = _Reader(self.name, container, stream, self.header, seeks)
+                try:
+                    while left:
+                        yield self._picture(reader.at(left[0]), stream)
+                        left.popleft()
+                except _SeekError:
+                    seeks = False  # once more, from the start
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
@@ -177,62 +182,94 @@ class VideoFile(Video):
         return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
+class _SeekError(Exception):
+    """No frame at or before the wanted time is found by winding: the file has to be decoded from its start."""
+
+
 class _Reader:
-    """Goes forward through a stream; knows the frame that is shown, and the first one after it."""
+    """Goes forward through a stream; knows the frame that is shown, and the first one after it, each with when it begins.
 
-    def __init__(self, name: str, container: Any, stream: Any, start: float) -> None:
-        self._name, self._container, self._stream, self._start = name, container, stream, start
+    seeks: whether the file may be wound; else it is decoded from its start.
+    """
+
+    def __init__(self, name: str, container: Any, stream: Any, header: Header, seeks: bool) -> None:
+        self._name, self._container, self._stream, self._header = name, container, stream, header
         self._frames = container.decode(stream)
-        self._shown: Any = None
-        self._ahead: Any = None
-        self._seeks, self._num_decoded, self.has_ended = True, 0, False
+        self._shown: tuple[Any, float] | None = None
+        self._ahead: tuple[Any, float] | None = None
+        self._seeks = seeks and container.format.name != "mpeg"
+        self._num_decoded, self._has_ended, self._begins = 0, False, -1e-9
 
-    def at(self, time: float) -> tuple[Any, float]:
-        """The frame that is shown at a time, and when it begins. ImageError: there is none, or it is damaged."""
-        if self._seeks and not self.has_ended and time - self._time(self._ahead or self._shown) > SEEK_AFTER:
+    def at(self, time: float) -> Any:
+        """The frame that is shown at a time.
+
+        Raises:
+            ImageError: there is none, it is damaged, or the data ends before it. _SeekError: it is not found by winding.
+        """
+        if self._seeks and not self._has_ended and time - self._begins > SEEK_AFTER:
             self._seek(time)
-        while not self.has_ended and (self._ahead is None or self._time(self._ahead) <= time + 1e-6):
-            self._shown = self._ahead or self._shown
-            self._ahead = self._next()
-        frame = self._shown or self._ahead
-        if frame is None:
+        while not self._has_ended and (self._ahead is None or self._ahead[1] <= time + 1e-6):
+            self._shown, self._ahead = self._ahead or self._shown, self._next()
+        found = self._shown or self._ahead
+        if found is None:
             raise ImageError(f"Cannot use {self._name}: it has no frames.")
-        return frame, self._time(frame)
+        frame, begins = found
+        seconds, count = self._header.seconds, self._header.num_frames
+        if self._has_ended and time - begins > max(ENDS_EARLY, seconds / count if count else 0.0):
+            where = f"its data ends at {begins:.1f} s of {seconds:.1f} s, cut it there, or copy it again"
+            raise ImageError(f"Cannot read {self._name}: {where}.")
+        return frame
 
     def _seek(self, time: float) -> None:
         """Go on from the last whole picture before a time; never again, where that is not before us."""
-        behind = self._time(self._ahead or self._shown)
-        place = int((time + self._start) / self._stream.time_base)
-        try:
-            self._container.seek(place, stream=self._stream, backward=True)
-        except Exception:  # a container that cannot be wound: go on as before
-            self._seeks = False
-            return
-        self._frames = self._container.decode(self._stream)
-        self._shown, self._ahead = None, None
-        self._ahead = self._next()
-        self._seeks = self._ahead is not None and self._time(self._ahead) > behind
+        behind = self._begins
+        for back in FURTHER_BACK:
+            if back and time - back <= behind:
+                break
+            place = int((time - back + self._header.start) / self._stream.time_base)
+            try:
+                self._container.seek(place, stream=self._stream, backward=True)
+            except Exception:  # a container that cannot be wound: go on as before, where nothing was moved
+                if back:
+                    break
+                self._seeks = False
+                return
+            self._frames = self._container.decode(self._stream)
+            self._shown = self._ahead = None
+            if self._finds(time):
+                self._seeks = self._begins > behind
+                return
+        raise _SeekError
 
-    def _next(self) -> Any:
+    def _finds(self, time: float) -> bool:
+        """Whether the first frame after a seek says when it begins, and that is not after the time."""
+        self._begins = -1e-9
+        try:
+            self._ahead = self._next()
+        except ImageError:
+            if self._num_decoded > MAX_DECODED:
+                raise
+            return False
+        return self._ahead is not None and self._ahead[0].pts is not None and self._ahead[1] <= time + 1e-6
+
+    def _next(self) -> tuple[Any, float] | None:
         try:
             frame = next(self._frames, None)
         except Exception:  # FFmpeg's own errors, and what PyAV makes of them
-            told = f"its data is damaged after {max(self._time(self._shown or self._ahead), 0.0):.1f} s"
+            told = f"its data is damaged after {max(self._begins, 0.0):.1f} s"
             raise ImageError(f"Cannot read {self._name}: {told}.") from None
-        self.has_ended = frame is None
+        self._has_ended = frame is None
+        if frame is None:
+            return None
         self._num_decoded += 1
         if self._num_decoded > MAX_DECODED:
             few = "cut it, or save it with more key frames"
             raise ImageError(f"Cannot use {self._name}: more than {MAX_DECODED:,} frames lie before those to show, {few}.")
-        return frame
-
-    def _time(self, frame: Any) -> float:
-        """When a frame begins; of none just before the beginning."""
-        if frame is None:
-            return -1e-9
         if frame.pts is not None:
-            return float(frame.pts * self._stream.time_base) - self._start
-        return self._num_decoded / float(self._stream.average_rate or 25)
+            self._begins = max(self._begins, float(frame.pts * self._stream.time_base) - self._header.start)
+        else:
+            self._begins = max(self._begins, 0.0) + 1 / float(self._stream.average_rate or 25) * (self._num_decoded > 1)
+        return frame, self._begins
 
 
 @lru_cache(4096)
@@ -250,7 +287,7 @@ def _read_header(video: VideoFile) -> Header:
             seconds = float(stream.duration * base)
         elif container.duration:
             seconds = container.duration / 1e6
-        if not seconds > 0:
+        if not seconds > 0 or container.format.name == "mpeg":  # which says the time of its last frame at best
             seconds, count = _count(video.name, container, stream, start)
         if not math.isfinite(seconds) or seconds > MAX_SECONDS:
             raise ImageError(f"Cannot use {video.name}: it is longer than {MAX_SECONDS / 3600:.0f} hours, cut it.")
@@ -263,13 +300,15 @@ def _count(name: str, container: Any, stream: Any, start: float) -> tuple[float,
     base, ends, num_packets = stream.time_base, 0.0, 0
     try:
         for packet in container.demux(stream):
+            num_packets += packet.size > 0
             if packet.size and packet.pts is not None:
-                num_packets += 1
                 ends = max(ends, float((packet.pts + (packet.duration or 0)) * base) - start)
     except Exception:
         raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
     if not num_packets:
         raise ImageError(f"Cannot use {name}: it has no frames.")
+    if stream.average_rate and (container.format.name == "mpeg" or not ends):
+        ends = max(ends, num_packets / float(stream.average_rate))
     return ends or 1.0, num_packets
 
 

@@ -10,6 +10,7 @@ Nothing is decoded here. A web address is refused, and a name inside a file is n
 
 import bisect
 import io
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,10 +106,12 @@ class Pictures(Video):
     ) -> None:
         if not len(pictures):
             raise ImageError("Cannot use the video: it has no frames.")
-        if times is None and not frame_rate > 0:
+        if times is None and not 0 < frame_rate < math.inf:
             raise ImageError(f"A video has more than 0 frames a second, not {frame_rate}.")
         self.pictures, self.max_pixels, self._are_given = pictures, max_pixels, times is not None
         self.times = [n / frame_rate for n in range(len(pictures))] if times is None else [float(time) for time in times]
+        if not all(map(math.isfinite, self.times)):
+            raise ImageError(f"The times of frames are finite numbers of seconds, not {self.times[:5]}.")
         if len(self.times) != len(pictures) or any(b <= a for a, b in zip(self.times, self.times[1:], strict=False)):
             raise ImageError(f"{len(pictures)} frames take as many times, rising, not {len(self.times)}: {self.times[:5]}.")
         self._last = 1 / frame_rate if len(pictures) < 2 else (self.times[-1] - self.times[0]) / (len(pictures) - 1)

@@ -123,7 +123,7 @@ def _direction(rng: np.random.Generator, num_frames: int, background: Background
     travel = TRAVEL[0] + int(rng.random() * (TRAVEL[1] - TRAVEL[0] + 1))
     span = _span(shape.size, travel + 4)
     shape = replace(shape, x=_anywhere(rng, span), y=_anywhere(rng, span))
-    # In a corner that no path reaches into: it is drawn first, and the mover passes before it where they meet.
+    # In a corner, out of most paths; where they meet, the mover passes before it, since it is drawn first.
     still = replace(still, size="small", x=choose(rng, (9, SIDE - 10)), y=choose(rng, (9, SIDE - 10)))
     others = (still,) if rng.random() < 0.5 else ()
     moved = [_moved(shape, DIRECTIONS[name], step) for step in _steps(num_frames, travel)]
