@@ -55,7 +55,9 @@ def test_examples_that_have_no_room_are_left_out_the_first_ones_first() -> None:
         count = kinds(cut, Kind.PIXELS)
         assert cut.length <= limit and 1 <= count < 9 and cut.full_length == whole.length
         assert learned(cut) == learned(whole)[-count:]
-    with pytest.raises(ValueError, match=r"few_shot/train/1 takes \d+ positions without an example, and there are 9 at most"):
+    with pytest.raises(
+        ValueError, match=r"few_shot/train/.*/1 takes \d+ positions without an example, and there are 9 at most"
+    ):
         see(FewShot(8, 8), most=9)
 
 
@@ -64,5 +66,15 @@ def test_records_of_users_with_fewer_questions_and_what_lacks() -> None:
     assert {len(learned(see(FewShot(2, 8), seed, plain))) for seed in range(9)} == {2}
     with pytest.raises(ValueError, match="mine/1 has no questions"):
         see(FewShot(), record=Record("mine/1"))
+    image = np.zeros((8, 8, 3), np.uint8)
+    for seed in range(9):
+        about_one = see(FewShot(0, 1), seed, Record("mine/2", image=image, questions=plain.questions))
+        assert about_one.segments[0].kind != about_one.segments[1].kind and kinds(about_one, Kind.PIXELS) == 1, "it is shown"
+    whole = see(FewShot(1, 1), 0, Record("mine/2", image=image, questions=plain.questions))
+    cut = see(FewShot(1, 1), 0, Record("mine/2", image=image, questions=plain.questions), whole.length - 1)
+    assert kinds(cut, Kind.PIXELS) == 1 and len(learned(cut)) == 1, "the image stays where an example has no room"
+    mixed = (Question("One?", "1", parts=(0, "One?")), Question("Two?", "2"))
+    with pytest.raises(ValueError, match="mine/3 has questions with an image of their own and others without"):
+        see(FewShot(), record=Record("mine/3", image=image, questions=mixed))
     with pytest.raises(ValueError, match="min_examples is at most max_examples, not 3 and 2"):
         FewShot(3, 2)

@@ -56,6 +56,7 @@ def test_charts_are_scored_by_relaxed_accuracy(folder: Path) -> None:
     assert result.score == 1.0 and {*result.details} == {"human", "augmented"}
     assert is_relaxed_match("42%", "0.42") and is_relaxed_match("-38", "-40") and not is_relaxed_match("42.1", "40")
     assert is_relaxed_match("0", "0") and not is_relaxed_match("0.0", "0") and not is_relaxed_match("forty", "40")
+    assert not is_relaxed_match("1_0", "10")
 
 
 def test_other_files_are_refused(folder: Path) -> None:

@@ -57,3 +57,5 @@ def test_a_value_of_a_chart_may_be_a_twentieth_off() -> None:
     assert not judge("tea", share).correct
     assert is_within("0", "0") and not is_within("0.1", "0") and is_within("1,000", "1000")
     assert not judge("41", Question("What is the price of tea?", "40", "table_cell")).correct, "a cell can be read exactly"
+    assert not judge("-40", Question("What is the price of tea?", "40", "table_cell")).correct, "a sign is no punctuation"
+    assert not is_within("4_0", "40")

@@ -2,16 +2,17 @@
 
 PIXELS TEXT PIXELS TEXT ..., as a conversation: what an engine is asked with `examples` is the same sequence, left open. It
 takes any records whose questions each show an image of their own: built-in episodes, or users' conversations about several
-images.
+images. Where no question says where images stand, all of them come first, and examples are other questions about them.
 """
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
 
 from unimm.data.records import DEFAULT_CODES, Record
-from unimm.data.template import Template, Turn
+from unimm.data.template import Part, Template, Turn
 from unimm.data.views import UNDERSTANDING
 from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Sequence
@@ -43,12 +44,19 @@ class FewShot:
         most = min(self.max_examples, len(questions) - 1)
         count = int(rng.integers(min(self.min_examples, most), most + 1))
         order = [int(number) for number in rng.permutation(len(questions))[: count + 1]]
-        turns = [turn for number in order for turn in self._turns(record, template, number, number == order[-1])]
-        sequence = whole = template.chat(turns, system_prompt=record.system or None)
+        shown, first = _shown(record, template)
+        pairs = [self._turns(record, shown, number, number == order[-1]) for number in order]
+
+        def write(pairs: list[tuple[Turn, Turn]]) -> Sequence:
+            (question, answer), *others = pairs
+            opened = replace(question, content=(*first, *question.content))
+            return template.chat([opened, answer, *chain(*others)], system_prompt=record.system or None)
+
+        sequence = whole = write(pairs)
         limit = template.max_positions
-        while limit is not None and sequence.length > limit and len(turns) > 2:
-            turns = turns[2:]
-            sequence = template.chat(turns, system_prompt=record.system or None)
+        while limit is not None and sequence.length > limit and len(pairs) > 1:
+            pairs = pairs[1:]
+            sequence = write(pairs)
         if limit is not None and sequence.length > limit:
             raise ValueError(
                 f"Record {record.key} takes {sequence.length} positions without an example, and there are {limit} at most: "
@@ -56,11 +64,24 @@ class FewShot:
             )
         return replace(sequence, full_length=whole.length) if sequence.length < whole.length else sequence
 
-    def _turns(self, record: Record, template: Template, number: int, is_last: bool) -> tuple[Turn, Turn]:
+    def _turns(self, record: Record, shown: list[Part], number: int, is_last: bool) -> tuple[Turn, Turn]:
         question = record.questions[number]
-        images = record.images
-        content = tuple(
-            part if isinstance(part, str) else template.look(images[part].image, images[part].codes.get(DEFAULT_CODES))
-            for part in question.parts or (question.text,)
-        )
+        content = tuple(part if isinstance(part, str) else shown[part] for part in question.parts or (question.text,))
         return Turn("user", content), Turn("assistant", (question.answer,), learn=is_last or self.learn_examples)
+
+
+def _shown(record: Record, template: Template) -> tuple[list[Part], tuple[Part, ...]]:
+    """All images of a record, and those that stand before its first question: all where no question has one of its own, else
+    none.
+
+    Raises:
+        ValueError: some questions show an image and others none.
+    """
+    images: list[Part] = [template.show(one.image, one.codes.get(DEFAULT_CODES)) for one in record.images]
+    showing = [any(isinstance(part, int) for part in question.parts) for question in record.questions]
+    if any(showing) and not all(showing):
+        raise ValueError(
+            f"Record {record.key} has questions with an image of their own and others without, which cannot stand in any "
+            f"order, as this view has them: see it as a Dialogue, or take it out."
+        )
+    return images, () if any(showing) else tuple(images)

@@ -147,3 +147,8 @@ def test_what_is_not_there_is_said() -> None:
             ComparisonsWorld(**settings)
     with pytest.raises(IndexError, match=r"outside 0\.\.9"):
         ComparisonsWorld(num_records=10)[10]
+
+
+def test_other_subjects_are_other_records() -> None:
+    keys = {ComparisonsWorld(num_records=1, subjects=subjects)[0].key for subjects in (None, ["more"])}
+    assert len(keys) == 2

@@ -22,6 +22,7 @@ from unimm.data.worlds.pages_content import (
     Layout,
     make_generator,
     make_page,
+    pie_side,
 )
 from unimm.data.worlds.pages_drawing import CHINESE_FONTS, MISSING, find_chinese_font, find_font, render
 from unimm.data.worlds.scenes import COLOURS, FORMS
@@ -37,6 +38,7 @@ def test_a_page_depends_on_its_number_alone() -> None:
         first, again = one[index], other[index]
         assert first.key == again.key and first.facts == again.facts and first.questions == again.questions
         assert np.array_equal(first.image, again.image)
+    assert one[0].key != PagesWorld("train", 20, 3, kinds=["pie"])[0].key, "another page has another name"
     facts = {repr(PagesWorld(split, 3, seed)[0].facts) for split, seed in product(SPLITS, (0, 1))}
     assert len(facts) == 6
     with pytest.raises(IndexError):
@@ -132,3 +134,10 @@ def test_a_world_that_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             PagesWorld(**{"split": "train", "num_records": 3, **settings})
+
+
+def test_a_pie_has_room_on_the_smallest_pages() -> None:
+    world = PagesWorld("train", 40, sizes=[[126, 126], [127, 126], [126, 127]], kinds=["pie"], languages=["en"])
+    for index in range(40):
+        page = world[index].facts
+        assert pie_side(page, len(page.names))[0] >= 3 * page.font_size and world[index].image.shape[0] >= 126

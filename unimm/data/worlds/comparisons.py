@@ -1,9 +1,9 @@
 """The world of comparisons: two or three pictures of drawn shapes, and questions that only all of them together answer.
 
 Which has more, in which is it, are they the same, what differs, which is the odd one: the answer is chosen first, each as often
-as any other, and the pictures are made for it. Record `index` depends on (seed, split, pictures, index) alone. Pairs of colour
-and form that the shapes world holds out are never shown. After NLVR2 (Suhr et al. 2019, arXiv 1811.00491) and Spot-the-Diff
-(Jhamtani and Berg-Kirkpatrick 2018, arXiv 1808.10584).
+as any other, and the pictures are made for it. Record `index` depends on (seed, split, pictures, subjects, index) alone. Pairs
+of colour and form that the shapes world holds out are never shown. After NLVR2 (Suhr et al. 2019, arXiv 1811.00491) and
+Spot-the-Diff (Jhamtani and Berg-Kirkpatrick 2018, arXiv 1808.10584).
 """
 
 # pyright: reportIncompatibleVariableOverride=false
@@ -64,6 +64,7 @@ class ComparisonsWorld:
         check_whole(self, 1, "num_questions")
         if most_objects not in range(2, MOST_OBJECTS + 1):
             raise ValueError(f"most_objects is a number from 2 to {MOST_OBJECTS}, not {most_objects!r}")
+        self.name = f"comparisons/{pictures}/{split}/{'+'.join(self.subjects)}/{most_objects}"
 
     def __len__(self) -> int:
         return self.num_records
@@ -78,7 +79,7 @@ class ComparisonRecord(Record):
     """The pictures of one comparison. Scenes and words have generators of their own, and are made when they are asked for."""
 
     def __init__(self, world: ComparisonsWorld, index: int) -> None:
-        vars(self).update(key=f"comparisons/{world.pictures}/{world.split}/{index}", _world=world, _index=index)
+        vars(self).update(key=f"{world.name}/{index}", _world=world, _index=index)
 
     def _generator(self, purpose: int) -> np.random.Generator:
         world: ComparisonsWorld = vars(self)["_world"]

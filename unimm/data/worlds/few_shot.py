@@ -103,6 +103,7 @@ class FewShotWorld:
                 raise ValueError(f"{what}s are a list of some of {', '.join(known)}, not {given!r}")
         self.split, self.num_records, self.seed, self.num_examples = split, num_records, seed, num_examples
         self.concepts, self.languages = tuple(concepts), tuple(languages)
+        self.name = f"few_shot/{split}/{'+'.join((*self.concepts, *self.languages))}/{num_examples}"
         check_whole(self, 0, "num_records", "seed", "num_examples")
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ class EpisodeRecord(Record):
     """One episode as a dialogue, each question of which shows its own image."""
 
     def __init__(self, world: FewShotWorld, index: int) -> None:
-        vars(self).update(key=f"few_shot/{world.split}/{index}", is_dialogue=True, _world=world, _index=index)
+        vars(self).update(key=f"{world.name}/{index}", is_dialogue=True, _world=world, _index=index)
 
     @cached_property
     def facts(self) -> Episode:

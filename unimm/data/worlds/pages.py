@@ -1,12 +1,15 @@
 """The world of pages as a data set: documents of 128 to 256 px with lines of text, tables and charts, which are too large to be
 read in one look of a small vision tower; with questions in English and Chinese (recipes/large_pictures.md).
 
-Record `index` of a split depends on (seed, split, index), the settings, and, its picture, on the font.
+Record `index` of a split depends on (seed, split, index), the settings, and, its picture, on the font. Its key names the
+languages and a hash of the other settings: pages of a machine without a Chinese font are other records than those of one with
+it.
 """
 
 # pyright: reportIncompatibleVariableOverride=false
 # A record's parts are values to everyone who reads them, whether they were given or are made when asked for.
 
+import hashlib
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +88,8 @@ class PagesWorld:
             raise ValueError(MISSING)
         checked = _checked_sizes(sizes, font_size, only_text=set(kinds) == {"text"})
         self.layout = Layout(checked, known, tuple(kinds), font_size)
+        settings = hashlib.sha256(repr((self.layout, self.categories)).encode()).hexdigest()[:6]
+        self.name = f"pages/{split}/{'+'.join(known)}/{settings}"
 
     def __len__(self) -> int:
         return self.num_records
@@ -99,7 +104,7 @@ class PageRecord(Record):
     """One page. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
     def __init__(self, world: PagesWorld, index: int) -> None:
-        vars(self).update(key=f"pages/{world.split}/{index}", _world=world, _index=index)
+        vars(self).update(key=f"{world.name}/{index}", _world=world, _index=index)
 
     def _generator(self, purpose: str) -> np.random.Generator:
         world: PagesWorld = vars(self)["_world"]

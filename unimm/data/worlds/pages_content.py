@@ -1,7 +1,7 @@
 """What stands on a page of the pages world, and what can be asked about it: lines of text, a table, a bar, line or pie chart,
 in English or Chinese. A page depends on (seed, split, index) and the world's settings alone, not on a font.
 
-Words are chosen from short lists, so that a small model can learn to read them; no test shows a page that training shows.
+Words are chosen from short lists, so that a small model can learn to read them; hardly any page of a test is in training.
 Neither forms nor colours are among them: what other worlds hold out is said nowhere.
 """
 
@@ -260,7 +260,8 @@ def _charted(rng: np.random.Generator, page: Page, names: tuple[str, ...]) -> Pa
 
 
 def _make_pie(rng: np.random.Generator, page: Page) -> Page:
-    number = int(rng.integers(2, 6))
+    most = max(slices for slices in (2, 3, 4, 5) if slices == 2 or pie_side(page, slices)[0] >= 3 * page.font_size)
+    number = int(rng.integers(2, most + 1))
     while True:
         cuts = np.sort(rng.choice(np.arange(1, 20), number - 1, replace=False)) * 5
         shares = np.diff([0, *cuts.tolist(), 100])
@@ -268,6 +269,13 @@ def _make_pie(rng: np.random.Generator, page: Page) -> Page:
             break
     names = _some(rng, LABELS[page.language], number)
     return replace(page, names=names, values=tuple((int(share),) for share in shares), colours=_colours(rng, names))
+
+
+def pie_side(page: Page, number: int) -> tuple[int, bool]:
+    """The side of a pie in pixels, as large as can be beside or above the names of its slices, and whether beside."""
+    beside = min(page.height - 2 * MARGIN, page.width - 2 * MARGIN - 8 * page.font_size)
+    above = min(page.height - 3 * MARGIN - number * (page.font_size + 6), page.width - 2 * MARGIN)
+    return max(beside, above), beside >= above
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator, Page], Page]] = {

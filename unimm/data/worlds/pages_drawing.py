@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unimm.data.worlds.pages_content import MARGIN, Page
+from unimm.data.worlds.pages_content import MARGIN, Page, pie_side
 
 CHINESE_FONTS = (
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
@@ -146,18 +146,15 @@ def _draw_chart(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
 
 
 def _draw_pie(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
-    """Slices clockwise from the top, and a legend with their shares: beside the pie on a wide page, else below it."""
+    """Slices clockwise from the top, and a legend with their shares: beside the pie or below it, where there is more room."""
     letters, pitch = _open(font, page.font_size), page.font_size + 6
-    legend = pitch * len(page.names)
-    is_wide = page.width > page.height
-    side = page.height - 2 * MARGIN if is_wide else page.height - 3 * MARGIN - legend
-    side = min(side, page.width - 2 * MARGIN - (8 * page.font_size if is_wide else 0))
+    side, is_beside = pie_side(page, len(page.names))
     start = -90.0
     for (share,), colour in zip(page.values, page.colours, strict=True):
         stop = start + 3.6 * share
         pen.pieslice((MARGIN, MARGIN, MARGIN + side, MARGIN + side), start, stop, colour, page.paper)
         start = stop
-    left, top = (2 * MARGIN + side, MARGIN) if is_wide else (MARGIN, 2 * MARGIN + side)
+    left, top = (2 * MARGIN + side, MARGIN) if is_beside else (MARGIN, 2 * MARGIN + side)
     for place, (name, (share,), colour) in enumerate(zip(page.names, page.values, page.colours, strict=True)):
         middle = top + pitch * (place + 0.5)
         pen.rectangle((left, middle - 5, left + 10, middle + 5), colour)

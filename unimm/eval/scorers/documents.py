@@ -45,6 +45,8 @@ def is_relaxed_match(answer: str, expected: str, tolerance: float = TOLERANCE) -
 
 
 def _number(text: str) -> float | None:
+    if "_" in text:  # which Python reads in a number
+        return None
     try:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:

@@ -1,12 +1,14 @@
 """Tasks on the world of pages: reading a line of text, and questions about text, tables and charts, on pages of the test split.
 
     pages_text        a line is read where at most a tenth of its characters are wrong; beside it the mean character error rate
+                      (of a line at most 1)
     pages_questions   all other questions
 
 Values that are read off a chart may be 5 % off, as in ChartQA's relaxed accuracy (arXiv 2203.10244); every other answer has to
 be the expected one. The tasks are in no suite, since only a model that was trained on pages can read.
 """
 
+import re
 from collections.abc import Iterator
 
 from unimm.data.records import Question, Record
@@ -47,7 +49,7 @@ class _Pages(ItemTask):
                 category=question.category,
                 language=question.language,
                 image=as_array(record),
-                numbers={"cer": character_error_rate(answer, question.answer)} if question.category == READ else {},
+                numbers={"cer": min(1.0, character_error_rate(answer, question.answer))} if question.category == READ else {},
             )
 
     def _item(self, item: int) -> tuple[Record, Question]:
@@ -97,7 +99,8 @@ def judge(answer: str, question: Question) -> Judgement:
     if question.category in TOLERANT:
         is_near = is_within(answer, question.answer)
         return Judgement(is_near, answer, "" if is_near else f"more than {TOLERANCE:.0%} off")
-    is_same = is_same_answer(answer, question.answer)
+    # A sign is no punctuation before a number.
+    is_same = is_same_answer(answer, question.answer) and _is_negative(answer) == _is_negative(question.answer)
     return Judgement(is_same, answer, "" if is_same else "another answer")
 
 
@@ -108,4 +111,10 @@ def is_within(answer: str, expected: str, tolerance: float = TOLERANCE) -> bool:
         said, right = (float(text.strip().rstrip(".。").removesuffix("%").replace(",", "")) for text in (answer, expected))
     except ValueError:
         return is_same_answer(answer, expected)
+    if "_" in answer:  # which Python reads in a number
+        return False
     return abs(said - right) <= tolerance * abs(right)
+
+
+def _is_negative(text: str) -> bool:
+    return re.match(r"\s*[-\N{MINUS SIGN}]\s*\d", text) is not None
