@@ -7,6 +7,7 @@ import pytest
 
 from unimm.data.worlds.few_shot import CONCEPTS, HELD_OUT_WORDS, Episode, FewShotWorld, choose_word
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS
+from unimm.data.worlds.shapes_language import WORDS
 
 NUM_RECORDS = 1500
 
@@ -82,6 +83,18 @@ def test_records_depend_on_their_index_alone_and_are_dialogues_with_an_image_a_t
     assert [one.parts for one in record.questions] == [(number, record.facts.question) for number in range(9)]
     assert tuple(one.answer for one in record.questions) == record.facts.answers
     assert all(np.array_equal(*both) for both in zip(*([i.image for i in w[7].images] for w in (world, again)), strict=True))
+
+
+def test_episodes_in_words_name_what_others_show() -> None:
+    shown, told = FewShotWorld("test", 30), FewShotWorld("test", 30, told=True)
+    for index in range(30):
+        one, other = shown[index], told[index]
+        assert other.images == () and other.num_images == 0 and other.facts == one.facts
+        for question, asked, scene in zip(one.questions, other.questions, one.facts.scenes, strict=True):
+            (item,) = scene.objects
+            assert asked.answer == question.answer and asked.text.endswith(question.text) and not asked.parts
+            assert WORDS[one.facts.language][item.colour][0] in asked.text
+            assert WORDS[one.facts.language][item.form][0] in asked.text
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from unimm.data.records import Question, Record, RecordImage
 from unimm.data.worlds.comparisons import SPLITS, make_generator
 from unimm.data.worlds.comparisons_scenes import draw_scene
 from unimm.data.worlds.scenes import COLOURS, FORMS, SIZES, TRAINING_PAIRS, Scene, choose, render, shuffle
-from unimm.data.worlds.shapes_language import LANGUAGES
+from unimm.data.worlds.shapes_language import LANGUAGES, describe
+from unimm.data.worlds.shapes_questions import name_look
 from unimm.runtime.number_checks import check_whole
 
 CONCEPTS = ("colour", "form", "pair")
@@ -83,6 +84,7 @@ class FewShotWorld:
         num_examples: before the query; a view or a task may show fewer.
         concepts: what words mean, some of CONCEPTS, each as often as the others.
         languages: of words and questions.
+        told: objects are named ("A red circle.") instead of shown: a first lesson in words, ten times as short.
 
     Raises ValueError for unknown names, IndexError outside the records.
     """
@@ -95,6 +97,7 @@ class FewShotWorld:
         num_examples: int = 8,
         concepts: tuple[str, ...] | list[str] = CONCEPTS,
         languages: tuple[str, ...] | list[str] = LANGUAGES,
+        told: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -102,8 +105,9 @@ class FewShotWorld:
             if not given or isinstance(given, str) or any(one not in known for one in given):
                 raise ValueError(f"{what}s are a list of some of {', '.join(known)}, not {given!r}")
         self.split, self.num_records, self.seed, self.num_examples = split, num_records, seed, num_examples
-        self.concepts, self.languages = tuple(concepts), tuple(languages)
-        self.name = f"few_shot/{split}/{'+'.join((*self.concepts, *self.languages))}/{num_examples}"
+        self.concepts, self.languages, self.told = tuple(concepts), tuple(languages), told
+        form = "told" if told else "shown"
+        self.name = f"few_shot/{split}/{'+'.join((*self.concepts, *self.languages))}/{num_examples}/{form}"
         check_whole(self, 0, "num_records", "seed", "num_examples")
 
     def __len__(self) -> int:
@@ -116,7 +120,7 @@ class FewShotWorld:
 
 
 class EpisodeRecord(Record):
-    """One episode as a dialogue, each question of which shows its own image."""
+    """One episode as a dialogue, each question of which shows its own image, or names what it would show."""
 
     def __init__(self, world: FewShotWorld, index: int) -> None:
         vars(self).update(key=f"{world.name}/{index}", is_dialogue=True, _world=world, _index=index)
@@ -128,20 +132,26 @@ class EpisodeRecord(Record):
         return make_episode(world, rng)
 
     @cached_property
-    def image(self) -> np.ndarray:
-        return render(self.facts.scenes[0])
+    def image(self) -> np.ndarray | None:
+        return None if vars(self)["_world"].told else render(self.facts.scenes[0])
 
     @cached_property
     def others(self) -> tuple[RecordImage, ...]:
-        return tuple(RecordImage(render(scene)) for scene in self.facts.scenes[1:])
+        scenes = () if vars(self)["_world"].told else self.facts.scenes[1:]
+        return tuple(RecordImage(render(scene)) for scene in scenes)
 
     @property
     def num_images(self) -> int:
-        return vars(self)["_world"].num_examples + 1
+        world: FewShotWorld = vars(self)["_world"]
+        return 0 if world.told else world.num_examples + 1
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         told = self.facts
+        if vars(self)["_world"].told:
+            texts = [f"{tell(scene, told.language)}{told.question}" for scene in told.scenes]
+            both = zip(texts, told.answers, strict=True)
+            return tuple(Question(text, answer, told.concept, told.language) for text, answer in both)
         return tuple(
             Question(told.question, answer, told.concept, told.language, parts=(number, told.question))
             for number, answer in enumerate(told.answers)
@@ -161,6 +171,12 @@ def make_episode(world: FewShotWorld, rng: np.random.Generator) -> Episode:
         scenes.append(draw_scene([(choose(rng, tuple(SIZES)), *choose(rng, pairs_of(values[which])))], rng))
         answers.append(words[which])
     return Episode(concept, language, words, values, question, tuple(scenes), tuple(answers))
+
+
+def tell(scene: Scene, language: str) -> str:
+    """The one object of a scene in words: "A red circle. "."""
+    named = name_look(describe(scene.objects[0], "colour"), language)
+    return f"{'An' if named[0] in 'aeiou' else 'A'} {named}. " if language == "en" else f"{named}。"
 
 
 def choose_words(language: str, split: str, rng: np.random.Generator) -> tuple[str, str]:
