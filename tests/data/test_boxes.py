@@ -33,6 +33,25 @@ def test_what_is_written_reads_back(boxes: BoxText, size: tuple[int, int]) -> No
         assert abs(point[0] - x1) <= step[0] + 1e-6 and abs(point[1] - y1) <= step[1] + 1e-6
 
 
+@pytest.mark.parametrize("bins", [4, 64, 81])
+def test_every_box_inside_a_picture_reads_back(bins: int) -> None:
+    """Also slivers at its edges, in pictures of any shape: with at least a pixel of the square's area in the picture."""
+    rng, boxes = np.random.default_rng(0), BoxText("short", bins)
+    for size in ((100, 50), (50, 100), (64, 64), (97, 31), (7, 90)):
+        fit = fit_look(size, 64)
+        for _ in range(40):
+            starts, ends = ([], [])
+            for side in size:
+                length = rng.choice([0.01, 0.4, 1.0, 5.0])
+                start = rng.choice([0.0, rng.random(), 1.0]) * (side - length)
+                starts.append(start)
+                ends.append(start + length)
+            ((found, _, _),) = boxes.read(boxes.write([(*starts, *ends)], fit), fit)
+            assert found[2] - found[0] > 0.01 and found[3] - found[1] > 0.01
+    fit = fit_look((100, 50), 64)
+    assert BoxText("short", 81).write([(10, 49.6, 20, 50)], fit) == "08 59 16 60"
+
+
 def test_the_forms() -> None:
     """Several stand from left to right and once, nothing is "none"; each number of the short form takes a token a digit."""
     fit = fit_look((64, 64), 64)

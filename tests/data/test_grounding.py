@@ -1,16 +1,19 @@
 """What a model is asked when it learns to locate, and that a prompt format without boxes says so."""
 
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import tiny_text_tokenizer
+from PIL import Image
 
 from unimm.data.boxes import BoxText
 from unimm.data.fit import fit_look
-from unimm.data.grounding import GroundedDialogue, Grounding
+from unimm.data.grounding import GroundedDialogue, Grounding, size_of_boxes
 from unimm.data.records import Phrase, Question, Record
+from unimm.data.reframing import Reframed
 from unimm.data.template import PromptFormat, Template
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.sequence import Kind, Sequence
@@ -58,6 +61,19 @@ def test_boxes_are_of_the_picture_that_was_given() -> None:
     record = Record("r", np.zeros((32, 64, 3), np.uint8), phrases=(phrase,), image_size=(640, 320))
     expected = BoxText("short", 64).write([(16, 24, 32, 32)], FIT)
     assert learned(Grounding(points=0, regions=0)(record, TEMPLATE, np.random.default_rng(0))) == [expected]
+
+
+def test_an_image_of_another_shape_than_its_boxes_is_refused() -> None:
+    """As where a file lies on its side (EXIF) and its boxes are of the pixels as they are stored."""
+    phrase, exif, file = Phrase("the dog", ((10.0, 5.0, 30.0, 30.0),)), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 40)).save(file, "JPEG", exif=exif)
+    turned = Record("r", file.getvalue(), phrases=(phrase,), image_size=(80, 40))
+    with pytest.raises(ValueError, match=r"record r are of an image of 80x40 px, and its image is upright 40x80 px"):
+        Grounding()(turned, TEMPLATE, np.random.default_rng(0))
+    assert size_of_boxes(replace(turned, image_size=(121, 240))) == (121, 240), "a copy, rounded"
+    with pytest.raises(ValueError, match="another shape"):
+        Reframed([replace(turned, image_size=(400, 400))])[0]  # pyright: ignore[reportArgumentType]
 
 
 def test_what_cannot_be_located_is_said() -> None:

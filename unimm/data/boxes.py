@@ -185,16 +185,19 @@ class BoxText:
         return min(max(round(place / size * (self.bins - 1)), 0), self.bins - 1)
 
     def _bins_of_box(self, box: PixelBox, fit: Fit) -> tuple[int, ...]:
-        """No box is written without area: what is smaller than a bin takes a whole one."""
+        """No box is written without area: what is smaller than a bin takes a whole one, of which some lies in the picture."""
         x1, x2 = (self._bin(fit.inward_x(x), fit.size) for x in (box[0], box[2]))
         y1, y2 = (self._bin(fit.inward_y(y), fit.size) for y in (box[1], box[3]))
-        (x1, x2), (y1, y2) = (self._apart(*pair) for pair in ((x1, x2), (y1, y2)))
+        x1, x2 = self._apart(x1, x2, fit.inward_x(fit.picture[0]) / fit.size)
+        y1, y2 = self._apart(y1, y2, fit.inward_y(fit.picture[1]) / fit.size)
         return x1, y1, x2, y2
 
-    def _apart(self, low: int, high: int) -> tuple[int, int]:
+    def _apart(self, low: int, high: int, end: float) -> tuple[int, int]:
+        """end: where the picture ends, as a share of the square: a box that began there would read as one beside it."""
         if high > low:
             return low, high
-        return (low, low + 1) if low < self.bins - 1 else (low - 1, low)
+        is_last = low >= min(end, 1.0) * (self.bins - 1) - 1e-6
+        return (low - 1, low) if is_last else (low, low + 1)
 
     def _joined(self, found: set[tuple[int, ...]]) -> str:
         return SEPARATORS[self.form].join(map(self._one, sorted(found))) or NONE

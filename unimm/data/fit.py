@@ -34,6 +34,11 @@ class Fit(NamedTuple):
         return min(max((y - self.top) * self.picture[1] / self.height, 0.0), float(self.picture[1]))
 
 
+def is_resized(picture: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) are of a picture and a resized copy of it: one shape, up to a pixel of rounding."""
+    return abs(picture[0] * other[1] - picture[1] * other[0]) <= max(*picture, *other)
+
+
 def fit_look(picture: tuple[int, int], size: int) -> Fit:
     """How `look` lays a picture of (width, height)."""
     longest, shortest = max(picture), min(MIN_SIDE, size)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from unimm.data.boxes import FOREIGN, OUTSIDE, BoxText, check_box, has_boxes, rewrite
-from unimm.data.fit import Fit
+from unimm.data.fit import Fit, is_resized
 from unimm.data.image import image_size
 from unimm.data.records import Parts, Phrase, Question, Record
 from unimm.data.template import Template
@@ -83,7 +83,7 @@ class GroundedDialogue:
     """As `Dialogue`, of conversations whose texts hold boxes as another tool writes them: they are written as this model does.
 
     boxes: whose form it is: "qwen", "internvl" or "llava" (`unimm.data.boxes`). It needs the image's size, so an image is
-        opened while a run is planned wherever its record does not say `image_size`.
+        opened while a run is planned (the head of its file alone is read).
 
     ValueError when it is used: the prompt format writes no boxes, or a text marks something as boxes that are none.
     """
@@ -120,10 +120,34 @@ class GroundedDialogue:
 
 
 def fit_of(record: Record, template: Template) -> Fit:
-    """How the image of a record lies in the square that the model looks at. ValueError: it has none."""
-    if record.image_size is None and record.image is None:
+    """How the image of a record lies in the square that the model looks at, by the size that its boxes are of.
+
+    Raises:
+        ValueError: as `size_of_boxes`.
+    """
+    return template.fit(size_of_boxes(record))
+
+
+def size_of_boxes(record: Record) -> tuple[int, int]:
+    """Width and height in pixels that the boxes of a record are of. The image may be a resized copy.
+
+    An image that is made when it is asked for is trusted to be as large as its record says, and is not made.
+
+    Raises:
+        ValueError: the record has no image, or one of another shape than it says: its boxes would lie elsewhere.
+    """
+    stated = record.image_size
+    if stated is not None and record.makes_image:
+        return stated
+    if record.image is None:
         raise ValueError(f"Record {record.key} has no image to locate something in.")
-    return template.fit(record.image_size or image_size(record.image))  # pyright: ignore[reportArgumentType] - checked
+    own = image_size(record.image)
+    if stated is not None and not is_resized(stated, own):
+        raise ValueError(
+            f"The boxes of record {record.key} are of an image of {stated[0]}x{stated[1]} px, and its image is upright "
+            f"{own[0]}x{own[1]} px, which is another shape: mend the size or the boxes."
+        )
+    return stated or own
 
 
 def inside(key: str, phrases: Iterable[Phrase], size: tuple[int, int]) -> tuple[Phrase, ...]:

@@ -193,8 +193,12 @@ class Record:
     @property
     def num_images(self) -> int:
         """How many there are, found without making one."""
-        is_made_later = "image" not in vars(self) and hasattr(type(self).image, "__get__")
-        return len(self.others) + (is_made_later or self.image is not None)
+        return len(self.others) + (self.makes_image or self.image is not None)
+
+    @property
+    def makes_image(self) -> bool:
+        """Whether the image is made when it is asked for, and was not yet."""
+        return "image" not in vars(self) and hasattr(type(self).image, "__get__")
 
     def with_codes(self, codes: np.ndarray, *others: np.ndarray, name: str = DEFAULT_CODES) -> Self:
         """The same record with these codes (num_codes,) of its image, or of each of its images, by an image tokenizer of that

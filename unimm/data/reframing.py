@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unimm.data.image import decode_image, image_size
+from unimm.data.grounding import size_of_boxes
+from unimm.data.image import decode_image
 from unimm.data.records import Dataset, DatasetContext, Phrase, PixelBox, Record, bind, key_at
 from unimm.runtime.number_checks import check_probability, check_whole
 
@@ -100,7 +101,7 @@ class Reframed:
         if record.image is None or not record.phrases:
             raise ValueError(f"Record {record.key} has no image with phrases to put in another frame.")
         rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-        frame = self._frame(record.image_size or image_size(record.image), rng)
+        frame = self._frame(size_of_boxes(record), rng)
         phrases = tuple(moved for one in record.phrases if (moved := _moved(one, frame)) is not None)
         return ReframedRecord(record, frame, phrases) if phrases else record
 

@@ -9,6 +9,7 @@ from users_files import make_annotated, write_lines
 from unimm.data.conversion.entries import CannotHoldError, entry_of
 from unimm.data.readers.boxes import CocoObjects, RefCoco
 from unimm.data.records import Phrase
+from unimm.eval.tasks.locating import RefCocoLocate
 
 
 def test_coco_s_boxes(tmp_path: Path) -> None:
@@ -34,6 +35,37 @@ def test_coco_s_boxes(tmp_path: Path) -> None:
     path.write_text(json.dumps({**held, "annotations": [{"image_id": 10}]}))
     with pytest.raises(ValueError, match="lacks 'category_id'"):
         CocoObjects(path)
+
+
+def test_entries_of_one_image_and_boxes_without_area(tmp_path: Path) -> None:
+    """Two entries of a file_name are one image, so neither says that what the other has is absent."""
+    make_annotated(tmp_path)
+    path = tmp_path / "instances.json"
+    held = json.loads(path.read_text())
+    held["images"].append({"id": 99, "file_name": "0.png", "width": 20, "height": 16})
+    held["annotations"] += [
+        {"id": 20, "image_id": 99, "category_id": 2, "bbox": [1, 1, 4, 4]},
+        {"id": 21, "image_id": 11, "category_id": 2, "bbox": [5, 5, 0, 3]},
+    ]
+    path.write_text(json.dumps(held))
+    dataset = CocoObjects(path)
+    assert len(dataset) == 4 and dataset.num_without_area == 1
+    assert {one.text: one.category for one in dataset[0].phrases} == {"square": "one", "dog": "one"}
+    assert [one.text for one in dataset[1].phrases] == ["square"]
+    held["images"][-1]["width"] = 21
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"the entries of 0\.png differ in width and height"):
+        CocoObjects(path)
+
+
+def test_the_same_words_for_two_objects(tmp_path: Path) -> None:
+    """One phrase to learn, two to score."""
+    make_annotated(tmp_path)
+    said = {"image": "0.png", "sent": "square", "width": 20, "height": 16}
+    path = write_lines(tmp_path / "two.jsonl", [{**said, "bbox": [1, 1, 5, 5]}, {**said, "bbox": [8, 8, 12, 12]}])
+    assert [one.category for one in RefCoco(path)[0].phrases] == ["several"]
+    task = RefCocoLocate(path, num_items=2)
+    assert [task._item(number)[1].boxes for number in (0, 1)] == [((1, 1, 5, 5),), ((8, 8, 12, 12),)]
 
 
 def test_a_conversion_does_not_lose_boxes(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from unimm.data.boxes import Box
+from unimm.data.records import Phrase, Record
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.eval import HeatMaps, ShapesLocate, load_task
-from unimm.eval.tasks.locating import best_pairs, named_pixels
+from unimm.eval.tasks.locating import Locate, best_pairs, named_pixels
 from unimm.inference.locating import Located
 
 N = 60
@@ -50,6 +51,12 @@ def test_who_knows_is_right_and_who_guesses_is_not() -> None:
     assert one_more.score == 0 and one_more.other_scores["mean_iou"].value == 1
     moved = run(task, engine_that(lambda boxes: [Box(b.x1 + 3, b.y1, b.x2 + 3, b.y2) for b in boxes]))
     assert moved.score == 1 and 0.5 < moved.other_scores["mean_iou"].value < 0.8
+
+
+def test_boxes_of_a_resized_copy_are_compared_in_its_pixels() -> None:
+    record = Record("r", np.zeros((16, 32, 3), np.uint8), phrases=(Phrase("x", ((80, 40, 160, 80),)),), image_size=(320, 160))
+    engine = SimpleNamespace(located=lambda images, phrases: [Located("", [Box(8, 4, 16, 8)])])
+    assert run(Locate("locate", [record], 1), engine).score == 1  # pyright: ignore[reportArgumentType]
 
 
 def test_pairs_are_one_to_one() -> None:

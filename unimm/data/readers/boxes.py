@@ -7,11 +7,13 @@ its phrases are what the view `Grounding` asks for.
                                             beside COCO's instances.json; gRefCOCO: "ann_id": [7, 9], or [-1] for nothing
     Qwen-VL     refcoco_train.jsonl         {"image", "sent", "bbox": [x1, y1, x2, y2], "width", "height"}
 
-Boxes are cut at the edge of their image; one that lies beside it, or has no area, is an error of its record. The files of REFER
-itself are pickles, which are not opened: its API writes them as JSON (`json.dump(refer.data["refs"], file)`).
+Boxes are cut at the edge of their image; one that lies beside it, or has no area, is an error of its record, except for COCO's
+boxes of no width or no height, which are left out. The files of REFER itself are pickles, which are not opened: its API writes
+them as JSON (`json.dump(refer.data["refs"], file)`).
 Source: cocodataset.org/#format-data; lichengunc/refer; QwenLM/Qwen-VL, eval_mm; henghuiding/gRefCOCO.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from unimm.data.readers.annotated import ByImage, read_lists
 from unimm.data.readers.json_lines import JsonItems
 from unimm.data.readers.paths import short
 from unimm.data.records import Phrase, PixelBox, Record
+
+logger = logging.getLogger(__name__)
 
 NUM_ABSENT = 2
 """Categories an image that are asked for though nothing there is of them."""
@@ -36,14 +40,19 @@ class _Said(NamedTuple):
 class CocoObjects(ByImage):
     """COCO's boxes: every category of an image with all of its boxes, and a few that are not there.
 
-    Categories of which the file marks a crowd are not asked for in that image: their single objects have no boxes.
+    Categories of which the file marks a crowd are not asked for in that image: their single objects have no boxes. A box of no
+    width or no height, of which COCO has a few, is left out, and its category is not said to be absent. Entries of one
+    file_name are one image.
 
     Args:
         annotations: the file of instances. images: the folder of images; default: that of the file.
         num_absent: categories that are not there, which are asked for all the same; those follow from the image's place.
         language: of the categories' names.
 
-    Raises ValueError, at once where the file is none of COCO's, or no image of the first is there; else when it is read.
+    num_without_area: boxes that were left out.
+
+    Raises ValueError, at once where the file is none of COCO's, two entries of an image differ in its size, or no image of the
+    first is there; else when it is read.
     """
 
     def __init__(
@@ -58,21 +67,28 @@ class CocoObjects(ByImage):
         try:
             names = {one["id"]: str(one["name"]).strip() for one in held["categories"]}
             sizes = _sizes(held)
-            found: dict[Any, dict[str, list[PixelBox]]] = {image_id: {} for image_id in sizes}
-            crowds = set()
+            found: dict[str, dict[str, list[PixelBox]]] = {name: {} for name, _ in sizes.values()}
+            crowds, without_area = set(), 0
             for one in held["annotations"]:
-                category = names[one["category_id"]]
-                found[one["image_id"]].setdefault(category, []).append(_corners(one["bbox"]))
+                name, category, box = sizes[one["image_id"]][0], names[one["category_id"]], _corners(one["bbox"])
+                has_area = box[0] != box[2] and box[1] != box[3]
+                found[name].setdefault(category, []).extend([box] * has_area)
+                without_area += not has_area
                 if one.get("iscrowd"):
-                    crowds.add((one["image_id"], category))
+                    crowds.add((name, category))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{annotations}: an entry lacks {error}: COCO's instances have images, categories, bbox."
             ) from None
+        self.num_without_area = without_area
+        if without_area:
+            logger.warning("%s: %d boxes have no area and are left out.", annotations, without_area)
         said: dict[str, list[_Said]] = {}
-        for number, (image_id, of_image) in enumerate(found.items()):
-            name, size = sizes[image_id]
-            asked = [_Said(text, tuple(boxes), size) for text, boxes in of_image.items() if (image_id, text) not in crowds]
+        size_of = _size_by_name(sizes, annotations)
+        for number, (name, of_image) in enumerate(found.items()):
+            size = size_of[name]
+            kept = {text: boxes for text, boxes in of_image.items() if boxes and (name, text) not in crowds}
+            asked = [_Said(text, tuple(boxes), size) for text, boxes in kept.items()]
             absent = [text for text in sorted(set(names.values())) if text not in of_image]
             start = number * num_absent
             chosen = dict.fromkeys(absent[(start + i) % len(absent)] for i in range(num_absent)) if absent else {}
@@ -91,6 +107,8 @@ class RefCoco(ByImage):
         refs: a .json or .jsonl file of one of the forms above. annotations: COCO's instances.json, which the first form needs.
         images: the folder of images; default: that of the file. split: of the entries that say theirs: "train", "val", "testA".
         language: of the sentences.
+        merge: the same words for several objects of an image are one phrase for all of them, which is what can be learned; else
+            each sentence is a phrase of its own, as RefCOCO's accuracy counts them.
 
     Raises ValueError, at once where the files are others, else when a record is read.
     """
@@ -102,8 +120,9 @@ class RefCoco(ByImage):
         images: str | Path | None = None,
         split: str | None = None,
         language: str = "en",
+        merge: bool = True,
     ) -> None:
-        self.language = language
+        self.language, self.merge = language, merge
         entries = JsonItems(Path(refs)) if Path(refs).is_file() else None
         if entries is None:
             raise ValueError(f"There is no file {refs}: name the .json or .jsonl of referring expressions.")
@@ -123,8 +142,8 @@ class RefCoco(ByImage):
         super().__init__(Path(refs).parent if images is None else Path(images), dict(said))
 
     def record(self, name: str, said: list[_Said], image: Any) -> Record:
-        """An image with its sentences; the same words for several objects mean all of them."""
-        return _record(name, said, image, self.language)
+        """An image with its sentences."""
+        return _record(name, said, image, self.language, self.merge)
 
 
 class _Instances:
@@ -172,16 +191,24 @@ def _sizes(held: dict[str, Any]) -> dict[Any, tuple[str, tuple[int, int]]]:
     return {one["id"]: (str(one["file_name"]), (int(one["width"]), int(one["height"]))) for one in held["images"]}
 
 
-def _record(name: str, said: list[_Said], image: Any, language: str) -> Record:
-    found: dict[str, list[PixelBox]] = {}
-    for one in said:
-        boxes = found.setdefault(one.text, [])
+def _size_by_name(sizes: dict[Any, tuple[str, tuple[int, int]]], path: str | Path) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for name, size in sizes.values():
+        if found.setdefault(name, size) != size:
+            raise ValueError(f"{path}: the entries of {name} differ in width and height: leave all but one out.")
+    return found
+
+
+def _record(name: str, said: list[_Said], image: Any, language: str, merge: bool = True) -> Record:
+    found: dict[Any, list[PixelBox]] = {}
+    for number, one in enumerate(said):
+        boxes = found.setdefault((one.text, 0 if merge else number), [])
         boxes += [box for box in one.boxes if box not in boxes]
     if not found:
         raise ValueError(f"record {name} has nothing to locate: take the image out.")
     phrases = tuple(
         Phrase(text, tuple(boxes), language, text if boxes else "", "several" if len(boxes) > 1 else "one" if boxes else "none")
-        for text, boxes in found.items()
+        for (text, _), boxes in found.items()
     )
     size = next((one.size for one in said if one.size is not None), None)
     return Record(name, image, phrases=phrases if size is None else inside(name, phrases, size), image_size=size)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from unimm.data.boxes import Box, iou
+from unimm.data.grounding import size_of_boxes
+from unimm.data.image import image_size
 from unimm.data.readers.boxes import RefCoco
 from unimm.data.records import Dataset, Phrase, PixelBox, Record
 from unimm.data.worlds.scenes import SIDE, Scene
@@ -37,6 +39,8 @@ FIXED = 0.5
 @dataclass(frozen=True)
 class Locate(ItemTask):
     """Phrases of a data set's records, one of every record in turn, then a second of every record, and so on.
+
+    Boxes are compared in pixels of the image as it is, which may be a resized copy of the one that they were annotated in.
 
     The score is the share of right answers to phrases that name something. Other scores: `mean_iou` of the same, of each box
     with the one that pairs with it, or 0; `none_recall`, phrases that name nothing and are answered so; `none_precision`, of
@@ -94,7 +98,16 @@ class Locate(ItemTask):
         record = self.dataset[index]
         if not record.phrases:
             raise ValueError(f"Record {record.key} has no phrases: nothing can be located in it.")
-        return record, record.phrases[(index + turn) % len(record.phrases)]
+        return record, _in_its_pixels(record, record.phrases[(index + turn) % len(record.phrases)])
+
+
+def _in_its_pixels(record: Record, phrase: Phrase) -> Phrase:
+    """A phrase with its boxes in pixels of the record's image. ValueError: as `size_of_boxes`."""
+    stated = size_of_boxes(record)
+    image: Any = record.image
+    across, down = (own / side for own, side in zip(image_size(image), stated, strict=True))
+    boxes = tuple((x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in phrase.boxes)
+    return replace(phrase, boxes=boxes)
 
 
 class ShapesLocate(Locate):
@@ -109,7 +122,10 @@ class ShapesLocate(Locate):
 
 
 class RefCocoLocate(Locate):
-    """Referring expressions in files, with the arguments of `unimm.data.RefCoco`; num_items: by default one an image."""
+    """Referring expressions in files, with the arguments of `unimm.data.RefCoco`; num_items: by default one an image.
+
+    The same words for two objects are two items, each with its own box, as RefCOCO's accuracy has it.
+    """
 
     def __init__(
         self,
@@ -120,7 +136,7 @@ class RefCocoLocate(Locate):
         num_items: int | None = None,
         batch_size: int = 16,
     ):
-        dataset = RefCoco(refs, annotations, images, split)
+        dataset = RefCoco(refs, annotations, images, split, merge=False)
         super().__init__("refcoco", dataset, num_items or len(dataset), batch_size)
 
 
