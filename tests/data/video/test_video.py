@@ -225,6 +225,22 @@ def test_a_clip_that_ends_early_is_refused_where_that_matters(tmp_path: Path) ->
     assert shown(single) == [(pytest.approx(single.seconds / 2), 0)]
 
 
+def test_the_last_frame_is_shown_as_long_as_the_file_says(tmp_path: Path) -> None:
+    """A last picture that stays for ten seconds, as in a recording of slides."""
+    import av
+
+    with av.open(str(tmp_path / "slides.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        packets = [packet for one in frames(12) for packet in stream.encode(av.VideoFrame.from_ndarray(one))] + stream.encode()
+        last = max(packets, key=lambda packet: packet.pts or 0)
+        last.duration = 10 * int(1 / last.time_base)
+        file.mux(packets)
+    video = open_video(tmp_path / "slides.mp4")
+    assert video.seconds == pytest.approx(11.1, abs=0.2)
+    assert [level(one) for one in video.frames([0.05, 1.05, 5.0, 9.0])] == [0, 4, 5, 5]
+
+
 def test_what_is_a_video_by_its_name_or_content(clip: Path) -> None:
     assert all(map(is_video, (clip, str(clip).upper(), clip.read_bytes(), open_video(clip), {"type": "video"})))
     buffer = io.BytesIO()

@@ -5,7 +5,7 @@ FFmpeg's playlists and protocols are never reached. One frame is unpacked at a t
 neither hours nor an 8K picture fill the memory. Frames are turned as the file says, and as wide as its pixels are.
 
 What is cut short or damaged is refused where a chosen frame lies in what is missing, since the times that were told would be
-wrong; the last frame stands for what comes up to a second after it, or as long as a frame is shown in the mean.
+wrong; the last frame stands for what comes up to a second after it, or as long as the file shows it.
 
 MPEG-TS may be wound to a place after the wanted time: then it is wound further back, at last decoded from its start. MPEG-PS
 gives few frames a time, so that it is never wound and its frames are counted.
@@ -215,7 +215,8 @@ class _Reader:
             raise ImageError(f"Cannot use {self._name}: it has no frames.")
         frame, begins = found
         seconds, count = self._header.seconds, self._header.num_frames
-        if self._has_ended and time - begins > max(ENDS_EARLY, seconds / count if count else 0.0):
+        own = float((frame.duration or 0) * self._stream.time_base)
+        if self._has_ended and time - begins > max(ENDS_EARLY, own, seconds / count if count else 0.0):
             where = f"its data ends at {begins:.1f} s of {seconds:.1f} s, cut it there, or copy it again"
             raise ImageError(f"Cannot read {self._name}: {where}.")
         return frame
