@@ -16,7 +16,7 @@ from unimm.data.image_forms import check_keys, held_in_part, read_once
 from unimm.data.records import ImageLike
 from unimm.data.template import Template, Turn
 from unimm.data.text import SPECIAL_NAMES
-from unimm.data.video.choosing import segments_of
+from unimm.data.video.choosing import Frames, segments_of
 from unimm.data.video.sources import PARTS as VIDEO_PARTS
 from unimm.data.video.sources import open_video
 from unimm.inference.examples import check_num_images
@@ -38,9 +38,9 @@ _SHAPE = '{"role": "user" or "assistant", "content": text or a list of parts}; "
 
 @dataclass(frozen=True)
 class _Shown:
-    """An image or video of a message, unread."""
+    """An image or video of a message, unread; or frames of a video that were chosen before."""
 
-    image: ImageLike
+    image: ImageLike | Frames
 
 
 def read_messages(messages: list[Message], template: Template, max_positions: int) -> tuple[list[Turn], str | None]:
@@ -129,7 +129,8 @@ def _read_part(part: Any) -> str | _Shown:
         video = "a video is of type video or video_url"
         raise ValueError(f"A part of a message is a dict of type text, image or image_url, not {shorten(kind)}; {video}.")
     if kind in VIDEO_PARTS:
-        return _Shown(open_video(part))
+        chosen = part.get("video")
+        return _Shown(chosen if isinstance(chosen, Frames) else open_video(part))
     if kind != "text":
         return _Shown(read_once(held_in_part(part)))
     check_keys("part of type text", part, ("type", "text"))

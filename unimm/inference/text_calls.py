@@ -225,22 +225,31 @@ class TextCalls(EngineParts):
 
     def _watched(self, images: list, num_frames: int | None) -> list:
         """Images, and tuples of them, with videos as their frames: read once, however often one is asked about."""
-        videos: dict[int, Frames] = {}
+        most, videos, opened = self.decoder.max_positions, dict[int, Frames](), dict[int, Frames]()
 
-        def watch(one: Any) -> Any:
+        def choose(one: Any) -> Any:
             if isinstance(one, tuple):
-                return tuple(map(watch, one))
+                return tuple(map(choose, one))
             image = image_or_video(one, num_frames)
             if not isinstance(image, Video):
                 return image
             if id(one) not in videos:
-                frames, most = self.template.watch(image), self.decoder.max_positions
-                if (taken := sum(segment.length for segment in segments_of(frames))) > most:
-                    raise ValueError(f"The frames of the video take {taken} positions, and there are {most}: show fewer.")
-                videos[id(one)] = frames.opened()
+                videos[id(one)] = self.template.watch(image)
             return videos[id(one)]
 
-        return [watch(one) for one in images]
+        def read(one: Any) -> Any:
+            if isinstance(one, tuple):
+                return tuple(map(read, one))
+            if isinstance(one, Frames) and id(one) not in opened:
+                opened[id(one)] = one.opened()
+            return opened.get(id(one), one)
+
+        chosen = [choose(one) for one in images]
+        for one in chosen:  # before any frame is decoded
+            frames = [part for part in (one if isinstance(one, tuple) else (one,)) if isinstance(part, Frames)]
+            if (taken := sum(segment.length for part in frames for segment in segments_of(part))) > most:
+                raise ValueError(f"The frames of the video take {taken} positions, and there are {most}: show fewer.")
+        return [read(one) for one in chosen]
 
     def _chat_requests(
         self, messages: list[Message] | list[list[Message]], *settings: Any, **sampling: Any

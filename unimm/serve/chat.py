@@ -49,7 +49,7 @@ async def complete(request: Request, body: ChatRequest) -> Response:
 async def answers(service: Service, body: ChatRequest) -> AsyncGenerator[tuple[int, TextChunk]]:
     """The answers of the engine, chunk by chunk, each with its number; answer i is keyed by (seed, i). Of votes the one answer
     that most of them give, at the end: the usual one and others that are sampled, as in `Engine.answer`."""
-    messages, most = await for_engine(body, service.settings), service.settings.max_new_tokens
+    messages, most = await for_engine(service, body), service.settings.max_new_tokens
     names = ("top_k", "top_p", "min_p", "repetition_penalty")
     settings: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
     settings |= {

@@ -4,10 +4,10 @@ from typing import Any
 
 from unimm.serve.drawing import check_characters
 from unimm.serve.errors import ApiError
-from unimm.serve.media import read_image_part, read_video_part
+from unimm.serve.media import read_image_part
 from unimm.serve.protocol import ChatRequest, ImagePart, Message, TextPart, VideoPart
 from unimm.serve.service import Service
-from unimm.serve.settings import ServerSettings
+from unimm.serve.videos import read_video_part
 
 
 def check_conversation(service: Service, body: ChatRequest) -> None:
@@ -51,13 +51,15 @@ def last_user_text(body: ChatRequest) -> str:
     return " ".join(part.text for part in found if isinstance(part, TextPart))
 
 
-async def for_engine(body: ChatRequest, settings: ServerSettings) -> list[dict[str, Any]]:
-    """The conversation as the engine reads it: system messages at its beginning are one, images are decoded, of
-    videos the headers are read.
+async def for_engine(service: Service, body: ChatRequest) -> list[dict[str, Any]]:
+    """The conversation as the engine reads it: system messages at its beginning are one; images, and the frames of videos that
+    the model is shown, are decoded.
 
     Raises:
-        ApiError: 400, an image or video cannot be read or fetched.
+        ApiError: 400, an image or video cannot be read or fetched; 429, too much of them is held.
+        ValueError: the model does not take such a video.
     """
+    settings = service.settings
     read: list[dict[str, Any]] = []
     for message in body.messages:
         role = "system" if message.role == "developer" else message.role
@@ -67,8 +69,8 @@ async def for_engine(body: ChatRequest, settings: ServerSettings) -> list[dict[s
                 content.append({"type": "text", "text": part.text})
             elif isinstance(part, VideoPart):
                 url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
-                video = await read_video_part(url, settings)
-                content.append({"type": "video", "video": video, "num_frames": part.num_frames})
+                frames = await read_video_part(url, part.num_frames, settings, service.engine)
+                content.append({"type": "video", "video": frames})
             else:
                 url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
                 content.append({"type": "image", "image": await read_image_part(url, settings)})

@@ -1,9 +1,9 @@
-"""The one way in for a client's images and videos: encoded bytes or the address in a message -> an upright RGB picture.
+"""The one way in for a client's images: encoded bytes or the address in a message -> an upright RGB picture.
 
     uploaded bytes                     `read_image`
     "data:image/png;base64,iVBOR..."   `read_image_part`
     "https://..."                      `read_image_part`, of hosts that the operator allows (`unimm.serve.fetch`)
-    "data:video/mp4;base64,AAAA..."    `read_video_part`; its frames are unpacked one at a time, when the model looks at them
+    "data:video/mp4;base64,AAAA..."    `read_video_bytes`: what is made of them is `unimm.serve.videos`
 
 Anything else is refused: a path in a request is never opened. Decoding is that of training and of the Python engine
 (`unimm.data.image.decode_image`: first frame, upright, transparency on white), with fewer formats, a limit of pixels that is
@@ -21,8 +21,6 @@ from PIL import Image
 
 from unimm.data.image import decode_image
 from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
-from unimm.data.records import Video
-from unimm.data.video.sources import open_video
 from unimm.serve.errors import ApiError
 from unimm.serve.fetch import fetch_image
 from unimm.serve.settings import ServerSettings
@@ -110,23 +108,13 @@ async def read_image_part(url: Any, settings: ServerSettings) -> Image.Image:
     return await aread_image(await _read_url(url, settings, _IMAGE), settings)
 
 
-async def read_video_part(url: Any, settings: ServerSettings) -> Video:
-    """The video at the address that a `video_url` part of a message gives: a file, or an animation, with its header read.
+async def read_video_bytes(url: Any, settings: ServerSettings) -> bytes:
+    """The bytes at the address that a `video_url` part of a message gives.
 
     Raises:
-        ApiError: 400, as `read_image_part`, or it is no video.
+        ApiError: 400, it gives neither a data: URI nor an allowed address.
     """
-    data = await _read_url(url, settings, _VIDEO)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_decoders, _open_video, data, settings.max_pixels)
-    except ImageError as error:
-        raise ApiError(400, str(error), code="invalid_video") from None
-
-
-def _open_video(data: bytes, max_pixels: int) -> Video:
-    video = open_video(data, max_pixels=max_pixels)
-    _ = video.seconds  # what is wrong with its header is said now
-    return video
+    return await _read_url(url, settings, _VIDEO)
 
 
 async def _read_url(url: Any, settings: ServerSettings, kind: "_Kind") -> bytes:

@@ -14,6 +14,8 @@ class ServerSettings:
     allowed_origins: origins whose pages may call the server from a browser (CORS); none by default.
     max_body_bytes: of the HTTP body. max_pixels: of an image or a frame, before it is unpacked.
     max_images, max_videos: looked at in one request.
+    max_video_seconds: of a video. max_video_frames: that the model looks at. max_video_pixels: of all frames together that are
+        decoded on the way to these, of an animation a quarter of it. max_decoding_seconds: that this may take.
     max_characters: of all texts of a request together, counted before they reach the tokenizer.
     max_images_out: `n`, of answers and of drawings. max_new_tokens: of one answer; new_tokens: where a request names no limit.
     max_stops, max_stop_characters: stop strings, and the length of one.
@@ -35,6 +37,10 @@ class ServerSettings:
     max_pixels: int = 25_000_000
     max_images: int = 16
     max_videos: int = 1
+    max_video_seconds: float = 3600.0
+    max_video_frames: int = 128
+    max_video_pixels: int = 2_000_000_000
+    max_decoding_seconds: float = 30.0
     max_characters: int = 50_000
     max_images_out: int = 10
     max_new_tokens: int = 4096

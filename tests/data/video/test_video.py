@@ -12,8 +12,9 @@ from PIL import Image
 
 from unimm.data.image import decode_image, look
 from unimm.data.records import Video
-from unimm.data.video import container
+from unimm.data.video import container, sources
 from unimm.data.video.choosing import ChosenFrames, VideoFormat, choose_frames, choose_times, find_cuts
+from unimm.data.video.limits import DecodingLimit
 from unimm.data.video.sources import Pictures, is_video, open_video
 from unimm.data.video.writing import write_video
 
@@ -252,3 +253,60 @@ def test_a_missing_package_names_the_extra(clip: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install "unimm\[video\]"'):
         _ = open_video(clip.read_bytes()).seconds
+
+
+def gif(count: int = 4, side: int = 16) -> bytes:
+    buffer, pictures = io.BytesIO(), [Image.new("L", (side, side), LEVELS[number % 6]) for number in range(count)]
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=500)
+    return buffer.getvalue()
+
+
+def test_an_animation_is_opened_as_what_its_first_bytes_say(tmp_path: Path) -> None:
+    """A TIFF or a JPEG that has WEBP where a WebP has it is neither an animation nor a video."""
+    for format in ("TIFF", "JPEG", "BMP"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, format)
+        data = buffer.getvalue()
+        for bad in (data, data[:8] + b"WEBP" + data[12:]):
+            with pytest.raises(ValueError, match="it is no video"):
+                _ = open_video(bad).seconds
+        (tmp_path / "clip.gif").write_bytes(data)
+        with pytest.raises(ValueError, match="it is no GIF, WebP or PNG"):
+            _ = open_video(tmp_path / "clip.gif").seconds
+    with pytest.raises(ValueError, match=r"clip2\.gif': no such file|there is no such file"):
+        _ = open_video(tmp_path / "clip2.gif").seconds
+
+
+def test_animations_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = bytearray(gif(2))
+    screen = grown.find(b"\x10\x00\x10\x00", 13)  # of the first frame, behind the header
+    second = grown.find(b"\x10\x00\x10\x00", screen + 4)
+    grown[second : second + 4] = b"\xff\x0f\xff\x0f"
+    with pytest.raises(ValueError, match="4095x4095 is more than 1,000,000 pixels a frame"):
+        _ = open_video(bytes(grown), max_pixels=1_000_000).seconds
+    monkeypatch.setattr(sources, "MAX_ANIMATION_FRAMES", 3)
+    assert open_video(gif(3)).seconds == 1.5
+    with pytest.raises(ValueError, match="more than 3 frames"):
+        _ = open_video(gif(4)).seconds
+    monkeypatch.setattr(sources, "MAX_SECONDS", 1.0)
+    with pytest.raises(ValueError, match="longer than"):
+        _ = open_video(gif(3)).seconds
+
+
+@pytest.mark.parametrize("form", ["gif", "mp4", "avi"])
+def test_what_is_decoded_is_counted_and_stopped(form: str, tmp_path: Path) -> None:
+    """All frames count, shown or not, each time that they are decoded; what was too much once stays so."""
+    video = open_video(write_video(tmp_path / f"clip.{form}", frames(side=16), 2).read_bytes())
+    video.limit = DecodingLimit((10 if form == "gif" else 4) * 256, 60)  # all of a GIF are unpacked for its length
+    assert video.seconds == 3.0 and len(list(video.frames([0.1]))) == 1
+    with pytest.raises(ValueError, match="pixels of the video would have to be decoded"):
+        list(video.frames([2.9]))
+    with pytest.raises(ValueError, match="pixels of the video would have to be decoded"):
+        list(video.frames([0.1]))
+    for limit, told in ((DecodingLimit(10**6, -1), "longer than -1 seconds"), (DecodingLimit(10**6, 60), "Nobody waits")):
+        video.limit = limit
+        if limit.max_seconds > 0:
+            assert len(list(video.frames([2.9]))) == 1
+            limit.stop()
+        with pytest.raises(ValueError, match=told):
+            list(video.frames([2.9]))

@@ -3,9 +3,12 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from unimm.data.video.limits import DecodingLimit
 
 
 class Video(ABC):
@@ -13,9 +16,11 @@ class Video(ABC):
     have one of these.
 
     settings: what this clip asks for, by the names of `unimm.data.VideoFormat`; the rest is as the model takes videos.
+    limit: of what is decoded of it, beside what holds for all clips; None: no other. For files and animations.
     """
 
     settings: Mapping[str, Any] = {}
+    limit: "DecodingLimit | None" = None
 
     @property
     @abstractmethod

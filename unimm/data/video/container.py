@@ -26,6 +26,7 @@ import numpy as np
 from unimm.data.image import MAX_PIXELS
 from unimm.data.image_forms import ImageError
 from unimm.data.records import Video
+from unimm.data.video.limits import DecodingLimit
 
 MAX_SECONDS = 24 * 3600.0
 """Longer clips are refused."""
@@ -129,7 +130,7 @@ class VideoFile(Video):
         left, seeks = deque(times), True
         while left:
             with self.opened() as (container, stream):
-                reader = _Reader(self.name, container, stream, self.header, seeks)
+                reader = _Reader(self.name, container, stream, self.header, seeks, self.limit)
                 try:
                     while left:
                         yield self._picture(reader.at(left[0]), stream)
@@ -152,8 +153,9 @@ class VideoFile(Video):
             if form is None:
                 empty = "it is empty" if not start else "it is no video in MP4, MOV, MKV, WebM, AVI, MPEG, OGG, FLV or WMV"
                 raise ImageError(f"Cannot read {self.name}: {empty}.")
+            most = {"max_pixels": str(2 * self.max_pixels + 2**16)}  # whatever the header says; `_picture` is exact
             try:
-                container = av.open(file, "r", format=form, metadata_errors="ignore")
+                container = av.open(file, "r", format=form, metadata_errors="ignore", options=most)
             except Exception:  # whatever a damaged header makes of FFmpeg and PyAV; its words may name our own file object
                 raise ImageError(f"Cannot read {self.name}: its header is damaged or cut short.") from None
             with container:
@@ -163,6 +165,7 @@ class VideoFile(Video):
                 if stream.codec_context is None:
                     raise ImageError(f"Cannot use {self.name}: its codec is not known here, save it as H.264 in MP4.")
                 self._check_size(stream.codec_context.width, stream.codec_context.height)
+                stream.codec_context.options = most
                 yield container, stream
 
     def _check_size(self, width: int, height: int) -> None:
@@ -192,8 +195,11 @@ class _Reader:
     seeks: whether the file may be wound; else it is decoded from its start.
     """
 
-    def __init__(self, name: str, container: Any, stream: Any, header: Header, seeks: bool) -> None:
+    def __init__(
+        self, name: str, container: Any, stream: Any, header: Header, seeks: bool, limit: DecodingLimit | None
+    ) -> None:
         self._name, self._container, self._stream, self._header = name, container, stream, header
+        self._limit = limit
         self._frames = container.decode(stream)
         self._shown: tuple[Any, float] | None = None
         self._ahead: tuple[Any, float] | None = None
@@ -263,6 +269,8 @@ class _Reader:
         if frame is None:
             return None
         self._num_decoded += 1
+        if self._limit is not None:
+            self._limit.count(frame.width, frame.height)
         if self._num_decoded > MAX_DECODED:
             few = "cut it, or save it with more key frames"
             raise ImageError(f"Cannot use {self._name}: more than {MAX_DECODED:,} frames lie before those to show, {few}.")
@@ -289,25 +297,29 @@ def _read_header(video: VideoFile) -> Header:
         elif container.duration:
             seconds = container.duration / 1e6
         if not seconds > 0 or container.format.name == "mpeg":  # which says the time of its last frame at best
-            seconds, count = _count(video.name, container, stream, start)
+            seconds, count = _count(video, container, stream, start)
         if not math.isfinite(seconds) or seconds > MAX_SECONDS:
             raise ImageError(f"Cannot use {video.name}: it is longer than {MAX_SECONDS / 3600:.0f} hours, cut it.")
         rate = float(stream.average_rate or 0)
         return Header(seconds, count or (max(1, round(seconds * rate)) if rate else None), start)
 
 
-def _count(name: str, container: Any, stream: Any, start: float) -> tuple[float, int]:
+def _count(video: VideoFile, container: Any, stream: Any, start: float) -> tuple[float, int]:
     """Seconds and frames by the packets, which are not unpacked. A single frame without a length is a second of it."""
     base, ends, num_packets = stream.time_base, 0.0, 0
     try:
         for packet in container.demux(stream):
+            if video.limit is not None:
+                video.limit.count(0, 0)
             num_packets += packet.size > 0
             if packet.size and packet.pts is not None:
                 ends = max(ends, float((packet.pts + (packet.duration or 0)) * base) - start)
+    except ImageError:
+        raise
     except Exception:
-        raise ImageError(f"Cannot read {name}: its data is damaged or cut short.") from None
+        raise ImageError(f"Cannot read {video.name}: its data is damaged or cut short.") from None
     if not num_packets:
-        raise ImageError(f"Cannot use {name}: it has no frames.")
+        raise ImageError(f"Cannot use {video.name}: it has no frames.")
     if stream.average_rate and (container.format.name == "mpeg" or not ends):
         ends = max(ends, num_packets / float(stream.average_rate))
     return ends or 1.0, num_packets

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from unimm.data.image import FORMATS, MAX_PIXELS, decode_image
+from unimm.data.image import MAX_PIXELS, decode_image
 from unimm.data.image_forms import ImageError, check_keys, held_in_part, plain_form, read_once
 from unimm.data.records import ImageLike, Video
-from unimm.data.video.container import HEAD, VideoFile, container_of
+from unimm.data.video.container import HEAD, MAX_SECONDS, VideoFile, container_of
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".wmv", ".3gp")
 """What is taken for a video, by its name in small letters."""
@@ -40,6 +40,9 @@ SETTINGS = ("num_frames", "fps")
 
 MAX_ANIMATION_PIXELS = 4_000_000_000
 """Of all frames of an animation together: all before a frame are unpacked on the way to it."""
+
+MAX_ANIMATION_FRAMES = 10_000
+"""Of an animation; small ones would cost time without end."""
 
 STILL_SECONDS = 0.1
 """That a frame of an animation is shown which says no time, as browsers have it."""
@@ -140,8 +143,15 @@ class Pictures(Video):
         return max(0, bisect.bisect_right(self.times, seconds + 1e-6) - 1)
 
 
+def animation_format(start: bytes) -> str | None:
+    """The format that an animation is in by its first 12 bytes, as Pillow names it; None: it is none of them."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    return {b"GIF87a": "GIF", b"GIF89a": "GIF"}.get(start[:6], "PNG" if start[:8] == b"\x89PNG\r\n\x1a\n" else None)
+
+
 class Animation(Video):
-    """An animated GIF, WebP or PNG: its frames as they are seen, one after the other."""
+    """An animated GIF, WebP or PNG, opened as what its first bytes say: its frames as they are seen, one after the other."""
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.max_pixels = source, max_pixels
@@ -159,8 +169,11 @@ class Animation(Video):
     def frames(self, times: Iterable[float]) -> Iterator[np.ndarray]:
         """As `Video.frames`."""
         with self._opened() as picture:
+            number = -1
             for time in times:
-                picture.seek(self._place(time))
+                while number < self._place(time):  # one at a time: all before it are unpacked anyhow
+                    number += 1
+                    self._load(picture, number)
                 yield np.asarray(decode_image(picture.copy(), self.max_pixels))
 
     @cached_property
@@ -168,12 +181,30 @@ class Animation(Video):
         """When each frame begins, and when the last one ends."""
         starts = [0.0]
         with self._opened() as picture:
-            for frame in ImageSequence.Iterator(picture):
-                frame.load()  # a WebP knows only then how long it is shown
-                starts.append(starts[-1] + (frame.info.get("duration", 0) / 1000 or STILL_SECONDS))
+            while self._load(picture, len(starts) - 1):
+                # a WebP knows only when it is unpacked how long it is shown
+                starts.append(starts[-1] + (picture.info.get("duration", 0) / 1000 or STILL_SECONDS))
                 if len(starts) * picture.width * picture.height > MAX_ANIMATION_PIXELS:
                     raise ImageError(f"Cannot use {self._name}: all its frames are too much to unpack, shrink or cut it.")
+                if len(starts) > MAX_ANIMATION_FRAMES + 1:
+                    raise ImageError(f"Cannot use {self._name}: it has more than {MAX_ANIMATION_FRAMES:,} frames, cut it.")
+                if starts[-1] > MAX_SECONDS:
+                    raise ImageError(f"Cannot use {self._name}: it is longer than {MAX_SECONDS / 3600:.0f} hours, cut it.")
         return starts
+
+    def _load(self, picture: Image.Image, number: int) -> bool:
+        """Unpack a frame; returns whether there is one."""
+        try:
+            picture.seek(number)
+        except EOFError:
+            return False
+        if picture.width * picture.height > self.max_pixels:  # a GIF may grow on the way
+            size = f"{picture.width}x{picture.height} is more than {self.max_pixels:,} pixels a frame"
+            raise ImageError(f"Cannot use {self._name}: {size}, shrink it first.")
+        if self.limit is not None:
+            self.limit.count(picture.width, picture.height)
+        picture.load()
+        return True
 
     @property
     def _name(self) -> str:
@@ -184,15 +215,33 @@ class Animation(Video):
 
     @contextmanager
     def _opened(self) -> Iterator[Image.Image]:
-        decode_image(self.source, self.max_pixels)  # says what is wrong with it, before anything large is unpacked
+        formats = self._formats()
+        decode_image(self.source, self.max_pixels, formats)  # says what is wrong with it, before anything large is unpacked
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         try:
-            with Image.open(file, formats=FORMATS) as picture:
+            with Image.open(file, formats=formats) as picture:
                 yield picture
         except ImageError:
             raise
         except Exception:  # damaged data makes Pillow raise nearly anything
             raise ImageError(f"Cannot read {self._name}: its data is damaged or cut short.") from None
+
+    def _formats(self) -> tuple[str, ...]:
+        """The one format that it is read as. ImageError: it is none of an animation."""
+        try:
+            start = self.source[:HEAD] if isinstance(self.source, bytes) else _read_start(self.source)
+        except OSError as error:
+            raise ImageError(f"Cannot read {self._name}: {(error.strerror or str(error)).lower()}.") from None
+        form = animation_format(start)
+        if form is None:
+            raise ImageError(f"Cannot read {self._name}: {'it is no GIF, WebP or PNG' if start else 'it is empty'}.")
+        return (form,)
+
+
+def _read_start(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def _open(source: Any, times: Iterable[float] | None, frame_rate: float, max_pixels: int) -> Video:
@@ -239,8 +288,7 @@ def frames_in(folder: Path) -> list[ImageLike]:
 
 
 def _of_bytes(data: bytes, max_pixels: int) -> Video:
-    is_picture = data[:6] in (b"GIF87a", b"GIF89a") or data[8:12] == b"WEBP" or data[:4] == b"\x89PNG"
-    return Animation(data, max_pixels) if is_picture else VideoFile(data, max_pixels)
+    return VideoFile(data, max_pixels) if animation_format(data[:HEAD]) is None else Animation(data, max_pixels)
 
 
 def _held(part: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
