@@ -9,8 +9,8 @@ import pytest
 from conftest import tiny_text_tokenizer
 from PIL import Image
 
-from unimm.data.boxes import BoxText
-from unimm.data.fit import fit_look
+from unimm.data.boxes import BoxText, rewrite
+from unimm.data.fit import fit_crop, fit_look
 from unimm.data.grounding import GroundedDialogue, Grounding, size_of_boxes
 from unimm.data.records import Phrase, Question, Record
 from unimm.data.reframing import Reframed
@@ -74,6 +74,21 @@ def test_an_image_of_another_shape_than_its_boxes_is_refused() -> None:
     assert size_of_boxes(replace(turned, image_size=(121, 240))) == (121, 240), "a copy, rounded"
     with pytest.raises(ValueError, match="another shape"):
         Reframed([replace(turned, image_size=(400, 400))])[0]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_that_sees_codes_is_asked_for_what_it_sees() -> None:
+    """The middle square of a picture; LLaVA's shares are of the padded square all the same."""
+    seeing = Template(TEMPLATE.tokenizer, PromptFormat(box_form="short", box_bins=64, sees="codes"), 64, 4)
+    at_edge, inside = Phrase("the cat", ((0.0, 0.0, 20.0, 20.0),)), Phrase("the dog", ((48.0, 16.0, 64.0, 48.0),))
+    codes, rng = np.zeros(4, np.int64), np.random.default_rng(0)
+    record = Record("r", np.zeros((64, 128, 3), np.uint8), phrases=(at_edge, inside), codes=codes)
+    assert learned(Grounding(points=0, regions=0)(record, seeing, rng)) == ["16 16 32 47"]
+    with pytest.raises(ValueError, match="no phrases"):
+        Grounding()(replace(record, phrases=(at_edge,)), seeing, rng)
+    fit = fit_crop((128, 64), 64)
+    assert rewrite("[0.375, 0.375, 0.5, 0.625]", "llava", BoxText("short", 64), fit) == "16 16 32 47"
+    with pytest.raises(ValueError, match=r"The box \(0, 0, 32, 32\) lies outside of the part"):
+        rewrite("[0, 0.25, 0.25, 0.5]", "llava", BoxText("short", 64), fit)
 
 
 def test_what_cannot_be_located_is_said() -> None:

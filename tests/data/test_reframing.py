@@ -1,11 +1,19 @@
 """Frames: a box moves with its picture when that is padded, cropped, mirrored, resized; phrases that are no longer true go."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import tiny_text_tokenizer
 
+from unimm.data.grounding import Grounding
+from unimm.data.image import look
 from unimm.data.records import Phrase, Record
 from unimm.data.reframing import Frame, Reframed
+from unimm.data.template import PromptFormat, Template
+from unimm.data.tiles import Tiles
 from unimm.data.worlds.shapes import ShapesWorld
+from unimm.sequence import Kind
 
 BOX = (20, 12, 40, 30)
 
@@ -49,6 +57,38 @@ def test_boxes_move_with_the_picture(ways: dict) -> None:
         assert (np.asarray(dataset[index].image) == array).all()
         shapes.add(array.shape)
     assert len(shapes) > 1 or "mirror" in ways
+
+
+def test_a_crop_cuts_no_box_of_the_record() -> None:
+    """So "all boxes" stay all; of what a phrase may name besides nothing is known, so extremes are left out of what is cut."""
+    far = (60.0, 40.0, 79.0, 59.0)
+    phrases = Phrase("all boxes", (BOX, far)), Phrase("the largest", (far,), category="extreme"), Phrase("a cat")
+    num_cut = 0
+    for mirror in (0.0, 1.0):
+        dataset = Reframed(Marked(*phrases), crop=0.45, mirror=mirror, seed=1)
+        for index in range(20):
+            record = dataset[index]
+            kept = [one.text for one in record.phrases]
+            is_cut = record.image_size is not None and record.image_size != (80, 60)
+            assert kept == (["all boxes", "a cat"] if is_cut else ["all boxes", "the largest", "a cat"])
+            assert len(record.phrases[0].boxes) == 2
+            areas = sorted((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in record.phrases[0].boxes)
+            assert areas == [360, 361], "whole"
+            num_cut += is_cut
+    assert num_cut > 30
+
+
+def test_a_frame_is_made_when_its_pixels_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning a run makes no picture; what is opened later is that of the record."""
+    prompt_format = PromptFormat(box_form="short", box_bins=64, tiles=Tiles(4))
+    template = Template(tiny_text_tokenizer(), prompt_format, image_size=64, num_positions=4)
+    record = Reframed(Marked(), pad=0.5)[3]
+    with monkeypatch.context() as patched:
+        patched.setattr(Frame, "apply", lambda *_: pytest.fail("made"))
+        for one in (template, Template(template.tokenizer, replace(prompt_format, tiles=None), 64, 4)):
+            sequence = Grounding()(record, one, np.random.default_rng(0))
+    opened = next(one for one in sequence.segments if one.kind == Kind.PIXELS).pixels
+    assert (opened == look(Reframed(Marked(), pad=0.5)[3].image, 64)).all()  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_no_longer_true_is_left_out() -> None:

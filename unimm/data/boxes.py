@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unimm.data.fit import Fit
+from unimm.data.fit import Fit, fit_look
 from unimm.data.records import PixelBox
 
 NONE = "none"
@@ -252,7 +252,7 @@ def rewrite(text: str, form: str, boxes: BoxText, fit: Fit) -> str:
         form: one of `FOREIGN`. fit: how the picture lies in the square.
 
     Raises:
-        ValueError: there is no such form, or what is marked as boxes are none.
+        ValueError: there is no such form, what is marked as boxes are none, or one lies outside of what the square shows.
     """
     if form not in FOREIGN:
         raise ValueError(f"Boxes in texts are read in the forms {', '.join(FOREIGN)}, not '{form}'.")
@@ -273,12 +273,14 @@ def _foreign_boxes(held: str, form: str, fit: Fit) -> list[PixelBox]:
     found = [tuple(map(float, one)) for one in pattern.findall(held)]
     if not found or pattern.sub("", held).strip(" ,;[]\n"):
         raise ValueError(f"{held[:60]!r} is no list of boxes in the form of {form}: mend it, or name another form.")
-    boxes = []
+    boxes, padded = [], fit_look(fit.picture, fit.size)
     for numbers in found:
         if form == "llava":
             xs, ys = ([fit.size * one for one in numbers[start::2]] for start in (0, 1))
-            numbers = (fit.outward_x(xs[0]), fit.outward_y(ys[0]), fit.outward_x(xs[1]), fit.outward_y(ys[1]))
+            numbers = (padded.outward_x(xs[0]), padded.outward_y(ys[0]), padded.outward_x(xs[1]), padded.outward_y(ys[1]))
         else:
             numbers = tuple(one / 1000 * side for one, side in zip(numbers, fit.picture * 2, strict=True))
         boxes.append(check_box(numbers, fit.picture, OUTSIDE))
+        if not fit.shows(boxes[-1]):
+            raise ValueError(f"The box {_shown(boxes[-1])} lies outside of the part of the picture that this model sees.")
     return boxes

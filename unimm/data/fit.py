@@ -7,6 +7,9 @@ from typing import NamedTuple
 MIN_SIDE = 14
 """The shortest side that Janus shrinks to."""
 
+KEPT = 0.9
+"""The share of a box that has to be shown for it to be located."""
+
 
 class Fit(NamedTuple):
     """How a picture lies in the square of `size` pixels that a network looks at: resized to (width, height), its upper left
@@ -32,6 +35,14 @@ class Fit(NamedTuple):
 
     def outward_y(self, y: float) -> float:
         return min(max((y - self.top) * self.picture[1] / self.height, 0.0), float(self.picture[1]))
+
+    def shows(self, box: tuple[float, float, float, float]) -> bool:
+        """Whether enough of a box of the picture (`KEPT`), cut at the picture's edges, lies in the square."""
+        xs, ys = ([min(max(one, 0.0), side) for one in box[axis::2]] for axis, side in enumerate(self.picture))
+        left, right = (min(max(self.inward_x(x), 0.0), self.size) for x in xs)
+        top, bottom = (min(max(self.inward_y(y), 0.0), self.size) for y in ys)
+        area = (xs[1] - xs[0]) * self.width / self.picture[0] * (ys[1] - ys[0]) * self.height / self.picture[1]
+        return (right - left) * (bottom - top) >= KEPT * area
 
 
 def is_resized(picture: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -8,6 +8,7 @@
 `Engine.locate`, `point` and `describe_at` ask in the first words of each list.
 """
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,8 +17,8 @@ import numpy as np
 
 from unimm.data.boxes import FOREIGN, OUTSIDE, BoxText, check_box, has_boxes, rewrite
 from unimm.data.fit import Fit, is_resized
-from unimm.data.image import image_size
-from unimm.data.records import Parts, Phrase, Question, Record
+from unimm.data.image import decode_image, image_size
+from unimm.data.records import Parts, Phrase, Question, Record, UnreadImage
 from unimm.data.template import Template
 from unimm.data.views import UNDERSTANDING, Dialogue
 from unimm.runtime.number_checks import check_probability, check_whole
@@ -39,10 +40,12 @@ def ask(wordings: dict[str, tuple[str, ...]], language: str, what: str, rng: np.
 class Grounding:
     """PIXELS, then questions about where the phrases of a record are (`unimm.data.records.Phrase`), which share the image.
 
+    Phrases with a box that a model which sees codes does not see, because the sides of the picture are cut off, are left out.
+
     num_turns: questions at most. points, regions: how often a phrase is pointed to, and how often it is asked what is in its
         box, instead of being located. max_boxes: phrases with more boxes are left out: nobody would write them all.
 
-    ValueError when it is used: the prompt format writes no boxes, or the record has no phrases.
+    ValueError when it is used: the prompt format writes no boxes, or the record has no phrases that can be asked for.
     """
 
     task: ClassVar[str] = UNDERSTANDING
@@ -59,7 +62,7 @@ class Grounding:
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         boxes, fit = template.prompt_format.boxes, fit_of(record, template)
-        phrases = [one for one in record.phrases if len(one.boxes) <= self.max_boxes]
+        phrases = [one for one in record.phrases if len(one.boxes) <= self.max_boxes and all(map(fit.shows, one.boxes))]
         if not phrases:
             raise ValueError(f"Record {record.key} has no phrases to locate, which this view needs.")
         chosen = [phrases[index] for index in rng.permutation(len(phrases))[: self.num_turns]]
@@ -167,7 +170,25 @@ def inside(key: str, phrases: Iterable[Phrase], size: tuple[int, int]) -> tuple[
 
 def _asked(record: Record, questions: tuple[Question, ...]) -> Record:
     """The image of a record with these questions, in their order. A record may be of a class that makes its own."""
-    return Record(record.key, record.image, codes=record.codes, questions=questions, is_dialogue=True, system=record.system)
+    image = _MadeImage(record, record.image_size) if record.makes_image else record.image
+    return Record(record.key, image, codes=record.codes, questions=questions, is_dialogue=True, system=record.system)
+
+
+@dataclass(frozen=True)
+class _MadeImage(UnreadImage):
+    """The image that a record makes when it is asked for it: planning a run does not make it."""
+
+    record: Record
+    size: tuple[int, int] | None
+
+    def read(self) -> bytes:
+        """As a file without loss that is quickly written and read. Raises ValueError where it cannot be made."""
+        file = io.BytesIO()
+        decode_image(self.record.image).save(file, "BMP")  # pyright: ignore[reportArgumentType] - it makes one
+        return file.getvalue()
+
+    def known_size(self) -> tuple[int, int] | None:
+        return self.size
 
 
 def _centre(box: tuple[float, float, float, float]) -> tuple[float, float]:

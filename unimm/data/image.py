@@ -100,7 +100,8 @@ def image_size(image: ImageLike) -> tuple[int, int]:
     Raises ImageError (a ValueError) for what is no image, or too large.
     """
     home = image.home() if isinstance(image, UnreadImage) else None
-    size = None if home is None else _sizes.get(home)
+    size = image.known_size() if isinstance(image, UnreadImage) else None
+    size = size or (None if home is None else _sizes.get(home))
     if size is None:
         size = _decode(image, FORMATS, _upright_size)
         if home is not None and len(_sizes) < SIZES_KEPT:

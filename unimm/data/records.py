@@ -44,6 +44,10 @@ class UnreadImage(ABC):
     def read(self) -> bytes:
         """The encoded image. Raises ValueError where it cannot be read."""
 
+    def known_size(self) -> tuple[int, int] | None:
+        """Width and height, where they are known without reading it."""
+        return None
+
     def home(self) -> tuple[Path, str] | None:
         """The file that it lies in, and where in there, found without reading it; None: that is not known."""
         return None

@@ -1,10 +1,13 @@
 """Pictures in other frames, with their boxes: padded, cropped, mirrored and resized at random, so that who learns to locate
 meets pictures of many shapes, and things of many sizes, at places where no data set has them.
 
-A frame is chosen by (seed, index) alone. Captions and questions are left out: they may not be true of the new picture. Of the
-phrases those stay whose boxes do, to nine tenths of their area; a mirror takes those that speak of left and right with it.
+A frame is chosen by (seed, index) and the boxes alone. Captions and questions are left out: they may not be true of the new
+picture. A crop cuts no box of the record, so "all dogs" and "the largest one" stay true. Where it cuts the picture, phrases of
+extremes and relations of drawn scenes are left out: they may speak of what has no box. So may sentences that people wrote: crop
+those only where they do not. A mirror leaves phrases out that speak of left and right.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unimm.data.fit import KEPT
 from unimm.data.grounding import size_of_boxes
 from unimm.data.image import decode_image
 from unimm.data.records import Dataset, DatasetContext, Phrase, PixelBox, Record, bind, key_at
 from unimm.runtime.number_checks import check_probability, check_whole
 
-KEPT = 0.9
-"""The share of a box that has to stay in the frame."""
+BY_LOOK = ("", "one", "several", "none")
+"""Categories of phrases that hold in a part of the picture which has all of their boxes."""
 
 SIDES = re.compile(r"\b(?:left|right|east|west)\w*\b|左|右", re.IGNORECASE)
 """Words that a mirror makes wrong."""
@@ -50,6 +54,12 @@ class Frame:
         moved = (cut[0] - left) * across, (cut[1] - top) * down, (cut[2] - left) * across, (cut[3] - top) * down
         return float(moved[0]), float(moved[1]), float(moved[2]), float(moved[3])
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether some of the picture lies outside of the window."""
+        left, top, right, bottom = self.window
+        return left > 0 or top > 0 or right < self.picture[0] or bottom < self.picture[1]
+
     def apply(self, picture: Image.Image) -> Image.Image:
         """The picture in the frame, padded with the mean colour of its border."""
         if self.is_mirrored:
@@ -67,8 +77,8 @@ class Reframed:
 
     Args:
         dataset: records with an image and phrases.
-        pad: added to each side, at most this share of the picture's width or height. crop: cut off each side, at most; below a
-            half. mirror: how often it is mirrored.
+        pad: added to each side, at most this share of the picture's width or height. crop: cut off each side, at most, and
+            never some of a box; below a half. mirror: how often it is mirrored.
         scale: the smallest and the largest factor that the result is resized by, in both directions alike.
         seed: of the frames.
 
@@ -101,7 +111,7 @@ class Reframed:
         if record.image is None or not record.phrases:
             raise ValueError(f"Record {record.key} has no image with phrases to put in another frame.")
         rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-        frame = self._frame(size_of_boxes(record), rng)
+        frame = self._frame(size_of_boxes(record), [box for one in record.phrases for box in one.boxes], rng)
         phrases = tuple(moved for one in record.phrases if (moved := _moved(one, frame)) is not None)
         return ReframedRecord(record, frame, phrases) if phrases else record
 
@@ -113,13 +123,15 @@ class Reframed:
         """The key of a record, also of one that cannot be read."""
         return key_at(self.dataset, index)
 
-    def _frame(self, picture: tuple[int, int], rng: np.random.Generator) -> Frame:
+    def _frame(self, picture: tuple[int, int], boxes: list[PixelBox], rng: np.random.Generator) -> Frame:
         edges = (self.pad * rng.random(4) - self.crop * rng.random(4)) * np.array([*picture, *picture])
         left, top, right, bottom = (int(edge) for edge in edges.round())
         window = (-left, -top, max(picture[0] + right, 1 - left), max(picture[1] + bottom, 1 - top))
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random()
+        is_mirrored = bool(rng.random() < self.mirror)
+        window = _widened(window, boxes, picture, is_mirrored)
         shown = (max(round((window[2] - window[0]) * factor), 1), max(round((window[3] - window[1]) * factor), 1))
-        return Frame(picture, window, shown, bool(rng.random() < self.mirror))
+        return Frame(picture, window, shown, is_mirrored)
 
 
 class ReframedRecord(Record):
@@ -138,7 +150,24 @@ class ReframedRecord(Record):
         return np.asarray(frame.apply(picture))
 
 
+def _widened(
+    window: tuple[int, int, int, int], boxes: list[PixelBox], picture: tuple[int, int], is_mirrored: bool
+) -> tuple[int, int, int, int]:
+    """A window, made as large as it has to be to hold the parts of all boxes that lie in the picture."""
+    if not boxes:
+        return window
+    x1, y1, x2, y2 = np.array(boxes).T
+    if is_mirrored:
+        x1, x2 = picture[0] - x2, picture[0] - x1
+    left, top = (min(edge, max(math.floor(ones.min()), 0)) for edge, ones in zip(window[:2], (x1, y1), strict=True))
+    ends = zip(window[2:], picture, (x2, y2), strict=True)
+    right, bottom = (max(edge, min(math.ceil(ones.max()), side)) for edge, side, ones in ends)
+    return left, top, right, bottom
+
+
 def _moved(phrase: Phrase, frame: Frame) -> Phrase | None:
+    if frame.is_cut and phrase.category not in BY_LOOK:
+        return None
     if frame.is_mirrored and SIDES.search(phrase.text + phrase.region):
         return None
     boxes = [frame.move(box) for box in phrase.boxes]
