@@ -135,6 +135,20 @@ def test_the_default_way_is_what_a_model_has(engine: Engine, tiny_engine: Engine
         tiny_engine.heat_map(picture, "a dog", "similarity")
     with pytest.raises(ValueError, match="similarity or attention, not by 'magic'"):
         engine.heat_map(picture, "a dog", "magic")
+    with pytest.raises(ValueError, match="similarity or attention, not by ''"):
+        engine.heat_map(picture, "a dog", "")
+
+
+def test_a_phrase_that_is_too_long_has_no_heat_map(
+    engine: Engine, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = engine.model.config.max_positions
+    with pytest.raises(ValueError, match=rf"takes \d+ positions, and the model was made for {most}: shorten the phrase"):
+        engine.heat_map([picture, picture], ["a dog", "circle " * most], "attention")
+    rows, looked_at = [], engine._looked_at
+    monkeypatch.setattr(engine, "_looked_at", lambda asked: [rows.append(len(asked)), looked_at(asked)][1])
+    engine.heat_map([picture] * 33, "a dog", "attention")
+    assert rows == [32, 32, 1, 1]  # one question at a time
 
 
 def test_what_was_found_is_drawn() -> None:

@@ -6,17 +6,22 @@ pairs. Where codes differ in float32, two codes must be as good as equally likel
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from unimm.batch import collate
 from unimm.inference.decode.decoder import Decoder
-from unimm.inference.decode.request import Request
+from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.prefill import Prefill
+from unimm.inference.decode.request import Job, Request, Row
+from unimm.inference.decode.running_batch import may_choose_windows
 from unimm.inference.decode.sampling import Sampling, gumbel, keep_at_least, keep_likely, stream_key
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
+from unimm.inference.kernels.llama_decode import DecodeModel
+from unimm.sequence import Kind
 
 PROMPTS = (
     "three small green triangles left of a large blue square",
@@ -52,7 +57,12 @@ def measure_windows(
         `codes_a_step`, `acceptance`, `plain_seconds` and `seconds` of a batch, `ratio` (how many times as fast, with `least`
         and `most` of the pairs), `images`, `different` (images whose codes differ) and `near` (those of them that differ first
         where two scores lie within 1e-5).
+
+    Raises:
+        ValueError: the engine would not choose a window here, so its choice cannot be timed.
     """
+    if None in windows and not may_choose_windows(engine.model, engine.deterministic):
+        raise ValueError("A window is chosen in float32 on a CPU alone, and elsewhere it is 1: take float32, or name windows.")
     plain, measured = _decoder(engine, 1), []
     plain.fill(_requests(engine, num_images, settings, 0))
     for window in windows:
@@ -77,7 +87,7 @@ def measure_windows(
                 "num_images": num_images,
                 "window": window,
                 "steps": 1 + steps / (num_images * repeats),
-                "codes_a_step": drawn / steps,
+                "codes_a_step": drawn / steps if steps else 0.0,  # images of one code have no step behind their prompt
                 "acceptance": right / guessed if guessed else 0.0,
                 "plain_seconds": statistics.median(one for one, _ in pairs),
                 "seconds": statistics.median(other for _, other in pairs),
@@ -94,16 +104,14 @@ def measure_windows(
 
 @torch.inference_mode()
 def gap(engine: Engine, request: Request, expected: list[int], got: list[int]) -> float:
-    """How far the scores of two drawings' first different codes lie apart, noise included; each prompt in one forward."""
+    """How far the scores of two drawings' first different codes lie apart, noise included: each prompt in one forward, or with
+    weights of fewer bits code by code, as they are decoded."""
     place = next(place for place, (one, other) in enumerate(zip(expected, got, strict=True)) if one != other)
-    sequence = request.sequence.fill(expected[:place]) if place else request.sequence.given
     branches = request.guidance if place in request.guided else request.guidance[:1]
+    all_logits = _logits if engine.weights is None else _quantized_logits
     logits_V = torch.zeros(1)
-    for branch in branches:
-        batch = collate([[sequence.unconditioned(engine.tokenizer.special.pad, branch.drop)]]).to(engine.device)
-        hidden_BTD = engine.model.hidden(engine.model.embed(batch), batch.attention_mask(), batch.positions)
-        weight = branch.weight if len(branches) > 1 else 1.0
-        logits_V = logits_V + weight * engine.model.codes.logits(hidden_BTD[0, -1]).float().cpu()
+    for branch, own_V in zip(branches, all_logits(engine, request, expected[:place], len(branches)), strict=True):
+        logits_V = logits_V + (branch.weight if len(branches) > 1 else 1.0) * own_V.float().cpu()
     sampling, scores_1V = request.sampling, logits_V[None]
     if sampling.temperature:
         scores_1V = scores_1V / sampling.temperature
@@ -114,6 +122,30 @@ def gap(engine: Engine, request: Request, expected: list[int], got: list[int]) -
         key = torch.tensor([stream_key(sampling.seed, sampling.index)])
         scores_1V = scores_1V + gumbel(key, torch.tensor([request.first_place + place]), scores_1V.shape[-1])
     return abs(float(scores_1V[0, expected[place]] - scores_1V[0, got[place]]))
+
+
+def _logits(engine: Engine, request: Request, codes: list[int], num_branches: int) -> Iterator[torch.Tensor]:
+    """(V,) of each branch, behind these codes."""
+    sequence = request.sequence.fill(codes) if codes else request.sequence.given
+    for branch in request.guidance[:num_branches]:
+        batch = collate([[sequence.unconditioned(engine.tokenizer.special.pad, branch.drop)]]).to(engine.device)
+        hidden_BTD = engine.model.hidden(engine.model.embed(batch), batch.attention_mask(), batch.positions)
+        yield engine.model.codes.logits(hidden_BTD[0, -1])
+
+
+def _quantized_logits(engine: Engine, request: Request, codes: list[int], num_branches: int) -> Iterator[torch.Tensor]:
+    """The same of a decoder: the model's own weights read what a row begins with, and those of fewer bits what follows."""
+    fast, begin = DecodeModel(engine.model, engine.weights), request.guided.start
+    job = Job(0, request, filled=codes[:begin])
+    rows = [Row(job, request.sequence.given, 0), *job.guiding_rows(engine.tokenizer.special.pad)]
+    for row in rows[:num_branches]:
+        cache = RowCache(len(engine.model.trunk.layers))
+        hidden_1D = Prefill(engine.model, cache, [row], 0, row.num_slots).finish()
+        num_read = max(begin - 1, 0) if row.branch else 0
+        for position, code in enumerate(codes[num_read:], row.length):
+            embedding_1D = fast.embed(Kind.CODES, torch.tensor([code], device=engine.device))
+            hidden_1D = fast.advance(embedding_1D, torch.tensor([position], device=engine.device), position + 1, cache)
+        yield fast.sample(Kind.CODES, hidden_1D, lambda logits_1V: logits_1V)[0]
 
 
 def _decoder(engine: Engine, window: int | None) -> Decoder:

@@ -44,7 +44,7 @@ from unimm.sequence import Kind, Sequence
 
 WAYS = ("similarity", "attention")
 AT_ONCE = 32
-"""Pictures in one pass, for heat maps."""
+"""Rows in one pass, for heat maps: pictures, each with one question where they are made by attention."""
 
 GATHER = (
     {"en": ("How many {} are there?",), "zh": ("有几个{}？",)},
@@ -146,14 +146,17 @@ class LocatingCalls(TraceCalls):
             An array, or a list of them where image or phrase is a list.
 
         Raises:
-            ValueError: there is no such way, the model has no contrastive heads for it, or no places to attend to.
+            ValueError: there is no such way, the model has no contrastive heads for it, or no places to attend to, or a phrase
+                takes more positions than the model was made for.
         """
-        chosen = by or ("attention" if self.bundle.contrastive is None else "similarity")
+        chosen = ("attention" if self.bundle.contrastive is None else "similarity") if by is None else by
         if chosen not in WAYS:
             raise ValueError(f"A heat map is made by {' or '.join(WAYS)}, not by {chosen!r}.")
         images, phrases, is_list = pair(image, phrase)
         for one in phrases:
             check_text(one, "phrase")
+        if chosen == "attention":
+            self._check_lengths(phrases)
         maps: list[np.ndarray] = []
         for start in range(0, len(images), AT_ONCE):
             pictures = [decode_image(one) for one in images[start : start + AT_ONCE]]
@@ -220,8 +223,20 @@ class LocatingCalls(TraceCalls):
         if getattr(self.model.config.projector, "kind", "") in MIXED or self.prompt_format.sees == "codes":
             raise ValueError("What this model looks at has no places in the picture, so its attention gives no heat map.")
         pairs = [*zip(pictures, phrases, strict=True)]
-        asked = [self._shown(one, ask(way, language_of(text), bare(text))) for way in GATHER for one, text in pairs]
-        return _square(self._looked_at(asked).unflatten(0, (len(GATHER), len(pairs))).mean(0))
+        # A question at a time: attention weights are the largest tensors of all, and grow with rows.
+        looked = [self._looked_at([self._shown(one, _question(way, text)) for one, text in pairs]) for way in GATHER]
+        return _square(torch.stack(looked).mean(0))
+
+    def _check_lengths(self, phrases: list[str]) -> None:
+        """ValueError: a question about one of them takes more positions than the model was made for."""
+        most, blank = self.model.config.max_positions, Image.new("RGB", (1, 1))
+        for phrase in dict.fromkeys(phrases):
+            length = max(self._shown(blank, _question(way, phrase)).length for way in GATHER)
+            if length > most:
+                raise ValueError(
+                    f"To ask how many there are of a phrase takes {length} positions, and the model was made for {most}: "
+                    "shorten the phrase."
+                )
 
     def _shown(self, picture: Image.Image, question: str) -> Sequence:
         """A picture and a question, up to where the answer begins."""
@@ -245,6 +260,11 @@ class LocatingCalls(TraceCalls):
 def language_of(text: str) -> str:
     """ "zh" for a text with Chinese characters, else "en"."""
     return "zh" if any("\u3400" <= letter <= "\u9fff" for letter in text) else "en"
+
+
+def _question(way: dict[str, tuple[str, ...]], phrase: str) -> str:
+    """One of `GATHER` about a phrase."""
+    return ask(way, language_of(phrase), bare(phrase))
 
 
 def bare(phrase: str) -> str:

@@ -178,18 +178,26 @@ def test_deterministic_windows_are_the_same_in_any_company(weights: str | None, 
 
 
 def test_a_drawing_that_is_half_known_takes_few_steps(tiny_engine: Engine) -> None:
-    """Known codes are guesses that are always right."""
+    """Known codes need no guess, and none of them counts as one that was right."""
     known = tuple(5 + place % 7 for place in range(23))
     decoder = make_decoder(tiny_engine, 12)
     assert decoder.fill([Request(blank(tiny_engine, 24, known), Sampling(1.0), 5.0)])[0][:23] == list(known)
-    assert decoder.stats().drawing_steps == 2 and decoder.stats().acceptance == 1.0
+    stats = decoder.stats()
+    assert stats.drawing_steps == 2 and (stats.guessed_codes, stats.right_guesses) == (0, 0) and stats.codes_a_step == 1.0
+    half = tuple(BLANK if place % 2 else 5 for place in range(16))
+    decoder = make_decoder(tiny_engine, 16)
+    decoder.fill([Request(blank(tiny_engine, 16, half), Sampling(1.0), 5.0)])
+    # Of the first step's 14 guesses 7 are of unknown codes; each of them is right once at most.
+    stats = decoder.stats()
+    assert 7 <= stats.guessed_codes < 15 * stats.drawing_steps / 2 + 1 and stats.right_guesses <= 7
+    assert stats.drawn_codes == stats.drawing_steps + stats.right_guesses
 
 
 def test_a_window_that_stays_of_one_code_costs_nothing_more(tiny_engine: Engine, requests: list[Request]) -> None:
     one, other = make_decoder(tiny_engine, 1), make_decoder(tiny_engine, 8)
     for decoder in (one, other):
         decoder.fill(requests[8:])
-    assert one.stats() == replace(other.stats(), window=1)  # texts have no windows
+    assert one.stats() == other.stats() and one.stats().window == 1  # texts have no windows
     one.fill(requests[:1])
     assert one.stats().codes_a_step == 1.0 and one.stats().acceptance == 0.0
 
@@ -251,7 +259,46 @@ def test_the_bench_compares_windows_with_one_at_a_time(tiny_engine: Engine) -> N
     assert 1 <= one["codes_a_step"] <= 4 and 0 <= one["acceptance"] <= 1 and one["least"] <= one["ratio"] <= one["most"]
 
 
-@pytest.mark.parametrize("window", [0, -1, 1.5, "8"])
+@pytest.mark.parametrize(("weights", "scale", "tolerance"), [(None, 3.0, 1e-5), ("int8", 1.0, 1e-5), ("int8", 3.0, 0.05)])
+def test_a_gap_is_that_of_the_weights_that_decode(
+    weights: str | None, scale: float, tolerance: float, tiny_folder: Path
+) -> None:
+    engine = load(tiny_folder, "cpu", "bfloat16" if weights else "float32", weights=weights)
+    request = Request(blank(engine, 12), Sampling(), scale, guidance_interval=(0.3, 1.0), logprobs=True, top_logprobs=2)
+    jobs: list[Job] = []
+    decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(window=1), weights)
+    list(decoder.steps([request], jobs=jobs))
+    filled, likeliest = jobs[0].filled, jobs[0].likeliest
+    for place in (0, 2, 4, 11):
+        (best, high), (other, low) = likeliest[place]
+        assert filled[place] == best
+        got = [*filled[:place], other, *filled[place + 1 :]]
+        assert gap(engine, request, filled, got) == pytest.approx(high - low, abs=tolerance)
+
+
+def test_the_bench_times_no_choice_where_there_is_none(tiny_folder: Path, tiny_engine: Engine) -> None:
+    engine = load(tiny_folder, "cpu", "bfloat16")
+    with pytest.raises(ValueError, match="chosen in float32 on a CPU alone"):
+        measure_windows(engine, 1, [None], (5.0, 1.0, 3), repeats=1)
+
+
+def test_the_bench_draws_images_of_one_code(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_code = lambda engine, num_images, settings, seed: [Request(blank(engine, 1), Sampling(1.0, seed=seed))]  # noqa: E731
+    monkeypatch.setattr("unimm.bench.windows._requests", one_code)
+    (one,) = measure_windows(tiny_engine, 1, [4], (1.0, 1.0, 3), repeats=1)
+    assert (one["steps"], one["codes_a_step"], one["acceptance"], one["different"]) == (1, 0, 0, 0)
+
+
+def test_a_window_needs_no_more_keys_and_values(tiny_engine: Engine) -> None:
+    most = []
+    for window in (1, 64):
+        decoder = make_decoder(tiny_engine, window)
+        stream = decoder.steps([Request(blank(tiny_engine, 20), Sampling(1.0, seed=1), 5.0)])
+        most.append(max(decoder.stats().cache_bytes for _ in stream))
+    assert most[0] == most[1] > 0
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5, "8", 65])
 def test_a_window_is_a_whole_number(window: Any) -> None:
     with pytest.raises(ValueError, match="window"):
         Limits(window=window)
@@ -280,6 +327,37 @@ def test_the_window_that_gives_most_is_chosen() -> None:
     ):
         assert sum(window > 1 for window in never_pays) <= 60
     assert set(chosen_windows(lambda window: 1.0, 0.9, num_rows=200)) == {1}, "a full batch has no windows"
+
+
+def test_windows_that_are_always_cut_short_are_given_up() -> None:
+    """No step with a window can be measured: what is known is chosen, and a window is tried now and then."""
+    choice, chosen = WindowChoice(), []
+    for _ in range(300):
+        chosen.append(choice.choose(1, 2, 0))
+        if chosen[-1] == 1:
+            choice.measured(1, 2, 0, 1.0)
+    assert chosen[2] == 4 and sum(window > 1 for window in chosen) <= 20 and set(chosen[30:90]) == {1}
+    assert choice.choose(1, 2, 0) == 1
+    for _ in range(2):  # now they can be
+        choice.measured(4, 2, 0, 1.0)
+    assert choice.choose(1, 2, 0) > 1
+
+
+def test_known_codes_teach_a_choice_nothing(tiny_engine: Engine) -> None:
+    taught = []
+    for known in ((5,) * 39, ()):
+        decoder = make_decoder(tiny_engine, None)
+        decoder.fill([Request(blank(tiny_engine, 40, known), Sampling(1.0))])
+        taught.append(decoder._running._choice._codes(4))  # pyright: ignore[reportOptionalMemberAccess]
+    assert taught[0] == WindowChoice()._codes(4) != taught[1]
+
+
+def test_drawings_with_logprobs_do_not_hide_what_windows_of_others_take(tiny_engine: Engine) -> None:
+    asked = [Request(blank(tiny_engine, 40), Sampling(0.6, seed=seed), logprobs=seed > 0) for seed in range(3)]
+    decoder = make_decoder(tiny_engine, None)
+    decoder.fill(asked)
+    measured = decoder._running._choice._seconds  # pyright: ignore[reportOptionalMemberAccess]
+    assert {1, 4} <= set(measured[2, 1]) and all(num_rows <= 1 for _, num_rows in measured)
 
 
 def test_steps_of_other_loads_are_reckoned_from_those_that_were_measured() -> None:

@@ -18,6 +18,7 @@ from unimm.inference.decode.step import DecodeStep, PendingTokens
 from unimm.inference.decode.windows import WindowChoice, WindowTotals
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
+from unimm.sequence import BLANK
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class RunningBatch:
         self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
-        self._choice = WindowChoice() if self._may_choose_windows else None
+        is_free = config.window is None and may_choose_windows(model, config.is_deterministic)
+        self._choice = WindowChoice() if is_free else None
         self._decode_model: DecodeModel | None = None
         self.reset()
         if config.is_deterministic:
@@ -145,7 +147,7 @@ class RunningBatch:
 
     def _launch(self) -> PendingTokens:
         step, self.window = self._decode_step(), self._next_window()
-        widths = [1 if self._choice and row.job.request.logprobs else row.job.width(self.window) for row in self.rows]
+        widths = [row.job.width(self.window) if self._may_have_window(row) else 1 for row in self.rows]
         for row, width in zip(self.rows, widths, strict=True):
             row.job.guess(width - 1)
         if not self._is_up_to_date or widths != self._widths:
@@ -165,30 +167,34 @@ class RunningBatch:
         """Whether the step launched last may have moved rows by more than one position; it is read before the next one."""
         return max(self._widths, default=1) > 1
 
+    def _may_have_window(self, row: Row) -> bool:
+        """Whether it is a drawing's. Log-probabilities differ in their last bits by window, so where nobody asked for one, a
+        drawing that keeps them has one code a step, as a text has one element."""
+        request = row.job.request
+        has_logprobs = request.logprobs or request.top_logprobs > 0
+        return request.blank.kind in WINDOWED and not (self._choice is not None and has_logprobs)
+
     @property
     def _drawing_rows(self) -> list[Row]:
-        return [row for row in self.rows if row.job.request.blank.kind in WINDOWED]
+        return [row for row in self.rows if self._may_have_window(row)]
 
     def _next_window(self) -> int:
-        """Codes of a drawing that the next step computes at most."""
+        """Codes of a drawing that the next step computes at most; 1 where there is none."""
         drawing = self._drawing_rows
-        if self._choice is None or not drawing:
+        if not drawing:
+            return 1
+        if self._choice is None:
             return self.config.window or 1
         return self._choice.choose(sum(row.branch == 0 for row in drawing), len(drawing), len(self.rows) - len(drawing))
 
     def _note_seconds(self, seconds: float) -> None:
         """The step that was just launched and read took so long; where many windows were cut short that says nothing."""
-        kinds = [row.job.request.blank.kind in WINDOWED for row in self.rows]
-        num_rows, num_positions = sum(kinds), sum(width for width, is_code in zip(self._widths, kinds, strict=True) if is_code)
-        if self._choice is not None and num_positions > 0.9 * self.window * num_rows:
+        if self._choice is None:
+            return
+        widths = [width for row, width in zip(self.rows, self._widths, strict=True) if self._may_have_window(row)]
+        num_rows, num_positions = len(widths), sum(widths)
+        if num_positions > 0.9 * self.window * num_rows:
             self._choice.measured(self.window, num_rows, len(self.rows) - num_rows, seconds)
-
-    @property
-    def _may_choose_windows(self) -> bool:
-        """In float32 ids are the same with any window; in fewer bits, or where steps are captured, only who asks gets one."""
-        first = next(self.model.parameters())
-        is_free = self.config.window is None and not self.config.is_deterministic
-        return is_free and first.device.type == "cpu" and first.dtype == torch.float32
 
     def _may_read_late(self) -> bool:
         """Whether the next step is the same, whatever this one chooses: no request ends or has its next id given."""
@@ -219,9 +225,11 @@ class RunningBatch:
         for job, width, count in self._accept(chosen):
             counts[job] = count
             if job.request.blank.kind in WINDOWED:
-                self.windows.add(width, count)
-                if self._choice is not None and width > 1:
-                    self._choice.guessed(width, count)
+                begin = len(job.filled) - count
+                num_guesses, num_right = (_num_unknown(job, begin, number - 1) for number in (width, count))
+                self.windows.add(num_guesses, num_right)
+                if self._choice is not None and num_guesses:
+                    self._choice.guessed(1 + num_guesses, 1 + num_right)
         if self._has_windows:
             for row in self.rows:
                 row.length += counts.get(row.job, 0)
@@ -326,3 +334,14 @@ class RunningBatch:
     @property
     def _is_cuda(self) -> bool:
         return next(self.model.parameters()).is_cuda
+
+
+def may_choose_windows(model: UnifiedModel, is_deterministic: bool) -> bool:
+    """In float32 ids are the same with any window; in fewer bits, or where steps are captured, only who asks gets one."""
+    first = next(model.parameters())
+    return not is_deterministic and first.device.type == "cpu" and first.dtype == torch.float32
+
+
+def _num_unknown(job: Job, begin: int, count: int) -> int:
+    """Of `count` elements of a request, from `begin` on, those that are not known beforehand."""
+    return count - sum(element != BLANK for element in job.request.blank.ids[begin : begin + count])

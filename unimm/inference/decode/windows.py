@@ -14,11 +14,18 @@ WINDOWS = {1: 0.0, 2: 0.66, 4: 1.49, 8: 2.4, 16: 3.1}
 """Codes of a drawing that a step may compute, and how many it gives beside the first one: of the demo (recipes/LOG.md). Other
 models and settings have more or fewer right guesses, with each window by about the same factor."""
 
+LARGEST = 64
+"""Window that may be asked for at most: a step computes as much more, and guesses that far ahead are hardly ever right."""
+
 TRIED = (1, 4)
 """Windows that are measured at every load first."""
 
 SAMPLES = 2
 """Steps that are measured before a window is judged; the first one may be slow."""
+
+UNMEASURED = 8
+"""Steps in a row with a window, none of which could be measured, behind which it counts as unknown: where drawings are about to
+end, or guidance begins, windows are cut short, and what such a step takes says nothing about whole ones."""
 
 RECENT = 8
 """Steps with a window that are kept: the fastest of them counts, since another process may slow any of them down."""
@@ -49,8 +56,9 @@ FORGETTING = 0.0005
 class WindowTotals:
     """What steps have given to drawings.
 
-    steps: of every drawing, added up. codes: that they gave. guesses, right: guesses that were computed, and those that were
-        right, and all guesses before them too.
+    steps: of every drawing, added up. codes: one for each of them, and one more for each right guess. guesses, right: guesses
+        that were computed, and those that were right, and all guesses before them too. Codes that are known beforehand are no
+        guesses.
     """
 
     steps: int = 0
@@ -58,12 +66,12 @@ class WindowTotals:
     guesses: int = 0
     right: int = 0
 
-    def add(self, width: int, count: int) -> None:
-        """A step of a drawing computed `width` positions, of which `count` hold."""
+    def add(self, num_guesses: int, num_right: int) -> None:
+        """A step of a drawing computed guesses, of which so many were right."""
         self.steps += 1
-        self.codes += count
-        self.guesses += width - 1
-        self.right += count - 1
+        self.codes += 1 + num_right
+        self.guesses += num_guesses
+        self.right += num_right
 
 
 class WindowChoice:
@@ -80,14 +88,21 @@ class WindowChoice:
         self._curves: dict[int, dict[int, float]] = {}
         self._given = self._expected = PRIOR
         self._steps, self._last = 0, 1
+        self._unmeasured = dict.fromkeys(WINDOWS, 0)
 
     def choose(self, num_drawings: int, num_drawing_rows: int, num_other_rows: int) -> int:
         """Codes of each drawing that the next step computes. Rows are with those of guidance."""
+        window = self._choose(num_drawings, num_drawing_rows, num_other_rows)
+        self._unmeasured[window] += 1
+        return window
+
+    def _choose(self, num_drawings: int, num_drawing_rows: int, num_other_rows: int) -> int:
         windows = [window for window in WINDOWS if window == 1 or window * num_drawing_rows <= MOST_POSITIONS]
         tried = [window for window in TRIED if window in windows]
         curve, own = self._curve(num_other_rows), self._own(num_drawing_rows, num_other_rows)
+        known = {window for window in windows if window in own or _is_covered(window * num_drawing_rows, curve)}
         for window in tried:
-            if window not in own and not _is_covered(window * num_drawing_rows, curve):
+            if window not in known and (window == 1 or self._unmeasured[window] < UNMEASURED):
                 return window
         self._steps += 1
         if self._steps % AGAIN == 0:
@@ -95,11 +110,10 @@ class WindowChoice:
             return tried[self._steps // AGAIN % len(tried)]
         gains, largest = {}, 1
         for window in windows:
-            if window <= 2 * largest:
+            if window <= 2 * largest and (window in known or self._unmeasured[window] < UNMEASURED):
                 seconds = own.get(window) or _reckoned(window * num_drawing_rows, curve)
                 gains[window] = (num_drawings * self._codes(window) + num_other_rows) / seconds
-                if window in own or _is_covered(window * num_drawing_rows, curve):
-                    largest = window
+                largest = window if window in known else largest
         best = max(gains, key=gains.__getitem__)
         if self._last in gains and gains[best] < CHANGING * gains[self._last]:
             best = self._last
@@ -113,6 +127,7 @@ class WindowChoice:
 
     def measured(self, window: int, num_drawing_rows: int, num_other_rows: int, seconds: float) -> None:
         """A step with that window of every drawing took so long."""
+        self._unmeasured[window] = 0
         taken = self._seconds.setdefault((num_other_rows.bit_length(), num_drawing_rows), {})
         times = taken.setdefault(window, deque(maxlen=RECENT))
         times.append(seconds)
@@ -120,7 +135,8 @@ class WindowChoice:
             self._curves.clear()
 
     def guessed(self, width: int, count: int) -> None:
-        """Of `width` positions of a drawing `count` hold."""
+        """Of `width` positions of a drawing `count` hold; guesses that are known beforehand, which always do, are left out of
+        both: behind them, it is as if the window were shorter."""
         if width in WINDOWS:
             self._given = FADING * self._given + count - 1
             self._expected = FADING * self._expected + WINDOWS[width]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from unimm.inference.decode.fill_passes import FillPasses
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
+from unimm.inference.decode.windows import LARGEST
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Kind
@@ -32,9 +33,10 @@ class Stats:
     """What a decoder is doing, and totals of what it has done.
 
     fill_passes: passes over blanks that are filled in all at once.
-    drawing_steps, drawn_codes: steps of every drawing, added up, and the codes that they gave (the first one of a drawing comes
-        with its prompt). guessed_codes, right_guesses: codes that were guessed, and guesses that were right (`windows`).
-    window: codes of a drawing that the last step computed at most.
+    drawing_steps, drawn_codes: steps of every drawing, added up, and the codes that they gave: one each, and one more for every
+        right guess (the first one of a drawing comes with its prompt). guessed_codes, right_guesses: codes that were guessed,
+        and guesses that were right (`windows`); codes that are known beforehand are none.
+    window: codes of a drawing that the last step computed at most; 1 where it had no drawing.
     """
 
     num_waiting: int = 0
@@ -71,8 +73,11 @@ class Limits:
     max_positions: of one request. None: as many as the model was made for.
     max_cache_bytes: of keys and values; requests wait until some are free. None: as much as the device has.
     prefill_positions: that one step prefills at most. None: 1,024 on a CPU, 8,192 on a GPU.
-    window: codes of a drawing that one step computes at once (`windows`). None: as many as are measured to pay at this load, in
-        float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`.
+    window: codes of a drawing that one step computes at once (`windows`), 64 at most. None: as many as are measured to pay at
+        this load, in float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`. What a
+        step computes for drawings grows with it; keys and values do not. With `deterministic` every step computes `max_rows`
+        times `window` positions, also where there are texts alone, since results must not depend on the company; and no step
+        is captured as a CUDA graph.
     """
 
     max_rows: int = 128
@@ -87,6 +92,8 @@ class Limits:
             value, least = getattr(self, limit.name), 0 if limit.name == "max_waiting" else 1
             if value is not None or limit.name == "max_rows":
                 object.__setattr__(self, limit.name, whole_number(limit.name, value, least))
+        if self.window is not None and self.window > LARGEST:
+            raise ValueError(f"window is at most {LARGEST}, not {self.window}: guesses that far ahead are hardly ever right.")
 
 
 class AdmissionQueue:
