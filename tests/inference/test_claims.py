@@ -47,6 +47,14 @@ def test_claims_of_shapes_are_what_the_judge_reads() -> None:
         ("Is there a snowboard in the image?", "a snowboard"),
         ("Is there a red car?\nAnswer the question using a single word or phrase.", "a red car"),
         ("Do you see an orange cross?", "an orange cross"),
+        ("Are there two dogs on this photo? Please answer yes or no.", "two dogs"),
+        ("Is there a dog on the left?", None),
+        ("Is there a dog in the first image?", None),
+        ("Are there more than two dogs?", None),
+        ("Is there a dog behind it in the picture?", None),
+        ("Is there a dog? Look at the left half only.", None),
+        ("有两只狗在左边吗？", None),
+        ("图中有一只狗吗？请用一个词回答。", "一只狗"),
         ("Is there a dog to the left of a cat?", None),
         ("How many circles are there?", None),
         ("图中有红色圆形吗？", "红色圆形"),
@@ -56,6 +64,13 @@ def test_claims_of_shapes_are_what_the_judge_reads() -> None:
 )
 def test_what_a_question_asks_for(question: str, asked: str | None) -> None:
     assert find_asked(question) == asked
+
+
+def test_a_finder_of_ones_own_has_to_find_all_that_is_asked() -> None:
+    """As in the world of shapes: what it names in fewer words is not what the question asks."""
+    assert find_asked("Is there a red circle in the picture?", name_claims) == "a red circle"
+    assert find_asked("图中有红色圆形吗？", name_claims) == "一个红色圆形"
+    assert find_asked("Is there a red circle?", lambda text: ["circle"]) is None
 
 
 def test_how_claims_are_asked_for() -> None:

@@ -1,6 +1,7 @@
 """Votes and looking again: what most drafts say is said, what is not there is left out, and nothing else changes."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,13 @@ from unimm.inference import second_look
 from unimm.inference.engine import Engine
 from unimm.inference.examples import ImageQuestion
 from unimm.inference.second_look import CheckedText, SecondLook, Verification
+from unimm.segment import Segment
+
+
+class Name(str):
+    """An image, as its name."""
+
+    opened = str.__str__
 
 
 class Asked(tuple):
@@ -31,7 +39,12 @@ class Scripted:
         self.there, self.drafts = there, {name: iter(texts) for name, texts in drafts.items()}
         self.asked: list[str] = []
         self.temperatures: list[float] = []
-        self.template = SimpleNamespace(chat=lambda turns, limit: SimpleNamespace(opened=lambda: Asked(turns[0].content)))
+        self.template = SimpleNamespace(chat=self._chat)
+
+    @staticmethod
+    def _chat(turns, limit):
+        image, *_, question = turns[0].content
+        return SimpleNamespace(opened=lambda: Asked((*image, question)))
 
     def write(self, decoder, tokenizer, requests, stop):
         self.temperatures += [request.sampling.temperature for request in requests]
@@ -53,9 +66,10 @@ def script(monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def look(engine: Scripted, question: str = "Describe.", **settings) -> CheckedText:
+def look(engine: Scripted, question: str = "Describe.", num_images: int = 1, **settings) -> CheckedText:
     """The text of the one image that the script has."""
-    return SecondLook(engine, 8, **settings).texts([ImageQuestion(tuple(engine.there), question)])[0]  # type: ignore[arg-type]
+    image: Any = tuple(map(Name, engine.there))
+    return SecondLook(engine, 8, **settings).texts([ImageQuestion((image,) * num_images, question)])[0]  # type: ignore[arg-type]
 
 
 def test_most_votes_win_and_the_usual_answer_where_they_tie(script) -> None:
@@ -88,7 +102,12 @@ def test_a_draft_without_failing_claims_stays_and_is_asked_for_once(script) -> N
 def test_what_is_too_long_to_be_asked_stands(script) -> None:
     engine = script({"x": set()}, {"x": ["A dog."]})
     engine.model = SimpleNamespace(config=SimpleNamespace(max_positions=8))
-    assert look(engine, verify=True, is_caption=True).text == "A dog." and not engine.asked
+    with pytest.warns(UserWarning, match="2 claims or captions stand unchecked"):
+        found = look(engine, verify=True, is_caption=True)
+    assert found.text == "A dog." and found.removed == found.claims == () and found.whole is None and not engine.asked
+    engine.drafts["x"] = iter(["Yes"])
+    with pytest.warns(UserWarning, match="unchecked"):
+        assert look(engine, "Is there a cat?", verify=True).text == "Yes"
 
 
 def test_a_better_draft_is_taken_where_claims_fail(script) -> None:
@@ -116,6 +135,20 @@ def test_yes_and_no_are_checked_in_other_words(script) -> None:
     assert look(engine, "What colour is the ball?", verify=True).passes == 1
 
 
+def test_questions_that_say_more_or_show_more_are_left_as_they_are(script) -> None:
+    engine = script({"x": set()}, {"x": ["Yes"] * 5})
+    for question in ("Is there a dog on the left?", "Is there a dog in the first image?", "Are there more than two dogs?"):
+        assert look(engine, question, verify=True).text == "Yes"
+    assert look(engine, "Is there a dog?", num_images=2, verify=True).text == "Yes" and not engine.asked
+
+
+def test_what_votes_removed_is_told_after_looking_again(script) -> None:
+    drafts = ["A dog and a cat.", "A dog and a bird.", "A dog and a horse."]
+    for check in (False, True):
+        found = look(script({"x": {"dog"}}, {"x": drafts}), votes=3, verify=check, is_caption=True)
+        assert found.text == "A dog." and found.removed == ("a cat",)
+
+
 def test_a_detector_may_say_what_is_there(script) -> None:
     """In place of questions."""
     engine, seen = script({"x": set()}, {"x": ["A dog and a cat.", "A dog.", "A cat.", "A cat.", "A cat.", "Yes."]}), []
@@ -136,6 +169,19 @@ def test_a_detector_sees_the_image_as_it_was_given(tiny_engine: Engine, picture)
         tiny_engine.caption(picture, max_new_tokens=3, verify=Verification(claims=lambda text: ["a"], shown=lambda *_: [2.0]))
 
 
+def test_a_picture_is_opened_once_for_all_questions(tiny_engine: Engine, picture) -> None:
+    opened, look_at = [], tiny_engine.template.pixels(picture).pixels
+
+    def open_it():
+        opened.append(1)
+        return look_at
+
+    segment = Segment.look(open_it, tiny_engine.template.num_positions, condition="image")
+    check = Verification(claims=lambda text: ["a dog", "a cat"])
+    found = SecondLook(tiny_engine, 3, verify=check, is_caption=True).texts([ImageQuestion(((segment,),), "Describe.")])[0]
+    assert found.passes >= 6 and len(opened) == 1
+
+
 def test_bad_settings_say_what_to_do(tiny_engine: Engine, picture) -> None:
     for wrong, words in (
         ({"votes": 0}, "votes"),
@@ -144,8 +190,19 @@ def test_bad_settings_say_what_to_do(tiny_engine: Engine, picture) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             tiny_engine.answer(picture, "What?", max_new_tokens=2, **wrong)
-    with pytest.raises(ValueError, match="claim stands"):
-        Verification(questions=("Is it there?",))
+    for questions in (("Is it there?",), "Is {a} {there}?", "Is {a} {0}?", ("Is {a}?", 3)):
+        with pytest.raises(ValueError, match="claim stands"):
+            Verification(questions=questions)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="questions are patterns"):
+        Verification(questions=())
+
+
+def test_a_function_gives_one_question_or_several(script) -> None:
+    engine = script({"x": {"dog"}}, {"x": ["A dog.", "A dog."]})
+    look(engine, verify=Verification(questions=lambda claim: f"See {claim}?", whole=False))
+    assert engine.asked == ["See a dog?"]
+    with pytest.raises(ValueError, match="one question or several"):
+        look(engine, verify=Verification(questions=lambda claim: []))
 
 
 def test_one_vote_and_no_look_is_the_plain_call(tiny_engine: Engine, picture) -> None:

@@ -17,6 +17,7 @@ from unimm.data.video.choosing import VideoFormat
 from unimm.data.video.sources import open_video
 from unimm.data.video.writing import write_video
 from unimm.inference.engine import Engine
+from unimm.inference.second_look import Verification
 from unimm.models.ports.pixels import pool_positions
 from unimm.sequence import Kind, Segment, Sequence
 
@@ -92,6 +93,13 @@ def test_every_form_of_a_video_has_the_same_answer(engine: Engine, clip: Path, t
     assert engine.answer([clip, frames[0]], QUESTION, 6)[0] == expected  # beside an image
     assert engine.answer(clip, [QUESTION, "What colour?"], 6)[0] == expected
     assert isinstance(engine.caption(clip, num_frames=3), str)
+
+
+def test_a_detector_is_given_the_video_and_not_its_frames(engine: Engine, clip: Path) -> None:
+    told: list = []
+    check = Verification(claims=lambda text: ["a dog"], shown=lambda video, claims: told.append(video) or [1.0], whole=False)
+    engine.caption(clip, 3, verify=check)
+    assert told == [clip]
 
 
 def _base64(path: Path) -> str:

@@ -54,6 +54,8 @@ def test_votes_give_one_answer(client: openai.OpenAI, demo_engine: Engine) -> No
     reply = client.chat.completions.create(**settings, extra_body={"votes": 3})
     expected = demo_engine.answer(picture(), "What shape is it?", 8, 1.5, votes=3, seed=5)
     assert [choice.message.content for choice in reply.choices] == [expected]
+    drafts = [demo_engine.complete(asked, 8, 1.5 if index else 0.0, seed=5, index=index) for index in range(3)]
+    assert reply.usage and reply.usage.completion_tokens == sum(len(one.ids) for one in drafts)  # all that was written
     events = client.chat.completions.create(**settings, extra_body={"votes": 3}, stream=True)
     assert "".join(one.delta.content or "" for event in events for one in event.choices) == expected
     for wrong in ({"votes": 3, "n": 2}, {"votes": 10**6}, {"votes": 3, "modalities": ["image"]}, {"votes": 0}):

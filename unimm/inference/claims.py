@@ -13,6 +13,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any
 
 AROUND = string.punctuation + string.whitespace + "。、·"
 """What may stand around an answer; full-width marks are first made half-width."""
@@ -20,8 +21,9 @@ AROUND = string.punctuation + string.whitespace + "。、·"
 FindClaims = Callable[[str], list[str]]
 """A text -> the phrases of which it can be asked whether the image shows them."""
 
-Questions = tuple[str, ...] | Callable[[str], list[str]]
-"""How it is asked whether a claim is there: patterns, {a} for the claim and {Be} for "Is" or "Are"; or a function of it."""
+Questions = tuple[str, ...] | Callable[[str], str | list[str]]
+"""How it is asked whether a claim is there: patterns, {a} for the claim and {Be} for "Is" or "Are"; or a function of it, which
+gives one question or several."""
 
 QUESTIONS = {
     "en": ("{Be} there {a} in the picture?", "Do you see {a}?"),
@@ -77,6 +79,15 @@ _CHINESE_EXISTENCE = re.compile(
     r"^(?:请问)?(?:这张)?(?:图中|图里|图片中|图片里|画面中|画面上)?"
     r"(?:有没有(?P<one>[^吗？?]+?)[？?]?|(?:有|能看到|看得到|你看到)(?P<two>.+?)了?吗[？?]?)$"
 )
+_IN_THE_PICTURE = re.compile(r"\s(?:in|on)\s+(?:the|this)\s+(?:image|picture|photo|photograph|figure|scene)\W*$", re.IGNORECASE)
+_HOW_TO_ANSWER = re.compile(
+    r"^(?:please\s+)?(?:answer|reply|respond)\b(?!.*\b(?:if|when|where|unless)\b)|^请?(?:直接|只|仅)?(?:用|以|回答)",
+    re.IGNORECASE,
+)
+"""A sentence behind a question that asks for a form of the answer, and nothing about the image."""
+
+_ONE_IN_CHINESE = re.compile(r"^一[个只条张辆座棵朵头匹位名把台架块幅片颗]")
+_SAMPLE_CLAIM = "a dog"
 
 OPPOSITE = {"yes": "no", "no": "yes", "是": "否", "否": "是", "有": "没有", "没有": "有"}
 """Answers of yes and no, and what the other one is."""
@@ -141,26 +152,65 @@ def find_claims(text: str) -> list[str]:
 
 
 def find_asked(question: str, find: FindClaims = find_claims) -> str | None:
-    """The one thing of which a question asks whether it is there ("Is there a dog in the image?"); None: it asks otherwise."""
-    first = next(iter(split_sentences(question)), "")
+    """The one thing of which a question asks whether it is there, and nothing else ("Is there a dog in the image?"); None: it
+    asks otherwise, or says more than the claim ("... on the left?", "more than two dogs")."""
+    first, *others = split_sentences(question) or [""]
+    if not all(_HOW_TO_ANSWER.match(one) for one in others):
+        return None
     if language_of(first) == "zh":
         asked = _CHINESE_EXISTENCE.match(first)
         thing = (asked["one"] or asked["two"]) if asked else ""
         found = find(thing) or [thing] if thing else []
     else:
-        found = find(first) if _EXISTENCE.match(first) else []
-    return found[0] if len(found) == 1 else None
+        asked = _EXISTENCE.match(first)
+        thing = _IN_THE_PICTURE.sub("", first[asked.end() :]) if asked else ""
+        found = find(first) if asked else []
+    return found[0] if len(found) == 1 and _bare(found[0]) == _bare(thing) else None
+
+
+def read_questions(questions: Any) -> Any:
+    """How it is asked whether a claim is there (`Questions`), as a user gives it; None is left, for the usual questions.
+
+    Raises:
+        ValueError: there is none, or a pattern has no {a}, or something else in braces than {a} and {Be}.
+    """
+    if questions is None or callable(questions):
+        return questions
+    patterns = (questions,) if isinstance(questions, str) else questions
+    if not isinstance(patterns, list | tuple) or not patterns:
+        raise ValueError(f"questions are patterns such as 'Is there {{a}}?', or a function of a claim, not {questions!r:.80}.")
+    for one in patterns:
+        try:
+            asked = one.format(a=_SAMPLE_CLAIM, Be="Is") if isinstance(one, str) else ""
+        except (AttributeError, LookupError, ValueError):
+            asked = ""
+        if _SAMPLE_CLAIM not in asked:
+            raise ValueError(
+                f"A question of a Verification has {{a}} where the claim stands, and nothing else in braces but {{Be}}, "
+                f"not {one!r:.80}."
+            )
+    return tuple(patterns)
 
 
 def existence_questions(claim: str, patterns: Questions | None = None) -> list[str]:
-    """The questions whether a claim is there, in its language. patterns: instead of `QUESTIONS`."""
+    """The questions whether a claim is there, in its language. patterns: instead of `QUESTIONS`. ValueError: a function gives
+    none."""
     if callable(patterns):
-        return list(patterns(claim))
+        given = patterns(claim)
+        asked = [given] if isinstance(given, str) else list(given or [])
+        if not asked or not all(isinstance(one, str) and one.strip() for one in asked):
+            raise ValueError(f"questions gives one question or several for each claim, not {given!r:.80} for {claim!r:.80}.")
+        return asked
     language = language_of(claim)
-    phrase = re.sub(r"^一[个只条张辆座棵朵头匹位名把台架块幅片颗]", "", claim) if language == "zh" else _indefinite(claim)
+    phrase = _ONE_IN_CHINESE.sub("", claim) if language == "zh" else _indefinite(claim)
     first = phrase.split()[0].lower() if phrase.split() else ""
     plural = first in _NUMBERS or (first.isdigit() and first != "1")
     return [pattern.format(a=phrase, Be="Are" if plural else "Is") for pattern in patterns or QUESTIONS[language]]
+
+
+def first_word(text: str) -> str:
+    """The first word of an answer, as `plain` has it."""
+    return re.split(r"[\s,.;:!，。；：！]", plain(text), maxsplit=1)[0]
 
 
 def keep_claims(text: str, failed: set[str], find: FindClaims = find_claims) -> str:
@@ -188,6 +238,11 @@ def list_claims(claims: list[str]) -> str:
         return ("、".join(head) + "和" if head else "") + last + "。"
     listed = f"{', '.join(head)} and {last}" if head else last
     return listed[0].upper() + listed[1:] + "."
+
+
+def _bare(claim: str) -> str:
+    """A claim without what says no more than that it is one."""
+    return _ONE_IN_CHINESE.sub("", vote_of(claim))
 
 
 def _english_claims(sentence: str) -> list[str]:

@@ -4,7 +4,7 @@ Each example is a turn that shows its image and asks the same question, and the 
 view `unimm.data.FewShot` trains, as in Flamingo (arXiv 2204.14198).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unimm.data.image_forms import read_once
@@ -43,6 +43,11 @@ class ImageQuestion:
         for one, answer in examples:
             before += [Turn("user", (*_look(template, one), question)), Turn("assistant", (answer,), learn=False)]
         return cls(_look(template, shown), question, tuple(before))
+
+    def opened(self) -> "ImageQuestion":
+        """The same, its images read, so that all that is asked about them shares one copy. ValueError: one cannot be read."""
+        before = (replace(turn, content=tuple(map(_open, turn.content))) for turn in self.before)
+        return ImageQuestion(tuple(map(_open, self.images)), self.question, tuple(before))
 
     def ask(self, question: str) -> Turn:
         """A turn that asks something about the same images."""
@@ -92,6 +97,13 @@ def _count(shown: Shown) -> int:
     if not shown:
         raise ValueError("A tuple of images is empty: show at least one.")
     return len(shown)
+
+
+def _open(part: Any) -> Any:
+    """A part of a turn; a text as it is."""
+    if isinstance(part, tuple):
+        return tuple(segment.opened() for segment in part)
+    return part.opened() if isinstance(part, Frames) else part
 
 
 def _look(template: Template, shown: Shown) -> tuple[ImageSegments | Frames, ...]:

@@ -14,14 +14,14 @@ a claim, 1 a caption as a whole, and where something fails, `drafts` more drafts
 all images goes in batches.
 """
 
-import math
-import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from unimm.data.records import SHOWS
+from unimm.data.video.choosing import Frames
 from unimm.inference.claims import (
     OPPOSITE,
     YES,
@@ -31,10 +31,11 @@ from unimm.inference.claims import (
     existence_questions,
     find_asked,
     find_claims,
+    first_word,
     keep_claims,
     language_of,
     most_voted,
-    plain,
+    read_questions,
     support_of,
     vote_of,
 )
@@ -43,14 +44,12 @@ from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
 from unimm.inference.examples import ImageQuestion
 from unimm.inference.text_stream import write
-from unimm.inference.vqa_score import ANSWERS_IN, probability_of_yes
+from unimm.inference.vqa_score import ANSWERS_IN, mean_of_log_odds, probability_of_yes
 from unimm.runtime.number_checks import check_number, check_probability, check_whole, real_number, whole_number
 from unimm.sequence import Sequence
 
 VOTES_TEMPERATURE = 0.7
 """Of votes where nobody says (arXiv 2203.11171 §3.1 has 0.5 to 0.7)."""
-
-_CERTAIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Verification:
     questions: how it is asked whether a claim is there (`claims.Questions`), instead of `claims.QUESTIONS`.
     whole: of a caption also ask whether the image shows it as a whole (`engine.alignment`): what is wrong with numbers, places
         and relations shows there alone.
-    shown: asked in place of questions, (image as it was given, claims) -> the probability of each that it is there: a detector,
-        or, where the model has boxes, `engine.locate`.
+    shown: asked in place of questions, (image or video as it was given, a file object as its bytes; claims) -> the probability
+        of each that it is there: a detector, or, where the model has boxes, `engine.locate`.
     threshold: what is less probable than that fails.
     drafts: further ones, where something fails and there are no votes. temperature: of those.
     """
@@ -83,12 +82,7 @@ class Verification:
             raise ValueError(f"claims is a function from a text to its phrases, not {self.claims!r:.80}.")
         if not callable(self.shown or find_claims):
             raise ValueError(f"shown is a function from an image and its claims to probabilities, not {self.shown!r:.80}.")
-        if self.questions is None or callable(self.questions):
-            return
-        object.__setattr__(self, "questions", (self.questions,) if isinstance(self.questions, str) else tuple(self.questions))
-        for one in self.questions:
-            if "{a}" not in one:
-                raise ValueError(f"A question of a Verification has {{a}} where the claim stands, not {one!r}.")
+        object.__setattr__(self, "questions", read_questions(self.questions))
 
 
 @dataclass(frozen=True)
@@ -106,8 +100,8 @@ class CheckedText:
     drafts: all that were written, the usual one first.
     agreement: with votes, the share of them that gave the answer; of captions, how much of what it and the others claim is the
         same, from 0 to 1; else None.
-    claims: with verification, what was asked for of the first choice. removed: claims that the text no longer makes, though the
-        draft that it came from did.
+    claims: with verification, what was asked for of the first choice, without what is too long to be asked. removed: claims
+        that the text no longer makes, though the draft that it came from did.
     whole: with verification, the probability that the image shows the caption, or the draft that it came from; else None.
     passes: sequences that went through the model for it.
     """
@@ -123,20 +117,21 @@ class CheckedText:
 
 @dataclass
 class _Look:
-    """What is asked of an image or several, and what is known so far. known: probabilities of claims, by `vote_of`; wholes: of
-    texts."""
+    """What is asked of an image or several, and what is known so far. draft: the one that `text` came from. known:
+    probabilities of claims, by `vote_of`, wholes: of texts; None: too long to be asked."""
 
     asked: ImageQuestion
     image: Any = None
     drafts: list[str] = field(default_factory=list)
     text: str = ""
+    draft: str = ""
     agreement: float | None = None
     claims: list[Claim] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     whole: float | None = None
     passes: int = 0
-    known: dict[str, float] = field(default_factory=dict)
-    wholes: dict[str, float] = field(default_factory=dict)
+    known: dict[str, float | None] = field(default_factory=dict)
+    wholes: dict[str, float | None] = field(default_factory=dict)
 
     def result(self) -> CheckedText:
         return CheckedText(
@@ -149,7 +144,7 @@ class _Question:
     """A question of yes or no whose answer is kept in `answers` by `key`; language: of the answer."""
 
     look: _Look
-    answers: dict[str, float]
+    answers: dict[str, float | None]
     key: str
     text: str
     language: str
@@ -191,10 +186,10 @@ class SecondLook:
     ) -> list[CheckedText]:
         """A text for each question about its images; `stop`: strings that end a text. images: as `Verification.shown` is given
         them."""
-        looks = [_Look(one, image) for one, image in zip(questions, images or [None] * len(questions), strict=True)]
+        looks = [_Look(one.opened(), image) for one, image in zip(questions, images or [None] * len(questions), strict=True)]
         self._write(looks, [self._usual, *self._others(self.votes - 1)], stop)
         for look in looks:
-            look.text = look.drafts[0]
+            look.text = look.draft = look.drafts[0]
             if self.votes > 1:
                 self._vote(look)
         if self.check:
@@ -226,7 +221,7 @@ class SecondLook:
         made = [self._claims_of(draft) for draft in look.drafts] if self.is_caption else []
         if not any(made):
             place, look.agreement = most_voted(look.drafts)
-            look.text = look.drafts[place]
+            look.text = look.draft = look.drafts[place]
             return
         best = max(range(len(made)), key=lambda place: (agreement_of(made, place), -place))
         others = made[:best] + made[best + 1 :]
@@ -242,15 +237,18 @@ class SecondLook:
         return found
 
     def _leave_out(self, look: _Look, draft: str, failed: set[str]) -> None:
-        """The draft without claims that failed becomes the text."""
+        """A draft, or the text as it is so far, becomes the text, without claims that failed."""
+        look.draft = look.draft if draft == look.text else draft
         look.text = keep_claims(draft, failed, self._find) if failed else draft
         left = self._claims_of(look.text)
-        look.removed = [claim for vote, claim in self._claims_of(draft).items() if vote not in left]
+        look.removed = [claim for vote, claim in self._claims_of(look.draft).items() if vote not in left]
 
     # -- verification ------------------------------------------------------------------------------------------------------
 
     def _answers_yes_or_no(self, look: _Look) -> bool:
-        return _said(look.text) in OPPOSITE and find_asked(look.asked.question, self._find) is not None
+        """Of one image alone: what is asked about several, or a video, is left as it is."""
+        is_one = len(look.asked.images) == 1 and not isinstance(look.asked.images[0], Frames)
+        return is_one and first_word(look.text) in OPPOSITE and find_asked(look.asked.question, self._find) is not None
 
     def _check_yes_or_no(self, looks: list[_Look], check: Verification) -> None:
         """Whether something is there, asked in other words, too: the averaged log-odds of yes decide."""
@@ -258,15 +256,15 @@ class SecondLook:
         for look in looks:
             claim = find_asked(look.asked.question, self._find) or ""
             if check.shown:
-                look.known |= _look_up(check, look.image, {claim: claim})
+                look.known.update(_look_up(check, look.image, {claim: claim}))
                 continue
             for text in dict.fromkeys([look.asked.question, *existence_questions(claim, check.questions)]):
                 questions.append(_Question(look, look.known, claim, text, language_of(text)))
         self._ask(questions)
         for look in looks:
-            look.claims = [Claim(claim, probability) for claim, probability in look.known.items()]
-            said = _said(look.text)
-            if (look.claims[0].probability >= check.threshold) != (said in YES):
+            look.claims = _known_claims(look, {claim: claim for claim in look.known})
+            said = first_word(look.text)
+            if look.claims and (look.claims[0].probability >= check.threshold) != (said in YES):
                 look.text = OPPOSITE[said]
 
     def _check_claims(self, looks: list[_Look], check: Verification, stop: tuple[str, ...]) -> None:
@@ -274,7 +272,7 @@ class SecondLook:
         the best is taken in any case."""
         self._ask_for([(look, look.text) for look in looks], check)
         for look in looks:
-            look.claims = [Claim(claim, look.known[vote]) for vote, claim in self._claims_of(look.text).items()]
+            look.claims = _known_claims(look, self._claims_of(look.text))
             look.whole = look.wholes.get(look.text)
         failing = [look for look in looks if self.votes > 1 or self._rank(look, look.text, check) > (0, -check.threshold)]
         if failing and self.votes == 1 and check.drafts:
@@ -282,14 +280,16 @@ class SecondLook:
         self._ask_for([(look, draft) for look in failing for draft in look.drafts], check)
         for look in failing:
             best = min([look.text, *look.drafts], key=lambda text: self._rank(look, text, check))
-            failed = {vote for vote in self._claims_of(best) if look.known[vote] < check.threshold}
+            failed = {vote for vote in self._claims_of(best) if _fails(look, vote, check)}
             look.whole = look.wholes.get(best)
             self._leave_out(look, best, failed)
 
     def _rank(self, look: _Look, text: str, check: Verification) -> tuple[int, float]:
-        """The lower the better: claims that fail, then how improbable it is that the image shows it all."""
-        failed = sum(look.known[vote] < check.threshold for vote in self._claims_of(text))
-        return failed, -look.wholes.get(text, 1.0)
+        """The lower the better: claims that fail, then how improbable it is that the image shows it all; where that is not
+        known, as if it were just probable enough."""
+        whole = look.wholes.get(text)
+        failed = sum(_fails(look, vote, check) for vote in self._claims_of(text))
+        return failed, -(check.threshold if whole is None else whole)
 
     def _ask_for(self, texts: list[tuple[_Look, str]], check: Verification) -> None:
         """Ask for what is not known yet of these texts: each claim, and captions as a whole."""
@@ -297,7 +297,7 @@ class SecondLook:
         for look, text in texts:
             new = {vote: claim for vote, claim in self._claims_of(text).items() if vote not in look.known}
             if check.shown:
-                look.known |= _look_up(check, look.image, new)
+                look.known.update(_look_up(check, look.image, new))
             else:
                 for vote, claim in new.items():
                     asked = existence_questions(claim, check.questions)
@@ -308,7 +308,7 @@ class SecondLook:
 
     def _ask(self, questions: list[_Question]) -> None:
         """Ask all of them in batches; of several with one key the mean of the log-odds counts. What is too long to be asked
-        stands as it is."""
+        is not known, None, and a warning says so."""
         found: dict[tuple[int, str], tuple[_Question, list[float]]] = {}
         for language, words in ANSWERS_IN.items():
             asked: list[tuple[_Question, Sequence]] = []
@@ -320,11 +320,14 @@ class SecondLook:
             shares = probability_of_yes(self.engine.model, self.engine.tokenizer, sequences, self.engine.deterministic, words)
             for (one, _), share in zip(asked, shares, strict=True):
                 one.look.passes += 1
-                found.setdefault((id(one.answers), one.key), (one, []))[1].append(_log_odds(share))
-        for one in questions:
-            one.answers.setdefault(one.key, 1.0)
-        for one, odds in found.values():
-            one.answers[one.key] = 1 / (1 + math.exp(-sum(odds) / len(odds)))
+                found.setdefault((id(one.answers), one.key), (one, []))[1].append(share)
+        unasked = {(id(one.answers), one.key): one for one in questions if (id(one.answers), one.key) not in found}
+        for one in unasked.values():
+            one.answers[one.key] = None
+        if unasked:
+            warnings.warn(f"{len(unasked)} claims or captions stand unchecked: too long to ask the model for.", stacklevel=2)
+        for one, shares in found.values():
+            one.answers[one.key] = mean_of_log_odds(shares)
 
 
 def _look_up(check: Verification, image: Any, claims: dict[str, str]) -> dict[str, float]:
@@ -337,11 +340,11 @@ def _look_up(check: Verification, image: Any, claims: dict[str, str]) -> dict[st
     return dict(zip(claims, shares, strict=True))
 
 
-def _said(text: str) -> str:
-    """The first word of an answer."""
-    return re.split(r"[\s,.;:!，。；：！]", plain(text), maxsplit=1)[0]
+def _known_claims(look: _Look, claims: dict[str, str]) -> list[Claim]:
+    """Claims by what they vote for, with their probabilities; without those that could not be asked for."""
+    return [Claim(claim, share) for vote, claim in claims.items() if (share := look.known[vote]) is not None]
 
 
-def _log_odds(probability: float) -> float:
-    share = min(max(probability, _CERTAIN), 1 - _CERTAIN)
-    return math.log(share / (1 - share))
+def _fails(look: _Look, vote: str, check: Verification) -> bool:
+    share = look.known[vote]
+    return share is not None and share < check.threshold

@@ -111,13 +111,13 @@ class TextCalls(EngineParts):
         second = SecondLook(self, limit, **checks, **sampling)
         for text in questions:
             check_text(text, "question")
-        images = self._watched(images, num_frames)
+        shown, images = images, self._watched(images, num_frames)
         given = read_examples(examples, len(questions))
         asked = [
             ImageQuestion.read(self.template, *one, self.decoder.max_positions)
             for one in zip(images, questions, given, strict=True)
         ]
-        found = second.texts(asked, read_stop(stop), images)
+        found = second.texts(asked, read_stop(stop), shown)
         texts = found if details else [one.text for one in found]
         return texts if is_list else texts[0]
 

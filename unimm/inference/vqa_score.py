@@ -4,6 +4,7 @@ VQAScore (Lin et al. 2024, arXiv 2404.01291): the probability of "yes" to a ques
 model that draws can thus choose among its own drawings.
 """
 
+import math
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ ANSWERS_IN = {"en": ANSWERS, "zh": ((" 是", " 否"),)}
 """The same by the language of the question."""
 
 SEQUENCES_A_PASS = 32
+
+_CERTAIN = 1e-6
 
 T = TypeVar("T")
 
@@ -100,6 +103,12 @@ def probability_of_yes(
         logits_BV = model.text.logits(hidden_BTD[torch.arange(len(last_B), device=device), last_B]).float()
         found += (logits_BV[:, yes].logsumexp(1) - logits_BV[:, no].logsumexp(1)).sigmoid().tolist()
     return found
+
+
+def mean_of_log_odds(probabilities: list[float]) -> float:
+    """The probability whose log-odds are the mean of those of some; 0 and 1 count as 1e-6 from there."""
+    shares = [min(max(one, _CERTAIN), 1 - _CERTAIN) for one in probabilities]
+    return 1 / (1 + math.exp(-sum(math.log(one / (1 - one)) for one in shares) / len(shares)))
 
 
 def choose_best(images: list[T], scores: list[float], best_of: int) -> list[T]:

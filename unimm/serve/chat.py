@@ -40,15 +40,17 @@ async def complete(request: Request, body: ChatRequest) -> Response:
         if body.stream:
             return await respond(service, drawing, reply.drawing_events(order, drawing))
         return JSONResponse(reply.drawn(order, (await drawing.items())[-1]))
-    run = service.run(request, "text", max(body.n, body.votes), answers(service, body))
+    run = service.run(request, "text", max(body.n, body.votes), answers(service, body, reply.drafts))
     if body.stream:
         return await respond(service, run, reply.text_events(run))
     return JSONResponse(reply.written(await run.items()))
 
 
-async def answers(service: Service, body: ChatRequest) -> AsyncGenerator[tuple[int, TextChunk]]:
+async def answers(service: Service, body: ChatRequest, drafts: list[Completion]) -> AsyncGenerator[tuple[int, TextChunk]]:
     """The answers of the engine, chunk by chunk, each with its number; answer i is keyed by (seed, i). Of votes the one answer
-    that most of them give, at the end: the usual one and others that are sampled, as in `Engine.answer`."""
+    that most of them give, at the end: the usual one and others that are sampled, as in `Engine.answer`.
+
+    drafts: all that are written to their end are added to these, those that were not chosen, too: they are counted."""
     messages, most = await for_engine(service, body), service.settings.max_new_tokens
     names = ("top_k", "top_p", "min_p", "repetition_penalty")
     settings: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
@@ -76,6 +78,7 @@ async def answers(service: Service, body: ChatRequest) -> AsyncGenerator[tuple[i
         if chunk.completion is not None:
             service.metrics.text_tokens.inc(len(chunk.completion.ids))
             done[index] = chunk.completion
+            drafts.append(chunk.completion)
         if body.votes == 1:
             yield index, chunk
     if body.votes > 1:
@@ -93,9 +96,13 @@ def check_votes(service: Service, body: ChatRequest) -> None:
 
 
 class Reply:
-    """The answer to one request: as one object, or as the events of a stream."""
+    """The answer to one request: as one object, or as the events of a stream.
+
+    drafts: of texts all that were written, which the usage counts.
+    """
 
     def __init__(self, service: Service, body: ChatRequest) -> None:
+        self.drafts: list[Completion] = []
         self._body, self._control_ids = body, service.engine.tokenizer.control_ids
         self._shared = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -112,20 +119,18 @@ class Reply:
         for index, completion in enumerate(completions):
             message = {"role": "assistant", "content": completion.text, "refusal": None}
             choices.append(self._choice(index, message, completion.finish_reason, completion.tokens))
-        return self._whole(choices, _text_usage(completions))
+        return self._whole(choices, _text_usage(self.drafts))
 
     async def text_events(self, run: Run[tuple[int, TextChunk]]) -> AsyncIterator[Event]:
         """A chunk an event; before the first of each answer its role, after the last why it ended."""
-        done: list[tuple[int, TextChunk]] = []
         for index in range(self._body.n):
             yield self._event([_delta(index, {"role": "assistant", "content": ""})])
         async for index, chunk in run:
             if chunk.text or chunk.tokens:
                 yield self._event([{**_delta(index, {"content": chunk.text}), "logprobs": self._logprobs(chunk.tokens)}])
             if chunk.completion is not None:
-                done.append((index, chunk))
                 yield self._event([_delta(index, {}, chunk.completion.finish_reason)])
-        for event in self._usage_event(_text_usage(_completions(done))):
+        for event in self._usage_event(_text_usage(self.drafts)):
             yield event
 
     # -- drawings -----------------------------------------------------------------------------------------------------
