@@ -10,7 +10,7 @@ from unimm.inference import second_look
 from unimm.inference.engine import Engine
 from unimm.inference.examples import ImageQuestion
 from unimm.inference.second_look import CheckedText, SecondLook, Verification
-from unimm.segment import Segment
+from unimm.sequence import Segment
 
 
 class Name(str):
