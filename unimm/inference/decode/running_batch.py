@@ -50,8 +50,7 @@ class RunningBatch:
         self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
-        is_free = config.window is None and may_choose_windows(model, config.is_deterministic)
-        self._choice = WindowChoice() if is_free else None
+        self._choice = WindowChoice() if self._may_choose_windows else None
         self._decode_model: DecodeModel | None = None
         self.reset()
         if config.is_deterministic:
@@ -195,6 +194,10 @@ class RunningBatch:
         num_rows, num_positions = len(widths), sum(widths)
         if num_positions > 0.9 * self.window * num_rows:
             self._choice.measured(self.window, num_rows, len(self.rows) - num_rows, seconds)
+
+    @property
+    def _may_choose_windows(self) -> bool:
+        return self.config.window is None and may_choose_windows(self.model, self.config.is_deterministic)
 
     def _may_read_late(self) -> bool:
         """Whether the next step is the same, whatever this one chooses: no request ends or has its next id given."""

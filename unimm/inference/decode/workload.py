@@ -76,8 +76,8 @@ class Limits:
     window: codes of a drawing that one step computes at once (`windows`), 64 at most. None: as many as are measured to pay at
         this load, in float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`. What a
         step computes for drawings grows with it; keys and values do not. With `deterministic` every step computes `max_rows`
-        times `window` positions, also where there are texts alone, since results must not depend on the company; and no step
-        is captured as a CUDA graph.
+        times `window` positions, also where there are texts alone, since results must not depend on the company; and with a
+        window of more than one, none of these is captured as a CUDA graph.
     """
 
     max_rows: int = 128
