@@ -12,7 +12,7 @@ from PIL import Image
 
 from unimm.data.image import decode_image, look
 from unimm.data.records import Video
-from unimm.data.video import container, sources
+from unimm.data.video import container, sources, writing
 from unimm.data.video.choosing import ChosenFrames, VideoFormat, choose_frames, choose_times, find_cuts
 from unimm.data.video.limits import DecodingLimit
 from unimm.data.video.sources import Pictures, is_video, open_video
@@ -125,6 +125,16 @@ def test_streams_without_an_index_give_the_frames_of_the_times(suffix: str, coun
         times = choose_times(video, VideoFormat(num_frames=num_frames))
         expected = [levels[int(time * rate + 1e-3)] for time in times]
         assert np.abs(np.array([one.mean() for one in video.frames(times)]) - expected).max() < 5, num_frames
+
+
+def test_a_time_in_mpeg_ps_that_is_anothers_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame 281 says the time of frame 286, before which it is decoded."""
+    monkeypatch.setattr(writing, "H264", ("libx264", {"bf": "3", "g": "50"}))
+    levels = [20 + number * 7 % 200 for number in range(400)]
+    path = write_video(tmp_path / "clip.mpg", [np.full((64, 64, 3), one, np.uint8) for one in levels], 25)
+    asked = [275, 282, 284, 290, 350]
+    shown = [one.mean() for one in open_video(path).frames([(number + 0.5) / 25 for number in asked])]
+    assert np.abs(np.array(shown) - [levels[number] for number in asked]).max() < 5
 
 
 def test_frames_are_upright_and_small(tmp_path: Path) -> None:

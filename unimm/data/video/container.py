@@ -43,6 +43,9 @@ SEEK_AFTER = 4.0
 FURTHER_BACK = (0.0, 5.0, 30.0)
 """Seconds before a time to which a file is wound in turn, until a frame comes that does not begin after it."""
 
+MISTOLD = 17
+"""Frames by which a time in MPEG-PS may differ from what is counted before it is taken for a gap: H.264 reorders up to 16."""
+
 ENDS_EARLY = 1.0
 """Seconds that the last frame may stand for, where a frame is not shown longer."""
 
@@ -274,10 +277,12 @@ class _Reader:
         if self._num_decoded > MAX_DECODED:
             few = "cut it, or save it with more key frames"
             raise ImageError(f"Cannot use {self._name}: more than {MAX_DECODED:,} frames lie before those to show, {few}.")
-        if frame.pts is not None:
-            self._begins = max(self._begins, float(frame.pts * self._stream.time_base) - self._header.start)
-        else:
-            self._begins = max(self._begins, 0.0) + 1 / float(self._stream.average_rate or 25) * (self._num_decoded > 1)
+        length = 1 / float(self._stream.average_rate or 25)
+        counted = max(self._begins, 0.0) + length * (self._num_decoded > 1)
+        told = counted if frame.pts is None else float(frame.pts * self._stream.time_base) - self._header.start
+        # The few times in MPEG-PS may be those of a neighbour, so that only a gap is believed.
+        is_counted = self._container.format.name == "mpeg" and abs(told - counted) < MISTOLD * length
+        self._begins = counted if is_counted else max(self._begins, told)
         return frame, self._begins
 
 
