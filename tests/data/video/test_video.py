@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -320,3 +321,28 @@ def test_what_is_decoded_is_counted_and_stopped(form: str, tmp_path: Path) -> No
             limit.stop()
         with pytest.raises(ValueError, match=told):
             list(video.frames([2.9]))
+
+
+def test_a_frame_that_is_a_jpeg_has_few_scans() -> None:
+    """FFmpeg goes over all pixels for each, and cannot be stopped on the way."""
+    import av
+
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 90).save(buffer, "JPEG", progressive=True)
+    jpeg = buffer.getvalue()
+    scan = jpeg[jpeg.rfind(b"\xff\xda") : -2]
+    for count, is_read in ((0, True), (70, False)):
+        file = io.BytesIO()
+        with av.open(file, "w", format="avi") as container_file:
+            stream: Any = container_file.add_stream("mjpeg", rate=1)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuvj420p"
+            packet = av.Packet(jpeg[:-2] + scan * count + jpeg[-2:])
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
+            container_file.mux(packet)
+        video = open_video(file.getvalue())
+        if is_read:
+            assert next(iter(video.frames([0.0]))).shape == (64, 64, 3)
+        else:
+            with pytest.raises(ValueError, match="a JPEG of more than 64 scans"):
+                list(video.frames([0.0]))

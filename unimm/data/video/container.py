@@ -26,7 +26,7 @@ import numpy as np
 from unimm.data.image import MAX_PIXELS
 from unimm.data.image_forms import ImageError
 from unimm.data.records import Video
-from unimm.data.video.limits import DecodingLimit
+from unimm.data.video.limits import decode_frames
 
 MAX_SECONDS = 24 * 3600.0
 """Longer clips are refused."""
@@ -133,7 +133,7 @@ class VideoFile(Video):
         left, seeks = deque(times), True
         while left:
             with self.opened() as (container, stream):
-                reader = _Reader(self.name, container, stream, self.header, seeks, self.limit)
+                reader = _Reader(self, container, stream, seeks)
                 try:
                     while left:
                         yield self._picture(reader.at(left[0]), stream)
@@ -168,7 +168,7 @@ class VideoFile(Video):
                 if stream.codec_context is None:
                     raise ImageError(f"Cannot use {self.name}: its codec is not known here, save it as H.264 in MP4.")
                 self._check_size(stream.codec_context.width, stream.codec_context.height)
-                stream.codec_context.options = most
+                stream.codec_context.options = most if self.limit is None else {**most, "threads": "1"}
                 yield container, stream
 
     def _check_size(self, width: int, height: int) -> None:
@@ -198,12 +198,10 @@ class _Reader:
     seeks: whether the file may be wound; else it is decoded from its start.
     """
 
-    def __init__(
-        self, name: str, container: Any, stream: Any, header: Header, seeks: bool, limit: DecodingLimit | None
-    ) -> None:
-        self._name, self._container, self._stream, self._header = name, container, stream, header
-        self._limit = limit
-        self._frames = container.decode(stream)
+    def __init__(self, video: VideoFile, container: Any, stream: Any, seeks: bool) -> None:
+        self._video, self._name, self._header = video, video.name, video.header
+        self._container, self._stream = container, stream
+        self._frames = decode_frames(container, stream, video)
         self._shown: tuple[Any, float] | None = None
         self._ahead: tuple[Any, float] | None = None
         self._seeks = seeks and container.format.name != "mpeg"
@@ -244,7 +242,7 @@ class _Reader:
                     break
                 self._seeks = False
                 return
-            self._frames = self._container.decode(self._stream)
+            self._frames = decode_frames(self._container, self._stream, self._video)
             self._shown = self._ahead = None
             if self._finds(time):
                 self._seeks = self._begins > behind
@@ -265,6 +263,8 @@ class _Reader:
     def _next(self) -> tuple[Any, float] | None:
         try:
             frame = next(self._frames, None)
+        except ImageError:
+            raise
         except Exception:  # FFmpeg's own errors, and what PyAV makes of them
             told = f"its data is damaged after {max(self._begins, 0.0):.1f} s"
             raise ImageError(f"Cannot read {self._name}: {told}.") from None
@@ -272,8 +272,6 @@ class _Reader:
         if frame is None:
             return None
         self._num_decoded += 1
-        if self._limit is not None:
-            self._limit.count(frame.width, frame.height)
         if self._num_decoded > MAX_DECODED:
             few = "cut it, or save it with more key frames"
             raise ImageError(f"Cannot use {self._name}: more than {MAX_DECODED:,} frames lie before those to show, {few}.")

@@ -1,8 +1,17 @@
-"""How much of a clip may be decoded, for those who take clips of strangers: `Video.limit`, counted frame by frame."""
+"""How much of a clip may be decoded: `Video.limit`, counted frame by frame, for those who take clips of strangers."""
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from unimm.data.image_forms import ImageError
+from unimm.data.records import Video
+
+JPEG_CODECS = ("mjpeg", "mjpegb", "amv", "sp5x", "smvjpeg", "thp")
+"""Codecs whose frames are JPEGs."""
+
+MAX_SCANS = 64
+"""Of such a frame, whoever reads it: each costs a pass over all pixels, and FFmpeg cannot be stopped on the way."""
 
 
 class DecodingLimit:
@@ -34,3 +43,21 @@ class DecodingLimit:
             raise ImageError(f"More than {self.max_pixels:,} pixels of the video would have to be decoded: {shorter}.")
         if time.monotonic() > self._deadline:
             raise ImageError(f"The video takes longer than {self.max_seconds:g} seconds to decode: {shorter}.")
+
+
+def decode_frames(container: Any, stream: Any, video: Video) -> Iterator[Any]:
+    """The frames of PyAV's, from where a container stands; each is counted, and each packet, since one may hold no frame.
+
+    Raises:
+        ImageError: the video's limit says so, or a frame is a JPEG of more than `MAX_SCANS` scans.
+    """
+    is_jpeg, limit = stream.codec_context.name in JPEG_CODECS, video.limit
+    for packet in container.demux(stream):
+        if limit is not None:
+            limit.count(0, 0)
+        if is_jpeg and bytes(packet).count(b"\xff\xda") > MAX_SCANS:
+            raise ImageError(f"Cannot use the video: a frame is a JPEG of more than {MAX_SCANS} scans, save it again.")
+        for frame in packet.decode():
+            if limit is not None:
+                limit.count(frame.width, frame.height)
+            yield frame
