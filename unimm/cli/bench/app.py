@@ -34,7 +34,10 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Of --window: among how many codes is chosen; 0 is all.")] = 0,
     window: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Time so many codes at once (0: as chosen) beside one at a time, unimm alone; repeat it."),
+        typer.Option(
+            min=0,
+            help="Time so many codes at once beside one at a time, unimm alone; 0: as chosen, in float32 on a CPU. Repeat it.",
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
