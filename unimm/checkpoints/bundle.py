@@ -224,13 +224,18 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
             known = " and ".join(SFT_FORMATS)
             raise ValueError(f"{folder / 'processor_config.json'}: unknown sft_format '{name}', unimm writes {known}.")
         # "deepseek" once meant the old roles; the tokenizer shows which.
-        return PromptFormat(**{**roles, **SFT_FORMATS[name]}, system_prompt=DEFAULT_SYSTEM_PROMPT)
+        return _format_of({**roles, **SFT_FORMATS[name]}, DEFAULT_SYSTEM_PROMPT)
     if config.get("model_type") == janus_config.MODEL_TYPE:
         system_prompt = DEFAULT_SYSTEM_PROMPT if processor.get("use_default_system_prompt") else ""
         template = _chat_template(folder)
         roles = roles if template is None else _roles_of(template, folder, tokenizer)
-        return PromptFormat(**roles, system_prompt=system_prompt)
-    return PromptFormat(**roles)
+        return _format_of(roles, system_prompt)
+    return _format_of(roles)
+
+
+def _format_of(roles: dict[str, str], system_prompt: str = "") -> PromptFormat:
+    settings: dict[str, Any] = dict(roles)
+    return PromptFormat(**settings, system_prompt=system_prompt)
 
 
 def read_drawing_defaults(folder: Path, otherwise: DrawingDefaults | None = None) -> DrawingDefaults:
