@@ -33,6 +33,7 @@ from unimm.data.records import ImageLike, SeenImage, Video
 from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage, Tiles
 from unimm.data.video.choosing import Frames, VideoFormat, choose_frames
+from unimm.runtime.settings import read_settings
 from unimm.sequence import Kind, Segment, Sequence
 
 SEES = ("pixels", "codes", "both")
@@ -71,8 +72,8 @@ class PromptFormat:
     video: VideoFormat | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tiles", Tiles.of(self.tiles))
-        object.__setattr__(self, "video", VideoFormat.of(self.video))
+        object.__setattr__(self, "tiles", read_settings(Tiles, self.tiles, "tiles are set"))
+        object.__setattr__(self, "video", read_settings(VideoFormat, self.video, "video is set"))
         if self.box_form or self.box_bins:
             BoxText(self.box_form, self.box_bins)
         if self.video is not None and self.sees != "pixels":

@@ -10,8 +10,8 @@ So a training is planned without decoding anything, and a picture is decoded onc
 H, W: pixels of a tile, both the side of the square that the tower looks at.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -59,17 +59,6 @@ class Tiles:
             )
         if not isinstance(self.thumbnail, bool):
             raise ValueError(f"tiles.thumbnail is true or false, not {self.thumbnail!r}.")
-
-    @classmethod
-    def of(cls, settings: "Tiles | Mapping[str, Any] | None") -> "Tiles | None":
-        """Of what YAML or a model folder says. ValueError: a name that is no setting."""
-        if settings is None or isinstance(settings, Tiles):
-            return settings
-        names = [field.name for field in fields(cls)]
-        unknown = [str(name) for name in settings if name not in names] if isinstance(settings, Mapping) else [repr(settings)]
-        if unknown:
-            raise ValueError(f"tiles are set by {', '.join(names)}, not by {unknown[0]}.")
-        return cls(**settings)
 
     @property
     def most_images(self) -> int:

@@ -1,4 +1,4 @@
-"""Tasks about several images: who knows gets all, who guesses what chance gives, and few-shot is told by number of examples."""
+"""Tasks about several images: right answers get everything, guesses what chance gives; few-shot goes by number of examples."""
 
 from typing import Any
 

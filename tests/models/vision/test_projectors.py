@@ -106,7 +106,7 @@ def test_attention_is_pytorchs_whichever_way_it_is_computed() -> None:
 
 @pytest.mark.parametrize("kind", ["qformer", "perceiver"])
 def test_the_order_of_patches_counts_only_on_a_grid(kind: str) -> None:
-    """Without one it is a set that is read, as in the papers; with it, each place is told from the others."""
+    """Without a grid the patches are a set, as in the papers; with one, their order matters."""
     features, shuffled = torch.randn(1, 16, 32), torch.randperm(16)
     for grid in (True, False):
         torch.manual_seed(0)

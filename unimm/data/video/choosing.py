@@ -10,11 +10,10 @@ three times the median; of too many the largest count. That decodes the whole cl
 """
 
 import bisect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,17 +63,6 @@ class VideoFormat:
             check_whole(self, 1, "frame_positions")
         if self.choice not in CHOICES:
             raise ValueError(f"Frames are chosen by {', '.join(CHOICES)}, not by '{self.choice}'.")
-
-    @classmethod
-    def of(cls, settings: "VideoFormat | Mapping[str, Any] | None") -> "VideoFormat | None":
-        """Of what YAML or a model folder says. ValueError: a name that is no setting."""
-        if settings is None or isinstance(settings, VideoFormat):
-            return settings
-        names = [field.name for field in fields(cls)]
-        unknown = [str(name) for name in settings if name not in names] if isinstance(settings, Mapping) else [repr(settings)]
-        if unknown:
-            raise ValueError(f"video is set by {', '.join(names)}, not by {unknown[0]}.")
-        return cls(**settings)
 
     def write_time(self, seconds: float) -> str:
         """What stands before the frame of a time."""
