@@ -107,7 +107,7 @@ OPTIONS = {
     "locate": "--out --heat-map --json --model --device --dtype --weights",
     "serve": (
         "--host --port --api-key --served-model-name --page --no-page --device --dtype --weights --max-rows --cache-gb "
-        "--max-queue --deadline --stuck-after --allowed-media-domain --allowed-origin"
+        "--prefix-cache-gb --max-queue --deadline --stuck-after --allowed-media-domain --allowed-origin"
     ),
     "classify": "--model --template --json --device --dtype",
     "index": "--out --model --batch-size --device --dtype",

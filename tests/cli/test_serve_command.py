@@ -81,3 +81,5 @@ def test_memory_is_bounded_by_default(tiny_engine: Engine) -> None:
     assert most.max_rows == 8 and most.max_cache_bytes is not None and most.max_cache_bytes > 2**20
     assert with_limits(tiny_engine, None, 8, 0.5).decoder.limits.max_cache_bytes == 500_000_000
     assert with_limits(tiny_engine, None, 8, 0.5, 3).decoder.limits.window == 3
+    for asked, most in ((None, 50_000_000), (0.0, 0), (0.2, 200_000_000)):  # of prompts that begin alike
+        assert with_limits(tiny_engine, None, 8, 0.5, None, asked).decoder.limits.prefix_cache_bytes == most

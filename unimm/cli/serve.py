@@ -42,6 +42,10 @@ def serve(
     cache_gb: Annotated[
         float | None, typer.Option(min=0.001, help="Gigabytes for keys and values [default: half of what is free].")
     ] = None,
+    prefix_cache_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Gigabytes more for prompts that begin alike; 0: none [default: a tenth of --cache-gb]."),
+    ] = None,
     window: Window = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Answers and drawings that may run or wait; then 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 600.0,
@@ -81,7 +85,7 @@ def serve(
         allowed_hosts=LOCAL_NAMES if host in LOCAL_NAMES and not api_key else (),
     )
     with listen(host, port) as listener:  # before the model is loaded: a port that is taken costs no wait
-        engine = with_limits(open_model(name, device, dtype, None), weights, max_rows, cache_gb, window)
+        engine = with_limits(open_model(name, device, dtype, None), weights, max_rows, cache_gb, window, prefix_cache_gb)
         run(engine, settings, listener)
 
 
@@ -111,15 +115,22 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def with_limits(
-    engine: "Engine", weights: str | None, max_rows: int, cache_gb: float | None, window: int | None = None
+    engine: "Engine",
+    weights: str | None,
+    max_rows: int,
+    cache_gb: float | None,
+    window: int | None = None,
+    prefix_cache_gb: float | None = None,
 ) -> "Engine":
     """The engine with bounds for what it takes on: requests wait for memory, and never drop each other for lack of it."""
-    from unimm.inference.decode.workload import Limits
+    from unimm.inference.decode.workload import PREFIX_CACHE_SHARE, Limits
     from unimm.inference.engine import Engine
     from unimm.runtime.devices import free_memory
 
     most = int(cache_gb * 1e9) if cache_gb is not None else int(CACHE_SHARE * free_memory(engine.device))
-    return Engine(engine.bundle, Limits(max_rows=max_rows, max_cache_bytes=most, window=window), weights)
+    prefixes = int(PREFIX_CACHE_SHARE * most if prefix_cache_gb is None else prefix_cache_gb * 1e9)
+    limits = Limits(max_rows=max_rows, max_cache_bytes=most, window=window, prefix_cache_bytes=prefixes)
+    return Engine(engine.bundle, limits, weights)
 
 
 def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -> None:

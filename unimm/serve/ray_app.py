@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve  # pyright: ignore[reportMissingImports]
 
-from unimm.inference.decode.workload import Limits
+from unimm.inference.decode.workload import PREFIX_CACHE_SHARE, Limits
 from unimm.inference.engine import load
 from unimm.serve.app import create_app
 from unimm.serve.settings import ServerSettings
@@ -91,7 +91,8 @@ def build(arguments: Arguments) -> serve.Application:
 def open_engine(arguments: Arguments) -> Any:
     """The engine of a replica: requests wait for memory, and never drop each other for lack of it."""
     device, dtype = (None if one == "auto" else one for one in (arguments.device, arguments.dtype))
-    limits = Limits(max_rows=arguments.max_rows, max_cache_bytes=int(arguments.cache_gb * 1e9))
+    most = int(arguments.cache_gb * 1e9)
+    limits = Limits(arguments.max_rows, max_cache_bytes=most, prefix_cache_bytes=int(PREFIX_CACHE_SHARE * most))
     return load(arguments.model, device, dtype, limits=limits, weights=arguments.weights)
 
 

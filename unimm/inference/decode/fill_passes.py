@@ -16,6 +16,7 @@ import torch
 
 from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
+from unimm.inference.decode.prefix_cache import PrefixCache
 from unimm.inference.decode.request import Job, Row
 from unimm.models.ports.base import Filler
 from unimm.models.unified import UnifiedModel
@@ -27,10 +28,11 @@ class FillPasses:
     Args:
         positions_a_step: computed at most in one `step`, over all rows (but at least one of each row).
         alone: every request in passes of its own, for batch invariance.
+        prefixes: what earlier prompts have left, which may be shared with other batches.
     """
 
-    def __init__(self, model: UnifiedModel, positions_a_step: int, alone: bool) -> None:
-        self.model, self._positions_a_step, self._alone = model, positions_a_step, alone
+    def __init__(self, model: UnifiedModel, positions_a_step: int, alone: bool, prefixes: PrefixCache | None = None) -> None:
+        self.model, self._positions_a_step, self._alone, self._prefixes = model, positions_a_step, alone, prefixes
         self.prefilled_positions = self.num_passes = 0
         self.reset()
 
@@ -59,7 +61,8 @@ class FillPasses:
 
     def start_prefill(self, rows: list[Row]) -> None:
         """Admit rows: they are prefilled from now on, a part at every `advance_prefill`."""
-        self.prefill = Prefill(self.model, self._cache, rows, len(self._rows), self._positions_a_step, self._alone)
+        begin = len(self._rows)
+        self.prefill = Prefill(self.model, self._cache, rows, begin, self._positions_a_step, self._alone, self._prefixes)
 
     def advance_prefill(self) -> list[Job]:
         """The next part of a prefill; when it is done passes begin. Returns requests to be prefilled again, each alone."""

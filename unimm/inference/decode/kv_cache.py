@@ -71,10 +71,29 @@ class RowCacheLayer(CacheLayerMixin):
         for buffer in (self.keys, self.values):
             buffer[: len(sources), :, :length] = buffer[sources, :, :length]
 
+    def read(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """(2, H, n, d): keys and values of a row at these positions."""
+        assert self.keys is not None and self.values is not None
+        return torch.stack([self.keys[row, :, start:stop], self.values[row, :, start:stop]])
+
+    def restore(self, row: int, start: int, states_2Hnd: torch.Tensor) -> None:
+        """Write what was read of another row."""
+        if not self.is_initialized:
+            self.lazy_initialization(*states_2Hnd[:, None])
+        self.grow()
+        assert self.keys is not None and self.values is not None
+        for buffer, states_Hnd in zip((self.keys, self.values), states_2Hnd, strict=True):
+            buffer[row, :, start : start + states_Hnd.shape[1]] = states_Hnd
+
     @property
     def num_bytes(self) -> int:
         """Of both buffers."""
         return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
+
+    @property
+    def bytes_a_position(self) -> int:
+        """Keys and values of one position of a row."""
+        return sum(one.shape[1] * one.shape[3] * one.element_size() for one in (self.keys, self.values) if one is not None)
 
     def grow(self) -> None:
         """Let the buffers hold what the cache has reserved; if that allocates new ones, the cache is of another generation."""
@@ -152,23 +171,39 @@ class RowCache(Cache):
 
     def grow(self) -> None:
         """Let the buffers grow now rather than at their next use."""
-        for layer in self.layers:
-            if isinstance(layer, RowCacheLayer) and layer.is_initialized:
+        for layer in self._row_layers:
+            if layer.is_initialized:
                 layer.grow()
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a row to another."""
-        for layer in self.layers:
-            assert isinstance(layer, RowCacheLayer)
+        for layer in self._row_layers:
             layer.copy(source, target, length)
 
     def gather(self, sources: list[int], length: int) -> None:
         """Let the first rows be these, in this order, as far as `length` positions."""
-        for layer in self.layers:
-            assert isinstance(layer, RowCacheLayer)
+        for layer in self._row_layers:
             layer.gather(sources, length)
+
+    def read(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """(2, L, H, n, d): keys and values of a row at these positions, in all L layers."""
+        return torch.stack([layer.read(row, start, stop) for layer in self._row_layers], dim=1)
+
+    def restore(self, row: int, start: int, states: torch.Tensor) -> None:
+        """Write what `read` gave of another row, from position `start` on."""
+        for layer, states_2Hnd in zip(self._row_layers, states.unbind(1), strict=True):
+            layer.restore(row, start, states_2Hnd)
+
+    @property
+    def bytes_a_position(self) -> int:
+        """Keys and values of one position of a row, once something was written."""
+        return sum(layer.bytes_a_position for layer in self._row_layers)
+
+    @property
+    def _row_layers(self) -> list[RowCacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, RowCacheLayer)]
 
     @property
     def num_bytes(self) -> int:
         """Of all buffers."""
-        return sum(layer.num_bytes for layer in self.layers if isinstance(layer, RowCacheLayer))
+        return sum(layer.num_bytes for layer in self._row_layers)

@@ -13,6 +13,7 @@ import torch
 
 from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
+from unimm.inference.decode.prefix_cache import PrefixCache
 from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
 from unimm.inference.decode.windows import WindowChoice, WindowTotals
@@ -45,8 +46,8 @@ class RunningBatch:
     prefilled_positions, decoded_rows, decoded_steps, windows: totals. window: codes of a drawing in the last step, at most.
     """
 
-    def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig) -> None:
-        self.model, self.pad_id, self.config = model, pad_id, config
+    def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig, prefixes: PrefixCache | None = None) -> None:
+        self.model, self.pad_id, self.config, self.prefixes = model, pad_id, config, prefixes
         self.reads_one_step_late = self._is_cuda
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
@@ -282,7 +283,8 @@ class RunningBatch:
 
     def _make_prefill(self, rows: list[Row]) -> Prefill:
         config = self.config
-        return Prefill(self.model, self._cache, rows, len(self.rows), config.prefill_positions, alone=config.is_deterministic)
+        begin, alone = len(self.rows), config.is_deterministic
+        return Prefill(self.model, self._cache, rows, begin, config.prefill_positions, alone, self.prefixes)
 
     def _decode_step(self) -> DecodeStep:
         if self._decode_model is None:
@@ -302,10 +304,8 @@ class RunningBatch:
     def check_capacity(self, rows: int, slots: int) -> None:
         """ValueError: these rows, with these slots each, are too large for an empty cache."""
         most = self.config.max_cache_bytes
-        if (
-            most is not None
-            and (needed := cache_bytes(self.model, *self._new_cache().reserved(*self._rounded(rows, slots)))) > most
-        ):
+        needed = 0 if most is None else cache_bytes(self.model, *self._new_cache().reserved(*self._rounded(rows, slots)))
+        if most is not None and needed > most:
             takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
             if self.config.is_deterministic:
                 raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")

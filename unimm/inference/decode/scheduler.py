@@ -193,15 +193,18 @@ class Scheduler:
             return self._work.stats()
 
     def release(self) -> None:
-        """Free the memory of keys and values unless a request uses it; the next request allocates it again."""
+        """Free the memory of keys and values unless a request uses it, and all that is kept of prompts; the next request
+        allocates it again."""
         with self._lock:
             self._drop_aborted()
             self._work.release()
+            if self._work.prefixes is not None:
+                self._work.prefixes.clear()
 
     def reload_weights(self) -> None:
         """Read the model's weights again: they have changed. Running requests go on with the new ones."""
         with self._lock:
-            self._running.reload_weights()
+            self._work.reload_weights()
 
     def swap_weights(self, change: Callable[[], object]) -> None:
         """Call `change`, which changes the model's weights, between two steps, and read them again."""
@@ -210,7 +213,7 @@ class Scheduler:
             with torch.inference_mode():
                 self._finish_pending()
             change()
-            self._running.reload_weights()
+            self._work.reload_weights()
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:

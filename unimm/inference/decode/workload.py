@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from unimm.inference.decode.fill_passes import FillPasses
+from unimm.inference.decode.prefix_cache import PrefixCache
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
 from unimm.inference.decode.windows import LARGEST
@@ -22,6 +23,9 @@ from unimm.sequence import Kind
 
 PREFILL_POSITIONS = {"cpu": 1024, "cuda": 8192}
 """Positions that one step prefills at most by default, so that running requests do not wait for admitted ones for long."""
+
+PREFIX_CACHE_SHARE = 0.1
+"""What servers keep of prompts by default, beside their keys and values, as a share of these."""
 
 
 class QueueFull(RuntimeError):
@@ -37,6 +41,8 @@ class Stats:
         right guess (the first one of a drawing comes with its prompt). guessed_codes, right_guesses: codes that were guessed,
         and guesses that were right (`windows`); codes that are known beforehand are none.
     window: codes of a drawing that the last step computed at most; 1 where it had no drawing.
+    prefix_cache_bytes: keys and values that are kept for later prompts. prefix_cache_queries, prefix_cache_hits: positions of
+        prompts, and those of them that were kept from earlier ones (as vLLM counts them).
     """
 
     num_waiting: int = 0
@@ -52,6 +58,14 @@ class Stats:
     guessed_codes: int = 0
     right_guesses: int = 0
     window: int = 1
+    prefix_cache_bytes: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+
+    @property
+    def prefix_cache_hit_rate(self) -> float:
+        """The share of positions of prompts that were not computed again; 0 without a prefix cache."""
+        return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else 0.0
 
     @property
     def codes_a_step(self) -> float:
@@ -78,6 +92,9 @@ class Limits:
         step computes for drawings grows with it; keys and values do not. With `deterministic` every step computes `max_rows`
         times `window` positions, also where there are texts alone, since results must not depend on the company; and with a
         window of more than one, none of these is captured as a CUDA graph.
+    prefix_cache_bytes: keys and values of prompts that are kept, beside `max_cache_bytes`, for later requests that begin alike
+        (automatic prefix caching, `prefix_cache`): the same system prompt, the same picture. 0: none. Not with `deterministic`,
+        since how a sum is rounded would depend on what was asked before.
     """
 
     max_rows: int = 128
@@ -86,11 +103,12 @@ class Limits:
     max_cache_bytes: int | None = None
     prefill_positions: int | None = None
     window: int | None = None
+    prefix_cache_bytes: int = 0
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            value, least = getattr(self, limit.name), 0 if limit.name == "max_waiting" else 1
-            if value is not None or limit.name == "max_rows":
+            value, least = getattr(self, limit.name), 0 if limit.name in ("max_waiting", "prefix_cache_bytes") else 1
+            if value is not None or limit.name in ("max_rows", "prefix_cache_bytes"):
                 object.__setattr__(self, limit.name, whole_number(limit.name, value, least))
         if self.window is not None and self.window > LARGEST:
             raise ValueError(f"window is at most {LARGEST}, not {self.window}: guesses that far ahead are hardly ever right.")
@@ -154,8 +172,14 @@ class Workload:
         kind = next(model.parameters()).device.type
         self._prefill_positions = limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
         sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window)
-        self.running = RunningBatch(model, pad_id, ComputeConfig(weights, deterministic, *sizes))
-        self.fills = FillPasses(model, self._prefill_positions, deterministic)
+        if deterministic and limits.prefix_cache_bytes:
+            raise ValueError(
+                "With a prefix cache, how sums are rounded depends on what was asked before: leave out deterministic, or "
+                "prefix_cache_bytes."
+            )
+        self.prefixes = PrefixCache(model, limits.prefix_cache_bytes) if limits.prefix_cache_bytes else None
+        self.running = RunningBatch(model, pad_id, ComputeConfig(weights, deterministic, *sizes), self.prefixes)
+        self.fills = FillPasses(model, self._prefill_positions, deterministic, self.prefixes)
         self.queue = AdmissionQueue()
 
     def reset(self) -> None:
@@ -201,7 +225,7 @@ class Workload:
         """Every row advances, part of a pass and of a prefill are computed; requests leave and join."""
         running, fills = self.running, self.fills
         if self.queue and not running.is_current:
-            running.reload_weights()
+            self.reload_weights()
         may_join = running.step(has_waiting=bool(self.queue))
         fills.step()
         if may_join and running.prefill is None and fills.prefill is None:
@@ -255,8 +279,14 @@ class Workload:
         self.running.retire_rows()
         self.fills.retire()
 
+    def reload_weights(self) -> None:
+        """Read the model's weights again; what was kept of prompts is of the old ones."""
+        self.running.reload_weights()
+        if self.prefixes is not None:
+            self.prefixes.clear()
+
     def release(self) -> None:
-        """Free the memory of keys and values unless a request uses it."""
+        """Free the memory of keys and values unless a request uses it; what is kept of prompts stays."""
         self.running.release()
         self.fills.release()
 
@@ -277,6 +307,9 @@ class Workload:
             guessed_codes=running.windows.guesses,
             right_guesses=running.windows.right,
             window=running.window,
+            prefix_cache_bytes=self.prefixes.num_bytes if self.prefixes else 0,
+            prefix_cache_queries=self.prefixes.queries if self.prefixes else 0,
+            prefix_cache_hits=self.prefixes.hits if self.prefixes else 0,
         )
 
 
