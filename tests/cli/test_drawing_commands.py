@@ -139,4 +139,17 @@ def test_edit_paints_inside_the_mask(tiny_engine: Engine, tiny_folder: Path, pic
     clear.putalpha(Image.fromarray(255 - mask))
     clear.save("clear.png")
     (alone,) = call("edit", "clear.png", "a red circle", "--model", tiny_folder, "--seed", 3, "--guidance-scale", 2)
-    assert Image.open(alone).size == (16, 16)
+    assert Image.open(alone).size == (24, 16)
+    (square,) = call(*words[:-4], "--square", "--margin", 2, "--best-of", 2)
+    assert Image.open(square).size == (16, 16)
+
+
+def test_outpaint_paints_around_the_image(tiny_engine: Engine, tiny_folder: Path, picture: Image.Image) -> None:
+    picture.save("photo.png")
+    words = ("outpaint", "photo.png", "a red circle", "--model", tiny_folder)
+    (path,) = call(*words, "--right", 8, "--top", -4, "--seed", 3, "--guidance-scale", 2, "--out", "wide.png")
+    (expected,) = tiny_engine.outpaint(picture, "a red circle", right=8, top=-4, seed=3, guidance_scale=2.0)
+    assert pixels(path) == expected.tobytes() and Image.open(path).size == (32, 12)
+    assert [Image.open(path).size for path in call(*words, "--size", "40x20", "-n", 2)] == [(40, 20)] * 2
+    assert "nothing new to paint" in refuse(*words)
+    assert 'A size is "WIDTHxHEIGHT"' in refuse(*words, "--size", "40")

@@ -55,6 +55,30 @@ def test_lists_of_files_and_transparency_of_the_image_itself(server: str, photo:
     assert reply.status_code == 200 and reply.json()["size"] == "512x512", reply.text
 
 
+def test_an_image_of_any_size_comes_back_whole(client: openai.OpenAI, photo: Image.Image) -> None:
+    wide = Image.new("RGB", (120, 70), "navy")
+    wide.paste(photo, (3, 2))
+    mask = Image.new("RGBA", wide.size, (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (90, 10, 118, 60))
+    asked: dict[str, Any] = {"model": "demo", "image": png(wide), "mask": png(mask), "prompt": PROMPT}
+    events: list[Any] = list(client.images.edit(**asked, stream=True, partial_images=2))
+    assert [event.size for event in events] == ["120x70"] * len(events) and len(events) > 1
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json)))) for event in events]
+    assert all(image.shape == (70, 120, 3) for image in images)
+    stays = np.asarray(mask)[..., 3] > 0
+    assert np.array_equal(images[-1][stays], np.asarray(wide)[stays]) and not np.array_equal(images[-1], np.asarray(wide))
+    square: Any = client.images.edit(**asked | {"mask": png(mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT))}, size="256x256")
+    assert Image.open(io.BytesIO(base64.b64decode(square.data[0].b64_json))).size == (256, 256)
+
+
+def test_the_canvas_grows(client: openai.OpenAI, demo_engine: Engine, photo: Image.Image) -> None:
+    asked: dict[str, Any] = {"model": "demo", "image": png(photo), "prompt": PROMPT}
+    reply: Any = client.images.edit(**asked, extra_body={"seed": 3, "right": 40, "top": -8})
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))))
+    assert np.array_equal(image, demo_engine.outpaint(photo, PROMPT, right=40, top=-8, seed=3)[0])
+    assert np.array_equal(image[:, :64], np.asarray(photo)[8:])
+
+
 def test_what_cannot_be_edited_is_refused(server: str, photo: Image.Image, mask: Image.Image) -> None:
     whole, part = ("a.png", png(photo)), ("m.png", png(mask))
     small = ("m.png", png(mask.resize((32, 32))))
@@ -66,6 +90,14 @@ def test_what_cannot_be_edited_is_refused(server: str, photo: Image.Image, mask:
         ([("image", whole), ("mask", small)], {"prompt": PROMPT}, None),
         ([("image", whole), ("mask", part)], {}, None),
         ([("image", whole), ("mask", part)], {"prompt": PROMPT, "n": "99"}, None),
+        ([("image", whole), ("mask", ("m.png", png(Image.new("L", (64, 64)))))], {"prompt": PROMPT}, None),
+        ([("image", whole), ("mask", ("m.png", png(Image.new("L", (64, 64), 255))))], {"prompt": PROMPT}, None),
+        ([("image", whole), ("mask", part)], {"prompt": PROMPT, "size": "64x96"}, None),
+        ([("image", whole), ("mask", part)], {"prompt": PROMPT, "left": "8"}, None),
+        ([("image", whole)], {"prompt": PROMPT, "left": "-64"}, None),
+        ([("image", whole)], {"prompt": PROMPT, "bottom": "100000"}, None),
+        ([("image", whole)], {"prompt": PROMPT, "bottom": "40000"}, None),
+        ([("image", whole)], {"prompt": PROMPT, "bottom": "256", "n": "3"}, None),
     ]
     for files, fields, code in cases:
         reply = httpx.post(f"{server}/v1/images/edits", data=fields, files=files, timeout=120)

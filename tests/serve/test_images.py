@@ -69,8 +69,8 @@ def test_previews_and_then_the_same_image(client: openai.OpenAI, server: str) ->
 
 def test_a_large_picture_fits_an_event() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8))
-    assert len(encode(noise, Encoding(512, 384, "webp", 100))) > MAX_EVENT_CHARACTERS
-    assert len(encode(noise, Encoding(512, 384, "webp", 100), fits_event=True)) <= MAX_EVENT_CHARACTERS
+    assert len(encode(noise, Encoding(512, 512, "webp", 100))) > MAX_EVENT_CHARACTERS
+    assert len(encode(noise, Encoding(512, 512, "webp", 100), fits_event=True)) <= MAX_EVENT_CHARACTERS
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -1,4 +1,4 @@
-"""The commands that draw: generate, and edit. Every picture that they write says where it comes from."""
+"""The commands that draw: generate, edit and outpaint. Every picture that they write says where it comes from."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,12 +87,21 @@ def generate(
 
 @drawings.command()
 def edit(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file; the square at its centre is used.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, of any size.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shall show then, in quotes.")],
     mask: Annotated[
         Path | None,
         typer.Option(help="An image of its size: what is transparent, or else white, is painted anew [default: IMAGE's own]."),
     ] = None,
+    margin: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Look at so many pixels around the mask alone: more detail for a small part of a large image."
+        ),
+    ] = None,
+    square: Annotated[
+        bool, typer.Option("--square", help="Write the square at IMAGE's centre, at the model's size, and not all of IMAGE.")
+    ] = False,
     model: Model = None,
     num_images: NumImages = 1,
     out: PicturesOut = Path("drawings"),
@@ -102,12 +111,13 @@ def edit(
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = 0.0,
+    best_of: BestOf = 1,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
     window: Window = None,
 ) -> None:
-    """Paint a part of an image anew, and print the files written. All outside of the mask stays as it is.
+    """Paint a part of an image anew, and print the files written. All outside of the mask stays as it is, to the byte.
 
     \b
     Example:
@@ -118,8 +128,53 @@ def edit(
     engine = open_model(model, device, dtype, weights, window)
     paths = picture_paths(out, num_images)
     settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings |= {"best_of": best_of, "margin": margin, "keep_size": not square}
     with drawing_bar() as advance:
         images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
+    _write(paths, images)
+
+
+@drawings.command()
+def outpaint(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, of any size.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shall show then, in quotes.")],
+    left: Annotated[int, typer.Option(help="Pixels that are new on the left; below 0, so many are cut off.")] = 0,
+    right: Annotated[int, typer.Option(help="The same, on the right.")] = 0,
+    top: Annotated[int, typer.Option(help="The same, above.")] = 0,
+    bottom: Annotated[int, typer.Option(help="The same, below.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Instead of these: of the new image, with IMAGE in its middle.")
+    ] = None,
+    model: Model = None,
+    num_images: NumImages = 1,
+    out: PicturesOut = Path("drawings"),
+    seed: Seed = 0,
+    guidance_scale: GuidanceScale = None,
+    temperature: DrawingTemperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = 0.0,
+    best_of: BestOf = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    window: Window = None,
+) -> None:
+    """Put an image on a larger canvas, paint what is around it, and print the files written. The image stays, to the byte.
+
+    \b
+    Examples:
+      unimm outpaint photo.png "a red circle left of a blue square" --right 64
+      unimm outpaint photo.png "a red circle" --size 128x96 --out wide.png
+    """
+    from unimm.cli.progress import drawing_bar
+
+    engine = open_model(model, device, dtype, weights, window)
+    paths = picture_paths(out, num_images)
+    settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings |= {"best_of": best_of, "size": size}
+    with drawing_bar() as advance:
+        images = engine.outpaint(image, prompt, left, right, top, bottom, num_images, seed, callback=advance, **settings)
     _write(paths, images)
 
 

@@ -59,7 +59,7 @@ def drawing_requests(
     seed: Any,
     defaults: DrawingDefaults,
     settings: dict[str, Any],
-    canvas: Canvas | None = None,
+    canvases: list[Canvas] | None = None,
 ) -> list[Request]:
     """A request an image, prompt after prompt.
 
@@ -67,7 +67,7 @@ def drawing_requests(
     seed: of all prompts, or one for each; of Python's, NumPy's or PyTorch's integers.
     settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`,
         `first_index` (of the first image).
-    canvas: an image of which a part is to be painted.
+    canvases: for each image of one prompt, what it is to be painted on.
 
     Raises:
         ValueError: a prompt is empty, there is nothing to draw, or seeds do not fit.
@@ -89,15 +89,18 @@ def drawing_requests(
     for text, own_seed in zip(prompts, seeds, strict=True):
         check_text(text, "prompt")
         sequence = template.draw(text, num_codes=num_codes)
-        sequence = sequence if canvas is None else canvas.sequence(sequence)
-        for index in range(first, first + num_images * best_of):
-            sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, index, min_p)
+        for number in range(num_images * best_of):
+            sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, first + number, min_p)
             request = Request(sequence, sampling, drawing.guidance_scale, interval)
-            if canvas is not None:
-                own = canvas.interval(*request.guidance_interval)
-                request = replace(request, guidance_interval=own, first_place=canvas.blank.start)
-            requests.append(request)
+            requests.append(request if canvases is None else _painting_request(request, canvases[number]))
     return requests
+
+
+def _painting_request(request: Request, canvas: Canvas) -> Request:
+    """The request for a drawing as one for a part of it."""
+    own = canvas.interval(*request.guidance_interval)
+    sequence = canvas.sequence(request.sequence)
+    return replace(request, sequence=sequence, guidance_interval=own, first_place=canvas.first_place)
 
 
 def draw(
@@ -105,7 +108,7 @@ def draw(
     requests: list[Request],
     coder: ImageCoder | None = None,
     preview_every: int = 0,
-    canvas: Canvas | None = None,
+    canvases: list[Canvas] | None = None,
     provenance: list[dict[str, Any]] | None = None,
 ) -> Generator[DrawingProgress]:
     """Fill the open codes of requests, all of the same number.
@@ -113,7 +116,7 @@ def draw(
     Args:
         coder: turns codes into pictures; None: there are only codes.
         preview_every: codes an image between previews; 0: none.
-        canvas: what the requests paint a part of.
+        canvases: what each of the requests paints a part of; all have the same codes to be chosen.
         provenance: what each image carries of where it comes from (`unimm.runtime.provenance`).
 
     Returns:
@@ -123,7 +126,7 @@ def draw(
         ValueError: a request can never be filled; before the first step.
     """
     preview_every = whole_number("preview_every", preview_every, 0)
-    return _draw(_Drawing(requests, coder, preview_every, canvas, provenance), decoder.steps(requests))
+    return _draw(_Drawing(requests, coder, preview_every, canvases, provenance), decoder.steps(requests))
 
 
 def finish(progress: Generator[DrawingProgress], callback: Callable[[DrawingProgress], None] | None) -> DrawingProgress:
@@ -151,12 +154,12 @@ async def adraw(
     requests: list[Request],
     coder: ImageCoder | None = None,
     preview_every: int = 0,
-    canvas: Canvas | None = None,
+    canvases: list[Canvas] | None = None,
     provenance: list[dict[str, Any]] | None = None,
 ) -> AsyncGenerator[DrawingProgress]:
     """As `draw`, for coroutines."""
     preview_every = whole_number("preview_every", preview_every, 0)
-    with closing(_Drawing(requests, coder, preview_every, canvas, provenance)) as drawing:
+    with closing(_Drawing(requests, coder, preview_every, canvases, provenance)) as drawing:
         async with aclosing(decoder.asteps(requests)) as steps:
             async for new in steps:
                 # Where it may wait for a preview, the event loop does not.
@@ -175,13 +178,14 @@ class _Drawing:
         requests: list[Request],
         coder: ImageCoder | None,
         preview_every: int,
-        canvas: Canvas | None,
+        canvases: list[Canvas] | None,
         provenance: list[dict[str, Any]] | None,
     ) -> None:
-        self._coder, self._preview_every, self._canvas, self._provenance = coder, preview_every, canvas, provenance
-        first, self._last_codes = (canvas.first_codes, canvas.last_codes) if canvas is not None else ([], [])
-        self._filled = [list(first) for _ in requests]
-        self._num_steps = len(first) + ((requests[0].blank.limit or 0) if requests else 0) + len(self._last_codes)
+        self._coder, self._preview_every, self._canvases, self._provenance = coder, preview_every, canvases, provenance
+        self._filled = [canvas.first_codes for canvas in canvases] if canvases else [[] for _ in requests]
+        self._last_codes = [canvas.last_codes for canvas in canvases] if canvases else [[] for _ in requests]
+        given = len(self._filled[0]) + len(self._last_codes[0]) if requests else 0
+        self._num_steps = given + ((requests[0].blank.limit or 0) if requests else 0)
         self._num_prompt_positions = sum(request.sequence.given.length for request in requests)
         self._thread = ThreadPoolExecutor(1, "unimm-images")
         self._images: list[tuple[list[int], Future[list[Image.Image]]]] = []
@@ -194,15 +198,15 @@ class _Drawing:
         for index, token in new.items():
             codes = self._filled[index]
             codes.append(token)
-            if len(codes) + len(self._last_codes) == self._num_steps:
-                codes += self._last_codes
+            if len(codes) + len(self._last_codes[index]) == self._num_steps:
+                codes += self._last_codes[index]
         step = sum(len(codes) for codes in self._filled) // len(self._filled)
         self._full += [index for index in new if len(self._filled[index]) == self._num_steps]
         is_last = step == self._num_steps
         # On a CPU two networks at a time only slow each other down.
         if self._coder is not None and self._full and (is_last or self._coder.has_own_stream):
             codes = torch.tensor([self._filled[index] for index in self._full])
-            self._images.append((self._full, self._thread.submit(self._decode, self._coder, codes)))
+            self._images.append((self._full, self._thread.submit(self._decode, self._coder, codes, self._full)))
             self._full = []
         return None if is_last else self._progress(step, self._next_preview(step))
 
@@ -219,7 +223,7 @@ class _Drawing:
             return images
         if step - self._last_preview >= self._preview_every:
             codes = [list(codes) for codes in self._filled]
-            self._preview = self._thread.submit(_preview, self._coder, codes, self._num_steps, self._canvas)
+            self._preview = self._thread.submit(_preview, self._coder, codes, self._num_steps, self._canvases)
             self._last_preview = step
         return images
 
@@ -234,9 +238,11 @@ class _Drawing:
             attach(image, said)
         return self._progress(self._num_steps, images, is_final=True)
 
-    def _decode(self, coder: ImageCoder, codes: torch.Tensor) -> list[Image.Image]:
+    def _decode(self, coder: ImageCoder, codes: torch.Tensor, indices: list[int]) -> list[Image.Image]:
         images = coder.decode(codes)
-        return images if self._canvas is None else [self._canvas.blend(image) for image in images]
+        if self._canvases is None:
+            return images
+        return [self._canvases[index].blend(image) for index, image in zip(indices, images, strict=True)]
 
     def close(self) -> None:
         """Let the thread end after what it is doing."""
@@ -248,12 +254,13 @@ def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> li
     return [images[index] for index in sorted(images)]
 
 
-def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvas: Canvas | None) -> list[Image.Image]:
+def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvases: list[Canvas] | None) -> list[Image.Image]:
     """Pictures of codes so far: whole rows, and grey below them; or, on a canvas, all of it that is known."""
     side = round(num_codes**0.5)
-    if canvas is not None:
-        images = coder.decode(torch.tensor([codes + canvas.codes[len(codes) :].tolist() for codes in filled]))
-        return [canvas.preview(image, len(codes)) for codes, image in zip(filled, images, strict=True)]
+    if canvases is not None:
+        both = list(zip(filled, canvases, strict=True))
+        images = coder.decode(torch.tensor([codes + canvas.codes[len(codes) :].tolist() for codes, canvas in both]))
+        return [canvas.preview(image, len(codes)) for (codes, canvas), image in zip(both, images, strict=True)]
     # The rest must be some code; the last one that is there disturbs its neighbours least.
     padded = [codes + [codes[-1] if codes else 0] * (num_codes - len(codes)) for codes in filled]
     images = coder.decode(torch.tensor(padded))

@@ -11,11 +11,10 @@ from PIL import Image
 from unimm.data.records import ImageLike
 from unimm.inference.decode.request import Request
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
-from unimm.inference.inpainting import Canvas, make_canvas
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
 from unimm.runtime.number_checks import whole_number
-from unimm.runtime.provenance import DRAWN, PAINTED, describe
+from unimm.runtime.provenance import DRAWN, describe
 
 
 class ImageCalls(TextCalls):
@@ -108,76 +107,6 @@ class ImageCalls(TextCalls):
             return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
         codes = finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
-
-    def inpaint(
-        self,
-        image: ImageLike,
-        mask: Any,
-        prompt: str,
-        num_images: int = 1,
-        seed: int = 0,
-        callback: Callable[[DrawingProgress], None] | None = None,
-        **settings,
-    ) -> list[Image.Image]:
-        """Paint a part of an image anew, as a prompt says; the rest stays.
-
-        Args:
-            image: any form of an image. It is cut to a square at its centre and resized to the image tokenizer's size.
-            mask: of the image's size, any form of an image, or an array of bool: what is transparent is painted, as OpenAI has
-                it, or, where nothing is transparent, what is white. None: where the image itself is transparent. A code is
-                painted where any of its pixels is.
-            prompt: what the whole image shall show.
-            num_images, seed, callback: as in `generate_images`, of which it gives the codes where all is marked.
-            settings: `guidance_scale`, `temperature`, `top_k`, `top_p`, `min_p`, `guidance_interval` of `generate_images`.
-
-        Returns:
-            PIL images of the image tokenizer's size. Pixels that are not marked are the image's own, resized; what is painted
-            fades into them at the border of the mask.
-
-        Raises:
-            ValueError: image or mask cannot be read, they differ in size, or nothing is marked.
-        """
-        requests, canvas, said = self._inpainting(image, mask, prompt, num_images, seed, settings)
-        return finish(draw(self.decoder, requests, self.coder, 0, canvas, said), callback).images or []
-
-    async def ainpaint(
-        self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, **settings
-    ) -> list[Image.Image]:
-        """As `inpaint`, for coroutines."""
-        images = []
-        async with aclosing(self.astream_inpaint(image, mask, prompt, num_images, seed, 0, **settings)) as painting:
-            async for progress in painting:
-                images = progress.images or images
-        return images
-
-    def stream_inpaint(
-        self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
-    ) -> Iterator[DrawingProgress]:
-        """As `inpaint`, with the progress and previews of `stream_images`; codes that stay count as chosen."""
-        requests, canvas, said = self._inpainting(image, mask, prompt, num_images, seed, settings)
-        return draw(self.decoder, requests, self.coder, preview_every, canvas, said)
-
-    async def astream_inpaint(
-        self, image: ImageLike, mask: Any, prompt: str, num_images: int = 1, seed: int = 0, preview_every: int = 64, **settings
-    ) -> AsyncGenerator[DrawingProgress]:
-        """As `stream_inpaint`, for coroutines."""
-        arguments = (image, mask, prompt, num_images, seed, settings)
-        requests, canvas, said = await asyncio.to_thread(self._inpainting, *arguments)
-        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every, canvas, said)) as painting:
-            async for progress in painting:
-                yield progress
-
-    def _inpainting(
-        self, image: ImageLike, mask: Any, prompt: str, num_images: int, seed: Any, settings: dict
-    ) -> tuple[list[Request], Canvas, list[dict[str, Any]]]:
-        """The requests, and what `draw` takes behind them."""
-        if not isinstance(prompt, str):
-            raise ValueError(f"An image is painted as one prompt says, a string, not {type(prompt).__name__}.")
-        canvas = make_canvas(self.coder, image, mask)
-        count = (whole_number("num_images", num_images, 1), 1)
-        num_codes = self.image_tokenizer.num_codes
-        requests = drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings, canvas)
-        return requests, canvas, self._provenance(prompt, requests, settings, PAINTED)
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
         num_codes, count = self.image_tokenizer.num_codes, (whole_number("num_images", num_images, 1), best_of)

@@ -6,14 +6,15 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from unimm.inference.drawing import DrawingProgress
 from unimm.serve.errors import ApiError
-from unimm.serve.pictures import Encoding, encode, read_size
+from unimm.serve.pictures import LARGEST_PREVIEW, Encoding, encode, read_size
 from unimm.serve.protocol import Drawing, Format
 from unimm.serve.service import Service
 
@@ -49,7 +50,8 @@ class DrawingOrder:
         self.seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
         native = service.engine.image_tokenizer.image_size
         side = read_size(body.size, native)
-        self.encoding = Encoding(side, native, body.output_format or format, body.output_compression)
+        self.keeps_size = body.size == "auto"
+        self.encoding = Encoding(side, side, body.output_format or format, body.output_compression)
         if self.encoding.format != "png" and len(json.dumps(prompt)) > MAX_KEPT_BYTES:
             sentence = (
                 f'The prompt is too long to be kept in a {self.encoding.format}: set output_format to "png", or shorten it.'
@@ -83,10 +85,17 @@ class DrawingOrder:
             self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
         )
 
-    def inpainting(self, image: bytes, mask: bytes | None) -> AsyncGenerator[DrawingProgress]:
-        """A drawing over a part of an image: where the mask is transparent, or the image itself."""
+    def painting(self, picture: np.ndarray, is_marked: np.ndarray) -> AsyncGenerator[DrawingProgress]:
+        """A drawing over a part of an image (H, W, 3), where it is marked, (H, W) bool. Where the request names no size, it
+        comes back in its own."""
+        height, width = is_marked.shape
+        if self.keeps_size:
+            self.encoding = replace(self.encoding, width=width, height=height)
+            shrunk = min(1.0, LARGEST_PREVIEW / max(width, height))
+            width, height = (max(1, round(shrunk * length)) for length in (width, height))
+            self._preview = replace(self._preview, width=width, height=height)
         return self._service.engine.astream_inpaint(
-            image, mask, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
+            picture, is_marked, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
         )
 
     async def draw(self, drawing: AsyncGenerator[DrawingProgress], is_event: bool = False) -> AsyncGenerator[Pictures]:

@@ -6,26 +6,34 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 
 from unimm.data.image import transparent_part
+from unimm.inference.inpainting import Marked, read_marked
+from unimm.inference.windows_of_images import Sides, choose_windows, extend_image
 from unimm.serve.drawing import DrawingOrder
 from unimm.serve.errors import ApiError
 from unimm.serve.images import answer
 from unimm.serve.media import aread_image
 from unimm.serve.models import check_model
 from unimm.serve.protocol import EditRequest
-from unimm.serve.service import Service, service_of
+from unimm.serve.service import Service, engine_error, service_of
+
+MAX_PIXELS = 2**22
+"""Of an image that comes back in its own size; `size` asks for others."""
 
 router = APIRouter(tags=["images"])
 
 
-@router.post("/v1/images/edits", summary="Draw a part of an image anew")
+@router.post("/v1/images/edits", summary="Draw a part of an image anew, or what is around it")
 async def edit(request: Request, body: Annotated[EditRequest, Form(media_type="multipart/form-data")]) -> Response:
     """The image, with what the mask leaves open drawn after the prompt; the rest of it stays. The mask is a PNG of the image's
-    size, transparent where to draw; without one, the image itself is transparent there."""
+    size, transparent where to draw; without one, the image itself is transparent there. With `left`, `right`, `top` or `bottom`
+    the image is put on a larger canvas, and what is new is drawn."""
     service = service_of(request)
     check_model(service, body.model)
     order = DrawingOrder(service, body, body.prompt, "png", body.partial_images if body.stream else 0)
     image, mask = await _read_uploads(body, service)
-    run = service.run(request, "image", order.num_images, order.draw(order.inpainting(image, mask)))
+    marked = await asyncio.to_thread(_read_marked, service, body, order, image, mask)
+    count = order.num_images * len(marked.windows)
+    run = service.run(request, "image", count, order.draw(order.painting(marked.picture, marked.is_marked)))
     return await answer(service, body, order, run, "image_edit")
 
 
@@ -42,10 +50,41 @@ async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, byt
     for file in (image, mask):
         if file is not None:
             await aread_image(file, service.settings)
-    if mask is None and not (await asyncio.to_thread(transparent_part, image)).any():
+    if mask is not None and any(_sides(body)):
+        raise ApiError(400, "Send a mask, or by how much the image grows: one after the other.", param="mask")
+    if mask is None and not any(_sides(body)) and not (await asyncio.to_thread(transparent_part, image)).any():
         sentence = (
             "The model does not change images by instruction alone: send a mask, a PNG of the image's size that is transparent "
             "where to draw."
         )
         raise ApiError(400, sentence, param="mask", code="unsupported")
     return image, mask
+
+
+def _read_marked(service: Service, body: EditRequest, order: DrawingOrder, image: bytes, mask: bytes | None) -> Marked:
+    """The image with what is to be drawn of it. Slow: not for the event loop.
+
+    Raises:
+        ApiError: 400, the mask does not fit, or the image is larger or longer than is drawn here.
+    """
+    try:
+        if any(_sides(body)):
+            canvas, is_new = extend_image(image, _sides(body))
+            marked = Marked(canvas, is_new, choose_windows(is_new))
+        else:
+            marked = read_marked(image, mask, None if order.keeps_size else service.engine.image_tokenizer.image_size)
+    except ValueError as error:
+        raise engine_error(error) from None
+    height, width = marked.is_marked.shape
+    if width * height > MAX_PIXELS:
+        sentence = f"An image of {width}x{height} has more than {MAX_PIXELS:,} pixels"
+        raise ApiError(400, f"{sentence}: send a smaller one, or ask for a size.", param="image")
+    most = service.settings.max_images_out // len(marked.windows)
+    if order.num_images > most:
+        sentence = f"An image of {width}x{height} is drawn in {len(marked.windows)} squares"
+        raise ApiError(400, f"{sentence}, so n is at most {most} here: send a smaller image.", param="n")
+    return marked
+
+
+def _sides(body: EditRequest) -> Sides:
+    return Sides(body.left, body.right, body.top, body.bottom)

@@ -14,6 +14,9 @@ from unimm.serve.protocol import Format
 RESIZED = (256, 512, 1024)
 """Sides of squares that drawings are resized to: those that clients ask for by default (Open WebUI 512, LibreChat 1024)."""
 
+LARGEST_PREVIEW = 512
+"""Pixels of the long side of a preview of an image that is larger."""
+
 MAX_EVENT_CHARACTERS = 120 * 1024
 """Of a picture within a stream's event: aiohttp, with which Open WebUI reads, breaks on lines of more than 128 KiB."""
 
@@ -22,18 +25,18 @@ MAX_EVENT_CHARACTERS = 120 * 1024
 class Encoding:
     """How a picture is written.
 
-    side: in pixels; native: as the model draws it. compression: the quality of webp and jpeg.
+    width, height: in pixels. compression: the quality of webp and jpeg.
     """
 
-    side: int
-    native: int
+    width: int
+    height: int
     format: Format
     compression: int = 90
 
     @property
     def size(self) -> str:
         """As requests write it."""
-        return f"{self.side}x{self.side}"
+        return f"{self.width}x{self.height}"
 
     @property
     def media_type(self) -> str:
@@ -57,8 +60,8 @@ def encode(image: Image.Image, how: Encoding, fits_event: bool = False) -> str:
 
     fits_event: lower the quality of webp and jpeg until an event can hold it.
     """
-    if image.width != how.side:
-        image = image.resize((how.side, how.side), Image.Resampling.LANCZOS)
+    if image.size != (how.width, how.height):
+        image = image.resize((how.width, how.height), Image.Resampling.LANCZOS)
     quality = how.compression
     while True:
         file = io.BytesIO()

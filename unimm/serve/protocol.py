@@ -31,6 +31,9 @@ IGNORED = ("user", "metadata", "name", "service_tier", "safety_identifier", "pro
 MAX_FIELDS = 100
 """Of an object; each unknown one is an error of its own."""
 
+MAX_SIDE = 65_535
+"""Pixels of a side."""
+
 T = TypeVar("T")
 Many = Annotated[list[T], Field(fail_fast=True, max_length=1000)]
 """A list whose first wrong element ends its check: a short body can hold a hundred thousand."""
@@ -166,9 +169,14 @@ class ImageRequest(Drawing):
 
 
 class EditRequest(ImageRequest):
-    """POST /v1/images/edits, as multipart/form-data: what the mask leaves open is drawn anew after the prompt."""
+    """POST /v1/images/edits, as multipart/form-data: what the mask leaves open is drawn anew after the prompt, or what is
+    around the image. With `size` "auto" the image comes back in its own size."""
 
     image: Annotated[list[UploadFile], File(description="One image: JPEG, PNG, WEBP or GIF.")] = []
     images: Annotated[list[UploadFile], File(alias="image[]", description="The same, as lists are sent.")] = []
     mask: Annotated[UploadFile | None, File(description="PNG with transparency where to draw.")] = None
-    input_fidelity: Literal["high", "low"] = Field("high", description="Ignored: what is kept is kept as codes.")
+    left: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE, description="Pixels by which the image grows on the left; below 0: is cut.")
+    right: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)
+    top: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)
+    bottom: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)
+    input_fidelity: Literal["high", "low"] = Field("high", description="Ignored: what is kept is kept exactly.")

@@ -167,7 +167,7 @@ class Run(Generic[T]):
         except asyncio.CancelledError:  # by `stop`, which has said why
             self.error = self.error or ApiError(503, "The server is shutting down: ask again.", "server_error")
         except Exception as error:
-            self.error = self.error or _told(error)
+            self.error = self.error or engine_error(error)
         finally:
             self._timer.cancel()
             self._client.cancel()
@@ -188,7 +188,7 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def _told(error: Exception) -> ApiError:
+def engine_error(error: Exception) -> ApiError:
     """The answer that a client gets for an exception of the engine."""
     if isinstance(error, EngineDead):
         return ApiError(503, "The engine has died: ask again when the server was started again.", "server_error")
