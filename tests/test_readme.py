@@ -221,7 +221,7 @@ def test_paths_in_texts_exist() -> None:
 
 
 def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load, stream, paint, serve, coroutines, loop = fenced(RECIPES / "serve.md", "python")
+    load, stream, paint, extend, serve, coroutines, loop = fenced(RECIPES / "serve.md", "python")
     names: dict = {}
     execute(load, names)
     execute(stream, names)
@@ -229,6 +229,8 @@ def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[s
     assert names["completion"].finish_reason in ("stop", "length")
     execute(paint, names)
     assert Image.open("painted.png").size == (64, 64)
+    execute(extend, names)
+    assert Image.open("wide.png").size == (96, 64)
     execute(serve.replace("8000", "0"), names)
     with names["server"] as server:
         thread = threading.Thread(target=server.serve_forever)
