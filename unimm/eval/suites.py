@@ -134,6 +134,9 @@ FURTHER_TASKS = {
     "several_compare": FurtherTask("unimm.eval.tasks.several:SeveralCompare", "two pictures compared; pictures=3: three"),
     "several_differs": FurtherTask("unimm.eval.tasks.several:SeveralDiffers", "what differs between two pictures"),
     "few_shot": FurtherTask("unimm.eval.tasks.several:FewShotWords", "new words, learned from 0 to 8 examples in the prompt"),
+    "shapes_inpainting": FurtherTask(
+        "unimm.eval.tasks.painting:ShapesInpainting", "a part of a scene painted anew, the rest kept to the byte"
+    ),
     "shapes_zero_shot": FurtherTask("unimm.eval.tasks.zero_shot:ShapesZeroShot", "colour and form by labels alone"),
     "reranked_retrieval": FurtherTask("unimm.eval.tasks.reranking:RerankedRetrieval", "what towers find, ranked again"),
     "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),
