@@ -228,9 +228,10 @@ def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[s
     assert names["progress"].is_final and Image.open("preview.png").size == (64, 64)
     assert names["completion"].finish_reason in ("stop", "length")
     execute(paint, names)
-    assert Image.open("painted.png").size == (64, 64)
+    width, height = names["picture"].size
+    assert Image.open("painted.png").size == (width, height)
     execute(extend, names)
-    assert Image.open("wide.png").size == (96, 64)
+    assert Image.open("wide.png").size == (width + 32, height)
     execute(serve.replace("8000", "0"), names)
     with names["server"] as server:
         thread = threading.Thread(target=server.serve_forever)
