@@ -24,7 +24,8 @@ from unimm.inference.decode.windows import WindowChoice
 from unimm.inference.decode.workload import Limits
 from unimm.inference.drawing import DrawingProgress
 from unimm.inference.engine import Engine, load
-from unimm.inference.kernels.llama_decode import DecodeModel, Windows
+from unimm.inference.kernels.llama_decode import DecodeModel
+from unimm.inference.kernels.step_inputs import Windows
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 NUM_SCHEDULES = int(os.environ.get("UNIMM_SCHEDULES", "12"))

@@ -10,7 +10,8 @@ from janus_cases import write_checkpoint
 
 import unimm
 from unimm.inference.decode.kv_cache import RowCache
-from unimm.inference.kernels.llama_decode import DecodeModel, attend, attend_fused
+from unimm.inference.kernels.decode_kernels import attend, attend_fused
+from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.inference.kernels.quantized_linear import (
     Int4Linear,
     Int8Linear,
@@ -18,7 +19,7 @@ from unimm.inference.kernels.quantized_linear import (
     PackedLinear,
     can_pack,
     has_integer_products,
-    make_linear,
+    make_cpu_linear,
     quantize_by_torchao,
     share,
 )
@@ -95,7 +96,7 @@ def test_packed_products_are_products(dtype: torch.dtype) -> None:
     layers = [torch.nn.Linear(48, out, dtype=dtype) for out in (32, 16, 80)]
     for rows in (1, 2, 7, 16, 40):
         x = torch.randn(rows, 48, dtype=dtype)
-        packed = make_linear(layers)
+        packed = make_cpu_linear(layers)
         assert isinstance(packed, PackedLinear)
         expected = torch.cat([layer(x) for layer in layers], dim=-1)
         torch.testing.assert_close(packed(x), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
@@ -107,7 +108,7 @@ def test_products_of_few_bits_are_near(weights: str, error: float, has_bias: boo
     torch.manual_seed(0)
     layers = [torch.nn.Linear(128, out, bias=has_bias, dtype=torch.bfloat16) for out in (64, 32)]
     x = torch.randn(5, 128, dtype=torch.bfloat16)
-    few = make_linear(layers, weights)
+    few = make_cpu_linear(layers, weights)
     assert isinstance(few, {"int8": IntegerLinear if has_integer_products() else Int8Linear, "int4": Int4Linear}[weights])
     assert relative_error(few(x), torch.cat([layer(x) for layer in layers], dim=-1)) < error
 
@@ -145,8 +146,8 @@ def test_a_layer_that_has_no_whole_groups_keeps_its_bits() -> None:
 
 
 def check_bits_are_kept(layer: torch.nn.Linear, weights: str) -> None:
-    kept, x = make_linear([layer], weights), torch.randn(3, layer.in_features, dtype=layer.weight.dtype)
-    assert type(kept) is type(make_linear([layer]))
+    kept, x = make_cpu_linear([layer], weights), torch.randn(3, layer.in_features, dtype=layer.weight.dtype)
+    assert type(kept) is type(make_cpu_linear([layer]))
     torch.testing.assert_close(kept(x), layer(x), atol=1e-2, rtol=1e-2)
 
 
@@ -163,7 +164,7 @@ def test_int8_without_integer_products_takes_what_is_not_contiguous(monkeypatch:
     monkeypatch.setattr("unimm.inference.kernels.quantized_linear.has_integer_products", lambda: False)
     layer = torch.nn.Linear(64, 48, dtype=torch.bfloat16)
     x_RI = torch.randn(64, 3, dtype=torch.bfloat16).T
-    torch.testing.assert_close(make_linear([layer], "int8")(x_RI), layer(x_RI), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(make_cpu_linear([layer], "int8")(x_RI), layer(x_RI), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize(("weights", "error"), [("int8", 0.05), ("int4", 0.4)])

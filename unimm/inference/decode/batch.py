@@ -17,7 +17,8 @@ import torch
 
 from unimm.inference.decode.request import MAX_TOP_LOGPROBS, WINDOWED, Job, Row
 from unimm.inference.decode.sampling import Sampler, combine
-from unimm.inference.kernels.llama_decode import DecodeModel, Windows
+from unimm.inference.kernels.llama_decode import DecodeModel
+from unimm.inference.kernels.step_inputs import Windows
 from unimm.sequence import Kind
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)

@@ -17,6 +17,7 @@ from unimm.inference.decode.prefix_cache import PrefixCache
 from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
 from unimm.inference.decode.windows import WindowChoice, WindowTotals
+from unimm.inference.kernels.decode_kernels import kernels_of
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import BLANK
@@ -48,7 +49,8 @@ class RunningBatch:
 
     def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig, prefixes: PrefixCache | None = None) -> None:
         self.model, self.pad_id, self.config, self.prefixes = model, pad_id, config, prefixes
-        self.reads_one_step_late = self._is_cuda
+        self.kernels = kernels_of(next(model.parameters()).device)
+        self.reads_one_step_late = self.kernels.is_captured
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
         self._choice = WindowChoice() if self._may_choose_windows else None
@@ -290,7 +292,7 @@ class RunningBatch:
         if self._decode_model is None:
             # Outside of inference mode: on a GPU joint weights become the model's own, which may be trained further.
             with torch.inference_mode(False), torch.no_grad():
-                self._decode_model = DecodeModel(self.model, self.config.weights)
+                self._decode_model = DecodeModel(self.model, self.config.weights, self.kernels)
         if self._step is None:
             config = self.config
             fixed = (config.max_rows, config.max_positions, config.window or 1) if config.is_deterministic else ()
@@ -334,15 +336,11 @@ class RunningBatch:
         """Of keys and values."""
         return self._cache.num_bytes
 
-    @property
-    def _is_cuda(self) -> bool:
-        return next(self.model.parameters()).is_cuda
-
 
 def may_choose_windows(model: UnifiedModel, is_deterministic: bool) -> bool:
-    """In float32 ids are the same with any window; in fewer bits, or where steps are captured, only who asks gets one."""
+    """Whether windows are chosen by what steps cost: as the device's kernels say, and never where results are to be fixed."""
     first = next(model.parameters())
-    return not is_deterministic and first.device.type == "cpu" and first.dtype == torch.float32
+    return not is_deterministic and kernels_of(first.device).chooses_windows(first.dtype)
 
 
 def _num_unknown(job: Job, begin: int, count: int) -> int:

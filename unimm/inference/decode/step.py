@@ -179,7 +179,7 @@ def make_graphs(model: DecodeModel) -> Graphs | None:
     """Where steps can be captured: on a GPU, where nothing reads back to the host. Rotations that change with length do."""
     syncs = getattr(model.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if model.layers else True
     device = next(model.model.parameters()).device
-    return Graphs(device) if device.type == "cuda" and not syncs else None
+    return Graphs(device) if model.kernels.is_captured and not syncs else None
 
 
 def _send(tensor: torch.Tensor) -> Any:

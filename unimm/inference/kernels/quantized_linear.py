@@ -121,33 +121,42 @@ def quantize_by_torchao(weight: torch.Tensor, bias: torch.Tensor | None, bits: s
     return layer
 
 
-def make_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
-    """Linear layers that read the same input as one: x (R, I) -> (R, O1 + O2 + ...), as fast as the device has it.
+def make_joint_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
+    """Linear layers that read the same input as one: x (R, I) -> (R, O1 + O2 + ...), by PyTorch's own product.
 
-    weights: one of `QUANTIZED`, or None for the layers' own. On a GPU these become parts of one tensor: there are no copies.
+    weights: one of `QUANTIZED`, by torchao, or None: the layers' own, which become parts of one tensor: there are no copies.
     """
-    on_cpu = layers[0].weight.device.type == "cpu"
+    weight, bias = join(layers)
+    if weights is not None and not (weights == "int4" and weight.shape[1] % GROUP):
+        return quantize_by_torchao(weight, bias, weights)
+    share(layers, weight)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def make_cpu_linear(layers: list[nn.Linear], weights: str | None = None) -> Linear:
+    """The same on a CPU, with copies of the weights that are arranged for it where it has such products.
+
+    A layer that has no whole groups (int4) or whole blocks (PyTorch's kernels) keeps its bits.
+    """
+    weight, bias = join(layers)
+    num_outputs, num_inputs = weight.shape
+    if weights == "int4" and num_inputs % GROUP == 0 and num_outputs % BLOCK == 0:
+        return Int4Linear(weight, bias)
+    if weights == "int8" and has_integer_products():
+        return IntegerLinear(weight, bias)
+    if weights == "int8" and num_inputs % BLOCK == 0:
+        return Int8Linear(weight, bias)
+    if can_pack(weight.dtype):
+        return PackedLinear(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def join(layers: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight (O1 + O2 + ..., I) and bias (O1 + O2 + ...,) of layers that read the same input."""
     weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
     biases = [layer.bias for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers)), "either all of them have a bias or none"
-    bias = torch.cat([one.detach() for one in biases]) if biases else None
-    if weights is not None:
-        # Int4 takes whole groups, and PyTorch's kernels for CPUs whole blocks: a layer of another width keeps its bits.
-        num_outputs, num_inputs = weight.shape
-        if weights == "int4" and (num_inputs % GROUP or (on_cpu and num_outputs % BLOCK)):
-            return make_linear(layers)
-        if not on_cpu:
-            return quantize_by_torchao(weight, bias, weights)
-        if weights == "int4":
-            return Int4Linear(weight, bias)
-        if has_integer_products():
-            return IntegerLinear(weight, bias)
-        return make_linear(layers) if num_inputs % BLOCK else Int8Linear(weight, bias)
-    if on_cpu and can_pack(weight.dtype):
-        return PackedLinear(weight, bias)
-    if not on_cpu:
-        share(layers, weight)
-    return lambda x: F.linear(x, weight, bias)
+    return weight, torch.cat([one.detach() for one in biases]) if biases else None
 
 
 def share(layers: list[nn.Linear], weight: torch.Tensor) -> None:

@@ -1,0 +1,204 @@
+"""What a decode step needs of a device: one class a device, which says how a layer's products and attention are computed there
+and what follows for the steps around them (whether they are captured, read late, have windows that are chosen).
+
+`DecodeKernels` itself is plain PyTorch, for any device (Apple's, for instance); `CpuKernels` has weights that are arranged for
+oneDNN, FBGEMM and PyTorch's few-bit products in C++; `CudaKernels` has a fused attention and is captured as CUDA graphs;
+Trunks that are not of Llama's shape go through
+`transformers` on each of them (`llama_decode`).
+
+Shapes: R rows, P new positions of all of them, D trunk width, F hidden width of the MLP, H query heads, G key-value heads, S
+slots in use, d head width.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unimm.inference.decode.kv_cache import RowCacheLayer
+from unimm.inference.kernels.quantized_linear import Linear, make_cpu_linear, make_joint_linear
+from unimm.inference.kernels.step_inputs import StepInputs
+from unimm.models.llama import rotate
+
+
+class LayerKernels(Protocol):
+    """One layer of a Llama-shaped trunk over the new positions of a step, as five operations."""
+
+    def project(self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer) -> Any:
+        """RMSNorm, queries, keys and values, their rotation; keys and values are written to the cache. Gives what `attend`
+        takes: queries, and where the row's keys and values are."""
+        ...
+
+    def attend(self, projected: Any, step: StepInputs) -> Any:
+        """Attention of each position over its row's slots up to its own: what `add_output` takes."""
+        ...
+
+    def add_output(self, x_PD: torch.Tensor, mixed: Any) -> torch.Tensor:
+        """x + output projection."""
+        ...
+
+    def gate(self, x_PD: torch.Tensor) -> torch.Tensor:
+        """RMSNorm, gate and up, activation: (P, F)."""
+        ...
+
+    def add_down(self, x_PD: torch.Tensor, gated_PF: torch.Tensor) -> torch.Tensor:
+        """x + down projection."""
+        ...
+
+
+class DecodeKernels:
+    """Plain PyTorch.
+
+    is_captured: steps are launched faster as CUDA graphs, and one may be launched before the ids of the last one are read.
+    has_copies: weights are copied as they are arranged; else joint weights become the layers' own.
+    """
+
+    is_captured = False
+    has_copies = False
+    prefill_positions = 1024
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
+        """Linear layers that read the same input as one: x (P, I) -> (P, O1 + O2 + ...). weights: of fewer bits."""
+        return make_joint_linear(layers, weights)
+
+    def attend(
+        self, q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """One query a row and head against the cache, in the cache's dtype: `attend`."""
+        return attend(q_RHd, keys_RGSd, values_RGSd, mask_RG1S, scale)
+
+    def layer(self, layer: nn.Module, weights: str | None = None) -> LayerKernels:
+        """The operations of one layer of the trunk."""
+        return TorchLayer(self, layer, weights)
+
+    def check(self, weights: str | None) -> None:
+        """ValueError: this device has no such products."""
+
+    def chooses_windows(self, dtype: torch.dtype) -> bool:
+        """Whether windows of drawings are chosen by what steps cost. In float32 ids are the same with any window; in fewer
+        bits, or where steps are captured, only who asks gets one."""
+        return False
+
+
+class CpuKernels(DecodeKernels):
+    """Weights are arranged once; keys and values are float32, so single queries are plain products, which are faster than a
+    fused kernel that is made for many."""
+
+    has_copies = True
+
+    def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
+        return make_cpu_linear(layers, weights)
+
+    def check(self, weights: str | None) -> None:
+        if weights == "fp8":
+            raise ValueError("fp8 weights are for GPUs: on a CPU take int8.")
+
+    def chooses_windows(self, dtype: torch.dtype) -> bool:
+        return dtype == torch.float32
+
+
+class CudaKernels(DecodeKernels):
+    """PyTorch's fused attention, in steps that are captured."""
+
+    is_captured = True
+    prefill_positions = 8192
+
+    def attend(
+        self, q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        return attend_fused(q_RHd, keys_RGSd, values_RGSd, mask_RG1S, scale)
+
+
+def kernels_of(device: torch.device) -> DecodeKernels:
+    """PyTorch's, for a device."""
+    return {"cpu": CpuKernels, "cuda": CudaKernels}.get(device.type, DecodeKernels)(device)
+
+
+class TorchLayer:
+    """One decoder layer in PyTorch's operators, over products and attention of a device."""
+
+    def __init__(self, kernels: DecodeKernels, layer: Any, weights: str | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._norm1, self._norm2 = fused_norm(layer.input_layernorm), fused_norm(layer.post_attention_layernorm)
+        self._qkv = kernels.linear([attention.q_proj, attention.k_proj, attention.v_proj], weights)
+        self._out = kernels.linear([attention.o_proj], weights)
+        self._gate_up = kernels.linear([mlp.gate_proj, mlp.up_proj], weights)
+        self._down = kernels.linear([mlp.down_proj], weights)
+        self._activation, self._attend = mlp.act_fn, kernels.attend
+        self._head_dim, self._scale = attention.head_dim, attention.scaling
+        self._num_heads = attention.q_proj.out_features // self._head_dim
+        self._num_kv_heads = attention.k_proj.out_features // self._head_dim
+        has_norms = hasattr(attention, "q_norm")
+        self._q_norm, self._k_norm = (fused_norm(attention.q_norm), fused_norm(attention.k_norm)) if has_norms else (None, None)
+
+    def project(
+        self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (P, H, d), and keys and values (R, G, S, d) with the new ones."""
+        sizes = [self._num_heads, self._num_kv_heads]
+        heads_PHd = self._qkv(self._norm1(x_PD)).view(len(x_PD), -1, self._head_dim)
+        turned_PHd, v = heads_PHd.split([sum(sizes), self._num_kv_heads], dim=1)
+        if self._q_norm is not None and self._k_norm is not None:
+            q, k = turned_PHd.split(sizes, dim=1)
+            turned_PHd = torch.cat([self._q_norm(q), self._k_norm(k)], dim=1)
+        q, k = rotate(turned_PHd, step.cos_P1d, step.sin_P1d).split(sizes, dim=1)
+        return (q, *store.write(k[:, :, None], v[:, :, None]))
+
+    def attend(self, projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: StepInputs) -> torch.Tensor:
+        """(P, H, d). The queries of a row's positions are as many more heads of one, for which its keys are read once."""
+        q_PHd, keys_RGSd, values_RGSd = projected
+        mask_RGmS = step.mask(self._num_kv_heads, self._num_heads // self._num_kv_heads)
+        windows = step.windows
+        if windows is None:
+            return self._attend(q_PHd, keys_RGSd, values_RGSd, mask_RGmS, self._scale)
+        q_RHWd = windows.spread(q_PHd).transpose(1, 2)
+        mixed_Rhd = self._attend(q_RHWd.flatten(1, 2), keys_RGSd, values_RGSd, mask_RGmS, self._scale)
+        return windows.gather(mixed_Rhd.unflatten(1, (self._num_heads, windows.width)).transpose(1, 2))
+
+    def add_output(self, x_PD: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """(P, D)."""
+        return x_PD + self._out(mixed.to(x_PD.dtype).reshape(len(x_PD), -1))
+
+    def gate(self, x_PD: torch.Tensor) -> torch.Tensor:
+        """(P, F)."""
+        gate_PF, up_PF = self._gate_up(self._norm2(x_PD)).chunk(2, dim=-1)
+        return self._activation(gate_PF) * up_PF
+
+    def add_down(self, x_PD: torch.Tensor, gated_PF: torch.Tensor) -> torch.Tensor:
+        """(P, D)."""
+        return x_PD + self._down(gated_PF)
+
+
+def attend(
+    q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """One query a row and head against the cache, in the cache's dtype; heads share keys in groups. Gives (R, H, d).
+
+    mask_RG1S: 0 where a row may look and minus infinity elsewhere, the same for all heads; or (R, G, H / G, S).
+    """
+    rows, num_heads, head_dim = q_RHd.shape
+    groups = keys_RGSd.shape[1]
+    q_Nnd = q_RHd.to(keys_RGSd.dtype).reshape(rows * groups, num_heads // groups, head_dim)
+    mask_N1S = mask_RG1S.flatten(0, 1).to(keys_RGSd.dtype)
+    scores_NnS = torch.baddbmm(mask_N1S, q_Nnd, keys_RGSd.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return torch.bmm(scores_NnS.softmax(-1), values_RGSd.flatten(0, 1)).view(rows, num_heads, head_dim)
+
+
+def attend_fused(
+    q_RHd: torch.Tensor, keys_RGSd: torch.Tensor, values_RGSd: torch.Tensor, mask_RG1S: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The same by a fused kernel. Heads that share keys become queries of one head: not every such kernel knows groups."""
+    q_RGnd = q_RHd.unflatten(1, (keys_RGSd.shape[1], -1))
+    mask_R11S = mask_RG1S[:, :1].to(q_RHd.dtype)
+    return F.scaled_dot_product_attention(q_RGnd, keys_RGSd, values_RGSd, mask_R11S, scale=scale).flatten(1, 2)
+
+
+def fused_norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """RMSNorm (arXiv 1910.07467) as one operation, for which GPUs have one kernel; in bfloat16 rounded once, at the end."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
