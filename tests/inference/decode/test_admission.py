@@ -81,6 +81,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(DecodeStep, "__init__", remember)
     monkeypatch.setattr(RunningBatch, "_may_choose_windows", False)
+    monkeypatch.setattr(RunningBatch, "_has_ragged_rows", False)
     monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 

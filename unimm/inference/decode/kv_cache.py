@@ -175,6 +175,17 @@ class RowCache(Cache):
             if layer.is_initialized:
                 layer.grow()
 
+    def reserve_rows(self, begin: int, slots: list[int]) -> None:
+        """Let the buffers hold rows of these numbers of slots at places from `begin` on."""
+        self.reserve(begin + len(slots), max(slots))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """A row of `length` positions goes to another place."""
+        self.copy(source, target, length)
+
+    def free(self, begin: int, stop: int) -> None:
+        """Places from `begin` to `stop` hold no rows any more; buffers stay as large as they are."""
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a row to another."""
         for layer in self._row_layers:

@@ -9,13 +9,14 @@ Shapes: R rows, T positions, D trunk width.
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 
 from unimm.batch import collate
-from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.prefix_cache import Known, PrefixCache, behind, blocks_of, one_of_each
+from unimm.inference.decode.ragged_cache import KeyValueCache
 from unimm.inference.decode.request import Job, Row
 from unimm.models.unified import UnifiedModel
 
@@ -38,7 +39,7 @@ class Prefill:
     def __init__(
         self,
         model: UnifiedModel,
-        cache: RowCache,
+        cache: KeyValueCache,
         rows: list[Row],
         begin: int,
         positions_a_step: int,
@@ -93,8 +94,9 @@ class Prefill:
             owners += together
         place = {row.prefix_key: index for index, row in enumerate(owners)}
         sources = [place[row.prefix_key] for row in sharers]
-        for index, (source, row) in enumerate(zip(sources, sharers, strict=True)):
-            self._cache.copy(self.begin + source, self.begin + len(owners) + index, row.sequence.length)
+        for place, source, row in zip(count(self.begin + len(owners)), sources, sharers):
+            self._cache.reserve_rows(place, [row.num_slots])
+            self._cache.copy(self.begin + source, place, row.sequence.length)
         self.rows = owners + sharers
         for row in self.rows:
             row.length = row.sequence.length
@@ -114,8 +116,8 @@ class Prefill:
             known = {row: prefixes.match(blocks[row], row.sequence.length) for row in part}
             prefixes.queries += sum(row.sequence.length for row in part)
             prefixes.hits += sum(one.num_positions for one in known.values())
-            for count in sorted({one.num_positions for one in known.values()}):
-                for group in self._alike([row for row in part if known[row].num_positions == count]):
+            for num_known in sorted({one.num_positions for one in known.values()}):
+                for group in self._alike([row for row in part if known[row].num_positions == num_known]):
                     generation = prefixes.generation
                     yield group, [known[row] for row in group]
                     for row in group:
@@ -128,6 +130,7 @@ class Prefill:
     ) -> Generator[None, None, torch.Tensor]:
         """Rows of similar length, as many positions at a time as a step may prefill -> (R, D)."""
         num_known = known[0].num_positions
+        self._cache.reserve_rows(begin, [row.num_slots for row in rows])
         for place, one in enumerate(known, start=begin):
             one.restore(self._cache, place)
         batch = collate([[behind(row.sequence, num_known)] for row in rows]).to(device)

@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.ragged_cache import KeyValueCache
 from unimm.inference.kernels.llama_decode import weight_versions
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind, Segment, Sequence
@@ -60,7 +60,7 @@ class Known:
     num_positions: int
     blocks: list[torch.Tensor]
 
-    def restore(self, cache: RowCache, row: int) -> None:
+    def restore(self, cache: KeyValueCache, row: int) -> None:
         """Write them to a row."""
         if self.blocks:
             cache.restore(row, 0, torch.cat(self.blocks, dim=3))
@@ -104,7 +104,7 @@ class PrefixCache:
             self._entries.move_to_end(block.key)
         return Known(found[-1].stop if found else 0, [self._entries[block.key] for block in found])
 
-    def insert(self, blocks: list[Block], cache: RowCache, row: int) -> None:
+    def insert(self, blocks: list[Block], cache: KeyValueCache, row: int) -> None:
         """Copy blocks out of a row that holds all of them; those that are there only count as used now."""
         room, new = self.max_bytes, []
         for block in blocks:

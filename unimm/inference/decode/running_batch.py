@@ -7,37 +7,22 @@ it are read, wherever no row can leave or join between them.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
+from unimm.inference.decode.compute_config import ComputeConfig
 from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.prefix_cache import PrefixCache
+from unimm.inference.decode.ragged_cache import KeyValueCache, RaggedCache
 from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
 from unimm.inference.decode.windows import WindowChoice, WindowTotals
+from unimm.inference.kernels.cpu_decode import has_cpu_decode
 from unimm.inference.kernels.decode_kernels import kernels_of
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import BLANK
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """How a model is computed, as `Decoder` has it; a deterministic step always computes `max_rows` over `max_positions`.
-
-    max_cache_bytes: of keys and values; None: as much as the device has.
-    window: codes of a drawing that are computed at once; None: as `WindowChoice` says, or one where ids would depend on it.
-    """
-
-    weights: str | None
-    is_deterministic: bool
-    max_rows: int
-    max_positions: int
-    prefill_positions: int
-    max_cache_bytes: int | None = None
-    window: int | None = None
 
 
 class RunningBatch:
@@ -124,7 +109,7 @@ class RunningBatch:
                 return
             chosen = self._decode_step().choose_first(prefill.rows, hidden_RD)
         except Exception as error:
-            self.prefill = None
+            self._drop_prefill(prefill)
             self._retries += prefill.fail(error)
             return
         self._join(prefill)
@@ -139,7 +124,7 @@ class RunningBatch:
     def retire_rows(self) -> None:
         """Rows of finished requests leave, and branches whose guidance is over; branches whose guidance begins join."""
         if self.prefill is not None and all(row.job.done for row in self.prefill.rows):
-            self.prefill = None  # all of its requests were aborted
+            self._drop_prefill(self.prefill)  # all of its requests were aborted
         while self.prefill is not None and self._starting_guidance():
             self.advance_prefill()  # one after the other: both need the places behind the last row
         if gone := {row for row in self.rows if row.is_over}:
@@ -245,17 +230,22 @@ class RunningBatch:
         guided = {row.job.ticket for row in self.rows if row.branch > 0}
         return [row.job for row in self.rows if row.job.starts_guidance and row.job.ticket not in guided]
 
+    def _drop_prefill(self, prefill: Prefill) -> None:
+        self.prefill = None
+        self._cache.free(prefill.begin, prefill.begin + len(prefill.rows))
+
     def _drop(self, gone: set[Row]) -> None:
         """These rows leave, and the last rows move to their places."""
-        rows, place = self.rows, 0
+        rows, place, num_before = self.rows, 0, len(self.rows)
         while place < len(rows):
             if rows[place] not in gone:
                 place += 1
             elif rows[-1] in gone:
                 rows.pop()
             else:
-                self._cache.copy(len(rows) - 1, place, rows[-1].length)
+                self._cache.move(len(rows) - 1, place, rows[-1].length)
                 rows[place] = rows.pop()
+        self._cache.free(len(rows), num_before)
         self._is_up_to_date = False
 
     @torch.inference_mode()
@@ -271,7 +261,7 @@ class RunningBatch:
         """Rows that are prefilled are decoded from now on."""
         for index, row in enumerate(prefill.rows):
             if prefill.begin + index != len(self.rows):
-                self._cache.copy(prefill.begin + index, len(self.rows), row.length)
+                self._cache.move(prefill.begin + index, len(self.rows), row.length)
             self.rows.append(row)
         self.prefilled_positions += prefill.num_positions
         self.prefill = None
@@ -300,30 +290,40 @@ class RunningBatch:
             self._is_up_to_date = False
         return self._step
 
-    def _new_cache(self) -> RowCache:
+    def _new_cache(self) -> KeyValueCache:
+        if self._has_ragged_rows:
+            return RaggedCache(self.model)
         return RowCache(len(self.model.trunk.layers), self.config.max_rows)
+
+    @property
+    def _has_ragged_rows(self) -> bool:
+        """Whether rows have buffers of their own: on a CPU whose kernels read them so. Deterministic steps are of one size."""
+        return not self.config.is_deterministic and self.config.weights is None and has_cpu_decode(self.model)
 
     def check_capacity(self, rows: int, slots: int) -> None:
         """ValueError: these rows, with these slots each, are too large for an empty cache."""
         most = self.config.max_cache_bytes
-        needed = 0 if most is None else cache_bytes(self.model, *self._new_cache().reserved(*self._rounded(rows, slots)))
-        if most is not None and needed > most:
+        if most is not None and (needed := self._bytes_for(self._new_cache(), [slots] * rows, ahead=True)) > most:
             takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
             if self.config.is_deterministic:
                 raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")
             raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
 
-    def bytes_for(self, rows: int, slots: int) -> int:
-        """Of keys and values, if the cache had reserved these rows, with these slots each, too."""
-        size = self._rounded(rows, slots) if rows else (0, 0)
-        return cache_bytes(self.model, *self._cache.reserved(*size, ahead=False))
+    def bytes_for(self, slots: list[int]) -> int:
+        """Of keys and values, if the cache had reserved rows of these numbers of slots, too."""
+        return self._bytes_for(self._cache, slots, ahead=False)
 
-    def reserve(self, rows: int, slots: int) -> None:
-        """Let the cache hold these rows, with these slots each, and more for later requests where memory allows."""
-        rows, slots = self._rounded(rows, slots)
+    def _bytes_for(self, cache: KeyValueCache, slots: list[int], ahead: bool) -> int:
+        if isinstance(cache, RaggedCache):
+            return cache.bytes_of(slots)
+        size = self._rounded(len(slots), max(slots)) if slots else (0, 0)
+        return cache_bytes(self.model, *cache.reserved(*size, ahead))
+
+    def reserve(self, slots: list[int]) -> None:
+        """Let the cache hold rows of these numbers of slots, and more for later requests where memory allows."""
         most = self.config.max_cache_bytes
-        ahead = most is None or cache_bytes(self.model, *self._cache.reserved(rows, slots)) <= most
-        self._cache.reserve(rows, slots, ahead)
+        ahead = most is None or self._bytes_for(self._cache, slots, ahead=True) <= most
+        self._cache.reserve(*self._rounded(len(slots), max(slots)), ahead)
 
     def _rounded(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots of a step over these numbers: steps round up, or are always of one size."""

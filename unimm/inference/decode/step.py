@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from unimm.inference.decode.batch import BatchRounding, DecodeBatch
-from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.ragged_cache import KeyValueCache
 from unimm.inference.decode.request import Choice, Job, Row
 from unimm.inference.kernels.llama_decode import DecodeModel
 
@@ -67,7 +67,7 @@ class DecodeStep:
     def __init__(
         self,
         model: DecodeModel,
-        cache: RowCache,
+        cache: KeyValueCache,
         fixed_rows: int | None = None,
         fixed_slots: int | None = None,
         fixed_window: int = 1,

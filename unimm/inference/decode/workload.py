@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from unimm.inference.decode.compute_config import ComputeConfig
 from unimm.inference.decode.fill_passes import FillPasses
 from unimm.inference.decode.prefix_cache import PrefixCache
 from unimm.inference.decode.request import Job, Request
-from unimm.inference.decode.running_batch import ComputeConfig, RunningBatch
+from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.windows import LARGEST
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import whole_number
@@ -260,7 +261,7 @@ class Workload:
         if jobs and self._is_at_once(jobs[0].request):
             self.fills.start_prefill(rows)
         elif jobs:
-            self.running.reserve(*_size([job for job in [*there, *jobs] if not self._is_at_once(job.request)]))
+            self.running.reserve(_slots([job for job in [*there, *jobs] if not self._is_at_once(job.request)]))
             self.running.start_prefill(rows)
 
     def _has_capacity(self, jobs: list[Job]) -> bool:
@@ -270,8 +271,8 @@ class Workload:
         if most is None:
             return True
         at_once = _size([job for job in jobs if self._is_at_once(job.request)])
-        others = _size([job for job in jobs if not self._is_at_once(job.request)])
-        return self.running.bytes_for(*others) + self.fills.bytes_for(*at_once) <= most
+        others = _slots([job for job in jobs if not self._is_at_once(job.request)])
+        return self.running.bytes_for(others) + self.fills.bytes_for(*at_once) <= most
 
     def finish_pending(self) -> None:
         """Read the step in flight, and let finished requests leave."""
@@ -311,6 +312,11 @@ class Workload:
             prefix_cache_queries=self.prefixes.queries if self.prefixes else 0,
             prefix_cache_hits=self.prefixes.hits if self.prefixes else 0,
         )
+
+
+def _slots(jobs: list[Job]) -> list[int]:
+    """Of every row that requests take at most."""
+    return [job.request.sequence.length for job in jobs for _ in range(job.request.num_rows)]
 
 
 def _size(jobs: list[Job]) -> tuple[int, int]:

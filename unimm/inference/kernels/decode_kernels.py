@@ -120,19 +120,22 @@ def kernels_of(device: torch.device) -> DecodeKernels:
 
 
 class TorchLayer:
-    """One decoder layer in PyTorch's operators, over products and attention of a device."""
+    """One decoder layer in PyTorch's operators, over products and attention of a device.
+
+    qkv, out, gate_up, down: its products.
+    """
 
     def __init__(self, kernels: DecodeKernels, layer: Any, weights: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._norm1, self._norm2 = fused_norm(layer.input_layernorm), fused_norm(layer.post_attention_layernorm)
-        self._qkv = kernels.linear([attention.q_proj, attention.k_proj, attention.v_proj], weights)
-        self._out = kernels.linear([attention.o_proj], weights)
-        self._gate_up = kernels.linear([mlp.gate_proj, mlp.up_proj], weights)
-        self._down = kernels.linear([mlp.down_proj], weights)
+        self.qkv = kernels.linear([attention.q_proj, attention.k_proj, attention.v_proj], weights)
+        self.out = kernels.linear([attention.o_proj], weights)
+        self.gate_up = kernels.linear([mlp.gate_proj, mlp.up_proj], weights)
+        self.down = kernels.linear([mlp.down_proj], weights)
         self._activation, self._attend = mlp.act_fn, kernels.attend
-        self._head_dim, self._scale = attention.head_dim, attention.scaling
-        self._num_heads = attention.q_proj.out_features // self._head_dim
-        self._num_kv_heads = attention.k_proj.out_features // self._head_dim
+        self.head_dim, self.scale = attention.head_dim, attention.scaling
+        self.num_heads = attention.q_proj.out_features // self.head_dim
+        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         has_norms = hasattr(attention, "q_norm")
         self._q_norm, self._k_norm = (fused_norm(attention.q_norm), fused_norm(attention.k_norm)) if has_norms else (None, None)
 
@@ -140,9 +143,9 @@ class TorchLayer:
         self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (P, H, d), and keys and values (R, G, S, d) with the new ones."""
-        sizes = [self._num_heads, self._num_kv_heads]
-        heads_PHd = self._qkv(self._norm1(x_PD)).view(len(x_PD), -1, self._head_dim)
-        turned_PHd, v = heads_PHd.split([sum(sizes), self._num_kv_heads], dim=1)
+        sizes = [self.num_heads, self.num_kv_heads]
+        heads_PHd = self.qkv(self._norm1(x_PD)).view(len(x_PD), -1, self.head_dim)
+        turned_PHd, v = heads_PHd.split([sum(sizes), self.num_kv_heads], dim=1)
         if self._q_norm is not None and self._k_norm is not None:
             q, k = turned_PHd.split(sizes, dim=1)
             turned_PHd = torch.cat([self._q_norm(q), self._k_norm(k)], dim=1)
@@ -152,26 +155,26 @@ class TorchLayer:
     def attend(self, projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: StepInputs) -> torch.Tensor:
         """(P, H, d). The queries of a row's positions are as many more heads of one, for which its keys are read once."""
         q_PHd, keys_RGSd, values_RGSd = projected
-        mask_RGmS = step.mask(self._num_kv_heads, self._num_heads // self._num_kv_heads)
+        mask_RGmS = step.mask(self.num_kv_heads, self.num_heads // self.num_kv_heads)
         windows = step.windows
         if windows is None:
-            return self._attend(q_PHd, keys_RGSd, values_RGSd, mask_RGmS, self._scale)
+            return self._attend(q_PHd, keys_RGSd, values_RGSd, mask_RGmS, self.scale)
         q_RHWd = windows.spread(q_PHd).transpose(1, 2)
-        mixed_Rhd = self._attend(q_RHWd.flatten(1, 2), keys_RGSd, values_RGSd, mask_RGmS, self._scale)
-        return windows.gather(mixed_Rhd.unflatten(1, (self._num_heads, windows.width)).transpose(1, 2))
+        mixed_Rhd = self._attend(q_RHWd.flatten(1, 2), keys_RGSd, values_RGSd, mask_RGmS, self.scale)
+        return windows.gather(mixed_Rhd.unflatten(1, (self.num_heads, windows.width)).transpose(1, 2))
 
     def add_output(self, x_PD: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """(P, D)."""
-        return x_PD + self._out(mixed.to(x_PD.dtype).reshape(len(x_PD), -1))
+        return x_PD + self.out(mixed.to(x_PD.dtype).reshape(len(x_PD), -1))
 
     def gate(self, x_PD: torch.Tensor) -> torch.Tensor:
         """(P, F)."""
-        gate_PF, up_PF = self._gate_up(self._norm2(x_PD)).chunk(2, dim=-1)
+        gate_PF, up_PF = self.gate_up(self._norm2(x_PD)).chunk(2, dim=-1)
         return self._activation(gate_PF) * up_PF
 
     def add_down(self, x_PD: torch.Tensor, gated_PF: torch.Tensor) -> torch.Tensor:
         """(P, D)."""
-        return x_PD + self._down(gated_PF)
+        return x_PD + self.down(gated_PF)
 
 
 def attend(

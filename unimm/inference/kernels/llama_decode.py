@@ -19,7 +19,9 @@ import psutil
 import torch
 from torch import nn
 
-from unimm.inference.decode.kv_cache import RowCache, RowCacheLayer
+from unimm.inference.decode.kv_cache import RowCacheLayer
+from unimm.inference.decode.ragged_cache import KeyValueCache, RaggedCache
+from unimm.inference.kernels.cpu_decode import CpuDecode, make_cpu_decode
 from unimm.inference.kernels.decode_kernels import DecodeKernels, LayerKernels, fused_norm, kernels_of
 from unimm.inference.kernels.quantized_linear import QUANTIZED, Linear
 from unimm.inference.kernels.step_inputs import StepInputs, Windows
@@ -62,6 +64,7 @@ class DecodeModel:
                 self.heads = {kind: _chain(kernels, port.head, of_heads) for kind, port in model.vocabulary_ports.items()}
             if is_known:
                 self.layers = [_Layer(kernels.layer(layer, weights)) for layer in model.trunk.layers]
+        self.cpu: CpuDecode | None = make_cpu_decode(model, [one.kernels for one in self.layers]) if self.layers else None
         self._versions = weight_versions(model)
 
     def is_current(self) -> bool:
@@ -83,14 +86,17 @@ class DecodeModel:
         embeddings_PD: torch.Tensor,
         positions_P: torch.Tensor,
         used: int,
-        cache: RowCache,
+        cache: KeyValueCache,
         windows: Windows | None = None,
     ) -> torch.Tensor:
         """New positions of every row, written at their places in the cache: (P, D) -> hidden states (P, D).
 
         used: slots that any row needs, these positions included. windows: rows with several positions; None: one each.
         """
-        if self.layers is None:
+        if self.cpu is not None and isinstance(cache, RaggedCache):
+            cache.prepare(slice(0, len(embeddings_PD) if windows is None else windows.num_rows), positions_P[:, None], used)
+            return self.cpu.advance(embeddings_PD, positions_P, cache, None if windows is None else windows.rows_P)
+        if self.layers is None or isinstance(cache, RaggedCache):
             return self._advance_by_transformers(embeddings_PD, positions_P, used, cache, windows)
         cos_P1d, sin_P1d = self.model.trunk.rotary_emb(embeddings_PD[:, None], positions_P[:, None])
         step = StepInputs(cos_P1d, sin_P1d, positions_P, used, windows)
@@ -102,7 +108,7 @@ class DecodeModel:
         return fused_norm(self.model.trunk.norm)(hidden_PD)
 
     def _advance_by_transformers(
-        self, embeddings_PD: torch.Tensor, positions_P: torch.Tensor, used: int, cache: RowCache, windows: Windows | None
+        self, embeddings_PD: torch.Tensor, positions_P: torch.Tensor, used: int, cache: KeyValueCache, windows: Windows | None
     ) -> torch.Tensor:
         if windows is None:
             embeddings_RWD, positions_RW = embeddings_PD[:, None], positions_P[:, None]
@@ -118,10 +124,10 @@ class _Layer:
     """One decoder layer over the new positions of rows, by the kernels of a device."""
 
     def __init__(self, kernels: LayerKernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
 
     def __call__(self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer) -> torch.Tensor:
-        kernels = self._kernels
+        kernels = self.kernels
         x_PD = kernels.add_output(x_PD, kernels.attend(kernels.project(x_PD, step, store), step))
         return kernels.add_down(x_PD, kernels.gate(x_PD))
 
