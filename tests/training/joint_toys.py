@@ -1,6 +1,7 @@
 """Objectives that compare sequences, on pairs of toy pictures, for `test_joint_objectives` and `test_samples_in_processes`."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture, Source
 from unimm.data.pairs import ImageText
+from unimm.data.preferences import Preference
+from unimm.data.records import DEFAULT_CODES, Record, RecordImage
+from unimm.data.views import Drawing
 from unimm.models.contrastive import ContrastiveConfig
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
@@ -18,6 +22,7 @@ from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.qformer_text import QFormerTextConfig
 from unimm.training.objectives.contrastive import Contrastive
 from unimm.training.objectives.likelihood import Objective
+from unimm.training.objectives.preferences import DPO, KTO, SimPO
 from unimm.training.objectives.qformer_alignment import QFormerAlignment
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.sharding import Sharding, whole
@@ -33,8 +38,14 @@ ALIGN = Stage("contrastive", {"vision": 1.0, "text_tower": 1.0, "contrastive_hea
 QFORMER = ProjectorConfig("qformer", depth=2, num_queries=4, width=32, num_heads=4)
 QFORMER_TEXT = QFormerTextConfig(dim=16, text_positions=40)
 READ = Stage("qformer", {"projector": 1.0, "qformer_text": 1.0})
-STAGES = {"pairwise": EVERYTHING, "softmax": ALIGN, "sigmoid": ALIGN, "qformer": READ}
-CASES = {"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"}
+PREFERENCES: dict[str, Callable[[UnifiedModel], Objective]] = {
+    "dpo": lambda model: DPO(model, beta={"text": 0.5, "codes": 0.3}, anchor=0.7, label_smoothing=0.1),
+    "simpo": lambda model: SimPO(model, gamma={"text": 0.5, "codes": 0.3}),
+    "kto": lambda model: KTO(model, beta=0.4, anchor=0.5, desirable=1.5),
+}
+"""Objectives of answers and drawings in one batch, in float64."""
+STAGES = {**dict.fromkeys(PREFERENCES, EVERYTHING), "pairwise": EVERYTHING, "softmax": ALIGN, "sigmoid": ALIGN, "qformer": READ}
+CASES = {"dpo": "ddp", "simpo": "fsdp", "kto": "ddp", "pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"}
 """Objectives, and how two processes hold them."""
 
 
@@ -44,12 +55,8 @@ class Pairwise(Objective):
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()
         self.model = model
-        reference = copy.deepcopy(model)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(1)
-            for parameter in reference.parameters():
-                parameter += 0.02 * torch.randn_like(parameter)
-        self.frozen["reference"] = reference
+        self.frozen["reference"] = copy.deepcopy(model)
+        moved(self)
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
         with torch.no_grad():
@@ -78,13 +85,45 @@ def make_objective(name: str) -> Objective:
     model = make_model()
     if name == "pairwise":
         return Pairwise(model)
+    if name in PREFERENCES:
+        return moved(PREFERENCES[name](model.double()))
     if name == "qformer":
         return QFormerAlignment(UnifiedModel(replace(model.config, projector=QFORMER)), QFORMER_TEXT)
     return Contrastive(model, HEADS if name == "softmax" else SIGMOID, name)
 
 
+def moved(objective: Objective) -> Objective:
+    """The same, with a reference that is not the model: else nothing has gained yet."""
+    for reference in objective.frozen.values():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(1)
+            for parameter in reference.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    return objective
+
+
+class Preferred(Squares):
+    """Answers and drawings of the squares in turn, with another square's as the rejected one; every third is no pair."""
+
+    def __getitem__(self, index: int) -> Record:
+        own, other = super().__getitem__(index), super().__getitem__((index + 5) % len(self))
+        if index % 2:
+            return replace(
+                own,
+                questions=tuple(
+                    replace(one, rejected=no.answer) for one, no in zip(own.questions, other.questions, strict=True)
+                ),
+            )
+        both = RecordImage(other.image, {DEFAULT_CODES: other.codes})
+        return replace(own, questions=(), others=(both,))
+
+
 def make_mixture_of(name: str) -> Mixture:
-    """Pairs of sequences, or of images and texts: 12 records, so that texts and images come twice in a step."""
+    """Pairs of sequences, or of images and texts: 12 records, so that texts and images come twice in a step. Preferences with
+    other data beside them."""
+    if name in PREFERENCES:
+        sources = [Source("prefer", Preferred(), Preference(0.3), 3.0), Source("draw", Squares(), Drawing(0.0), 1.0)]
+        return Mixture(sources, make_template(), 0)
     view = PairView() if name == "pairwise" else ImageText(max_positions=40)
     return Mixture([Source("pairs", Squares(), view)], make_template(), 0)
 

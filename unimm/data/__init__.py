@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unimm.data.grounding import GroundedDialogue, Grounding
     from unimm.data.mixture import Mixture, Source
     from unimm.data.pairs import ImageText
+    from unimm.data.preferences import Preference
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.boxes import CocoObjects, RefCoco
     from unimm.data.readers.csv_table import CsvTable
@@ -79,6 +80,7 @@ __all__ = [
     "PlainText",
     "PlainTextFiles",
     "Point",
+    "Preference",
     "PromptFormat",
     "Question",
     "Record",
@@ -124,6 +126,7 @@ __getattr__, __dir__ = lazy_exports(
         "Document": "views",
         "FewShot": "few_shot_view",
         "ImageText": "pairs",
+        "Preference": "preferences",
         "PromptFormat": "template",
         "Template": "template",
         "Turn": "template",

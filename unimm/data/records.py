@@ -108,6 +108,7 @@ class RecordImage:
 class Question:
     """A question about an image, its one right answer, what it asks about ("colour", "count", ...) and its language.
 
+    rejected: an answer that is worse than the right one, for the view `Preference`; empty: none is known.
     parts, answer_parts: what is said where images stand among its texts; empty: the text alone. Where no question that is asked
         shows an image, all images of the record come before the first one. What an answer shows is drawn: it needs codes.
     """
@@ -118,6 +119,7 @@ class Question:
     language: str = "en"
     parts: Parts = ()
     answer_parts: Parts = ()
+    rejected: str = ""
 
 
 PixelBox = tuple[float, float, float, float]

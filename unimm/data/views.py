@@ -210,6 +210,11 @@ def _talk(record: Record, template: Template, pairs: list[Pair], max_positions: 
     return replace(sequence, full_length=whole.length) if sequence.length < whole.length else sequence
 
 
+def dialogue_of(record: Record, template: Template, questions: tuple[Question, ...]) -> Sequence:
+    """These questions and answers in their order, about the record's images, nothing of them cut."""
+    return template.chat(_turns(record, template, _pairs(questions)), system_prompt=record.system or None)
+
+
 def _shortened(sequence: Sequence, place: int, record: Record, template: Template, most: int | None) -> Sequence:
     """A sequence of which the text at a place keeps as much as there is room for."""
     if most is None or sequence.length <= most:

@@ -8,6 +8,8 @@ W is (O, I), A (rank, I), B (O, rank). A layer with an adapter keeps its place i
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +116,20 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 def adapter_parameters(part: nn.Module) -> list[nn.Parameter]:
     """The matrices of all adapters in a part; empty where it has none."""
     return [parameter for name, parameter in part.named_parameters() if is_adapter(name)]
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """In this context the model is what it was before adapters were attached: these are multiplied by 0."""
+    scalings = [layer.scaling for layer in adapted_layers(model).values()]
+    kept = [dict(one) for one in scalings]
+    try:
+        for one in scalings:
+            one.update(dict.fromkeys(one, 0.0))
+        yield
+    finally:
+        for one, own in zip(scalings, kept, strict=True):
+            one.update(own)
 
 
 def is_adapter(name: str) -> bool:

@@ -180,14 +180,15 @@ class UnifiedModel(nn.Module):
         return sums
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
-        """(B, T) float32: the log-probability of every target, at the position that predicts it, whatever its weight; 0 where
-        nothing is learned. It can be differentiated: what objectives compare that ask more than a sum.
+        """(B, T) float32, or float64 where its weights are: the log-probability of every target, at the position that predicts
+        it, whatever its weight; 0 where nothing is learned. It can be differentiated: what objectives compare that ask more
+        than a sum.
 
         Raises:
             ValueError: something is learned that is no id of a vocabulary.
         """
         positions_M, hidden_MD, is_read = self._hidden_of_targets(batch)
-        values_N = hidden_MD.new_zeros(batch.tokens.numel(), dtype=torch.float32)
+        values_N = hidden_MD.new_zeros(batch.tokens.numel(), dtype=torch.promote_types(hidden_MD.dtype, torch.float32))
         for kind, port in self.predicted_ports.items():
             where_n = positions_M[is_read[kind]]
             if isinstance(port, VocabularyPort):

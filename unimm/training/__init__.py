@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
     from unimm.training.objectives.contrastive import Contrastive
     from unimm.training.objectives.likelihood import JointObjective, Likelihood, Objective
+    from unimm.training.objectives.preferences import DPO, KTO, SimPO
     from unimm.training.objectives.qformer_alignment import QFormerAlignment
     from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from unimm.training.trainer import Trainer, TrainerConfig
 
 __all__ = [
+    "DPO",
+    "KTO",
     "AdversaryConfig",
     "Budget",
     "Contrastive",
@@ -33,6 +36,7 @@ __all__ = [
     "ReconstructionLossConfig",
     "Schedule",
     "Sharding",
+    "SimPO",
     "Stage",
     "TokenizerTrainerConfig",
     "TrackingConfig",
@@ -51,6 +55,9 @@ __getattr__, __dir__ = lazy_exports(
         "JointObjective": "objectives.likelihood",
         "Contrastive": "objectives.contrastive",
         "QFormerAlignment": "objectives.qformer_alignment",
+        "DPO": "objectives.preferences",
+        "SimPO": "objectives.preferences",
+        "KTO": "objectives.preferences",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
         "Budget": "optimizers",

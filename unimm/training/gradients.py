@@ -23,7 +23,7 @@ from unimm.batch import Batch
 from unimm.models.ports.base import LossSums
 from unimm.training.flops import FlopCount
 from unimm.training.logbook import Read
-from unimm.training.objectives.likelihood import JointObjective, Objective
+from unimm.training.objectives.likelihood import JointObjective, Objective, is_observed
 from unimm.training.sharding import no_exchange
 
 Outcome = tuple[Read, dict[str, LossSums]]
@@ -123,7 +123,8 @@ class StepGradient:
             return self.wrapped(batch.to(self.accelerator.device))
 
     def _weighted(self, terms: dict[str, LossSums], counts: dict[str, Tensor]) -> Tensor:
-        total: Any = sum(self.weights.get(name, 1.0) * term.loss / counts[name] for name, term in terms.items())
+        learned = ((name, term) for name, term in terms.items() if not is_observed(name))
+        total: Any = sum(self.weights.get(name, 1.0) * term.loss / counts[name] for name, term in learned)
         return total
 
     def _summed(self, leaf: Tensor) -> Tensor:

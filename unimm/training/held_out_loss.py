@@ -10,7 +10,7 @@ from unimm.data.mixture import Mixture, SampleId
 from unimm.data.packing import WHOLE, SampleSize, best_fit, split_sample
 from unimm.data.plan import Planned, collate_rows, measured, open_rows
 from unimm.training.gradients import losses_of
-from unimm.training.objectives.likelihood import Objective
+from unimm.training.objectives.likelihood import Objective, is_observed
 
 Row = list[tuple[SampleId, int]]
 """What a row holds: samples, and which part of each (`unimm.data.packing.WHOLE`: all of it)."""
@@ -47,8 +47,8 @@ class HeldOut:
         together = accelerator.reduce(torch.stack(list(sums.values())), "sum")
         assert isinstance(together, torch.Tensor)
         means = {name: float(loss / count) for name, (loss, count) in zip(sums, together, strict=True) if count > 0}
-        total = sum(weights.get(name, 1.0) * mean for name, mean in means.items())
-        return {"loss": total, **{f"loss_{name}": mean for name, mean in means.items()}}
+        total = sum(weights.get(name, 1.0) * mean for name, mean in means.items() if not is_observed(name))
+        return {"loss": total, **{f"loss_{name.replace('/', '_')}": mean for name, mean in means.items()}}
 
     def _batches(self, rank: int, num_ranks: int) -> Iterator[Batch]:
         """A rank's share, as many batches as the others': shards are gathered for each of them. Missing rows are padding."""

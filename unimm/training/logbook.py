@@ -13,6 +13,7 @@ A `Meter` counts between two reports: sums over steps and, in a report, over ran
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -248,8 +249,9 @@ def _means(sums: dict[str, torch.Tensor], read: torch.Tensor, time: torch.Tensor
     for name, row in sums.items():
         loss, correct, count = row.tolist()
         if count:
-            values[f"loss/{name}"] = loss / count
-            values[f"accuracy/{name}"] = correct / count
+            values[name if "/" in name else f"loss/{name}"] = loss / count
+            if not math.isnan(correct):
+                values[f"accuracy/{name}"] = correct / count
     elements, positions, images, flops = read.tolist()
     seconds, waited = time.clamp(min=1e-9).tolist()
     if flops:

@@ -55,7 +55,7 @@ class TrainerConfig(LoopConfig):
     num_positions: row length T that sequences are packed into.
     num_rows: rows a step, over all ranks and micro-batches.
     num_micro_batches: forward passes a rank takes for one update.
-    weights: weight of each mean loss by name: "text" and "codes", or "words" and "patches"; 1 where it is not named.
+    weights: of each mean loss by name: "text", "codes", "words", ...; where it is not named, the objective's own, else 1.
     ema_decay: of the exponential moving average of trained parameters, in (0, 1); None: there is none. Where there is one, it
         is what is sampled, validated and kept in the end.
     sample_every, validate_every: in steps; 0 is never. validate_at_start: before the first step, too.
@@ -146,8 +146,8 @@ class Trainer(Loop):
         freeze(objective.parts(), config.stage)
         check_heads(objective.heads(), config.stage, objective.own_stage)
         hold_frozen(objective.frozen, objective, self.accelerator.device)
-        num_parameters = sum(p.numel() for p in objective.parameters())
-        show(stage_table(objective.parts(), config.stage, num_parameters, objective.frozen), self.is_main)
+        num = sum(p.numel() for p in objective.parameters())
+        show(stage_table(objective.parts(), config.stage, num, objective.frozen), self.is_main)
         self.flop_count = objective.flop_count()
         self.is_sharded = config.sharding.strategy != "ddp" and self.accelerator.num_processes > 1
         self.heads = objective.heads()
@@ -158,7 +158,8 @@ class Trainer(Loop):
             # A GPU gains from knowing the sizes of rows, which do not change; for a CPU see recipes/LOG.md.
             model.compile_layers(dynamic=True if self.accelerator.device.type == "cpu" else None)
         self.wrapped = self._distribute()
-        self.gradient = StepGradient(objective, self.wrapped, self.accelerator, config.weights, self.flop_count)
+        self.weights = {**objective.weights, **config.weights}
+        self.gradient = StepGradient(objective, self.wrapped, self.accelerator, self.weights, self.flop_count)
         learning = factors(objective.parts(), config.stage)
         self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, objective.hidden_parts(), self.muon_dtype)
         self.names = {id(p): name for name, p in objective.named_parameters()}
@@ -291,7 +292,7 @@ class Trainer(Loop):
             losses: dict[str, float] | None = {}
             if self.held_out is not None:
                 stop = (lambda: self.ranks.any(self.stop.made),)
-                losses = self.held_out.losses(self.objective, self.config.weights, self.accelerator, *stop)
+                losses = self.held_out.losses(self.objective, self.weights, self.accelerator, *stop)
             scores: dict[str, float] | None = {}
             validate = self.validate
             if validate is not None and losses is not None:

@@ -27,7 +27,7 @@ class LossSums(NamedTuple):
     """Sums over targets, to be divided once by the global count: float scalars.
 
     loss: weighted sum of the losses, of ids in nats. correct: weighted number of targets ranked first; 0 where nothing is
-    ranked. count: sum of weights.
+    ranked, not a number where that is not to be logged. count: sum of weights.
     """
 
     loss: Tensor

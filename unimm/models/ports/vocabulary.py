@@ -199,13 +199,14 @@ def linear_cross_entropy(
 def linear_log_probs(
     hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_n: Tensor, chunk_logits: int | None = None
 ) -> Tensor:
-    """(n,) float32: the log-probability of each target under the logits hidden @ weight.T + bias; arguments as
-    `linear_cross_entropy` has them. The logits of a chunk are computed again for the backward pass, since what multiplies each
-    value there is not known before."""
+    """(n,) float32, or float64 where the weights are: the log-probability of each target under the logits
+    hidden @ weight.T + bias; arguments as `linear_cross_entropy` has them. The logits of a chunk are computed again for the
+    backward pass, since what multiplies each value there is not known before."""
     most = chunk_logits or CHUNK_LOGITS.get(hidden_nD.device.type, CHUNK_LOGITS["cpu"])
 
     def of_chunk(hidden_mD: Tensor, targets_m: Tensor) -> Tensor:
-        logits_mV = F.linear(hidden_mD, weight_VD, bias_V).float()
+        logits_mV = F.linear(hidden_mD, weight_VD, bias_V)
+        logits_mV = logits_mV.to(torch.promote_types(logits_mV.dtype, torch.float32))
         return logits_mV.gather(1, targets_m[:, None])[:, 0] - logits_mV.logsumexp(-1)
 
     size = max(1, most // len(weight_VD))

@@ -23,6 +23,7 @@ class Objective(nn.Module):
 
     is_additive: whether the sums of a step are those of its micro-batches, added up.
     own_stage: the stage that was made for it (conf/stage), which an error names; None: there is none.
+    weights: of its mean losses by name, where the trainer's settings name no other; 1 where neither does.
     frozen: networks that it needs and that nothing changes, such as a reference model, by name. The trainer moves them to its
         device; they are no part of the objective's modules, so they are not trained, cut into shards, averaged or written.
     """
@@ -33,10 +34,12 @@ class Objective(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.weights: dict[str, float] = {}
         self.frozen: dict[str, nn.Module] = {}
 
     def forward(self, batch: Batch) -> dict[str, LossSums]:
-        """The sums of a batch, by the name of what is learned."""
+        """The sums of a batch, by the name of what is learned. One with a slash in its name ("preference/margin_text") is
+        observed: its mean is logged under that name, and nothing learns from it."""
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -87,6 +90,16 @@ class Objective(nn.Module):
     def flop_count(self) -> FlopCount | None:
         """What counts the operations of a step, for what is trained now; None where there is no such count."""
         return None
+
+
+def is_observed(name: str) -> bool:
+    """Whether a sum of an objective is logged and not learned from."""
+    return "/" in name
+
+
+def no_rank(loss: torch.Tensor) -> torch.Tensor:
+    """The `correct` of sums where nothing is ranked and no share of it is logged: not a number."""
+    return loss.new_tensor(float("nan"))
 
 
 class JointObjective(Objective):

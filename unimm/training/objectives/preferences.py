@@ -1,0 +1,334 @@
+"""Preference tuning: of two answers to a prompt, or two drawings of it, the chosen one gains over the rejected one.
+
+    DPO      m = beta ((log p - log r)(chosen) - (log p - log r)(rejected)),   loss -log sigmoid(m)       arXiv 2305.18290
+             r: the model before, which is not trained. loss="ipo": (m / beta - 1 / (2 beta))^2           arXiv 2310.12036
+    SimPO    m = beta (mean log p(chosen) - mean log p(rejected)),             loss -log sigmoid(m - gamma)   arXiv 2405.14734
+             the mean over a sequence's tokens; there is no reference
+    KTO      g = log p - log r of each sequence by itself, against a baseline z:                          arXiv 2402.01306
+             1 - sigmoid(beta (g - z)) of chosen ones, 1 - sigmoid(beta (z - g)) of rejected ones
+    anchor   the likelihood of what is chosen ("text", "codes"), as in fine-tuning: without it, both of a pair may become
+             improbable as long as the rejected one does so faster (OSPO, arXiv 2506.02015, adds it with weight 2)
+
+Texts and drawings stand in one batch; each kind has its own mean, beta and margin. A sample is (chosen, rejected), and may hold
+a third sequence, which stands for the chosen one in the anchor: the same drawing with the null prompt, which guidance needs.
+A sample of one sequence is learned by the anchor alone: other data, so that nothing else is forgotten. Log-probabilities are
+conditional: of what follows the prompt, without guidance, as T2I-R1 has it.
+
+What is observed, by kind: preference/margin_*, and the mean log-probability of a token in chosen and rejected sequences.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimm.batch import Batch
+from unimm.models.lora import adapted_layers, is_adapter, without_adapters
+from unimm.models.ports.base import LossSums
+from unimm.models.unified import UnifiedModel
+from unimm.runtime.number_checks import check_number
+from unimm.sequence import Kind
+from unimm.training.objectives.likelihood import JointObjective, Likelihood, no_rank
+from unimm.training.objectives.sequences import KINDS, is_drawing, num_learned, of_kind, pairs_of, sum_by_sequence
+
+REFERENCES = ("auto", "copy", "adapters_off")
+CHOSEN, REJECTED, INSTEAD = 0, 1, 2
+"""Places in a sample."""
+
+BATCHES_WITHOUT_PAIRS = 16
+"""After so many batches without a pair, the data has none."""
+
+ByKind = float | Mapping[str, float]
+"""One number, or one for "text" and one for "codes"."""
+
+
+class Scores(NamedTuple):
+    """Of the documents of a batch, (D,) each: sums over what is learned of the log-probabilities, of what they gained over the
+    reference (the same where there is none), and of weights."""
+
+    log_probs: Tensor
+    gains: Tensor
+    sizes: Tensor
+
+
+class Preferences(Likelihood):
+    """What all of them share: the anchor, the reference, and how pairs are found.
+
+    Args:
+        model: what is trained.
+        beta: how much of a margin is enough, of both kinds or by kind.
+        anchor: weight of the likelihood of what is chosen.
+        reference: "copy": a frozen copy of the model as it is now; "adapters_off": the model without its adapters, which takes
+            no memory, where adapters alone are trained; "auto": the second where there are adapters.
+
+    Raises ValueError for a number that is none, or adapters_off without adapters.
+    """
+
+    has_reference = True
+
+    def __init__(self, model: UnifiedModel, beta: ByKind = 0.1, anchor: float = 0.0, reference: str = "auto") -> None:
+        super().__init__(model)
+        self.beta = by_kind("beta", beta)
+        for name, value in self.beta.items():
+            check_number({f"beta.{name}": value}, above=0)
+        check_number({"anchor": anchor})
+        self.anchor = anchor
+        self.weights = dict.fromkeys((kind.name.lower() for kind in KINDS), anchor)
+        self.num_batches, self.has_pairs = 0, False
+        if reference not in REFERENCES:
+            raise ValueError(f"Unknown reference '{reference}': use one of {', '.join(REFERENCES)}.")
+        has_adapters = bool(adapted_layers(model))
+        if reference == "adapters_off" and not has_adapters:
+            raise ValueError("There are no adapters to switch off: add lora=default, or take reference=copy.")
+        self.is_off = has_adapters and reference != "copy"
+        if self.has_reference and not self.is_off:
+            self.frozen["reference"] = copy.deepcopy(model)
+
+    def check(self, batch: Batch) -> None:
+        """Raises ValueError where the two of a pair are of different kinds, or there are no pairs at all."""
+        super().check(batch)
+        pairs, drawn_D = pairs_of(batch), is_drawing(batch)
+        if bool((drawn_D[pairs.first] != drawn_D[pairs.second]).any()):
+            raise ValueError("The two of a pair are both answers or both drawings, and here they are one of each.")
+        self.num_batches += 1
+        self.has_pairs |= len(pairs.first) > 0
+        if not self.has_pairs and self.num_batches >= BATCHES_WITHOUT_PAIRS:
+            raise ValueError(
+                f"This objective learns from pairs of a chosen and a rejected sequence, and {self.num_batches} batches had "
+                f"none: use the view unimm.data.Preference, such as data=preferences."
+            )
+
+    def scores(self, batch: Batch) -> tuple[Scores, Tensor]:
+        """Of all documents; and the log-probability of each target, (B, T)."""
+        told_BT = self._reference(batch) if self.has_reference else None
+        log_probs_BT = self.model.log_probs(batch)
+        gains_BT = log_probs_BT if told_BT is None else log_probs_BT - told_BT  # by token: less rounding than of two sums
+        sums = (sum_by_sequence(one * batch.weights, batch) for one in (log_probs_BT, gains_BT))
+        return Scores(*sums, num_learned(batch)), log_probs_BT
+
+    def anchored(self, batch: Batch, log_probs_BT: Tensor) -> dict[str, LossSums]:
+        """The likelihood of what is chosen, and of samples of one sequence."""
+        weights_BT = self._anchor_weights(batch)
+        sums = {}
+        for kind in KINDS:
+            own_BT = weights_BT * (batch.target_kinds == kind)
+            loss = -(own_BT * log_probs_BT).sum()
+            sums[kind.name.lower()] = LossSums(loss, no_rank(loss), own_BT.sum())
+        return sums
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        weights_BT = self._anchor_weights(batch)
+        counts = {kind.name.lower(): (weights_BT * (batch.target_kinds == kind)).sum() for kind in KINDS}
+        first_P = pairs_of(batch).first
+        for kind in KINDS:
+            number = of_kind(batch, kind)[first_P].sum().float()
+            counts |= dict.fromkeys(self.names(kind), number)
+        return counts
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """What is divided by the number of pairs of a kind."""
+        own = kind.name.lower()
+        return (f"preference_{own}", *(f"preference/{what}_{own}" for what in ("margin", "chosen", "rejected")))
+
+    def observed(self, kind: Kind, margins_p: Tensor, chosen_p: Tensor, rejected_p: Tensor) -> dict[str, LossSums]:
+        """Sums that are logged: of pairs of a kind the margin, and both means of log-probabilities."""
+        values = dict(zip(self.names(kind)[1:], (margins_p, chosen_p, rejected_p), strict=True))
+        count = margins_p.new_tensor(float(len(margins_p)))
+        return {name: LossSums(one.detach().sum(), no_rank(margins_p), count) for name, one in values.items()}
+
+    def _anchor_weights(self, batch: Batch) -> Tensor:
+        """(B, T): the weights of what the anchor learns: not what is rejected, nor what another sequence stands for."""
+        samples_D, places_D = batch.samples.unbind(1)
+        replaced_D = torch.isin(samples_D, samples_D[places_D == INSTEAD]) & (places_D == CHOSEN)
+        learned_D = (places_D != REJECTED) & ~replaced_D
+        learned_BT = torch.cat([learned_D, learned_D.new_zeros(1)])[batch.document_indices()]  # the last is padding's
+        return batch.weights * learned_BT
+
+    @torch.no_grad()
+    def _reference(self, batch: Batch) -> Tensor:
+        """(B, T): what the reference says of each target."""
+        if self.is_off:
+            self._check_adapters()
+            with without_adapters(self.model):
+                return self.model.log_probs(batch)
+        reference = self.frozen["reference"]
+        assert isinstance(reference, UnifiedModel)
+        return reference.log_probs(batch)
+
+    def _check_adapters(self) -> None:
+        trained = [name for name, one in self.model.named_parameters() if one.requires_grad and not is_adapter(name)]
+        if trained:
+            raise ValueError(
+                f"Without its adapters the model is no fixed reference where {trained[0]} is trained, too: take "
+                f"objective.reference=copy, or stage=adapters."
+            )
+
+
+class DPO(Preferences):
+    """Direct preference optimization, against a frozen reference.
+
+    Args:
+        loss: "sigmoid" or "ipo".
+        label_smoothing: the share of pairs that may be the wrong way round (cDPO), of the sigmoid alone.
+        model, beta, anchor, reference: as `Preferences` has them.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        beta: ByKind = 0.1,
+        anchor: float = 0.0,
+        reference: str = "auto",
+        loss: str = "sigmoid",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(model, beta, anchor, reference)
+        if loss not in ("sigmoid", "ipo"):
+            raise ValueError(f"Unknown loss '{loss}' of DPO: use sigmoid or ipo.")
+        check_number({"label_smoothing": label_smoothing}, below=0.5)
+        if label_smoothing and loss == "ipo":
+            raise ValueError("label_smoothing is the sigmoid's: leave it out, or take loss=sigmoid.")
+        self.loss, self.label_smoothing = loss, label_smoothing
+
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
+        scores, log_probs_BT = self.scores(batch)
+        sums, pairs = self.anchored(batch, log_probs_BT), pairs_of(batch)
+        for kind in KINDS:
+            chosen_p, rejected_p = (one[of_kind(batch, kind)[pairs.first]] for one in pairs)
+            beta = self.beta[kind.name.lower()]
+            margins_p = beta * (scores.gains[chosen_p] - scores.gains[rejected_p])
+            sums[self.names(kind)[0]] = _ranked(self._loss(margins_p, beta), margins_p)
+            means_D = scores.log_probs / scores.sizes.clamp(min=1e-6)
+            sums |= self.observed(kind, margins_p, means_D[chosen_p], means_D[rejected_p])
+        return sums
+
+    def _loss(self, margins_p: Tensor, beta: float) -> Tensor:
+        if self.loss == "ipo":
+            return (margins_p / beta - 1 / (2 * beta)).square()
+        smooth = self.label_smoothing
+        return -(1 - smooth) * F.logsigmoid(margins_p) - smooth * F.logsigmoid(-margins_p)
+
+
+class SimPO(Preferences):
+    """Simple preference optimization: without a reference, by mean log-probabilities, with a margin to reach and an anchor.
+
+    Args:
+        gamma: the margin of m that is enough, of both kinds or by kind.
+        model, beta, anchor: as `Preferences` has them.
+    """
+
+    has_reference = False
+
+    def __init__(self, model: UnifiedModel, beta: ByKind = 5.0, gamma: ByKind = 2.5, anchor: float = 2.0) -> None:
+        super().__init__(model, beta, anchor)
+        self.gamma = by_kind("gamma", gamma)
+
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
+        scores, log_probs_BT = self.scores(batch)
+        sums, pairs = self.anchored(batch, log_probs_BT), pairs_of(batch)
+        means_D = scores.log_probs / scores.sizes.clamp(min=1e-6)
+        for kind in KINDS:
+            chosen_p, rejected_p = (means_D[one[of_kind(batch, kind)[pairs.first]]] for one in pairs)
+            name = kind.name.lower()
+            margins_p = self.beta[name] * (chosen_p - rejected_p)
+            sums[self.names(kind)[0]] = _ranked(-F.logsigmoid(margins_p - self.gamma[name]), margins_p)
+            sums |= self.observed(kind, margins_p, chosen_p, rejected_p)
+        return sums
+
+
+class KTO(Preferences, JointObjective):
+    """Kahneman-Tversky optimization: every sequence by itself, above or below a baseline of the whole step.
+
+    The baseline of chosen sequences is the mean gain of the step's rejected ones of their kind, and the other way round; at
+    least 0, as a KL divergence is, and without a gradient. (The paper takes mismatched prompts and answers for it.) So a sample
+    need not have both: a sequence in which nothing is learned stands in the empty place.
+
+    Args:
+        desirable, undesirable: weights of chosen and rejected sequences.
+        model, beta, anchor, reference: as `Preferences` has them.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        beta: ByKind = 0.1,
+        anchor: float = 0.0,
+        reference: str = "auto",
+        desirable: float = 1.0,
+        undesirable: float = 1.0,
+    ) -> None:
+        super().__init__(model, beta, anchor, reference)
+        check_number({"desirable": desirable, "undesirable": undesirable})
+        self.lambdas = {CHOSEN: desirable, REJECTED: undesirable}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the sequences of pairs: gains, log_probs, sizes (n,); places and drawn (n,) long; anchor_* (1, 3)."""
+        scores, log_probs_BT = self.scores(batch)
+        compared_n = self._compared(batch)
+        sums = self.anchored(batch, log_probs_BT)
+        outputs = {name: one[compared_n] for name, one in scores._asdict().items()}
+        outputs |= {"places": batch.samples[compared_n, 1], "drawn": is_drawing(batch)[compared_n].long()}
+        return outputs | {f"anchor_{name}": torch.stack(list(one))[None] for name, one in sums.items()}
+
+    def joint_loss(self, outputs: Mapping[str, Tensor], rows: Mapping[str, slice]) -> dict[str, LossSums]:
+        own = rows["gains"]
+        sums = {}
+        for kind in KINDS:
+            name = kind.name.lower()
+            anchor = outputs[f"anchor_{name}"][rows[f"anchor_{name}"]].sum(0)
+            sums[name] = LossSums(anchor[0], no_rank(anchor[0]), anchor[2])
+            kind_N = outputs["drawn"] == int(kind == Kind.CODES)
+            halves_N = {place: kind_N & (outputs["places"] == place) for place in (CHOSEN, REJECTED)}
+            parts = [self._half(outputs, halves_N, place, own, self.beta[name]) for place in (CHOSEN, REJECTED)]
+            sums[f"preference_{name}"] = LossSums(*(torch.stack(one).sum() for one in zip(*parts, strict=True)))
+            for what, place in (("chosen", CHOSEN), ("rejected", REJECTED)):
+                mine_n = halves_N[place][own]
+                means_n = (outputs["log_probs"][own] / outputs["sizes"][own].clamp(min=1e-6)).detach()[mine_n]
+                sums[f"preference/{what}_{name}"] = LossSums(means_n.sum(), no_rank(means_n), mine_n.sum().to(means_n.dtype))
+        return sums
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        counts, compared_n = super().counts(batch), self._compared(batch)
+        for kind in KINDS:
+            own = self.names(kind)
+            counts.pop(own[1])
+            places_n = batch.samples[compared_n[of_kind(batch, kind)[compared_n]], 1]
+            numbers = (places_n >= 0, places_n == CHOSEN, places_n == REJECTED)
+            counts |= {name: one.sum().float() for name, one in zip((own[0], *own[2:]), numbers, strict=True)}
+        return counts
+
+    def _half(
+        self, outputs: Mapping[str, Tensor], halves_N: Mapping[int, Tensor], place: int, own: slice, beta: float
+    ) -> LossSums:
+        """The sums of these rows' sequences in one place."""
+        others_n = outputs["gains"].detach()[halves_N[REJECTED - place]]
+        baseline = others_n.mean().clamp(min=0) if len(others_n) else 0.0
+        sign = 1.0 if place == CHOSEN else -1.0
+        above_n = sign * (outputs["gains"][own][halves_N[place][own]] - baseline)
+        loss = self.lambdas[place] * (1 - torch.sigmoid(beta * above_n)).sum()
+        return LossSums(loss, (above_n.detach() > 0).sum().to(loss.dtype), loss.new_tensor(float(len(above_n))))
+
+    def _compared(self, batch: Batch) -> Tensor:
+        """(n,) long: the documents of pairs in which something is learned."""
+        both_n = torch.cat(list(pairs_of(batch))).sort().values
+        return both_n[num_learned(batch)[both_n] > 0]
+
+
+def by_kind(name: str, value: ByKind) -> dict[str, float]:
+    """A number of each kind. Raises ValueError for other kinds."""
+    known = {kind.name.lower() for kind in KINDS}
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(sorted(known), float(value))
+    if set(value) != known:
+        raise ValueError(
+            f"{name} is a number, or one for text and one for codes, not for {', '.join(map(str, value)) or 'none'}."
+        )
+    return {kind: float(one) for kind, one in value.items()}
+
+
+def _ranked(losses_p: Tensor, margins_p: Tensor) -> LossSums:
+    count = losses_p.new_tensor(float(len(losses_p)))
+    return LossSums(losses_p.sum(), (margins_p.detach() > 0).sum().to(losses_p.dtype), count)
