@@ -19,7 +19,7 @@ What is observed, by kind: preference/margin_*, and the mean log-probability of 
 
 import copy
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +106,8 @@ class Preferences(Likelihood):
         told_BT = self._reference(batch) if self.has_reference else None
         log_probs_BT = self.model.log_probs(batch)
         gains_BT = log_probs_BT if told_BT is None else log_probs_BT - told_BT  # by token: less rounding than of two sums
-        sums = (sum_by_sequence(one * batch.weights, batch) for one in (log_probs_BT, gains_BT))
-        return Scores(*sums, num_learned(batch)), log_probs_BT
+        log_probs_D, gains_D = (sum_by_sequence(one * batch.weights, batch) for one in (log_probs_BT, gains_BT))
+        return Scores(log_probs_D, gains_D, num_learned(batch)), log_probs_BT
 
     def anchored(self, batch: Batch, log_probs_BT: Tensor) -> dict[str, LossSums]:
         """The likelihood of what is chosen, and of samples of one sequence."""
@@ -264,8 +264,9 @@ class KTO(Preferences, JointObjective):
         check_number({"desirable": desirable, "undesirable": undesirable})
         self.lambdas = {CHOSEN: desirable, REJECTED: undesirable}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the sequences of pairs: gains, log_probs, sizes (n,); places and drawn (n,) long; anchor_* (1, 3)."""
+    def forward(self, batch: Batch) -> Any:
+        """dict[str, Tensor], of the sequences of pairs: gains, log_probs, sizes (n,); places and drawn (n,) long; anchor_*
+        (1, 3)."""
         scores, log_probs_BT = self.scores(batch)
         compared_n = self._compared(batch)
         sums = self.anchored(batch, log_probs_BT)
