@@ -32,8 +32,7 @@ def load_outside_task(name: str) -> Task:
         ValueError: the module cannot be imported, has no such thing, does not take the arguments, or gives no task.
     """
     place, _, query = name.partition("?")
-    module_name, _, attribute = place.partition(":")
-    made = _find(place, module_name, attribute)
+    made = find_outside(place, "task")
     arguments = read_arguments(query, name)
     if isinstance(made, type) or (callable(made) and not hasattr(made, "run")):
         arguments = _with_num_items(made, arguments)
@@ -65,15 +64,21 @@ def check_task(task: Any, what: str) -> Task:
     return task
 
 
-def _find(place: str, module_name: str, attribute: str) -> Any:
+def find_outside(place: str, what: str) -> Any:
+    """What "pkg.module:name" names, in a package of others or the folder that the command runs in. what: how messages call it.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such thing.
+    """
+    module_name, _, attribute = place.partition(":")
     if not module_name or not attribute:
-        raise ValueError(f"'{place}' names no task: write pkg.module:Task.")
+        raise ValueError(f"'{place}' names no {what}: write pkg.module:{what.capitalize()}.")
     trust([module_name])
     try:
         found: Any = import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"The task '{place}' cannot be imported ({error}): install its package, or run this in the folder that holds it."
+            f"The {what} '{place}' cannot be imported ({error}): install its package, or run this in the folder that holds it."
         ) from error
     for step in attribute.split("."):
         if not hasattr(found, step):
