@@ -9,6 +9,7 @@ pkg.module:function                  the user's own: a function of a list of `Re
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from unimm.eval.tasks_by_name import find_outside, read_arguments
 from unimm.inference.engine import Engine
@@ -63,7 +64,7 @@ def _given(engine: Callable[[], Engine] | None) -> Callable[[], Engine]:
 def _outside(name: str) -> Reward:
     """The user's own function, or an object that their class makes."""
     place, mark, query = name.partition("?")
-    made = find_outside(place, "reward")
+    made: Any = find_outside(place, "reward")
     if isinstance(made, type) or mark:
         arguments = read_arguments(query, name)
         try:
