@@ -34,6 +34,7 @@ from unimm.cli.options import (
     expand_home,
     open_model,
 )
+from unimm.cli.prefer import prefer
 from unimm.cli.score import scoring
 from unimm.cli.search_commands import retrieval
 from unimm.cli.serve import serving
@@ -329,6 +330,9 @@ def inspect(ctx: typer.Context, sample: Annotated[int | None, typer.Option("--sa
     from unimm.cli.data import main
 
     main([*ctx.args, *([] if sample is None else [f"sample={sample}"])])
+
+
+data.command()(prefer)
 
 
 @data.command("convert", context_settings=HYDRA, add_help_option=False)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.llava import LlavaJson
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
+    from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
     from unimm.data.readers.web_dataset import WebDataset
     from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text, Video
     from unimm.data.reframing import Reframed
@@ -81,6 +82,8 @@ __all__ = [
     "PlainTextFiles",
     "Point",
     "Preference",
+    "PreferenceJson",
+    "PreferenceTables",
     "PromptFormat",
     "Question",
     "Record",
@@ -146,6 +149,8 @@ __getattr__, __dir__ = lazy_exports(
         "Fields": "readers.fields",
         "ImageFolder": "readers.image_folder",
         "Parquet": "readers.parquet",
+        "PreferenceJson": "readers.preferences",
+        "PreferenceTables": "readers.preferences",
         "WebDataset": "readers.web_dataset",
         "PlainTextFiles": "readers.plain_text",
         "CodedDataset": "stores.codes",
