@@ -68,6 +68,9 @@ FILES = {
     "data/pairs": ["data.paths=captions/captions.jsonl"],
     "data/parquet": ["data.paths=tables"],
     "data/webdataset": ["data.paths=shards"],
+    "data/preferences": ["data.paths=preferences/preferences.jsonl"],
+    "data/preferences_parquet": ["data.paths=preferences/answers.parquet"],
+    "data/worlds/prefer": ["data.paths=preferences/preferences.jsonl"],
     "data/text": ["data.paths=texts"],
     "data/coco": ["data.annotations=annotated/captions.json"],
     "data/vqa": ["data.questions=annotated/questions.json", "data.annotations=annotated/annotations.json"],
@@ -83,6 +86,7 @@ NOT_DRAWN = ("data/llava", "data/text", "data/vqa", "data/documents", "data/worl
 NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions", "data/several/compare", "data/several/few_shot")
 NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate", "data/worlds/locate_framed")
 NOT_DRAWN += ("data/pages", "data/worlds/clips")
+NOT_DRAWN += ("data/preferences", "data/preferences_parquet", "data/worlds/prefer")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}
 DATA_OF |= {"few_pictures/model": "data/image_folder", "few_pictures/tokenizer": "images/image_folder"}
@@ -92,6 +96,8 @@ DATA_OF |= {"pages/internvl": "data/llava"}
 DATA_OF |= {"blip2/paper_align": "data/pairs", "blip2/paper_generate": "data/llava"}
 DATA_OF |= {"locate/refcoco": "data/refcoco"}
 DATA_OF |= {"clips/llava_video": "data/llava"}
+DATA_OF |= {f"prefer/{name}": "data/worlds/prefer" for name in ("drawings", "captions", "both")}
+DATA_OF |= {f"prefer/{name}": "data/preferences" for name in ("janus_ospo", "janus_suder")}
 """Experiments on the user's own files."""
 
 
@@ -309,7 +315,7 @@ def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> 
         patch.chdir(tmp_path)
         patch.setattr("unimm.cli.learner.open_image_tokenizer", lambda _: None)
         patch.setattr("unimm.cli.learner.fingerprint", lambda _: "")
-        result = CliRunner().invoke(app, [verb, *GIVEN[verb.replace("-", "_")], option.replace("/", "=")])
+        result = CliRunner().invoke(app, [verb, *GIVEN[verb.replace("-", "_")], option.replace("/", "=", 1)])
     key = FILES[option][0].split("=")[0]
     assert result.stderr == f"unimm: The key '{key}' has no value yet: add {key}=...\n" and result.exit_code == 2
 

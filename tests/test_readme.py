@@ -15,7 +15,7 @@ import typer
 from omegaconf import OmegaConf
 from PIL import Image
 from typer.testing import CliRunner
-from users_files import make_all
+from users_files import make_all, make_preferences
 
 from unimm.cli.app import app
 from unimm.cli.compose import compose_config
@@ -380,6 +380,23 @@ def test_the_recipe_that_keeps_what_was_known_runs(tiny_folder: Path, tmp_path: 
         scores = json.loads(Path(f"runs/keep/{name}/scores_before.json").read_text())["scores"]
         assert {*scores} == {"shapes_answers", "shapes_drawings"}
     assert Path("runs/keep/lora/adapter").is_dir() and Path("runs/keep/mine/model").is_dir()
+
+
+@pytest.mark.slow
+def test_the_preferences_recipe_runs(tiny_folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line with a tiny model, which judges itself, two prompts and two steps."""
+    make_preferences(Path("preferences"))
+    Path("prompts.txt").write_text("a red circle\na blue cross\n")
+    pairs = ["--judge", "vqa_score", "--margin", "1e-9", "--min-best", "0", "-n", "2", "--device", "cpu"]
+    for line in fenced_lines(RECIPES / "preferences.md"):
+        monkeypatch.setattr(sys, "argv", ["unimm"])
+        if "unimm data prefer" in line:
+            small = [*pairs, *([] if "prompts.txt" in line else ["--limit", "2"]), "--model", str(tiny_folder)]
+            small[1] = "look_again" if " captions " in line else "vqa_score"
+        else:
+            small = [f"init_from={tiny_folder}", *(TINY_RUN["train"] if " train " in line else [])]
+        run(line, *small)
+    assert Path("runs/prefer/janus_both/model").is_dir() and Path("runs/prefer/pairs/best_and_worst.png").is_file()
 
 
 @pytest.mark.slow

@@ -108,6 +108,18 @@ def make_parquet(folder: Path) -> Path:
     return folder
 
 
+def make_preferences(folder: Path) -> Path:
+    """Two answers to a question about a picture, and two drawings of a prompt; the answers in a table, too."""
+    import pyarrow.parquet
+
+    make_pictures(folder)
+    answers = {"prompt": "Which colour?", "chosen": "red", "rejected": "green", "image": "0.png"}
+    drawn = {"prompt": CAPTIONS[0], "chosen_image": "0.png", "rejected_image": "1.png"}
+    drawn |= {"chosen_codes": [1] * 64, "rejected_codes": [2] * 64}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([answers] * 2), folder / "answers.parquet")
+    return write_lines(folder / "preferences.jsonl", [answers, drawn] * 2)
+
+
 def make_shard(path: Path, members: dict[str, bytes]) -> Path:
     """A .tar of these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +190,7 @@ def make_all(folder: Path) -> Path:
     make_parquet(folder / "tables")
     make_shards(folder / "shards")
     make_texts(folder / "texts")
+    make_preferences(folder / "preferences")
     return folder
 
 
