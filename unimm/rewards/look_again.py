@@ -33,7 +33,7 @@ class LookAgain:
             asked += [(place, claim) for claim in dict.fromkeys([*find(answer), answer]) if claim.strip()]
         images = [responses[place].image for place, _ in asked]
         found = self._engine.alignment(images, [claim for _, claim in asked]) if asked else []
-        scores: list[float | None] = [None] * len(responses)
+        of_each: list[list[float]] = [[] for _ in responses]
         for (place, _), value in zip(asked, found, strict=True):
-            scores[place] = min(value, scores[place] if scores[place] is not None else 1.0)
-        return scores
+            of_each[place].append(value)
+        return [min(values, default=None) for values in of_each]

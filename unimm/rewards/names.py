@@ -10,7 +10,7 @@ pkg.module:function                  the user's own: a function of a list of `Re
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from unimm.eval.tasks_by_name import find_outside, read_arguments
 from unimm.inference.engine import Engine
@@ -84,4 +84,4 @@ def _outside(name: str) -> Reward:
             raise ValueError(f"The reward '{place}' cannot be made with these arguments: {error}.") from error
     if not callable(made):
         raise ValueError(f"'{place}' is no reward: it is of type {type(made).__name__}, and not a function of responses.")
-    return made
+    return cast(Reward, made)

@@ -203,6 +203,7 @@ def _drawings(item: Mapping[str, Any], where: str) -> tuple[tuple[Any, dict[str,
     """The better and the worse image with the codes that are known; None where answers are compared."""
     if "chosen_image" in item and "rejected_image" in item:
         return tuple((item[f"{one}_image"], _codes(item.get(f"{one}_codes"), where)) for one in ("chosen", "rejected"))
+    numbers: list[Any]
     if "jpg_0" in item and "jpg_1" in item:
         images, numbers = [item["jpg_0"], item["jpg_1"]], [item.get("label_0"), item.get("label_1")]
     else:
@@ -214,7 +215,7 @@ def _drawings(item: Mapping[str, Any], where: str) -> tuple[tuple[Any, dict[str,
         numbers = [-one for one in numbers] if name in LOWER and all(map(_is_number, numbers)) else numbers
     if len(images) < 2 or len(images) != len(numbers) or not all(map(_is_number, numbers)):
         raise ValueError(f"{where}: {len(images)} images are compared by {short(numbers)}: give each image a number.")
-    best, worst = int(np.argmax(numbers)), int(np.argmin(numbers))
+    best, worst = numbers.index(max(numbers)), numbers.index(min(numbers))
     if best == worst:
         raise ValueError(f"{where} prefers nothing: its images have the same number, {numbers[0]}.")
     return (images[best], {}), (images[worst], {})
