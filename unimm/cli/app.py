@@ -92,6 +92,7 @@ app.add_typer(retrieval)
 app.add_typer(doctor)
 data.command("clips")(write_clips)
 app.add_typer(data, name="data")
+data.command()(prefer)
 bench.add_typer(bench_search)
 bench.command("eval-resume")(eval_resume)
 app.add_typer(bench, name="bench")
@@ -330,9 +331,6 @@ def inspect(ctx: typer.Context, sample: Annotated[int | None, typer.Option("--sa
     from unimm.cli.data import main
 
     main([*ctx.args, *([] if sample is None else [f"sample={sample}"])])
-
-
-data.command()(prefer)
 
 
 @data.command("convert", context_settings=HYDRA, add_help_option=False)
