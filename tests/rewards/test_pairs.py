@@ -21,7 +21,7 @@ from unimm.data.worlds.scenes import HELD_OUT_PAIRS, make_scene, render
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.rewards.guarded import GuardedReward
 from unimm.rewards.names import build_reward
-from unimm.rewards.near_misses import asks_for_held_out, near_misses
+from unimm.rewards.near_misses import asks_for_held_out, near_misses, says_less
 from unimm.rewards.pair_folder import make_pairs
 from unimm.rewards.pair_prompts import PairPrompt, read_prompts
 from unimm.rewards.pairs import Candidate, PairMaker, PairSettings, choose_pairs
@@ -81,6 +81,8 @@ def test_near_misses_change_one_thing_and_ask_for_nothing_held_out() -> None:
     assert "an orange circle and a red cross" not in english  # held out
     assert "a red circle and a cross" in english and len(set(english)) == len(english)
     assert "一个蓝色圆形在一个红色三角形的右侧" in near_misses("一个红色圆形在一个蓝色三角形的右侧", "zh", rng, 100)
+    assert says_less("a circle and an orange cross", "a red circle and an orange cross", "en")
+    assert not any(says_less(one, "一个红色圆形", "zh") for one in ("一个蓝色圆形", "一个红色三角形"))
     assert near_misses("a photograph of my aunt", "en", rng, 3) == near_misses("ein Hund", "de", rng) == []
 
 
@@ -132,6 +134,7 @@ def test_what_is_written_is_read_as_preferences_in_both_directions(whole: tuple[
     asked = [line for line in lines if "image" in line]
     assert drawn and asked and all(line["chosen_score"] > line["rejected_score"] for line in drawn)
     assert {line["chosen"] for line in asked} == {"yes", "no"}
+    assert len(asked) < 2 * len(drawn)  # a near miss that leaves a word out is still true
     for index in range(len(data)):
         sample = Preference(0.0)(data[index], make_template(), np.random.default_rng(0))
         assert len(sample.sequences) == 2

@@ -10,6 +10,7 @@ that is held out.
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -56,6 +57,12 @@ def near_misses(prompt: str, language: str, rng: np.random.Generator, num_each: 
         made += [options[place] for place in rng.permutation(len(options))[:num_each]]
     made = list(dict.fromkeys(made))
     return [made[place] for place in rng.permutation(len(made))]
+
+
+def says_less(edited: str, prompt: str, language: str) -> bool:
+    """Whether an edited prompt only leaves words out: what shows the prompt then shows it, too."""
+    own, before = (Counter(text[begin:end] for _, begin, end in _words(text, language)) for text in (edited, prompt))
+    return own < before
 
 
 def asks_for_held_out(prompt: str) -> bool:

@@ -2,7 +2,8 @@
 
 For drawings, pictures of near misses of the prompt may stand among them (`near_misses`): they are made well, and of something
 else, so that what is learned is to do what the prompt says. From such a pair also the other direction is learned: asked whether
-its picture shows the prompt, and whether it shows the near miss, a model is to say yes once and no once.
+its picture shows the prompt, and whether it shows the near miss, a model is to say yes once and no once. (Not of a near miss
+that only leaves a word out: that is still true of the picture.)
 
 A drawing or answer with a pair of colour and form that the shapes world holds out is left out whatever the judge, where prompts
 are those of that world.
@@ -20,7 +21,7 @@ from unimm.data.worlds.scenes import HELD_OUT_PAIRS, make_generator
 from unimm.eval.tasks.shapes import at_side
 from unimm.inference.engine import Engine
 from unimm.rewards.guarded import GuardedReward
-from unimm.rewards.near_misses import asks_for_held_out, near_misses
+from unimm.rewards.near_misses import asks_for_held_out, near_misses, says_less
 from unimm.rewards.pair_prompts import PairPrompt
 from unimm.rewards.response import Response
 from unimm.runtime.number_checks import check_number, check_whole
@@ -186,7 +187,7 @@ def entries(judged: Judged, name: str, image_tokenizer: str, both_directions: bo
         lines.append({"prompt": prompt.prompt, "chosen_image": chosen, "rejected_image": rejected, **codes, **scores, **about})
         if other.of:
             lines[-1]["near_miss"] = other.of
-        if both_directions and other.of:
+        if both_directions and other.of and not says_less(other.of, prompt.prompt, prompt.language):
             for asked, yes, no in ((prompt.prompt, "yes", "no"), (other.of, "no", "yes")):
                 question = {"prompt": SHOWS.format(asked), "image": chosen, "chosen": yes, "rejected": no}
                 lines.append({**question, **about})
