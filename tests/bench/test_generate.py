@@ -51,6 +51,22 @@ def test_windows_are_timed_beside_one_code_at_a_time(tiny_folder: Path, tmp_path
     assert result.exit_code == 2 and "--window times batches of drawings" in result.stderr
 
 
+def test_requests_that_come_at_random_on_a_busy_machine(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ["bench", "generate", "--model", tiny_folder, "--device", "cpu", "--dtype", "float32", "--rate", 200]
+    words += ["--requests", 9, "--busy", 1, "--out", tmp_path / "arrivals.json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0 and "1 busy processes" in result.output, result.output
+    told = json.loads((tmp_path / "arrivals.json").read_text())
+    assert (told["rate"], told["busy"]) == (200, 1)
+    whole, *kinds = told["measured"]
+    assert [one["kind"] for one in kinds] == ["caption", "question", "chat", "drawing"]
+    assert sum(one["requests"] for one in kinds) == whole["requests"] == 9 and whole["ids_a_second"] > 0
+    for one in told["measured"]:
+        for name in ("first", "total"):
+            assert 0 < one[f"{name}_p50"] <= one[f"{name}_p90"] <= one[f"{name}_p99"] < whole["seconds"]
+        assert one["first_p50"] <= one["total_p50"]
+
+
 @pytest.mark.parametrize("batch", ["0", "0+0", "x", "3+", "-1"])
 def test_batches_that_are_none(batch: str) -> None:
     with pytest.raises(ValueError, match="A batch is IMAGES or IMAGES"):

@@ -47,6 +47,12 @@ def generate(
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
     ),
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Time mixed requests that come at random instead, so many a second, unimm alone."),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Of --rate: captions, questions, chats and drawings in all.")] = 50,
+    busy: Annotated[int, typer.Option(min=0, help="Processes that compute all the time beside it, one thread each.")] = 0,
     deepseek: Annotated[
         Path | None, typer.Option(help="A clone of github.com/deepseek-ai/Janus, to time its drawing loop as well.")
     ] = None,
@@ -60,25 +66,23 @@ def generate(
     Example:
       unimm bench generate --model janus_110m --batch 1 --batch 8 --batch 8+8 --weights int8
       unimm bench generate --model demo --dtype float32 --batch 1 --window 8 --guidance-scale 2.5 --temperature 0.6 --repeats 9
+      unimm bench generate --model demo --dtype float32 --rate 4 --busy 2
     """
-    if window:
-        from unimm.cli.bench.windows import run as run_windows
+    from unimm.bench.arrivals import busy as kept_busy
+    from unimm.cli.bench.arrivals import run as run_arrivals
 
-        settings = (guidance_scale, temperature, top_k)
-        run_windows(model, (device, dtype), batch or ["1", "8"], window, settings, weights or [], repeats, out)
-        return
-    from unimm.cli.bench.generate import run
+    with kept_busy(busy):
+        if rate is not None:
+            return run_arrivals(model, (device, dtype), requests, rate, busy, out)
+        if window:
+            from unimm.cli.bench.windows import run as run_windows
 
-    run(
-        model,
-        (device, dtype),
-        batch or ["1", "8", "8+8"],
-        guidance_scale,
-        (weights or [], only_weights),
-        repeats,
-        out,
-        (deepseek, deepseek_python),
-    )
+            settings = (guidance_scale, temperature, top_k)
+            return run_windows(model, (device, dtype), batch or ["1", "8"], window, settings, weights or [], repeats, out)
+        from unimm.cli.bench.generate import run
+
+        sizes, few = batch or ["1", "8", "8+8"], (weights or [], only_weights)
+        run(model, (device, dtype), sizes, guidance_scale, few, repeats, out, (deepseek, deepseek_python))
 
 
 @bench.command()
