@@ -78,6 +78,8 @@ FILES = {
     "data/refcoco": ["data.refs=annotated/refs.jsonl"],
     "data/grounded_llava": ["data.paths=grounded/boxes.jsonl"],
     "data/documents": ["data.paths=annotated/documents.jsonl"],
+    "data/documents_drawn": ["data.paths=annotated/documents.jsonl"],
+    "data/interleaved": ["data.paths=annotated/drawn.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
     "data/mixed_vision": ["data.captions=captions/captions.jsonl"],
 }
@@ -98,6 +100,7 @@ DATA_OF |= {"locate/refcoco": "data/refcoco"}
 DATA_OF |= {"clips/llava_video": "data/llava"}
 DATA_OF |= {f"prefer/{name}": "data/worlds/prefer" for name in ("drawings", "captions", "both")}
 DATA_OF |= {f"prefer/{name}": "data/preferences" for name in ("janus_ospo", "janus_suder")}
+DATA_OF |= {"interleaved/janus_pro_1b": "data/interleaved"}
 """Experiments on the user's own files."""
 
 
@@ -180,13 +183,14 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     data |= {"coco_boxes", "refcoco", "grounded_llava"}
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"pages"}
+    data |= {"interleaved", "documents_drawn"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
     for world in (
         *("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld", "PagesWorld"),
-        *("ComparisonsWorld", "FewShotWorld"),
+        *("ComparisonsWorld", "FewShotWorld", "InterleavedWorld"),
     ):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
@@ -246,7 +250,8 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         dataset, view = bare_dataset(source.dataset), build(source.view)
         for index in range(min(30, len(dataset))):
             record = dataset[index]
-            record = record.with_codes(codes).with_corrupted_codes(codes) if is_coded(source.dataset) else record
+            if is_coded(source.dataset):
+                record = record.with_codes(*[codes] * max(record.num_images, 1)).with_corrupted_codes(codes)
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 

@@ -176,6 +176,8 @@ def make_annotated(folder: Path) -> Path:
         (folder / f"COCO_train2014_{number:012}.jpg").write_bytes(picture_bytes(number, "JPEG"))
     shown = [{"image_name": "1.png", "matched_text_index": 1}, {"image_name": "0.png", "matched_text_index": 0}]
     write_lines(folder / "documents.jsonl", [{"text_list": list(CAPTIONS[:3]), "image_info": shown}] * 2)
+    talk = [{"role": "user", "content": "Draw a square."}, {"role": "assistant", "content": "Here: <image> It is red."}]
+    write_lines(folder / "drawn.jsonl", [{"messages": talk, "images": ["0.png"]}, {"messages": talk, "images": ["1.png"]}])
     return folder
 
 

@@ -272,3 +272,18 @@ def test_a_document_learns_its_words_and_draws_where_it_is_told() -> None:
     for most in range(8, looked.length):
         short = Document()(record, TEMPLATE.limited(most), np.random.default_rng(0))
         assert short.length <= most and short.full_length == looked.length and any(s.learn for s in short.segments)
+
+
+def test_a_dialogue_that_draws_is_sometimes_without_its_words() -> None:
+    """The null prompt of guidance: the codes alone are learned; a dialogue of words alone keeps them."""
+    questions = (Question("Draw it.", "Here: Done.", answer_parts=("Here:", 0, "Done.")),)
+    record = replace(RECORD, questions=questions)
+    dropped, kept = see(Dialogue(drop=1.0), record=record), see(Dialogue(drop=0.0), record=record)
+    assert dropped == kept.unconditioned(TEMPLATE.tokenizer.special.pad)
+    assert {segment.kind for segment in dropped.segments if segment.learn} == {Kind.TEXT, Kind.CODES}
+    assert [s.ids for s in dropped.segments if s.learn and s.kind == Kind.TEXT] == [
+        (TEMPLATE.tokenizer.special.begin_of_image,)
+    ]
+    assert see(Dialogue(drop=1.0), record=replace(RECORD, questions=QUESTIONS)) == see(
+        Dialogue(), record=replace(RECORD, questions=QUESTIONS)
+    )

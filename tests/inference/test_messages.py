@@ -129,7 +129,6 @@ def one(content: Any, **more: Any) -> list[dict[str, Any]]:
         (one([{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}]), "web address"),
         ([{"role": "assistant", "content": "Well,"}], "no message to answer"),
         ([{"role": "system", "content": "a"}, {"role": "assistant", "content": ""}], "no message to answer"),
-        ([*one("a"), {"role": "assistant", "content": [part(RED)]}], "turn in a chat is text"),
         ([*one("a"), {"role": "system", "content": "b"}], '"system" comes first'),
         ([{"role": ["user"], "content": "a"}], "A message is"),
         (one([{"type": "x" * 10_000}]), "of type text, image or image_url"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from unimm.data.worlds.emoji import EmojiWorld
     from unimm.data.worlds.few_shot import FewShotWorld
     from unimm.data.worlds.figures import FiguresWorld
+    from unimm.data.worlds.interleaved import InterleavedWorld
     from unimm.data.worlds.pages import PagesWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
@@ -71,6 +72,7 @@ __all__ = [
     "Grounding",
     "ImageFolder",
     "ImageText",
+    "InterleavedWorld",
     "JsonLines",
     "LlavaJson",
     "Mixture",
@@ -166,6 +168,7 @@ __getattr__, __dir__ = lazy_exports(
         "write_video": "video.writing",
         "EmojiWorld": "worlds.emoji",
         "FiguresWorld": "worlds.figures",
+        "InterleavedWorld": "worlds.interleaved",
         "PagesWorld": "worlds.pages",
     },
 )

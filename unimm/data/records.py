@@ -111,6 +111,7 @@ class Question:
     rejected: an answer that is worse than the right one, for the view `Preference`; empty: none is known.
     parts, answer_parts: what is said where images stand among its texts; empty: the text alone. Where no question that is asked
         shows an image, all images of the record come before the first one. What an answer shows is drawn: it needs codes.
+    given_images: images of the answer that are read and not learned, such as a drawing that the answer then says is wrong.
     """
 
     text: str
@@ -120,6 +121,7 @@ class Question:
     parts: Parts = ()
     answer_parts: Parts = ()
     rejected: str = ""
+    given_images: tuple[int, ...] = ()
 
 
 PixelBox = tuple[float, float, float, float]

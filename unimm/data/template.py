@@ -6,6 +6,7 @@ file writes prompts.
     video     [\\n]0.5s: <boi>FRAME<eoi>\\n1.5s: <boi>FRAME<eoi>[\\n], where an image stands in a chat
     text      <bos>text<eos>
     document  <bos>text\\n<boi>IMAGE<eoi>\\ntext ...<eos>
+    answer    ...<|Assistant|>: words<boi>CODES<eoi> words<eos>, where it draws; <boi>CODES PIXELS<eoi>, where it looks at that
     tiles     <boi>1IMAGE2IMAGE\\n3IMAGE4IMAGE\\nIMAGE<eoi>
 
 A turn begins and ends without white space, and an image inside one stands between line ends, as in Janus. A large picture
@@ -16,13 +17,15 @@ Text between two special ids is encoded in one piece, so ordinary text gets the 
 
 What is learned: an assistant's answers with their end-of-sentence, all codes of a drawing, all of a plain text; not the begin
 and end of an image, and no end after a drawing, as in Janus. An image inside an answer or a document whose codes are learned is
-drawn among words: its begin is learned, too, since a model has to choose it. Source: Janus' conversation.py.
+drawn among words: its begin is learned, too, since a model has to choose it. What begins a conversation in which it draws is,
+up to the first image, the prompt of a drawing. Source: Janus' conversation.py.
 """
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +33,7 @@ from unimm.data.boxes import BoxText
 from unimm.data.fit import Fit, fit_crop, fit_look
 from unimm.data.image import look
 from unimm.data.records import ImageLike, SeenImage, Video
+from unimm.data.segment_writer import SegmentWriter
 from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage, Tiles
 from unimm.data.video.choosing import Frames, VideoFormat, choose_frames
@@ -58,6 +62,8 @@ class PromptFormat:
     tiles: how a large picture in a conversation is cut into tiles (`Tiles`, or its settings by name); None: every picture is
         looked at as one square.
     video: how videos are taken (`VideoFormat`, or its settings by name); None: the model was not made for them.
+    looks_at_drawings: whether the model looks at what it has drawn itself in an answer, as it looks at other pictures, before
+        it goes on; else it has the codes alone.
 
     Raises ValueError where it sees something else, or sees codes and is to look at tiles or at frames of a video.
     """
@@ -70,6 +76,7 @@ class PromptFormat:
     box_form: str = ""
     box_bins: int = 0
     video: VideoFormat | None = None
+    looks_at_drawings: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiles", read_settings(Tiles, self.tiles, "tiles are set"))
@@ -180,15 +187,20 @@ class Template:
             return Segment.seen(image.features, self.num_positions, condition="image")
         return Segment.look(partial(look, image, self.image_size), self.num_positions, condition="image")
 
-    def chat(self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None) -> Sequence:
+    def chat(
+        self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None, draws: bool = False
+    ) -> Sequence:
         """A conversation, closed (training), or open for at most `limit` tokens of the assistant's next turn; of the rest of
         its last turn where the conversation ends with one.
 
         system_prompt: said instead of the format's own.
+        draws: the open turn may begin an image, too (`begin_drawing`); then, as where an answer holds a drawing, all words are
+            the condition "text", which guidance drops.
         """
         special = self.tokenizer.special
-        writer = _Writer(self.tokenizer)
-        writer.id(special.bos)
+        has_drawing = any(turn.role == "assistant" and not isinstance(part, str) for turn in turns for part in turn.content)
+        writer = SegmentWriter(self.tokenizer, condition="text" if draws or has_drawing else None)
+        writer.id(special.bos, condition=None)
         system_prompt = self.prompt_format.system_prompt if system_prompt is None else system_prompt
         if system_prompt:
             writer.text(system_prompt + "\n\n")
@@ -204,12 +216,46 @@ class Template:
         if not turns or turns[-1].role != "assistant":
             writer.text(self.prompt_format.assistant, role=True)
             writer.text(":")
-        return writer.sequence(Segment.blank(Kind.TEXT, limit, stop=(special.eos,)))
+        return writer.sequence(self._words(limit) if draws else Segment.blank(Kind.TEXT, limit, stop=(special.eos,)))
+
+    def begin_drawing(self, sequence: Sequence, words: Any, num_codes: int) -> Sequence:
+        """A chat that is open for words, its answer going on with these (n,) ids and then an image: open for its codes. The
+        begin of an image may be the last of the ids."""
+        begin = self.tokenizer.special.begin_of_image
+        words = [int(one) for one in words if one != begin]
+        said = [Segment.text(words, condition="text")] if words else []
+        last = (Segment.text([begin]), Segment.blank(Kind.CODES, num_codes))
+        return Sequence((*sequence.given.segments, *said, *last))
+
+    def end_drawing(self, sequence: Sequence, codes: Any, image: ImageLike | None, limit: int) -> Sequence:
+        """What `begin_drawing` gave, closed by its codes (num_codes,), and open for at most `limit` tokens of what follows.
+
+        image: what the codes show, where the format has the model look at its drawings.
+        """
+        shown = (*self.drawn(codes, image), Segment.text([self.tokenizer.special.end_of_image]))
+        return Sequence((*sequence.given.segments, *shown, self._words(limit)))
+
+    def drawn(self, codes: Any, image: ImageLike | None = None, learn: bool = False) -> ImageSegments:
+        """An image that is drawn in an answer: its codes, and where the format says so the image behind them, to look at.
+
+        Raises ValueError where that is to be looked at and is not there.
+        """
+        segment = Segment.codes(codes, learn=learn)
+        if not self.prompt_format.looks_at_drawings:
+            return (segment,)
+        if image is None:
+            raise ValueError("This prompt format has drawings looked at: give the image beside its codes.")
+        return segment, self.pixels(image)
+
+    def _words(self, limit: int) -> Segment:
+        """Open for text that may end in the begin of an image."""
+        special = self.tokenizer.special
+        return Segment.blank(Kind.TEXT, limit, stop=(special.eos, special.begin_of_image))
 
     def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
         """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes."""
         special = self.tokenizer.special
-        writer = _Writer(self.tokenizer, condition="text")
+        writer = SegmentWriter(self.tokenizer, condition="text")
         writer.id(special.bos, condition=None)
         self._user(writer, Turn("user", (prompt,)))
         writer.text(self.prompt_format.assistant, role=True)
@@ -229,19 +275,19 @@ class Template:
 
     def document(self, parts: tuple[Part, ...]) -> Sequence:
         """An interleaved document: its texts are learned, and of its images the codes that are to be."""
-        writer = _Writer(self.tokenizer)
+        writer = SegmentWriter(self.tokenizer)
         writer.id(self.tokenizer.special.bos)
         self._mixed(writer, _trim(parts), learn=True)
         writer.id(self.tokenizer.special.eos, learn=True)
         return writer.sequence()
 
-    def _user(self, writer: "_Writer", turn: Turn) -> None:
+    def _user(self, writer: SegmentWriter, turn: Turn) -> None:
         writer.text(self.prompt_format.user, role=True)
         writer.text(": ")
         self._mixed(writer, _trim(turn.content))
         writer.text("\n\n")
 
-    def _mixed(self, writer: "_Writer", parts: list[Part], learn: bool = False) -> None:
+    def _mixed(self, writer: SegmentWriter, parts: list[Part], learn: bool = False) -> None:
         """Texts and images, each image and frame on a line of its own. learn: the texts, and that an image begins which is
         drawn."""
         for index, part in enumerate(parts):
@@ -257,19 +303,20 @@ class Template:
                 self._image(writer, image)
             writer.text("\n" if index < len(parts) - 1 else "", learn)
 
-    def _image(self, writer: "_Writer", image: ImageSegments) -> None:
-        writer.id(self.tokenizer.special.begin_of_image, learn=any(segment.learn for segment in image))
+    def _image(self, writer: SegmentWriter, image: ImageSegments) -> None:
+        special = self.tokenizer.special
+        writer.id(special.begin_of_image, learn=any(segment.learn for segment in image), condition=None)
         for segment in image:
             writer.segment(segment)
-        writer.id(self.tokenizer.special.end_of_image)
+        writer.id(special.end_of_image, condition=None)
 
-    def _assistant(self, writer: "_Writer", turn: Turn, is_open: bool) -> None:
+    def _assistant(self, writer: SegmentWriter, turn: Turn, is_open: bool) -> None:
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
         for part in _trim(turn.content):
             if isinstance(part, str):
                 writer.text(f" {part}", learn=turn.learn)
-            elif isinstance(part, Frames) or any(segment.kind == Kind.PIXELS for segment in part):
+            elif isinstance(part, Frames) or part[0].kind != Kind.CODES:
                 raise ValueError("An assistant's turn in a chat is text, with drawings' codes among it; it looks at no image.")
             else:
                 self._image(writer, part)
@@ -290,57 +337,3 @@ def _trim(content: tuple[Part, ...]) -> list[Part]:
     if parts and isinstance(parts[-1], str):
         parts[-1] = parts[-1].rstrip()
     return parts
-
-
-class _Writer:
-    """Collects text pieces and ids into segments; neighbouring text is encoded as one piece."""
-
-    def __init__(self, tokenizer: TextTokenizer, condition: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._condition = condition
-        self._segments: list[Segment] = []
-        self._ids: list[int] = []
-        self._piece = ""
-        self._mode: tuple[bool, str | None] = (False, condition)
-
-    def text(self, text: str, learn: bool = False, role: bool = False) -> None:
-        """Plain text; with `role`, the name of an added token becomes its id."""
-        added = self._tokenizer.added_id(text) if role else None
-        if added is not None:
-            self.id(added, learn, self._condition)
-            return
-        self._switch(learn, self._condition)
-        self._piece += text
-
-    def id(self, token: int, learn: bool = False, condition: str | None = "inherit") -> None:
-        """A special id."""
-        self._switch(learn, self._condition if condition == "inherit" else condition)
-        self._encode()
-        self._ids.append(token)
-
-    def segment(self, segment: Segment) -> None:
-        """A whole segment, such as an image."""
-        self._close()
-        self._segments.append(segment)
-
-    def sequence(self, *last: Segment) -> Sequence:
-        """Everything written so far, and the given last segment."""
-        self._close()
-        return Sequence((*self._segments, *last))
-
-    def _switch(self, learn: bool, condition: str | None) -> None:
-        if self._mode != (learn, condition):
-            self._close()
-            self._mode = (learn, condition)
-
-    def _encode(self) -> None:
-        if self._piece:
-            self._ids += self._tokenizer.encode(self._piece)
-            self._piece = ""
-
-    def _close(self) -> None:
-        self._encode()
-        if self._ids:
-            learn, condition = self._mode
-            self._segments.append(Segment.text(self._ids, learn=learn, condition=condition))
-            self._ids = []

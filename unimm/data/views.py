@@ -75,7 +75,7 @@ class Conversation:
         if (is_caption and record.captions) or not record.questions:
             caption = _choose(record.captions or _lacks(record, "captions and no questions"), rng)
             # A language without requests of its own is asked for in English.
-            pairs.append(((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng),), (caption.text,)))
+            pairs.append(((_choose(DESCRIBE.get(caption.language, DESCRIBE["en"]), rng),), (caption.text,), ()))
         elif record.is_dialogue:
             return _talk(record, template, _pairs(record.questions))
         else:
@@ -90,16 +90,26 @@ class Dialogue:
     """PIXELS where the record has an image, then all its questions and answers in their order: conversations of users' own.
 
     Later turns lean on earlier ones, so nothing is shuffled; without an image it is a chat in text, learned all the same.
+    Images in answers are drawn: their codes are learned.
 
     max_positions: of the sequence, which the model and the row limit, too.
+    drop: the probability that all words are dropped where an answer draws, so that guidance has something to lead away from;
+        of these the codes alone are learned.
     """
 
     task: ClassVar[str] = UNDERSTANDING
     max_positions: int | None = None
+    drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability(self, "drop")
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         questions: tuple[Question, ...] = record.questions or _lacks(record, "questions")
-        return _talk(record, template, _pairs(questions), self.max_positions)
+        sequence = _talk(record, template, _pairs(questions), self.max_positions)
+        if self.drop and sequence.num_learned_codes and rng.random() < self.drop:
+            return sequence.unconditioned(template.tokenizer.special.pad)
+        return sequence
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,7 @@ class Document:
         parts: Parts = record.document or _lacks(record, "document")
         is_drawn = bool(self.draw) and rng.random() < self.draw
         images = record.images
-        shown = [_draw(record, number) if is_drawn else _look(template, one) for number, one in enumerate(images)]
+        shown = [_draw(record, number, template) if is_drawn else _look(template, one) for number, one in enumerate(images)]
 
         def write(parts: Parts) -> Sequence:
             return template.document(tuple(part if isinstance(part, str) else shown[part] for part in parts))
@@ -193,8 +203,8 @@ class Document:
         return _fitting(parts, write, record, template)
 
 
-Pair = tuple[Parts, Parts]
-"""A question and its answer, with images where they stand."""
+Pair = tuple[Parts, Parts, tuple[int, ...]]
+"""A question and its answer, with images where they stand; and which of the answer's are not learned."""
 
 
 def _talk(record: Record, template: Template, pairs: list[Pair], max_positions: int | None = None) -> Sequence:
@@ -277,7 +287,7 @@ def _too_long(record: Record, length: int, most: int) -> ValueError:
 
 
 def _pairs(questions: tuple[Question, ...]) -> list[Pair]:
-    return [(one.parts or (one.text,), one.answer_parts or (one.answer,)) for one in questions]
+    return [(one.parts or (one.text,), one.answer_parts or (one.answer,), one.given_images) for one in questions]
 
 
 def _turns(record: Record, template: Template, pairs: list[Pair]) -> list[Turn]:
@@ -292,10 +302,10 @@ def _turns(record: Record, template: Template, pairs: list[Pair]) -> list[Turn]:
         return tuple(part if isinstance(part, str) else seen[part] for part in parts)
 
     if images and not any(isinstance(part, int) for pair in pairs for part in (*pair[0], *pair[1])):
-        pairs = [((*range(len(images)), *pairs[0][0]), pairs[0][1]), *pairs[1:]]
+        pairs = [((*range(len(images)), *pairs[0][0]), *pairs[0][1:]), *pairs[1:]]
     turns: list[Turn] = []
-    for question, answer in pairs:
-        drawn = tuple(part if isinstance(part, str) else _draw(record, part) for part in answer)
+    for question, answer, given in pairs:
+        drawn = tuple(one if isinstance(one, str) else _draw(record, one, template, one not in given) for one in answer)
         turns += [Turn("user", look(question)), Turn("assistant", drawn)]
     return turns
 
@@ -304,10 +314,12 @@ def _look(template: Template, image: RecordImage) -> Part:
     return template.show(image.image, image.codes.get(DEFAULT_CODES))
 
 
-def _draw(record: Record, number: int) -> ImageSegments:
+def _draw(record: Record, number: int, template: Template, learn: bool = True) -> ImageSegments:
     """An image that is drawn among words."""
-    codes = record.images[number].codes.get(DEFAULT_CODES)
-    return (Segment.codes(_lacks(record, "codes of an image that is drawn") if codes is None else codes, learn=True),)
+    image = record.images[number]
+    codes = image.codes.get(DEFAULT_CODES)
+    codes = _lacks(record, "codes of an image that is drawn") if codes is None else codes
+    return template.drawn(codes, image.image, learn=learn)
 
 
 def _drawn(record: Record, rng: np.random.Generator) -> np.ndarray:

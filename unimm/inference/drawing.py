@@ -254,6 +254,11 @@ def _in_order(finished: list[tuple[list[int], Future[list[Image.Image]]]]) -> li
     return [images[index] for index in sorted(images)]
 
 
+def preview_of(coder: ImageCoder, codes: list[int], num_codes: int) -> Image.Image:
+    """The picture of the first codes of a drawing: whole rows, and grey below them."""
+    return _preview(coder, [codes], num_codes, None)[0]
+
+
 def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvases: list[Canvas] | None) -> list[Image.Image]:
     """Pictures of codes so far: whole rows, and grey below them; or, on a canvas, all of it that is known."""
     side = round(num_codes**0.5)

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from unimm.data.records import ImageLike
 from unimm.inference.decode.request import Request
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
+from unimm.inference.redrawing import Drawn, Redraw, Redrawing, read_redraw
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
 from unimm.runtime.number_checks import whole_number
-from unimm.runtime.provenance import DRAWN, describe
+from unimm.runtime.provenance import DRAWN, attach, carried, describe
 
 
 class ImageCalls(TextCalls):
@@ -44,7 +47,9 @@ class ImageCalls(TextCalls):
             callback: gets a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
                 raises stops the drawing.
             more: `best_of`: draw each image as often as this says, and return the one that aligns best with the prompt
-                (`alignment`); the time grows by a little more than that factor. `min_p` of `Sampling`, `guidance_interval` of
+                (`alignment`); the time grows by a little more than that factor. `redraw`: look at each image, and mend
+                what does not show the prompt, in so many further tries at most or as a `Redraw` says
+                (`unimm.inference.redrawing`): time goes where it is needed. `min_p` of `Sampling`, `guidance_interval` of
                 `Request`; `first_index`: images first_index, first_index + 1, ... of the seed instead of those from 0 on.
 
         Returns:
@@ -53,16 +58,32 @@ class ImageCalls(TextCalls):
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_images = whole_number("num_images", num_images, 1)
+        redraw = read_redraw(more.pop("redraw", 0))
         best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
+        if redraw.tries and best_of > 1:
+            raise ValueError("Give best_of or redraw, not both: each draws several times and takes the best.")
+        check_best_of(1 + min(redraw.tries, 1), self.model, self.template, prompts)  # it asks the same question
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
         requests = self._requests(prompt, num_images, seed, settings, best_of)
         drawing = draw(self.decoder, requests, self.coder, provenance=self._provenance(prompt, requests, settings))
-        images = finish(drawing, callback).images or []
+        drawn = finish(drawing, callback)
+        images, each = drawn.images or [], [text for text in prompts for _ in range(num_images * best_of)]
+        if redraw.tries and images:
+            images = self._redrawn(each, requests, drawn.codes.numpy(), images, redraw)
         if best_of > 1:
-            each = [text for text in prompts for _ in range(num_images * best_of)]
             images = choose_best(images, self.alignment(images, each), best_of)
         starts = range(0, len(images), num_images)
         return images if isinstance(prompt, str) else [images[start : start + num_images] for start in starts]
+
+    def _redrawn(
+        self, prompts: list[str], requests: list[Request], codes_NT: np.ndarray, images: list[Image.Image], how: Redraw
+    ) -> list[Image.Image]:
+        """These images, those that do not show their prompts mended; each says in how many tries."""
+        drawn = [Drawn(*one) for one in zip(prompts, requests, codes_NT, images, strict=True)]
+        said = [carried(image) for image in images]
+        for one, own in zip(Redrawing(self, how).mend(drawn), said, strict=True):
+            attach(one.image, {**(own or {}), "redraw": asdict(how), "tries": one.tries, "painted": one.painted})
+        return [one.image for one in drawn]
 
     def stream_images(
         self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings

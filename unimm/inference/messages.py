@@ -5,6 +5,11 @@
     videos        {"type": "video", "video": "clip.mp4"}, {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,"}}
     DeepSeek      {"role": "<|User|>", "content": "<image_placeholder>\\nWhat is this?", "images": [picture]}
 
+    a drawing     {"role": "assistant", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Here."}]}
+
+An image in an assistant's message is one that it drew: it is read as codes, those that the part holds beside it ("codes", as
+`AssistantMessage.message` has them), or those that the image tokenizer makes of it.
+
 A last message of the assistant's is what its answer begins with; an empty one, as DeepSeek ends its conversations, is the place
 to answer. Whatever a message says that is not followed is refused: an answer to an image that was ignored would not show it.
 """
@@ -13,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unimm.data.image_forms import check_keys, held_in_part, read_once
-from unimm.data.records import ImageLike
-from unimm.data.template import Template, Turn
+from unimm.data.records import ImageLike, Video
+from unimm.data.template import Part, Template, Turn
 from unimm.data.text import SPECIAL_NAMES
 from unimm.data.video.choosing import Frames, segments_of
 from unimm.data.video.sources import PARTS as VIDEO_PARTS
@@ -41,6 +46,7 @@ class _Shown:
     """An image or video of a message, unread; or frames of a video that were chosen before."""
 
     image: ImageLike | Frames
+    codes: tuple[int, ...] | None = None
 
 
 def read_messages(messages: list[Message], template: Template, max_positions: int) -> tuple[list[Turn], str | None]:
@@ -75,6 +81,12 @@ def read_messages(messages: list[Message], template: Template, max_positions: in
             f"The images of the messages take {taken} positions, and there are {max_positions}: show fewer, or smaller ones."
         )
     return turns, system_prompt
+
+
+def list_conversations(messages: Any) -> tuple[list[Any], bool]:
+    """One conversation, or a list of them, as a list; and whether it was one."""
+    is_list = isinstance(messages, list) and bool(messages) and all(isinstance(one, list) for one in messages)
+    return (messages if is_list else [messages]), is_list
 
 
 def continues_answer(messages: list[Message]) -> bool:
@@ -132,11 +144,21 @@ def _read_part(part: Any) -> str | _Shown:
         chosen = part.get("video")
         return _Shown(chosen if isinstance(chosen, Frames) else open_video(part))
     if kind != "text":
-        return _Shown(read_once(held_in_part(part)))
+        held = read_once(held_in_part({name: own for name, own in part.items() if name != "codes"}))
+        return _Shown(held, _read_codes(part.get("codes")))
     check_keys("part of type text", part, ("type", "text"))
     if not isinstance(part.get("text"), str):
         raise ValueError(f"A text part needs its text as a string, not {type(part.get('text')).__name__}.")
     return part["text"]
+
+
+def _read_codes(codes: Any) -> tuple[int, ...] | None:
+    """The codes of a part, where it has some."""
+    if codes is None:
+        return None
+    if not isinstance(codes, list | tuple) or not codes or not all(type(code) is int for code in codes):
+        raise ValueError(f"The codes of an image are a list of whole numbers, not {shorten(codes)}.")
+    return tuple(codes)
 
 
 def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn:
@@ -146,4 +168,19 @@ def _read_turn(role: str, parts: list[str | _Shown], template: Template) -> Turn
         for part in parts or [""]:
             if isinstance(part, str):
                 check_text(part, "message")
-    return Turn(role, tuple(part if isinstance(part, str) else template.show(part.image) for part in parts), learn=False)
+    shown = tuple(part if isinstance(part, str) else _show(part, role, template) for part in parts)
+    return Turn(role, shown, learn=False)
+
+
+def _show(shown: _Shown, role: str, template: Template) -> Part:
+    """An image or video as it is looked at; of the assistant's, as it was drawn."""
+    if role == "user":
+        if shown.codes is not None:
+            raise ValueError("Codes belong to a drawing, in a message of the assistant's: leave them out of a user's image.")
+        return template.show(shown.image)
+    if isinstance(shown.image, Frames | Video):
+        raise ValueError("An assistant's message holds texts and images that it drew, no videos.")
+    if shown.codes is None and template.encode is None:
+        raise ValueError("The image of an assistant's message needs its codes, since there is no image tokenizer here.")
+    codes = template.encode(shown.image) if shown.codes is None and template.encode is not None else shown.codes
+    return template.drawn(codes, shown.image)

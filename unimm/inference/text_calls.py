@@ -13,7 +13,8 @@ from unimm.inference.decode.sampling import Sampling
 from unimm.inference.engine_parts import EngineParts
 from unimm.inference.examples import ImageQuestion, read_examples
 from unimm.inference.input_validation import check_text, image_or_video, pair, read_stop
-from unimm.inference.messages import Message, continues_answer, read_messages
+from unimm.inference.interleaved import astream_answer, check_images, converse, read_answers, stream_answer
+from unimm.inference.messages import Message, continues_answer, list_conversations, read_messages
 from unimm.inference.second_look import SecondLook, Verification
 from unimm.inference.text_stream import TextChunk, astream, awrite, write
 from unimm.inference.text_stream import stream as write_stream
@@ -138,8 +139,10 @@ class TextCalls(EngineParts):
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         stop: str | list[str] | None = None,
+        *,
+        images: str = "never",
         **sampling,
-    ) -> str | Iterator[str]:
+    ) -> Any:
         """The assistant's next turn of a conversation with any number of images.
 
         Args:
@@ -148,7 +151,26 @@ class TextCalls(EngineParts):
                 and the text goes on where that ends.
             stream: return an iterator over the pieces of the text, as they come.
             stop: as in `complete`.
+            images: "auto": the model may draw in its answer, wherever it begins an image (one that was taught to does);
+                "always": its answer begins with an image, also of a model that was not taught when to draw; "never".
+            sampling: as in `complete`, and where there may be images `max_images` of an answer [4], `drawing` (a dict of
+                guidance_scale, temperature, top_k, top_p instead of the model's own), `preview_every` (codes, with `stream`).
+
+        Returns:
+            A string, or with `stream` an iterator over its pieces. Where there may be images, an `AssistantMessage` with
+            `text`, `images`, and `message` to put among those of the next turn (a list of them for a list of conversations,
+            answered in one batch); with `stream` an iterator over `ChatPiece`s: words, previews, images in their order.
+
+        Raises:
+            ValueError: a message cannot be read, or the conversation leaves no room for an answer.
         """
+        check_images(images)
+        if images != "never":
+            answers, is_list = read_answers(self, messages, max_new_tokens, temperature, stop, images, **sampling)
+            if stream:
+                return stream_answer(self, answers)
+            written = converse(self, answers)
+            return written if is_list else written[0]
         request, stops, continues = self._chat_request(messages, max_new_tokens, temperature, stop, **sampling)
         if not stream:
             return write(self.decoder, self.tokenizer, [request], stops, [continues])[0].text
@@ -216,8 +238,16 @@ class TextCalls(EngineParts):
             async for chunk in chunks:
                 yield chunk
 
-    async def astream_chat(self, messages: list[Message], **settings: Any) -> AsyncGenerator[str]:
+    async def astream_chat(self, messages: list[Message], **settings: Any) -> AsyncGenerator[Any]:
         """As `chat` with `stream=True`, for coroutines: `async for piece in engine.astream_chat(messages)`."""
+        images = settings.pop("images", "never")
+        check_images(images)
+        if images != "never":
+            answers, _ = await asyncio.to_thread(read_answers, self, messages, images=images, **settings)
+            async with aclosing(astream_answer(self, answers)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
         async with aclosing(self.astream_complete(messages, **settings)) as chunks:
             async for chunk in chunks:
                 if chunk.text:
@@ -256,8 +286,7 @@ class TextCalls(EngineParts):
     ) -> tuple[tuple[list[Request], tuple[str, ...], list[bool]], bool]:
         """The requests of one conversation or of a list of them, their stop strings, and which of them continue an answer, as
         `write` takes them; and whether a list goes back."""
-        is_list = isinstance(messages, list) and bool(messages) and all(isinstance(one, list) for one in messages)
-        conversations: list[Any] = messages if is_list else [messages]
+        conversations, is_list = list_conversations(messages)
         asked = [self._chat_request(one, *settings, **sampling) for one in conversations]
         return ([request for request, *_ in asked], asked[0][1], [continues for *_, continues in asked]), is_list
 

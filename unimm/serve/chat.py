@@ -14,6 +14,7 @@ from unimm.inference.text_stream import Completion, TextChunk, TokenLogprob
 from unimm.serve.conversation import check_conversation, for_engine, last_user_text
 from unimm.serve.drawing import DrawingOrder, Pictures, check_count
 from unimm.serve.errors import ApiError
+from unimm.serve.interleaved import InterleavedReply, Piece
 from unimm.serve.models import check_model
 from unimm.serve.protocol import ChatRequest
 from unimm.serve.service import Run, Service, service_of
@@ -34,6 +35,8 @@ async def complete(request: Request, body: ChatRequest) -> Response:
     check_conversation(service, body)
     check_votes(service, body)
     reply = Reply(service, body)
+    if body.images != "never":
+        return await _interleaved(request, service, body, reply)
     if "image" in body.modalities:
         order = DrawingOrder(service, body, last_user_text(body), "webp")
         drawing = service.run(request, "image", body.n, order.draw(order.from_text(), is_event=True))
@@ -44,6 +47,16 @@ async def complete(request: Request, body: ChatRequest) -> Response:
     if body.stream:
         return await respond(service, run, reply.text_events(run))
     return JSONResponse(reply.written(await run.items()))
+
+
+async def _interleaved(request: Request, service: Service, body: ChatRequest, reply: "Reply") -> Response:
+    """Answers with images among their words."""
+    seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
+    made = InterleavedReply(service, body, seed)
+    run = service.run(request, "text", body.n, made.pieces())
+    if body.stream:
+        return await respond(service, run, reply.interleaved_events(made, run))
+    return JSONResponse(reply.interleaved(made, await run.items(), seed))
 
 
 async def answers(service: Service, body: ChatRequest, drafts: list[Completion]) -> AsyncGenerator[tuple[int, TextChunk]]:
@@ -159,6 +172,19 @@ class Reply:
         url = f"data:{order.encoding.media_type};base64,{picture}"
         parts = [{"type": "image_url", "image_url": {"url": url}}]
         return {"content": parts} if self._body.image_placement == "content" else {"content": "", "images": parts}
+
+    # -- words and images -----------------------------------------------------------------------------------------------
+
+    def interleaved(self, made: InterleavedReply, pieces: list[Piece], seed: int) -> dict[str, Any]:
+        """The answer, of words and images."""
+        return {**self._whole(made.choices(pieces), made.usage), "seed": seed}
+
+    async def interleaved_events(self, made: InterleavedReply, run: Run[Piece]) -> AsyncIterator[Event]:
+        """An event a piece."""
+        async for delta in made.deltas(run):
+            yield self._event([delta])
+        for event in self._usage_event(made.usage):
+            yield event
 
     # -- both ---------------------------------------------------------------------------------------------------------
 

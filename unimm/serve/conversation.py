@@ -16,6 +16,7 @@ def check_conversation(service: Service, body: ChatRequest) -> None:
     texts = [len(part.text) for message in body.messages for part in parts(message) if isinstance(part, TextPart)]
     check_characters(service, sum(texts), "messages")
     num_images = sum(isinstance(part, ImagePart) for message in body.messages for part in parts(message))
+    num_images += sum(len(message.images) for message in body.messages) if body.images != "never" else 0
     if num_images > settings.max_images:
         raise ApiError(400, f"At most {settings.max_images} images are looked at, not {num_images}.", param="messages")
     num_videos = sum(isinstance(part, VideoPart) for message in body.messages for part in parts(message))
@@ -51,9 +52,11 @@ def last_user_text(body: ChatRequest) -> str:
     return " ".join(part.text for part in found if isinstance(part, TextPart))
 
 
-async def for_engine(service: Service, body: ChatRequest) -> list[dict[str, Any]]:
+async def for_engine(service: Service, body: ChatRequest, drawn: bool = False) -> list[dict[str, Any]]:
     """The conversation as the engine reads it: system messages at its beginning are one; images, and the frames of videos that
     the model is shown, are decoded.
+
+    drawn: `images` of the assistant's messages, which its answers came with, are read, too, before their words.
 
     Raises:
         ApiError: 400, an image or video cannot be read or fetched; 429, too much of them is held.
@@ -64,7 +67,8 @@ async def for_engine(service: Service, body: ChatRequest) -> list[dict[str, Any]
     for message in body.messages:
         role = "system" if message.role == "developer" else message.role
         content: list[dict[str, Any]] = []
-        for part in parts(message):
+        own = message.images if drawn and role == "assistant" else []
+        for part in (*own, *parts(message)):
             if isinstance(part, TextPart):
                 content.append({"type": "text", "text": part.text})
             elif isinstance(part, VideoPart):

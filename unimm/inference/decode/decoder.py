@@ -21,6 +21,10 @@ from unimm.inference.decode.workload import QueueFull
 IsOver = Callable[[int, int], bool]
 """Called with every request of a call (its index) and its next id: whether that ends it."""
 
+Follow = Callable[[int], Request | None]
+"""Called with the index of a request of a call when that has ended and all its ids were taken: what follows under the same
+index, such as the image that a text has begun; None: nothing does."""
+
 
 class Decoder(Scheduler):
     """Fills the open segments of requests with a unified model.
@@ -50,7 +54,11 @@ class Decoder(Scheduler):
         return [one[0] if is_at_once else one for one, is_at_once in zip(filled, at_once, strict=True)]
 
     def steps(
-        self, requests: list[Request], is_over: IsOver | None = None, jobs: list[Job] | None = None
+        self,
+        requests: list[Request],
+        is_over: IsOver | None = None,
+        jobs: list[Job] | None = None,
+        follow: Follow | None = None,
     ) -> Generator[dict[int, Any]]:
         """The same, step by step: each step gives {request: its next id} for all requests that are being filled, and, when it
         is there, {request: its content} of those that are filled in all at once.
@@ -59,17 +67,22 @@ class Decoder(Scheduler):
 
         Args:
             jobs: an empty list, to which the requests' jobs are added (for their log-probabilities).
+            follow: gives the request that follows one that has ended: a sequence of open segments, one after the other, each
+                decoded together with whatever else there is. It is called without any lock, and never refused for a full
+                queue: it was admitted before.
 
         Raises:
             ValueError: a request can never be filled; at once, not with the first step.
         """
         for request in requests:
             self.check(request)
-        return self._steps(_Call(self, requests, is_over, jobs))
+        return self._steps(_Call(self, requests, is_over, jobs, follow))
 
     def _steps(self, call: "_Call") -> Generator[dict[int, Any]]:
         with closing(call):
             while not call.is_done:
+                if call.follow_up():
+                    break
                 with self._lock:
                     call.submit()
                     if not self.is_started and not call.is_ready:
@@ -78,11 +91,15 @@ class Decoder(Scheduler):
                     self._drop_aborted()
                 if new:
                     yield new
-                elif not call.is_done:
+                elif not call.is_done and not call.has_ended:
                     self._wait_until(lambda: call.is_ready)
 
     async def asteps(
-        self, requests: list[Request], is_over: IsOver | None = None, jobs: list[Job] | None = None
+        self,
+        requests: list[Request],
+        is_over: IsOver | None = None,
+        jobs: list[Job] | None = None,
+        follow: Follow | None = None,
     ) -> AsyncGenerator[dict[int, Any]]:
         """As `steps`, for coroutines. It starts the decoder's own thread, and never blocks the event loop.
 
@@ -105,15 +122,17 @@ class Decoder(Scheduler):
                 self.check(request)
 
         await asyncio.to_thread(check)
-        with closing(_Call(self, requests, is_over, jobs, wake)) as call:
+        with closing(_Call(self, requests, is_over, jobs, follow, wake)) as call:
             while not call.is_done:
+                if call.has_ended and await asyncio.to_thread(call.follow_up):
+                    break
                 has_news.clear()
                 if call.may_submit:
                     await asyncio.to_thread(call.submit)
                 new = call.take()
                 if new:
                     yield new
-                elif not call.is_done:
+                elif not call.is_done and not call.has_ended:
                     await has_news.wait()
 
 
@@ -129,10 +148,13 @@ class _Call:
         requests: list[Request],
         is_over: IsOver | None,
         jobs: list[Job] | None,
+        follow: Follow | None,
         on_news: Callable[[Job], None] | None = None,
     ) -> None:
-        self._decoder, self._is_over, self._on_news = decoder, is_over, on_news
+        self._decoder, self._is_over, self._follow, self._on_news = decoder, is_over, follow, on_news
         self._all_jobs = [] if jobs is None else jobs
+        self._ended: list[int] = []  # whose followers were not asked for yet
+        self._further: deque[tuple[int, Request]] = deque()
         self._waiting = deque(enumerate(requests))
         self._left: dict[int, Job] = {}  # by index
         self._is_full = self._is_closed = False
@@ -144,8 +166,25 @@ class _Call:
 
     @property
     def is_done(self) -> bool:
-        """Whether all was submitted, filled and taken."""
-        return not self._waiting and not self._left
+        """Whether all was submitted, filled and taken, and nothing follows."""
+        return not (self._waiting or self._left or self._ended or self._further)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was not asked yet what follows a request."""
+        return bool(self._ended)
+
+    def follow_up(self) -> bool:
+        """Ask what follows the requests that have ended; returns whether all is done now.
+
+        Raises:
+            ValueError: what follows can never be filled.
+        """
+        while self._ended and self._follow is not None:
+            if (request := self._follow(index := self._ended.pop(0))) is not None:
+                self._decoder.check(request)
+                self._further.append((index, request))
+        return self.is_done
 
     @property
     def is_ready(self) -> bool:
@@ -158,7 +197,7 @@ class _Call:
     @property
     def may_submit(self) -> bool:
         """Whether there is something to submit, and the queue was not full since something of this call ended."""
-        return bool(self._waiting) and not (self._is_full and self._left)
+        return bool(self._further) or (bool(self._waiting) and not (self._is_full and self._left))
 
     def submit(self) -> None:
         """As many requests as may wait; the others stay here until some of these are done.
@@ -167,20 +206,23 @@ class _Call:
             QueueFull: not one may wait, and none of these is inside.
         """
         with self._decoder._lock:
+            while self._further and not self._is_closed:
+                self._entered(*self._further.popleft(), is_further=True)
             while self._waiting and not self._is_closed:
-                index, request = self._waiting[0]
                 try:
-                    job = self._decoder._enqueue(request, self._on_news)
+                    self._entered(*self._waiting[0])
                 except QueueFull:
                     if not self._left:
                         raise
                     self._is_full = True
                     break
                 self._waiting.popleft()
-                self._left[index] = job
-                self._all_jobs.append(job)
         if self._is_closed:  # its task was cancelled meanwhile
             self.close()
+
+    def _entered(self, index: int, request: Request, is_further: bool = False) -> None:
+        self._left[index] = job = self._decoder._enqueue(request, self._on_news, is_further)
+        self._all_jobs.append(job)
 
     def take(self) -> dict[int, Any]:
         """The next id of each request, where there is one; nothing as long as one that is being filled has none."""
@@ -203,6 +245,8 @@ class _Call:
     def _end(self, index: int) -> None:
         self._decoder.abort(self._left.pop(index).ticket)
         self._is_full = False
+        if self._follow is not None:
+            self._ended.append(index)
 
     def close(self) -> None:
         """Drop what is not done."""

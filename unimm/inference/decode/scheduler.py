@@ -91,14 +91,15 @@ class Scheduler:
         self.check(request)
         return self._enqueue(request, on_news).ticket
 
-    def _enqueue(self, request: Request, on_news: Callable[[Job], None] | None) -> Job:
+    def _enqueue(self, request: Request, on_news: Callable[[Job], None] | None, is_further: bool = False) -> Job:
+        """is_further: it goes on with what was admitted before, and is never refused for a full queue."""
         with self._lock:
             self._check_alive()
             self._drop_aborted()
             if not self.has_work:
                 self._last_step = time.monotonic()
             job = Job(self._next_ticket, request, on_news)
-            self._work.push(job)
+            self._work.push(job, is_further)
             self._next_ticket += 1
             self._jobs[job.ticket] = job
         self._thread.wake()

@@ -215,9 +215,9 @@ class Workload:
         """Whether its kind has no logits from which elements are chosen one by one."""
         return request.blank.kind not in self.model.vocabulary_ports
 
-    def push(self, job: Job) -> None:
-        """Let a request wait. Raises `QueueFull` where too many wait already."""
-        most = self.limits.max_waiting
+    def push(self, job: Job, is_further: bool = False) -> None:
+        """Let a request wait. Raises `QueueFull` where too many wait already, unless it goes on with one that did not."""
+        most = None if is_further else self.limits.max_waiting
         if most is not None and len(self.queue) >= most and not self._has_capacity([*self.jobs, *self.queue, job]):
             raise QueueFull(f"{len(self.queue)} requests wait already: ask again later.")
         self.queue.push(job)
