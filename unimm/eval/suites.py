@@ -140,6 +140,7 @@ FURTHER_TASKS = {
     "shapes_zero_shot": FurtherTask("unimm.eval.tasks.zero_shot:ShapesZeroShot", "colour and form by labels alone"),
     "reranked_retrieval": FurtherTask("unimm.eval.tasks.reranking:RerankedRetrieval", "what towers find, ranked again"),
     "swapped_relations": FurtherTask("unimm.eval.tasks.relations:SwappedRelations", "which of two texts is whose picture's"),
+    "interleaved": FurtherTask("unimm.eval.tasks.interleaved:Interleaved", "conversations in which the model draws"),
     "redrawing": FurtherTask("unimm.eval.tasks.redrawing:Redrawing", "draw, look, draw again, beside the best of several"),
     "locate": FurtherTask("unimm.eval.tasks.locating:ShapesLocate", "boxes of phrases about scenes, or that there is none"),
     "heat_map": FurtherTask("unimm.eval.tasks.locating:HeatMaps", "heat maps against the pixels of shapes: by="),

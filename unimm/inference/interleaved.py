@@ -30,7 +30,7 @@ from unimm.inference.engine_parts import EngineParts
 from unimm.inference.input_validation import read_stop
 from unimm.inference.messages import Message, continues_answer, list_conversations, read_messages
 from unimm.inference.text_stream import TextStream
-from unimm.runtime.number_checks import shorten, whole_number
+from unimm.runtime.number_checks import shorten, whole_number, whole_numbers
 from unimm.runtime.provenance import attach, describe
 from unimm.sequence import Kind, Sequence
 
@@ -95,10 +95,13 @@ def read_answers(
     conversations, is_list = list_conversations(messages)
     own = {name: more.pop(name) for name in ("max_images", "preview_every") if name in more}
     drawing = read_drawing(engine.drawing, more.pop("drawing", None))
-    text, stops = Sampling(temperature, **more), read_stop(stop)
-    settings = InterleavedSettings(text, drawing, max_new_tokens, stops, images, **own)
+    stops, seeds = read_stop(stop), whole_numbers("seed", more.pop("seed", 0), len(conversations))
+    if len(seeds) != len(conversations):
+        raise ValueError(f"Give one seed, or one for each of the {len(conversations)} conversations, not {len(seeds)}.")
     answers = []
-    for one in conversations:
+    for one, seed in zip(conversations, seeds, strict=True):
+        text = Sampling(temperature, seed=seed, **more)
+        settings = InterleavedSettings(text, drawing, max_new_tokens, stops, images, **own)
         turns, system_prompt = read_messages(one, engine.template, engine.decoder.max_positions)
         sequence = engine.template.chat(turns, 1, system_prompt, draws=True).opened()
         answers.append(InterleavedAnswer(engine, sequence, settings, continues_answer(one)))

@@ -153,8 +153,9 @@ class TextCalls(EngineParts):
             stop: as in `complete`.
             images: "auto": the model may draw in its answer, wherever it begins an image (one that was taught to does);
                 "always": its answer begins with an image, also of a model that was not taught when to draw; "never".
-            sampling: as in `complete`, and where there may be images `max_images` of an answer [4], `drawing` (a dict of
-                guidance_scale, temperature, top_k, top_p instead of the model's own), `preview_every` (codes, with `stream`).
+            sampling: as in `complete` (of a list of conversations `seed` may be a list), and where there may be images
+                `max_images` of an answer [4], `drawing` (a dict of guidance_scale, temperature, top_k, top_p instead of the
+                model's own), `preview_every` (codes, with `stream`).
 
         Returns:
             A string, or with `stream` an iterator over its pieces. Where there may be images, an `AssistantMessage` with
