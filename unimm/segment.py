@@ -14,13 +14,13 @@ import numpy as np
 BLANK = -1
 """Inside the ids of an open segment: an element that is not known yet."""
 
-_BUILT_IN = {"TEXT": 0, "PIXELS": 1, "CODES": 2}
+_BUILT_IN = {"TEXT": 0, "PIXELS": 1, "CODES": 2, "LATENTS": 3}
 
 
 class Kind(int):
     """What an element of a sequence is, and thus which port embeds and predicts it.
 
-    A number, to stand in tensors, and a name: `Kind("LATENTS")` is the kind of that name, one and the same wherever it is
+    A number, to stand in tensors, and a name: `Kind("DEPTH")` is the kind of that name, one and the same wherever it is
     written, with a number that follows from the name. A port of that kind is all that a model needs to know it.
 
     Raises ValueError where the number of a name is another name's already.
@@ -32,6 +32,9 @@ class Kind(int):
     """An image looked at: continuous features, several positions an image; never predicted."""
     CODES: ClassVar["Kind"]
     """An image written: codes of the image tokenizer; predicted one by one."""
+    LATENTS: ClassVar["Kind"]
+    """An image written: patches of a continuous image tokenizer's latents behind the place of their time; predicted all at
+    once, by a flow."""
 
     name: str
     _known: ClassVar[dict[int, "Kind"]] = {}
@@ -60,7 +63,7 @@ class Kind(int):
         return Kind, (self.name,)
 
 
-Kind.TEXT, Kind.PIXELS, Kind.CODES = (Kind(name) for name in _BUILT_IN)
+Kind.TEXT, Kind.PIXELS, Kind.CODES, Kind.LATENTS = (Kind(name) for name in _BUILT_IN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
     from unimm.models.ports.base import Filler, LossSums, Passes, Port, PortConfig, PredictedPort
+    from unimm.models.ports.latents import LatentsConfig, LatentsPort
     from unimm.models.ports.vocabulary import CodesConfig, VocabularyPort
     from unimm.models.unified import UnifiedConfig, UnifiedModel
     from unimm.models.vision.projectors import Projector, ProjectorConfig, ProjectorSettings
@@ -26,6 +27,8 @@ __all__ = [
     "Filler",
     "ImageTokenizer",
     "ImageTokenizerConfig",
+    "LatentsConfig",
+    "LatentsPort",
     "LoraConfig",
     "LossSums",
     "Passes",
@@ -54,6 +57,7 @@ __getattr__, __dir__ = lazy_exports(
         "UnifiedConfig": "unified",
         "CodesConfig": "ports.vocabulary",
         "VocabularyPort": "ports.vocabulary",
+        **dict.fromkeys(("LatentsConfig", "LatentsPort"), "ports.latents"),
         "ContrastiveConfig": "contrastive",
         **dict.fromkeys(("QFormerText", "QFormerTextConfig"), "vision.qformer_text"),
         "ContrastiveHeads": "contrastive",

@@ -88,7 +88,8 @@ class FillPasses:
         request = job.request
         port = self.model.predicted_ports[request.blank.kind]
         try:
-            self._fillers[job] = port.filler(request.blank, (request.sampling.seed, request.sampling.index))
+            key = (request.sampling.seed, request.sampling.index)
+            self._fillers[job] = port.filler(request.blank, key, **request.filler_settings)
         except Exception as error:
             job.fail(error)
 

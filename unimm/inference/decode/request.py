@@ -4,7 +4,7 @@ A request is one row, or one for each branch of its guidance: from the step wher
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -66,6 +66,8 @@ class Request:
         nothing either.
     logprobs: keep the log-probability of every id, after guidance and before temperature.
     top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
+    filler_settings: of what fills in a blank all at once, such as `num_steps` and `solver` of a flow; none of what is chosen
+        element by element.
     first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
@@ -80,6 +82,7 @@ class Request:
     branches: tuple[Branch, ...] = ()
     top_logprobs: int = 0
     first_place: int = 0
+    filler_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         top_logprobs = whole_number("top_logprobs", self.top_logprobs, 0)

@@ -203,6 +203,9 @@ class Workload:
         """ValueError: it asks for what its kind does not have, or for more memory than there is."""
         most = self.limits.max_cache_bytes
         if not self._is_at_once(request):
+            if request.filler_settings:
+                names, kind = ", ".join(request.filler_settings), request.blank.kind.name
+                raise ValueError(f"{kind} is chosen element by element, and has no {names}: that is of what a flow fills in.")
             self.running.check_capacity(request.num_rows, request.sequence.length)
             return
         if request.logprobs or request.top_logprobs or request.guidance_interval != (0.0, 1.0):

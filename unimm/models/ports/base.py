@@ -138,8 +138,9 @@ class PredictedPort(Port):
         """
         raise NotImplementedError
 
-    def filler(self, blank: Segment, key: tuple[int, int]) -> Filler:
-        """What fills in a blank all at once. key: (seed, index) of whatever is random in it."""
+    def filler(self, blank: Segment, key: tuple[int, int], **settings: Any) -> Filler:
+        """What fills in a blank all at once. key: (seed, index) of whatever is random in it. settings: the port's own, of a
+        request (`Request.filler_settings`)."""
         raise ValueError(f"{self.kind.name} is not filled in all at once, but element by element.")
 
     def head_path(self) -> list[nn.Module]:
