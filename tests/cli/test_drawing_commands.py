@@ -85,6 +85,15 @@ def test_the_best_of_several_is_drawn_again_alone(tiny_folder: Path) -> None:
         assert pixels(again) == pixels(path)
 
 
+def test_what_was_drawn_again_is_drawn_alone_by_its_file(tiny_folder: Path) -> None:
+    paths = call("generate", "a red circle", "-n", 2, "--redraw", 2, "--model", tiny_folder, "--out", "looked.png")
+    for path in paths:
+        said = read_provenance(path)
+        assert said is not None and said["redraw"]["tries"] == 2 and not said["painted"]
+        (again,) = call("generate", "--from", path, "--model", tiny_folder)
+        assert pixels(again) == pixels(path)
+
+
 def test_another_model_is_named(tiny_engine: Engine, tiny_folder: Path, tmp_path: Path) -> None:
     (path,) = call("generate", "a", "--model", tiny_folder)
     model = tiny_model(len(tiny_engine.tokenizer))

@@ -16,6 +16,7 @@ from unimm.cli.options import (
     Model,
     NumImages,
     PicturesOut,
+    Redraws,
     Seed,
     TopK,
     TopP,
@@ -55,6 +56,7 @@ def generate(
     min_p: MinP = 0.0,
     guidance_interval: GuidanceInterval = (0.0, 1.0),
     best_of: BestOf = 1,
+    redraw: Redraws = 0,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -69,7 +71,10 @@ def generate(
     """
     from unimm.cli.progress import drawing_bar
 
-    given = {name: context.params[name] for name in ("prompt", "seed", "num_images", "best_of", "dtype", "weights", *SETTINGS)}
+    given = {
+        name: context.params[name]
+        for name in ("prompt", "seed", "num_images", "best_of", "redraw", "dtype", "weights", *SETTINGS)
+    }
     said = None if again is None else _read_drawing(again)
     if said is not None:
         given |= _settings_of(said, context)

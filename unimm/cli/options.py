@@ -32,6 +32,12 @@ NumFrames = Annotated[
     ),
 ]
 BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
+Redraws = Annotated[
+    int,
+    typer.Option(
+        "--redraw", min=0, help="Look at each drawing, and mend what does not show the prompt in so many tries at most."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]
 PicturesOut = Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")]

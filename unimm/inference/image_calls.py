@@ -82,7 +82,8 @@ class ImageCalls(TextCalls):
         drawn = [Drawn(*one) for one in zip(prompts, requests, codes_NT, images, strict=True)]
         said = [carried(image) for image in images]
         for one, own in zip(Redrawing(self, how).mend(drawn), said, strict=True):
-            attach(one.image, {**(own or {}), "redraw": asdict(how), "tries": one.tries, "painted": one.painted})
+            told = {"index": one.index, "redraw": asdict(how), "tries": one.tries, "painted": one.painted}
+            attach(one.image, {**(own or {}), **told})
         return [one.image for one in drawn]
 
     def stream_images(

@@ -59,7 +59,7 @@ class Drawn:
     """A drawing, and how it came about.
 
     prompt: of it. request: with which it was drawn. codes: (N,) int64. probability: that it shows the prompt, as the model sees
-    it. tries: drawings so far; painted: whether the best is one of which a part was kept.
+    it. tries: drawings so far; index: of the noise of the best; painted: whether the best is one of which a part was kept.
     """
 
     prompt: str
@@ -69,6 +69,10 @@ class Drawn:
     probability: float = 0.0
     tries: int = 1
     painted: bool = False
+    index: int = -1
+
+    def __post_init__(self) -> None:
+        self.index = self.request.sampling.index if self.index < 0 else self.index
 
 
 def read_redraw(redraw: Any) -> Redraw:
@@ -106,9 +110,9 @@ class Redrawing:
         requests = [_again(one, cells, number) for one, cells in zip(drawings, kept, strict=True)]
         filled = self.engine.decoder.fill([request for request, _ in requests])
         tried = []
-        for one, ids, (_, canvas) in zip(drawings, filled, requests, strict=True):
+        for one, ids, (request, canvas) in zip(drawings, filled, requests, strict=True):
             codes = np.asarray(ids if canvas is None else [*canvas.first_codes, *ids, *canvas.last_codes])
-            tried.append(replace(one, codes=codes, painted=canvas is not None, tries=one.tries + 1))
+            tried.append(replace(one, codes=codes, painted=canvas is not None, index=request.sampling.index))
         for one, image in zip(
             tried, self.engine.coder.decode(torch.tensor(np.stack([one.codes for one in tried]))), strict=True
         ):
@@ -117,7 +121,8 @@ class Redrawing:
         for one, other in zip(drawings, tried, strict=True):
             one.tries += 1
             if other.probability > one.probability:
-                one.codes, one.image, one.probability, one.painted = other.codes, other.image, other.probability, other.painted
+                one.codes, one.image, one.probability = other.codes, other.image, other.probability
+                one.painted, one.index = other.painted, other.index
 
     def _kept(self, drawings: list[Drawn]) -> list[np.ndarray | None]:
         """(N,) bool of each: the codes that stay, where some do and not nearly all."""
