@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unimm.data.mixture import Mixture, Source
     from unimm.data.pairs import ImageText
     from unimm.data.preferences import Preference
+    from unimm.data.prompt_format import PromptFormat
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.boxes import CocoObjects, RefCoco
     from unimm.data.readers.csv_table import CsvTable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from unimm.data.reframing import Reframed
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
-    from unimm.data.template import PromptFormat, Template, Turn
+    from unimm.data.template import Template, Turn
     from unimm.data.text import TextTokenizer
     from unimm.data.tiles import Tiles
     from unimm.data.video.choosing import VideoFormat
@@ -132,7 +133,7 @@ __getattr__, __dir__ = lazy_exports(
         "FewShot": "few_shot_view",
         "ImageText": "pairs",
         "Preference": "preferences",
-        "PromptFormat": "template",
+        "PromptFormat": "prompt_format",
         "Template": "template",
         "Turn": "template",
         "TextTokenizer": "text",

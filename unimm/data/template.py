@@ -3,6 +3,8 @@ file writes prompts.
 
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
     drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
+    editing   <bos><|User|>: <boi>PIXELS<eoi>\\ninstruction\\n\\n<|Assistant|>:<boi>CODES<eoi><boi>CODES; or with
+              the codes of the source behind its pixels, as the prompt format has it
     video     [\\n]0.5s: <boi>FRAME<eoi>\\n1.5s: <boi>FRAME<eoi>[\\n], where an image stands in a chat
     text      <bos>text<eos>
     document  <bos>text\\n<boi>IMAGE<eoi>\\ntext ...<eos>
@@ -29,18 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from unimm.data.boxes import BoxText
 from unimm.data.fit import Fit, fit_crop, fit_look
-from unimm.data.image import look
+from unimm.data.image import crop, look
+from unimm.data.prompt_format import PromptFormat
 from unimm.data.records import ImageLike, SeenImage, Video
 from unimm.data.segment_writer import SegmentWriter
 from unimm.data.text import TextTokenizer
-from unimm.data.tiles import TiledImage, Tiles
-from unimm.data.video.choosing import Frames, VideoFormat, choose_frames
-from unimm.runtime.settings import read_settings
+from unimm.data.tiles import TiledImage
+from unimm.data.video.choosing import Frames, choose_frames
 from unimm.sequence import Kind, Segment, Sequence
-
-SEES = ("pixels", "codes", "both")
 
 ImageSegments = tuple[Segment, ...]
 """An image inside a conversation: its pixels, its codes, or both; or the pixels of its tiles with numbers between them."""
@@ -48,57 +47,6 @@ ImageSegments = tuple[Segment, ...]
 
 Part = str | ImageSegments | Frames
 """Of a turn: a text, an image, or a video."""
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """What differs between the prompts of Janus checkpoints.
-
-    user, assistant: the roles; the name of an added token stands for that token, anything else is plain text.
-    system_prompt: said before the first turn of every chat, when not empty.
-    sees: what stands for an image in a conversation: "pixels", the features of the vision tower, as in every Janus; "codes",
-        those of the image tokenizer, so that one encoder serves both jobs (as in Chameleon, arXiv 2405.09818); or "both", one
-        after the other (as in UniToken, arXiv 2504.04423).
-    tiles: how a large picture in a conversation is cut into tiles (`Tiles`, or its settings by name); None: every picture is
-        looked at as one square.
-    video: how videos are taken (`VideoFormat`, or its settings by name); None: the model was not made for them.
-    looks_at_drawings: whether the model looks at what it has drawn itself in an answer, as it looks at other pictures, before
-        it goes on; else it has the codes alone.
-
-    Raises ValueError where it sees something else, or sees codes and is to look at tiles or at frames of a video.
-    """
-
-    user: str = "<|User|>"
-    assistant: str = "<|Assistant|>"
-    system_prompt: str = ""
-    sees: str = "pixels"
-    tiles: Tiles | None = None
-    box_form: str = ""
-    box_bins: int = 0
-    video: VideoFormat | None = None
-    looks_at_drawings: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tiles", read_settings(Tiles, self.tiles, "tiles are set"))
-        object.__setattr__(self, "video", read_settings(VideoFormat, self.video, "video is set"))
-        if self.box_form or self.box_bins:
-            BoxText(self.box_form, self.box_bins)
-        if self.video is not None and self.sees != "pixels":
-            raise ValueError(f"Frames of a video are looked at as pixels, and this model sees {self.sees}: leave video out.")
-        if self.sees not in SEES:
-            raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
-        if self.tiles is not None and self.sees != "pixels":
-            raise ValueError(f"Tiles are looked at as pixels, and this prompt format sees {self.sees}: leave tiles out.")
-
-    @property
-    def boxes(self) -> BoxText:
-        """How boxes are written. ValueError: the format has none."""
-        if not self.box_form:
-            raise ValueError(
-                "This model was not taught to locate, its prompt format writes no boxes: use one that was, or train one with "
-                "prompt_format.box_form and box_bins (recipes/locate.md)."
-            )
-        return BoxText(self.box_form, self.box_bins)
 
 
 @dataclass(frozen=True)
@@ -254,13 +202,50 @@ class Template:
 
     def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
         """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes."""
-        special = self.tokenizer.special
         writer = SegmentWriter(self.tokenizer, condition="text")
-        writer.id(special.bos, condition=None)
+        writer.id(self.tokenizer.special.bos, condition=None)
         self._user(writer, Turn("user", (prompt,)))
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
-        writer.id(special.begin_of_image, condition=None)
+        return self._drawn(writer, codes, num_codes)
+
+    def edit(
+        self,
+        image: ImageLike,
+        source: np.ndarray,
+        instruction: str,
+        codes: np.ndarray | None = None,
+        num_codes: int | None = None,
+    ) -> Sequence:
+        """An image with what to change in it, closed by the `codes` of the changed image (training) or open for `num_codes`.
+        What is seen of the image is the square at its centre, which its codes show.
+
+        source: (num_codes,) the image's codes.
+
+        Raises ValueError where the model was not taught to edit.
+        """
+        self.prompt_format.check_edits()
+        writer, given = SegmentWriter(self.tokenizer, condition="text"), (Segment.codes(source, condition="image"),)
+        writer.id(self.tokenizer.special.bos, condition=None)
+        is_first = self.prompt_format.edits == "codes_first"
+        seen = () if self.prompt_format.sees == "codes" else (self._square(image),)
+        seen = (*seen, *given) if is_first else seen
+        self._user(writer, Turn("user", (seen, instruction) if seen else (instruction,)))
+        writer.text(self.prompt_format.assistant, role=True)
+        writer.text(":")
+        if not is_first:
+            self._image(writer, given)
+        return self._drawn(writer, codes, num_codes)
+
+    def _square(self, image: ImageLike) -> Segment:
+        """The square at an image's centre, for the vision tower; or the features that are stored of the image."""
+        if isinstance(image, SeenImage):
+            return self.pixels(image)
+        return Segment.look(partial(crop, image, self.image_size), self.num_positions, condition="image")
+
+    def _drawn(self, writer: SegmentWriter, codes: np.ndarray | None, num_codes: int | None) -> Sequence:
+        """What is written, and then an image, closed or open."""
+        writer.id(self.tokenizer.special.begin_of_image, condition=None)
         if codes is not None:
             return writer.sequence(Segment.codes(codes, learn=True))
         if num_codes is None:

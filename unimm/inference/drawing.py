@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -74,24 +74,15 @@ def drawing_requests(
         TypeError: there is no such setting.
     """
     num_images, best_of = count
-    settings = dict(settings)
-    first = whole_number("first_index", settings.pop("first_index", 0), 0)
-    own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
-    drawing = replace(defaults, **own)
-    min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
-    if settings:
-        raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
+    how = read_settings(defaults, settings)
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    seeds = whole_numbers("seed", seed, len(prompts))
-    if len(seeds) != len(prompts):
-        raise ValueError(f"Give one seed, or one for each of the {len(prompts)} prompts, not {len(seeds)}.")
     requests = []
-    for text, own_seed in zip(prompts, seeds, strict=True):
+    for text, own_seed in zip(prompts, read_seeds(seed, len(prompts)), strict=True):
         check_text(text, "prompt")
         sequence = template.draw(text, num_codes=num_codes)
         for number in range(num_images * best_of):
-            sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p, own_seed, first + number, min_p)
-            request = Request(sequence, sampling, drawing.guidance_scale, interval)
+            sampling = how.sampling(own_seed, how.first + number)
+            request = Request(sequence, sampling, how.defaults.guidance_scale, how.guidance_interval)
             requests.append(request if canvases is None else _painting_request(request, canvases[number]))
     return requests
 
@@ -101,6 +92,41 @@ def _painting_request(request: Request, canvas: Canvas) -> Request:
     own = canvas.interval(*request.guidance_interval)
     sequence = canvas.sequence(request.sequence)
     return replace(request, sequence=sequence, guidance_interval=own, first_place=canvas.first_place)
+
+
+class DrawingChoices(NamedTuple):
+    """How the images of a call are drawn: what it says, and where it says nothing the model's own.
+
+    first: the number of the first image.
+    """
+
+    defaults: DrawingDefaults
+    min_p: float
+    guidance_interval: tuple[float, float]
+    first: int
+
+    def sampling(self, seed: int, index: int) -> Sampling:
+        """Of image `index` of a seed."""
+        return Sampling(self.defaults.temperature, self.defaults.top_k, self.defaults.top_p, seed, index, self.min_p)
+
+
+def read_settings(defaults: DrawingDefaults, settings: dict[str, Any]) -> DrawingChoices:
+    """The settings of a call, as `drawing_requests` has them. TypeError: there is no such setting."""
+    settings = dict(settings)
+    first = whole_number("first_index", settings.pop("first_index", 0), 0)
+    own = {name: value for name in asdict(defaults) if (value := settings.pop(name, None)) is not None}
+    min_p, interval = settings.pop("min_p", 0.0), settings.pop("guidance_interval", (0.0, 1.0))
+    if settings:
+        raise TypeError(f"A drawing has no setting {', '.join(settings)}.")
+    return DrawingChoices(replace(defaults, **own), min_p, interval, first)
+
+
+def read_seeds(seed: Any, count: int) -> list[int]:
+    """A seed for each of so many prompts. ValueError: there are others, or one of them is none."""
+    seeds = whole_numbers("seed", seed, count)
+    if len(seeds) != count:
+        raise ValueError(f"Give one seed, or one for each of the {count} prompts, not {len(seeds)}.")
+    return seeds
 
 
 def draw(

@@ -25,8 +25,8 @@ from unimm.data.template import Turn
 from unimm.data.text import TextTokenizer
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling, guide
+from unimm.inference.editing import EditingCalls
 from unimm.inference.input_validation import check_elements, check_text
-from unimm.inference.painting_calls import PaintingCalls
 from unimm.models.inspection import final_norm, run_layers
 from unimm.runtime.number_checks import real_number, whole_number
 from unimm.sequence import Kind, Segment, Sequence, Span
@@ -192,7 +192,7 @@ _KEEP: dict[bool | str, Callable[[Tensor], Tensor] | None] = {
 """What is kept of the attention of each layer, by what is asked for."""
 
 
-class TraceCalls(PaintingCalls):
+class TraceCalls(EditingCalls):
     """The engine's calls that look inside."""
 
     @torch.inference_mode()

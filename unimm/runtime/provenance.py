@@ -24,8 +24,8 @@ KEY = "unimm"
 FORMATS = ("PNG", "WEBP", "JPEG")
 """What holds a provenance."""
 
-DRAWN, PAINTED = "draw", "inpaint"
-"""Values of "task": a drawing from its prompt, and a part of an image that was painted anew."""
+DRAWN, PAINTED, EDITED = "draw", "inpaint", "edit"
+"""Values of "task": a drawing from its prompt, a part of an image that was painted anew, and an image that was edited."""
 
 MAX_CHARACTERS = 400_000
 """Of the JSON that is read: a prompt of the longest that is drawn, and room."""

@@ -1,0 +1,132 @@
+"""Editing: batches and windows change no code, guidance is three prompts, bad input ends in one sentence."""
+
+import asyncio
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unimm.data.prompt_format import EDITS
+from unimm.inference.decode.workload import Limits
+from unimm.inference.editing import guide_edits
+from unimm.inference.engine import Engine
+from unimm.runtime.provenance import read_provenance, write_image
+from unimm.sequence import Kind
+
+INSTRUCTION = "make the circle blue"
+WORDS: dict[str, Any] = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
+
+
+def editor(engine: Engine, edits: str = EDITS[0], limits: Limits | None = None, **format: Any) -> Engine:
+    """The same model, as one that was taught to edit."""
+    prompt_format = replace(engine.bundle.prompt_format, edits=edits, **format)
+    return Engine(replace(engine.bundle, prompt_format=prompt_format), limits)
+
+
+def other_picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def codes_of(engine: Engine, *arguments: Any, **words: Any) -> torch.Tensor:
+    return list(engine.stream_edit_images(*arguments, preview_every=0, **words))[-1].codes
+
+
+@pytest.mark.parametrize("edits", EDITS)
+def test_the_sequence_is_that_of_the_design(tiny_engine: Engine, picture: Image.Image, edits: str) -> None:
+    engine = editor(tiny_engine, edits)
+    source, target = np.arange(4), np.arange(4)[::-1].copy()
+    opened = engine.template.edit(picture, source, INSTRUCTION, num_codes=4)
+    closed = engine.template.edit(picture, source, INSTRUCTION, target)
+    assert opened.segments[:-1] == closed.segments[:-1]
+    assert closed.segments[-1].learn and sum(segment.learn for segment in closed.segments) == 1
+    kinds = [(segment.kind, segment.condition) for segment in opened.segments if segment.condition]
+    pixels, codes, text = (Kind.PIXELS, "image"), (Kind.CODES, "image"), (Kind.TEXT, "text")
+    assert kinds == ([text, pixels, codes, text] if edits == "codes_first" else [text, pixels, text, codes])
+    gaps = set()
+    for words in ("a", INSTRUCTION * 2):  # how far the codes of the source are from those that replace them
+        spans = engine.template.edit(picture, source, words, target).spans()
+        gaps.add(spans[-1].start - next(one.start for one in spans if one.segment.kind == Kind.CODES))
+    assert (len(gaps) == 1) == (edits == "codes_last")
+
+
+def test_alone_in_a_batch_and_in_windows_it_is_the_same(tiny_engine: Engine, picture: Image.Image) -> None:
+    engine, images, texts = editor(tiny_engine), [picture, other_picture()], [INSTRUCTION, "remove the square"]
+    together = codes_of(engine, images, texts, num_images=2, seed=[3, 4], **WORDS).reshape(2, 2, 4)
+    for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+        for index in range(2):
+            alone = codes_of(engine, image, text, seed=3 + place, first_index=index, **WORDS)
+            assert torch.equal(alone[0], together[place, index])
+    windowed = editor(tiny_engine, limits=Limits(window=4))
+    assert torch.equal(codes_of(windowed, images, texts, num_images=2, seed=[3, 4], **WORDS).reshape(2, 2, 4), together)
+    pictures = engine.edit_images(images, texts, 2, seed=[3, 4], **WORDS)
+    assert [len(one) for one in pictures] == [2, 2]
+    fitting = asyncio.run(engine.aedit_images(images, texts, 2, seed=[3, 4], **WORDS))
+    engine.decoder.stop()
+    assert [one.tobytes() for one in fitting] == [one.tobytes() for some in pictures for one in some]
+
+
+def test_guidance_is_a_sum_of_prompts_that_drop_a_condition(tiny_engine: Engine, picture: Image.Image) -> None:
+    assert [(set(one.drop), one.weight) for one in guide_edits(7.5, 1.5)] == [
+        (set(), 7.5), ({"text"}, -6.0), ({"text", "image"}, -0.5),
+    ]  # fmt: skip
+    assert [set(one.drop) for one in guide_edits(3.0)] == [set(), {"text"}]
+    assert [set(one.drop) for one in guide_edits(2.0, 2.0)] == [set(), {"text", "image"}] and len(guide_edits(1.0)) == 1
+    engine = editor(tiny_engine)
+    found = {
+        scales: tuple(codes_of(engine, picture, INSTRUCTION, num_images=4, guidance_scale=scales[0],
+                               image_guidance_scale=scales[1]).flatten().tolist())
+        for scales in [(1.0, 1.0), (4.0, 1.0), (4.0, 3.0)]
+    }  # fmt: skip
+    assert len(set(found.values())) == 3
+    # what weighs nothing is not read: with the image dropped entirely, another image gives the same
+    nothing = {"guidance_scale": 0.0, "image_guidance_scale": 0.0, "num_images": 4}
+    assert torch.equal(
+        codes_of(engine, picture, INSTRUCTION, **nothing), codes_of(engine, other_picture(), INSTRUCTION, **nothing)
+    )
+
+
+def test_lists_and_provenance(tiny_engine: Engine, picture: Image.Image) -> None:
+    engine = editor(tiny_engine)
+    steps: list[int] = []
+    (image,) = engine.edit_images(picture, INSTRUCTION, seed=5, callback=lambda state: steps.append(state.step), **WORDS)
+    ((same,), (_,)) = engine.edit_images(picture, [INSTRUCTION, "add a cross"], seed=5, **WORDS)
+    assert image.tobytes() == same.tobytes() and steps == [1, 2, 3, 4]
+    assert engine.edit_images([], INSTRUCTION) == []
+    written = io.BytesIO()
+    write_image(image, written)
+    said = read_provenance(written.getvalue())
+    assert said and (said["task"], said["prompt"], said["seed"], said["index"]) == ("edit", INSTRUCTION, 5, 0)
+    assert said["settings"]["guidance_scale"] == 3.0 and said["settings"]["image_guidance_scale"] == 1.5
+    other = engine.edit_images(other_picture(), INSTRUCTION, seed=5, **WORDS)[0]
+    assert said["source"] != (read_provenance(other) or {})["source"]
+
+
+def test_what_cannot_be_edited_ends_in_one_sentence(tiny_engine: Engine, picture: Image.Image) -> None:
+    engine = editor(tiny_engine)
+    for arguments, words, told in [
+        ((None, INSTRUCTION), {}, "there is none"),
+        ((picture, " "), {}, "instruction is empty"),
+        ((picture, 7), {}, "instruction is a string"),
+        ((picture, INSTRUCTION * 100), {}, "shorten the prompt"),
+        (([picture] * 2, [INSTRUCTION] * 3), {}, "do not pair"),
+        ((picture, INSTRUCTION), {"image_guidance_scale": -1.0}, "image_guidance_scale must be"),
+        ((picture, INSTRUCTION), {"guidance_scale": float("nan")}, "guidance_scale must be"),
+        ((b"no image", INSTRUCTION), {}, "image"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            engine.edit_images(*arguments, **words)
+    with pytest.raises(TypeError, match="no setting zebra"):
+        engine.edit_images(picture, INSTRUCTION, zebra=1)
+    with pytest.raises(ValueError, match=r"not taught to edit.*recipes/edit.md"):
+        tiny_engine.edit_images(picture, INSTRUCTION)
+
+
+def test_it_is_saved_that_a_model_edits(tiny_engine: Engine, tmp_path: Any) -> None:
+    from unimm.inference.engine import load
+
+    editor(tiny_engine).save(tmp_path / "model")
+    assert load(tmp_path / "model").prompt_format.edits == "codes_last"
