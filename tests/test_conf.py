@@ -190,7 +190,7 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
     for world in (
         *("ShapesWorld", "DigitsWorld", "EmojiWorld", "FiguresWorld", "PagesWorld"),
-        *("ComparisonsWorld", "FewShotWorld", "InterleavedWorld"),
+        *("ComparisonsWorld", "FewShotWorld", "InterleavedWorld", "EditsWorld"),
     ):
         assert sum(text.count(f"_target_: unimm.data.{world}") for text in texts) == 1
 
@@ -241,7 +241,7 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision
     takes_videos = config.prompt_format is not None and "video" in config.prompt_format
-    prompts = PromptFormat(box_form="short", box_bins=64, video=VideoFormat())
+    prompts = PromptFormat(box_form="short", box_bins=64, video=VideoFormat(), edits="codes_last")
     prompts = build_prompt_format(config.prompt_format, prompts) if takes_videos else prompts
     template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)

@@ -9,6 +9,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.data.boxes import Box, Point
+    from unimm.data.edit_view import Edit
     from unimm.data.few_shot_view import FewShot
     from unimm.data.grounding import GroundedDialogue, Grounding
     from unimm.data.mixture import Mixture, Source
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
     from unimm.data.readers.web_dataset import WebDataset
-    from unimm.data.records import Dataset, DatasetContext, Phrase, Question, Record, RecordImage, Text, Video
+    from unimm.data.records import Dataset, DatasetContext, ImageEdit, Phrase, Question, Record, RecordImage, Text, Video
     from unimm.data.reframing import Reframed
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from unimm.data.worlds.clips import ClipsWorld
     from unimm.data.worlds.comparisons import ComparisonsWorld
     from unimm.data.worlds.digits import DigitsWorld
+    from unimm.data.worlds.edits import EditsWorld
     from unimm.data.worlds.emoji import EmojiWorld
     from unimm.data.worlds.few_shot import FewShotWorld
     from unimm.data.worlds.figures import FiguresWorld
@@ -63,6 +65,8 @@ __all__ = [
     "DigitsWorld",
     "Document",
     "Drawing",
+    "Edit",
+    "EditsWorld",
     "EmojiWorld",
     "FeaturedDataset",
     "FewShot",
@@ -71,6 +75,7 @@ __all__ = [
     "FiguresWorld",
     "GroundedDialogue",
     "Grounding",
+    "ImageEdit",
     "ImageFolder",
     "ImageText",
     "InterleavedWorld",
@@ -112,6 +117,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "Edit": "edit_view",
+        "EditsWorld": "worlds.edits",
+        "ImageEdit": "records",
         "Record": "records",
         "RecordImage": "records",
         "Dataset": "records",

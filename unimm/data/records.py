@@ -144,6 +144,19 @@ class Phrase:
     category: str = ""
 
 
+@dataclass(frozen=True)
+class ImageEdit:
+    """What makes one image of a record of another: instructions that say the same, and the images by their numbers.
+
+    category: what kind of edit it is, for scores.
+    """
+
+    instructions: tuple[Text, ...]
+    source: int = 0
+    target: int = 1
+    category: str = ""
+
+
 SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
 """How it is asked whether an image shows what a prompt says, in any language: VQAScore's words (arXiv 2404.01291)."""
 
@@ -169,6 +182,7 @@ class Record:
     system: what is said before a conversation, instead of the prompt format's own.
     document: texts and images of an interleaved document, for the view `Document`.
     phrases: what may be located in the image, for the view `Grounding`.
+    edits: what makes one of its images of another, for the view `Edit`.
     image_size: width and height in pixels that the boxes of the phrases are of; None: those of the image, upright.
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
     """
@@ -188,6 +202,7 @@ class Record:
     system: str = ""
     document: Parts = ()
     phrases: tuple[Phrase, ...] = ()
+    edits: tuple[ImageEdit, ...] = ()
     image_size: tuple[int, int] | None = None
 
     @property

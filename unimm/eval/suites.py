@@ -124,6 +124,7 @@ FURTHER_TASKS = {
     "clips_count": FurtherTask("unimm.eval.tasks.clips:clips_count", "how often a shape blinks"),
     "clips_passing": FurtherTask("unimm.eval.tasks.clips:clips_passing", "how many shapes pass"),
     "clips_speed": FurtherTask("unimm.eval.tasks.clips:clips_speed", "which of two shapes moves faster"),
+    "edits": FurtherTask("unimm.eval.tasks.edits:Edits", "scenes edited as an instruction says: made, and the rest preserved"),
     "emoji_names": FurtherTask("unimm.eval.tasks.emoji:EmojiNames", "what an emoji is called"),
     "emoji_answers": FurtherTask("unimm.eval.tasks.emoji:EmojiAnswers", "questions about one emoji or two"),
     "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),
