@@ -77,6 +77,7 @@ FILES = {
     "data/coco_boxes": ["data.annotations=annotated/instances.json"],
     "data/refcoco": ["data.refs=annotated/refs.jsonl"],
     "data/grounded_llava": ["data.paths=grounded/boxes.jsonl"],
+    "data/edits": ["data.paths=edited"],
     "data/documents": ["data.paths=annotated/documents.jsonl"],
     "data/documents_drawn": ["data.paths=annotated/documents.jsonl"],
     "data/interleaved": ["data.paths=annotated/drawn.jsonl"],
@@ -101,6 +102,7 @@ DATA_OF |= {"clips/llava_video": "data/llava"}
 DATA_OF |= {f"prefer/{name}": "data/worlds/prefer" for name in ("drawings", "captions", "both")}
 DATA_OF |= {f"prefer/{name}": "data/preferences" for name in ("janus_ospo", "janus_suder")}
 DATA_OF |= {"interleaved/janus_pro_1b": "data/interleaved"}
+DATA_OF |= {"edit/janus_pro_1b": "data/edits"}
 """Experiments on the user's own files."""
 
 
@@ -182,7 +184,7 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
     data |= {"coco_boxes", "refcoco", "grounded_llava"}
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
-    data |= {"pages"}
+    data |= {"pages", "edits"}
     data |= {"interleaved", "documents_drawn"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data

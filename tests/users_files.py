@@ -120,6 +120,18 @@ def make_preferences(folder: Path) -> Path:
     return write_lines(folder / "preferences.jsonl", [answers, drawn] * 2)
 
 
+def make_edits(folder: Path) -> Path:
+    """A table of two edits, as InstructPix2Pix has them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    before, after = ([{"bytes": picture_bytes(number), "path": None} for number in numbers] for numbers in ((0, 1), (2, 3)))
+    columns = {"original_image": before, "edit_prompt": ["make it red", "remove the cat"], "edited_image": after}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "edits.parquet")
+    return folder
+
+
 def make_shard(path: Path, members: dict[str, bytes]) -> Path:
     """A .tar of these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +202,7 @@ def make_all(folder: Path) -> Path:
     make_llava(folder / "llava")
     make_grounded(folder / "grounded")
     make_parquet(folder / "tables")
+    make_edits(folder / "edited")
     make_shards(folder / "shards")
     make_texts(folder / "texts")
     make_preferences(folder / "preferences")

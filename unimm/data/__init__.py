@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.boxes import CocoObjects, RefCoco
     from unimm.data.readers.csv_table import CsvTable
+    from unimm.data.readers.edits import EditLines, EditTable, InstructPix2PixFolder
     from unimm.data.readers.fields import Fields
     from unimm.data.readers.image_folder import ImageFolder
     from unimm.data.readers.json_lines import JsonLines
@@ -66,6 +67,8 @@ __all__ = [
     "Document",
     "Drawing",
     "Edit",
+    "EditLines",
+    "EditTable",
     "EditsWorld",
     "EmojiWorld",
     "FeaturedDataset",
@@ -78,6 +81,7 @@ __all__ = [
     "ImageEdit",
     "ImageFolder",
     "ImageText",
+    "InstructPix2PixFolder",
     "InterleavedWorld",
     "JsonLines",
     "LlavaJson",
@@ -118,6 +122,9 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "Edit": "edit_view",
+        "EditLines": "readers.edits",
+        "EditTable": "readers.edits",
+        "InstructPix2PixFolder": "readers.edits",
         "EditsWorld": "worlds.edits",
         "ImageEdit": "records",
         "Record": "records",
