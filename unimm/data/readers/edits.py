@@ -118,8 +118,8 @@ class EditLines(JsonLines):
         text = turn[self.names[2]]
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: the field '{self.names[2]}' holds {short(text)}, which is no instruction.")
-        places = [numbers.setdefault(name, len(numbers)) for name in (before, after)]
-        return ImageEdit((Text(text.strip(), self.fields.default_language),), *places)
+        first, then = (numbers.setdefault(name, len(numbers)) for name in (before, after))
+        return ImageEdit((Text(text.strip(), self.fields.default_language),), first, then)
 
 
 class InstructPix2PixFolder:
