@@ -46,7 +46,7 @@ def test_tables_of_instruct_pix2pix_and_magicbrush(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({**columns, "instruction": ["a", "b"]}), tmp_path / "two" / "train.parquet")
     brush = EditTable(tmp_path / "two", "source_img", "target_img", "instruction")
     assert [seen(record) for record in (brush[0], brush[1])] == [[(0, 1, "a")], [(1, 0, "b")]]
-    with pytest.raises(ValueError, match="original_image"):
+    with pytest.raises(ValueError, match="has no 'edit_prompt'"):
         EditTable(tmp_path / "two")
 
 

@@ -22,7 +22,6 @@ from unimm.data.readers.json_lines import JsonLines
 from unimm.data.readers.parquet import Parquet
 from unimm.data.readers.paths import Paths, check_index, image_at, locate, read_first, short
 from unimm.data.records import ImageEdit, ImageLike, Record, RecordImage, Text
-from unimm.runtime.atomic_files import read_json
 
 
 class EditTable:
@@ -134,9 +133,13 @@ class InstructPix2PixFolder:
 
     def __init__(self, folder: str | Path, language: str = "en") -> None:
         self.folder, self.language = Path(folder), language
-        listed = read_json(self.folder / "seeds.json")
+        seeds_file = self.folder / "seeds.json"
+        try:
+            listed = json.loads(seeds_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{seeds_file} cannot be read ({error}): name a folder of InstructPix2Pix.") from None
         if not isinstance(listed, list) or not listed or not all(map(_is_listed, listed)):
-            raise ValueError(f"{self.folder / 'seeds.json'} is no list of [folder, [seeds]]: name a folder of InstructPix2Pix.")
+            raise ValueError(f"{seeds_file} is no list of [folder, [seeds]]: name a folder of InstructPix2Pix.")
         self._names = [(str(name), [str(seed) for seed in seeds]) for name, seeds in listed]
         self._ends = np.cumsum([len(seeds) for _, seeds in self._names])
         read_first(self)
