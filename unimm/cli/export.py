@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 exporting = typer.Typer(rich_markup_mode=None)
 
-NAMES = "geneval, dpg, wise, t2i-compbench, coco, geneval2, oneig"
+NAMES = "geneval, dpg, wise, t2i-compbench, coco, geneval2, oneig; of editing imgedit, gedit"
 
 
 @exporting.command()

@@ -13,10 +13,16 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from unimm.data.records import ImageLike
+    from unimm.inference.engine import Engine
 
 Z_95 = 1.959964
 """Standard deviations to either side that hold 95 % of a normal distribution."""
@@ -27,12 +33,14 @@ SAFE_NAME = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. key: its name in the benchmark. number: its place in its file. facts: what the scorer knows of it."""
+    """One prompt. key: its name in the benchmark. number: its place in its file. facts: what the scorer knows of it. image: what
+    it asks to change, where it does."""
 
     key: str
     text: str
     number: int
     facts: dict[str, Any] = field(default_factory=dict)
+    image: "ImageLike | None" = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Row:
 class ScoreTable:
     """What a scorer found.
 
-    unit: of all values, "share" or "percent".
+    unit: of all values, "share", "percent" or "points".
     total: the benchmark's own one number; None where it has none, or a part of it is missing.
     rows: its parts.
     missing: items that the results lack, of `expected`.
@@ -113,6 +121,26 @@ class Benchmark(ABC):
         settings = {"name": "NAME", "num_images": self.num_images} | known.get("settings", {})
         size, model, num = known.get("image_size", "SIZE"), settings["name"], settings["num_images"]
         return self.scorer.format(out=out.absolute(), model=model, size=size, num_images=num)
+
+    def check(self, engine: "Engine", prompt: Prompt) -> None:
+        """ValueError: the model can never draw this prompt."""
+        from unimm.inference.drawing import drawing_requests
+
+        num_codes = engine.image_tokenizer.num_codes
+        for request in drawing_requests(engine.template, num_codes, prompt.text, (1, 1), 0, engine.drawing, {}):
+            engine.decoder.check(request)
+
+    def draw(
+        self, engine: "Engine", prompts: list[Prompt], seeds: list[int], callback: Callable[[Any], None], **drawing: Any
+    ) -> list["Image.Image"]:
+        """An image for each prompt. drawing: settings of `Engine.generate_images`."""
+        texts = [prompt.text for prompt in prompts]
+        drawn = engine.generate_images(texts, num_images=1, seed=seeds, callback=callback, **drawing)
+        return [image for (image,) in drawn]
+
+    def originals(self, prompt: Prompt, model_name: str) -> dict[str, "ImageLike"]:
+        """Images that the scorer looks for beside those that are made, and their names, which end in .png."""
+        return {}
 
     def beside(self, prompt: Prompt) -> dict[str, str]:
         """Further files of a prompt, and what is in them."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from unimm.data.image import decode_image
 from unimm.eval.benchmarks.benchmark import Benchmark, Prompt, seed_of
 from unimm.runtime.atomic_files import check_replaceable, flush, read_json, write_json
 from unimm.runtime.number_checks import check_whole
@@ -132,6 +133,9 @@ class Export:
             for name, text in self.benchmark.beside(prompt).items():
                 if not (self.out / name).is_file():
                     self._write_text(name, text)
+            for name, image in self.benchmark.originals(prompt, self.settings.name).items():
+                if not is_whole(self.out / name):
+                    self._save(decode_image(image), name)
 
     def batches(self, shard: Shard = WHOLE) -> list[list[Unit]]:
         """A process' share of all units, so many at a time as make a batch of images."""
@@ -217,14 +221,9 @@ class Export:
 
     def _check_prompts(self) -> None:
         """Say at once, and not hours later, that a prompt is too long for the model."""
-        from unimm.inference.drawing import drawing_requests
-
-        engine = self.engine
         for prompt in self.prompts:
-            arguments = (engine.template, engine.image_tokenizer.num_codes, prompt.text, (1, 1), 0, engine.drawing, {})
             try:
-                for request in drawing_requests(*arguments):
-                    engine.decoder.check(request)
+                self.benchmark.check(self.engine, prompt)
             except ValueError as error:
                 raise ValueError(f"Prompt {prompt.key} ({_short(prompt.text)}) cannot be drawn: {error}") from None
 
@@ -237,14 +236,12 @@ class Export:
         return "".join(f"{line}\n" for line in lines)
 
     def _draw(self, batch: list[Unit], advance: Callable[[float], None]) -> None:
-        texts = [unit.prompt.text for unit in batch for _ in unit.samples]
+        prompts = [unit.prompt for unit in batch for _ in unit.samples]
         seeds = [self.seeds[unit.prompt.key][sample] for unit in batch for sample in unit.samples]
         given = asdict(self.settings)
         drawing = {name: given[name] for name in ("guidance_scale", "temperature", "top_k", "top_p")}
-        drawn = self.engine.generate_images(
-            texts, num_images=1, seed=seeds, callback=lambda state: advance(state.step / state.num_steps), **drawing
-        )
-        images = iter(image for (image,) in drawn)
+        callback = lambda state: advance(state.step / state.num_steps)  # noqa: E731
+        images = iter(self.benchmark.draw(self.engine, prompts, seeds, callback, **drawing))
         for unit in batch:
             mine = [next(images) for _ in unit.samples]
             if is_whole(self.out / unit.file):  # and perhaps the last one: another process may have taken the workspace away
