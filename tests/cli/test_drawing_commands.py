@@ -1,6 +1,7 @@
 """unimm generate and edit: files that say where they come from, and are drawn again, equal."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,8 @@ def test_edit_paints_inside_the_mask(tiny_engine: Engine, tiny_folder: Path, pic
     said = read_provenance(paths[1])
     assert said is not None and (said["task"], said["index"], said["settings"]["guidance_scale"]) == ("inpaint", 1, 2.0)
     assert "unimm edit needs its image and mask" in refuse("generate", "--from", paths[1], "--model", tiny_folder)
-    assert "transparent nowhere" in refuse("edit", "photo.png", "a", "--model", tiny_folder)
+    assert "was not taught to edit" in refuse("edit", "photo.png", "a", "--model", tiny_folder)
+    assert "here a mask says where" in refuse(*words, "--image-guidance-scale", 2)
     clear = picture.convert("RGBA")
     clear.putalpha(Image.fromarray(255 - mask))
     clear.save("clear.png")
@@ -151,6 +153,23 @@ def test_edit_paints_inside_the_mask(tiny_engine: Engine, tiny_folder: Path, pic
     assert Image.open(alone).size == (24, 16)
     (square,) = call(*words[:-4], "--square", "--margin", 2, "--best-of", 2)
     assert Image.open(square).size == (16, 16)
+
+
+def test_edit_follows_an_instruction(tiny_engine: Engine, picture: Image.Image, tmp_path: Path) -> None:
+    """Where the model was taught to: the image keeps its size, and what is beside the square at its centre."""
+    taught = replace(tiny_engine.bundle, prompt_format=replace(tiny_engine.prompt_format, edits="codes_last"))
+    taught.save(tmp_path / "taught")
+    picture.save("photo.png")
+    words = ("edit", "photo.png", "make it blue", "--model", tmp_path / "taught", "--seed", 3, "--guidance-scale", 2)
+    (whole,), (square,) = call(*words, "--image-guidance-scale", 1.5), call(*words, "--image-guidance-scale", 1.5, "--square")
+    engine = Engine(taught)
+    (expected,) = engine.edit_images(picture, "make it blue", seed=3, guidance_scale=2.0, image_guidance_scale=1.5)
+    made = np.asarray(Image.open(whole))
+    assert pixels(square) == expected.tobytes() and np.array_equal(made[:, 4:20], np.asarray(expected))
+    assert np.array_equal(made[:, :4], np.asarray(picture)[:, :4]) and made.shape == (16, 24, 3)
+    said = read_provenance(whole)
+    assert said is not None and (said["task"], said["prompt"]) == ("edit", "make it blue")
+    assert "--margin is for a part that a mask names" in refuse(*words, "--margin", 3)
 
 
 def test_outpaint_paints_around_the_image(tiny_engine: Engine, tiny_folder: Path, picture: Image.Image) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,7 +12,10 @@ import openai
 import pytest
 from PIL import Image
 
+from serve.conftest import running
 from unimm.inference.engine import Engine
+from unimm.serve.app import create_app
+from unimm.serve.settings import ServerSettings
 
 PROMPT = "a blue square"
 
@@ -77,6 +82,38 @@ def test_the_canvas_grows(client: openai.OpenAI, demo_engine: Engine, photo: Ima
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))))
     assert np.array_equal(image, demo_engine.outpaint(photo, PROMPT, right=40, top=-8, seed=3)[0])
     assert np.array_equal(image[:, :64], np.asarray(photo)[8:])
+
+
+@pytest.fixture(scope="module")
+def editor(tiny_engine: Engine) -> Iterator[tuple[Engine, str]]:
+    """A model that says that it was taught to edit, and the address of its server."""
+    taught = replace(tiny_engine.bundle, prompt_format=replace(tiny_engine.prompt_format, edits="codes_last"))
+    engine = Engine(taught)
+    with running(create_app(engine, ServerSettings(page=False))) as address:
+        yield engine, address
+    engine.decoder.stop()
+
+
+def test_an_instruction_alone_edits_where_the_model_was_taught_to(editor: tuple[Engine, str], picture: Image.Image) -> None:
+    engine, address = editor
+    files, url = {"image": ("a.png", png(picture))}, f"{address}/v1/images/edits"
+    fields = {"prompt": "make it blue", "seed": "3", "n": "2", "guidance_scale": "2", "image_guidance_scale": "1.5"}
+    body = httpx.post(url, data=fields, files=files, timeout=120).json()
+    expected = engine.edit_images(picture, "make it blue", 2, seed=3, guidance_scale=2.0, image_guidance_scale=1.5)
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one["b64_json"])))) for one in body["data"]]
+    assert body["size"] == "24x16" and all(image.shape == (16, 24, 3) for image in images)
+    for image, square in zip(images, expected, strict=True):
+        assert np.array_equal(image[:, 4:20], np.asarray(square)) and np.array_equal(image[:, :4], np.asarray(picture)[:, :4])
+    reply = httpx.post(url, data={**fields, "size": "16x16"}, files=files, timeout=120).json()
+    native = [Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).tobytes() for one in reply["data"]]
+    assert native == [square.tobytes() for square in expected]
+    client = openai.OpenAI(api_key="none", base_url=f"{address}/v1")
+    asked: dict[str, Any] = {"model": "unimm", "image": png(picture), "prompt": "make it blue", "partial_images": 2}
+    events: list[Any] = list(client.images.edit(**asked, stream=True))
+    assert events[-1].type == "image_edit.completed" and {event.size for event in events} == {"24x16"}
+    masked = {**files, "mask": ("m.png", png(Image.new("RGBA", (24, 16), (0, 0, 0, 0))))}
+    refused = httpx.post(url, data=fields, files=masked, timeout=120)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "image_guidance_scale"
 
 
 def test_what_cannot_be_edited_is_refused(server: str, photo: Image.Image, mask: Image.Image) -> None:

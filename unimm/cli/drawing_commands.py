@@ -12,6 +12,7 @@ from unimm.cli.options import (
     Dtype,
     GuidanceInterval,
     GuidanceScale,
+    ImageGuidanceScale,
     MinP,
     Model,
     NumImages,
@@ -93,10 +94,14 @@ def generate(
 @drawings.command()
 def edit(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, of any size.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shall show then, in quotes.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="INSTRUCTION", help="What to change; with a mask, what the whole image shall show then.")
+    ],
     mask: Annotated[
         Path | None,
-        typer.Option(help="An image of its size: what is transparent, or else white, is painted anew [default: IMAGE's own]."),
+        typer.Option(
+            help="An image of its size: what is transparent, or else white, is painted anew [default: where IMAGE is]."
+        ),
     ] = None,
     margin: Annotated[
         int | None,
@@ -112,6 +117,7 @@ def edit(
     out: PicturesOut = Path("drawings"),
     seed: Seed = 0,
     guidance_scale: GuidanceScale = None,
+    image_guidance_scale: ImageGuidanceScale = None,
     temperature: DrawingTemperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -122,20 +128,41 @@ def edit(
     weights: Weights = None,
     window: Window = None,
 ) -> None:
-    """Paint a part of an image anew, and print the files written. All outside of the mask stays as it is, to the byte.
+    """Change an image as an instruction says, and print the files written; or paint a part of it anew, where a mask says.
+
+    An instruction is followed by models that were taught to edit. With a mask, or an image that is transparent somewhere, every
+    model that draws paints that part, and all outside of it stays as it is, to the byte.
 
     \b
-    Example:
+    Examples:
+      unimm edit photo.png "make the circle blue" --model MODEL
       unimm edit photo.png "a green cross" --mask mask.png
     """
     from unimm.cli.progress import drawing_bar
+    from unimm.data.image import decode_image, transparent_part
+    from unimm.inference.windows_of_images import lay_over
 
+    has_mask = mask is not None or bool(transparent_part(image).any())
+    for name, given in {} if has_mask else {"--margin": margin is not None, "--best-of": best_of > 1}.items():
+        if given:
+            raise ValueError(f"{name} is for a part that a mask names: leave it out, or add --mask.")
+    if has_mask and image_guidance_scale is not None:
+        raise ValueError(
+            "--image-guidance-scale is for edits by instruction, and here a mask says where to paint: leave it out."
+        )
     engine = open_model(model, device, dtype, weights, window)
+    if not has_mask:
+        engine.prompt_format.check_edits()
     paths = picture_paths(out, num_images)
     settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    settings |= {"best_of": best_of, "margin": margin, "keep_size": not square}
     with drawing_bar() as advance:
-        images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
+        if has_mask:
+            settings |= {"best_of": best_of, "margin": margin, "keep_size": not square}
+            images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
+        else:
+            settings |= {"image_guidance_scale": image_guidance_scale}
+            images = engine.edit_images(image, prompt, num_images, seed, callback=advance, **settings)
+            images = images if square else [lay_over(decode_image(image), one) for one in images]
     _write(paths, images)
 
 

@@ -42,6 +42,9 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]
 PicturesOut = Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")]
 GuidanceScale = Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off" + OWN)]
+ImageGuidanceScale = Annotated[
+    float | None, typer.Option(help="Of edits by instruction: how closely to follow IMAGE; 1 is off [default: 1].")
+]
 DrawingTemperature = Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)]
 TopK = Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)]
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)]

@@ -8,6 +8,7 @@ there already, so that what is painted goes on from it.
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from unimm.data.image import MAX_PIXELS, decode_image
 from unimm.data.records import ImageLike
@@ -99,6 +100,16 @@ def extend_image(image: ImageLike, sides: Sides, size: tuple[int, int] | str | N
     is_new = np.ones((new_height, new_width), dtype=bool)
     is_new[grown[2] : new_height - grown[3], grown[0] : new_width - grown[1]] = False
     return canvas, is_new
+
+
+def lay_over(source: Image.Image, square: Image.Image) -> Image.Image:
+    """The source with the square at its centre replaced by what was made of that; it says where that comes from."""
+    side = min(source.size)
+    left, top = ((length - side) // 2 for length in source.size)
+    whole = source.copy()
+    whole.paste(square.resize((side, side), Image.Resampling.LANCZOS), (left, top))
+    whole.info.update(square.info)
+    return whole
 
 
 def read_size(size: tuple[int, int] | str) -> tuple[int, int]:

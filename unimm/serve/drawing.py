@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from unimm.inference.drawing import DrawingProgress
+from unimm.inference.windows_of_images import lay_over
 from unimm.serve.errors import ApiError
 from unimm.serve.pictures import LARGEST_PREVIEW, Encoding, encode, read_size
 from unimm.serve.protocol import Drawing, Format
@@ -85,18 +86,34 @@ class DrawingOrder:
             self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
         )
 
+    def editing(self, source: Image.Image, image_guidance_scale: float | None) -> AsyncGenerator[DrawingProgress]:
+        """The square at the centre of an image, changed as the prompt says; where the request names no size, laid over the
+        image."""
+        scale = {} if image_guidance_scale is None else {"image_guidance_scale": image_guidance_scale}
+        steps = self._service.engine.astream_edit_images(
+            source, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, **scale
+        )
+        if not self.keeps_size:
+            return steps
+        self._keep_size(*source.size)
+        return _laid_over(source, steps)
+
     def painting(self, picture: np.ndarray, is_marked: np.ndarray) -> AsyncGenerator[DrawingProgress]:
         """A drawing over a part of an image (H, W, 3), where it is marked, (H, W) bool. Where the request names no size, it
         comes back in its own."""
         height, width = is_marked.shape
         if self.keeps_size:
-            self.encoding = replace(self.encoding, width=width, height=height)
-            shrunk = min(1.0, LARGEST_PREVIEW / max(width, height))
-            width, height = (max(1, round(shrunk * length)) for length in (width, height))
-            self._preview = replace(self._preview, width=width, height=height)
+            self._keep_size(width, height)
         return self._service.engine.astream_inpaint(
             picture, is_marked, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
         )
+
+    def _keep_size(self, width: int, height: int) -> None:
+        """Give images in this size, and previews in this form."""
+        self.encoding = replace(self.encoding, width=width, height=height)
+        shrunk = min(1.0, LARGEST_PREVIEW / max(width, height))
+        width, height = (max(1, round(shrunk * length)) for length in (width, height))
+        self._preview = replace(self._preview, width=width, height=height)
 
     async def draw(self, drawing: AsyncGenerator[DrawingProgress], is_event: bool = False) -> AsyncGenerator[Pictures]:
         """The pictures of a drawing. is_event: each has to fit an event."""
@@ -121,6 +138,16 @@ class DrawingOrder:
         if not self.num_previews:
             return 0
         return max(1, self._service.engine.image_tokenizer.num_codes // (self.num_previews + 1))
+
+
+async def _laid_over(source: Image.Image, steps: AsyncGenerator[DrawingProgress]) -> AsyncGenerator[DrawingProgress]:
+    """The progress of an edit, with images of the source's size."""
+    async with aclosing(steps):
+        async for progress in steps:
+            images = progress.images
+            if images is not None:
+                images = await asyncio.to_thread(lambda squares: [lay_over(source, one) for one in squares], images)
+            yield replace(progress, images=images)
 
 
 def check_count(service: Service, body: Drawing) -> None:

@@ -1,4 +1,7 @@
-"""/v1/images/edits: images of which a part is drawn anew. Files are read as images or not at all; their names are nothing."""
+"""/v1/images/edits: images changed by an instruction, or of which a part is drawn anew.
+
+Files are read as images or not at all; their names are nothing.
+"""
 
 import asyncio
 from typing import Annotated
@@ -22,26 +25,34 @@ MAX_PIXELS = 2**22
 router = APIRouter(tags=["images"])
 
 
-@router.post("/v1/images/edits", summary="Draw a part of an image anew, or what is around it")
+@router.post("/v1/images/edits", summary="Change an image, draw a part of it anew, or what is around it")
 async def edit(request: Request, body: Annotated[EditRequest, Form(media_type="multipart/form-data")]) -> Response:
-    """The image, with what the mask leaves open drawn after the prompt; the rest of it stays. The mask is a PNG of the image's
-    size, transparent where to draw; without one, the image itself is transparent there. With `left`, `right`, `top` or `bottom`
-    the image is put on a larger canvas, and what is new is drawn."""
+    """The image changed as the prompt says, by models that were taught to edit. With a mask, a PNG of the image's size that is
+    transparent where to draw, or where the image itself is transparent, that part is drawn after the prompt, and the rest
+    stays. With `left`, `right`, `top` or `bottom` the image is put on a larger canvas, and what is new is drawn."""
     service = service_of(request)
     check_model(service, body.model)
     order = DrawingOrder(service, body, body.prompt, "png", body.partial_images if body.stream else 0)
-    image, mask = await _read_uploads(body, service)
+    image, mask, is_instruction = await _read_uploads(body, service)
+    if is_instruction:
+        source = await aread_image(image, service.settings)
+        if order.keeps_size:
+            _check_size(*source.size)
+        run = service.run(request, "image", order.num_images, order.draw(order.editing(source, body.image_guidance_scale)))
+        return await answer(service, body, order, run, "image_edit")
     marked = await asyncio.to_thread(_read_marked, service, body, order, image, mask)
     count = order.num_images * len(marked.windows)
     run = service.run(request, "image", count, order.draw(order.painting(marked.picture, marked.is_marked)))
     return await answer(service, body, order, run, "image_edit")
 
 
-async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, bytes | None]:
-    """The image and its mask as files, both decoded once to see that they are images.
+async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, bytes | None, bool]:
+    """The image and its mask as files, both decoded once to see that they are images; and whether the prompt alone says what to
+    change.
 
     Raises:
-        ApiError: 400, there is not one image, one of the two is none, or nothing says where to draw.
+        ApiError: 400, there is not one image, one of the two is none, nothing says where to draw to a model that does not edit
+            by instruction, or fields do not go together.
     """
     images = body.image + body.images
     if len(images) != 1:
@@ -52,13 +63,17 @@ async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, byt
             await aread_image(file, service.settings)
     if mask is not None and any(_sides(body)):
         raise ApiError(400, "Send a mask, or by how much the image grows: one after the other.", param="mask")
-    if mask is None and not any(_sides(body)) and not (await asyncio.to_thread(transparent_part, image)).any():
+    says_where = mask is not None or any(_sides(body)) or (await asyncio.to_thread(transparent_part, image)).any()
+    if says_where and body.image_guidance_scale is not None:
+        sentence = "image_guidance_scale is for edits by instruction alone: leave it out where a part is drawn."
+        raise ApiError(400, sentence, param="image_guidance_scale")
+    if not says_where and not service.engine.prompt_format.edits:
         sentence = (
             "The model does not change images by instruction alone: send a mask, a PNG of the image's size that is transparent "
             "where to draw."
         )
         raise ApiError(400, sentence, param="mask", code="unsupported")
-    return image, mask
+    return image, mask, not says_where
 
 
 def _read_marked(service: Service, body: EditRequest, order: DrawingOrder, image: bytes, mask: bytes | None) -> Marked:
@@ -76,14 +91,19 @@ def _read_marked(service: Service, body: EditRequest, order: DrawingOrder, image
     except ValueError as error:
         raise engine_error(error) from None
     height, width = marked.is_marked.shape
-    if width * height > MAX_PIXELS:
-        sentence = f"An image of {width}x{height} has more than {MAX_PIXELS:,} pixels"
-        raise ApiError(400, f"{sentence}: send a smaller one, or ask for a size.", param="image")
+    _check_size(width, height)
     most = service.settings.max_images_out // len(marked.windows)
     if order.num_images > most:
         sentence = f"An image of {width}x{height} is drawn in {len(marked.windows)} squares"
         raise ApiError(400, f"{sentence}, so n is at most {most} here: send a smaller image.", param="n")
     return marked
+
+
+def _check_size(width: int, height: int) -> None:
+    """ApiError: 400, an image is too large to come back in its own size."""
+    if width * height > MAX_PIXELS:
+        sentence = f"An image of {width}x{height} has more than {MAX_PIXELS:,} pixels"
+        raise ApiError(400, f"{sentence}: send a smaller one, or ask for a size.", param="image")
 
 
 def _sides(body: EditRequest) -> Sides:

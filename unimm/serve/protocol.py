@@ -175,12 +175,15 @@ class ImageRequest(Drawing):
 
 
 class EditRequest(ImageRequest):
-    """POST /v1/images/edits, as multipart/form-data: what the mask leaves open is drawn anew after the prompt, or what is
-    around the image. With `size` "auto" the image comes back in its own size."""
+    """POST /v1/images/edits, as multipart/form-data: the image changed as the prompt says; with a mask, what that leaves open
+    drawn anew; with sides, what is around the image. With `size` "auto" the image comes back in its own size."""
 
     image: Annotated[list[UploadFile], File(description="One image: JPEG, PNG, WEBP or GIF.")] = []
     images: Annotated[list[UploadFile], File(alias="image[]", description="The same, as lists are sent.")] = []
     mask: Annotated[UploadFile | None, File(description="PNG with transparency where to draw.")] = None
+    image_guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="Without a mask: how closely to follow the image. 1 [default] is off."
+    )
     left: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE, description="Pixels by which the image grows on the left; below 0: is cut.")
     right: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)
     top: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)

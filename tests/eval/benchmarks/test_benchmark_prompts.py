@@ -26,6 +26,11 @@ EXPECTED = {
         ['a girl, "smiling"', "a plant that bends to light"],
         ["images/anime/janus/000.webp", "images/reasoning/janus/000.webp"],
     ),
+    "imgedit": (["Make the shell smooth.", "Paint it as a woodblock print."], ["1082.png", "673.png"]),
+    "gedit": (
+        ["make it red", "变成红色", "add a hat"],
+        [f"janus/fullset/{place}.png" for place in ("color_alter/en/a1", "color_alter/cn/a1", "subject-add/en/b2")],
+    ),
     "coco": (["A red bus.", "A cat on a mat."], ["images/000000000004.png", "images/000000000009.png"]),
     "t2i-compbench": (
         ["a green bench and a blue bowl", "a red car", "The red hat was on top of the rack."],
@@ -68,6 +73,19 @@ def test_a_prompt_file_of_another_form_is_refused(name: str, files: dict[str, Pa
         ("t2i-compbench", "t2i/color_val.txt", "a/b\n", "no '/'"),
         ("t2i-compbench", "t2i/color_val.txt", "a" * 250, "too long"),
         ("geneval", "evaluation_metadata.jsonl", '{"tag": "a", "include": [], "prompt": " "}\n', "line 1: the prompt is empty"),
+        ("imgedit", "imgedit/basic_edit.json", '{"1": {"id": "../x.png", "prompt": "a", "edit_type": "add"}}', "leads out of"),
+        (
+            "imgedit",
+            "imgedit/basic_edit.json",
+            '{"1": {"id": "x.png", "prompt": "a", "edit_type": "add"}}',
+            "there is no image",
+        ),
+        (
+            "imgedit",
+            "imgedit/basic_edit.json",
+            '{"../1": {"id": "style/2.png", "prompt": "a", "edit_type": "b"}}',
+            "cannot name",
+        ),
         ("wise", "wise/a_verified.json", '[{"Prompt": "a", "prompt_id": 761}]', "761 is there twice"),
     ],
 )

@@ -33,8 +33,8 @@ SAFE_NAME = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. key: its name in the benchmark. number: its place in its file. facts: what the scorer knows of it. image: what
-    it asks to change, where it does."""
+    """One prompt. key: its name in the benchmark. number: its place in its file. facts: what the scorer knows of it. image:
+    what it asks to change, where it does."""
 
     key: str
     text: str

@@ -2,8 +2,8 @@
 
 ImgEdit-Bench (arXiv 2505.20275), the basic part: 737 edits of nine kinds, marked from 1 to 5 by GPT-4o.
 
-    prompts     basic_edit.json, or singleturn.json: {key: {"id": "animal/000342021.jpg", "prompt", "edit_type"}}; the images lie
-                beside it, or in original_images/ or origin_images/ there
+    prompts     basic_edit.json, or singleturn.json: {key: {"id": "animal/000342021.jpg", "prompt", "edit_type"}}; the images
+                lie beside it, or in original_images/ or origin_images/ there
     images      <key>.png
     results     result.json: {key: "Brief reasoning: ...\\nPrompt Compliance: 4\\n..."}, as basic_bench.py writes it
 
@@ -79,10 +79,12 @@ class EditBenchmark(Benchmark):
         self, engine: "Engine", prompts: list[Prompt], seeds: list[int], callback: Callable[[Any], None], **drawing: Any
     ) -> list[Image.Image]:
         """An image for each prompt, of its source's size."""
+        from unimm.inference.windows_of_images import lay_over
+
         sources = [decode_image(self._source(prompt)) for prompt in prompts]
         texts = [prompt.text for prompt in prompts]
         edited = engine.edit_images(sources, texts, num_images=1, seed=seeds, callback=callback, **drawing)
-        return [_over(source, image) for source, (image,) in zip(sources, edited, strict=True)]
+        return [lay_over(source, image) for source, (image,) in zip(sources, edited, strict=True)]
 
     def _source(self, prompt: Prompt) -> ImageLike:
         if prompt.image is None:
@@ -130,7 +132,7 @@ class ImgEdit(EditBenchmark):
         marks: dict[str, float] = {}
         for _, path in paths:
             content = read_json_file(path)
-            if not isinstance(content, dict):
+            if not isinstance(content, dict) or not all(isinstance(one, str | dict) for one in content.values()):
                 raise ValueError(f"{path} is not what {self.title}'s scorer writes, an object with a text for each key.")
             for key, text in content.items():
                 if key in marks:
@@ -193,7 +195,10 @@ class GEdit(EditBenchmark):
         """Semantics, quality, and the root of their product, as means of kinds for each language; the total is English's."""
         found: dict[str, tuple[float, float, bool]] = {}
         for _, path in paths:
-            for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), 1):
+            table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+            if not {"edited_image", "sementics_score", "quality_score"} <= set(table.fieldnames or ()):
+                raise ValueError(f"{path} is not what {self.title}'s scorer writes, a table with edited_image and two scores.")
+            for number, row in enumerate(table, 1):
                 where = f"{path}, row {number}"
                 key = _gedit_key(row, where)
                 if key in found:
@@ -211,16 +216,6 @@ class GEdit(EditBenchmark):
                 rows += _gedit_rows(found, language, part)
         total = next((row for row in rows if row.label == "en overall"), None)
         return ScoreTable(POINTS, total, rows, missing, len(found) + missing)
-
-
-def _over(source: Image.Image, edited: Image.Image) -> Image.Image:
-    """The source with the square at its centre replaced by what was made of it; it carries where that comes from."""
-    side = min(source.size)
-    left, top = ((length - side) // 2 for length in source.size)
-    whole = source.copy()
-    whole.paste(edited.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-    whole.info.update(edited.info)
-    return whole
 
 
 def _image_below(folder: Path, name: str, where: str) -> Path:
@@ -286,4 +281,3 @@ def _gedit_rows(found: dict[str, tuple[float, float, bool]], language: str, part
         if total is not None:
             rows.append(total)
     return rows
-
