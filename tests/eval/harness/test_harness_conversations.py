@@ -1,13 +1,14 @@
 """What harnesses ask, without a harness: settings, messages, many conversations at once, drawings as files, Janus' prompts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from unimm.eval.harness import janus_prompts
-from unimm.eval.harness.conversations import Generation, answer_all, draw_all, images_and_text, read_parts
+from unimm.eval.harness.conversations import Generation, answer_all, draw_all, edit_all, images_and_text, read_parts
 from unimm.inference.engine import Engine
 
 
@@ -87,3 +88,18 @@ def test_other_tasks_keep_their_own_words() -> None:
     vqa = {"question": "Is it red?", "answer": "yes"}
     for name in ("vqav2_val", "mmerealworld", "mme_cot_reason", "popeye"):
         assert janus_prompts.rewrite(name, vqa, "as the task asks") == "as the task asks"
+
+
+def test_edits_keep_the_size_of_their_image(tiny_engine: Engine, picture: Image.Image, tmp_path: Path) -> None:
+    taught = replace(tiny_engine.bundle, prompt_format=replace(tiny_engine.prompt_format, edits="codes_last"))
+    tall = picture.rotate(90, expand=True)
+    answers = edit_all(Engine(taught), [picture, tall], ["make it blue"] * 2, ["a_1", "b 2"], tmp_path, seed=3)
+    paths = [Path(json.loads(answer)["images"][0]) for answer in answers]
+    assert [path.name for path in paths] == ["a_1.png", "b_2.png"] and [Image.open(path).size for path in paths] == [
+        (24, 16),
+        (16, 24),
+    ]
+    (alone,) = edit_all(Engine(taught), [tall], ["make it blue"], ["b 2"], tmp_path / "alone", seed=3)
+    assert Path(json.loads(alone)["images"][0]).read_bytes() == paths[1].read_bytes()
+    with pytest.raises(ValueError, match="was not taught to edit"):
+        edit_all(tiny_engine, [picture], ["make it blue"], ["a"], tmp_path)

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from unimm.data.image import decode_image
 from unimm.inference.engine import Engine
 from unimm.inference.messages import Message
+from unimm.inference.windows_of_images import lay_over
 from unimm.runtime.number_checks import whole_number
 
 MAX_NEW_TOKENS = 512
@@ -103,17 +107,37 @@ def draw_all(engine: Engine, prompts: list[str], names: list[str], folder: Path,
     names: of the items; the noise of a drawing goes by (seed, name), so any number of processes draws the same.
     settings: of `Engine.generate_images`.
     """
+    drawn = engine.generate_images(prompts, num_images=1, seed=_seeds(names, seed), **settings)
+    return [_kept(image, name, folder) for name, (image,) in zip(names, drawn, strict=True)]
+
+
+def edit_all(
+    engine: Engine, images: list[Any], prompts: list[str], names: list[str], folder: Path, seed: int = 0, **settings: Any
+) -> list[str]:
+    """As `draw_all`, of images that the prompts say how to change: each comes back in its own size, changed in the square at
+    its centre. settings: of `Engine.edit_images`.
+
+    Raises:
+        ValueError: the model was not taught to edit, or an image cannot be read.
+    """
+    sources = [decode_image(image) for image in images]
+    edited = engine.edit_images(sources, prompts, num_images=1, seed=_seeds(names, seed), **settings)
+    made = [lay_over(source, image) for source, (image,) in zip(sources, edited, strict=True)]
+    return [_kept(image, name, folder) for name, image in zip(names, made, strict=True)]
+
+
+def _seeds(names: list[str], seed: int) -> list[int]:
+    return [(zlib.crc32(name.encode()) + seed) % 2**31 for name in names]
+
+
+def _kept(image: Image.Image, name: str, folder: Path) -> str:
+    """The answer that names an image, which is written."""
     from unimm.runtime.provenance import write_image
 
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = [(zlib.crc32(name.encode()) + seed) % 2**31 for name in names]
-    answers = []
-    drawn = engine.generate_images(prompts, num_images=1, seed=seeds, **settings)
-    for name, (image,) in zip(names, drawn, strict=True):
-        path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
-        write_image(image, path)
-        answers.append(json.dumps({"text": "", "images": [str(path)]}, ensure_ascii=False))
-    return answers
+    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
+    write_image(image, path)
+    return json.dumps({"text": "", "images": [str(path)]}, ensure_ascii=False)
 
 
 def _write(engine: Engine, conversations: list[list[Message]], setting: Generation, seed: int) -> list[str]:

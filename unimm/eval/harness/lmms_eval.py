@@ -4,7 +4,8 @@
 
 lmms-eval finds it by the entry point of this package. Its chat model serves all tasks that write; those that compare
 log-likelihoods are given to "simple" models alone, so `--force_simple` takes the second class. Image-output tasks (WISE and its
-like) are asked with `mode=generation`: the answer is their JSON, {"text": "", "images": [path]}.
+like; of editing, where the model was taught to, GEdit-Bench and ImgEdit-Bench) are asked with `mode=generation`: the answer is
+their JSON, {"text": "", "images": [path]}.
 """
 
 # pyright: reportMissingImports=false
@@ -20,7 +21,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from unimm.eval.harness import janus_prompts
-from unimm.eval.harness.conversations import Generation, answer_all, draw_all, images_and_text, read_parts
+from unimm.eval.harness.conversations import Generation, answer_all, draw_all, edit_all, images_and_text, read_parts
 from unimm.eval.likelihood import continuation
 from unimm.inference.engine import Engine, load
 from unimm.inference.messages import Message, read_messages
@@ -135,14 +136,29 @@ class Unimm(lmms):
         return answer_all(self.engine, conversations, settings, self.batch_size, self.seed)
 
     def _draw(self, requests: list[Any]) -> list[str]:
-        prompts, names = [], []
-        for request in requests:
-            images, text = images_and_text(self.messages_of(request))
-            if images:
-                raise ValueError(f"{request.task_name} shows an image to be changed, and unimm draws from words: leave it out.")
-            prompts.append(text)
-            names.append(f"{request.task_name}_{request.doc_id}_{request.idx}")
-        return draw_all(self.engine, prompts, names, self.image_folder, self.seed, **self.drawing)
+        """Drawings of texts; of one image and a text, an edit, where the model was taught to."""
+        answers: dict[int, str] = {}
+        asked = [images_and_text(self.messages_of(request)) for request in requests]
+        names = [f"{request.task_name}_{request.doc_id}_{request.idx}" for request in requests]
+        for number, (images, _) in enumerate(asked):
+            if images and (len(images) > 1 or not self.engine.prompt_format.edits):
+                how = (
+                    f"{len(images)} images, and unimm edits one"
+                    if len(images) > 1
+                    else "an image, and this model does not edit"
+                )
+                raise ValueError(f"{requests[number].task_name} asks to change {how}: leave it out.")
+        words = (self.image_folder, self.seed)
+        draws = [number for number, (images, _) in enumerate(asked) if not images]
+        edits = [number for number, (images, _) in enumerate(asked) if images]
+        if draws:
+            texts, own = [asked[number][1] for number in draws], [names[number] for number in draws]
+            answers |= zip(draws, draw_all(self.engine, texts, own, *words, **self.drawing), strict=True)
+        if edits:
+            sources, texts = [asked[number][0][0] for number in edits], [asked[number][1] for number in edits]
+            made = edit_all(self.engine, sources, texts, [names[number] for number in edits], *words, **self.drawing)
+            answers |= zip(edits, made, strict=True)
+        return [answers[number] for number in range(len(requests))]
 
     def _as_asked(self, request: Any, messages: list[Message]) -> list[Message]:
         messages = read_parts(messages, self._system(request))
