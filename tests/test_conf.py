@@ -186,6 +186,7 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"pages", "edits"}
     data |= {"interleaved", "documents_drawn"}
+    data |= {"preferences", "preferences_parquet"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
