@@ -138,7 +138,7 @@ def test_every_command_and_its_options_are_there() -> None:
 
 
 COMPOSED = ("train", "demo", "two_encoders", "scaling", "projectors", "contrastive", "frozen_parts", "large_pictures")
-COMPOSED = [RECIPES / f"{name}.md" for name in (*COMPOSED, "several_images", "locate", "interleaved")]
+COMPOSED = [RECIPES / f"{name}.md" for name in (*COMPOSED, "several_images", "locate", "interleaved", "edit")]
 """Their trainings take hours; those of the other pages are run at toy size."""
 
 
