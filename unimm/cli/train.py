@@ -20,6 +20,7 @@ from unimm.cli.compose import build, run_with_hydra, seed_everything, settings_o
 from unimm.cli.learner import Learner, check_start, open_learner, with_sizes
 from unimm.cli.results import print_training_results
 from unimm.cli.resume_settings import Resuming
+from unimm.cli.rollouts import check_rollouts, make_trainer
 from unimm.data.image import crop, decode_image, pixels_to_array
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, Record
@@ -39,7 +40,7 @@ from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.training.logbook import Logbook
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.trackers import TrackingConfig
-from unimm.training.trainer import Trainer, TrainerConfig
+from unimm.training.trainer import TrainerConfig
 
 SAMPLES_A_ROW = 8
 
@@ -86,8 +87,8 @@ def train(config: DictConfig) -> Path:
             return validation(before, step, losses)
         return validation(Engine(learner.bundle_of(model, trainer.heads), is_stopped=is_stopped), step, losses)
 
-    callbacks = (sample_records, validate, learner.held_out)
-    trainer = Trainer(objective, mixture, trainer_config, out, config.device, *callbacks)
+    callbacks = {"sample": sample_records, "validate": validate, "held_out": learner.held_out}
+    trainer = make_trainer(config, learner, objective, trainer_config, out, **callbacks)
     trainer.say([] if trainer.step else learner.notes)
     run.follow(trainer)
     if trainer.is_main and trainer.step:  # else what lies there is of an earlier run
@@ -113,6 +114,7 @@ def build_settings(config: DictConfig) -> tuple[TrainerConfig, ValidationConfig,
     check_whole(config, 1, "text_vocabulary", "num_samples")
     check_probability(config, "max_bad")
     check_start(config)
+    check_rollouts(config)
     if config.suite is not None:
         build_suite(config.suite)
     trainer: TrainerConfig = build(config.trainer)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unimm.data.pairs import ImageText
     from unimm.data.preferences import Preference
     from unimm.data.prompt_format import PromptFormat
+    from unimm.data.prompts import Asked, DigitsPrompts, DrawingPrompt, QuestionPrompt, ShapesPrompts
     from unimm.data.readers.annotated import CocoCaptions, Mmc4, VqaQuestions
     from unimm.data.readers.boxes import CocoObjects, RefCoco
     from unimm.data.readers.csv_table import CsvTable
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from unimm.data.worlds.shapes import ShapesWorld
 
 __all__ = [
+    "Asked",
     "Box",
     "ClipsWorld",
     "CocoCaptions",
@@ -63,9 +65,11 @@ __all__ = [
     "DatasetContext",
     "Description",
     "Dialogue",
+    "DigitsPrompts",
     "DigitsWorld",
     "Document",
     "Drawing",
+    "DrawingPrompt",
     "Edit",
     "EditLines",
     "EditTable",
@@ -98,10 +102,12 @@ __all__ = [
     "PreferenceTables",
     "PromptFormat",
     "Question",
+    "QuestionPrompt",
     "Record",
     "RecordImage",
     "RefCoco",
     "Reframed",
+    "ShapesPrompts",
     "ShapesWorld",
     "Source",
     "Template",
@@ -149,6 +155,7 @@ __getattr__, __dir__ = lazy_exports(
         "ImageText": "pairs",
         "Preference": "preferences",
         "PromptFormat": "prompt_format",
+        **dict.fromkeys(("Asked", "DigitsPrompts", "DrawingPrompt", "QuestionPrompt", "ShapesPrompts"), "prompts"),
         "Template": "template",
         "Turn": "template",
         "TextTokenizer": "text",

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
-from unimm.data.records import Dataset, check, key_at, unchecked
+from unimm.data.records import Dataset, Record, check, key_at, unchecked
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
 from unimm.runtime.number_checks import check_probability
@@ -137,6 +137,16 @@ class Mixture:
                 self._bad[sample[0], index] = self._describe(sample[0], index, error)
         source = self.sources[sample[0]].name
         raise ValueError(f"{TRIES} records of the source '{source}' were tried, and none can be used: {last}")
+
+    def record(self, sample: SampleId) -> tuple[Record, np.random.Generator]:
+        """The record of a sample, and the generator of its view's choices, where no sequence is made of it.
+
+        Raises:
+            ValueError: the record is bad.
+        """
+        chosen = self.sources[sample[0]]
+        rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, sample[1], 0, 0]))
+        return unchecked(chosen.dataset, self._index(sample)), rng
 
     def replaced(self, sample: SampleId) -> list[BadRecord]:
         """The bad records in whose place another one stands in a sample that was made before, in this process."""

@@ -137,6 +137,19 @@ def is_adapter(name: str) -> bool:
     return re.search(r"(^|\.)lora_[AB]\.", name) is not None
 
 
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """In this context the model computes as it did before its adapters were attached."""
+    layers = list(adapted_layers(model).values())
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def delta(a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
     """What an adapter adds to a weight: (O, I) float32."""
     return scaling * (b_OR.float() @ a_RI.float())

@@ -172,7 +172,7 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[Kind, LossSums]:
         """The losses of everything that is learned in a batch, as sums and counts a kind."""
-        positions_M, hidden_MD, is_read = self._hidden_of_targets(batch)
+        positions_M, hidden_MD, is_read = self.hidden_of_targets(batch)
         sums = {}
         for kind, port in self.predicted_ports.items():
             targets = port.targets(batch, positions_M[is_read[kind]])
@@ -187,7 +187,7 @@ class UnifiedModel(nn.Module):
         Raises:
             ValueError: something is learned that is no id of a vocabulary.
         """
-        positions_M, hidden_MD, is_read = self._hidden_of_targets(batch)
+        positions_M, hidden_MD, is_read = self.hidden_of_targets(batch)
         values_N = hidden_MD.new_zeros(batch.tokens.numel(), dtype=torch.promote_types(hidden_MD.dtype, torch.float32))
         for kind, port in self.predicted_ports.items():
             where_n = positions_M[is_read[kind]]
@@ -198,7 +198,7 @@ class UnifiedModel(nn.Module):
                 raise ValueError(f"Elements of {kind.name} have no log-probability here: they are no ids of a vocabulary.")
         return values_N.view(batch.tokens.shape)
 
-    def _hidden_of_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[Kind, torch.Tensor]]:
+    def hidden_of_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[Kind, torch.Tensor]]:
         """The positions (M,) whose hidden states losses read, counted over all rows, and others for a round number; these
         states (M, D); and which of them each kind reads, (M,) bool. Of the last layer nothing else is computed."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)

@@ -12,18 +12,22 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLossConfig
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
     from unimm.training.objectives.contrastive import Contrastive
+    from unimm.training.objectives.grpo import GRPO
     from unimm.training.objectives.likelihood import JointObjective, Likelihood, Objective
     from unimm.training.objectives.preferences import DPO, KTO, SimPO
     from unimm.training.objectives.qformer_alignment import QFormerAlignment
     from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
+    from unimm.training.rollouts import RolloutConfig
     from unimm.training.sharding import Sharding
     from unimm.training.trackers import TrackingConfig
     from unimm.training.trainable_parts import Stage
     from unimm.training.trainer import Trainer, TrainerConfig
+    from unimm.training.watch import Rule
 
 __all__ = [
     "DPO",
+    "GRPO",
     "KTO",
     "AdversaryConfig",
     "Budget",
@@ -34,6 +38,8 @@ __all__ = [
     "OptimizerConfig",
     "QFormerAlignment",
     "ReconstructionLossConfig",
+    "RolloutConfig",
+    "Rule",
     "Schedule",
     "Sharding",
     "SimPO",
@@ -58,6 +64,9 @@ __getattr__, __dir__ = lazy_exports(
         "DPO": "objectives.preferences",
         "SimPO": "objectives.preferences",
         "KTO": "objectives.preferences",
+        "GRPO": "objectives.grpo",
+        "RolloutConfig": "rollouts",
+        "Rule": "watch",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
         "Budget": "optimizers",

@@ -278,7 +278,7 @@ class Trainer(Loop):
         """Sample captions and drawings, and validate, when they are due."""
         sample = self.sample
         if sample is not None and self.is_due(self.config.sample_every):
-            with self._evaluating():
+            with self.evaluating():
                 self.run_on_rank0(lambda model: sample(model, self.step, logbook))
         if self._is_validated():
             self._validate(logbook)
@@ -288,7 +288,7 @@ class Trainer(Loop):
 
     def _validate(self, logbook: Logbook) -> None:
         """All processes compute the held-out losses; then the first one scores the model."""
-        with self._evaluating():
+        with self.evaluating():
             losses: dict[str, float] | None = {}
             if self.held_out is not None:
                 stop = (lambda: self.ranks.any(self.stop.made),)
@@ -299,15 +299,20 @@ class Trainer(Loop):
                 scores = self.run_on_rank0(lambda model: validate(model, self.step, losses))
         # After everything: a run that is killed in between has not validated, and will.
         if self.is_main and losses is not None and scores is not None:
-            logbook.numbers(self.step, {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()})
+            found = {f"{VALIDATION}{name}": value for name, value in {**losses, **scores}.items()}
+            logbook.numbers(self.step, found)
+            self.validated(found)
+
+    def validated(self, numbers: dict[str, float]) -> None:
+        """Called on the first process with what a validation has found, by the names that it is logged by."""
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """In this context the averaged model is evaluated; it ends when all processes are here."""
+    def evaluating(self, averaged: bool = True) -> Iterator[None]:
+        """In this context the model, by its average where it is to be, is evaluated; it ends when all processes are here."""
         self.objective.eval()
         self.objective.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.
-        with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with self.averaged() if averaged else nullcontext(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
             let_go(self.wrapped)
         self.objective.set_attention(self._attention())

@@ -70,16 +70,16 @@ class VocabularyPort(PredictedPort):
         Raises:
             ValueError: an adapter is attached to the head; its share would be lost here.
         """
-        hidden_nD, last = self._before_last(hidden_nD)
+        hidden_nD, last = self.before_last(hidden_nD)
         sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n)
         return LossSums(sums.loss, sums.correct, weights_n.sum())
 
     def log_probs(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
         """(n,) float32: the log-probability of each target, an id. Raises ValueError as `loss` does."""
-        hidden_nD, last = self._before_last(hidden_nD)
+        hidden_nD, last = self.before_last(hidden_nD)
         return linear_log_probs(hidden_nD, last.weight, last.bias, targets_n)
 
-    def _before_last(self, hidden_nD: Tensor) -> tuple[Tensor, nn.Linear]:
+    def before_last(self, hidden_nD: Tensor) -> tuple[Tensor, nn.Linear]:
         """What goes into the head's last layer, and that layer."""
         *first, last = self.head if isinstance(self.head, nn.Sequential) else [self.head]
         for module in first:
