@@ -61,7 +61,7 @@ def train(config: DictConfig) -> Path:
     out = Path(config.out)
     trainer_config, validation_config, tracking = build_settings(config)
     own_sizes = config.init_from is None or config.init_parts is not None or config.fresh_parts is not None
-    run = Resuming(config, "trainer", ("lora", "objective", *(("model",) if own_sizes else ())))
+    run = Resuming(config, "trainer", ("lora", "objective", "rollouts", *(("model",) if own_sizes else ())))
     seed_everything(config.seed)
     learner = open_learner(config)
     run.check(learner.fingerprints)

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ Make = Callable[[UnifiedModel, Prompts], Made]
 
 Show = Callable[[int, list[list[Rollout]], Logbook], None]
 """Writes the best and the worst rollouts of a step to the logbook."""
-
-NAMES = {"loss/entropy": "policy/entropy", "loss/clipped": "policy/clipped", "loss/ratio_error": "policy/ratio_error"}
-NAMES |= {"loss/kl": "policy/kl"}
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +162,7 @@ class RolloutTrainer(Trainer):
 
     def report(self, meter: Meter) -> dict[str, float]:
         """Global means since the last report: of rewards, judges, rollouts and the policy, beside those of every training."""
-        values = {NAMES.get(name, name): value for name, value in super().report(meter).items()}
-        values = {name: value for name, value in values.items() if not name.startswith("accuracy/")}
+        values = super().report(meter)
         names = sorted(self._sums)
         own = torch.tensor([self._sums[name] for name in names], dtype=torch.float32, device=self.accelerator.device)
         together: Any = self.accelerator.reduce(own, "sum")
@@ -214,8 +209,3 @@ class RolloutTrainer(Trainer):
         super().restore(checkpoint)
         if "watch" in checkpoint.state:
             self.watch.restore(checkpoint.state["watch"])
-
-
-def with_sampling(config: TrainerConfig, rollouts: RolloutConfig) -> TrainerConfig:
-    """Trainer's settings, with the rows that order is made of: so many prompts a step."""
-    return replace(config, num_rows=rollouts.num_prompts)

@@ -13,7 +13,7 @@ one; only the first process holds it, which needs the memory for it beside its o
 import copy
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,6 +32,9 @@ STRATEGIES = ("ddp", "fsdp", "hsdp")
 
 SPARE = 1.2
 """So many times its weights a model takes where it decodes, at least: keys, values, and what lies between layers."""
+
+HEAD = "head "
+"""What the names of heads begin with, beside the model."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -134,6 +137,11 @@ def let_go(module: nn.Module) -> None:
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             unit.reshard()
+
+
+def with_heads(model: nn.Module, heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """What is put together in one piece: the model and the objective's heads, by their names behind `HEAD`."""
+    return nn.ModuleDict({"model": model, **{HEAD + name: head for name, head in heads.items()}})
 
 
 def like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ count, clip, update. `accelerate` launches, wraps and casts; data order, accumul
 does not depend on how a global batch is cut into ranks and micro-batches, and a run resumes to the bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,14 +35,11 @@ from unimm.training.loop import Gradient, Loop, LoopConfig
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import OptimizerConfig, Optimizers
 from unimm.training.run_state import check_order, order_of_rows
-from unimm.training.sharding import FullModelGatherer, Sharding, let_go, load_whole, shard, whole
+from unimm.training.sharding import HEAD, FullModelGatherer, Sharding, let_go, load_whole, shard, whole, with_heads
 from unimm.training.trainable_parts import Stage, check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
-
-HEAD = "head "
-"""What the names of heads begin with, beside the model."""
 
 T = TypeVar("T")
 
@@ -151,7 +148,7 @@ class Trainer(Loop):
         self.flop_count = objective.flop_count()
         self.is_sharded = config.sharding.strategy != "ddp" and self.accelerator.num_processes > 1
         self.heads = objective.heads()
-        self.gatherer = FullModelGatherer(_with_heads(model, self.heads)) if self.is_sharded else None
+        self.gatherer = FullModelGatherer(with_heads(model, self.heads)) if self.is_sharded else None
         checkpoint_activations(objective.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:
@@ -190,7 +187,7 @@ class Trainer(Loop):
             return function(cast(UnifiedModel, gathered["model"]))
 
         try:
-            both, where = _with_heads(self.model, own), device or self.accelerator.device
+            both, where = with_heads(self.model, own), device or self.accelerator.device
             return self.gatherer.run_on_rank0(both, run, self.is_main, where)
         finally:
             self.heads = own
@@ -348,8 +345,3 @@ class Trainer(Loop):
         began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
         self.accept(check_order(self.folder, began, self.order))
         self.origin = PlanCursor(plan["step"], plan["sample"])
-
-
-def _with_heads(model: UnifiedModel, heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
-    """What is put together in one piece: the model and the objective's heads."""
-    return nn.ModuleDict({"model": model, **{HEAD + name: head for name, head in heads.items()}})

@@ -2,7 +2,7 @@
 another judge's scores fall, rollouts grow alike, what was known is lost, or the policy runs away from where it began.
 
     watch:
-      - {_target_: unimm.training.Rule, number: policy/kl, most: 0.5, action: stop}
+      - {_target_: unimm.training.Rule, number: loss/kl, most: 0.5, action: stop}
       - {_target_: unimm.training.Rule, number: judge/vqa_score, max_drop: 0.05, action: stop}
       - {_target_: unimm.training.Rule, number: rollout/distinct, least: 0.9}
 
@@ -10,7 +10,6 @@ A rule looks at the mean of the last `window` reports; `max_drop` compares it wi
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ ACTIONS = ("warn", "stop")
 class Rule:
     """What a number may be.
 
-    number: its name in metrics.jsonl, such as "policy/kl", "rollout/distinct" or "validation/shapes_answers".
+    number: its name in metrics.jsonl, such as "loss/kl", "rollout/distinct" or "validation/shapes_answers".
     most, least: its bounds. max_drop: so far it may fall below what it was at first.
     window: reports that are averaged. action: "warn", once; or "stop": the training ends there, with its model.
 
@@ -99,8 +98,3 @@ class Watch:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.seen, self.broken, self.stopped = state["seen"], state["broken"], state["stopped"]
-
-
-def as_rules(rules: Iterable[Rule] | None) -> tuple[Rule, ...]:
-    """Rules as a configuration gives them."""
-    return tuple(rules or ())

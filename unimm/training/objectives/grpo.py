@@ -36,9 +36,12 @@ from unimm.models.ports.base import LossSums
 from unimm.models.ports.vocabulary import CHUNK_LOGITS, VocabularyPort
 from unimm.models.unified import UnifiedModel
 from unimm.training.flops import FlopCount
-from unimm.training.objectives.likelihood import Objective
+from unimm.training.objectives.likelihood import Objective, no_rank
 
 LENGTHS, RATIOS = ("tokens", "sequence"), ("token", "sequence")
+OBSERVED = ("policy/entropy", "policy/clipped", "policy/ratio_error")
+"""Numbers that are not learned from: mean entropy; the share of elements beyond the clip; the mean of |r - 1|."""
+
 ROLLOUT, NULL = 0, 1
 """Places of a sample: a rollout, and the same elements behind its null prompt, where guidance is part of log-probabilities."""
 
@@ -110,15 +113,16 @@ class GRPO(Objective):
         self.model, self.kl, self.ratio, self.length = model, kl, ratio, length
         self.low, self.high = bounds["clip_low"], bounds["clip_high"]
         self.guidance_scale, self.temperature = guidance_scale, temperature
-        self.weights = {"kl": kl, "entropy": 0.0, "clipped": 0.0, "ratio_error": 0.0}
+        self.weights = {"kl": kl}
         if kl and not adapted_layers(model):
             self.frozen["reference"] = copy.deepcopy(model)
 
     def check(self, batch: Batch) -> None:
         self.model.check(batch)
 
-    def forward(self, batch: RolloutBatch) -> dict[str, LossSums]:
-        """policy, kl; and, for the eye: entropy, clipped (share of elements beyond the clip), ratio_error (mean of |r - 1|)."""
+    def forward(self, batch: Batch) -> dict[str, LossSums]:
+        """policy, kl; and, not learned from, those of `OBSERVED`."""
+        assert isinstance(batch, RolloutBatch)
         found = self.policy(self.model, batch)
         log_probs_n, old_n = found.log_probs_n, self._at(batch.old, found)
         logs_n = log_probs_n - (log_probs_n.detach() if old_n is None else old_n)
@@ -133,12 +137,12 @@ class GRPO(Objective):
         loss_n = -torch.minimum(ratio_n * gains_n, clipped_n * gains_n)
         beyond_n = ((ratio_n > 1 + self.high) & (gains_n > 0)) | ((ratio_n < 1 - self.low) & (gains_n < 0))
         counts = {name: count.to(loss_n) for name, count in self.counts(batch).items()}
-        seen = {"entropy": found.entropy_n, "clipped": beyond_n.to(loss_n), "ratio_error": (ratio_n - 1).detach().abs()}
-        sums = {"policy": (loss_n * shares_n).sum(), **{name: values_n.sum() for name, values_n in seen.items()}}
+        seen = dict(zip(OBSERVED, (found.entropy_n, beyond_n.to(loss_n), (ratio_n - 1).abs()), strict=True))
+        sums = {"policy": (loss_n * shares_n).sum(), **{name: values_n.detach().sum() for name, values_n in seen.items()}}
         if (reference_n := self._at(batch.reference, found)) is not None:
             away_n = reference_n - log_probs_n
             sums["kl"] = ((away_n.exp() - away_n - 1) * shares_n).sum()
-        return {name: LossSums(one, one.new_zeros(()), counts[name]) for name, one in sums.items()}
+        return {name: LossSums(one, no_rank(one), counts[name]) for name, one in sums.items()}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         documents_BT = batch.document_indices()
@@ -147,7 +151,7 @@ class GRPO(Objective):
         num_elements = (is_learned_BT & is_own_D[documents_BT.clamp(min=0)]).sum().float() if len(is_own_D) else torch.zeros(())
         num = num_elements if self.length == "tokens" else is_own_D.sum().float()
         names = ("policy", "kl") if self.kl else ("policy",)
-        return {**dict.fromkeys(names, num), **dict.fromkeys(("entropy", "clipped", "ratio_error"), num_elements)}
+        return {**dict.fromkeys(names, num), **dict.fromkeys(OBSERVED, num_elements)}
 
     @torch.no_grad()
     def score(self, batch: RolloutBatch, keep_old: bool = True) -> RolloutBatch:
