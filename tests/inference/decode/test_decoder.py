@@ -14,6 +14,7 @@ from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampler, Sampling, guide
 from unimm.inference.engine import Engine
 from unimm.inference.kernels import llama_decode
+from unimm.inference.kernels.cpu_decode import CpuDecode
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
 PROMPTS = ("a red circle", "two large blue squares and a small green triangle left of them", "cross", "一个小的红色圆形")
@@ -154,12 +155,15 @@ def test_a_stream_that_the_collector_drops_in_a_step_disturbs_nobody(
     dropped = Request(tiny_engine.template.draw("two large blue squares", num_codes=4), Sampling(1.0, seed=1))
     other = Request(tiny_engine.template.draw("a", num_codes=4), Sampling(1.0, seed=2))
     (alone,) = decoder.fill([other])
-    plain, calls = llama_decode._Layer.__call__, itertools.count()
+    calls = itertools.count()
 
-    def layer(self, *words):
-        if next(calls) == 1:
-            gc.collect()
-        return plain(self, *words)
+    def collecting(plain):
+        def layer(self, *words):
+            if next(calls) == 1:
+                gc.collect()
+            return plain(self, *words)
+
+        return layer
 
     gc.disable()
     try:
@@ -170,7 +174,8 @@ def test_a_stream_that_the_collector_drops_in_a_step_disturbs_nobody(
         stream = decoder.steps([other])
         ids = [next(stream)[0]]
         del holder
-        monkeypatch.setattr(llama_decode._Layer, "__call__", layer)
+        for owner, name in ((llama_decode._Layer, "__call__"), (CpuDecode, "_attend")):  # with a compiler, and without one
+            monkeypatch.setattr(owner, name, collecting(getattr(owner, name)))
         ids += [new[0] for new in stream]
     finally:
         gc.enable()
