@@ -12,6 +12,7 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.learner import open_learner
 from unimm.cli.resume_settings import Change, Resuming, flat_settings, with_new_names
+from unimm.cli.train import ONLY_OF_NEW_RUNS
 from unimm.inference.engine import load
 from unimm.training.checkpoint import Checkpoint, save_checkpoint
 
@@ -64,7 +65,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def resuming(place: Path, words: list[str], **fingerprints: str) -> Resuming:
     """What a run with these words and fingerprints finds in the folder of another one."""
-    run = Resuming(compose_config("train", words), "trainer", ("lora", "objective"))
+    run = Resuming(compose_config("train", words), "trainer", ONLY_OF_NEW_RUNS)
     run.check({**FINGERPRINTS, **fingerprints})
     return run
 
@@ -130,6 +131,18 @@ GIVEN = [*TEXT, "init_from=base", "image_tokenizer=codec"]
 def test_what_only_a_new_run_could_follow_is_refused(word: str, fingerprints: dict[str, str], told: str, begun: Path) -> None:
     with pytest.raises(ValueError, match=f"run holds a run that began with {told}, and cannot go on otherwise: give what it"):
         resuming(begun, [*GIVEN, word], **fingerprints)
+
+
+def test_other_rollouts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that only one of two runs learns from."""
+    monkeypatch.chdir(tmp_path)
+    words = [*TEXT, "init_from=base", "rollouts=default"]
+    state = {"seconds": 1.0, "record": {"settings": dict(flat_settings(compose_config("train", words))), "changes": []}}
+    save_checkpoint(tmp_path / "run/checkpoints", Checkpoint(2, {"a": torch.zeros(1)}, state))
+    assert not resuming(tmp_path, words).changes
+    for other, told in {"rollouts.group_size=4": r".group_size=8, not 4", "rollouts=none": "=RolloutConfig, not null"}.items():
+        with pytest.raises(ValueError, match=f"a run that began with rollouts{told}"):
+            resuming(tmp_path, [*words, other])
 
 
 def test_a_moved_folder_is_no_other_one_and_one_that_has_learned_on_is_said(begun: Path) -> None:

@@ -34,6 +34,10 @@ def constant(responses: list[Response]) -> list[float | None]:
     return [1.0] * len(responses)
 
 
+def raising(responses: list[Response]) -> list[float | None]:
+    raise RuntimeError(f"{len(responses)} responses are too many")
+
+
 def failing(responses: list[Response]) -> list[float | None]:
     """Of the first prompt no number, of the others their brightness."""
     values = brightness(responses)

@@ -42,6 +42,9 @@ from unimm.training.objectives.likelihood import Objective
 from unimm.training.trackers import TrackingConfig
 from unimm.training.trainer import TrainerConfig
 
+ONLY_OF_NEW_RUNS = ("lora", "objective", "rollouts")
+"""Groups of settings that no run may change on its way."""
+
 SAMPLES_A_ROW = 8
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def train(config: DictConfig) -> Path:
     out = Path(config.out)
     trainer_config, validation_config, tracking = build_settings(config)
     own_sizes = config.init_from is None or config.init_parts is not None or config.fresh_parts is not None
-    run = Resuming(config, "trainer", ("lora", "objective", "rollouts", *(("model",) if own_sizes else ())))
+    run = Resuming(config, "trainer", (*ONLY_OF_NEW_RUNS, *(("model",) if own_sizes else ())))
     seed_everything(config.seed)
     learner = open_learner(config)
     run.check(learner.fingerprints)
