@@ -75,3 +75,15 @@ def test_a_step_moves_by_about_the_rate_and_clears_the_gradients(config: Optimiz
         moved = (parameter - before[name]).abs().mean()
         assert 1e-4 < moved < 1e-2, name
         assert parameter.grad is None
+
+
+@pytest.mark.parametrize("muon_lr", [None, 0.01])
+def test_a_step_counts_as_a_change_of_every_parameter(muon_lr: float | None) -> None:
+    """An engine of the model that is trained knows by the versions that its copies of the weights are old."""
+    model = make_model()
+    optimizers = Optimizers(model.parts(), EVERYTHING.lr_scales, OptimizerConfig(muon_lr=muon_lr), model.hidden_parts())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter._version for parameter in model.parameters()]
+    optimizers.step()
+    assert all(after._version > version for after, version in zip(model.parameters(), before, strict=True))

@@ -59,7 +59,8 @@ class RolloutMaker:
         return self._engine
 
     def __call__(self, model: UnifiedModel, prompts: Prompts) -> Made:
-        self._engine = self._open(model)  # a new one: it keeps what it has computed by weights that have moved since
+        if self._engine is None or self._engine.model is not model:
+            self._engine = self._open(model)
         made = Made([], {})
         opened: list[tuple[int, Asked, Sequence]] = []
         for number, asked in zip(prompts.numbers, prompts.asked, strict=True):

@@ -97,7 +97,7 @@ class Optimizers:
             raise ValueError("Nothing learns in this stage: choose another, or add lora=default.")
         self.all: dict[str, torch.optim.Optimizer] = {}
         if groups["adamw"]:
-            self.all["adamw"] = torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+            self.all["adamw"] = AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps)
         if groups["muon"]:
             assert config.muon_lr is not None
             self.all["muon"] = Muon(groups["muon"], lr=config.muon_lr, momentum=config.muon_momentum, dtype=muon_dtype)
@@ -157,15 +157,28 @@ def tokenizer_optimizers(
             kernels += [p for p in part.parameters() if p.dim() == 4 and min(p.shape[:2]) > 3]
     chosen = {id(p) for p in kernels}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)
-    }
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": AdamW(rest, lr=lr, betas=betas, weight_decay=0.0)}
     if muon_lr is not None:
         optimizers["muon"] = Muon(kernels, lr=muon_lr, dtype=dtype)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return optimizers
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW; after a step the parameters' versions say that they have changed. Its kernel does not count them,
+    and an engine knows by them that its copies of the weights are old."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, fused=True, **settings)
+
+    def step(self, closure: Any = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        loss = super().step(closure)
+        changed = [one for group in self.param_groups for one in group["params"] if one.grad is not None]
+        torch.autograd.graph.increment_version(changed)
+        return loss
 
 
 class Muon(torch.optim.Optimizer):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unimm.models.image_tokenizer.layers import GroupNorm
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.checkpoint import optimizer_tensors, restore_optimizer
+from unimm.training.optimizers import AdamW
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ class Adversary:
         self.config, self._accelerator = config, accelerator
         self.discriminator = PatchDiscriminator(config.channels, config.num_layers).to(accelerator.device)
         self._wrapped = accelerator.prepare(self.discriminator)
-        self.optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.lr, betas=betas, weight_decay=0.0, fused=True
-        )
+        self.optimizer = AdamW(self.discriminator.parameters(), lr=config.lr, betas=betas, weight_decay=0.0)
         self._names = {id(p): name for name, p in self.discriminator.named_parameters()}
 
     def generator_loss(self, drawn_NCHW: Tensor, reconstruction: Tensor, last_weight: Tensor) -> dict[str, Tensor]:
