@@ -24,11 +24,11 @@ FORMS = {
     "a key misspelled": ("encode-features init_form=x", "did you mean 'init_from'?"),
     "a key of another option": (
         "train data.paths=x",
-        "no key 'data.paths' with data=worlds, only with data=csv, documents, grounded_llava, jsonl, llava",
+        "no key 'data.paths' with data=worlds, only with data=csv, documents, documents_drawn, edits, grounded_llava",
     ),
     "a misspelled key of another option": (
         "encode data.path=x",
-        "did you mean data.paths (of data=csv, documents, grounded_llava,",
+        "did you mean data.paths (of data=csv, documents, documents_drawn, edits,",
     ),
     "a key of an option that is off": ("train lora.rank=8", "no key 'lora.rank' with lora=none, only with lora=default."),
     "an option misspelled": ("encode data=jsnl", "did you mean 'data=jsonl'?"),

@@ -41,7 +41,7 @@ from unimm.cli.serve import serving
 from unimm.runtime.plugins import take_allow_code
 
 ORDER = (
-    *("demo", "quickstart", "caption", "answer", "generate", "edit", "locate", "serve"),
+    *("demo", "quickstart", "caption", "answer", "generate", "edit", "outpaint", "locate", "serve"),
     *("classify", "index", "search"),
     *("data", "train-tokenizer", "encode", "encode-features", "join", "plan", "train"),
     *("eval", "export", "score", "reproduce", "report", "compare", "scaling", "convert", "average", "bench", "doctor"),

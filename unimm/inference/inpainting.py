@@ -18,7 +18,6 @@ from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageFilter
-from scipy import ndimage
 
 from unimm.data.image import crop, decode_image, decode_mask, pixels_to_array, transparent_part
 from unimm.data.image_forms import read_once
@@ -188,5 +187,7 @@ def _edges(length: int, square: int, side: int) -> list[tuple[int, int]]:
 
 def _spread(picture: np.ndarray, marked_HW: np.ndarray) -> np.ndarray:
     """The picture with every marked pixel in the colour of the nearest one that is not marked."""
+    from scipy import ndimage  # takes longer to import than drawing the demo's pictures, which need nothing of it
+
     nearest = ndimage.distance_transform_edt(marked_HW, return_distances=False, return_indices=True)
     return picture[tuple(nearest)]  # pyright: ignore[reportArgumentType]

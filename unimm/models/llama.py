@@ -117,7 +117,7 @@ def _frequencies(config: Any, kind: str) -> tuple[torch.Tensor, float]:
 
 
 class RMSNorm(nn.Module):
-    """arXiv 1910.07467, computed in float32 at least."""
+    """arXiv 1910.07467, computed in float32."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(torch.float32)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * wide.to(x.dtype)
 

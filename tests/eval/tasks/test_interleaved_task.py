@@ -60,11 +60,11 @@ def test_other_pictures_words_and_kinds_are_wrong() -> None:
 
 
 def test_an_engine_is_asked_turn_by_turn(tiny_engine: Engine) -> None:
-    task = load_task('interleaved?n=3&kinds=["story"]')
+    task = load_task('interleaved?n=3&kinds=["draw"]')
     assert isinstance(task, Interleaved) and tiny_image_tokenizer().num_codes == 4
     result = task.run(tiny_engine, lambda example: None)
     assert result.count == 3 and {KINDS, PICTURES} <= result.other_scores.keys()
-    again = Interleaved(3, kinds=["story"])
+    again = Interleaved(3, kinds=["draw"])
     assert [one.answer for one in again.ask(tiny_engine, [1])] == [result.examples[1].answer], "alone as in a batch"
     assert result.other_scores[KINDS].count == sum(len(task.world[index].questions) for index in range(3))
     assert np.isfinite(result.score)

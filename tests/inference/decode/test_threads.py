@@ -77,7 +77,7 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
 
 
 @pytest.mark.parametrize(
-    ("where", "name"), [(UnifiedModel, "hidden"), (llama_decode._Layer, "__call__")], ids=["prefill", "step"]
+    ("where", "name"), [(UnifiedModel, "hidden"), (llama_decode.DecodeModel, "advance")], ids=["prefill", "step"]
 )
 def test_weights_do_not_change_in_the_middle_of_a_step(
     where: type, name: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch

@@ -63,7 +63,7 @@ def chat(engine: Engine, words: int, seed: int) -> Request:
 @needs_compiler
 def test_a_long_conversation_widens_no_other_row(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_cpu_decode(tiny_engine.model)
-    requests = [*(chat(tiny_engine, 1, seed) for seed in range(4)), chat(tiny_engine, 12, 4)]
+    requests = [*(chat(tiny_engine, 1, seed) for seed in range(4)), chat(tiny_engine, 16, 4)]
     lengths = [request.sequence.length for request in requests]
     assert max(lengths[:4]) <= BUCKET < lengths[4]
     wide = -(-lengths[4] // BUCKET) * BUCKET
