@@ -30,6 +30,10 @@ FORMS = {
         "encode data.path=x",
         "did you mean data.paths (of data=csv, documents, documents_drawn, edits,",
     ),
+    "names that a group of keys has not": (
+        "train trainer.weights={text:2}",
+        "'trainer.weights' has other names: add one by +trainer.weights.NAME=VALUE, and take one out by ~trainer.weights.NAME.",
+    ),
     "a key of an option that is off": ("train lora.rank=8", "no key 'lora.rank' with lora=none, only with lora=default."),
     "an option misspelled": ("encode data=jsnl", "did you mean 'data=jsonl'?"),
     "an option of another group": ("train trainer=align", "did you mean 'stage=align'?"),

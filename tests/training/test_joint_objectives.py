@@ -214,7 +214,7 @@ def test_a_frozen_module_is_held_and_no_part_of_what_is_trained(tmp_path: Path, 
 
 def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path: Path) -> None:
     """Which text belongs to which of 12 pictures, averaged weights, too; the held-out loss is among what is held out."""
-    words = {"optimizer": OptimizerConfig(lr=3e-3, muon_lr=0.01), "ema_decay": 0.9, "budget": Budget(max_steps=14)}
+    words = {"optimizer": OptimizerConfig(lr=3e-3, muon_lr=0.01), "ema_decay": 0.9, "budget": Budget(max_steps=24)}
     whole = make_joint_trainer(tmp_path / "whole", "softmax", 2, **words)
     whole.fit()
     make_joint_trainer(tmp_path / "parts", "softmax", 2, **{**words, "budget": Budget(max_steps=5)}).fit()
@@ -224,7 +224,9 @@ def test_towers_learn_and_resume_to_the_bit_and_travel_with_the_bundle(tmp_path:
     assert_equal(again.tensors(), whole.tensors())
     lines = read_numbers(tmp_path / "whole/metrics.jsonl")
     assert lines[-1]["loss/contrastive"] < 0.85 * lines[0]["loss/contrastive"]
-    assert lines[-1]["accuracy/contrastive"] >= lines[0]["accuracy/contrastive"] and lines[-1]["speed/images_per_second"] > 0
+    last = [line["accuracy/contrastive"] for line in lines[-4:]]
+    assert sum(last) / len(last) > 3 * lines[0]["accuracy/contrastive"], "one step in so small a set is chance"
+    assert lines[-1]["speed/images_per_second"] > 0
     held = HeldOut(make_mixture_of("softmax"), 64, 8)
     told = held.losses(whole.objective, {}, whole.accelerator, lambda: False)
     assert told is not None and told["loss_contrastive"] < lines[0]["loss/contrastive"]

@@ -166,12 +166,20 @@ def _root_keys(line: CommandLine) -> dict[str, bool]:
     return {key: any(other.startswith(f"{key}.") for other in keys) for key in keys}
 
 
+def _adds_names(key: str, line: CommandLine) -> bool:
+    """Whether a key that is there was given names that it has not (trainer.weights={text:2}): Hydra takes them one by one."""
+    given = next((value for name, _, value in (one.partition("=") for one in line.arguments.overrides) if name == key), "")
+    return given.startswith("{") and bool(line.choices.options_with(key.split(".")[0], key))
+
+
 def _no_such_key(key: str, keys: Iterable[str], line: CommandLine) -> str:
     """That there is no such key, and what was meant: an option of a group, a key of another option, or the nearest key."""
     missing = f"There is no key '{key}' in the configuration"
     if option := _meant_option(key, line):
         return f"{missing}; did you mean '{option}'?"
     group = key.split(".")[0]
+    if _adds_names(key, line):
+        return f"'{key}' has other names: add one by +{key}.NAME=VALUE, and take one out by ~{key}.NAME."
     chosen = line.chosen().get(group)
     if chosen is not None and (options := line.choices.options_with(group, key)):
         return f"There is no key '{key}' with {group}={chosen}, only with {group}={_either(options)}."

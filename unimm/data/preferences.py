@@ -3,7 +3,7 @@
     (PIXELS . TEXT(question) . TEXT(chosen),  PIXELS . TEXT(question) . TEXT(rejected))     both learned
     (TEXT(prompt) . CODES(chosen),            TEXT(prompt) . CODES(rejected))
 
-They lie in one micro-batch and never attend to each other (`unimm.sequence.Sample`); which is the chosen one is told by its
+They lie in one micro-batch and never attend to each other (`unimm.sequence.Sample`); which is the chosen one follows from its
 place. A pair in which both are equal, or one of which has no room for its end, prefers nothing and is refused.
 """
 

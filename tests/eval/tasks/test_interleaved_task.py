@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_image_tokenizer
+from conftest import tiny_image_tokenizer, tiny_model
 from PIL import Image
 
 from unimm.data.worlds.interleaved import InterleavedRecord, InterleavedWorld
@@ -60,11 +60,13 @@ def test_other_pictures_words_and_kinds_are_wrong() -> None:
 
 
 def test_an_engine_is_asked_turn_by_turn(tiny_engine: Engine) -> None:
-    task = load_task('interleaved?n=3&kinds=["draw"]')
+    model = tiny_model(len(tiny_engine.tokenizer), max_positions=512)  # room for three turns of answers that do not end
+    tiny_engine = Engine(replace(tiny_engine.bundle, model=model))
+    task = load_task('interleaved?n=3&kinds=["story"]')
     assert isinstance(task, Interleaved) and tiny_image_tokenizer().num_codes == 4
     result = task.run(tiny_engine, lambda example: None)
     assert result.count == 3 and {KINDS, PICTURES} <= result.other_scores.keys()
-    again = Interleaved(3, kinds=["draw"])
+    again = Interleaved(3, kinds=["story"])
     assert [one.answer for one in again.ask(tiny_engine, [1])] == [result.examples[1].answer], "alone as in a batch"
     assert result.other_scores[KINDS].count == sum(len(task.world[index].questions) for index in range(3))
     assert np.isfinite(result.score)

@@ -21,6 +21,7 @@ from unimm.inference.decode.threads import FairRLock
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.inference.kernels import llama_decode
+from unimm.inference.kernels.cpu_decode import CpuDecode
 from unimm.models.unified import UnifiedModel
 
 
@@ -77,20 +78,22 @@ def test_threads_that_all_come_first_arrange_the_model_once(tiny_engine: Engine,
 
 
 @pytest.mark.parametrize(
-    ("where", "name"), [(UnifiedModel, "hidden"), (llama_decode.DecodeModel, "advance")], ids=["prefill", "step"]
+    "places",
+    [[(UnifiedModel, "hidden")], [(llama_decode._Layer, "__call__"), (CpuDecode, "_attend")]],  # layers, by either kernels
+    ids=["prefill", "step"],
 )
 def test_weights_do_not_change_in_the_middle_of_a_step(
-    where: type, name: str, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    places: list[tuple[type, str]], tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(replace(tiny_engine.bundle, model=tiny_model(len(tiny_engine.tokenizer))))
     expected = engine.generate_codes("a red circle", seed=3)
     engine.decoder.release()
     is_inside, is_asked, seen = threading.Event(), threading.Event(), []
-    plain, name_of_bias = getattr(where, name), "codes.head.2.bias"
+    name_of_bias = "codes.head.2.bias"
     bias = engine.model.get_parameter(name_of_bias)
     old, new = bias.detach().clone(), torch.full_like(bias, -50.0).index_fill(0, torch.tensor([9]), 50.0)
 
-    def compute(self: Any, *words: Any, **more: Any) -> Any:
+    def compute(plain: Callable[..., Any], self: Any, *words: Any, **more: Any) -> Any:
         if not is_inside.is_set():
             is_inside.set()
             assert is_asked.wait(60)
@@ -103,7 +106,9 @@ def test_weights_do_not_change_in_the_middle_of_a_step(
         is_asked.set()
         engine.update_weights([(name_of_bias, new)])
 
-    monkeypatch.setattr(where, name, compute)
+    for where, name in places:
+        plain = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda self, *words, _plain=plain, **more: compute(_plain, self, *words, **more))
     codes, _ = at_once(lambda: engine.generate_codes("a red circle", seed=3), update)
     assert torch.equal(seen[0], old) and torch.equal(bias, new)
     assert isinstance(codes, torch.Tensor)

@@ -154,7 +154,7 @@ def test_a_batch_with_texts_and_codes_fills_in_what_plain_passes_do(
 ) -> None:
     engine = Engine(replace(tiny_engine.bundle, model=model))
     with torch.no_grad():
-        for parameter in model.latents.parameters():  # type: ignore[union-attr]
+        for parameter in model.predicted_ports[Kind.LATENTS].parameters():
             parameter.add_(0.05 * normal(torch.tensor([parameter.numel()]), parameter.numel()).view(parameter.shape))
     question = template.chat([Turn("user", ("What?",))], 5)
     sequences = [asked("red", template), question, template.draw("red", num_codes=4), asked("a blue square", template)]

@@ -32,6 +32,7 @@ from unimm.runtime.resumable_folder import workspace_of
 from unimm.runtime.version import package_version
 
 if TYPE_CHECKING:
+    from unimm.inference.drawing import DrawingProgress
     from unimm.inference.engine import Engine
 
 MANIFEST, PROMPTS = "manifest.json", "prompts.jsonl"
@@ -240,8 +241,11 @@ class Export:
         seeds = [self.seeds[unit.prompt.key][sample] for unit in batch for sample in unit.samples]
         given = asdict(self.settings)
         drawing = {name: given[name] for name in ("guidance_scale", "temperature", "top_k", "top_p")}
-        callback = lambda state: advance(state.step / state.num_steps)  # noqa: E731
-        images = iter(self.benchmark.draw(self.engine, prompts, seeds, callback, **drawing))
+
+        def report(state: "DrawingProgress") -> None:
+            advance(state.step / state.num_steps)
+
+        images = iter(self.benchmark.draw(self.engine, prompts, seeds, report, **drawing))
         for unit in batch:
             mine = [next(images) for _ in unit.samples]
             if is_whole(self.out / unit.file):  # and perhaps the last one: another process may have taken the workspace away

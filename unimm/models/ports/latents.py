@@ -3,7 +3,7 @@
 
     x_t = t x_1 + (1 - t) x_0    x_1: the image's latents, x_0: noise; the velocity x_1 - x_0 is what is learned
 
-An image takes 1 + h w positions: the first one is where the time is told (JanusFlow has it in place of begin-of-image), each of
+An image takes 1 + h w positions: the first one holds the time (JanusFlow has it in place of begin-of-image), each of
 the others is a patch of the latents. As elements they are an array (1 + h w, C p p): row 0 holds, in its first number, the key
 that the image's noise and time are drawn by while it is learned, a whole number below 2**24, and zeros; the other rows hold the
 patches of x_1, row by row. So noise belongs to the data: a packed row, a batch and a resumed training have the same.

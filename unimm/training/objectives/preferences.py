@@ -103,9 +103,11 @@ class Preferences(Likelihood):
 
     def scores(self, batch: Batch) -> tuple[Scores, Tensor]:
         """Of all documents; and the log-probability of each target, (B, T)."""
-        told_BT = self._reference(batch) if self.has_reference else None
+        reference_BT = self._reference(batch) if self.has_reference else None
         log_probs_BT = self.model.log_probs(batch)
-        gains_BT = log_probs_BT if told_BT is None else log_probs_BT - told_BT  # by token: less rounding than of two sums
+        gains_BT = (
+            log_probs_BT if reference_BT is None else log_probs_BT - reference_BT
+        )  # by token: less rounding than of two sums
         log_probs_D, gains_D = (sum_by_sequence(one * batch.weights, batch) for one in (log_probs_BT, gains_BT))
         return Scores(log_probs_D, gains_D, num_learned(batch)), log_probs_BT
 
