@@ -1,5 +1,7 @@
 """The page: what it says and fetches, and in a real browser the whole of it, as one story."""
 
+import base64
+import io
 import math
 import re
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +23,7 @@ from serve.conftest import start
 from unimm.checkpoints.demo_examples import demo_pictures
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
-from unimm.runtime.provenance import read_provenance
+from unimm.runtime.provenance import PAINTED, read_provenance
 from unimm.serve.app import create_app
 from unimm.serve.page.words import PHRASES, preferred_language
 from unimm.serve.settings import ServerSettings
@@ -120,7 +123,7 @@ def opened(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
 def test_a_visit(served: Served, tmp_path: Path) -> None:
-    """Ask, draw, stop and go on, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way.
+    """Ask, draw, stop and go on, edit, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way.
 
     At the end the server does not wait for the tab that is still open."""
     with opened(served.address) as (context, wrong):
@@ -133,6 +136,7 @@ def test_a_visit(served: Served, tmp_path: Path) -> None:
         upload_what_is_no_picture(page, tmp_path)
         draw(page)
         stop_and_go_on(page, served)
+        edit(page)
         compare(page)
         look_inside(page)
         page.reload()
@@ -257,6 +261,62 @@ def stop_and_go_on(page: Any, served: Served) -> None:
     page.locator("#draw-stop").wait_for()
     served.brake.steps = math.inf
     page.locator("#wall a[data-download]").first.wait_for()
+
+
+def edit(page: Any) -> None:
+    """A drawing is painted over, with the mouse and the keyboard: a stroke changes what is below it, and nothing else. Then the
+    result grows. The demo was not taught to follow instructions, and the page says so."""
+    page.get_by_role("tab", name="Draw", exact=True).click()
+    page.locator("#wall").get_by_role("button", name="Edit").first.click()
+    page.get_by_role("tab", name="Say it").click()
+    page.locator("#not-taught", has_text="not taught").wait_for()
+    page.get_by_role("tab", name="Paint over it").click()
+    page.locator("#paint-prompt textarea").fill("a large red circle")
+    page.locator("#paint-start").click()
+    page.locator(".toast-body", has_text="Paint over what shall change first").first.wait_for()
+    canvas = page.locator(".painter canvas")
+    box = canvas.bounding_box()
+    across = [(box["x"] + box["width"] * part, box["y"] + box["height"] * 0.7) for part in (0.2, 0.4, 0.6)]
+    page.mouse.move(*across[0])
+    page.mouse.down()
+    for place in across[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+    stroke = page.evaluate("window.unimmMask()")
+    canvas.focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    with_dot = page.evaluate("window.unimmMask()")
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("window.unimmMask()") == stroke != with_dot
+    source = decoded(page.locator(".painter img").get_attribute("src"))
+    page.locator("#paint-start").click()
+    painted = downloaded(page)
+    is_marked, changed = decoded(stroke)[..., 0] >= 128, (painted != source).any(-1)
+    assert 0 < is_marked.mean() < 0.5 and changed.any() and not changed[~is_marked].any()
+    page.locator("#edit-wall").get_by_role("button", name="Edit").first.click()
+    page.get_by_role("tab", name="Grow it").click()
+    page.locator("#around-prompt textarea").fill("a large red circle")
+    page.locator("#around-start").click()
+    page.locator("#edit-stop").wait_for()
+    grown = downloaded(page)
+    assert grown.shape == (64, 96, 3) and np.array_equal(grown[:, :64], painted)
+
+
+def decoded(uri: str) -> np.ndarray:
+    """The pixels (H, W, 3) of a data: URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def downloaded(page: Any) -> np.ndarray:
+    """The pixels of the first result of the tab Edit, once it is there."""
+    page.locator("#edit-wall .progress.done").wait_for()
+    with page.expect_download() as download:
+        page.locator("#edit-wall a[data-download]").first.click()
+    data = download.value.path().read_bytes()
+    said = read_provenance(data)
+    assert said is not None and said["task"] == PAINTED
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def compare(page: Any) -> None:

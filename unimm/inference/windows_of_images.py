@@ -59,7 +59,7 @@ def choose_windows(marked_HW: np.ndarray, margin: int | None = None) -> list[Win
     count = max(len(tops), len(lefts))  # along one side, there is only one place
     if count > MAX_WINDOWS:
         raise ValueError(
-            f"The image of {width}x{height} is painted in {count} squares one after another, {MAX_WINDOWS} at most: shorten it."
+            f"The image of {width}x{height} is painted in more than {MAX_WINDOWS} squares, one after another: shorten it."
         )
     tops, lefts = (starts * count if len(starts) == 1 else starts for starts in (tops, lefts))
     return [Window(left, top, side) for left, top in zip(lefts, tops, strict=True)]
@@ -135,7 +135,7 @@ def _starts(marked: np.ndarray, side: int) -> list[int]:
             return [middle]
         return [min(max(first + (extent - side) // 2, 0), last)]
     left, starts = marked.copy(), []
-    while left.any():
+    while left.any() and len(starts) <= MAX_WINDOWS:  # a canvas of a million columns would take hours
         starts.append(_next_start(left, side))
         left[starts[-1] : starts[-1] + side] = False
     return starts

@@ -9,18 +9,15 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 
 from unimm.data.image import transparent_part
-from unimm.inference.inpainting import Marked, read_marked
-from unimm.inference.windows_of_images import Sides, choose_windows, extend_image
+from unimm.inference.windows_of_images import Sides
 from unimm.serve.drawing import DrawingOrder
 from unimm.serve.errors import ApiError
 from unimm.serve.images import answer
 from unimm.serve.media import aread_image
 from unimm.serve.models import check_model
+from unimm.serve.painting import check_size, mark_image
 from unimm.serve.protocol import EditRequest
-from unimm.serve.service import Service, engine_error, service_of
-
-MAX_PIXELS = 2**22
-"""Of an image that comes back in its own size; `size` asks for others."""
+from unimm.serve.service import Service, service_of
 
 router = APIRouter(tags=["images"])
 
@@ -37,10 +34,11 @@ async def edit(request: Request, body: Annotated[EditRequest, Form(media_type="m
     if is_instruction:
         source = await aread_image(image, service.settings)
         if order.keeps_size:
-            _check_size(*source.size)
+            check_size(*source.size)
         run = service.run(request, "image", order.num_images, order.draw(order.editing(source, body.image_guidance_scale)))
         return await answer(service, body, order, run, "image_edit")
-    marked = await asyncio.to_thread(_read_marked, service, body, order, image, mask)
+    square, most = None if order.keeps_size else service.engine.image_tokenizer.image_size, service.settings.max_images_out
+    marked = await asyncio.to_thread(mark_image, image, mask, _sides(body), order.num_images, most, square)
     count = order.num_images * len(marked.windows)
     run = service.run(request, "image", count, order.draw(order.painting(marked.picture, marked.is_marked)))
     return await answer(service, body, order, run, "image_edit")
@@ -74,36 +72,6 @@ async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, byt
         )
         raise ApiError(400, sentence, param="mask", code="unsupported")
     return image, mask, not says_where
-
-
-def _read_marked(service: Service, body: EditRequest, order: DrawingOrder, image: bytes, mask: bytes | None) -> Marked:
-    """The image with what is to be drawn of it. Slow: not for the event loop.
-
-    Raises:
-        ApiError: 400, the mask does not fit, or the image is larger or longer than is drawn here.
-    """
-    try:
-        if any(_sides(body)):
-            canvas, is_new = extend_image(image, _sides(body))
-            marked = Marked(canvas, is_new, choose_windows(is_new))
-        else:
-            marked = read_marked(image, mask, None if order.keeps_size else service.engine.image_tokenizer.image_size)
-    except ValueError as error:
-        raise engine_error(error) from None
-    height, width = marked.is_marked.shape
-    _check_size(width, height)
-    most = service.settings.max_images_out // len(marked.windows)
-    if order.num_images > most:
-        sentence = f"An image of {width}x{height} is drawn in {len(marked.windows)} squares"
-        raise ApiError(400, f"{sentence}, so n is at most {most} here: send a smaller image.", param="n")
-    return marked
-
-
-def _check_size(width: int, height: int) -> None:
-    """ApiError: 400, an image is too large to come back in its own size."""
-    if width * height > MAX_PIXELS:
-        sentence = f"An image of {width}x{height} has more than {MAX_PIXELS:,} pixels"
-        raise ApiError(400, f"{sentence}: send a smaller one, or ask for a size.", param="image")
 
 
 def _sides(body: EditRequest) -> Sides:

@@ -13,6 +13,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from unimm.inference.engine import Engine
+from unimm.sequence import Kind
 from unimm.serve.errors import ApiError, as_api_error
 from unimm.serve.media import aread_image
 from unimm.serve.page.words import Words
@@ -48,6 +49,11 @@ class Page:
     def settings(self) -> ServerSettings:
         """Of the server."""
         return self.service.settings
+
+    @property
+    def paints(self) -> bool:
+        """Whether the model draws codes, so that a part of a picture can be painted anew."""
+        return Kind.CODES in self.engine.model.predicted_ports
 
     def run(self, kind: str, count: int, work: AsyncGenerator[T]) -> Run[T]:
         """Work of the engine, admitted as the API's is: arguments and errors of `Service.run`. To be closed by who reads it."""

@@ -1,7 +1,6 @@
 """The tab that draws: previews while it is drawing, and of several drawings those that the model itself finds best."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,15 +12,18 @@ from PIL import Image
 
 from unimm.serve.errors import ApiError
 from unimm.serve.page.actions import ON_ACTION
-from unimm.serve.page.cards import Card, data_uri, note, progress_line, say_stopped, show_wall
+from unimm.serve.page.cards import note, progress_line, say_stopped, show_wall
 from unimm.serve.page.context import Page, with_messages
-from unimm.serve.page.drawings import Drawing, judge, preview_every
+from unimm.serve.page.drawings import (
+    MOST_OF_EACH,
+    Drawing,
+    choose_drawing,
+    drawing_settings,
+    judge,
+    preview_every,
+    show_progress,
+)
 from unimm.serve.page.examples import PROMPTS
-
-MOST_OF_EACH = 8
-"""Pictures, and drawings for each, at most, however many the server allows."""
-
-LARGEST_SEED = 2**31
 
 
 def build_draw(page: Page) -> gr.HTML:
@@ -49,7 +51,7 @@ def build_draw(page: Page) -> gr.HTML:
                 best_of = gr.Slider(1, most, 1, step=1, label=words("best_of"), min_width=120, buttons=[])
             gr.HTML(f'<p class="help">{words("best_of_help")}</p>', elem_classes="later")
             with gr.Accordion(words("settings"), open=False, elem_classes="settings later"):
-                settings = _settings(page)
+                settings = drawing_settings(page)
         with gr.Column(scale=3, min_width=300):
             wall = gr.HTML(note(words("wall_empty")), elem_id="wall", elem_classes="stage", js_on_load=ON_ACTION)
 
@@ -65,29 +67,6 @@ def build_draw(page: Page) -> gr.HTML:
     stopped = lambda: (gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
     stop.click(stopped, None, [start, stop], cancels=events, js=say_stopped("wall", words))
     return wall
-
-
-def _settings(page: Page) -> list[Any]:
-    """Seed, whether a new one is taken every time, guidance, temperature."""
-    words, drawing = page.words, page.engine.drawing
-    with gr.Row():
-        seed = gr.Number(
-            secrets.randbelow(1000), label=words("seed"), precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120
-        )
-        again = gr.Checkbox(True, label=words("new_seed"), min_width=120)
-    guidance = gr.Slider(
-        1,
-        max(10, drawing.guidance_scale),
-        drawing.guidance_scale,
-        step=0.1,
-        label=words("guidance"),
-        info=words("guidance_help"),
-        buttons=[],
-    )
-    temperature = gr.Slider(
-        0, 1.5, drawing.temperature, step=0.05, label=words("temperature"), info=words("temperature_help"), buttons=[]
-    )
-    return [seed, again, guidance, temperature]
 
 
 async def _draw(
@@ -106,34 +85,24 @@ async def _draw(
         raise ApiError(400, words("prompt_missing"))
     if count * best_of > page.settings.max_images_out:
         raise ApiError(400, words("too_many", asked=count * best_of, most=page.settings.max_images_out))
-    used = secrets.randbelow(1000) if new_seed or seed is None else int(seed)
-    drawing = Drawing(prompt.strip(), used, float(guidance), float(temperature))
+    drawing = choose_drawing(prompt, seed, new_seed, guidance, temperature)
     started, images, previews = time.monotonic(), [], [None] * (count * best_of)
-    yield _progress(page, drawing, previews, 0.0), used, gr.Button(visible=False), gr.Button(visible=True)
+    yield show_progress(page, drawing, previews, 0.0), drawing.seed, gr.Button(visible=False), gr.Button(visible=True)
     number = count * best_of
-    steps = page.engine.astream_images(drawing.prompt, number, used, preview_every(page.engine), **drawing.settings)
+    steps = page.engine.astream_images(drawing.prompt, number, drawing.seed, preview_every(page.engine), **drawing.settings)
     async with aclosing(page.run("image", number, steps)) as steps:
         async for progress in steps:
             if progress.is_final:
                 images = progress.images or []
             elif progress.images is not None:
                 share = progress.step / progress.num_steps
-                yield _progress(page, drawing, progress.images, share), gr.skip(), gr.skip(), gr.skip()
+                yield show_progress(page, drawing, progress.images, share), gr.skip(), gr.skip(), gr.skip()
     if best_of > 1:
-        yield _progress(page, drawing, images, 1.0, words("judging")), gr.skip(), gr.skip(), gr.skip()
+        yield show_progress(page, drawing, images, 1.0, words("judging")), gr.skip(), gr.skip(), gr.skip()
     chances = await judge(page.engine, images, drawing.prompt)
     html = await asyncio.to_thread(_finished, page, drawing, images, chances, best_of)
     html += progress_line(words("took", seconds=f"{time.monotonic() - started:.1f}"), 1.0)
     yield html, gr.skip(), gr.skip(), gr.skip()
-
-
-def _progress(page: Page, drawing: Drawing, images: list[Any], share: float, text: str = "") -> str:
-    """Previews side by side, and how far they are."""
-    side = page.engine.image_tokenizer.image_size
-    alt = page.words("drawing_of", prompt=drawing.prompt)
-    grey = Image.new("RGB", (side, side), (128, 128, 128))
-    cards = [Card(data_uri(image or grey, draft=True), alt) for image in images]
-    return show_wall(cards, page.words) + progress_line(text or page.words("drawing", percent=round(share * 100)), share)
 
 
 def _finished(page: Page, drawing: Drawing, images: list[Image.Image], chances: list[Any], best_of: int) -> str:

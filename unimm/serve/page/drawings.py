@@ -1,14 +1,24 @@
-"""What Draw and Compare share: a drawing's settings, its file with where it comes from, and the model's own judgement."""
+"""What the tabs that draw share: settings, progress, a drawing's file with where it comes from, the model's own judgement."""
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
+import gradio as gr
 from PIL import Image
 
 from unimm.inference.engine import Engine
-from unimm.serve.page.cards import Card, data_uri
+from unimm.serve.page.cards import Card, data_uri, progress_line, show_wall
 from unimm.serve.page.context import Page
+
+MOST_OF_EACH = 8
+"""Pictures, and drawings for each, at most, however many the server allows."""
+
+LARGEST_SEED = 2**31
+
+NUM_SETTINGS = 4
+"""Of `drawing_settings`."""
 
 PREVIEWS = 8
 """Of one drawing, where it is slow enough to need them."""
@@ -34,7 +44,47 @@ class Drawing:
         caption = words("drawn_with", seed=self.seed, guidance=f"{self.guidance:g}", temperature=f"{self.temperature:g}")
         name = f"unimm-{self.seed}-{index + 1}.png"
         actions = {"ask": words("ask_about"), "inside": words("look_inside")}
+        if page.paints:
+            actions["edit"] = words("edit_this")
         return Card(data_uri(image), words("drawing_of", prompt=self.prompt), name, (caption,), chance, actions)
+
+
+def drawing_settings(page: Page) -> list[Any]:
+    """Seed, whether a new one is taken every time, guidance, temperature."""
+    words, drawing = page.words, page.engine.drawing
+    with gr.Row():
+        seed = gr.Number(
+            secrets.randbelow(1000), label=words("seed"), precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120
+        )
+        again = gr.Checkbox(True, label=words("new_seed"), min_width=120)
+    guidance = gr.Slider(
+        1,
+        max(10, drawing.guidance_scale),
+        drawing.guidance_scale,
+        step=0.1,
+        label=words("guidance"),
+        info=words("guidance_help"),
+        buttons=[],
+    )
+    temperature = gr.Slider(
+        0, 1.5, drawing.temperature, step=0.05, label=words("temperature"), info=words("temperature_help"), buttons=[]
+    )
+    return [seed, again, guidance, temperature]
+
+
+def choose_drawing(prompt: str, seed: float | None, new_seed: bool, guidance: float, temperature: float) -> Drawing:
+    """A prompt with the values of `drawing_settings`."""
+    used = secrets.randbelow(1000) if new_seed or seed is None else int(seed)
+    return Drawing(prompt.strip(), used, float(guidance), float(temperature))
+
+
+def show_progress(page: Page, drawing: Drawing, images: list[Any], share: float, text: str = "") -> str:
+    """Previews side by side, and how far they are."""
+    side = page.engine.image_tokenizer.image_size
+    alt = page.words("drawing_of", prompt=drawing.prompt)
+    grey = Image.new("RGB", (side, side), (128, 128, 128))
+    cards = [Card(data_uri(image or grey, draft=True), alt) for image in images]
+    return show_wall(cards, page.words) + progress_line(text or page.words("drawing", percent=round(share * 100)), share)
 
 
 def preview_every(engine: Engine) -> int:

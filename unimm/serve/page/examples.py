@@ -70,3 +70,18 @@ def write_pictures(folder: Path) -> None:
     """The pictures of the examples, as PNG files."""
     for name, picture in demo_pictures().items():
         picture.save(folder / name)
+
+
+EDITS = {
+    ("en", True): "make the circle blue",
+    ("zh", True): "把圆形变成蓝色",
+    ("en", False): "make it winter",
+    ("zh", False): "把季节改成冬天",
+}
+PAINTED = {
+    ("en", True): "a large green cross",
+    ("zh", True): "绿色的大十字形",
+    ("en", False): "a wooden bench by a lake",
+    ("zh", False): "湖边的一张木长椅",
+}
+"""An instruction, and what a picture shows that was painted over; of the languages and models above."""

@@ -18,6 +18,7 @@ from unimm.serve.page.ask import build_ask
 from unimm.serve.page.compare import build_compare
 from unimm.serve.page.context import Page
 from unimm.serve.page.draw import build_draw
+from unimm.serve.page.edit import build_edit
 from unimm.serve.page.examples import write_pictures
 from unimm.serve.page.inside import build_inside
 from unimm.serve.page.routes import PageRoutes
@@ -77,11 +78,17 @@ def build_page(page: Page) -> gr.Blocks:
                 box = build_ask(page)
             with gr.Tab(words("draw_tab"), id="draw"):
                 wall = build_draw(page)
+            with gr.Tab(words("edit_tab"), id="edit"):
+                changed = build_edit(page)
             with gr.Tab(words("compare_tab"), id="compare"):
                 grid = build_compare(page)
             with gr.Tab(words("inside_tab"), id="inside"):
                 picked = build_inside(page)
-        connect(page, [wall, grid], tabs, box, picked)
+        places, walls = {"inside": picked}, [wall, grid]
+        if changed is not None:
+            places["edit"] = changed[0]
+            walls.append(changed[1])
+        connect(page, walls, tabs, box, places)
         foot = [words("demo_limits")] if page.knows_shapes else []
         gr.HTML(f'<p class="foot">{" ".join([*foot, words("stays_here")])}</p>', elem_id="foot")
     for function in blocks.fns.values():

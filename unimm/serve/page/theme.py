@@ -114,5 +114,5 @@ def make_head(language: str) -> str:
         f"Object.defineProperty(navigator,'language',{{get:()=>{tongue!r}}});"
         f"Object.defineProperty(navigator,'languages',{{get:()=>[{tongue!r}]}});"
     )
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    return f'<link rel="icon" href="data:image/svg+xml,{escape(icon)}"><script>{follow}</script><script>{script}</script>'
+    scripts = (follow, *((FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "painter.js")))
+    return f'<link rel="icon" href="data:image/svg+xml,{escape(icon)}">{"".join(f"<script>{one}</script>" for one in scripts)}'

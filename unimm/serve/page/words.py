@@ -12,6 +12,7 @@ PHRASES = {
     "title": ("Look and draw", "看图与画图"),
     "ask_tab": ("Ask", "问答"),
     "draw_tab": ("Draw", "绘画"),
+    "edit_tab": ("Edit", "编辑"),
     "compare_tab": ("Compare", "比较"),
     "inside_tab": ("Inside", "看内部"),
     "facts": (
@@ -37,6 +38,11 @@ PHRASES = {
     "temperature": ("Temperature", "温度"),
     "temperature_help": ("0: always the likeliest. Higher: more varied.", "0：总是选最可能的；越高越多样。"),
     "max_new_tokens": ("Longest answer, in tokens", "回答的最大长度（词元）"),
+    "may_draw": ("May draw in its answers", "回答中可以画图"),
+    "may_draw_help": (
+        "Where the model begins an image; it has to be taught that (recipes/interleaved.md).",
+        "由模型决定何时画图；需要先学会（recipes/interleaved.md）。",
+    ),
     "question_missing": ("Write a question first.", "请先输入问题。"),
     "picture_number": ("picture {number}", "图片 {number}"),
     # Draw
@@ -78,6 +84,52 @@ PHRASES = {
         "That is {asked} drawings at once; this server allows {most}. Ask for fewer.",
         "一次要画 {asked} 张，服务器最多允许 {most} 张，请减少数量。",
     ),
+    # Edit
+    "edit_this": ("Edit", "编辑"),
+    "edit_empty": ("Upload a picture, or choose Edit below a drawing.", "上传图片，或在绘画下方选择“编辑”。"),
+    "edits_empty": ("Changed pictures appear here while they are made.", "修改后的图片会逐步出现在这里。"),
+    "by_words_tab": ("Say it", "用文字"),
+    "by_brush_tab": ("Paint over it", "用画笔"),
+    "around_tab": ("Grow it", "扩展"),
+    "not_taught": (
+        "This model was not taught to follow instructions: paint over what shall change, or have the picture grow. "
+        "recipes/edit.md teaches one.",
+        "这个模型没有学过按指令修改图片：请用画笔涂抹要修改的部分，或扩展图片。recipes/edit.md 说明如何训练。",
+    ),
+    "draws_no_codes": (
+        "This model draws no image codes, so it changes no pictures.",
+        "这个模型不生成图像编码，因此不能修改图片。",
+    ),
+    "instruction": ("What should change?", "要改什么？"),
+    "change": ("Change it", "修改"),
+    "image_guidance": ("Guidance by the picture", "图片引导强度"),
+    "image_guidance_help": ("How closely it keeps to the picture. 1: off.", "对原图的保留程度。1：关闭。"),
+    "brush_hint": (
+        "Paint over what shall change; all else stays as it is. With the keyboard: arrows and the space bar.",
+        "涂抹要修改的部分，其余保持不变。也可以用方向键和空格键。",
+    ),
+    "paint_here": (
+        "Picture to paint over: arrow keys move the brush, space paints",
+        "要涂抹的图片：方向键移动画笔，空格键涂抹",
+    ),
+    "whole_picture": ("What should the whole picture show then?", "修改后整张图片是什么样？"),
+    "paint": ("Paint", "绘制"),
+    "brush": ("Brush", "画笔"),
+    "eraser": ("Eraser", "橡皮"),
+    "undo": ("Undo", "撤销"),
+    "wipe": ("Clear", "清除"),
+    "brush_size": ("Size", "粗细"),
+    "mask_missing": ("Paint over what shall change first.", "请先涂抹要修改的部分。"),
+    "around_hint": (
+        "Pixels that are new on each side; below 0, so many are cut off.",
+        "每一边新增的像素；小于 0 表示裁去多少像素。",
+    ),
+    "grow": ("Grow", "扩展"),
+    "left": ("Left", "左"),
+    "right": ("Right", "右"),
+    "top": ("Above", "上"),
+    "bottom": ("Below", "下"),
+    "sides_missing": ("Say first by how many pixels the picture grows.", "请先说明图片每一边扩展多少像素。"),
     # Compare
     "compare_hint": (
         "One prompt, drawn with several seeds (columns) and several strengths of guidance (rows).",
