@@ -25,6 +25,7 @@ from unimm.cli.choices import command_name, conf_folder
 from unimm.cli.compose import build, compose_config
 from unimm.cli.encode import _coded_datasets
 from unimm.cli.errors import plain_errors
+from unimm.data.records import LATENTS
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer
 from unimm.data.video.choosing import VideoFormat
@@ -33,6 +34,7 @@ from unimm.eval.tasks.emoji import check_font
 from unimm.eval.validation import ValidationConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig
+from unimm.models.ports.latents import LatentsConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.trackers import TrackingConfig
@@ -62,6 +64,7 @@ FILES = {
     "images/image_folder": ["images.folder=photos", "images.validation_folder=photos"],
     "data/image_folder": ["data.folder=photos"],
     "data/image_folder_with_replay": ["data.folder=photos"],
+    "data/flow": ["data.paths=captions/captions.jsonl"],
     "data/jsonl": ["data.paths=captions/captions.jsonl"],
     "data/csv": ["data.paths=csv/captions.csv"],
     "data/llava": ["data.paths=llava/llava.json"],
@@ -104,6 +107,7 @@ DATA_OF |= {f"prefer/{name}": "data/worlds/prefer" for name in ("drawings", "cap
 DATA_OF |= {f"prefer/{name}": "data/preferences" for name in ("janus_ospo", "janus_suder")}
 DATA_OF |= {"interleaved/janus_pro_1b": "data/interleaved"}
 DATA_OF |= {"edit/janus_pro_1b": "data/edits"}
+DATA_OF |= {"flow/janus_flow_1b": "data/flow"}
 """Experiments on the user's own files."""
 
 
@@ -127,6 +131,7 @@ def ways() -> dict[str, tuple[str, list[str]]]:
             # A Janus looks at 576 positions an image: the default rows are for smaller models.
             more = ["trainer=gpu"] if group == "model" and name.startswith("janus") else []
             more += ["projector=qformer"] if option == "objective/qformer" else []
+            more += ["stage=flow"] if option == "model/janus_flow_1b" else []
             more += FILES.get(option, [])
             found |= {f"{root} {option}": (root, [f"{group}={name}", *more]) for root in ROOTS if group in groups_of(root)}
     return found
@@ -187,7 +192,7 @@ def test_recipes_lie_in_folders_of_their_own() -> None:
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"pages", "edits"}
     data |= {"interleaved", "documents_drawn"}
-    data |= {"preferences", "preferences_parquet"}
+    data |= {"preferences", "preferences_parquet", "flow"}
     data |= {"figures", "figures_with_replay", "image_folder_with_replay"}
     assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"draw_finetune", "finetune_with_replay"}
@@ -240,14 +245,17 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
         "train stage/vision",
         "train stage/contrastive",
         "train stage/qformer",
-    ):  # alone they are with the other objective
+        "train stage/flow",
+    ):  # alone they are with the other objective, or another model
         freeze(objective.parts(), trainer.stage)
         stage_table(objective.parts(), trainer.stage, sum(p.numel() for p in objective.parameters()))
     vision = model.config.vision
     takes_videos = config.prompt_format is not None and "video" in config.prompt_format
     prompts = PromptFormat(box_form="short", box_bins=64, video=VideoFormat(), edits="codes_last")
     prompts = build_prompt_format(config.prompt_format, prompts) if takes_videos else prompts
-    template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions)
+    flow = model.config.ports.get("latents", LatentsConfig(latent_size=8))
+    patch = {"latent_patch": flow.patch_size}
+    template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions, **patch)
     codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
     longest = 0
     for source in config.data.sources.values():
@@ -256,6 +264,8 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
             record = dataset[index]
             if is_coded(source.dataset):
                 record = record.with_codes(*[codes] * max(record.num_images, 1)).with_corrupted_codes(codes)
+            if is_coded(source.dataset, latents=True):
+                record = record.with_codes(np.zeros(flow.shape, np.float32), name=LATENTS)
             longest = max(longest, view(record, template, np.random.default_rng(index)).length)
     assert longest <= min(trainer.num_positions, model.config.max_positions)
 
@@ -294,7 +304,7 @@ def test_what_is_encoded_builds(way: str) -> None:
     for source in config.data.sources.values():
         assert len(bare_dataset(source.dataset)) > 0
     if way.removeprefix("encode ") not in NOT_DRAWN:
-        assert _coded_datasets(config)
+        assert _coded_datasets(config, latents=way == "encode data/flow")
 
 
 @pytest.mark.parametrize("way", of_root("encode"))

@@ -288,6 +288,27 @@ class Segment:
         return self.kind, weight, self.condition, self.limit, self.stop, corrupted
 
 
+NOISE_KEYS = 2**24
+"""Keys of noise are whole numbers below this, which a float32 holds."""
+
+
+def latent_elements(latents_CHW: np.ndarray, patch_size: int, key: int = 0) -> np.ndarray:
+    """The latents of an image as elements of LATENTS, (1 + h w, C p p) float32: p x p patches, row by row, behind the place of
+    the time, whose first number is the key that noise and time are drawn by while they are learned.
+
+    Raises ValueError where they cannot be cut into such patches.
+    """
+    channels, height, width = latents_CHW.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"Latents of {tuple(latents_CHW.shape)} cannot be cut into patches of {patch_size} x {patch_size}.")
+    rows, columns = height // patch_size, width // patch_size
+    patches = latents_CHW.reshape(channels, rows, patch_size, columns, patch_size).transpose(1, 3, 0, 2, 4)
+    elements = np.zeros((1 + rows * columns, channels * patch_size**2), np.float32)
+    elements[0, 0] = key % NOISE_KEYS
+    elements[1:] = patches.reshape(rows * columns, -1)
+    return elements
+
+
 def _weight(learn: bool, weight: Weight | None) -> Weight:
     return float(learn) if weight is None else weight
 

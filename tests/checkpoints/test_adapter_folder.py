@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from unimm.checkpoints.adapter_folder import merge_adapter, save_adapter
-from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle, read_drawing_defaults
+from unimm.checkpoints.bundle import ModelBundle
+from unimm.checkpoints.drawing_defaults import DrawingDefaults, read_drawing_defaults
 from unimm.checkpoints.folder import LoadedModel, load_model
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import LoraConfig, adapter_parameters, attach, merge

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import unimm
-from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.data.template import PromptFormat
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.model import ImageTokenizer

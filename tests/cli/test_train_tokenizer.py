@@ -71,6 +71,26 @@ def test_it_goes_on_to_the_bit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "halves goes on from step 1" in said and "Begins with" not in said
 
 
+LATENTS = ["tokenizer=vae_tiny", "tokenizer.image_size=16", "tokenizer.channel_multipliers=[1,1,1,1]"]
+LATENTS += ["tokenizer.latent_channels=256"]
+
+
+def test_one_with_latents_begins_with_the_networks_of_one_with_codes() -> None:
+    """And keeps the statistics of its latents; nothing is said to have codes that go on."""
+    own = load_model("start", dtype=torch.float32).image_tokenizer
+    start = open_start(compose_config("train_tokenizer", [*PICTURES, "init_from=start", *LATENTS]))
+    name = "decoder.mid.block_1.conv1.weight"
+    assert torch.equal(start.tokenizer.get_parameter(name), own.get_parameter(name))
+    assert start.fingerprints == {"init_from": fingerprint(own)} and "what makes latents is new" in start.notes[0]
+    trained = learn("start", "vae", 1, *LATENTS)
+    assert trained.is_continuous and not torch.equal(trained.quantize.std, torch.ones(4))
+    assert read_ancestors("vae/model") == []
+    again = open_start(compose_config("train_tokenizer", [*PICTURES, "init_from=vae/model"]))
+    assert again.fingerprints == {"init_from": fingerprint(trained)} and "all of it is trained" in again.notes[0]
+    with pytest.raises(ValueError, match="init_from=start has other sizes: only"):
+        open_start(compose_config("train_tokenizer", [*PICTURES, "init_from=start", "tokenizer=vae_sdxl"]))
+
+
 def test_a_run_does_not_go_on_from_another_start() -> None:
     learn("start", "run")
     for other in ("null", "run/model"):

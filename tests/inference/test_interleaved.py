@@ -10,7 +10,8 @@ import torch
 from conftest import tiny_image_tokenizer, tiny_model, tiny_text_tokenizer
 from PIL import Image
 
-from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.data.template import PromptFormat, Turn
 from unimm.inference.assistant_message import AssistantMessage, ChatPiece
 from unimm.inference.decode.workload import Limits

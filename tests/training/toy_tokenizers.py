@@ -42,10 +42,10 @@ def make_config(max_steps: int, **changes) -> TokenizerTrainerConfig:
     return dataclasses.replace(config, **changes)
 
 
-def make_trainer(folder, config: TokenizerTrainerConfig, batch_size: int = 4, **words) -> TokenizerTrainer:
+def make_trainer(folder, config: TokenizerTrainerConfig, batch_size: int = 4, sizes=SIZES, **words) -> TokenizerTrainer:
     torch.manual_seed(0)
-    batches = ImageBatches([ImageSource(Squares())], batch_size, SIZES.image_size)
-    return TokenizerTrainer(ImageTokenizer(SIZES), batches, config, folder, device="cpu", **words)
+    batches = ImageBatches([ImageSource(Squares())], batch_size, sizes.image_size)
+    return TokenizerTrainer(ImageTokenizer(sizes), batches, config, folder, device="cpu", **words)
 
 
 def read(folder):

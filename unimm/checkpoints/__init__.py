@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle
+    from unimm.checkpoints.bundle import ModelBundle
+    from unimm.checkpoints.drawing_defaults import DrawingDefaults
 
 __all__ = ["DrawingDefaults", "ModelBundle"]
 
-__getattr__, __dir__ = lazy_exports(__name__, {"ModelBundle": "bundle", "DrawingDefaults": "bundle"})
+__getattr__, __dir__ = lazy_exports(__name__, {"ModelBundle": "bundle", "DrawingDefaults": "drawing_defaults"})

@@ -1,9 +1,9 @@
 """`ModelBundle`: everything that a model folder holds, in memory. Training, `join`, `average` and `convert` make, change and
 save bundles; an `Engine` runs one.
 
-    unified model       images and text in, text and codes out
-    image tokenizers    by name; "default" makes the codes that the model draws
-    text tokenizer      with the ids of its special tokens
+    unified model       images and text in, text, codes and latents out
+    image tokenizers    by name; "default" makes the codes that the model reads and draws, "latents" those that it draws by a
+    flow text tokenizer      with the ids of its special tokens
     prompt format       roles and system prompt
     drawing defaults    guidance scale, temperature, top_k, top_p
     heads               further modules by name, such as the projections of a contrastive loss
@@ -31,34 +31,28 @@ import torch
 from torch import nn
 
 from unimm.checkpoints import deepseek_config, janus_config
+from unimm.checkpoints.drawing_defaults import DrawingDefaults, FlowDefaults, read_drawing_defaults, read_flow_defaults
 from unimm.checkpoints.folder import LoadedModel, change_dtype, load_model, save_model
 from unimm.checkpoints.further_modules import FurtherModules
 from unimm.checkpoints.hub import upload_model
-from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT, DRAWING
+from unimm.checkpoints.janus_processor import DEFAULT_SYSTEM_PROMPT
 from unimm.checkpoints.weight_files import find_folder
+from unimm.data.records import LATENTS
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.models.contrastive import NAME as CONTRASTIVE
 from unimm.models.contrastive import ContrastiveHeads
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.ports.latents import LatentsPort
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.atomic_files import read_json
+from unimm.sequence import Kind
 
 OLD_ROLES = {"user": "User", "assistant": "Assistant"}
 """Janus-1.3B writes its roles as plain text; Janus-Pro has a token for each."""
 
 SFT_FORMATS = {"deepseek": {}, "deepseek_old": OLD_ROLES}
 """DeepSeek's names of prompt formats that a Janus was trained with (conversation.py)."""
-
-
-@dataclass(frozen=True)
-class DrawingDefaults:
-    """How a model draws where a caller does not say. The defaults are Janus'."""
-
-    guidance_scale: float = DRAWING["guidance_scale"]
-    temperature: float = DRAWING["temperature"]
-    top_k: int = int(DRAWING["top_k"])
-    top_p: float = DRAWING["top_p"]
 
 
 DEFAULT = "default"
@@ -71,7 +65,7 @@ class ModelBundle:
 
     model, image_tokenizers, heads: on one device. A head has a `config`, a dataclass whose `build()` makes such a head.
     tokenizer: the text tokenizer.
-    drawing: how it draws where a caller does not say.
+    drawing: how it draws where a caller does not say. flow: how it draws by a flow then.
     """
 
     model: UnifiedModel
@@ -80,16 +74,42 @@ class ModelBundle:
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     drawing: DrawingDefaults = field(default_factory=DrawingDefaults)
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    flow: FlowDefaults = field(default_factory=FlowDefaults)
 
     def __post_init__(self) -> None:
-        if DEFAULT not in self.image_tokenizers:
-            names = ", ".join(self.image_tokenizers) or "none"
+        names = ", ".join(self.image_tokenizers) or "none"
+        if DEFAULT not in self.image_tokenizers and (
+            self.model.config.codes is not None or LATENTS not in self.image_tokenizers
+        ):
             raise ValueError(f"A model draws with the image tokenizer '{DEFAULT}', and this bundle has {names}: name one so.")
+        port, tokenizer = self.latents_port, self.latents_tokenizer
+        if port is not None and tokenizer is not None and port.config.shape != tokenizer.latent_shape:
+            raise ValueError(
+                f"The model draws latents of {port.config.shape}, the image tokenizer '{LATENTS}' has "
+                f"{tokenizer.latent_shape}: give the one that the model was trained with."
+            )
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
-        """The one whose codes the model reads and draws."""
-        return self.image_tokenizers[DEFAULT]
+        """The one whose codes the model reads and draws; of a model without codes that of its latents."""
+        return self.image_tokenizers.get(DEFAULT) or self.image_tokenizers[LATENTS]
+
+    @property
+    def latents_tokenizer(self) -> ImageTokenizer | None:
+        """The one whose latents the model draws by a flow; None where there is none."""
+        return self.image_tokenizers.get(LATENTS)
+
+    @property
+    def latents_port(self) -> LatentsPort | None:
+        """The port by which the model draws by a flow; None where it does not."""
+        port = self.model.predicted_ports.get(Kind.LATENTS)
+        return port if isinstance(port, LatentsPort) else None
+
+    @property
+    def drawing_ways(self) -> tuple[str, ...]:
+        """By what the model can draw: "codes", "latents", both in this order, or none."""
+        by_codes = ("codes",) if self.model.config.codes is not None else ()
+        return (*by_codes, LATENTS) if self.latents_port is not None and self.latents_tokenizer is not None else by_codes
 
     @property
     def contrastive(self) -> ContrastiveHeads | None:
@@ -149,11 +169,12 @@ class ModelBundle:
         check_image_preparation(folder)
         return cls(
             loaded.model,
-            {DEFAULT: loaded.image_tokenizer, **loaded.further.image_tokenizers},
+            {_name_of(loaded.image_tokenizer): loaded.image_tokenizer, **loaded.further.image_tokenizers},
             tokenizer,
             read_prompt_format(folder, loaded.config, tokenizer),
             read_drawing_defaults(folder),
             loaded.further.heads,
+            read_flow_defaults(loaded.extra, folder),
         )
 
     def save(
@@ -185,9 +206,11 @@ class ModelBundle:
             self.model,
             self.image_tokenizer,
             self.tokenizer.special,
-            extra={"prompt_format": asdict(self.prompt_format)},
+            extra={"prompt_format": asdict(self.prompt_format), **({"flow": asdict(self.flow)} if self.latents_port else {})},
             drawing=asdict(self.drawing),
-            further=FurtherModules({name: one for name, one in self.image_tokenizers.items() if name != DEFAULT}, self.heads),
+            further=FurtherModules(
+                {name: one for name, one in self.image_tokenizers.items() if one is not self.image_tokenizer}, self.heads
+            ),
             save_tokenizer=save_rest,
             max_shard_size=max_shard_size,
             notes=notes,
@@ -202,6 +225,11 @@ class ModelBundle:
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model")
             return upload_model(Path(folder) / "model", repo_id, private)
+
+
+def _name_of(image_tokenizer: ImageTokenizer) -> str:
+    """The name of the image tokenizer that a folder holds beside its model."""
+    return LATENTS if image_tokenizer.is_continuous else DEFAULT
 
 
 def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextTokenizer) -> PromptFormat:
@@ -236,26 +264,6 @@ def read_prompt_format(folder: Path, config: Mapping[str, Any], tokenizer: TextT
 def _format_of(roles: dict[str, str], system_prompt: str = "") -> PromptFormat:
     settings: dict[str, Any] = dict(roles)
     return PromptFormat(**settings, system_prompt=system_prompt)
-
-
-def read_drawing_defaults(folder: Path, otherwise: DrawingDefaults | None = None) -> DrawingDefaults:
-    """Sampling settings of drawings in the folder of a model or an adapter (generation_config.json).
-
-    otherwise: what it does not say; None: Janus'.
-
-    Raises:
-        ValueError: a value is no number.
-    """
-    written = read_json(folder / "generation_config.json") or {}
-    drawing = otherwise or DrawingDefaults()
-    for name, value in asdict(drawing).items():
-        given = written.get(name)
-        if given is None:
-            continue
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise ValueError(f"{folder / 'generation_config.json'}: {name} is {given!r}, it must be a number.")
-        drawing = replace(drawing, **{name: type(value)(given)})
-    return drawing
 
 
 def check_image_preparation(folder: Path) -> None:

@@ -15,10 +15,11 @@ from unimm.runtime.plugins import TARGET, import_target
 def to_json(config: Any, is_named: bool = False) -> dict[str, Any]:
     """The fields of a dataclass as JSON-able values, dataclasses in them too; `_target_` with those of other packages.
 
-    is_named: with ours, too: where nothing else says of which class it is.
+    is_named: with ours, too: where nothing else says of which class it is. A class that is one of several of ours in a
+        place says `IS_NAMED = True` itself.
     """
     kind = type(config)
-    is_named = is_named or not kind.__module__.startswith("unimm.")
+    is_named = is_named or not kind.__module__.startswith("unimm.") or getattr(kind, "IS_NAMED", False)
     target = {TARGET: public_name(kind)} if is_named else {}
     return target | {one.name: _value(getattr(config, one.name)) for one in fields(config)}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from unimm.checkpoints.config_json import to_json
 from unimm.checkpoints.fingerprint import fingerprint_of
 from unimm.checkpoints.further_modules import image_tokenizer_config
+from unimm.models.image_tokenizer.gaussian import GaussianConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import QuantizerConfig
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
@@ -80,17 +81,21 @@ def read_ancestors(path: str | Path) -> list[str]:
 
 
 def fingerprint(tokenizer: ImageTokenizer) -> str:
-    """sha256 over all that decides what codes mean: sizes, the kind of quantizer, weights and codebook, with their dtypes.
+    """sha256 over all that decides what codes or latents mean: sizes, the kind of quantizer, weights and codebook, or what
+    latents are scaled by, with their dtypes.
 
     How the tokenizer was trained (decay, loss weights, moving averages) is left out.
     """
     sizes = asdict(replace(tokenizer.config, quantizer=QuantizerConfig()))
     del sizes["quantizer"]
+    if sizes["coarsest_attends"]:  # as all did before there was a choice
+        del sizes["coarsest_attends"]
     quantizer = tokenizer.config.quantizer
     if isinstance(quantizer, QuantizerConfig):
         sizes |= {name: getattr(quantizer, name) for name in ("kind", "codebook_size", "code_dim", "levels")}
+    elif isinstance(quantizer, GaussianConfig):
+        sizes |= {"kind": "gaussian", "code_dim": quantizer.code_dim}
     else:  # another package's: any field may matter
         sizes["quantizer"] = to_json(quantizer)
     tensors: dict[str, Tensor] = {n: p for n, p in tokenizer.named_parameters() if not n.startswith("quantize.")}
-    tensors["codebook"] = tokenizer.quantize.codebook
-    return fingerprint_of(sizes, tensors)
+    return fingerprint_of(sizes, tensors | tokenizer.quantize.identity())

@@ -1,7 +1,7 @@
 """From a composed configuration to objects: data sets, tokenizers, model, template, mixture."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -16,17 +16,20 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.mixture import Mixture, Source, in_ratio
-from unimm.data.records import Dataset, DatasetContext, Record, bind, unchecked
+from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, bind, unchecked
 from unimm.data.stores.codes import CodedDataset
 from unimm.data.stores.digests import suppress_bad
 from unimm.data.stores.features import FeaturedDataset
+from unimm.data.stores.latents import LatentDataset
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.data.views import looks_at_images
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.lora import adapter_parameters
+from unimm.models.ports.latents import LatentsPort
 from unimm.models.unified import UnifiedConfig, UnifiedModel
 from unimm.runtime.atomic_files import read_json
+from unimm.sequence import Kind
 from unimm.training.checkpoint import CHECKPOINTS, peek
 
 NEW = "new"
@@ -41,34 +44,35 @@ RECORDS_FOR_TEXT = 2000
 """Records of each source that a text tokenizer is trained on."""
 
 
-def build_datasets(config: DictConfig, tokenizer_hash: str) -> dict[str, Dataset]:
+def build_datasets(config: DictConfig, tokenizer_hash: str | None, latents_hash: str | None = None) -> dict[str, Dataset]:
     """The data set of every source, by the source's name.
 
     Raises:
-        ValueError: stored codes were made with another image tokenizer than the one with this fingerprint.
+        ValueError: stored codes, or latents, were made with another image tokenizer than the one with this fingerprint.
     """
     check_given(config.data, "data")
-    context = DatasetContext(tokenizer_hash=tokenizer_hash)
+    context = DatasetContext(tokenizer_hash=tokenizer_hash, latents_hash=latents_hash)
     return {str(name): bind(build(source.dataset), context) for name, source in config.data.sources.items()}
 
 
-def is_coded(node: DictConfig) -> bool:
-    """Whether a node builds a `CodedDataset`, or a subclass of it."""
+def is_coded(node: DictConfig, latents: bool = False) -> bool:
+    """Whether a node builds a `CodedDataset`, or a `LatentDataset`, or a subclass of it."""
     made = get_object(node._target_) if isinstance(node.get("_target_"), str) else None
-    return isinstance(made, type) and issubclass(made, CodedDataset)
+    return isinstance(made, type) and issubclass(made, LatentDataset if latents else CodedDataset)
 
 
-def coded_nodes(node: DictConfig) -> Iterator[DictConfig]:
-    """The nodes that build data sets with stored codes, wherever they stand in the node of a data set; outer ones first."""
-    if is_coded(node):
+def coded_nodes(node: DictConfig, latents: bool = False) -> Iterator[DictConfig]:
+    """The nodes that build data sets with stored codes, or latents, wherever they stand in the node of a data set; outer ones
+    first."""
+    if is_coded(node, latents):
         yield node
     for inner in _nodes_in(node).values():
-        yield from coded_nodes(inner)
+        yield from coded_nodes(inner, latents)
 
 
 def without_codes(node: DictConfig) -> DictConfig:
-    """The node of the same data set without stored codes, which need not be there yet."""
-    if is_coded(node):
+    """The node of the same data set without stored codes and latents, which need not be there yet."""
+    if is_coded(node) or is_coded(node, latents=True):
         return without_codes(node.dataset)
     plain = copy.deepcopy(node)
     OmegaConf.set_readonly(plain, False)
@@ -145,13 +149,15 @@ def build_text_tokenizer(config: DictConfig, datasets: Iterable[Dataset]) -> Tex
     return TextTokenizer.load(config.text_tokenizer)
 
 
-def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> UnifiedModel:
+def build_model(config: DictConfig, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer | None) -> UnifiedModel:
     """A fresh unified model, with the vocabularies of its two tokenizers.
+
+    image_tokenizer: of its codes; None: it draws none.
 
     Raises:
         ValueError: the configuration gives a size that the tokenizers contradict.
     """
-    sizes = fill_sizes(build(config.model), image_tokenizer.config, len(tokenizer))
+    sizes = fill_sizes(build(config.model), image_tokenizer and image_tokenizer.config, len(tokenizer))
     return UnifiedModel(replace(sizes, trunk={**sizes.trunk, **trunk_ids(tokenizer)}))
 
 
@@ -161,20 +167,25 @@ def trunk_ids(tokenizer: TextTokenizer) -> dict[str, int]:
     return {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
 
 
-def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig, vocabulary: int) -> UnifiedConfig:
+def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig | None, vocabulary: int) -> UnifiedConfig:
     """A model's sizes with what its configuration leaves to the image tokenizer and to the text tokenizer of `vocabulary` ids.
 
     Raises:
-        ValueError: the configuration gives a size that the image tokenizer contradicts.
+        ValueError: the configuration gives a size that the image tokenizer contradicts, or the model has codes, and there is no
+            image tokenizer of codes.
     """
+    trunk = {**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary}
+    if sizes.codes is None:
+        return replace(sizes, trunk=trunk)
+    if image_tokenizer is None or not image_tokenizer.quantizer.codebook_size:
+        raise ValueError(
+            "This model draws codes: name an image tokenizer that has them, image_tokenizer=FOLDER, or set model.codes=null."
+        )
     own = {
         "num_codes": image_tokenizer.grid_size**2,
         "codebook_size": image_tokenizer.quantizer.codebook_size,
         "code_dim": image_tokenizer.code_dim,
     }
-    trunk = {**sizes.trunk, "vocab_size": sizes.trunk.get("vocab_size") or vocabulary}
-    if sizes.codes is None:
-        return replace(sizes, trunk=trunk)
     for name, value in own.items():
         given = getattr(sizes.codes, name)
         if given not in (None, value) and name != "code_dim":
@@ -194,9 +205,15 @@ def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Te
     return Mixture(sources, template, config.seed, config.data.weigh_by, config.get("max_bad") or 0.0)
 
 
+def draws_by_flow_alone(config: DictConfig) -> bool:
+    """Whether the configured model has latents and no codes, and thus needs an image tokenizer of latents alone."""
+    model: DictConfig | None = config.get("model")
+    return model is not None and "codes" in model and model.codes is None and LATENTS in (model.get("ports") or {})
+
+
 def check_image_tokenizer(config: DictConfig) -> None:
     """Raises ValueError where neither an image tokenizer is named nor a model to start from, which has one."""
-    if config.image_tokenizer is None and config.init_from is None:
+    if config.image_tokenizer is None and config.init_from is None and not draws_by_flow_alone(config):
         raise ValueError(
             "The key 'image_tokenizer' has no value yet: add image_tokenizer=..., or init_from=... of a model that has one."
         )
@@ -228,9 +245,44 @@ def open_image_tokenizer(config: DictConfig) -> ImageTokenizer:
     return read_image_tokenizer(str(config.init_from if config.image_tokenizer is None else config.image_tokenizer))
 
 
-def read_image_tokenizer(named: str) -> ImageTokenizer:
+def open_image_tokenizers(config: DictConfig, own: Mapping[str, ImageTokenizer] | None) -> dict[str, ImageTokenizer]:
+    """By name: those that the configuration names, one of codes, and one of latents where the model draws by a flow; else
+    those of the model to start from, `own`.
+
+    Raises:
+        ValueError: one is missing, or cannot be read.
+    """
+    if config.image_tokenizer is None and own is not None:
+        found = dict(own)
+    else:
+        found = {} if draws_by_flow_alone(config) else {DEFAULT_CODES: open_image_tokenizer(config)}
+    latents = _open_latents_tokenizer(config, (own or {}).get(LATENTS))
+    return found if latents is None else {**found, LATENTS: latents}
+
+
+def _open_latents_tokenizer(config: DictConfig, start: ImageTokenizer | None) -> ImageTokenizer | None:
+    """The image tokenizer whose latents a model draws by a flow: the one that the configuration names, else that of the model
+    to start from, `start`; None where the model draws by none.
+
+    Raises:
+        ValueError: it cannot be read, there is none, or it has codes.
+    """
+    if config.latents_tokenizer is None:
+        if start is None and LATENTS in (config.model.get("ports") or {}):
+            raise ValueError(
+                "This model draws by a flow: add latents_tokenizer=FOLDER of an image tokenizer with latents, which "
+                "`unimm train-tokenizer +experiment=flow/tokenizer` makes."
+            )
+        return start
+    found = read_image_tokenizer(str(config.latents_tokenizer), LATENTS)
+    if not found.is_continuous:
+        raise ValueError(f"latents_tokenizer={config.latents_tokenizer} has codes, no latents: name another one.")
+    return found
+
+
+def read_image_tokenizer(named: str, name: str = "") -> ImageTokenizer:
     """A trained image tokenizer, frozen, float32: of a folder that `unimm train-tokenizer` wrote, or out of a model (a folder,
-    a hub id, or demo).
+    a hub id, or demo), there the one of this name where it has it.
 
     Raises:
         ValueError: there is none, or it cannot be read.
@@ -239,7 +291,8 @@ def read_image_tokenizer(named: str) -> ImageTokenizer:
     content = read_json(path / CONFIG)
     if path.exists() and (content is None or content.get("model_type") == MODEL_TYPE):
         return load_image_tokenizer(path)
-    return load_model(named, dtype=torch.float32).image_tokenizer
+    loaded = load_model(named, dtype=torch.float32)
+    return loaded.further.image_tokenizers.get(name, loaded.image_tokenizer)
 
 
 def build_prompt_format(node: DictConfig | None, own: PromptFormat) -> PromptFormat:
@@ -264,7 +317,9 @@ def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedM
     """How prompts for this model are written: as the configuration says, else its own way."""
     prompt_format = build_prompt_format(config.prompt_format, own)
     image = model.config.vision.image_size, model.num_image_positions
-    return Template(tokenizer, prompt_format, *image, max_positions=model.config.max_positions)
+    port = model.predicted_ports.get(Kind.LATENTS)
+    patch = port.config.patch_size if isinstance(port, LatentsPort) else None
+    return Template(tokenizer, prompt_format, *image, max_positions=model.config.max_positions, latent_patch=patch)
 
 
 def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from unimm.checkpoints.autoencoder_kl import is_autoencoder_kl, load_autoencoder_kl
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.hub import upload_model
+from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.checkpoints.weight_files import CONFIG
 from unimm.runtime.atomic_files import check_replaceable
 from unimm.runtime.devices import choose_dtype
@@ -26,6 +28,7 @@ def convert(  # noqa: PLR0913 - as many as the command has options
     drawing: dict[str, float] | None = None,
     notes: Path | None = None,
     adapter: str | None = None,
+    image_size: int | None = None,
 ) -> None:
     """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
 
@@ -34,6 +37,7 @@ def convert(  # noqa: PLR0913 - as many as the command has options
         dtype: of the weights that are written; None: as they are stored.
         drawing: how it draws where a caller does not say, instead of its own defaults; names of `DrawingDefaults`.
         notes: a Markdown file that becomes a part of the model card.
+        image_size: of a source that is diffusers' autoencoder, which works at any: of the image tokenizer that is written.
         adapter: a folder or hub id of LoRA matrices that were made for the source, to merge into its weights.
         push_to_hub: the hub repository to upload the result to. private: see `upload_model`.
 
@@ -41,6 +45,11 @@ def convert(  # noqa: PLR0913 - as many as the command has options
         ValueError: the source or the adapter cannot be read, they do not belong together, or `out` holds something else than a
             model.
     """
+    if is_autoencoder_kl(source):
+        _convert_autoencoder(source, out, image_size)
+        return
+    if image_size is not None:
+        raise ValueError("--image-size is of diffusers' autoencoders, which work at any size: leave it out of models.")
     check_replaceable(out.resolve(), CONFIG, "a model folder")
     if notes is not None and not notes.is_file():
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
@@ -59,3 +68,15 @@ def convert(  # noqa: PLR0913 - as many as the command has options
         with status.status(f"Uploading to {push_to_hub}"):
             address = upload_model(out, push_to_hub, private)
         console.print(address)
+
+
+def _convert_autoencoder(source: str, out: Path, image_size: int | None) -> None:
+    """Write the image tokenizer of a folder of diffusers' `AutoencoderKL`."""
+    if image_size is None:
+        raise ValueError("This autoencoder works at any size: say which one your images have, --image-size 384 as JanusFlow.")
+    with status.status(f"Reading {source}"):
+        tokenizer = load_autoencoder_kl(source, image_size)
+    with status.status(f"Writing {out}"):
+        save_image_tokenizer(out, tokenizer)
+    shape = " x ".join(map(str, tokenizer.latent_shape))
+    console.print(f"{out} is an image tokenizer of {image_size} px as {shape} latents: latents_tokenizer={out} draws with it.")

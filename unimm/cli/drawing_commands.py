@@ -9,6 +9,7 @@ from unimm.cli.options import (
     BestOf,
     Device,
     DrawingTemperature,
+    DrawingWay,
     Dtype,
     GuidanceInterval,
     GuidanceScale,
@@ -19,6 +20,8 @@ from unimm.cli.options import (
     PicturesOut,
     Redraws,
     Seed,
+    Solver,
+    Steps,
     TopK,
     TopP,
     Weights,
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval")
+SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval", "drawing", "steps", "solver")
 
 drawings = typer.Typer(rich_markup_mode=None)
 
@@ -56,6 +59,9 @@ def generate(
     top_p: TopP = None,
     min_p: MinP = 0.0,
     guidance_interval: GuidanceInterval = (0.0, 1.0),
+    drawing: DrawingWay = None,
+    steps: Steps = None,
+    solver: Solver = None,
     best_of: BestOf = 1,
     redraw: Redraws = 0,
     device: Device = None,

@@ -1,7 +1,9 @@
-"""`unimm encode`: the images of data sets as stored codes, so that training never runs the image tokenizer.
+"""`unimm encode`: the images of data sets as stored codes, so that training never runs the image tokenizer; or as stored
+latents, with an image tokenizer that has these.
 
-Which images, and into which folder, is what the data configuration says of its `CodedDataset`s: what is encoded is then by
-itself what training will ask for. Interrupted, it goes on where it stopped; a launcher's processes share the work:
+Which images, and into which folder, is what the data configuration says of its `CodedDataset`s, or `LatentDataset`s: what is
+encoded is then by itself what training will ask for. Interrupted, it goes on where it stopped; a launcher's processes share
+the work:
 
     torchrun --nproc_per_node 8 -m unimm.cli.encode image_tokenizer=FOLDER out=CODES
 """
@@ -17,6 +19,7 @@ from unimm.cli.compose import build, check_given, join_group, print_paths, run_w
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import image_digest
 from unimm.precompute.codes import encode_dataset
+from unimm.precompute.latents import encode_latents
 from unimm.precompute.sharded_pass import PassConfig
 from unimm.runtime.devices import keep_memory
 
@@ -33,7 +36,9 @@ def encode(config: DictConfig) -> list[Path]:
     Raises:
         ValueError: a name is none of them.
     """
-    chosen = _coded_datasets(config)
+    check_given(config.data, "data")
+    tokenizer = open_image_tokenizer(config)
+    chosen = _coded_datasets(config, tokenizer.is_continuous)
     if config.names is not None:
         unknown = sorted(set(config.names) - set(chosen))
         if unknown:
@@ -42,33 +47,34 @@ def encode(config: DictConfig) -> list[Path]:
     device, ranks = join_group(config.device)
     if device.type == "cpu":
         keep_memory()
-    tokenizer = open_image_tokenizer(config).to(device)
+    tokenizer = tokenizer.to(device)
+    make = encode_latents if tokenizer.is_continuous else encode_dataset
     settings = {
         "precision": config.precision,
         "work": PassConfig(config.batch_size, config.num_workers, ranks, max_bad=config.max_bad),
     }
     return [
-        encode_dataset(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder
-        for name, node in chosen.items()
+        make(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder for name, node in chosen.items()
     ]
 
 
-def _coded_datasets(config: DictConfig) -> dict[str, DictConfig]:
-    """The nodes of all data sets with stored codes, by the name of their folder.
+def _coded_datasets(config: DictConfig, latents: bool = False) -> dict[str, DictConfig]:
+    """The nodes of all data sets with stored codes, or latents, by the name of their folder.
 
     Raises:
         ValueError: there are none, or two that show different images name the same folder.
     """
     check_given(config.data, "data")
     found: dict[str, DictConfig] = {}
-    for node in chain.from_iterable(coded_nodes(source.dataset) for source in config.data.sources.values()):
+    for node in chain.from_iterable(coded_nodes(source.dataset, latents) for source in config.data.sources.values()):
         name = Path(node.folder).name
         if name not in found:
             found[name] = node
         elif found[name] != node and not _same_images(*(build(without_codes(one)) for one in (found[name], node))):
             raise ValueError(f"Two data sets of different images have the folder of codes '{name}': give one another folder.")
     if not found:
-        raise ValueError("No source of this data configuration has stored codes: wrap its dataset in unimm.data.CodedDataset.")
+        what, wrapper = ("latents", "LatentDataset") if latents else ("codes", "CodedDataset")
+        raise ValueError(f"No source of this data configuration has stored {what}: wrap its dataset in unimm.data.{wrapper}.")
     return found
 
 

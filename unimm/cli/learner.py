@@ -15,7 +15,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from unimm.checkpoints.bundle import DEFAULT, DrawingDefaults, ModelBundle
+from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.checkpoints.fingerprint import model_fingerprint, vocabulary_fingerprint
 from unimm.checkpoints.further_modules import READS
 from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
@@ -29,14 +30,14 @@ from unimm.cli.builders import (
     check_codes,
     check_image_tokenizer,
     fill_sizes,
-    open_image_tokenizer,
+    open_image_tokenizers,
     trunk_ids,
     with_features,
 )
 from unimm.cli.compose import build, check_given, given_sizes
 from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture
-from unimm.data.records import Dataset
+from unimm.data.records import LATENTS, Dataset
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer
 from unimm.models.contrastive import NAME as CONTRASTIVE
@@ -118,14 +119,13 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
     """
     check_start(config)
     start = None if config.init_from is None else open_start(config)
-    if config.image_tokenizer is None and start is not None:
-        image_tokenizers = dict(start.image_tokenizers)
-    else:
-        image_tokenizers = {DEFAULT: open_image_tokenizer(config)}
-    image_tokenizer = image_tokenizers[DEFAULT]
-    fingerprints = {"image_tokenizer": fingerprint(image_tokenizer)}
-    datasets = build_datasets(config, fingerprints["image_tokenizer"])
-    fresh, notes = _parts_to_initialise(config, start, fingerprints["image_tokenizer"]) if start else (set[str](), [])
+    image_tokenizers = open_image_tokenizers(config, start and start.image_tokenizers)
+    image_tokenizer = image_tokenizers.get(DEFAULT)
+    names = {DEFAULT: "image_tokenizer", LATENTS: "latents_tokenizer"}
+    fingerprints = {name: fingerprint(image_tokenizers[key]) for key, name in names.items() if key in image_tokenizers}
+    datasets = build_datasets(config, fingerprints.get("image_tokenizer"), fingerprints.get("latents_tokenizer"))
+    codes_of = fingerprints.get("image_tokenizer", "")
+    fresh, notes = _parts_to_initialise(config, start, codes_of) if start else (set[str](), [])
     if start is not None:
         start = with_text_tokenizer(start, config, datasets.values())
         fingerprints["init_from"] = model_fingerprint(start.model.named_parameters())
@@ -248,7 +248,7 @@ def _parts_to_initialise(config: DictConfig, start: ModelBundle, codes_of: str) 
         raise ValueError(f"There is no part '{unknown[0]}' in a model: choose among {', '.join(start.model.parts())}.")
     fresh: set[str] = set(named) if config.init_parts is None else names - set(named)
     notes: list[str] = []
-    own_codes = fingerprint(start.image_tokenizer)
+    own_codes = fingerprint(start.image_tokenizer) if start.model.config.codes is not None else codes_of
     if names >= CODE_PARTS and own_codes != codes_of and not fresh >= CODE_PARTS:
         if config.lora is not None:
             raise ValueError("An adapter uses its model's image tokenizer: leave image_tokenizer out, or lora.")
@@ -286,7 +286,7 @@ def _note_on_codes(config: DictConfig) -> str:
 
 
 def _with_fresh_sizes(
-    config: DictConfig, own: UnifiedModel, fresh: set[str], image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
+    config: DictConfig, own: UnifiedModel, fresh: set[str], image_tokenizer: ImageTokenizer | None, tokenizer: TextTokenizer
 ) -> UnifiedConfig:
     """The sizes of a model to start from, but those of fresh parts as the command line gives them, or the image tokenizer; with
     the configured ports that it lacks, or whose parts are fresh."""
@@ -300,7 +300,7 @@ def _with_fresh_sizes(
     if fresh >= CODE_PARTS and sizes.codes is not None:
         codes = dict.fromkeys(("num_codes", "codebook_size", "code_dim"))
         sizes = sizes if "codes" in taken else replace(sizes, codes=replace(sizes.codes, **codes))
-    return fill_sizes(sizes, image_tokenizer.config, len(tokenizer))
+    return fill_sizes(sizes, image_tokenizer and image_tokenizer.config, len(tokenizer))
 
 
 def _is_sized(group: str, fresh: set[str]) -> bool:

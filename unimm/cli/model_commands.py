@@ -26,24 +26,29 @@ def convert(
     temperature: Annotated[float | None, typer.Option(help="The default of its drawings" + OWN)] = None,
     notes: Annotated[Path | None, typer.Option(help="A Markdown file for the model card: recipe, scores, licence.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of SOURCE, folder or hub id, to merge into it.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Of a SOURCE that is diffusers' AutoencoderKL: the size of images in pixels.")
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
     ] = None,
     private: Annotated[bool | None, typer.Option(help="Whether a new hub repository is private.")] = None,
 ) -> None:
-    """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read.
+    """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read; and the
+    folder of an autoencoder of Stable Diffusion or SDXL, which becomes an image tokenizer.
 
     \b
     Examples:
       unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
       unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
       unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
+      unimm convert sdxl-vae runs/vae --image-size 384
     """
     from unimm.cli.convert import convert as run
 
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
     drawing = {name: value for name, value in given.items() if value is not None}
-    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter)
+    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter, image_size)
 
 
 @models.command()

@@ -31,6 +31,16 @@ NumFrames = Annotated[
         min=1, help="Of a video, at most; an animation or a folder of frames is taken for one [default: the model's own]."
     ),
 ]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Of a model that draws by a flow: steps from noise to image [default: its own, 30].")
+]
+Solver = Annotated[
+    str | None, typer.Option(metavar="euler|heun", help="Of a flow: one pass a step, or two [default: the model's, euler].")
+]
+DrawingWay = Annotated[
+    str | None,
+    typer.Option("--drawing", metavar="codes|latents", help="Where a model draws by both [default: codes where it has them]."),
+]
 BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
 Redraws = Annotated[
     int,

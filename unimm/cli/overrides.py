@@ -36,7 +36,7 @@ FUNCTIONS = ("int", "str", "bool", "float", "choice", "range", "interval", "tag"
 """What Hydra's grammar calls: another name before a parenthesis is part of a value."""
 
 ONE_PATH = re.compile(
-    r"(out|codes|features|image_tokenizer|init_from|text_tokenizer|trainer\.plan"
+    r"(out|codes|features|image_tokenizer|latents_tokenizer|init_from|text_tokenizer|trainer\.plan"
     r"|(data|images)\.(.+\.)?(folder|validation_folder|root|cache|images|questions|annotations|refs))"
 )
 """Keys whose value is one path."""

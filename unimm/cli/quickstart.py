@@ -22,7 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from unimm.checkpoints.bundle import DrawingDefaults, ModelBundle
+from unimm.checkpoints.bundle import ModelBundle
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.cli.compose import compose_config
 from unimm.cli.encode import encode
 from unimm.cli.quickstart_plan import (

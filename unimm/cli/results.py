@@ -157,7 +157,7 @@ def _next_of_training(config: DictConfig, out: Path, last: dict[str, float]) -> 
         start = shlex.quote(f"init_from={out / 'model'}")
         return [f"unimm train +experiment=blip2/generate {start} out=...", report]
     commands = [f"unimm caption photo.png --model {model}"]
-    if "loss/codes" in last:
+    if "loss/codes" in last or "loss/latents" in last:
         commands.insert(0, f"unimm generate {_prompt(out)} --model {model}")
     return [*commands, report]
 
@@ -177,14 +177,14 @@ def _fidelity(config: DictConfig, last: dict[str, float]) -> Iterator[Line]:
     usage, perplexity = last.get(f"{group}codes/usage"), last.get(f"{group}codes/perplexity")
     text = [] if psnr is None else [f"PSNR {psnr:.1f} dB"]
     text += [] if ssim is None else [f"SSIM {ssim:.2f}"]
-    if usage is not None and perplexity is not None:
+    if usage is not None and perplexity is not None:  # of codes; latents have none
         kept = (read_json(Path(config.out) / "model/config.json") or {}).get("quantizer") or {}
         size = kept.get("codebook_size") or build(config.tokenizer).quantizer.codebook_size
         text.append(f"{100 * usage:.0f} % of {size:,} codes used (perplexity {perplexity:.0f})")
     if text:
         yield "quality", f"{', '.join(text)}, {where}"
     if psnr is not None and psnr < TOO_LOW:
-        yield "quality", f"WARNING: under {TOO_LOW:.0f} dB its codes do not show these images: train longer, or on more of them"
+        yield "quality", f"WARNING: under {TOO_LOW:.0f} dB it does not show these images: train longer, or on more of them"
 
 
 def _validated_on(config: DictConfig) -> str:

@@ -37,6 +37,7 @@ MOST_SAID = 8
 FOLDERS = {
     "init_from": "another model to start from",
     "image_tokenizer": "another image tokenizer, by which codes mean something else",
+    "latents_tokenizer": "another image tokenizer of latents, by which these mean something else",
     "text_tokenizer": "another text tokenizer, by which ids mean something else",
 }
 """What the fingerprints are of."""

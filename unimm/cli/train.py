@@ -189,8 +189,8 @@ def initialize(learner: Learner, config: DictConfig) -> None:
     if images:
         init_vision_from_patches(model.pixels.tower, torch.from_numpy(np.stack(images)))
     codebook = learner.bundle.image_tokenizer.quantize.codebook
-    draws = model.config.codes is not None and fresh >= {"code_embedding", "code_head"}
-    if draws and codebook.shape == model.codes.embedding.weight.shape:
+    has_codes = model.config.codes is not None and fresh >= {"code_embedding", "code_head"}
+    if has_codes and codebook.shape == model.codes.embedding.weight.shape:
         init_codes_from_codebook(model.codes, codebook)
 
 
@@ -205,7 +205,7 @@ def sample(engine: Engine, mixture: Mixture, step: int, logbook: Logbook, num_sa
         captions = engine.caption([record.image for record in records], max_new_tokens=64)
         lines = [f"{prompt}\n    -> {caption}" for prompt, caption in zip(prompts, captions, strict=True)]
         logbook.text(step, "captions", "\n".join(lines))
-        if engine.model.config.codes is not None:
+        if engine.bundle.drawing_ways:
             drawn = [np.asarray(images[0]) for images in engine.generate_images(prompts)]
             logbook.picture(step, "drawings", _below_originals(records, drawn))
 

@@ -2,7 +2,10 @@
 
 It begins afresh, or from the weights of a trained one (`init_from`). Then the codebook stays as it is, where it is a plain one:
 encoder and decoder learn to say other images with the same words, and a model that knows these codes can go on with them
-(`unimm.cli.learner`). For that the folder remembers which tokenizers it came from.
+(`unimm.cli.learner`). For that the folder remembers which tokenizers it came from. One with latents may begin with encoder and
+decoder of one with codes: what it learned of images serves both.
+
+Of latents, mean and standard deviation are measured in the end, on the images to validate on.
 """
 
 import copy
@@ -25,7 +28,8 @@ from unimm.data.bad_records import BadRecord, count_kinds, reason_of
 from unimm.data.image import crop
 from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.records import Dataset, key_at
-from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.models.image_tokenizer.gaussian import GaussianConfig
+from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 from unimm.runtime.devices import choose_device
 from unimm.runtime.number_checks import check_probability, check_whole
@@ -33,6 +37,9 @@ from unimm.training.image_tokenizer.trainer import TokenizerTrainer
 from unimm.training.trackers import TrackingConfig
 
 logger = logging.getLogger(__name__)
+
+MOST = 0.5
+"""The share of weights that has to be taken over for a start from another network to be one."""
 
 AFRESH = "none"
 """In place of a fingerprint: the run began from no other tokenizer, so it cannot go on as if it had."""
@@ -43,18 +50,19 @@ class Start:
     """The image tokenizer to train, and where it comes from.
 
     ancestors: fingerprints of those that it was trained on from, the nearest first. codebook: that of the nearest, (K, D).
-    notes: lines for a person, of a new run.
+    notes: lines for a person, of a new run. networks_of: fingerprint of one with codes whose networks alone it begins with.
     """
 
     tokenizer: ImageTokenizer
     ancestors: list[str] = field(default_factory=list)
     codebook: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    networks_of: str = ""
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """As `unimm.cli.resume_settings` compares them."""
-        return {"init_from": self.ancestors[0] if self.ancestors else AFRESH}
+        return {"init_from": self.networks_of or (self.ancestors[0] if self.ancestors else AFRESH)}
 
     def ancestors_of(self, trained: ImageTokenizer) -> list[str]:
         """Those whose codebook a trained tokenizer still has, so that its codes go on meaning what they did."""
@@ -86,6 +94,10 @@ def open_start(config: DictConfig, sync: bool = False) -> Start:
         return Start(tokenizer)
     named = str(config.init_from)
     source = read_image_tokenizer(named)
+    if not source.is_continuous and isinstance(OmegaConf.select(config, "tokenizer.quantizer"), DictConfig):
+        wanted: ImageTokenizerConfig = build(config.tokenizer)
+        if isinstance(wanted.quantizer, GaussianConfig):
+            return _with_networks(ImageTokenizer(wanted), source, named)
     _check_sizes(config, source)
     tokenizer = ImageTokenizer(source.config, sync_codebook=sync)
     tokenizer.load_state_dict(source.state_dict())
@@ -96,8 +108,32 @@ def open_start(config: DictConfig, sync: bool = False) -> Start:
         note += "its codebook stays, encoder and decoder are trained."
     else:
         note += "all of it is trained."
+    if source.is_continuous:
+        note = f"Begins with the image tokenizer of {named}: {size} px as {grid} x {grid} latents; all of it is trained."
+        return Start(tokenizer, [fingerprint(source), *read_ancestors(named)], None, [note])
     codebook_KD = source.quantize.codebook.detach().cpu().clone()
     return Start(tokenizer, [fingerprint(source), *read_ancestors(named)], codebook_KD, [note])
+
+
+def _with_networks(tokenizer: ImageTokenizer, source: ImageTokenizer, named: str) -> Start:
+    """One with latents that begins with encoder and decoder of one with codes, as far as their sizes agree.
+
+    Raises:
+        ValueError: most of their weights have other sizes.
+    """
+    own, theirs = dict(tokenizer.named_parameters()), dict(source.named_parameters())
+    taken = [name for name, one in theirs.items() if name in own and own[name].shape == one.shape]
+    share = sum(own[name].numel() for name in taken) / sum(one.numel() for one in own.values())
+    if share < MOST:
+        raise ValueError(
+            f"init_from={named} has other sizes: only {100 * share:.0f} % of the weights would be taken over. Give the "
+            f"tokenizer its base_channels, channel_multipliers, num_res_blocks and latent_channels, or leave init_from out."
+        )
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(theirs[name])
+    note = f"Begins with encoder and decoder of {named}: {100 * share:.0f} % of the weights; what makes latents is new."
+    return Start(tokenizer, [], None, [note], networks_of=fingerprint(source))
 
 
 def _check_sizes(config: DictConfig, source: ImageTokenizer) -> None:
@@ -151,6 +187,8 @@ def train_tokenizer(config: DictConfig) -> Path:
     trainer.track(tracking, settings_of(run.config))
     averaged = trainer.fit()
     if trainer.is_main:
+        if averaged.is_continuous:
+            averaged.measure_latents(torch.from_numpy(pixels_NCHW))
         save_image_tokenizer(out / "model", averaged, start.ancestors_of(averaged))
     trainer.ranks.barrier()
     return out / "model"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unimm.data.boxes import Box, Point
     from unimm.data.edit_view import Edit
     from unimm.data.few_shot_view import FewShot
+    from unimm.data.flow_view import FlowDrawing
     from unimm.data.grounding import GroundedDialogue, Grounding
     from unimm.data.mixture import Mixture, Source
     from unimm.data.pairs import ImageText
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from unimm.data.reframing import Reframed
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
+    from unimm.data.stores.latents import LatentDataset
     from unimm.data.template import Template, Turn
     from unimm.data.text import TextTokenizer
     from unimm.data.tiles import Tiles
@@ -80,6 +82,7 @@ __all__ = [
     "FewShotWorld",
     "Fields",
     "FiguresWorld",
+    "FlowDrawing",
     "GroundedDialogue",
     "Grounding",
     "ImageEdit",
@@ -88,6 +91,7 @@ __all__ = [
     "InstructPix2PixFolder",
     "InterleavedWorld",
     "JsonLines",
+    "LatentDataset",
     "LlavaJson",
     "Mixture",
     "Mmc4",
@@ -179,6 +183,8 @@ __getattr__, __dir__ = lazy_exports(
         "WebDataset": "readers.web_dataset",
         "PlainTextFiles": "readers.plain_text",
         "CodedDataset": "stores.codes",
+        "LatentDataset": "stores.latents",
+        "FlowDrawing": "flow_view",
         "FeaturedDataset": "stores.features",
         "ComparisonsWorld": "worlds.comparisons",
         "FewShotWorld": "worlds.few_shot",

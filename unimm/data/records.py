@@ -89,8 +89,8 @@ class Text:
     vague: bool = False
 
 
-DEFAULT_CODES = "default"
-"""The name of the image tokenizer whose codes are meant where none is named, as in a bundle."""
+DEFAULT_CODES, LATENTS = "default", "latents"
+"""The names of the image tokenizers whose codes, and whose latents, are meant where none is named, as in a bundle."""
 
 Parts = tuple[str | int, ...]
 """Texts and images in reading order; an image by its number among the record's `images`, from 0."""
@@ -98,7 +98,7 @@ Parts = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class RecordImage:
-    """One image of a record. codes: (num_codes,) each, by the name of the image tokenizer that made them."""
+    """An image of a record. codes: (num_codes,) each, by the name of their image tokenizer, or latents (C, h, w)."""
 
     image: ImageLike
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -254,12 +254,13 @@ class Record:
 class DatasetContext:
     """The networks that a data set will be used with, for those that hold what such a network made of their images.
 
-    tokenizer_hash: the fingerprint of the image tokenizer whose codes are learned; None: not known here.
+    tokenizer_hash, latents_hash: of the image tokenizers whose codes and latents are learned; None: not known here.
     tower: gives the fingerprint of the vision tower that reads stored features, and the height and width of its images. It is
         called where something holds features, and raises ValueError where they cannot be used. None: not known here.
     """
 
     tokenizer_hash: str | None = None
+    latents_hash: str | None = None
     tower: Callable[[], tuple[str, int]] | None = None
 
 

@@ -2,7 +2,8 @@
 file writes prompts.
 
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
-    drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES
+    drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES, or, drawn by a flow, LATENTS
+              in the place of <boi>, too: the time stands there
     editing   <bos><|User|>: <boi>PIXELS<eoi>\\ninstruction\\n\\n<|Assistant|>:<boi>CODES<eoi><boi>CODES; or with
               the codes of the source behind its pixels, as the prompt format has it
     video     [\\n]0.5s: <boi>FRAME<eoi>\\n1.5s: <boi>FRAME<eoi>[\\n], where an image stands in a chat
@@ -39,6 +40,7 @@ from unimm.data.segment_writer import SegmentWriter
 from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage
 from unimm.data.video.choosing import Frames, choose_frames
+from unimm.segment import latent_elements
 from unimm.sequence import Kind, Segment, Sequence
 
 ImageSegments = tuple[Segment, ...]
@@ -68,6 +70,7 @@ class Template:
         num_positions: positions that one such image takes.
         encode: gives the codes of an image that comes without them, where the format sees codes.
         max_positions: the longest sequence that the model was made for; views that may cut do, where it is known.
+        latent_patch: side of the patch of latents that is a position, where the model draws by a flow.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Template:
         num_positions: int,
         encode: Callable[[ImageLike], np.ndarray] | None = None,
         max_positions: int | None = None,
+        latent_patch: int | None = None,
     ) -> None:
+        self.latent_patch = latent_patch
         self.tokenizer = tokenizer.with_control((prompt_format.user, prompt_format.assistant))
         self.prompt_format = prompt_format
         self.image_size = image_size
@@ -202,12 +207,33 @@ class Template:
 
     def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
         """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes."""
+        return self._drawn(self._asked(prompt), codes, num_codes)
+
+    def draw_latents(
+        self, prompt: str, latents: np.ndarray | None = None, key: int = 0, num_elements: int | None = None
+    ) -> Sequence:
+        """A text-to-image prompt for a flow, closed by the `latents` (C, H, W) of its image, learned with the noise of `key`
+        (training), or open for `num_elements` elements of LATENTS.
+
+        Raises ValueError where the model does not draw by a flow.
+        """
+        if self.latent_patch is None:
+            raise ValueError("This model does not draw by a flow: it has no port of LATENTS (model.ports.latents).")
+        if latents is not None:
+            elements = latent_elements(latents, self.latent_patch, key)
+            return self._asked(prompt).sequence(Segment.array(Kind.LATENTS, elements, learn=True))
+        if num_elements is None:
+            raise ValueError("A drawing needs its latents or the number of its elements.")
+        return self._asked(prompt).sequence(Segment.blank(Kind.LATENTS, num_elements))
+
+    def _asked(self, prompt: str) -> SegmentWriter:
+        """A text-to-image prompt, up to where its image begins."""
         writer = SegmentWriter(self.tokenizer, condition="text")
         writer.id(self.tokenizer.special.bos, condition=None)
         self._user(writer, Turn("user", (prompt,)))
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
-        return self._drawn(writer, codes, num_codes)
+        return writer
 
     def edit(
         self,

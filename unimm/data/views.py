@@ -151,19 +151,20 @@ class Drawing:
 
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _drawn(record, rng)
-        prompt: Text = _choose(self._texts(record, rng) or _lacks(record, "captions and no prompts"), rng)
-        sequence = _prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
+        prompt = self.choose_prompt(record, rng)
+        sequence = prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
         if self.corrupted and not prompt.vague and rng.random() < self.corrupted:
             return sequence.with_corrupted(_need(record, "corrupted_codes"))
         return sequence
 
-    def _texts(self, record: Record, rng: np.random.Generator) -> tuple[Text, ...]:
-        """What the prompt is chosen from."""
-        if self.prompt_share is None or not (record.captions and record.prompts):
-            return record.captions + record.prompts
-        return record.prompts if rng.random() < self.prompt_share else record.captions
+    def choose_prompt(self, record: Record, rng: np.random.Generator) -> Text:
+        """One of the texts that the image may be drawn from."""
+        texts = record.captions + record.prompts
+        if self.prompt_share is not None and record.captions and record.prompts:
+            texts = record.prompts if rng.random() < self.prompt_share else record.captions
+        return _choose(texts or _lacks(record, "captions and no prompts"), rng)
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _shortened(sequence: Sequence, place: int, record: Record, template: Templat
     return Sequence(tuple(segments), full_length=sequence.length)
 
 
-def _prompted(prompt: str, write: Callable[[str], Sequence], record: Record, template: Template) -> Sequence:
+def prompted(prompt: str, write: Callable[[str], Sequence], record: Record, template: Template) -> Sequence:
     """What `write` makes of as much of a prompt as there is room for."""
     sequence, most = write(prompt), template.max_positions
     if most is None or sequence.length <= most:

@@ -26,7 +26,7 @@ SUITES = ("brief", "quick", "full")
 
 DEFAULT_SUITE = "quick"
 
-LOOKED_AT, DRAWN = ("seed", "split"), ("seed", "guidance_scale", "temperature", "best_of")
+LOOKED_AT, DRAWN = ("seed", "split"), ("seed", "guidance_scale", "temperature", "best_of", "drawing", "steps", "solver")
 """The arguments, beside n, of tasks about images that are looked at, and that are drawn."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from unimm.checkpoints.bundle import DrawingDefaults
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
@@ -29,7 +29,8 @@ from unimm.runtime.provenance import attach
 
 @dataclass(frozen=True)
 class DrawingProgress:
-    """How far a drawing is: `step` of `num_steps` codes an image are chosen, on average.
+    """How far a drawing is: `step` of `num_steps` codes an image are chosen, on average; by a flow so many positions' worth of
+    its passes is done, and there are no codes.
 
     images: previews of all images, or at the end (`is_final`) the images; None where there are none at this step.
     num_prompt_positions: positions that their prompts take, all together.
@@ -47,7 +48,7 @@ class DrawingProgress:
     def codes(self) -> torch.Tensor:
         """The codes so far: (num_images of all prompts, most that any has) long; -1 where one has not come so far."""
         sizes = list(zip(self._filled, self._lengths, strict=True))  # the lists go on growing
-        longest = max(self._lengths)
+        longest = max(self._lengths, default=0)
         return torch.tensor([codes[:size] + [-1] * (longest - size) for codes, size in sizes])
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint
 from unimm.data.image import crop, to_pil
-from unimm.data.records import ImageLike
+from unimm.data.records import LATENTS, ImageLike
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.workload import Limits, Stats
@@ -53,6 +53,8 @@ class EngineParts:
         self.deterministic, self.weights = deterministic, weights
         self._hash: tuple[Any, str] = (None, "")
         self.coder = ImageCoder(self.image_tokenizer, alone=deterministic, weights=weights)
+        latents, port = bundle.latents_tokenizer, bundle.latents_port
+        self.latents_coder = None if latents is None else ImageCoder(latents, alone=deterministic)
         vision = model.config.vision
         self.template = Template(
             bundle.tokenizer,
@@ -60,6 +62,7 @@ class EngineParts:
             vision.image_size,
             model.num_image_positions,
             lambda image: self.coder.encode([image])[0].numpy(),
+            latent_patch=None if port is None else port.config.patch_size,
         )
         self.tokenizer = self.template.tokenizer  # it shows no roles
         self.decoder = Decoder(model, bundle.tokenizer.special.pad, limits, weights, deterministic, is_stopped)
@@ -74,12 +77,22 @@ class EngineParts:
         return self.decoder.stats()
 
     @property
+    def num_drawn_positions(self) -> int:
+        """Positions of an image that is drawn: its codes, or, where the model has none, its patches of latents."""
+        if self.bundle.drawing_ways == (LATENTS,) and self.bundle.latents_port is not None:
+            return self.bundle.latents_port.config.num_elements - 1
+        return self.image_tokenizer.num_codes
+
+    @property
     def model_hash(self) -> str:
         """sha256 over names, dtypes, shapes and some numbers of each weight of the model and its image tokenizer: another one
         where the model was trained on, or is kept in another dtype."""
         versions = weight_versions(self.model)
         if self._hash[0] != versions:
             weights = [*self.model.named_parameters(), *self.image_tokenizer.named_parameters("image_tokenizer")]
+            for name, tokenizer in self.bundle.image_tokenizers.items():
+                if tokenizer is not self.image_tokenizer and name == LATENTS:
+                    weights += tokenizer.named_parameters(name)
             self._hash = (versions, model_fingerprint(weights))
         return self._hash[1]
 
@@ -95,7 +108,7 @@ class ImageCoder:
 
     def __init__(self, tokenizer: ImageTokenizer, alone: bool = False, weights: str | None = None) -> None:
         self.tokenizer = self._drawer = tokenizer
-        if weights == "int8" and gains_from_integers(tokenizer):
+        if weights == "int8" and not tokenizer.is_continuous and gains_from_integers(tokenizer):
             self._drawer, alone = with_integer_decoder(tokenizer), True
         on_cpu = self._device.type == "cpu"
         alone = alone or (on_cpu and next(tokenizer.parameters()).dtype == torch.float32)
@@ -128,6 +141,21 @@ class ImageCoder:
         with torch.cuda.stream(self._stream):  # does nothing where there is none
             for part in codes.split(self._at_once):
                 pixels = self._drawer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
+                images += [to_pil(image) for image in pixels]
+        return images
+
+    @torch.inference_mode()
+    def decode_latents(self, latents_NChw: torch.Tensor) -> list[Image.Image]:
+        """Latents (num_images, C, h, w), or (C, h, w), as `ImageTokenizer.encode_latents` gives them -> PIL images.
+
+        Raises:
+            ValueError: they are of another shape, or the image tokenizer has codes.
+        """
+        latents_NChw = latents_NChw[None] if latents_NChw.dim() == 3 else latents_NChw
+        images: list[Image.Image] = []
+        with torch.cuda.stream(self._stream):  # does nothing where there is none
+            for part in latents_NChw.split(self._at_once):
+                pixels = self._drawer.draw_latents(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
                 images += [to_pil(image) for image in pixels]
         return images
 

@@ -1,7 +1,7 @@
 """The engine's calls that give images: drawings from prompts, images as codes and back."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unimm.data.records import ImageLike
+from unimm.data.records import LATENTS, ImageLike
 from unimm.inference.decode.request import Request
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
+from unimm.inference.flow_drawing import FlowPictures, adraw_by_flow, draw_by_flow, flow_requests
 from unimm.inference.redrawing import Drawn, Redraw, Redrawing, read_redraw
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
+from unimm.models.ports.latents import LatentsConfig
 from unimm.runtime.number_checks import whole_number
 from unimm.runtime.provenance import DRAWN, attach, carried, describe
 
@@ -46,11 +48,15 @@ class ImageCalls(TextCalls):
             temperature: 0.0 takes the likeliest code every time.
             callback: gets a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
                 raises stops the drawing.
-            more: `best_of`: draw each image as often as this says, and return the one that aligns best with the prompt
-                (`alignment`); the time grows by a little more than that factor. `redraw`: look at each image, and mend
-                what does not show the prompt, in so many further tries at most or as a `Redraw` says
-                (`unimm.inference.redrawing`): time goes where it is needed. `min_p` of `Sampling`, `guidance_interval` of
-                `Request`; `first_index`: images first_index, first_index + 1, ... of the seed instead of those from 0 on.
+            more: `drawing`: "codes", or "latents", by a flow; default: codes where the model has them. `steps` (30) and
+            `solver`
+                ("euler", or "heun", which takes two passes a step) of a flow, which has none of temperature, top_k, top_p,
+                min_p and guidance_interval; its guidance is 2 by default. `best_of`: draw each image as often as this says,
+                and return the one that aligns best with the prompt (`alignment`); the time grows by a little more than that
+                factor. `redraw`: look at each image, and mend what does not show the prompt, in so many further tries at most
+                or as a `Redraw` says (`unimm.inference.redrawing`): time goes where it is needed. `min_p` of `Sampling`,
+                `guidance_interval` of `Request`; `first_index`: images first_index, first_index + 1, ... of the seed instead
+                of those from 0 on.
 
         Returns:
             A list of PIL images; a list of such lists for a list of prompts. Each image carries its prompt, seed and settings,
@@ -64,9 +70,11 @@ class ImageCalls(TextCalls):
             raise ValueError("Give best_of or redraw, not both: each draws several times and takes the best.")
         check_best_of(1 + min(redraw.tries, 1), self.model, self.template, prompts)  # it asks the same question
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
+        by_flow = self._draws_by_flow(settings)
+        if by_flow and redraw.tries:
+            raise ValueError("redraw mends codes, and this image is drawn by a flow: leave redraw out, or draw by codes.")
         requests = self._requests(prompt, num_images, seed, settings, best_of)
-        drawing = draw(self.decoder, requests, self.coder, provenance=self._provenance(prompt, requests, settings))
-        drawn = finish(drawing, callback)
+        drawn = finish(self._draw(prompt, requests, settings, 0), callback)
         images, each = drawn.images or [], [text for text in prompts for _ in range(num_images * best_of)]
         if redraw.tries and images:
             images = self._redrawn(each, requests, drawn.codes.numpy(), images, redraw)
@@ -99,8 +107,7 @@ class ImageCalls(TextCalls):
             An iterator; where `images` is not None it holds previews, and at the end (`is_final`) the images of all prompts.
         """
         requests = self._requests(prompt, num_images, seed, settings)
-        provenance = self._provenance(prompt, requests, settings)
-        return draw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
+        return self._draw(prompt, requests, settings, preview_every)
 
     async def astream_images(
         self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings
@@ -108,7 +115,11 @@ class ImageCalls(TextCalls):
         """As `stream_images`, for coroutines: `async for progress in engine.astream_images(prompt)`."""
         requests = await asyncio.to_thread(self._requests, prompt, num_images, seed, settings)
         provenance = await asyncio.to_thread(self._provenance, prompt, requests, settings)
-        async with aclosing(adraw(self.decoder, requests, self.coder, preview_every, provenance=provenance)) as drawing:
+        if self._draws_by_flow(settings):
+            steps = adraw_by_flow(self.decoder, requests, self._flow_pictures(preview_every, provenance))
+        else:
+            steps = adraw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
+        async with aclosing(steps) as drawing:
             async for progress in drawing:
                 yield progress
 
@@ -124,15 +135,49 @@ class ImageCalls(TextCalls):
         """The codes that `generate_images` decodes, without `best_of`: (num_images, num_codes) long on the CPU, or of a list of
         prompts (num_prompts, num_images, num_codes)."""
         num_images = whole_number("num_images", num_images, 1)
-        requests = self._requests(prompt, num_images, seed, settings)
+        requests = self._requests(prompt, num_images, seed, {**settings, "drawing": "codes"})
         if not requests:
             return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
         codes = finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
-        num_codes, count = self.image_tokenizer.num_codes, (whole_number("num_images", num_images, 1), best_of)
+        num_images, is_flow = whole_number("num_images", num_images, 1), self._draws_by_flow(settings)
+        settings = {name: value for name, value in settings.items() if name != "drawing"}
+        if is_flow:
+            latents = self._latents_config
+            return flow_requests(self.template, latents, prompt, num_images * best_of, seed, self.bundle.flow, settings)
+        for name in ("steps", "solver"):
+            if settings.pop(name, None) is not None:
+                raise ValueError(f"{name} is of a flow, and this image is drawn by codes: leave it out.")
+        num_codes, count = self.image_tokenizer.num_codes, (num_images, best_of)
         return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
+
+    def _draws_by_flow(self, settings: dict) -> bool:
+        """Whether a call draws by a flow. ValueError: the model does not draw as it asks."""
+        asked, ways = settings.get("drawing"), self.bundle.drawing_ways
+        if asked is not None and asked not in ways:
+            own = " or ".join(f'"{way}"' for way in ways) or "nothing"
+            raise ValueError(f"This model draws by {own}, not by {asked!r}: leave drawing out, or name such a model.")
+        return (asked or next(iter(ways), "codes")) == LATENTS
+
+    @property
+    def _latents_config(self) -> LatentsConfig:
+        port = self.bundle.latents_port
+        assert port is not None
+        return port.config
+
+    def _flow_pictures(self, preview_every: int, provenance: list[dict[str, Any]]) -> FlowPictures:
+        assert self.latents_coder is not None
+        return FlowPictures(self._latents_config, self.latents_coder, preview_every, provenance)
+
+    def _draw(
+        self, prompt: str | list[str], requests: list[Request], settings: dict, preview_every: int
+    ) -> Generator[DrawingProgress]:
+        provenance = self._provenance(prompt, requests, settings)
+        if self._draws_by_flow(settings):
+            return draw_by_flow(self.decoder, requests, self._flow_pictures(preview_every, provenance))
+        return draw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
 
     def _provenance(
         self, prompt: str | list[str], requests: list[Request], settings: dict, task: str = DRAWN
@@ -145,9 +190,12 @@ class ImageCalls(TextCalls):
         found = []
         for text, request in zip(each, requests, strict=True):
             sampling = request.sampling
-            own = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-            own |= {"guidance_scale": request.guidance_scale}
-            own |= {"guidance_interval": list(settings.get("guidance_interval", (0.0, 1.0)))}
+            own: dict[str, Any] = {"guidance_scale": request.guidance_scale}
+            if passes := request.filler_settings:
+                own |= {"drawing": LATENTS, "steps": passes["num_steps"], "solver": passes["solver"]}
+            else:
+                own |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+                own |= {"guidance_interval": list(settings.get("guidance_interval", (0.0, 1.0)))}
             found.append(describe(text, sampling.seed, sampling.index, own, self.model_hash, **told))
         return found
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from unimm.checkpoints.bundle import DrawingDefaults
+from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.inference.assistant_message import AssistantMessage, ChatPiece, DrawnImage
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling

@@ -9,6 +9,7 @@ from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from unimm.models.contrastive import ContrastiveConfig, ContrastiveHeads
+    from unimm.models.image_tokenizer.gaussian import GaussianConfig
     from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
     from unimm.models.image_tokenizer.quantizers import Quantized, Quantizer, QuantizerConfig
     from unimm.models.lora import LoraConfig
@@ -25,6 +26,7 @@ __all__ = [
     "ContrastiveConfig",
     "ContrastiveHeads",
     "Filler",
+    "GaussianConfig",
     "ImageTokenizer",
     "ImageTokenizerConfig",
     "LatentsConfig",
@@ -67,6 +69,7 @@ __getattr__, __dir__ = lazy_exports(
         "ProjectorConfig": "vision.projectors",
         "ProjectorSettings": "vision.projectors",
         **dict.fromkeys(("Filler", "LossSums", "Passes", "Port", "PortConfig", "PredictedPort"), "ports.base"),
+        "GaussianConfig": "image_tokenizer.gaussian",
         "ImageTokenizer": "image_tokenizer.model",
         "ImageTokenizerConfig": "image_tokenizer.model",
         "QuantizerConfig": "image_tokenizer.quantizers",

@@ -54,7 +54,7 @@ def encode_dataset(
             or was begun with other settings.
     """
     work, out = work or PassConfig(), Path(out)
-    images, ends = _find_images(dataset, work)
+    images, ends = find_images(dataset, work)
     manifest, weight = _describe(tokenizer, dataset, images, name), next(tokenizer.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
@@ -78,8 +78,9 @@ def encode_dataset(
     return stored
 
 
-def _find_images(dataset: Dataset, work: PassConfig) -> tuple[Dataset, np.ndarray | None]:
-    """A data set of the images alone, and where each record's end among them: None where every record has one."""
+def find_images(dataset: Dataset, work: PassConfig) -> tuple[Dataset, np.ndarray | None]:
+    """A data set of the images of another one alone, and where each record's end among them: None where every record has
+    one."""
     with images_progress("finding the images", len(dataset), work.is_silent, unit="records") as advance:
         ends = rows_of_images(dataset, advance)
     return dataset if ends is None else ImagesOf(dataset, ends), ends

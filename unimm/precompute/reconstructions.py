@@ -96,8 +96,8 @@ def reconstruct_some(
 def _there_and_back(tokenizer: ImageTokenizer, pixels_NCHW: np.ndarray, precision: str) -> np.ndarray:
     weight = next(tokenizer.parameters())
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        codes = tokenizer.encode(torch.from_numpy(pixels_NCHW).to(weight.device, weight.dtype))
-        return tokenizer.decode(codes).float().clamp(-1, 1).cpu().numpy()
+        drawn_NCHW, _ = tokenizer.there_and_back(torch.from_numpy(pixels_NCHW).to(weight.device, weight.dtype))
+        return drawn_NCHW.float().clamp(-1, 1).cpu().numpy()
 
 
 def _rows(originals: list[np.ndarray], made: list[np.ndarray], psnr: np.ndarray) -> Image.Image:

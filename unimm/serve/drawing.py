@@ -67,7 +67,7 @@ class DrawingOrder:
     def usage(self) -> dict[str, Any]:
         """What it takes, as the image API counts it."""
         engine = self._service.engine
-        num_words, num_codes = len(engine.tokenizer.encode(self.prompt)), engine.image_tokenizer.num_codes * self.num_images
+        num_words, num_codes = len(engine.tokenizer.encode(self.prompt)), engine.num_drawn_positions * self.num_images
         return {
             "input_tokens": num_words,
             "input_tokens_details": {"text_tokens": num_words, "image_tokens": 0},
@@ -137,7 +137,7 @@ class DrawingOrder:
         """Codes between previews: so that the last one comes well before the end."""
         if not self.num_previews:
             return 0
-        return max(1, self._service.engine.image_tokenizer.num_codes // (self.num_previews + 1))
+        return max(1, self._service.engine.num_drawn_positions // (self.num_previews + 1))
 
 
 async def _laid_over(source: Image.Image, steps: AsyncGenerator[DrawingProgress]) -> AsyncGenerator[DrawingProgress]:

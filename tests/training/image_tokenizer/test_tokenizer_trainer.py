@@ -1,11 +1,14 @@
 """The tokenizer's trainer: it learns, resumes to the bit, averages its weights, and lets an adversary in on time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from toy_tokenizers import SIZES, Squares, make_config, make_trainer, read
 
 from unimm.data.image_batches import ImageBatches, ImageSource
+from unimm.models.image_tokenizer.gaussian import GaussianConfig
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.image_tokenizer.discriminator import AdversaryConfig, PatchDiscriminator, adaptive_weight, generator_loss
 from unimm.training.image_tokenizer.metrics import draw_grid, measure_usage
@@ -47,6 +50,28 @@ def test_resume_is_exact(tmp_path, adversary):
             assert torch.equal(resumed.adversary.tensors()[name], tensor), name
     expected, got = ([line["loss/l1"] for line in read(tmp_path / name)] for name in ("whole", "parts"))
     assert got == expected
+
+
+LATENTS = replace(SIZES, quantizer=GaussianConfig(code_dim=2, kl_weight=1e-3))
+
+
+def test_one_with_latents_learns_and_resumes_to_the_bit(tmp_path):
+    validation = np.stack([ImageBatches([ImageSource(Squares())], 8, 16)[0]])[0]
+    words = {"sizes": LATENTS, "validation_NCHW": validation}
+    whole = make_trainer(tmp_path / "whole", make_config(30), **words)
+    whole.fit()
+    lines = read(tmp_path / "whole")
+    losses = [line["loss/l1"] for line in lines if "loss/l1" in line]
+    assert losses[-1] < 0.7 * losses[0] and lines[-1]["validation/psnr"] > 8
+    assert not any("codes" in name for line in lines for name in line)
+    make_trainer(tmp_path / "parts", make_config(4), **words).fit()
+    resumed = make_trainer(tmp_path / "parts", make_config(30), **words)
+    assert resumed.step == 4
+    resumed.fit()
+    expected = whole.ema.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.ema.state_dict().items())
+    with pytest.raises(ValueError, match="smoothness is a price on codes"):
+        make_trainer(tmp_path / "smooth", make_config(1, smoothness=0.1), sizes=LATENTS)
 
 
 def test_roughness_is_the_distance_between_neighbours():

@@ -36,13 +36,16 @@ class DrawingSettings:
     """How drawings are made.
 
     seed: of the prompts, and of the noise.
-    guidance_scale, temperature, best_of: as `Engine.generate_images` takes them.
+    guidance_scale, temperature, best_of, drawing, steps, solver: as `Engine.generate_images` takes them.
     """
 
     seed: int = 0
     guidance_scale: float | None = None
     temperature: float | None = None
     best_of: int = 1
+    drawing: str | None = None
+    steps: int | None = None
+    solver: str | None = None
 
 
 MODEL_DEFAULTS = DrawingSettings()
@@ -88,6 +91,9 @@ class Drawings(ItemTask):
             guidance_scale=self.settings.guidance_scale,
             temperature=self.settings.temperature,
             best_of=self.settings.best_of,
+            drawing=self.settings.drawing,
+            steps=self.settings.steps,
+            solver=self.settings.solver,
         )
         for item, (drawing,) in zip(batch, images, strict=True):
             image = np.asarray(drawing)

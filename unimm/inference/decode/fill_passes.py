@@ -17,8 +17,8 @@ import torch
 from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.prefix_cache import PrefixCache
-from unimm.inference.decode.request import Job, Row
-from unimm.models.ports.base import Filler
+from unimm.inference.decode.request import Estimate, Job, Row
+from unimm.models.ports.base import Estimating, Filler
 from unimm.models.unified import UnifiedModel
 
 
@@ -196,6 +196,8 @@ class FillPasses:
                 filler.advance(hidden_GnD, weights_G)
                 if filler.is_done:
                     job.finish(filler.content)
+                elif job.request.is_watched and isinstance(filler, Estimating) and filler.estimate is not None:
+                    job.estimate = Estimate(filler.estimate.cpu().numpy(), filler.num_passes / filler.total_passes)
             except Exception as error:
                 job.fail(error)
 

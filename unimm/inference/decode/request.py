@@ -33,6 +33,14 @@ class Choice(NamedTuple):
     likeliest: Likeliest = ()
 
 
+class Estimate(NamedTuple):
+    """What a blank that is filled in all at once will hold, as far as is known: elements (n, ...), after this share of the
+    passes."""
+
+    elements: np.ndarray
+    share: float
+
+
 @dataclass(frozen=True)
 class Branch:
     """One of the prompts that guidance combines: the request's own without some of its conditions.
@@ -68,7 +76,8 @@ class Request:
     top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
     filler_settings: of what fills in a blank all at once, such as `num_steps` and `solver` of a flow; none of what is chosen
         element by element.
-    first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
+    is_watched: of what is filled in all at once, whether its caller gets an `Estimate` after each pass, where its port makes
+    any. first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
         scales i and t: `Branch(weight=t), Branch(frozenset({"text"}), i - t), Branch(frozenset({"text", "image"}), 1 - i)`.
@@ -83,6 +92,7 @@ class Request:
     top_logprobs: int = 0
     first_place: int = 0
     filler_settings: Mapping[str, Any] = field(default_factory=dict)
+    is_watched: bool = False
 
     def __post_init__(self) -> None:
         top_logprobs = whole_number("top_logprobs", self.top_logprobs, 0)
@@ -175,7 +185,7 @@ class Job:
     on_news: called after a step that filled an element of it, or ended it.
     filled: its ids so far, `logprobs` and `likeliest` beside them where they are asked for; or, of a kind that is filled in all
         at once, its content as the only element. num_taken: how many of them its caller has.
-    guesses: what the elements behind those may be.
+    guesses: what the elements behind those may be. estimate: of its content, which its caller does not have.
     error: why it cannot go on. prefills_alone: its prefill failed together with others.
     """
 
@@ -187,6 +197,7 @@ class Job:
     likeliest: list[Likeliest] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
     num_taken: int = 0
+    estimate: Estimate | None = None
     done: bool = False
     error: Exception | None = None
     prefills_alone: bool = False
@@ -250,6 +261,7 @@ class Job:
 
     def finish(self, content: Any) -> None:
         """What fills its blank, of a kind that is filled in all at once."""
+        self.estimate = None
         self.filled.append(content)
         self.done = True
 
@@ -265,16 +277,17 @@ class Job:
         return new
 
     def take_one(self) -> Any:
-        """The first of these, if there is one."""
-        if not self.has_news:
-            return None
-        self.num_taken += 1
-        return self.filled[self.num_taken - 1]
+        """The first of these, if there is one; else the estimate, if there is a new one."""
+        if self.num_taken < len(self.filled):
+            self.num_taken += 1
+            return self.filled[self.num_taken - 1]
+        estimate, self.estimate = self.estimate, None
+        return estimate
 
     @property
     def has_news(self) -> bool:
-        """Whether there are ids that were not taken."""
-        return self.num_taken < len(self.filled)
+        """Whether there are ids, or an estimate, that were not taken."""
+        return self.num_taken < len(self.filled) or self.estimate is not None
 
     @property
     def starts_guidance(self) -> bool:

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unimm.models.image_tokenizer.blocks import ConvolvesSwish
 from unimm.models.image_tokenizer.layers import GroupNorm, Upsample, join_parities, parity_weights
-from unimm.models.image_tokenizer.model import ConvolvesSwish, ImageTokenizer
+from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.native import library_beside
 from unimm.runtime.devices import cpu_has_vnni
 

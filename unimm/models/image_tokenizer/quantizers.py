@@ -134,6 +134,10 @@ class Quantizer(nn.Module, ABC):
         """The latents (..., D) fp32 of codes (...)."""
         return F.embedding(codes, self.codebook)
 
+    def identity(self) -> dict[str, Tensor]:
+        """What, beside the weights of encoder and decoder, decides what codes mean, by name."""
+        return {"codebook": self.codebook}
+
     def spread(self) -> None:
         """Let codes lie evenly, and stay so, instead of following their latents.
 

@@ -12,7 +12,7 @@ Shapes: B rows, T positions, n elements, N images as pixels, I all images, P pat
 or codes), G branches of guidance.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,19 @@ class Filler(Protocol):
     def advance(self, hidden_GnD: Tensor, weights_G: Tensor) -> None:
         """Take the hidden states of a pass at the blank's positions, for each branch of guidance, whose predictions are summed
         with these weights; a single branch has the weight 1."""
+        ...
+
+
+@runtime_checkable
+class Estimating(Protocol):
+    """What a filler may have beside: what it will give, so far, after so many of its passes; None before the first."""
+
+    num_passes: int
+    estimate: Tensor | None
+
+    @property
+    def total_passes(self) -> int:
+        """Passes that it takes."""
         ...
 
 

@@ -31,12 +31,10 @@ from unimm.models.ports.base import LossSums, PredictedPort
 from unimm.models.ports.flow_adapters import FlowDecoder, FlowEncoder
 from unimm.runtime.counter_noise import normal, stream_key
 from unimm.runtime.number_checks import check_number, check_whole, whole_number
+from unimm.segment import latent_elements
 from unimm.sequence import Kind, Segment
 
 SOLVERS = ("euler", "heun")
-
-KEYS = 2**24
-"""Keys of noise are whole numbers below this, which a float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,11 @@ class LatentsConfig:
             raise ValueError(f"The adapters' width is even, for sines and cosines of the time, not {self.width}.")
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of an image."""
+        return self.channels, self.latent_size, self.latent_size
+
+    @property
     def grid_size(self) -> int:
         """Patches along one side of an image."""
         return self.latent_size // self.patch_size
@@ -92,14 +95,9 @@ class LatentsConfig:
         Raises:
             ValueError: they are of another shape.
         """
-        expected = (self.channels, self.latent_size, self.latent_size)
-        if latents.shape != expected:
-            raise ValueError(f"The model writes latents of {expected}, not {latents.shape}: encode the images anew.")
-        size = {"p": self.patch_size, "q": self.patch_size}
-        patches = rearrange(latents, "c (h p) (w q) -> (h w) (c p q)", **size)
-        first = np.zeros((1, self.element_size), np.float32)
-        first[0, 0] = whole_number("key", key, 0) % KEYS
-        return np.concatenate([first, patches.astype(np.float32, copy=False)])
+        if latents.shape != self.shape:
+            raise ValueError(f"The model writes latents of {self.shape}, not {latents.shape}: encode the images anew.")
+        return latent_elements(latents, self.patch_size, whole_number("key", key, 0))
 
     def to_latents(self, elements: Tensor) -> Tensor:
         """Elements (..., 1 + h w, E) to latents (..., C, H, W)."""

@@ -73,10 +73,8 @@ async def _compare(page: Page, prompt: str, seeds: str, guidances: str, temperat
     done = [0.0] * len(rows)
     yield _progress(page, prompt, rows, columns, shown, 0.0), gr.Button(visible=False), gr.Button(visible=True)
     drawings = [
-        page.engine.astream_images(
-            [prompt] * len(columns), 1, columns, preview_every(page.engine), guidance_scale=row, temperature=float(temperature)
-        )
-        for row in rows
+        page.engine.astream_images([prompt] * len(columns), 1, columns, preview_every(page.engine), **settings)
+        for settings in (Drawing(prompt, 0, row, float(temperature)).settings_for(page.engine) for row in rows)
     ]
     async with aclosing(page.run("image", len(rows) * len(columns), merged(drawings))) as steps:
         async for row, progress in steps:

@@ -89,7 +89,8 @@ async def _draw(
     started, images, previews = time.monotonic(), [], [None] * (count * best_of)
     yield show_progress(page, drawing, previews, 0.0), drawing.seed, gr.Button(visible=False), gr.Button(visible=True)
     number = count * best_of
-    steps = page.engine.astream_images(drawing.prompt, number, drawing.seed, preview_every(page.engine), **drawing.settings)
+    settings = drawing.settings_for(page.engine)
+    steps = page.engine.astream_images(drawing.prompt, number, drawing.seed, preview_every(page.engine), **settings)
     async with aclosing(page.run("image", number, steps)) as steps:
         async for progress in steps:
             if progress.is_final:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from unimm.data.records import LATENTS
 from unimm.inference.engine import Engine
 from unimm.serve.page.cards import Card, data_uri, progress_line, show_wall
 from unimm.serve.page.context import Page
@@ -38,6 +39,10 @@ class Drawing:
         """For the engine."""
         return {"guidance_scale": self.guidance, "temperature": self.temperature}
 
+    def settings_for(self, engine: Engine) -> dict[str, Any]:
+        """For a drawing from a prompt: a flow has no temperature."""
+        return {"guidance_scale": self.guidance} if draws_by_flow(engine) else self.settings
+
     def card(self, page: Page, image: Image.Image, index: int, chance: float | None) -> Card:
         """A finished image of it; slow enough for a thread."""
         words = page.words
@@ -57,17 +62,26 @@ def drawing_settings(page: Page) -> list[Any]:
             secrets.randbelow(1000), label=words("seed"), precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120
         )
         again = gr.Checkbox(True, label=words("new_seed"), min_width=120)
+    by_flow = draws_by_flow(page.engine)
+    own_guidance = page.engine.bundle.flow.guidance_scale if by_flow else drawing.guidance_scale
     guidance = gr.Slider(
         1,
-        max(10, drawing.guidance_scale),
-        drawing.guidance_scale,
+        max(10, own_guidance),
+        own_guidance,
         step=0.1,
         label=words("guidance"),
         info=words("guidance_help"),
         buttons=[],
     )
     temperature = gr.Slider(
-        0, 1.5, drawing.temperature, step=0.05, label=words("temperature"), info=words("temperature_help"), buttons=[]
+        0,
+        1.5,
+        drawing.temperature,
+        step=0.05,
+        label=words("temperature"),
+        info=words("temperature_help"),
+        buttons=[],
+        visible=not by_flow,
     )
     return [seed, again, guidance, temperature]
 
@@ -87,9 +101,14 @@ def show_progress(page: Page, drawing: Drawing, images: list[Any], share: float,
     return show_wall(cards, page.words) + progress_line(text or page.words("drawing", percent=round(share * 100)), share)
 
 
+def draws_by_flow(engine: Engine) -> bool:
+    """Whether the model draws by a flow where nobody says how."""
+    return engine.bundle.drawing_ways[:1] == (LATENTS,)
+
+
 def preview_every(engine: Engine) -> int:
     """Codes between two previews."""
-    return max(1, engine.image_tokenizer.num_codes // PREVIEWS)
+    return max(1, engine.num_drawn_positions // PREVIEWS)
 
 
 async def judge(engine: Engine, images: list[Image.Image], prompt: str) -> list[float] | list[None]:

@@ -13,7 +13,10 @@ from unimm.models.image_tokenizer.model import ImageTokenizer
 
 
 def measure_usage(counts_K: Tensor) -> dict[str, float]:
-    """The share of codes that occur, and the perplexity exp(entropy) of their frequencies, of counts (K,)."""
+    """The share of codes that occur, and the perplexity exp(entropy) of their frequencies, of counts (K,); nothing where there
+    are no codes."""
+    if not len(counts_K):
+        return {}
     shares = counts_K.double() / counts_K.sum().clamp(min=1)
     perplexity = torch.special.entr(shares).sum().exp()
     return {"codes/usage": float((counts_K > 0).double().mean()), "codes/perplexity": float(perplexity)}
@@ -62,12 +65,14 @@ class TokenizerMeter:
 
 @torch.no_grad()
 def reconstruct(tokenizer: ImageTokenizer, pixels_NCHW: Tensor, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 3, H, W) in [-1, 1] and codes (N, T), on the CPU, of images through the codes and back."""
+    """Pixels (N, 3, H, W) in [-1, 1] and codes (N, T), on the CPU, of images through the codes and back; through the latents,
+    and no codes (N, 0), of one that has these."""
     device = next(tokenizer.parameters()).device
     pixels, codes = [], []
     for part_NCHW in pixels_NCHW.split(batch_size):
-        codes.append(tokenizer.encode(part_NCHW.to(device)))
-        pixels.append(tokenizer.decode(codes[-1]).float().clamp(-1, 1).cpu())
+        drawn_NCHW, codes_NT = tokenizer.there_and_back(part_NCHW.to(device))
+        codes.append(codes_NT)
+        pixels.append(drawn_NCHW.float().clamp(-1, 1).cpu())
     return torch.cat(pixels), torch.cat(codes).cpu()
 
 

@@ -112,6 +112,10 @@ class TokenizerTrainer(Loop):
         super().__init__(config, folder, device)
         self.config, self.score = config, score
         self.validation_NCHW = None if validation_NCHW is None else torch.from_numpy(validation_NCHW)
+        if config.smoothness and model.is_continuous:
+            raise ValueError(
+                "smoothness is a price on codes, and this tokenizer has latents: set tokenizer_trainer.smoothness=0."
+            )
         world = self.accelerator.num_processes
         self.batches = batches.for_rank(self.accelerator.process_index, world)
         self.order = order_of_images(batches)
@@ -148,8 +152,8 @@ class TokenizerTrainer(Loop):
         """Of a step's convolutions: forward and backward of the tokenizer, and of an adversary. Counted on the averaged one, on
         an image that has one latent."""
         side = self.model.image_size // self.model.config.grid_size
-        encoding, latents_NCHW = convolution_flops(self.ema.encoder, torch.zeros(1, 3, side, side))
-        decoding, _ = convolution_flops(self.ema.decoder, latents_NCHW)
+        encoding, _ = convolution_flops(self.ema.encoder, torch.zeros(1, 3, side, side))
+        decoding, _ = convolution_flops(self.ema.decoder, torch.zeros(1, self.model.config.latent_channels, 1, 1))
         flops = 3 * (encoding + decoding) * self.model.num_codes
         if self.adversary is not None:  # once for the tokenizer's sake, without gradients of weights; of two images for its own
             judging, _ = convolution_flops(self.adversary.discriminator, torch.zeros(1, 3, *2 * [self.model.image_size]))
