@@ -66,6 +66,7 @@ class EmojiWorld:
         seed: of scenes and wordings.
         side: height and width in pixels, such as 64 or 128.
         pairs: how often a scene has two emoji.
+        centred: an emoji that is alone is in the middle and as large as any, as an icon; false: near the middle, of three widths.
         subset: "things", "plain" or "all" (`emoji_pictures.SUBSETS`); num_emoji: only so many of them.
         font: a font file with colour bitmaps; default: Noto Color Emoji of the system.
         categories: of questions, some of `emoji_language.CATEGORIES`.
@@ -80,6 +81,7 @@ class EmojiWorld:
         seed: int = 0,
         side: int = 64,
         pairs: float = 0.5,
+        centred: bool = False,
         subset: str = "things",
         num_emoji: int | None = None,
         font: str | Path | None = None,
@@ -94,6 +96,7 @@ class EmojiWorld:
         self.seed = seed
         self.side = side
         self.pairs = pairs
+        self.centred = centred
         self.categories = tuple(categories)
         check_whole(self, 0, "num_records", "seed")
         check_whole(self, 16, "side")
@@ -128,8 +131,8 @@ class EmojiRecord(Record):
         world, index = vars(self)["_world"], vars(self)["_index"]
         rng = self._generator("scene")
         if world.split == "train" and index < len(self._emoji):
-            return EmojiScene((place_alone(rng, index, world.side),), choose_background(rng))
-        return make_scene(rng, self._emoji, world.side, world.pairs, world.split == "held_out")
+            return EmojiScene((place_alone(rng, index, world.side, world.centred),), choose_background(rng))
+        return make_scene(rng, self._emoji, world.side, world.pairs, world.split == "held_out", world.centred)
 
     @cached_property
     def image(self) -> np.ndarray:

@@ -65,15 +65,20 @@ def is_held_out(one: Emoji, other: Emoji) -> bool:
 
 
 def make_scene(
-    rng: np.random.Generator, emoji: tuple[Emoji, ...], side: int, pairs: float, held_out: bool = False
+    rng: np.random.Generator,
+    emoji: tuple[Emoji, ...],
+    side: int,
+    pairs: float,
+    held_out: bool = False,
+    centred: bool = False,
 ) -> EmojiScene:
     """A scene of `side` px.
 
-    pairs: how often there are two. held_out: two that are held out; else never such.
+    pairs: how often there are two. held_out: two that are held out; else never such. centred: one that is alone is an icon.
     """
     background = choose_background(rng)
     if not held_out and rng.random() >= pairs:
-        return EmojiScene((place_alone(rng, int(rng.integers(len(emoji))), side),), background)
+        return EmojiScene((place_alone(rng, int(rng.integers(len(emoji))), side, centred),), background)
     while True:
         first, second = (int(number) for number in rng.choice(len(emoji), 2, replace=False))
         if is_held_out(emoji[first], emoji[second]) == held_out:
@@ -89,8 +94,10 @@ def choose_background(rng: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def place_alone(rng: np.random.Generator, number: int, side: int) -> Placed:
-    """An emoji somewhere near the middle, wholly inside."""
+def place_alone(rng: np.random.Generator, number: int, side: int, centred: bool = False) -> Placed:
+    """An emoji somewhere near the middle, wholly inside; or as an icon, in the middle and of the largest width."""
+    if centred:
+        return Placed(number, side // 2, side // 2, round(side * ALONE[-1]))
     width = round(side * ALONE[rng.integers(len(ALONE))])
     room = max(1, (side - width) // 2)
     x, y = (side // 2 + int(rng.integers(-room + 1, room)) if room > 1 else side // 2 for _ in range(2))
