@@ -93,8 +93,12 @@ def check_tasks(tasks: list[Task]) -> list[Task]:
     """The tasks as they are. Raises ValueError where one of them is no task, or two have one name."""
     for task in tasks:
         check_task(task, f"Task {task!r:.80}")
-    if len({task.name for task in tasks}) < len(tasks):
-        raise ValueError(f"Every task needs a name of its own, not {', '.join(task.name for task in tasks)}.")
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"Scores and files are named by tasks, and {' and '.join(twice)} stands here more than once: evaluate each in a "
+            f"folder of its own (--out)."
+        )
     return tasks
 
 

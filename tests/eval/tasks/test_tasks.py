@@ -255,7 +255,7 @@ def test_requirements_and_problems_are_told_in_english(knowing):
 
 
 def test_tasks_of_one_name_are_refused(knowing):
-    with pytest.raises(ValueError, match="a name of its own"):
+    with pytest.raises(ValueError, match="stands here more than once"):
         evaluate(knowing, [ShapesAnswers(1), ShapesAnswers(2)], progress=False)
 
 

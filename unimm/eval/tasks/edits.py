@@ -42,8 +42,10 @@ class Edits(ItemTask):
 
     @property
     def name(self) -> str:
-        """Of the score, and of files."""
-        return "edits" if self.split == "test" else f"edits_{self.split}"
+        """Of the score, and of files: what is not as usual is named, so that several of them stand in one evaluation."""
+        split = "" if self.split == "test" else f"_{self.split}"
+        scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale, "temperature": self.temperature}
+        return f"edits{split}" + "".join(f"_{name}_{value:g}" for name, value in scales.items() if value is not None)
 
     @cached_property
     def world(self) -> EditsWorld:
