@@ -402,11 +402,12 @@ def test_the_preferences_recipe_runs(tiny_folder: Path, workplace: Path, monkeyp
 @pytest.mark.slow
 def test_the_grpo_recipe_runs(tiny_folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line with a tiny model, two prompts, two rollouts of each and one step."""
+    Path("prompts.txt").write_text("a red circle\na blue cross\n")
     few = ["rollouts.num_prompts=2", "rollouts.group_size=2", "rollouts.judged=1", "trainer.num_micro_batches=1"]
     for line in fenced_lines(RECIPES / "grpo.md"):
         monkeypatch.setattr(sys, "argv", ["unimm"])
         run(line, *TINY_RUN["train"], *few, f"init_from={tiny_folder}")
-    assert Path("runs/grpo/shapes/model/config.json").is_file()
+    assert Path("runs/grpo/shapes/model/config.json").is_file() and Path("runs/grpo/janus_t2i_r1/model").is_dir()
 
 
 @pytest.mark.slow

@@ -132,6 +132,14 @@ def make_edits(folder: Path) -> Path:
     return folder
 
 
+def make_prompts(folder: Path) -> Path:
+    """What is to be drawn, and questions about pictures."""
+    make_pictures(folder)
+    (folder / "prompts.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
+    write_lines(folder / "questions.jsonl", [{"image": "0.png", "prompt": "Which colour?", "answer": "red"}])
+    return folder
+
+
 def make_shard(path: Path, members: dict[str, bytes]) -> Path:
     """A .tar of these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +214,7 @@ def make_all(folder: Path) -> Path:
     make_shards(folder / "shards")
     make_texts(folder / "texts")
     make_preferences(folder / "preferences")
+    make_prompts(folder / "prompts")
     return folder
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.llava import LlavaJson
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
+    from unimm.data.readers.prompt_files import PromptFiles
     from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
     from unimm.data.readers.web_dataset import WebDataset
     from unimm.data.records import Dataset, DatasetContext, ImageEdit, Phrase, Question, Record, RecordImage, Text, Video
@@ -104,6 +105,7 @@ __all__ = [
     "Preference",
     "PreferenceJson",
     "PreferenceTables",
+    "PromptFiles",
     "PromptFormat",
     "Question",
     "QuestionPrompt",
@@ -182,6 +184,7 @@ __getattr__, __dir__ = lazy_exports(
         "PreferenceTables": "readers.preferences",
         "WebDataset": "readers.web_dataset",
         "PlainTextFiles": "readers.plain_text",
+        "PromptFiles": "readers.prompt_files",
         "CodedDataset": "stores.codes",
         "LatentDataset": "stores.latents",
         "FlowDrawing": "flow_view",

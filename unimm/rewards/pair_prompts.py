@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimm.data.readers.json_lines import JsonFiles
-from unimm.data.readers.paths import image_at
-from unimm.data.records import ImageLike
+from unimm.data.readers.prompt_files import PromptFiles
+from unimm.data.records import ImageLike, Record
 from unimm.data.views import DESCRIBE
 from unimm.data.worlds.drawing import CATEGORIES, make_drawing_task
 from unimm.data.worlds.shapes import ShapesWorld
@@ -45,14 +44,10 @@ def read_prompts(source: str, num: int | None, seed: int = 0, language: str = "e
         return [_drawing(index, seed) for index in range(num or 1000)]
     if source == CAPTIONS:
         return _described(num or 1000, seed)
-    path = Path(source)
-    if not path.is_file():
+    if not Path(source).is_file():
         raise ValueError(f"There are no prompts at {source}: name {', '.join(WORLDS)}, or a .txt or .jsonl file.")
-    if path.suffix == ".txt":
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        prompts = [PairPrompt(f"{path.stem}/{n}", line, language) for n, line in enumerate(lines) if line]
-    else:
-        prompts = _read_lines(path, language)
+    files = PromptFiles(source, language)
+    prompts = [_of_record(files[index]) for index in range(len(files))]
     prompts = [one for one in prompts if not (one.image is None and asks_for_held_out(one.prompt))][:num]
     if not prompts:
         raise ValueError(f"{source} holds no prompts: write one a line.")
@@ -61,20 +56,9 @@ def read_prompts(source: str, num: int | None, seed: int = 0, language: str = "e
     return prompts
 
 
-def _read_lines(path: Path, language: str) -> list[PairPrompt]:
-    files, prompts = JsonFiles(str(path)), []
-    for index in range(len(files)):
-        items, number, key = files.find(index)
-        item, where = items[number], f"record {key}"
-        held, said = item.get("image"), item.get("language", language)
-        prompt = item.get("prompt") or (DESCRIBE.get(said, DESCRIBE["en"])[0] if held else None)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
-                f"{items.where(number)}: there is no 'prompt': write what to draw, or name an 'image' to describe."
-            )
-        image = None if held is None else image_at(path.parent, held, where)
-        prompts.append(PairPrompt(key, prompt.strip(), said, image))
-    return prompts
+def _of_record(record: Record) -> PairPrompt:
+    said = record.prompts[0] if record.prompts else record.questions[0]
+    return PairPrompt(record.key, said.text, said.language, record.image)
 
 
 def _drawing(index: int, seed: int) -> PairPrompt:

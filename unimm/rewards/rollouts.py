@@ -47,7 +47,7 @@ class RolloutMaker:
         self.config, self.seed, self.num_positions = config, seed, num_positions
         self._open = open_engine
         self._engine: Engine | None = None
-        self.rewards = self._guarded(config.rewards, device)
+        self.rewards = self._guarded((name for name, weight in config.rewards.items() if weight), device)
         self.judges = self._guarded(config.judges, device)
 
     def _guarded(self, names: Iterable[str], device: str | None) -> dict[str, GuardedReward]:
