@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from unimm.data.readers.llava import LlavaJson
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
-    from unimm.data.readers.prompt_files import PromptFiles
     from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
+    from unimm.data.readers.prompt_files import PromptFiles
     from unimm.data.readers.web_dataset import WebDataset
     from unimm.data.records import Dataset, DatasetContext, ImageEdit, Phrase, Question, Record, RecordImage, Text, Video
     from unimm.data.reframing import Reframed

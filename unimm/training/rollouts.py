@@ -33,8 +33,8 @@ class RolloutConfig:
     normalize: whether advantages are divided by the group's standard deviation.
     num_updates: of the weights by the rollouts of one step.
     max_new_tokens: of an answer.
-    rewards: weight of each by its name (`unimm.rewards`); one of weight 0 is not asked. judges: other rewards, that are only reported, of a part of the
-        rollouts: `judged` of each group.
+    rewards: weight of each by its name (`unimm.rewards`); one of weight 0 is not asked.
+    judges: other rewards, that are only reported, of a part of the rollouts: `judged` of each group.
     time_limit: seconds that a reward may take for the rollouts of one prompt; None: any.
     """
 

@@ -66,7 +66,7 @@ class EmojiWorld:
         seed: of scenes and wordings.
         side: height and width in pixels, such as 64 or 128.
         pairs: how often a scene has two emoji.
-        centred: an emoji that is alone is in the middle and as large as any, as an icon; false: near the middle, of three widths.
+        centred: an emoji that is alone is an icon, in the middle and large; false: near the middle, of three widths.
         subset: "things", "plain" or "all" (`emoji_pictures.SUBSETS`); num_emoji: only so many of them.
         font: a font file with colour bitmaps; default: Noto Color Emoji of the system.
         categories: of questions, some of `emoji_language.CATEGORIES`.
