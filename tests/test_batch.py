@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sequence import NUMBERS, sequences
 
-from unimm.batch import PADDING, Batch, collate
+from unimm.batch import PADDING, Batch, collate, normalise_pixels
+from unimm.segment import in_unit_range
 from unimm.sequence import Kind, Segment, Sequence
 
 IMAGE = np.ones((3, 4, 4), dtype=np.float32)
@@ -137,3 +138,14 @@ def test_a_batch_moves_as_a_whole() -> None:
     tensors = [getattr(moved, name) for name in Batch.__dataclass_fields__ if name != "contents"]
     tensors += [getattr(moved.images, name) for name in ("pixels", "features", "is_seen")]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_pixels_travel_as_bytes_and_are_the_same_numbers_where_they_are_normalised() -> None:
+    """All 256 values; opened or not; beside an image that is given as floats all of the batch is floats."""
+    levels = np.arange(3 * 16 * 16, dtype=np.uint8).reshape(3, 16, 16)
+    lazy, opened, floats = (Segment.look(one, 2) for one in (lambda: levels, levels, in_unit_range(levels)))
+    assert lazy == floats == opened.opened() and lazy.pixels is not None and lazy.pixels.dtype == np.float32
+    batch, mixed = (collate([[Sequence((one,)) for one in some]]) for some in ([lazy, opened], [lazy, floats]))
+    assert batch.images.pixels.dtype == torch.uint8 and mixed.images.pixels.dtype == torch.float32
+    assert torch.equal(normalise_pixels(batch.images.pixels), mixed.images.pixels)
+    assert torch.equal(normalise_pixels(mixed.images.pixels), mixed.images.pixels)

@@ -68,8 +68,8 @@ Kind.TEXT, Kind.PIXELS, Kind.CODES, Kind.LATENTS = (Kind(name) for name in _BUIL
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image for the vision tower that takes `num_positions` positions: its pixels (3, H, W) float32 in [-1, 1]; or, where
-    `is_features`, what a frozen vision tower made of them before, (P, C) float32.
+    """An image for the vision tower that takes `num_positions` positions: its pixels (3, H, W), float32 in [-1, 1] or uint8, a
+    quarter of that; or, where `is_features`, what a frozen vision tower made of them before, (P, C) float32.
 
     source: these numbers, or a function that reads them. A sequence with such an *unopened* image can be measured and moved
         around; the image is read when a batch is made of it, and not kept.
@@ -84,13 +84,18 @@ class Image:
             raise ValueError(f"An image takes at least 1 position, not {self.num_positions}.")
 
     def open(self) -> np.ndarray:
-        """Pixels (3, H, W) or features (P, C), float32; an unopened image is read anew each time."""
+        """Pixels (3, H, W) in [-1, 1] or features (P, C), float32; an unopened image is read anew each time."""
+        array = self.read()
+        return in_unit_range(array) if array.dtype == np.uint8 else array
+
+    def read(self) -> np.ndarray:
+        """As `open`, but pixels that are given as uint8 stay so."""
         array = self.source() if callable(self.source) else self.source
-        return array.astype(np.float32, copy=False)
+        return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
 
     def opened(self) -> "Image":
         """The same image, open."""
-        return replace(self, source=self.open()) if callable(self.source) else self
+        return replace(self, source=self.read()) if callable(self.source) else self
 
     def __eq__(self, other: object) -> bool:
         """Whether both show the same; opens those that are unopened."""
@@ -316,6 +321,14 @@ def _weight(learn: bool, weight: Weight | None) -> Weight:
 def _ids(ids: Any) -> np.ndarray:
     """Ids (n,) int64 of a list, a tuple or an array of whole numbers."""
     return np.asarray(ids, dtype=np.int64)
+
+
+def in_unit_range(levels: np.ndarray) -> np.ndarray:
+    """Pixels as uint8, of any shape -> float32 in [-1, 1]: Janus' mean and deviation of 0.5."""
+    pixels = levels.astype(np.float32)
+    pixels /= np.float32(127.5)
+    pixels -= np.float32(1)
+    return pixels
 
 
 def read_only(content: Any) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_a_step_moves_by_about_the_rate_and_clears_the_gradients(config: Optimiz
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    optimizers.step()
+    optimizers.step(torch.tensor(1.0))
     for name, parameter in model.named_parameters():
         moved = (parameter - before[name]).abs().mean()
         assert 1e-4 < moved < 1e-2, name
@@ -85,5 +85,34 @@ def test_a_step_counts_as_a_change_of_every_parameter(muon_lr: float | None) -> 
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = [parameter._version for parameter in model.parameters()]
-    optimizers.step()
+    optimizers.step(torch.tensor(1.0))
     assert all(after._version > version for after, version in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_norm_that_is_not_finite_changes_nothing_and_a_finite_one_all(norm: float) -> None:
+    """Neither weights nor what the optimizers keep, also where they have kept nothing yet; and it is no step of theirs."""
+    torch.manual_seed(0)
+    ours, plain = (nn.ModuleDict({"a": nn.Linear(4, 3)}) for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    optimizers = [Optimizers({"a": one["a"]}, {"a": 1.0}, CONFIG, ("a",)) for one in (ours, plain)]
+    for step in range(3):
+        for one in (ours, plain):
+            torch.manual_seed(step)
+            for parameter in one.parameters():
+                parameter.grad = torch.randn_like(parameter)
+        if step != 1:
+            for one in optimizers:
+                one.step(torch.tensor(1.0))
+        else:
+            for parameter in ours.parameters():
+                parameter.grad = torch.full_like(parameter, norm)
+            optimizers[0].step(torch.tensor(norm))
+            optimizers[1].clear()
+        assert all(parameter.grad is None for parameter in ours.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+        for name, one in optimizers[0].all.items():
+            kept, other = one.state_dict()["state"], optimizers[1].all[name].state_dict()["state"]
+            assert kept.keys() == other.keys() and kept
+            for place, state in kept.items():
+                assert all(torch.equal(tensor, other[place][key]) for key, tensor in state.items())

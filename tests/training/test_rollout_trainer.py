@@ -48,14 +48,14 @@ def test_the_first_update_is_of_ratio_one_and_the_second_is_not(
     updates: list[dict[str, float]] = []
     apply = RolloutTrainer.apply_gradient
 
-    def kept(self: RolloutTrainer, gradient: Gradient, meter: Any) -> None:
+    def kept(self: RolloutTrainer, gradient: Gradient) -> None:
         sums = [one for _, one in gradient.outcome]
         names = ("policy/ratio_error", "policy/clipped")
         updates.append({})
         for name in names:
             loss, count = (sum(float(one[name][place]) for one in sums) for place in (0, 2))
             updates[-1][name] = loss / count
-        apply(self, gradient, meter)
+        apply(self, gradient)
 
     monkeypatch.setattr(RolloutTrainer, "apply_gradient", kept)
     settings = replace(SETTINGS, num_updates=2, guided_log_probs=guided, guidance_scale=3.0)

@@ -22,8 +22,9 @@ from unimm.models.unified import UnifiedModel
 from unimm.runtime import atomic_files
 from unimm.training import checkpoint as checkpoints
 from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
+from unimm.training.finite import NotFiniteError
 from unimm.training.logbook import Logbook, read_numbers
-from unimm.training.optimizers import Budget, NotFiniteError
+from unimm.training.optimizers import Budget
 from unimm.training.run_state import MAX_FAILED_SAVES
 from unimm.training.signals import ECHO_SECONDS, StopRequest, init_worker, signals_blocked
 from unimm.training.trainer import Trainer
@@ -219,16 +220,16 @@ def test_long_work_between_steps_can_leave_early(tmp_path: Path) -> None:
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, make_config(12))
-    all_max, sent = trainer.ranks.all_max, []
+    all_sum, sent = trainer.ranks.all_sum, []
 
-    def interrupted(number: int) -> int:
-        agreed = all_max(number)
+    def interrupted(numbers: list[float]) -> list[float]:
+        agreed = all_sum(numbers)
         if trainer.step == 3 and not sent:
-            sent.append(number)
+            sent.append(0)
             signal.raise_signal(signal.SIGUSR1)
         return agreed
 
-    trainer.ranks.all_max, trainer.ranks.any = interrupted, lambda says: says
+    trainer.ranks.all_sum = interrupted
     with pytest.raises(SystemExit):
         trainer.fit()
     assert sent == [0] and newest(tmp_path) == trainer.step == 4
@@ -251,11 +252,11 @@ def test_a_signal_is_answered_at_once_and_in_the_end_it_is_said_what_is_saved(
     trainer, answers = make_trainer(tmp_path, make_config(5)), []
     update = trainer.update
 
-    def interrupted(batch, meter) -> None:
+    def interrupted(batch, meter, totals) -> None:
         if trainer.step == 1:
             signal.raise_signal(number)
             answers.append(capfd.readouterr().err)  # before the step goes on
-        update(batch, meter)
+        update(batch, meter, totals)
 
     trainer.update = interrupted
     with pytest.raises(ends_with):

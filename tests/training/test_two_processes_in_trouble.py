@@ -1,5 +1,6 @@
 """What comes to one of two processes (a signal, a full disk, a loss that is none) is answered by both after the same step."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
 SCRIPT = Path(__file__).with_name("train_toy_troubled.py")
+GATHERED = {"all_gather_into_tensor", "reduce_scatter_tensor"}
 OUTCOMES = {
     "signal": ("exit 138, step 3, skipped 0", 3),
     "disk": ("SaveError, step 3, skipped 0", None),
@@ -27,6 +29,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("troubles")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on", "shards", "shards_go_on", "apart"]
+    command += ["exchanges", "shards_exchange"]
     runs = []
     for rank in ("0", "1"):
         environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
@@ -60,6 +63,15 @@ def test_the_first_validates_while_the_other_waits_and_makes_up_for_what_it_left
     assert [line["step"] for line in lines if "validation/mean" in line] == [3, 6]
     checkpoint = load_checkpoint(room / run / "checkpoints")
     assert checkpoint is not None and checkpoint.state["ema"] == {"num_updates": 6}
+
+
+@pytest.mark.parametrize(("run", "of_shards"), [("exchanges", set()), ("shards_exchange", GATHERED)])
+def test_a_step_has_one_exchange_beside_what_the_gradient_needs(room: Path, run: str, of_shards: set[str]) -> None:
+    """Counts, signals, lost data, clocks and losses that are not finite, in one sum of a small tensor."""
+    calls = [json.loads((room / run / f"exchanges-{rank}").read_text()) for rank in range(2)]
+    assert calls[0] == calls[1]
+    for of_step in calls[0][1:5]:  # the first sets up, and the last is saved
+        assert set(of_step) - of_shards == {"all_reduce"} and of_step.count("all_reduce") == 1
 
 
 def test_neither_goes_on_where_one_finds_no_checkpoint(room: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from unimm.bench.random_codes import CodedAtRandom
+from unimm.bench.step_profile import StepProfile
 from unimm.bench.subprocess_trials import peak_bytes
 from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import Record, Text
@@ -60,17 +61,18 @@ class Setting:
     seed: int = 0
 
 
-def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.device) -> dict[str, float]:
+def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.device, profiles: bool = False) -> dict[str, float]:
     """Train for some steps, in this process.
 
     Args:
         config: sizes of the model; one that leaves its vocabulary to the text tokenizer takes a small one.
         setting: how.
         device: where.
+        profiles: also say where the time goes (`unimm.bench.step_profile`), which takes time of its own.
 
     Returns:
         What a training logs as `speed/...`, `loss/...` and `data/fill`, over the steps after the warm-up, `ms_a_step`, and
-        `peak_gib` of the device, on a CPU of the process.
+        `peak_gib` of the device, on a CPU of the process; and, with profiles, `share/...` of the time of these steps.
     """
     world = ShapesWorld(num_records=NUM_RECORDS, seed=setting.seed)
     tokenizer = train_byte_bpe(_texts(world), min(VOCABULARY, config.trunk["vocab_size"]))
@@ -98,26 +100,38 @@ def run_pretraining(config: UnifiedConfig, setting: Setting, device: torch.devic
         mixture = _mixture(world, model, tokenizer, setting.seed)
         trainer = _Measured(Likelihood(model), mixture, trainer_config, Path(folder), str(device))
         trainer.num_warm_up = setting.num_warm_up
+        trainer.shares = {}
+        trainer.profile = StepProfile(model, trainer.is_compiled, device) if profiles else None
         trainer.fit()
         numbers = read_numbers(Path(folder) / "metrics.jsonl")[-1]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
     names = ("speed/", "loss/", "data/")
     reported = {name: value for name, value in numbers.items() if name.startswith(names)}
     seconds = trainer.seconds - trainer.seconds_before
-    return {**reported, "ms_a_step": 1e3 * seconds / setting.num_steps, "peak_gib": peak / 2**30}
+    shares = {f"share/{name}": share for name, share in trainer.shares.items()}
+    return {**reported, **shares, "ms_a_step": 1e3 * seconds / setting.num_steps, "peak_gib": peak / 2**30}
 
 
 class _Measured(Trainer):
-    """A trainer that counts anew after its warm-up, and keeps nothing."""
+    """A trainer that counts anew after its warm-up, and keeps nothing. What is profiled are whole steps after it, with the wait
+    for their batches."""
 
     num_warm_up: int
     seconds_before: float
+    profile: StepProfile | None = None
+    shares: dict[str, float]
 
-    def update(self, batch: Any, meter: Any) -> None:
+    def update(self, batch: Any, meter: Any, totals: list[float] | None = None) -> None:
         if self.step == self.num_warm_up:
+            self.settle()
             meter.report(self.rate(), self.accelerator)
             self.seconds_before = self.seconds
-        super().update(batch, meter)
+        super().update(batch, meter, totals)
+        if self.profile is not None and self.step == self.num_warm_up - 1:
+            self.settle()
+            self.profile.start()
+        if self.profile is not None and self.step + 1 == self.loop_config.budget.max_steps:
+            self.shares = self.profile.stop()
 
     def save(self) -> None:
         """These weights are not kept."""

@@ -141,8 +141,8 @@ class _Timed(Trainer):
         steps = super().data()
         return steps if self.is_packed else _Unpacked(steps.plan)
 
-    def update(self, batch: Any, meter: Any) -> None:
-        super().update(batch, meter)
+    def update(self, batch: Any, meter: Any, totals: list[float] | None = None) -> None:
+        super().update(batch, meter, totals)
         read = batch.batches
         numbers = [sum(each) for each in zip(*((b.num_elements, b.tokens.numel(), b.num_images) for b in read), strict=True)]
         self.clock.count(*numbers)

@@ -21,8 +21,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unimm.data.fit import fit_look
-from unimm.data.image_forms import ImageError, looks_like_base64, plain_form
+from unimm.data.image_forms import ImageError, channels_first, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage, Video
+from unimm.segment import in_unit_range
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The file formats that are read everywhere; fewer decoders leave less to attack."""
@@ -144,8 +145,13 @@ def _decode(image: ImageLike, formats: tuple[str, ...], use: Use[T]) -> T:
 
 def look(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the vision tower: long side resized to size, short side padded with grey."""
+    return in_unit_range(look_uint8(image, size))
+
+
+def look_uint8(image: ImageLike, size: int) -> np.ndarray:
+    """The same as uint8."""
     if _is_ready(image, size):
-        return array_to_pixels(image)
+        return channels_first(image)
     picture = _decoded(image)
     _, _, width, height, left, top = fit_look(picture.size, size)
     if (width, height) != picture.size:
@@ -154,13 +160,18 @@ def look(image: ImageLike, size: int) -> np.ndarray:
         square = Image.new("RGB", (size, size), _BACKGROUND)
         square.paste(picture, (int(left), int(top)))
         picture = square
-    return array_to_pixels(np.asarray(picture))
+    return channels_first(np.asarray(picture))
 
 
 def crop(image: ImageLike, size: int) -> np.ndarray:
     """Pixels (3, size, size) for the image tokenizer: short side resized to size, long side cropped at the centre."""
+    return in_unit_range(crop_uint8(image, size))
+
+
+def crop_uint8(image: ImageLike, size: int) -> np.ndarray:
+    """The same as uint8."""
     if _is_ready(image, size):
-        return array_to_pixels(image)
+        return channels_first(image)
     picture = _decoded(image)
     if picture.size != (size, size):
         side = min(picture.size)
@@ -168,7 +179,7 @@ def crop(image: ImageLike, size: int) -> np.ndarray:
         # The box cuts before it resizes, so that a long strip is never blown up; the filter is the same.
         box = (left, top, left + side, top + side)
         picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return array_to_pixels(np.asarray(picture))
+    return channels_first(np.asarray(picture))
 
 
 def image_hash(image: ImageLike) -> str:
@@ -184,10 +195,7 @@ def to_pil(pixels: np.ndarray) -> Image.Image:
 
 def array_to_pixels(array: np.ndarray) -> np.ndarray:
     """Arrays (..., H, W, 3) uint8 -> pixels (..., 3, H, W) float32 in [-1, 1], Janus' mean and deviation of 0.5."""
-    pixels = np.ascontiguousarray(np.moveaxis(array, -1, -3)).astype(np.float32)
-    pixels /= np.float32(127.5)
-    pixels -= np.float32(1)
-    return pixels
+    return in_unit_range(channels_first(array))
 
 
 def pixels_to_array(pixels: np.ndarray) -> np.ndarray:

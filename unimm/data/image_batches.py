@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
-from unimm.data.image import crop
+from unimm.data.image import crop_uint8
 from unimm.data.records import Dataset, key_at
 from unimm.runtime.number_checks import check_probability, check_whole
+from unimm.segment import in_unit_range
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class ImageSource:
 
 
 class ImageStep(NamedTuple):
-    """A process' share of a step: pixels (N, 3, size, size); the bad records in whose place others stand; images of the whole
-    stream up to the end of the step."""
+    """A process' share of a step: pixels (N, 3, size, size) uint8; the bad records in whose place others stand; images of the
+    whole stream up to the end of the step."""
 
     pixels: np.ndarray
     bad: list[BadRecord]
@@ -34,7 +35,7 @@ class ImageStep(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """An image of a step: pixels (3, size, size), its record's key, and the bad records in whose place it stands."""
+    """An image of a step: pixels (3, size, size) uint8, its record's key, and the bad records in whose place it stands."""
 
     pixels: np.ndarray
     key: str
@@ -94,7 +95,7 @@ class ImageBatches:
         return self.num_steps
 
     def __getitem__(self, step: int) -> np.ndarray:
-        return self.load(step).pixels
+        return in_unit_range(self.load(step).pixels)
 
     def load(self, step: int) -> ImageStep:
         """This process' share of a step, and what was bad in it.
@@ -106,7 +107,7 @@ class ImageBatches:
             raise IndexError(f"step {step} is outside 0..{self.num_steps - 1}")
         places = self._places(step)
         bad: dict[BadRecord, None] = {}
-        pixels = np.empty((len(places), 3, self.image_size, self.image_size), dtype=np.float32)
+        pixels = np.empty((len(places), 3, self.image_size, self.image_size), dtype=np.uint8)
         for number, place in enumerate(places):  # each into its place: to stack them would hold all of them twice
             drawn = self._draw(place)
             pixels[number] = drawn.pixels
@@ -146,4 +147,4 @@ class ImageBatches:
         record = dataset[index]
         if record.image is None:
             raise ValueError(f"Record {record.key} has no image to learn from.")
-        return _Drawn(crop(record.image, self.image_size), record.key, bad)
+        return _Drawn(crop_uint8(record.image, self.image_size), record.key, bad)

@@ -182,3 +182,8 @@ def _to_levels(array: np.ndarray, name: str, shapes: str) -> np.ndarray:
 def _short(value: Any) -> str:
     text = " ".join(str(value).split())
     return (text if len(text) <= 80 else f"{text[:80]}...").rstrip(".")
+
+
+def channels_first(array: np.ndarray) -> np.ndarray:
+    """Arrays (..., H, W, 3) -> (..., 3, H, W), one piece of memory."""
+    return np.ascontiguousarray(np.moveaxis(array, -1, -3))

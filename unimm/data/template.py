@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from unimm.data.fit import Fit, fit_crop, fit_look
-from unimm.data.image import crop, look
+from unimm.data.image import crop_uint8, look_uint8
 from unimm.data.prompt_format import PromptFormat
 from unimm.data.records import ImageLike, SeenImage, Video
 from unimm.data.segment_writer import SegmentWriter
@@ -138,7 +138,7 @@ class Template:
         """An image that is prepared for the vision tower when it is opened; or the features that are stored of it."""
         if isinstance(image, SeenImage):
             return Segment.seen(image.features, self.num_positions, condition="image")
-        return Segment.look(partial(look, image, self.image_size), self.num_positions, condition="image")
+        return Segment.look(partial(look_uint8, image, self.image_size), self.num_positions, condition="image")
 
     def chat(
         self, turns: list[Turn], limit: int | None = None, system_prompt: str | None = None, draws: bool = False
@@ -267,7 +267,7 @@ class Template:
         """The square at an image's centre, for the vision tower; or the features that are stored of the image."""
         if isinstance(image, SeenImage):
             return self.pixels(image)
-        return Segment.look(partial(crop, image, self.image_size), self.num_positions, condition="image")
+        return Segment.look(partial(crop_uint8, image, self.image_size), self.num_positions, condition="image")
 
     def _drawn(self, writer: SegmentWriter, codes: np.ndarray | None, num_codes: int | None) -> Sequence:
         """What is written, and then an image, closed or open."""

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unimm.data.image import array_to_pixels, decode_image, image_size, look
-from unimm.data.image_forms import ImageError, plain_form
+from unimm.data.image import decode_image, image_size, look_uint8
+from unimm.data.image_forms import ImageError, channels_first, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage
 from unimm.runtime.number_checks import check_whole
 from unimm.sequence import Segment
@@ -130,7 +130,7 @@ class TiledImage:
         return tuple(segment for pair in zip(marks, shown, strict=False) for segment in pair)
 
     def open(self, number: int) -> np.ndarray:
-        """Pixels (3, H, W) of a tile, or, behind the last one, of the thumbnail.
+        """Pixels (3, H, W) uint8 of a tile, or, behind the last one, of the thumbnail.
 
         Raises:
             ImageError: the picture cannot be decoded, or is another than when its size was read.
@@ -140,10 +140,10 @@ class TiledImage:
             cut = dict(enumerate(self._cut()))
             square = cut.pop(number)
             self._waiting = cut
-        return array_to_pixels(square) if square.dtype == np.uint8 else square
+        return square
 
     def _cut(self) -> list[np.ndarray]:
-        """Tiles (H, W, 3) uint8, and the thumbnail's pixels (3, H, W)."""
+        """Tiles and the thumbnail."""
         picture = decode_image(self.image)
         if picture.size != self.size:
             raise ImageError(
@@ -151,11 +151,11 @@ class TiledImage:
                 f"{self.size[1]}: it has changed since, or its orientation stands behind its pixels; save it again."
             )
         if self.num_tiles == 1:
-            return [look(picture, self.side)]
+            return [look_uint8(picture, self.side)]
         (columns, rows), side = self.grid, self.side
         whole = np.asarray(picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC))
         cut = whole.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-        return [*cut, *([look(picture, side)] if self.has_thumbnail else [])]
+        return [*map(channels_first, cut), *([look_uint8(picture, side)] if self.has_thumbnail else [])]
 
 
 @lru_cache(maxsize=64)

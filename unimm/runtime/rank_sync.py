@@ -37,6 +37,14 @@ class Ranks:
         distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=self._group)
         return int(shared)
 
+    def all_sum(self, numbers: list[float]) -> list[float]:
+        """The sum of the processes' numbers, place by place."""
+        if self._group is None:
+            return numbers
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        distributed.all_reduce(shared, group=self._group)
+        return shared.tolist()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return bool(self.all_max(int(flag)))

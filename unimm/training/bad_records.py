@@ -140,13 +140,13 @@ class BadBudget:
                 os.truncate(self.path, kept)
         ranks.barrier()  # no process reads the list before that
         self.bad = self._read()
-        self.is_over, self._size_before = False, 0
+        self.is_ahead, self._size_before = False, 0
 
     @property
     def size(self) -> int:
-        """Bytes of the list, which checkpoints keep: without what the step found that cannot be made, since it is met again
-        when the run goes on, where it was not mended."""
-        return self._size_before if self.is_over else self._size()
+        """Bytes of the list, which checkpoints keep: without what a step found that was met and not learned yet (`is_ahead`),
+        since it is met again when the run goes on, where it was not mended."""
+        return self._size_before if self.is_ahead else self._size()
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -175,7 +175,7 @@ class BadBudget:
 
     def meet(self, found: Iterable[BadRecord], num_samples: int) -> TooManyBadError | None:
         """Count what a step has found, and say what ends the run before it is learned. num_samples: of the stream, so far."""
-        self._size_before = self._size()
+        self._size_before, self.is_ahead = self._size(), True
         self.add(found)
         return self.exceeded(num_samples)
 

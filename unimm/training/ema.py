@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from unimm.training.checkpoint import Checkpoint, weights_of
-from unimm.training.sharding import like
+from unimm.training.sharding import like, local
 from unimm.training.signals import signals_blocked
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Ema:
         """
         for name, average in self._averages.items():
             # Copied, not taken: the place in memory stays that of the parameter, by which kernels may round.
-            _of(average).copy_(_of(like(tensors[name], average)))
+            local(average).copy_(local(like(tensors[name], average)))
         self.num_updates = num_updates
 
 
@@ -117,10 +116,4 @@ def ramp(decay: float, num_updates: int) -> float:
 
 
 def _local(tensors: dict[str, torch.Tensor] | dict[str, nn.Parameter]) -> list[torch.Tensor]:
-    return [_of(tensor) for tensor in tensors.values()]
-
-
-def _of(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor, without its history."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return [local(tensor) for tensor in tensors.values()]

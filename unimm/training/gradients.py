@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from unimm.batch import Batch
 from unimm.models.ports.base import LossSums
+from unimm.training.finite import spread
 from unimm.training.flops import FlopCount
 from unimm.training.logbook import Read
 from unimm.training.objectives.likelihood import JointObjective, Objective, is_observed
@@ -57,13 +58,15 @@ class StepGradient:
         self.objective, self.wrapped, self.accelerator = objective, wrapped, accelerator
         self.weights, self.flop_count = weights, flop_count
 
-    def backward(self, batches: list[Batch]) -> tuple[Tensor, list[Outcome]]:
+    def backward(self, batches: list[Batch], totals: list[float] | None = None) -> tuple[Tensor, list[Outcome]]:
         """Forward and backward over the micro-batches of this process. Returns its share of the loss, and what came of each.
+
+        totals: the `counts` of all processes, where they are known; else they are exchanged here.
 
         Raises:
             ValueError: a batch is none for this model.
         """
-        counts = self.global_counts(batches)
+        counts = self.global_counts(batches, totals)
         if isinstance(self.objective, JointObjective):
             return self._joint(self.objective, batches, counts)
         outcomes: list[Outcome] = []
@@ -74,7 +77,7 @@ class StepGradient:
                 terms: dict[str, LossSums] = self._forward(micro_batch)
                 loss = self._weighted(terms, counts)
                 # Gradients are averaged over ranks; the sums are already divided by global counts.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.accelerator.backward(spread(loss, self.accelerator.num_processes))
             outcomes.append((read, _without_graph(terms)))
             losses.append(loss.detach())
         return torch.stack(losses).sum(), outcomes
@@ -99,7 +102,7 @@ class StepGradient:
             terms = objective.joint_loss(gathered.outputs, rows)
             loss = self._weighted(terms, counts)
             if loss.requires_grad:
-                loss.backward()
+                spread(loss).backward()
             outcomes.append((read, _without_graph(terms)))
             losses.append(loss.detach())
         slopes = {name: self._summed(leaf) for name, leaf in leaves.items()}
@@ -134,14 +137,21 @@ class StepGradient:
         assert isinstance(total, Tensor)
         return total
 
-    def global_counts(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
+    def counts(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """What this process adds to the counts that sums are divided by: of all its micro-batches, on the CPU."""
         own = [self.objective.counts(batch) for batch in batches]
-        names = list(own[0])
-        counts = torch.stack([torch.stack([counted[name] for counted in own]).sum() for name in names])
-        total = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
-        assert isinstance(total, Tensor)
-        return dict(zip(names, total.clamp(min=1.0), strict=True))
+        return {name: torch.stack([counted[name] for counted in own]).sum() for name in own[0]}
+
+    def global_counts(self, batches: list[Batch], totals: list[float] | None = None) -> dict[str, Tensor]:
+        """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""
+        own = self.counts(batches)
+        device = self.accelerator.device
+        if totals is None:
+            total: Any = self.accelerator.reduce(torch.stack(list(own.values())).to(device), "sum")
+        else:
+            total = torch.tensor(totals, dtype=torch.float32)
+            total = (total.pin_memory() if device.type == "cuda" else total).to(device, non_blocking=True)
+        return dict(zip(own, total.clamp(min=1.0), strict=True))
 
 
 def losses_of(objective: Objective, batch: Batch, accelerator: Accelerator) -> dict[str, LossSums]:

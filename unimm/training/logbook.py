@@ -33,6 +33,8 @@ from unimm.models.ports.base import LossSums
 from unimm.training.flops import FlopCount
 from unimm.training.trackers import Tracker
 
+SECONDS_BETWEEN_NOTES = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -152,6 +154,7 @@ class ProgressLine:
         self._console = Console(quiet=not active)
         self._between = seconds_between_lines
         self._started = self._last_line = time.monotonic()
+        self._noted = -math.inf
         self._first: tuple[float, float] | None = None  # time and progress of the first update: a run may go on in its middle
         self._bar: Progress | None = None
         if self._console.is_terminal and active:
@@ -161,19 +164,23 @@ class ProgressLine:
             self._task = self._bar.add_task(description, total=1.0, note="")
             self._bar.start()
 
-    def update(self, progress: float, note: str) -> None:
-        """progress: 0 to 1. note: the numbers that a person wants to see."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=progress, note=note)
-            return
+    def update(self, progress: float, note: Callable[[], str]) -> None:
+        """progress: 0 to 1. note: the numbers that a person wants to see, asked for no more often than they are read: a GPU
+        has to be waited for."""
         now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress)
+            if now - self._noted >= SECONDS_BETWEEN_NOTES or progress >= 1.0:
+                self._noted = now
+                self._bar.update(self._task, note=note())
+            return
         self._first = self._first or (now, progress)
         if now - self._last_line >= self._between or progress >= 1.0:
             self._last_line = now
             since, began = self._first
             known = progress > began
             eta = f"eta {(now - since) * (1 - progress) / (progress - began):.0f} s, " if known else ""
-            line = f"{self.description}: {progress:4.0%}, {now - self._started:.0f} s, {eta}{note}"
+            line = f"{self.description}: {progress:4.0%}, {now - self._started:.0f} s, {eta}{note()}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

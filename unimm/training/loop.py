@@ -1,95 +1,62 @@
 """The loop that all trainings share: steps until the budget is spent, reports, checkpoints, signals.
 
-A step is a batch, its gradient (`compute_gradient`, a subclass'), a check that it is finite on all processes, and the update
-(`apply_gradient`, a subclass'). With several processes, whatever depends on a clock, on a signal, on a disk or on a number that
-is not finite is agreed on first, so that all of them do the same after the same step.
+A step is a batch, one exchange between the processes (`step_exchange`), its gradient (`compute_gradient`, a subclass'), and the
+update (`apply_gradient`, a subclass'), which a gradient that is not finite does not make. Whatever depends on a clock, a signal
+or a disk is agreed on in the exchange, so that all processes do the same after the same step. Nothing of a step waits for the
+device: what it has computed is heard when the next gradient is on its way (`settle`), or before it is reported or saved.
 """
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader, SequentialSampler, Subset
+from torch.utils.data import DataLoader
 
 from unimm.data.records import Dataset
-from unimm.runtime.devices import check_precision, choose_device, has_bf16, why_not_compile
-from unimm.runtime.environment import loader_processes
-from unimm.runtime.number_checks import check_number, check_whole
+from unimm.runtime.devices import choose_device, has_bf16, why_not_compile
 from unimm.training.acceleration import computing_with, make_accelerator, meet, settle_precision, settle_threads
 from unimm.training.bad_records import DataError, lost_step
 from unimm.training.checkpoint import CHECKPOINTS
+from unimm.training.finite import NotFiniteError, ScalarsOnTheirWay
 from unimm.training.logbook import Logbook, ProgressLine
-from unimm.training.optimizers import Budget, NotFiniteError, Schedule
+from unimm.training.loop_config import LoopConfig
 from unimm.training.run_state import Resumable
-from unimm.training.signals import StopRequest, init_worker, signals_blocked
+from unimm.training.signals import StopRequest, signals_blocked
+from unimm.training.step_exchange import Told, exchange
+from unimm.training.step_inputs import Ahead, keyed_rng, loader_of
 from unimm.training.trackers import Tracker, TrackingConfig, open_trackers
 
-MAX_WORKERS = 1024
-"""More processes that load data are a mistake on any machine."""
-
 STDERR = 2
-NO_DATA = 1_000_000
-"""In place of a signal's number: a process cannot read what its next step would learn from."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long, how fast, and what is written when.
-
-    precision: "no" (fp32), "bf16" (autocast; master weights stay fp32), or "auto": which of them is faster on the device.
-    compile: compile the heavy parts with torch.compile, where that works (on a CPU it needs a C++ compiler).
-    report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
-    save_minutes: a checkpoint also after so many minutes since the last one.
-    num_workers: processes that make batches ahead, at most as many as there are cores.
-    max_skipped_steps: so many steps of a run may go without their update because their loss or gradient is not finite; the
-        next one ends it.
-    """
-
-    budget: Budget
-    schedule: Schedule = field(default_factory=Schedule)
-    precision: str = "no"
-    compile: bool = False
-    report_every: int = 20
-    save_every: int = 0
-    save_minutes: float = 2.0
-    num_workers: int = 1
-    max_skipped_steps: int = 0
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        check_whole(self, 0, "report_every", "save_every", "num_workers", "max_skipped_steps")
-        check_number(self, "save_minutes", above=0)
-        if self.num_workers > MAX_WORKERS:
-            raise ValueError(f"num_workers={self.num_workers} are processes of their own: a few are enough, one for each core.")
-
-
-class _Ahead(NamedTuple):
-    """What the next step learns from, or why there is none, and how long it was waited for."""
-
-    batch: Any
-    error: Exception | None
-    seconds: float
 
 
 class Gradient(NamedTuple):
     """What a step has computed, before any weight has moved: the gradients themselves lie in the parameters.
 
-    norm, loss: scalars, of the gradient of all processes, and of this process' share of the loss. outcome: what else the
-    subclass wants to report once the step counts.
+    norm, loss: scalars, of the gradient of all processes, and of this process' share of the loss; where the loss of any is not
+    finite, the norm is not. outcome: what else the subclass wants to report once the step counts.
     """
 
     norm: torch.Tensor
     loss: torch.Tensor
     outcome: Any = None
+
+
+class _Unsettled(NamedTuple):
+    """A step whose update is on its way to the device, which the host has not yet heard to be finite. step: those before it."""
+
+    step: int
+    gradient: Gradient
+    batch: Any
+    meter: Any
+    norm_and_loss: ScalarsOnTheirWay
 
 
 class StepMeter(Protocol):
@@ -112,6 +79,8 @@ class Loop(Resumable):
         self.accelerator = make_accelerator(choose_device(device), precision)
         self.stop = StopRequest(self._say_stopping)
         self._doing = "starting"
+        self._unsettled: _Unsettled | None = None
+        self._unshared_seconds = 0.0
         self._trackers: list[Tracker] = []
 
     @property
@@ -155,16 +124,24 @@ class Loop(Resumable):
         """Of the random numbers that a step draws (dropout)."""
         raise NotImplementedError
 
-    def compute_gradient(self, batch: Any) -> Gradient:
-        """Forward and backward of a step."""
+    def step_counts(self, batch: Any) -> list[float]:
+        """What this process adds to numbers that the gradient needs from all; at most `step_exchange.MOST_COUNTS`."""
+        return []
+
+    def compute_gradient(self, batch: Any, totals: list[float] | None = None) -> Gradient:
+        """Forward and backward of a step. totals: `step_counts` of all processes, added up."""
         raise NotImplementedError
 
-    def apply_gradient(self, gradient: Gradient, meter: Any) -> None:
-        """Update the weights by a gradient that is finite, and count the step."""
+    def apply_gradient(self, gradient: Gradient) -> None:
+        """Update the weights; where the gradient's norm is not finite, change nothing. No number may be waited for here."""
         raise NotImplementedError
 
-    def name_samples(self, batch: Any) -> list[str]:
-        """What a person finds the samples of a batch by."""
+    def count_step(self, gradient: Gradient, batch: Any, meter: Any, norm: float | None, step: int) -> None:
+        """A step is over; called before the next one updates anything. norm: None where it was skipped. step: those before."""
+        raise NotImplementedError
+
+    def name_samples(self, batch: Any, step: int) -> list[str]:
+        """What a person finds the samples of a batch by; so many steps came before it."""
         raise NotImplementedError
 
     def datasets(self) -> Iterable[Dataset]:
@@ -229,19 +206,27 @@ class Loop(Resumable):
 
     def _steps(self, logbook: Logbook, line: ProgressLine, meter: StepMeter) -> None:
         with signals_blocked():
-            batches = iter(self._loader()) if self.progress < 1.0 else iter(())
+            batches = iter(self._loader() if self.progress < 1.0 else ())
         saved_at = time.monotonic()
         self.before_steps(logbook)
         while self.progress < 1.0:
-            ahead = self._next(batches)
+            self._doing = f"waiting for the data of step {self.step + 1:,}"
+            ahead = Ahead.of(batches, self.stop)
             if self.bad is not None and ahead.batch is not None:
                 ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.num_samples))
-            if self._is_stopped(ahead.error):
+            agreed = self._agree(ahead, time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
+            if agreed.signal:
                 break
-            self._one_step(ahead, meter)
+            if agreed.is_late:
+                self.save_if_possible()
+                saved_at = time.monotonic()
+            self._one_step(ahead, meter, agreed.counts)
+            if self.bad is not None:
+                self.bad.is_ahead = False
             self._doing = f"leaving what follows step {self.step:,}"
-            line.update(self.progress, meter.note())
+            line.update(self.progress, meter.note)
             if self.is_due(self.loop_config.report_every):
+                self.settle()
                 skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
                 logbook.numbers(self.step, self.report(meter) | skipped | (self.bad.numbers() if self.bad else {}))
             try:
@@ -250,25 +235,13 @@ class Loop(Resumable):
                 if self.ranks.count == 1:
                     self.save_if_possible()
                 raise
-            is_late = self.ranks.any(time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
-            if self.is_due(self.loop_config.save_every) or is_late:
+            if self.is_due(self.loop_config.save_every):
                 self.save_if_possible()
                 saved_at = time.monotonic()
-
-    def _next(self, batches: Any) -> "_Ahead":
-        """What the next step learns from, or why it cannot be had; neither where a signal has come."""
-        started, batch, error = time.monotonic(), None, None
-        self._doing = f"waiting for the data of step {self.step + 1:,}"
-        try:
-            batch = None if self.stop.made else next(batches)
-        except Exception as caught:  # of whatever kind, all processes leave together
-            error = caught
-        return _Ahead(batch, error, time.monotonic() - started)
+        self.settle()
 
     def _leave(self, error: Exception | None) -> NoReturn:
         """Save what was learned, and say why there is no next step."""
-        if self.bad is not None:
-            self.bad.is_over = True
         if self.step:
             self.save_if_possible()
         lost: Exception = DataError(f"Another process could not make step {self.step + 1:,}, and says why.")
@@ -278,16 +251,25 @@ class Loop(Resumable):
         self.ranks.barrier()  # a launcher ends all processes when the first one leaves: all wait until the reason is logged
         raise lost from (None if lost is error else error)
 
-    def _is_stopped(self, error: Exception | None = None) -> bool:
-        """Whether a signal has come to any process; then all know which; one that comes meanwhile waits.
+    def _agree(self, ahead: Ahead, is_late: bool) -> Told:
+        """What all processes say before a step; a signal to any is then known to all, and one that comes meanwhile waits.
 
-        error: why this process has no next step; it ends the run on all processes.
+        Raises:
+            Exception: what ends the run where a process has no next step.
         """
-        agreed = self.ranks.all_max(self.stop.number if error is None else NO_DATA)
-        if agreed == NO_DATA:
-            self._leave(error)
-        if agreed:
-            self.stop.number = agreed
+        counts = self.step_counts(ahead.batch) if ahead.batch is not None and ahead.error is None else []
+        agreed = exchange(self.ranks, Told(self.stop.number, ahead.error is not None, is_late, self._unshared_seconds, counts))
+        self._unshared_seconds = 0.0
+        self.seconds += agreed.seconds
+        if agreed.is_lost:
+            self._leave(ahead.error)
+        self.stop.number = agreed.signal or self.stop.number
+        return agreed
+
+    def _is_stopped(self) -> bool:
+        """Whether a signal has come to any process; then all know which."""
+        agreed = self.ranks.all_max(self.stop.number)
+        self.stop.number = agreed or self.stop.number
         return agreed != 0
 
     def is_due(self, every: int) -> bool:
@@ -298,49 +280,61 @@ class Loop(Resumable):
         """The schedule's factor for the next update."""
         return self.loop_config.schedule.factor(self.step, self.progress)
 
-    def update(self, batch: Any, meter: Any) -> None:
-        """One step of learning: its gradient, and the update, unless the gradient or the loss of any process is not finite.
+    def update(self, batch: Any, meter: Any, totals: list[float] | None = None) -> None:
+        """One step of learning: its gradient, and the update, unless the gradient or the loss of any process is not finite,
+        which `settle` finds out.
 
         Raises:
-            NotFiniteError: it is not, and no more steps may be skipped.
+            NotFiniteError: the step before was not, and no more steps may be skipped.
         """
-        gradient = self.compute_gradient(batch)
-        if self.guard.passes(gradient.norm, gradient.loss):
-            self.apply_gradient(gradient, meter)
-            return
-        self.forget_step()
-        self.guard.skip(self.step + 1, float(gradient.norm), float(gradient.loss), self.name_samples(batch))
+        gradient = self.compute_gradient(batch, totals)
+        try:
+            self.settle()
+        except NotFiniteError:
+            self.forget_step()
+            raise
+        self.apply_gradient(gradient)
+        numbers = ScalarsOnTheirWay(gradient.norm, gradient.loss)
+        self._unsettled = _Unsettled(self.step, gradient, batch, meter, numbers)
 
-    def _one_step(self, ahead: "_Ahead", meter: StepMeter) -> None:
+    def settle(self) -> bool:
+        """Wait for what the last step has computed, and count it, or report that it was skipped; before anything is read or
+        written that it changes. Says whether it counts; True where all is settled.
+
+        Raises:
+            NotFiniteError: it does not, and no more steps may be skipped; all is as it was before it.
+        """
+        last, self._unsettled = self._unsettled, None
+        if last is None:
+            return True
+        norm, loss = last.norm_and_loss.read()
+        is_finite = math.isfinite(norm)
+        if not is_finite:
+            try:
+                self.guard.skip(last.step + 1, norm, loss, self.name_samples(last.batch, last.step))
+            except NotFiniteError:
+                self.step = last.step
+                raise
+        self.count_step(last.gradient, last.batch, last.meter, norm if is_finite else None, last.step)
+        return is_finite
+
+    def save(self) -> None:
+        """As `Resumable.save`, of all steps so far."""
+        self.settle()
+        super().save()
+
+    def _one_step(self, ahead: Ahead, meter: StepMeter, totals: list[float]) -> None:
         started = time.monotonic()
         self._doing = f"finishing step {self.step + 1:,}"
         with keyed_rng(self.seed(), self.step, self.ranks.number, self.accelerator.device):
-            self.update(ahead.batch, meter)
+            self.update(ahead.batch, meter, totals)
         seconds = ahead.seconds + time.monotonic() - started
         self.step += 1
-        # With a budget in minutes all ranks go by the first one's clock.
-        self.seconds += self.ranks.broadcast(seconds) if self.loop_config.budget.max_minutes is not None else seconds
+        if self.ranks.count == 1:
+            self.seconds += seconds
+        else:  # all go by the first one's clock, which they hear before their next step
+            self._unshared_seconds += seconds
         meter.add_time(seconds, ahead.seconds)
 
     def _loader(self) -> DataLoader:
-        data = self.data()
-        ahead = Subset(data, range(self.step, len(data)))  # pyright: ignore[reportArgumentType]
-        workers = loader_processes(self.loop_config.num_workers)
-        return DataLoader(
-            ahead,
-            batch_size=None,
-            sampler=SequentialSampler(ahead),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=init_worker,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
-
-@contextmanager
-def keyed_rng(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
-    """In this context torch's generators give the same numbers whenever the key is the same (dropout, replaced codes), so that
-    checkpoints need no generator's state; outside of it nothing has changed."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)
-        yield
+        return loader_of(self.data(), self.step, self.loop_config.num_workers, self.accelerator.device)

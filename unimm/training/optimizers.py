@@ -9,10 +9,9 @@ one shape go through together, and a convolution's (out, in, kh, kw) is a matrix
 How long a run is and how the learning rate moves along it: a run ends after so many steps, after so many minutes, or at
 whichever comes first; the schedule is a function of the progress in [0, 1] that follows, so that a run of 15 minutes decays to
 the end on a fast machine and on a slow one. With steps alone the progress is a function of the step, and a run can be repeated
-to the bit. A step whose loss or gradient is not finite updates nothing.
+to the bit. A step whose gradient is not finite (`unimm.training.finite`) updates nothing: the optimizers see on the device.
 """
 
-import logging
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -24,13 +23,10 @@ from torch import Tensor, nn
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.lora import is_adapter
 from unimm.runtime.number_checks import check_number, check_whole
-from unimm.runtime.rank_sync import Ranks
-from unimm.training.sharding import like, whole
+from unimm.training.sharding import like, local, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic step; Jordan's, steep at zero
 NUM_STEPS = 5
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,10 +104,10 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
-    def step(self) -> None:
-        """One update of all trainable parameters, then clear the gradients."""
+    def step(self, norm: Tensor) -> None:
+        """One update of all trainable parameters, unless the gradient's norm is not finite; then clear the gradients."""
         for optimizer in self.all.values():
-            optimizer.step()
+            step_if_finite(optimizer, norm)
         self.clear()
 
     def clear(self) -> None:
@@ -166,6 +162,15 @@ def tokenizer_optimizers(
     return optimizers
 
 
+def step_if_finite(optimizer: Any, norm: Tensor) -> None:
+    """One update of an `AdamW` or a `Muon`; where the norm is not finite, nothing changes, as the device alone decides."""
+    optimizer.found_inf = (~torch.isfinite(norm)).float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf
+
+
 class AdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW; after a step the parameters' versions say that they have changed. Its kernel does not count them,
     and an engine knows by them that its copies of the weights are old."""
@@ -182,7 +187,12 @@ class AdamW(torch.optim.AdamW):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum, for parameters of at least two dimensions; the first counts the outputs."""
+    """Muon with Nesterov momentum, for parameters of at least two dimensions; the first counts the outputs.
+
+    found_inf: as PyTorch's AdamW has it: where it is there and 1, a step changes nothing.
+    """
+
+    found_inf: Tensor
 
     def __init__(
         self,
@@ -217,14 +227,20 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
         updates = []
         for buffer, grad in zip(buffers, grads, strict=True):
-            buffer.lerp_(grad, 1 - momentum)
+            self._replace(buffer, buffer.lerp(grad, 1 - momentum))
             updates.append(whole(grad.lerp(buffer, momentum)).flatten(1))  # only a whole matrix has singular values
         updates_LOI = torch.stack(updates)
         steps_LOI = orthogonalise(updates_LOI.to(self.dtype)).to(parameters[0].dtype)
         stretch = max(1.0, updates_LOI.shape[1] / updates_LOI.shape[2]) ** 0.5
         for parameter, step_OI in zip(parameters, steps_LOI, strict=True):
-            parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.sub_(like(step_OI.view(parameter.shape), parameter), alpha=lr * stretch)
+            decayed = parameter * (1 - lr * group["weight_decay"])
+            step = like(step_OI.view(parameter.shape), parameter)
+            self._replace(parameter, decayed.sub_(step, alpha=lr * stretch))
+
+    def _replace(self, old: Tensor, new: Tensor) -> None:
+        """Copies new values in place, where this step counts."""
+        found_inf, old, new = getattr(self, "found_inf", None), local(old), local(new)
+        old.copy_(new if found_inf is None else torch.where(found_inf.bool(), old, new))
 
 
 def orthogonalise(matrices_LOI: Tensor) -> Tensor:
@@ -293,42 +309,3 @@ class Schedule:
         decayed = max(0.0, (progress - self.decay_from) / (1.0 - self.decay_from))
         shape = 0.5 * (1 + math.cos(math.pi * decayed)) if self.kind == "cosine" else 1.0 - decayed
         return warm * (self.final + (1.0 - self.final) * shape)
-
-
-class NotFiniteError(FloatingPointError):
-    """The loss or the gradient of a step is not finite; the weights are as they were before it."""
-
-
-class FiniteGuard:
-    """Says, on all processes alike, whether a step is finite, and counts those that are not: at most `max_skipped` of a run may
-    be skipped, and the next one ends it.
-
-    `num_skipped` is of the whole run: checkpoints keep it.
-    """
-
-    def __init__(self, ranks: Ranks, max_skipped: int) -> None:
-        self.num_skipped = 0
-        self._ranks, self._max_skipped = ranks, max_skipped
-
-    def passes(self, norm: torch.Tensor, loss: torch.Tensor) -> bool:
-        """Whether the gradient's norm, and the loss of every process, is finite."""
-        return not self._ranks.any(not bool(torch.isfinite(norm) & torch.isfinite(loss)))
-
-    def skip(self, step: int, norm: float, loss: float, samples: list[str]) -> None:
-        """Report a step that did not pass, with this process' samples in it, and count it.
-
-        Raises:
-            NotFiniteError: no more steps may be skipped.
-        """
-        message = (
-            f"The loss or gradient of step {step} is not finite (norm {norm:g}, loss {loss:g}, process {self._ranks.number}): "
-            f"samples {', '.join(samples)}."
-        )
-        if self.num_skipped >= self._max_skipped:
-            before = f"; {self.num_skipped} steps were skipped before" if self.num_skipped else ""
-            raise NotFiniteError(
-                f"{message} The weights are as they were before it{before}. Lower the learning rate, look at these samples, "
-                f"or let the run pass over such steps with max_skipped_steps."
-            )
-        self.num_skipped += 1
-        logger.warning(f"{message} Its update is skipped, {self.num_skipped} of at most {self._max_skipped}.")

@@ -24,7 +24,6 @@ from unimm.data.prompts import Prompts, PromptSteps
 from unimm.models.unified import UnifiedModel
 from unimm.training.checkpoint import Checkpoint
 from unimm.training.logbook import Logbook, Meter
-from unimm.training.loop import Gradient
 from unimm.training.objectives.grpo import GRPO, RolloutBatch
 from unimm.training.rollouts import Chosen, Made, Rollout, RolloutConfig, choose, diversity, pack
 from unimm.training.trainer import Trainer, TrainerConfig
@@ -85,11 +84,15 @@ class RolloutTrainer(Trainer):
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return PromptSteps(self.mixture, self.rollouts.num_prompts, *ranks)
 
-    def name_samples(self, batch: Any) -> list[str]:
+    def name_samples(self, batch: Any, step: int) -> list[str]:
         """Source, number there and key of each prompt."""
-        return [self.mixture.name(name) for name in batch.names if name is not None]
+        return [self.mixture.name(name) for name in batch.samples if name is not None]
 
-    def update(self, batch: Any, meter: Any) -> None:
+    def step_counts(self, batch: Any) -> list[float]:
+        """None: what is learned from is not made yet."""
+        return []
+
+    def update(self, batch: Any, meter: Any, totals: list[float] | None = None) -> None:
         """Make the rollouts of a step, and learn from them."""
         started = time.monotonic()
         with self.rolling():
@@ -121,13 +124,9 @@ class RolloutTrainer(Trainer):
                 batches.append(self.objective.score(one.to(device), keep_old=self.rollouts.num_updates > 1).to("cpu"))
         step = StepBatch(list(batches), list(batch.names), PlanCursor(self.step, 0))
         for _ in range(self.rollouts.num_updates):
-            gradient: Gradient = self.compute_gradient(step)
-            if not self.guard.passes(gradient.norm, gradient.loss):
-                self.forget_step()
-                self.guard.skip(self.step + 1, float(gradient.norm), float(gradient.loss), self.name_samples(batch))
+            super().update(step, meter)
+            if not self.settle():
                 return
-            self.apply_gradient(gradient, meter)
-            self.optimizers.clear()
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from unimm.data.records import Dataset, key_at
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.bad_records import BEFORE_RECORDS, FOUND_RECORDS, BadBudget
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
-from unimm.training.optimizers import FiniteGuard
+from unimm.training.finite import FiniteGuard
 from unimm.training.sharding import gather
 
 MAX_FAILED_SAVES = 3

@@ -114,6 +114,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor, without its history; writing to it changes the tensor."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensors: dict[str, torch.Tensor], keep: bool, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Tensors in one piece, one after another, on the device, for the processes that `keep` them; the others get none. What was
     never cut stays where it is. All processes must call it.

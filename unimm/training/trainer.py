@@ -7,7 +7,7 @@ does not depend on how a global batch is cut into ranks and micro-batches, and a
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,8 +21,6 @@ from unimm.data.records import Dataset
 from unimm.data.stored_plan import StoredPlan
 from unimm.models import attention
 from unimm.models.unified import UnifiedModel
-from unimm.runtime.number_checks import check_number, check_whole
-from unimm.training import activation_checkpointing
 from unimm.training.activation_checkpointing import checkpoint_activations
 from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
@@ -31,73 +29,18 @@ from unimm.training.flops import peak_flops, warn_of_cost
 from unimm.training.gradients import StepGradient
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import Logbook, Meter
-from unimm.training.loop import Gradient, Loop, LoopConfig
+from unimm.training.loop import Gradient, Loop
 from unimm.training.objectives.likelihood import Objective
-from unimm.training.optimizers import OptimizerConfig, Optimizers
+from unimm.training.optimizers import Optimizers
 from unimm.training.run_state import check_order, order_of_rows
-from unimm.training.sharding import HEAD, FullModelGatherer, Sharding, let_go, load_whole, shard, whole, with_heads
-from unimm.training.trainable_parts import Stage, check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
+from unimm.training.sharding import HEAD, FullModelGatherer, let_go, load_whole, shard, whole, with_heads
+from unimm.training.trainable_parts import check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
+from unimm.training.trainer_config import TrainerConfig
 
 VALIDATION = "validation/"
 """What the names of the numbers that a finished validation logs begin with."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig(LoopConfig):
-    """How a run goes, beside what every loop has.
-
-    stage, optimizer: which parts are trained, and how they are updated.
-    num_positions: row length T that sequences are packed into.
-    num_rows: rows a step, over all ranks and micro-batches.
-    num_micro_batches: forward passes a rank takes for one update.
-    weights: of each mean loss by name: "text", "codes", "words", ...; where it is not named, the objective's own, else 1.
-    ema_decay: of the exponential moving average of trained parameters, in (0, 1); None: there is none. Where there is one, it
-        is what is sampled, validated and kept in the end.
-    sample_every, validate_every: in steps; 0 is never. validate_at_start: before the first step, too.
-    sharding: how several processes hold the model.
-    attention: how the trunk attends within rows, one of `attention.BACKENDS`; "auto" is "documents" on a CPU, and on a
-        GPU "flex_attention" where layers are compiled, else "sdpa".
-    activation_checkpointing: "none", "selective" or "full" (`unimm.training.activation_checkpointing`).
-    plan: a folder that `unimm plan` wrote for the same data and rows; None: every rank plans by itself, the same.
-    peak_tflops: what one device computes in a second at most, for MFU; None: by the name of the GPU, where it is known.
-
-    Raises ValueError for settings that make no sense.
-    """
-
-    stage: Stage
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    num_positions: int = 1024
-    num_rows: int = 8
-    num_micro_batches: int = 1
-    weights: dict[str, float] = field(default_factory=dict)
-    ema_decay: float | None = None
-    sample_every: int = 0
-    validate_every: int = 0
-    validate_at_start: bool = False
-    sharding: Sharding = field(default_factory=Sharding)
-    attention: str = "auto"
-    activation_checkpointing: str = "none"
-    peak_tflops: float | None = None
-    plan: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        RowLayout(self.num_positions, self.num_rows)  # it knows what makes no sense
-        check_whole(self, 1, "num_micro_batches")
-        for name, ways in (
-            ("attention", ("auto", *attention.BACKENDS)),
-            ("activation_checkpointing", activation_checkpointing.MODES),
-        ):
-            if getattr(self, name) not in ways:
-                raise ValueError(f"Unknown {name} '{getattr(self, name)}': use one of {', '.join(ways)}.")
-        if self.ema_decay is not None:
-            check_number(self, "ema_decay", above=0, below=1)
-        if self.peak_tflops is not None:
-            check_number(self, "peak_tflops", above=0)
-        check_whole(self, 0, "sample_every", "validate_every")
-        check_number({f"weights.{name}": weight for name, weight in self.weights.items()})
 
 
 class Trainer(Loop):
@@ -226,11 +169,14 @@ class Trainer(Loop):
         """The mixture's."""
         return self.mixture.seed
 
-    def compute_gradient(self, batch: StepBatch) -> Gradient:
+    def step_counts(self, batch: StepBatch) -> list[float]:
+        """Of the targets of this process, by the objective's names."""
+        return torch.stack(list(self.gradient.counts(batch.batches).values())).tolist()
+
+    def compute_gradient(self, batch: StepBatch, totals: list[float] | None = None) -> Gradient:
         """Forward and backward over the micro-batches of this rank."""
         self.wrapped.train()
-        self.origin = batch.origin
-        loss, outcomes = self.gradient.backward(batch.batches)
+        loss, outcomes = self.gradient.backward(batch.batches, totals)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         if self.config.optimizer.max_grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.max_grad_norm)
@@ -238,14 +184,20 @@ class Trainer(Loop):
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         return Gradient(whole(norm), loss, outcomes)
 
-    def apply_gradient(self, gradient: Gradient, meter: Meter) -> None:
+    def apply_gradient(self, gradient: Gradient) -> None:
         """One optimizer step."""
+        self.optimizers.scale(self.rate())
+        self.optimizers.step(gradient.norm)
+        self.objective.after_update()
+
+    def count_step(self, gradient: Gradient, batch: StepBatch, meter: Meter, norm: float | None, step: int) -> None:
+        """The place in the plan moves on; the average follows, and the numbers of the step are counted, where it counts."""
+        self.origin = batch.origin
+        if norm is None:
+            return
         for read, sums in gradient.outcome:
             meter.add_batch(read, sums)
-        meter.grad_norm = float(gradient.norm)
-        self.optimizers.scale(self.rate())
-        self.optimizers.step()
-        self.objective.after_update()
+        meter.grad_norm = norm
         if self.ema is not None:
             self.ema.update()
 
@@ -253,7 +205,7 @@ class Trainer(Loop):
         """Of the sources that are learned from."""
         return [source.dataset for source in self.mixture.sources if source.weight > 0]
 
-    def name_samples(self, batch: StepBatch) -> list[str]:
+    def name_samples(self, batch: StepBatch, step: int) -> list[str]:
         """Source, number there and key of each sample."""
         return [self.mixture.name(sample) for sample in batch.samples]
 
@@ -306,6 +258,7 @@ class Trainer(Loop):
     @contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:
         """In this context the model, by its average where it is to be, is evaluated; it ends when all processes are here."""
+        self.settle()
         self.objective.eval()
         self.objective.set_attention("sdpa")
         # Compiled layers would be compiled again for every length of a cache.

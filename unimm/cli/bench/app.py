@@ -136,6 +136,9 @@ def pretrain(
     peak_tflops: Annotated[
         float | None, typer.Option(min=1e-3, help="Of the device, for MFU [default: of known GPUs, by their names].")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time of a step goes: products, attention, exchange, optimizer ...")
+    ] = False,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
         "runs/bench/pretrain.json"
     ),
@@ -146,6 +149,7 @@ def pretrain(
     Examples:
       unimm bench pretrain --model janus_pro_1b
       unimm bench pretrain --model tiny --device cpu --positions 1024 --rows 6 --micro-batches 1 --workers 0
+      unimm bench pretrain --model janus_pro_1b --profile --steps 3
     """
     from unimm.bench.pretrain import Setting
     from unimm.cli.bench.pretrain import run
@@ -163,7 +167,7 @@ def pretrain(
         num_workers=workers,
         peak_tflops=peak_tflops,
     )
-    run(model, device, setting, out)
+    run(model, device, setting, out, profile)
 
 
 @bench.command()

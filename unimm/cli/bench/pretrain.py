@@ -11,15 +11,17 @@ from unimm.cli.bench.checkpoint import sizes_of
 from unimm.runtime.atomic_files import check_writable, write_json
 from unimm.runtime.devices import choose_device
 
+SHARE = "share/"
 console = Console(highlight=False)
 
 
-def run(model: str, device: str | None, setting: Setting, out: Path) -> None:
+def run(model: str, device: str | None, setting: Setting, out: Path, profiles: bool = False) -> None:
     """Pretrain a model with random weights for some steps, and report how much of the device it used.
 
     Args:
         model: a size by name (a file of conf/model).
         out: JSON file for the figures.
+        profiles: also say where the time of a step goes.
 
     Raises:
         ValueError: there is no such size, or the setting makes no sense.
@@ -27,9 +29,11 @@ def run(model: str, device: str | None, setting: Setting, out: Path) -> None:
     config, _ = sizes_of(model)
     if setting.num_rows < setting.num_micro_batches:
         raise ValueError(f"{setting.num_rows} rows cannot be cut into {setting.num_micro_batches} micro-batches: raise --rows.")
+    if profiles and not setting.num_warm_up:
+        raise ValueError("The first step is like no other: with --profile give --warm-up at least 1.")
     check_writable(out)
     where = choose_device(device)
-    measured = run_pretraining(config, setting, where)
+    measured = run_pretraining(config, setting, where, profiles)
     show(model, setting, measured)
     result = {"model": model, "setting": vars(setting), "measured": measured}
     write_json(out, {"bench": "pretrain", "provenance": provenance(where), **result})
@@ -53,4 +57,17 @@ def show(model: str, setting: Setting, measured: dict[str, float]) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    console.print(table)
+    if any(name.startswith(SHARE) for name in measured):
+        show_shares(measured)
+
+
+def show_shares(measured: dict[str, float]) -> None:
+    """Where the time of a step goes, the largest first."""
+    table = Table(title="where the time of a step goes, by PyTorch's profiler", title_justify="left")
+    table.add_column("part")
+    table.add_column("share", justify="right")
+    shares = {name.removeprefix(SHARE): share for name, share in measured.items() if name.startswith(SHARE)}
+    for name, share in sorted(shares.items(), key=lambda one: -one[1]):
+        table.add_row(name, f"{share:.1%}")
     console.print(table)

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from unimm.data.image import array_to_pixels, look, pixels_to_array
+from unimm.data.image import look_uint8
 from unimm.data.records import Video
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.segment import Segment
@@ -146,15 +146,15 @@ class ChosenFrames:
         self._kept: dict[tuple[int, int], np.ndarray] = {}
 
     def pixels(self, number: int, size: int) -> np.ndarray:
-        """A frame as the vision tower looks at it, (3, size, size) in [-1, 1].
+        """A frame as the vision tower looks at it, (3, size, size) uint8.
 
         Raises:
             ValueError: the frames cannot be read.
         """
         if (number, size) not in self._kept:
             for place, frame in enumerate(self.video.frames(self.times)):
-                self._kept[place, size] = pixels_to_array(look(frame, size))  # a quarter of the memory
-        return array_to_pixels(self._kept.pop((number, size)))
+                self._kept[place, size] = look_uint8(frame, size)
+        return self._kept.pop((number, size))
 
 
 def _middles(start: float, end: float, count: int) -> list[float]:

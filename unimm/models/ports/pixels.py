@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unimm.batch import Batch, Images
+from unimm.batch import Batch, Images, normalise_pixels
 from unimm.models.ports.base import Passes, Port
 from unimm.models.vision.projectors import group_patches
 from unimm.models.vision.resamplers import Resampler
@@ -84,7 +84,7 @@ class PixelsPort(Port):
         return features_IPC.index_put((images.is_seen,), images.features.to(looked_NPC.dtype))
 
     def features(self, pixels_NCHW: Tensor) -> Tensor:
-        """pixels (N, 3, H, W) in [-1, 1] -> patch features (N, P, C), also of no images at all.
+        """pixels (N, 3, H, W), uint8 or in [-1, 1] -> patch features (N, P, C), also of no images at all.
 
         Raises:
             ValueError: the images do not have the size that the tower was made for.
@@ -95,7 +95,7 @@ class PixelsPort(Port):
         if pixels_NCHW.shape[1:] != (3, size, size):
             raise ValueError(f"The vision tower looks at (3, {size}, {size}), not at {tuple(pixels_NCHW.shape[1:])}.")
         dtype = next(self.tower.parameters()).dtype
-        return self.tower(pixels_NCHW.to(dtype))
+        return self.tower(normalise_pixels(pixels_NCHW).to(dtype))
 
     def check(self, segment: Segment) -> None:
         size, pixels = self.tower.config.image_size, segment.pixels

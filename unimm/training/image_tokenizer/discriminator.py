@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from unimm.models.image_tokenizer.layers import GroupNorm
 from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.checkpoint import optimizer_tensors, restore_optimizer
-from unimm.training.optimizers import AdamW
+from unimm.training.finite import spread
+from unimm.training.optimizers import AdamW, step_if_finite
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Adversary:
         """Gradients of its own, on detached reconstructions; gives its loss and their norm. `step` follows them."""
         logits = self._wrapped(torch.cat([real_NCHW, drawn_NCHW.to(real_NCHW.dtype)]))
         loss = discriminator_loss(*logits.chunk(2))
-        self._accelerator.backward(loss)
+        self._accelerator.backward(spread(loss))
         norm = nn.utils.get_total_norm([p.grad for p in self.discriminator.parameters() if p.grad is not None])
         return loss.detach(), norm
 
-    def step(self) -> None:
-        """One update of its own."""
-        self.optimizer.step()
+    def step(self, norm: Tensor) -> None:
+        """One update of its own, unless the norm of the step's gradients is not finite."""
+        step_if_finite(self.optimizer, norm)
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
+from unimm.batch import normalise_pixels
 from unimm.data.image_batches import ImageBatches, ImageStep
 from unimm.data.records import Dataset
 from unimm.models.image_tokenizer.model import ImageTokenizer, Reconstruction
@@ -25,6 +26,7 @@ from unimm.runtime.number_checks import check_number, check_whole
 from unimm.training.bad_records import BadBudget
 from unimm.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, weights_of
 from unimm.training.ema import ramp
+from unimm.training.finite import spread
 from unimm.training.flops import convolution_flops, warn_of_image_cost
 from unimm.training.image_tokenizer.discriminator import Adversary, AdversaryConfig
 from unimm.training.image_tokenizer.metrics import (
@@ -37,8 +39,9 @@ from unimm.training.image_tokenizer.metrics import (
 )
 from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig, roughness
 from unimm.training.logbook import Logbook
-from unimm.training.loop import Gradient, Loop, LoopConfig
-from unimm.training.optimizers import check_betas, tokenizer_optimizers
+from unimm.training.loop import Gradient, Loop
+from unimm.training.loop_config import LoopConfig
+from unimm.training.optimizers import check_betas, step_if_finite, tokenizer_optimizers
 from unimm.training.run_state import check_order, order_of_images
 
 
@@ -168,13 +171,13 @@ class TokenizerTrainer(Loop):
         """Of all sources."""
         return [source.dataset for source in self.batches.sources]
 
-    def name_samples(self, batch: Any) -> list[str]:
-        """The keys of this process' records in the present step."""
-        return self.batches.names(self.step)
+    def name_samples(self, batch: Any, step: int) -> list[str]:
+        """The keys of this process' records in a step."""
+        return self.batches.names(step)
 
-    def compute_gradient(self, batch: Any) -> Gradient:
+    def compute_gradient(self, batch: Any, totals: list[float] | None = None) -> Gradient:
         """Forward and backward of the tokenizer and, once it has started, of the adversary. batch: an `ImageStep`."""
-        pixels_NCHW = batch.pixels.to(self.accelerator.device)
+        pixels_NCHW = normalise_pixels(batch.pixels.to(self.accelerator.device, non_blocking=True))
         self.wrapped.train()
         self._kept = [buffer.clone() for buffer in self.model.buffers()]  # the codebook moves inside the forward
         drawn: Reconstruction = self.wrapped(pixels_NCHW)
@@ -188,47 +191,59 @@ class TokenizerTrainer(Loop):
             terms["roughness"] = roughness(drawn.latents)
             loss = loss + self.config.smoothness * terms["roughness"]
         loss = loss + drawn.quantizer_loss
-        self.accelerator.backward(loss)
+        self.accelerator.backward(spread(loss))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         if adversary is not None:
             terms["discriminator"], adversary_norm = adversary.learn(pixels_NCHW, drawn.pixels.detach())
             loss, norm = loss + terms["discriminator"], norm + adversary_norm
         return Gradient(norm, loss.detach(), (terms, drawn.codes, adversary))
 
-    def apply_gradient(self, gradient: Gradient, meter: TokenizerMeter) -> None:
-        """One step of the tokenizer, of its average and, once it has started, of the adversary."""
-        terms, codes, adversary = gradient.outcome
+    def apply_gradient(self, gradient: Gradient) -> None:
+        """One step of the tokenizer and, once it has started, of the adversary; what is not finite leaves no trace."""
+        adversary = gradient.outcome[2]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.rate()
-            optimizer.step()
+            step_if_finite(optimizer, gradient.norm)
             optimizer.zero_grad(set_to_none=True)
         if adversary is not None:
-            adversary.step()
-        self._average()
+            adversary.step(gradient.norm)
+        self._put_back(torch.isfinite(gradient.norm))
+        self._kept = []
+
+    def count_step(self, gradient: Gradient, batch: Any, meter: TokenizerMeter, norm: float | None, step: int) -> None:
+        """The average follows, and the numbers of the step are counted."""
+        if norm is None:
+            return
+        terms, codes, _ = gradient.outcome
+        self._average(step)
         meter.add(terms, codes)
 
     def seed(self) -> int:
         """The configuration's."""
         return self.config.seed
 
-    @torch.no_grad()
     def forget_step(self) -> None:
         """Drop the gradients, and put the codebook back."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         if self.adversary is not None:
             self.adversary.optimizer.zero_grad(set_to_none=True)
-        for buffer, kept in zip(self.model.buffers(), self._kept, strict=True):
-            buffer.copy_(kept)
+        self._put_back(torch.tensor(False))
 
     @torch.no_grad()
-    def _average(self) -> None:
-        decay = ramp(self.config.ema_decay, self.step)
+    def _put_back(self, counts: Tensor) -> None:
+        """Unless a step counts, its forward pass has not moved the codebook; the average has the codebook, which is one."""
+        counts = counts.to(self.accelerator.device)
+        for buffer, kept, average in zip(self.model.buffers(), self._kept, self.ema.buffers(), strict=True):
+            buffer.copy_(torch.where(counts, buffer, kept))
+            average.copy_(buffer)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = ramp(self.config.ema_decay, step)
         for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
-        for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            average.copy_(buffer)  # the codebook is an average already
 
     def report(self, meter: TokenizerMeter) -> dict[str, float]:
         """Means of this process since the last report."""
@@ -241,6 +256,7 @@ class TokenizerTrainer(Loop):
 
     def _validate(self, logbook: Logbook) -> None:
         """Fidelity, codebook use and a picture of the averaged tokenizer; left early for a signal, but at the end."""
+        self.settle()
         if self.is_main and self.validation_NCHW is not None:
             drawn_NCHW, codes_NT = reconstruct(self.ema, self.validation_NCHW)
             if not self.stop.made or self.progress >= 1.0:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimm.batch import Batch, Images
+from unimm.batch import Batch, Images, normalise_pixels
 from unimm.models.contrastive import NAME, ContrastiveConfig, ContrastiveHeads
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
@@ -236,7 +236,7 @@ def pairs_of(batch: Batch) -> Pairs:
 def image_keys(images: Images) -> Tensor:
     """(I,) long: numbers of all images of a batch in reading order, equal where pixels or stored features are."""
     keys_I = images.is_seen.new_zeros(len(images), dtype=torch.long)
-    keys_I[~images.is_seen] = content_keys(images.pixels)
+    keys_I[~images.is_seen] = content_keys(normalise_pixels(images.pixels))
     keys_I[images.is_seen] = content_keys(images.features)
     return keys_I
 
