@@ -24,7 +24,7 @@ from unimm.training import loop
 from unimm.training.optimizers import Optimizers
 from unimm.training.step_inputs import Ahead
 
-CATEGORIES = ("products", "attention", "exchange", "optimizer", "input wait", "loss and heads", "other")
+CATEGORIES: tuple[str, ...] = ("products", "attention", "exchange", "optimizer", "input wait", "loss and heads", "other")
 SCOPE = "unimm: "
 BACKWARD = "autograd::engine::evaluate_function: "
 
