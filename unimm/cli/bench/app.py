@@ -136,9 +136,7 @@ def pretrain(
     peak_tflops: Annotated[
         float | None, typer.Option(min=1e-3, help="Of the device, for MFU [default: of known GPUs, by their names].")
     ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say where the time of a step goes: products, attention, exchange, optimizer ...")
-    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time goes: products, attention, ...")] = False,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = Path(
         "runs/bench/pretrain.json"
     ),
@@ -147,7 +145,6 @@ def pretrain(
 
     \b
     Examples:
-      unimm bench pretrain --model janus_pro_1b
       unimm bench pretrain --model tiny --device cpu --positions 1024 --rows 6 --micro-batches 1 --workers 0
       unimm bench pretrain --model janus_pro_1b --profile --steps 3
     """
