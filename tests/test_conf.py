@@ -336,7 +336,7 @@ def test_files_that_are_not_named_are_asked_for(option: str, tmp_path: Path) -> 
     verb = "train-tokenizer" if option.startswith("images/") else "train" if option in NOT_DRAWN else "encode"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        patch.setattr("unimm.cli.learner.open_image_tokenizer", lambda _: None)
+        patch.setattr("unimm.cli.builders.open_image_tokenizer", lambda _: None)
         patch.setattr("unimm.cli.learner.fingerprint", lambda _: "")
         result = CliRunner().invoke(app, [verb, *GIVEN[verb.replace("-", "_")], option.replace("/", "=", 1)])
     key = FILES[option][0].split("=")[0]

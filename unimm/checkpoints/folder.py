@@ -231,6 +231,11 @@ def _read_layout(raw: Mapping[str, Any], folder: Path, allow_code: bool) -> tupl
     kind = raw.get("model_type")
     if kind == janus_config.MODEL_TYPE:
         return *janus_config.from_janus_config(raw), TRANSFORMERS
+    if kind == deepseek_config.MODEL_TYPE and "vision_gen_enc_config" in raw:
+        raise ValueError(
+            f"{folder} is a JanusFlow, and its folder lacks the autoencoder that it draws with: put both together once, "
+            f"`unimm convert {folder} OUT --latents-tokenizer FOLDER`."
+        )
     if kind == deepseek_config.MODEL_TYPE:
         return *janus_config.from_janus_config(deepseek_config.as_janus_config(raw)), DEEPSEEK
     if kind == MODEL_TYPE:

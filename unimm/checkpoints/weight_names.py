@@ -5,7 +5,7 @@ and a language model's in `transformers`. No other file contains a foreign one.
     trunk.norm.weight   model.language_model.norm.weight        language_model.model.norm.weight
 
 The image tokenizer's tensors are called `image_tokenizer.*`. Of its quantizer a Janus holds the codebook alone. Sources:
-transformers/models/janus, deepseek-ai/Janus.
+transformers/models/janus, deepseek-ai/Janus (janus and janusflow).
 """
 
 import re
@@ -116,6 +116,24 @@ def _language_model_entries(name: str, shape: tuple[int, ...]) -> Shapes:
     return {key.replace("model.language_model.", "model."): part for key, part in _transformers_entries(name, shape).items()}
 
 
+_JANUSFLOW_PARTS = {
+    "pixels.projector.0.": "vision_und_enc_aligner.",
+    "latents.encoder.": "vision_gen_enc_model.",
+    "latents.encoder_aligner.": "vision_gen_enc_aligner.",
+    "latents.decoder_norm.": "vision_gen_dec_aligner_norm.",
+    "latents.decoder_aligner.": "vision_gen_dec_aligner.",
+    "latents.decoder.": "vision_gen_dec_model.",
+}
+"""Parts of a JanusFlow that a Janus has not: ours and theirs; inside of them names are the same."""
+
+
+def _janusflow_entries(name: str, shape: tuple[int, ...]) -> Shapes:
+    for ours, theirs in _JANUSFLOW_PARTS.items():
+        if name.startswith(ours):
+            return {theirs + name.removeprefix(ours): shape}
+    return {_translate(name, 2).replace("vision_model.vision_tower.", "vision_und_enc_model.vision_tower."): shape}
+
+
 def _translate(name: str, column: int) -> str:
     for pattern, row in _PATTERNS:
         if match := pattern.fullmatch(name):
@@ -133,6 +151,7 @@ DEEPSEEK = Names(
     # SigLIP's pooling head, counters of used codes, and tables that Llama computes.
     re.compile(r"vision_model\.vision_tower\.attn_pool\..+|gen_vision_model\.quantize\.codebook_used|.+\.rotary_emb\.inv_freq"),
 )
+JANUSFLOW = Names(_janusflow_entries, re.compile(r"vision_und_enc_model\.vision_tower\.attn_pool\..+|.+\.rotary_emb\.inv_freq"))
 SIGLIP = Names(
     _siglip_entries,
     # The text tower with its temperature, SigLIP's pooling head, and a table that older versions wrote.

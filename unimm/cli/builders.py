@@ -274,9 +274,14 @@ def _open_latents_tokenizer(config: DictConfig, start: ImageTokenizer | None) ->
                 "`unimm train-tokenizer +experiment=flow/tokenizer` makes."
             )
         return start
-    found = read_image_tokenizer(str(config.latents_tokenizer), LATENTS)
+    return read_latents_tokenizer(str(config.latents_tokenizer))
+
+
+def read_latents_tokenizer(named: str) -> ImageTokenizer:
+    """As `read_image_tokenizer`, one with latents. ValueError: there is none, it cannot be read, or it has codes."""
+    found = read_image_tokenizer(named, LATENTS)
     if not found.is_continuous:
-        raise ValueError(f"latents_tokenizer={config.latents_tokenizer} has codes, no latents: name another one.")
+        raise ValueError(f"The image tokenizer {named} has codes, no latents: name another one.")
     return found
 
 

@@ -10,7 +10,9 @@ from unimm.checkpoints.autoencoder_kl import is_autoencoder_kl, load_autoencoder
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.hub import upload_model
 from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
-from unimm.checkpoints.weight_files import CONFIG
+from unimm.checkpoints.janusflow import is_janusflow, load_janusflow
+from unimm.checkpoints.weight_files import CONFIG, find_folder, read_config
+from unimm.cli.builders import read_latents_tokenizer
 from unimm.runtime.atomic_files import check_replaceable
 from unimm.runtime.devices import choose_dtype
 
@@ -29,6 +31,7 @@ def convert(  # noqa: PLR0913 - as many as the command has options
     notes: Path | None = None,
     adapter: str | None = None,
     image_size: int | None = None,
+    latents_tokenizer: str | None = None,
 ) -> None:
     """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
 
@@ -38,6 +41,7 @@ def convert(  # noqa: PLR0913 - as many as the command has options
         drawing: how it draws where a caller does not say, instead of its own defaults; names of `DrawingDefaults`.
         notes: a Markdown file that becomes a part of the model card.
         image_size: of a source that is diffusers' autoencoder, which works at any: of the image tokenizer that is written.
+        latents_tokenizer: of a source that is a JanusFlow: the folder of the image tokenizer that it draws with.
         adapter: a folder or hub id of LoRA matrices that were made for the source, to merge into its weights.
         push_to_hub: the hub repository to upload the result to. private: see `upload_model`.
 
@@ -53,10 +57,21 @@ def convert(  # noqa: PLR0913 - as many as the command has options
     check_replaceable(out.resolve(), CONFIG, "a model folder")
     if notes is not None and not notes.is_file():
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
+    is_flow = is_janusflow(read_config(find_folder(source, from_pickle)))
+    if is_flow and latents_tokenizer is None:
+        raise ValueError(
+            f"{source} is a JanusFlow, and its folder lacks the autoencoder that it draws with: add --latents-tokenizer "
+            f"FOLDER of SDXL's, which `unimm convert sdxl-vae FOLDER --image-size 384` writes."
+        )
+    if latents_tokenizer is not None and (not is_flow or adapter is not None):
+        raise ValueError("--latents-tokenizer is for a JanusFlow alone, whose folder lacks it: leave it out, or --adapter.")
     cpu = torch.device("cpu")
     with status.status(f"Reading {source}"):
         chosen = choose_dtype(dtype, cpu) if dtype else None
-        bundle = ModelBundle.load(source, cpu, chosen, from_pickle=from_pickle, adapter=adapter)
+        if latents_tokenizer is not None:
+            bundle = load_janusflow(source, read_latents_tokenizer(latents_tokenizer), chosen, from_pickle)
+        else:
+            bundle = ModelBundle.load(source, cpu, chosen, from_pickle=from_pickle, adapter=adapter)
     with status.status(f"Writing {out}"):
         bundle = replace(bundle, drawing=replace(bundle.drawing, **(drawing or {})))
         reasons = bundle.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")

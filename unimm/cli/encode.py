@@ -37,13 +37,19 @@ def encode(config: DictConfig) -> list[Path]:
         ValueError: a name is none of them.
     """
     check_given(config.data, "data")
+    if config.names is not None:
+        known = _names(config)
+        if unknown := sorted(set(config.names) - set(known)):
+            raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(known)}.")
     tokenizer = open_image_tokenizer(config)
     chosen = _coded_datasets(config, tokenizer.is_continuous)
     if config.names is not None:
-        unknown = sorted(set(config.names) - set(chosen))
-        if unknown:
-            raise ValueError(f"No coded data set is called {', '.join(unknown)}: there is {', '.join(chosen)}.")
-        chosen = {name: chosen[name] for name in config.names}
+        chosen = {name: node for name, node in chosen.items() if name in set(config.names)}
+        if not chosen:
+            what = "latents" if tokenizer.is_continuous else "codes"
+            raise ValueError(
+                f"This image tokenizer has {what}, and none is stored of {', '.join(config.names)}: name another one."
+            )
     device, ranks = join_group(config.device)
     if device.type == "cpu":
         keep_memory()
@@ -56,6 +62,13 @@ def encode(config: DictConfig) -> list[Path]:
     return [
         make(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder for name, node in chosen.items()
     ]
+
+
+def _names(config: DictConfig) -> list[str]:
+    """Of the folders of all data sets with stored codes or latents."""
+    sources = config.data.sources.values()
+    nodes = (node for latents in (False, True) for source in sources for node in coded_nodes(source.dataset, latents))
+    return list(dict.fromkeys(Path(node.folder).name for node in nodes))
 
 
 def _coded_datasets(config: DictConfig, latents: bool = False) -> dict[str, DictConfig]:

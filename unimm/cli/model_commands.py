@@ -29,6 +29,9 @@ def convert(
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Of a SOURCE that is diffusers' AutoencoderKL: the size of images in pixels.")
     ] = None,
+    latents_tokenizer: Annotated[
+        str | None, typer.Option(help="Of a SOURCE that is a JanusFlow: folder of the image tokenizer that it draws with.")
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Then upload OUT to the Hugging Face hub.")
     ] = None,
@@ -43,12 +46,13 @@ def convert(
       unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
       unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
       unimm convert sdxl-vae runs/vae --image-size 384
+      unimm convert JanusFlow-1.3B janus-flow --latents-tokenizer runs/vae
     """
     from unimm.cli.convert import convert as run
 
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
     drawing = {name: value for name, value in given.items() if value is not None}
-    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter, image_size)
+    run(source, out, from_pickle, dtype, push_to_hub, private, drawing, notes, adapter, image_size, latents_tokenizer)
 
 
 @models.command()

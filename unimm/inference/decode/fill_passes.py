@@ -167,8 +167,22 @@ class FillPasses:
             used = max(row.length for row in rows) + min(start + chunk, num_positions)
             self._cache.prepare(slice(first, first + len(rows)), own_RT, used)
             mask_R1TS = (torch.arange(used, device=device) <= own_RT[..., None])[:, None]
+            mask_R1TS = mask_R1TS & ~self._hidden(rows, used).to(device)[:, None, None]
             hidden.append(self.model.hidden(embeddings_RnD[:, start : start + chunk], mask_R1TS, own_RT, self._cache))
         self._advance(jobs, torch.cat(hidden, dim=1))
+
+    def _hidden(self, rows: list[Row], used: int) -> torch.Tensor:
+        """(R, used) bool: positions of prompts that a branch drops, where its port hides these."""
+        hidden_RS = torch.zeros(len(rows), used, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            request = row.job.request
+            if not row.branch or not self.model.predicted_ports[request.blank.kind].hides_dropped:
+                continue
+            drop, start = request.guidance[row.branch].drop, 0
+            for segment in request.sequence.given.segments:
+                hidden_RS[number, start : start + segment.length] = segment.condition in drop
+                start += segment.length
+        return hidden_RS
 
     def _inputs(self, jobs: list[Job]) -> torch.Tensor:
         """(R, n, D): a blank's embeddings are the same in all of its branches."""

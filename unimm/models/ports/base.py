@@ -144,6 +144,11 @@ class PredictedPort(Port):
 
     reads: ClassVar[Literal["previous", "own"]] = "own"
 
+    @property
+    def hides_dropped(self) -> bool:
+        """Of what is filled in all at once: whether conditions that a branch of guidance drops are hidden from it."""
+        return False
+
     def loss(self, hidden_nD: Tensor, targets: Any, weights_n: Tensor) -> LossSums:
         """The loss of n targets; sums, so that a port without targets gives zeros and zero gradients.
 

@@ -47,6 +47,8 @@ class LatentsConfig:
     width, num_blocks: of the adapters; the decoder's blocks are twice as wide.
     time_mean, time_std: while it learns, the time is the logistic function of a number with this mean and standard deviation
         (arXiv 2403.03206).
+    hides_null_prompt: while it draws, what guidance drops from the prompt is hidden from the image, as in JanusFlow's demo;
+        else it is read as pads, as this trainer teaches it.
     """
 
     channels: int = 4
@@ -56,6 +58,7 @@ class LatentsConfig:
     num_blocks: int = 2
     time_mean: float = 0.0
     time_std: float = 1.0
+    hides_null_prompt: bool = False
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "channels", "latent_size", "patch_size", "width", "num_blocks")
@@ -212,6 +215,11 @@ class LatentsPort(PredictedPort):
 
     def head_path(self) -> list[nn.Module]:
         return [self.parts()["latents_out"]]
+
+    @property
+    def hides_dropped(self) -> bool:
+        """As its config says (`hides_null_prompt`)."""
+        return self.config.hides_null_prompt
 
 
 class FlowFiller:
