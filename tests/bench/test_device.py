@@ -214,21 +214,23 @@ def test_every_part_is_a_line_that_unimm_takes(monkeypatch: pytest.MonkeyPatch) 
     for toy, device in ((False, "cuda"), (True, "cuda"), (True, "cpu")):
         called.clear()
         parts = parts_of(139.0, monkeypatch, toy) if device == "cuda" else device_parts(CPU, toy, Path("logs"), Path("weights"))
-        names = ["generate-1", f"generate-{2 if toy else 64}", "few-bits", "pretrain", "quickstart"]
-        assert [part.name for part in parts][:4] == ["test-engine-on-a-gpu", "test-on-a-gpu", "test-checkpoint", "weights"]
-        assert [part.name for part in parts][4:] == names
-        for part in parts[4:]:
+        names = ["generate-1", f"generate-{2 if toy else 64}", "few-bits", "triton", "pretrain", "quickstart"]
+        assert [part.name for part in parts][:4] == ["test-triton", "test-engine-on-a-gpu", "test-on-a-gpu", "test-checkpoint"]
+        assert [part.name for part in parts][4:] == ["weights", *names]
+        for part in parts[5:]:
             assert part.command[: len(UNIMM)] == UNIMM
             words = [word.replace("{minutes}", "1.5") for word in part.command[len(UNIMM) :]]
             result = CliRunner().invoke(app, words)
             assert result.exit_code == 0, result.output
-        assert [verb for verb, _ in called] == ["generate"] * 3 + ["pretrain", "quickstart"]
+        assert [verb for verb, _ in called] == ["generate"] * 4 + ["pretrain", "quickstart"]
         assert {part.environment["CUDA_VISIBLE_DEVICES"] for part in parts} == {"0" if device == "cuda" else ""}
-        first, several, few = (args for verb, args in called if verb == "generate")
-        assert first[0] == "weights" and first[2] == ["1"] and first[4] == ([], False)
+        first, several, few, triton = (args for verb, args in called if verb == "generate")
+        assert first[0] == "weights" and first[2] == ["1"] and first[4] == ([], False, [])
         assert several[2] == ["2" if toy else "64"] and few[2] == ["1", *several[2]]
-        assert few[4] == (["int8", "fp8"] if device == "cuda" else ["int8"], True)
-        assert called[3][1][0] == ("tiny" if toy else "janus_pro_1b")
+        assert few[4] == (["int8", "fp8"] if device == "cuda" else ["int8"], True, [])
+        assert triton[2] == few[2] and triton[4] == ([], True, ["torch", "triton"])
+        assert bool(next(part for part in parts if part.name == "triton").why_not) == (device == "cpu")
+        assert called[4][1][0] == ("tiny" if toy else "janus_pro_1b")
 
 
 def test_a_nine_minute_day_of_a_large_gpu_has_room_for_the_least_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_weights_for_several_benches_are_written_by_a_command(tmp_path: Path, mo
 def test_a_toy_day_on_a_cpu(tmp_path: Path) -> None:
     """All but the quickstart, which has a story of its own."""
     out, logs = tmp_path / "bench_device.json", tmp_path / "bench_device.json.parts"
-    parts = [part for part in device_parts(CPU, True, logs, tmp_path / "model") if part.name != "quickstart"]
+    parts = [part for part in device_parts(CPU, True, logs, tmp_path / "model") if part.name not in ("quickstart", "triton")]
     run(8.0, "cpu", True, out, parts)
     told = {one["name"]: one for one in json.loads(out.read_text())["parts"]}
     assert {one["status"] for one in told.values()} == {"done"}

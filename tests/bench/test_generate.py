@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from unimm.bench.generate import Trial, read_bandwidth
 from unimm.bench.subprocess_trials import run_in_turns
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.app import app
 from unimm.cli.bench.generate import choose_peers, read_batch
 
@@ -106,9 +107,38 @@ def test_what_was_measured_before_a_failure_is_kept() -> None:
 
 
 def test_only_weights_of_fewer_bits_are_timed_where_that_is_asked() -> None:
-    assert choose_peers(["int8"], False, 5.0) == [("unimm", "as dtype"), ("transformers", "as dtype"), ("unimm", "int8")]
-    assert choose_peers(["int8", "fp8"], True, 5.0) == [("unimm", "int8"), ("unimm", "fp8")]
-    assert choose_peers([], False, 1.0) == [("unimm", "as dtype")]
-    for weights, told in (([], "add --weights"), (["int3"], "There are no weights 'int3'")):
+    assert choose_peers(["int8"], False, [], 5.0) == [
+        ("unimm", "as dtype", None),
+        ("transformers", "as dtype", None),
+        ("unimm", "int8", None),
+    ]
+    assert choose_peers(["int8", "fp8"], True, [], 5.0) == [("unimm", "int8", None), ("unimm", "fp8", None)]
+    assert choose_peers([], False, [], 1.0) == [("unimm", "as dtype", None)]
+    kernels = [("unimm", weights, name) for weights in ("as dtype", "int8") for name in ("torch", "triton")]
+    assert choose_peers(["int8"], True, ["torch", "triton"], 5.0) == kernels
+    for weights, told in (([], "add --weights int8, int4 or fp8, or --kernels"), (["int3"], "There are no weights 'int3'")):
         with pytest.raises(ValueError, match=told):
-            choose_peers(weights, True, 5.0)
+            choose_peers(weights, True, [], 5.0)
+
+
+def test_a_step_is_explained(tiny_folder: Path, tmp_path: Path) -> None:
+    """Bytes and operations are those of the sizes; the parts that are timed make up the step."""
+    words = ["bench", "generate", "--explain", "--model", tiny_folder, "--device", "cpu", "--dtype", "float32"]
+    words += ["--batch", "2", "--batch", "1+1", "--window", "1", "--window", "2", "--out", tmp_path / "explain.json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0 and "x floor" in result.output and "Most is " in result.output, result.output
+    told = json.loads((tmp_path / "explain.json").read_text())["measured"]
+    assert [(one["num_images"], one["window"], one["rows"]) for one in told] == [(2, 1, 4), (2, 2, 4), (1, 1, 3), (1, 2, 3)]
+    assert [one["positions"] for one in told] == [4, 8, 3, 5]
+    model = ModelBundle.load(tiny_folder, torch.device("cpu")).model
+    size = sum(one.numel() for one in model.trunk.layers.parameters())
+    trunk = model.config.trunk_config()
+    for one in told:
+        products, attention, heads, rest = one["parts"]
+        assert (products["bytes"], products["flops"]) == (4 * size, 2 * size * one["positions"])
+        read = 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * trunk.head_dim * 4
+        assert attention["bytes"] == pytest.approx(read * one["rows"] * one["length"])
+        assert products["calls"] >= 4 * trunk.num_hidden_layers and min(attention["calls"], heads["calls"], rest["calls"]) > 0
+        assert min(products["seconds"], heads["seconds"], *(part["floor_seconds"] for part in one["parts"][:3])) > 0
+        assert sum(part["seconds"] for part in one["parts"]) == pytest.approx(one["step"])
+        assert one["floor"] == pytest.approx(sum(part["floor_seconds"] for part in one["parts"]))

@@ -23,13 +23,15 @@ from unimm.models.attention import cache_keyword
 PROMPT = "There are three small green triangles left of a large blue square"
 QUESTION = "What is to be seen in this picture, and how many of it are there?"
 WARM_UP = 8
+BYTES_A_WEIGHT = {"int8": 1.0, "fp8": 1.0, "int4": 0.5}
 BANDWIDTH_BYTES = {"cpu": 2**28, "cuda": 2**33}
 """Read at a time: more than any cache holds, and on a GPU so much that launching it is nothing, if half its free memory is."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One measurement. who: a peer; weights: "as dtype", or one of unimm's of fewer bits. guidance_scale: 1.0 is off.
+    """One measurement. who: a peer. weights: "as dtype", or one of unimm's of fewer bits. kernels: the name of unimm's
+    (`kernels_of`). guidance_scale: 1.0 is off.
 
     num_images, num_texts: so many of each at once; a text is `num_tokens` about an image.
     """
@@ -43,6 +45,12 @@ class Trial:
     num_tokens: int = 64
     guidance_scale: float = 5.0
     weights: str = "as dtype"
+    kernels: str | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a step of unimm's has: a guided image has two."""
+        return self.num_images * (1 if self.guidance_scale == 1.0 else 2) + self.num_texts
 
 
 @dataclass
@@ -90,44 +98,31 @@ def run_trial(trial: Trial) -> dict[str, float]:
     }
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second at which the device reads memory: the best of a few sums over more than any cache holds."""
-    num_bytes = BANDWIDTH_BYTES.get(device.type, BANDWIDTH_BYTES["cpu"])
+def read_bandwidth(device: torch.device, num_bytes: int | None = None, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second at which the device reads memory: the best of a few sums over so many bytes [default: over more than any
+    cache holds]."""
+    num_bytes = num_bytes or BANDWIDTH_BYTES.get(device.type, BANDWIDTH_BYTES["cpu"])
     if device.type == "cuda":
         torch.cuda.empty_cache()
         num_bytes = min(num_bytes, torch.cuda.mem_get_info(device)[0] // 8 * 4)
     content = torch.ones(num_bytes // 4, device=device)
-    return num_bytes / min(_timed(content.sum, device)[0] for _ in range(8))
+    return num_bytes / min(_timed(content.sum, device, clock)[0] for _ in range(8))
 
 
 def _open_ours(trial: Trial) -> Work:
-    from unimm.data.template import Turn
-    from unimm.inference.decode.request import Request
-    from unimm.inference.decode.sampling import Sampling
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import load
-    from unimm.sequence import Kind, Segment, Sequence
 
     weights = None if trial.weights == "as dtype" else trial.weights
     # One code at a time, as the others have it: random weights say nothing of how many guesses would be right.
-    engine = load(trial.folder, trial.device, trial.dtype, weights=weights, limits=Limits(window=1))
+    limits = Limits(window=1, max_rows=trial.num_rows)
+    engine = load(trial.folder, trial.device, trial.dtype, weights=weights, limits=limits, kernels=trial.kernels)
     num_codes = engine.image_tokenizer.num_codes
-
-    def requests(num_codes: int, num_tokens: int) -> list[Request]:
-        drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _prompts(PROMPT, trial.num_images)]
-        texts = []
-        for image, question in _questions(trial):
-            asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens).opened()
-            # Without stop ids: random weights stop anywhere.
-            texts.append(Sequence((*asked.segments[:-1], Segment.blank(Kind.TEXT, num_tokens))))
-        drawn = [Request(one, Sampling(1.0, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]
-        return drawn + [Request(one) for one in texts]
-
-    engine.decoder.fill(requests(WARM_UP, WARM_UP))
+    engine.decoder.fill(requests_of(engine, trial, WARM_UP, WARM_UP))
 
     def fill(first: Callable[[], None]) -> torch.Tensor:
         filled: list[list[int]] = [[] for _ in range(trial.num_images + trial.num_texts)]
-        for new in engine.decoder.steps(requests(num_codes, trial.num_tokens)):
+        for new in engine.decoder.steps(requests_of(engine, trial, num_codes, trial.num_tokens)):
             first()
             for index, token in new.items():
                 filled[index].append(token)
@@ -136,20 +131,37 @@ def _open_ours(trial: Trial) -> Work:
     return Work(fill, engine.decode_codes, num_codes, _floor_bytes(engine, trial))
 
 
+def requests_of(engine: Any, trial: Trial, num_codes: int, num_tokens: int) -> list[Any]:
+    """What a trial asks of an engine of ours (a `Request` each): drawings of so many codes, then texts of so many tokens."""
+    from unimm.data.template import Turn
+    from unimm.inference.decode.request import Request
+    from unimm.inference.decode.sampling import Sampling
+    from unimm.sequence import Kind, Segment, Sequence
+
+    drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _prompts(PROMPT, trial.num_images)]
+    texts = []
+    for image, question in _questions(trial):
+        asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens).opened()
+        # Without stop ids: random weights stop anywhere.
+        texts.append(Sequence((*asked.segments[:-1], Segment.blank(Kind.TEXT, num_tokens))))
+    drawn = [Request(one, Sampling(1.0, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]
+    return drawn + [Request(one) for one in texts]
+
+
 def _floor_bytes(engine: Any, trial: Trial) -> float:
     """Weights of trunk and head, and half of the keys and values of images that are whole."""
     if trial.num_texts or not trial.num_images:
         return 0.0  # a mix changes from step to step
     num_codes = engine.image_tokenizer.num_codes
     size = next(engine.model.parameters()).element_size()
-    bytes_a_weight = {"as dtype": size, "int8": 1, "fp8": 1, "int4": 0.5}[trial.weights]
+    bytes_a_weight = BYTES_A_WEIGHT.get(trial.weights, size)
     parts = (engine.model.trunk, engine.model.codes.head)
     weights = sum(p.numel() for part in parts for p in part.parameters()) * bytes_a_weight
     trunk = engine.model.config.trunk_config()
     head_dim = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
     length = engine.template.draw(PROMPT, num_codes=num_codes).given.length + num_codes / 2
-    rows = trial.num_images * (1 if trial.guidance_scale == 1.0 else 2)
-    return weights + 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * head_dim * size * rows * length
+    of_position = 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * head_dim * size
+    return weights + of_position * trial.num_rows * length
 
 
 @torch.inference_mode()
@@ -219,16 +231,16 @@ def _questions(trial: Trial) -> list[tuple[np.ndarray, str]]:
     return [(noise.integers(0, 256, (384, 384, 3), dtype=np.uint8), question) for question in questions]
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+def _timed(work: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
     def settle() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     settle()
-    started = time.perf_counter()
+    started = clock()
     result = work()
     settle()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 def main() -> None:

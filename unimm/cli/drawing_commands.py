@@ -14,6 +14,7 @@ from unimm.cli.options import (
     GuidanceInterval,
     GuidanceScale,
     ImageGuidanceScale,
+    Kernels,
     MinP,
     Model,
     NumImages,
@@ -68,6 +69,7 @@ def generate(
     dtype: Dtype = None,
     weights: Weights = None,
     window: Window = None,
+    kernels: Kernels = None,
 ) -> None:
     """Draw images from a prompt, and print the files written. Each holds its prompt, seed and settings.
 
@@ -87,7 +89,7 @@ def generate(
         given |= _settings_of(said, context)
     if given["prompt"] is None:
         raise typer.BadParameter("say what to draw, in quotes, or name a drawing with --from.", context, param_hint="PROMPT")
-    engine = open_model(model, device, given.pop("dtype"), given.pop("weights"), window)
+    engine = open_model(model, device, given.pop("dtype"), given.pop("weights"), window, kernels)
     if said is not None and said["model"] != engine.model_hash:
         told = f"{again} was drawn by another model ({said['model'][:12]}) than this one ({engine.model_hash[:12]})"
         typer.echo(f"{told}: the drawing will differ, name its model with --model.", err=True)
@@ -133,6 +135,7 @@ def edit(
     dtype: Dtype = None,
     weights: Weights = None,
     window: Window = None,
+    kernels: Kernels = None,
 ) -> None:
     """Change an image as an instruction says, and print the files written; or paint a part of it anew, where a mask says.
 
@@ -156,7 +159,7 @@ def edit(
         raise ValueError(
             "--image-guidance-scale is for edits by instruction, and here a mask says where to paint: leave it out."
         )
-    engine = open_model(model, device, dtype, weights, window)
+    engine = open_model(model, device, dtype, weights, window, kernels)
     if not has_mask:
         engine.prompt_format.check_edits()
     paths = picture_paths(out, num_images)

@@ -18,6 +18,10 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
+Kernels = Annotated[
+    str | None,
+    typer.Option(help="triton: decode with a layer in few launches, on CUDA devices; no GPU has proven it faster yet [torch]."),
+]
 Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
 TextTemperature = Annotated[float, typer.Option(help="0 takes the likeliest tokens; of votes beyond the first it is 0.7.")]
@@ -77,14 +81,19 @@ def default_model() -> str:
 
 
 def open_model(
-    model: str | None, device: str | None, dtype: str | None, weights: str | None, window: int | None = None
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    weights: str | None,
+    window: int | None = None,
+    kernels: str | None = None,
 ) -> "Engine":
     """The engine of the model that is named, or of `default_model`. window: of `Limits`."""
     from unimm.inference.decode.workload import Limits
     from unimm.inference.engine import load
 
     limits = None if window is None else Limits(window=window)
-    return load(model or default_model(), device, dtype, weights=weights, limits=limits)
+    return load(model or default_model(), device, dtype, weights=weights, limits=limits, kernels=kernels)
 
 
 def expand_home(argument: str) -> str:

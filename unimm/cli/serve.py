@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unimm.cli.options import Device, Dtype, Weights, Window, default_model, open_model
+from unimm.cli.options import Device, Dtype, Kernels, Weights, Window, default_model, open_model
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -47,6 +47,7 @@ def serve(
         typer.Option(min=0, help="Gigabytes more for prompts that begin alike; 0: none [default: a tenth of --cache-gb]."),
     ] = None,
     window: Window = None,
+    kernels: Kernels = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Answers and drawings that may run or wait; then 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 600.0,
     stuck_after: Annotated[float, typer.Option(min=0.1, help="Seconds without a step until /health is 503.")] = 60.0,
@@ -85,7 +86,9 @@ def serve(
         allowed_hosts=LOCAL_NAMES if host in LOCAL_NAMES and not api_key else (),
     )
     with listen(host, port) as listener:  # before the model is loaded: a port that is taken costs no wait
-        engine = with_limits(open_model(name, device, dtype, None), weights, max_rows, cache_gb, window, prefix_cache_gb)
+        engine = with_limits(
+            open_model(name, device, dtype, None), weights, max_rows, cache_gb, window, prefix_cache_gb, kernels
+        )
         run(engine, settings, listener)
 
 
@@ -121,6 +124,7 @@ def with_limits(
     cache_gb: float | None,
     window: int | None = None,
     prefix_cache_gb: float | None = None,
+    kernels: str | None = None,
 ) -> "Engine":
     """The engine with bounds for what it takes on: requests wait for memory, and never drop each other for lack of it."""
     from unimm.inference.decode.workload import PREFIX_CACHE_SHARE, Limits
@@ -130,7 +134,7 @@ def with_limits(
     most = int(cache_gb * 1e9) if cache_gb is not None else int(CACHE_SHARE * free_memory(engine.device))
     prefixes = int(PREFIX_CACHE_SHARE * most if prefix_cache_gb is None else prefix_cache_gb * 1e9)
     limits = Limits(max_rows=max_rows, max_cache_bytes=most, window=window, prefix_cache_bytes=prefixes)
-    return Engine(engine.bundle, limits, weights)
+    return Engine(engine.bundle, limits, weights, kernels=kernels)
 
 
 def run(engine: "Engine", settings: "ServerSettings", listener: socket.socket) -> None:

@@ -29,7 +29,7 @@ class Engine(LocatingCalls, EmbeddingCalls):
     Args:
         bundle: the model with its tokenizers and conventions, in eval mode, on its device.
         limits: how much it decodes at once, and how much may wait.
-        weights, deterministic: as `Decoder` and `ImageCoder` have them.
+        weights, deterministic, kernels: as `Decoder` and `ImageCoder` have them.
         is_stopped: called before every step of decoding; once it returns True, whatever is being filled ends with `Stopped`.
     """
 
@@ -116,11 +116,13 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; default: a sensible one for the model's size and the device.
         adapter: a folder or hub id of LoRA matrices that were made for this model, to merge into its weights in memory.
         allow_code: import the packages that the folder names parts of, if it names any (`unimm.runtime.plugins`).
-        engine: `limits`, `weights` ("int8", "int4", "fp8") and `deterministic` of `Engine`.
+        engine: `limits`, `weights` ("int8", "int4", "fp8"), `deterministic` and `kernels` ("triton", on CUDA devices) of
+            `Engine`.
 
     Raises:
         ValueError: there is no such model or adapter, it cannot be read, the adapter is another model's, the device is not
-            here, or the folder needs code that is not allowed or not installed: one sentence says what to do.
+            here or has no such kernels, or the folder needs code that is not allowed or
+            not installed: one sentence says what to do.
     """
     where = choose_device(device)
     if where.type == "cpu":

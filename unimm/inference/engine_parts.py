@@ -13,15 +13,21 @@ from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint
 from unimm.data.image import crop, to_pil
 from unimm.data.records import LATENTS, ImageLike
-from unimm.data.template import Template
+from unimm.data.template import Template, Turn
 from unimm.inference.decode.decoder import Decoder
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits, Stats
 from unimm.inference.kernels.llama_decode import weight_versions
 from unimm.models.image_tokenizer.int8_convolution import gains_from_integers, with_integer_decoder
 from unimm.models.image_tokenizer.model import ImageTokenizer
+from unimm.sequence import Kind
 
 AT_ONCE = 64
 """Images in one go, at most."""
+
+SLOTS_AHEAD = 256
+"""Of a prompt, for which steps are captured before they are asked for."""
 
 PIXELS_ON_CPU = 2 * 384 * 384
 """On a CPU, of all images in one go: more only take more memory."""
@@ -33,7 +39,7 @@ class EngineParts:
     Args:
         bundle: the model with its tokenizers and conventions, in eval mode, on its device.
         limits: how much it decodes at once, and how much may wait.
-        weights, deterministic: as `Decoder` and `ImageCoder` have them.
+        weights, deterministic, kernels: as `Decoder` and `ImageCoder` have them.
         is_stopped: called before every step of decoding; once it returns True, whatever is being filled ends with `Stopped`.
     """
 
@@ -44,6 +50,7 @@ class EngineParts:
         weights: str | None = None,
         deterministic: bool = False,
         is_stopped: Callable[[], bool] | None = None,
+        kernels: str | None = None,
     ) -> None:
         self.bundle = bundle
         self.model = model = bundle.model
@@ -65,7 +72,20 @@ class EngineParts:
             latent_patch=None if port is None else port.config.patch_size,
         )
         self.tokenizer = self.template.tokenizer  # it shows no roles
-        self.decoder = Decoder(model, bundle.tokenizer.special.pad, limits, weights, deterministic, is_stopped)
+        self.decoder = Decoder(model, bundle.tokenizer.special.pad, limits, weights, deterministic, is_stopped, kernels)
+        if kernels == "triton":
+            self.capture_steps()
+
+    def capture_steps(self) -> int:
+        """On a GPU, record steps of drawings and of greedy texts in all sizes (CUDA graphs), so that few requests wait for one;
+        returns how many. Mixtures of them, and windows that are cut short, are recorded when they first come.
+        Done when the engine is made, where it has Triton's kernels."""
+        drawing, num_codes = self.drawing, self.image_tokenizer.num_codes
+        requests = [Request(self.template.chat([Turn("user", ("a",))], SLOTS_AHEAD).opened())]
+        if Kind.CODES in self.model.vocabulary_ports:
+            sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p)
+            requests.append(Request(self.template.draw("a", num_codes=num_codes), sampling, drawing.guidance_scale))
+        return self.decoder.capture(requests, num_codes + SLOTS_AHEAD)
 
     @property
     def device(self) -> torch.device:

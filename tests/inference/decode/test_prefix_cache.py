@@ -1,6 +1,6 @@
 """The prefix cache: ids are the same with and without it, what was looked at is not looked at again, and bounds hold."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_engine_on_a_gpu import make_engine
 
+import unimm.inference.decode.running_batch as running_batch_module
 from unimm.data.template import Turn
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.prefix_cache import BLOCK, PrefixCache, behind, blocks_of
@@ -22,6 +24,10 @@ from unimm.models.ports.pixels import PixelsPort
 from unimm.sequence import Kind, Segment, Sequence
 
 SYSTEM = "You are a careful assistant who counts shapes and names their colours, one after another."
+
+
+QUESTION = (5, 6, 7, 8, 9)
+"""Of a later turn, as ids."""
 
 
 def picture(number: int) -> np.ndarray:
@@ -108,6 +114,47 @@ def test_what_was_looked_at_is_not_looked_at_again(tiny_engine: Engine) -> None:
     with images_seen() as seen:
         decoder.fill([asked(tiny_engine, "How many?", 1)])
     assert sum(seen) == 1, "another picture is looked at"
+
+
+@pytest.mark.parametrize("has_ragged_rows", [True, False], ids=["rows of own length", "rows of one length"])
+def test_a_chat_goes_on_behind_its_last_answer(
+    has_ragged_rows: bool, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three turns beside another chat: answers are the same, and of the earlier turns next to nothing is computed again."""
+    if not has_ragged_rows:
+        monkeypatch.setattr(running_batch_module, "has_cpu_decode", lambda model: False)
+    plain, decoder = make_decoder(tiny_engine, 0), make_decoder(tiny_engine)
+    other = asked(tiny_engine, "Which one is red, and which is not?", 1, seed=3)
+    given: tuple[Segment, ...] = asked(tiny_engine, "How many?", 0).sequence.given.segments
+    for turn in range(3):
+        sequence = Sequence((*given, Segment.blank(Kind.TEXT, 3 * BLOCK)))
+        requests, before = [Request(sequence, Sampling(1.0, seed=turn)), other], decoder.stats()
+        answer, *_ = expected = plain.fill(requests)
+        assert decoder.fill(requests) == expected
+        known = decoder.stats().prefix_cache_hits - before.prefix_cache_hits - (other.sequence.given.length - 1) * bool(turn)
+        assert not turn or sequence.given.length - known <= 2 * BLOCK + len(QUESTION)
+        given = (*given, Segment.text(answer), Segment.text(QUESTION))
+
+
+def test_answers_in_fewer_bits_or_of_older_weights_are_not_kept(tiny_engine: Engine) -> None:
+    def positions(decoder: Decoder, between: Callable[[Decoder], object] = lambda decoder: None) -> int:
+        """That are kept of a prompt and its answer."""
+        sequence = Sequence((Segment.text(range(BLOCK)), Segment.blank(Kind.TEXT, 3 * BLOCK)))
+        ticket = decoder.submit(Request(sequence))
+        for _ in range(5):
+            decoder.step()
+        between(decoder)
+        decoder.wait(ticket)
+        while not decoder.take(ticket)[1]:
+            decoder.wait(ticket)
+        cache = decoder.running._cache
+        return decoder.stats().prefix_cache_bytes // cache.bytes_a_position
+
+    assert positions(make_decoder(tiny_engine)) == 3 * BLOCK
+    assert positions(make_decoder(tiny_engine), lambda decoder: decoder.swap_weights(lambda: None)) == 0
+    model = make_engine("cpu", None, torch.bfloat16).model
+    assert positions(Decoder(model, 0, Limits(prefix_cache_bytes=10**7), weights="int8")) == BLOCK
+    assert positions(Decoder(model, 0, Limits(prefix_cache_bytes=10**7))) == 3 * BLOCK
 
 
 def test_of_questions_that_come_together_one_goes_first(tiny_engine: Engine) -> None:

@@ -42,7 +42,12 @@ def generate(
     weights: Annotated[
         list[str] | None, typer.Option(help="Time unimm with weights of fewer bits too: int8, int4, fp8; repeat it.")
     ] = None,
-    only_weights: Annotated[bool, typer.Option("--only-weights", help="Time nothing but unimm with --weights.")] = False,
+    kernels: Annotated[
+        list[str] | None, typer.Option(help="Time unimm with these decode kernels: torch, triton (CUDA devices); repeat it.")
+    ] = None,
+    only_weights: Annotated[
+        bool, typer.Option("--only-weights", help="Time nothing but unimm with --weights and --kernels.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of each; the median is reported.")] = 1,
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON; a plot lies beside it.")] = (
         Path("runs/bench/generate.json")
@@ -52,6 +57,10 @@ def generate(
         typer.Option(min=0.001, help="Time mixed requests that come at random instead, so many a second, unimm alone."),
     ] = None,
     requests: Annotated[int, typer.Option(min=1, help="Of --rate: captions, questions, chats and drawings in all.")] = 50,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Tell where a step goes instead: bytes, operations, calls, what they take at least."),
+    ] = False,
     busy: Annotated[int, typer.Option(min=0, help="Processes that compute all the time beside it, one thread each.")] = 0,
     deepseek: Annotated[
         Path | None, typer.Option(help="A clone of github.com/deepseek-ai/Janus, to time its drawing loop as well.")
@@ -67,6 +76,7 @@ def generate(
       unimm bench generate --model janus_110m --batch 1 --batch 8 --batch 8+8 --weights int8
       unimm bench generate --model demo --dtype float32 --batch 1 --window 8 --guidance-scale 2.5 --temperature 0.6 --repeats 9
       unimm bench generate --model demo --dtype float32 --rate 4 --busy 2
+      unimm bench generate --model demo --dtype float32 --explain --batch 1 --batch 8
     """
     from unimm.bench.arrivals import busy as kept_busy
     from unimm.cli.bench.arrivals import run as run_arrivals
@@ -74,6 +84,11 @@ def generate(
     with kept_busy(busy):
         if rate is not None:
             return run_arrivals(model, (device, dtype), requests, rate, busy, out)
+        if explain:
+            from unimm.cli.bench.explain import run as run_explain
+
+            named = (weights or [], kernels or [], window or [1])
+            return run_explain(model, (device, dtype), batch or ["1", "8"], guidance_scale, named, out)
         if window:
             from unimm.cli.bench.windows import run as run_windows
 
@@ -81,7 +96,7 @@ def generate(
             return run_windows(model, (device, dtype), batch or ["1", "8"], window, settings, weights or [], repeats, out)
         from unimm.cli.bench.generate import run
 
-        sizes, few = batch or ["1", "8", "8+8"], (weights or [], only_weights)
+        sizes, few = batch or ["1", "8", "8+8"], (weights or [], only_weights, kernels or [])
         run(model, (device, dtype), sizes, guidance_scale, few, repeats, out, (deepseek, deepseek_python))
 
 

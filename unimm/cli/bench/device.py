@@ -40,7 +40,7 @@ SIZES = {
 """From so many GiB of a GPU on: model, images at once, how a step of pretraining goes. The first was seen on an H200 (81.7 GiB
 with two micro-batches of eight rows); the others follow from it by arithmetic."""
 
-TESTS = {"test_engine_on_a_gpu": (1.5, 20.0), "test_on_a_gpu": (2.0, 30.0)}
+TESTS = {"test_triton": (1.0, 20.0), "test_engine_on_a_gpu": (1.5, 20.0), "test_on_a_gpu": (2.0, 30.0)}
 """Files of tests that come first: their weight and least seconds."""
 
 LARGE = ("tokenizer", "codes", "look", "unified")
@@ -132,6 +132,8 @@ def device_parts(where: torch.device, toy: bool, logs: Path, weights: Path) -> l
     drawing, one, several = ["--model", str(weights), "--dtype", dtype], ["--batch", "1"], ["--batch", str(many)]
     few = ["--dtype", "bfloat16", "--only-weights", "--weights", "int8", *(["--weights", "fp8"] if kind == "cuda" else [])]
     no_torchao = "" if kind == "cpu" or find_spec("torchao") else "it needs torchao: pip install 'unimm[quantize]'"
+    kernels = ["--only-weights", "--kernels", "torch", "--kernels", "triton"]
+    no_triton = "" if kind == "cuda" else "Triton's kernels are for CUDA devices"
     step = ["--model", model, *steps, *([] if toy else ["--steps", "15"])]
     step += [] if kind == "cuda" else ["--no-compile", "--precision", "no"]
     making = ["-m", "unimm.cli.bench.checkpoint", model, dtype, kind, str(weights)]
@@ -150,6 +152,7 @@ def device_parts(where: torch.device, toy: bool, logs: Path, weights: Path) -> l
         bench("generate-1", "generate", [*drawing, *one], 1.8, 40.0, **small),
         bench(f"generate-{many}", "generate", [*drawing, *several], 2.0, 40.0, **small),
         bench("few-bits", "generate", [*drawing[:2], *one, *several, *few], 1.5, 30.0, why_not=no_torchao, **small),
+        bench("triton", "generate", [*drawing, *one, *several, *kernels], 1.5, 40.0, why_not=no_triton, **small),
         bench("pretrain", "pretrain", step, 2.6, 75.0),
         unimm_part(
             "quickstart",
@@ -207,7 +210,7 @@ def headline(one: Outcome) -> str:
 def _generate(result: dict[str, Any]) -> list[str]:
     figures = []
     for one in result["measured"]:
-        who = one["who"] if one["weights"] == "as dtype" else one["weights"]
+        who = one.get("kernels") or (one["who"] if one["weights"] == "as dtype" else one["weights"])
         floor = f" ({one['ms_a_step'] / one['floor_ms']:.2f} x floor)" if one["floor_ms"] else ""
         figures.append(f"{one['num_images']} at once, {who}: {one['ms_a_step']:.2f} ms a step{floor}")
     return figures

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unimm.bench.plot import plot_bars
 from unimm.bench.provenance import provenance
 from unimm.bench.subprocess_trials import PEERS, run_in_turns
 from unimm.cli.bench.checkpoint import checkpoint
+from unimm.inference.kernels.decode_kernels import kernels_of
 from unimm.inference.kernels.quantized_linear import QUANTIZED
 from unimm.runtime.atomic_files import check_writable, replace_json
 from unimm.runtime.devices import choose_device, choose_dtype
@@ -29,7 +31,7 @@ def run(
     place: tuple[str | None, str | None],
     batches: list[str],
     guidance_scale: float,
-    weights: tuple[list[str], bool],
+    few: tuple[list[str], bool, list[str]],
     repeats: int,
     out: Path,
     deepseek: tuple[Path | None, str] = (None, sys.executable),
@@ -40,7 +42,7 @@ def run(
         model: a size by name (a file of conf/model, then with random weights), or a Janus' folder.
         place: device and dtype.
         batches: "IMAGES" or "IMAGES+TEXTS" at once.
-        weights: of fewer bits, to time unimm with too; and whether to time nothing else.
+        few: weights of fewer bits, to time unimm with too; whether to time nothing but what is named; and names of kernels.
         out: JSON file for the figures; the plot lies beside it.
         deepseek: DeepSeek's repository, to time its loop too, and the Python that its code works in.
 
@@ -54,14 +56,17 @@ def run(
     dtype = choose_dtype(place[1], where)
     name = str(dtype).removeprefix("torch.")
     sizes = [read_batch(batch) for batch in batches]
-    peers = choose_peers(*weights, guidance_scale)
+    peers = choose_peers(*few, guidance_scale)
+    for kernels in few[2]:
+        kernels_of(where, kernels)  # or it says why not
     check_writable(out)
     origin = provenance(where)
     with status.status("") as shown, checkpoint(model, dtype, shown.update) as folder:
         trials = [
-            Trial(who, str(folder), str(where), name, *size, guidance_scale=guidance_scale, weights=few)
+            Trial(who, str(folder), str(where), name, *size, guidance_scale=guidance_scale, weights=bits, kernels=kernels)
             for size in sizes
-            for who, few in peers + ([("deepseek", "as dtype")] if repository is not None and not size[1] else [])
+            for who, bits, kernels in peers
+            + ([("deepseek", "as dtype", None)] if repository is not None and not size[1] else [])
         ]
         others = {"deepseek": [python, deepseek_script.__file__, str(repository)]}
 
@@ -72,7 +77,7 @@ def run(
             return named
 
         def report(trial: Trial) -> None:
-            shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {trial.who}, {trial.weights}")
+            shown.update(f"{trial.num_images} images and {trial.num_texts} texts: {name_of(asdict(trial))}")
 
         measured = run_in_turns("unimm.bench.generate", trials, repeats, report, others, keep)
     show(model, name, keep(measured))
@@ -82,15 +87,19 @@ def run(
     console.print(f"{out}\n{picture}")
 
 
-def choose_peers(weights: list[str], only_weights: bool, guidance_scale: float) -> list[tuple[str, str]]:
-    """Who is timed, with which weights. ValueError: there are no such weights, or none at all."""
+def choose_peers(
+    weights: list[str], only_weights: bool, kernels: list[str], guidance_scale: float
+) -> list[tuple[str, str, str | None]]:
+    """Who is timed, with which weights and kernels. ValueError: there are no such weights, or nothing is named."""
     if unknown := set(weights) - set(QUANTIZED):
         raise ValueError(f"There are no weights '{unknown.pop()}': choose one of {', '.join(QUANTIZED)}.")
-    if only_weights and not weights:
-        raise ValueError("--only-weights times the weights that are named: add --weights int8, int4 or fp8.")
+    if only_weights and not weights and not kernels:
+        raise ValueError("--only-weights times what is named: add --weights int8, int4 or fp8, or --kernels.")
+    chosen: list[str | None] = [*kernels] or [None]
+    own = [("unimm", "as dtype", one) for one in chosen if kernels or not only_weights]
     # Without guidance transformers cannot draw.
-    peers = [(who, "as dtype") for who in PEERS if not only_weights and (who == "unimm" or guidance_scale > 1)]
-    return peers + [("unimm", few) for few in weights]
+    theirs = [(who, "as dtype", None) for who in PEERS[1:] if not only_weights and guidance_scale > 1]
+    return own + theirs + [("unimm", few, one) for few in weights for one in chosen]
 
 
 def read_batch(text: str) -> tuple[int, int]:
@@ -113,8 +122,8 @@ def label(one: dict[str, Any]) -> str:
 
 
 def name_of(one: dict[str, Any]) -> str:
-    """A peer, and its weights where they are not the model's."""
-    return one["who"] if one["weights"] == "as dtype" else f"{one['who']}, {one['weights']}"
+    """A peer, its weights where they are not the model's, and its kernels where they were named."""
+    return ", ".join([one["who"], *([] if one["weights"] == "as dtype" else [one["weights"]]), *filter(None, [one["kernels"]])])
 
 
 def show(model: str, dtype: str, measured: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 A row has one new position a step: the id that it reads last. A drawing may have a window of them instead: behind that id,
 guesses of its next codes, all of which are computed at once (`windows`). Positions lie row after row; in steps of one size,
-every row has as many, some of which are padding.
+and in captured ones, every row has as many, some of which are padding.
 
 Shapes: R rows, W positions of a row at most, P positions of all rows (and one more place, where the results of padding go), n
 positions of the requests of a kind, g further ones of theirs in the other branches of guidance, both rounded up, B branches but
@@ -44,6 +44,20 @@ class BatchRounding:
         if not self.is_rounded:
             return count
         return next((size for size in SIZES if size >= count), -(-count // SIZES[-1]) * SIZES[-1])
+
+    def of_widths(self, widths: list[int], window: int, num_rows: int) -> list[int]:
+        """Positions of each row of a step: as many as it has, or as many in every row, which makes few shapes."""
+        if self.fixed_rows is not None:
+            return [window] * num_rows
+        if self.is_rounded:
+            return [1 << (max(widths) - 1).bit_length()] * num_rows
+        return widths + [1] * (num_rows - len(widths))
+
+    def all_rows(self, most: int) -> list[int]:
+        """All numbers of rows that a step of so many at most may have."""
+        if self.fixed_rows is not None:
+            return [self.fixed_rows]
+        return sorted({self.of_rows(count) for count in range(1, most + 1)})
 
     def of_requests(self, count: int, window: int) -> int:
         """Positions of the requests of one kind, of which a row has `window` at most."""
@@ -186,7 +200,7 @@ class DecodeBatch:
         widths = widths or [1] * len(rows)
         self.num_rows, self._last_slot = size.of_rows(len(rows)), last_slot
         # Fixed or rounded steps have padding for each row; otherwise there is none.
-        padded = [window] * self.num_rows if size.fixed_rows is not None else widths + [1] * (self.num_rows - len(rows))
+        padded = size.of_widths(widths, window, self.num_rows)
         own = widths + [0] * (self.num_rows - len(rows))
         self._places: list[Place | None] = [
             Place(rows[number], offset) if offset < own[number] else None
@@ -226,7 +240,7 @@ class DecodeBatch:
     @property
     def shape(self) -> Hashable:
         """Batches of the same shape run the same operations."""
-        return (self.num_rows, tuple((kind, group.shape) for kind, group in self.groups.items()))
+        return (self.num_rows, self.num_positions, tuple((kind, group.shape) for kind, group in self.groups.items()))
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -238,7 +252,7 @@ class DecodeBatch:
         """Take the content of another of the same shape, in place."""
         for own, new in zip(self.tensors, other.tensors, strict=True):
             own.copy_(new)
-        self._places = other._places
+        self._places, self._last_slot = other._places, other._last_slot
         for kind, group in self.groups.items():
             group.take_from(other.groups[kind])
 

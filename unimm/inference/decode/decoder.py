@@ -15,6 +15,7 @@ from contextlib import closing
 from typing import Any
 
 from unimm.inference.decode.request import Job, Request
+from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.scheduler import Scheduler
 from unimm.inference.decode.workload import QueueFull
 
@@ -36,10 +37,11 @@ class Decoder(Scheduler):
         weights: "int8", "int4" or "fp8" to decode with such copies of the weights; None: the model's own.
         deterministic: batch invariance also in reduced precision: every step is padded to `max_rows` rows over `max_positions`
             slots, and requests are prefilled one by one.
+        kernels: "triton": a layer in few launches, on CUDA devices; None or "torch": PyTorch's operators.
         is_stopped: called before every step; once it returns true, steps raise `Stopped`.
 
     Raises:
-        ValueError: such a step takes more than `max_cache_bytes`.
+        ValueError: such a step takes more than `max_cache_bytes`, or there are no such kernels here.
     """
 
     def fill(self, requests: list[Request]) -> list[Any]:
@@ -77,6 +79,17 @@ class Decoder(Scheduler):
         for request in requests:
             self.check(request)
         return self._steps(_Call(self, requests, is_over, jobs, follow))
+
+    def capture(self, requests: list[Request], max_positions: int) -> int:
+        """On a GPU, record the steps of each of these requests in all numbers of rows, up to so many positions, before anybody
+        waits for one; returns how many. Others are recorded when they are first made. RuntimeError: there are requests."""
+        with self.between_steps():
+            return self._work.capture(requests, min(max_positions, self.max_positions))
+
+    @property
+    def running(self) -> RunningBatch:
+        """The rows that are decoded and what they are computed with: for who looks at them `between_steps`."""
+        return self._running
 
     def _steps(self, call: "_Call") -> Generator[dict[int, Any]]:
         with closing(call):

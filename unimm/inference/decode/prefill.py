@@ -111,6 +111,8 @@ class Prefill:
             return
         prefixes, place = self._prefixes, self.begin
         prefixes.check_weights()
+        for row in self.rows:
+            row.generation = prefixes.generation
         blocks = {row: blocks_of(row.sequence) for row in rows}
         for part in one_of_each(blocks, prefixes):
             known = {row: prefixes.match(blocks[row], row.sequence.length) for row in part}

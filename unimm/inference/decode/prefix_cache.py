@@ -8,6 +8,10 @@ blocks that are there copies their keys and values into its row and computes onl
 before does not go through the vision tower again. Where room is needed the blocks go that were used least recently, of a prompt
 its last ones first. When the model's weights change, all of them go.
 
+What was written behind a prompt is kept, too, when it has ended: the next turn of a chat begins with the last one's prompt and
+answer. Where that answer comes back as other ids (text has several ways to be cut into tokens) it is computed again from there.
+With weights of fewer bits answers are not kept: their keys and values are not of the weights that prompts are read with.
+
 What follows is computed as behind an earlier chunk of the same prompt, so in float32 ids are the same with and without (but
 where two scores are equal to the last bits).
 
@@ -16,7 +20,7 @@ Shapes: L layers, H key-value heads, n positions, d head width.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 
 from unimm.inference.decode.ragged_cache import KeyValueCache
+from unimm.inference.decode.request import Row
 from unimm.inference.kernels.llama_decode import weight_versions
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Kind, Segment, Sequence
@@ -129,6 +134,18 @@ class PrefixCache:
         while self.num_bytes > self.max_bytes:
             self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
 
+    @torch.inference_mode()
+    def insert_answers(self, rows: list[Row], ended: Collection[Row], cache: KeyValueCache) -> None:
+        """Copy blocks out of rows whose texts have ended: prompts with all that was written behind them but the last id, which
+        no step has read. rows: as they lie in the cache."""
+        texts = [(place, row) for place, row in enumerate(rows) if row in ended and _is_written(row)]
+        if texts:
+            self.check_weights()
+        for place, row in texts:
+            if row.generation == self.generation:  # else weights have changed meanwhile
+                written = row.job.request.sequence.fill(row.job.filled)
+                self.insert([block for block in blocks_of(written) if block.stop < written.length], cache, place)
+
 
 def blocks_of(sequence: Sequence) -> list[Block]:
     """The blocks of a closed sequence; what is left of text at its end makes none."""
@@ -170,6 +187,12 @@ def behind(sequence: Sequence, num_positions: int) -> Sequence:
             assert segment.kind == Kind.TEXT, "only text is cut"
             segments.append(Segment.text(_ids_read(segment)[num_positions - start :], condition=segment.condition))
     return Sequence(tuple(segments))
+
+
+def _is_written(row: Row) -> bool:
+    """Whether there is more than a prompt in a row, and all of it is text behind that."""
+    job = row.job
+    return row.branch == 0 and job.error is None and job.request.blank.kind == Kind.TEXT and len(job.filled) > 1
 
 
 def _runs(sequence: Sequence) -> Iterator[tuple[list[Segment], int, int]]:

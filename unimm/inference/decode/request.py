@@ -308,13 +308,14 @@ class Job:
 class Row:
     """A row of the cache. sequence: what it begins with. branch: of its request's guidance; 0 is the prompt itself.
 
-    length: positions of it that are written.
+    length: positions of it that are written. generation: of the prefix cache, when its prefill began.
     """
 
     job: Job
     sequence: Sequence
     branch: int
     length: int = 0
+    generation: int = -1
 
     @cached_property
     def prefix_key(self) -> tuple:

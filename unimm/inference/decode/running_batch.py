@@ -34,7 +34,7 @@ class RunningBatch:
 
     def __init__(self, model: UnifiedModel, pad_id: int, config: ComputeConfig, prefixes: PrefixCache | None = None) -> None:
         self.model, self.pad_id, self.config, self.prefixes = model, pad_id, config, prefixes
-        self.kernels = kernels_of(next(model.parameters()).device)
+        self.kernels = kernels_of(next(model.parameters()).device, config.kernels)
         self.reads_one_step_late = self.kernels.is_captured
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows = WindowTotals()
@@ -107,7 +107,7 @@ class RunningBatch:
             hidden_RD = prefill.advance()
             if hidden_RD is None:
                 return
-            chosen = self._decode_step().choose_first(prefill.rows, hidden_RD)
+            chosen = self.decode_step().choose_first(prefill.rows, hidden_RD)
         except Exception as error:
             self._drop_prefill(prefill)
             self._retries += prefill.fail(error)
@@ -128,12 +128,14 @@ class RunningBatch:
         while self.prefill is not None and self._starting_guidance():
             self.advance_prefill()  # one after the other: both need the places behind the last row
         if gone := {row for row in self.rows if row.is_over}:
+            if self.prefixes is not None and self.config.weights is None:
+                self.prefixes.insert_answers(self.rows, gone, self._cache)
             self._drop(gone)
         if jobs := self._starting_guidance():
             self._join_branches(jobs)
 
     def _launch(self) -> PendingTokens:
-        step, self.window = self._decode_step(), self._next_window()
+        step, self.window = self.decode_step(), self._next_window()
         widths = [row.job.width(self.window) if self._may_have_window(row) else 1 for row in self.rows]
         for row, width in zip(self.rows, widths, strict=True):
             row.job.guess(width - 1)
@@ -274,11 +276,11 @@ class RunningBatch:
         self._join(prefill)
 
     def _make_prefill(self, rows: list[Row]) -> Prefill:
-        config = self.config
-        begin, alone = len(self.rows), config.is_deterministic
-        return Prefill(self.model, self._cache, rows, begin, config.prefill_positions, alone, self.prefixes)
+        sizes = len(self.rows), self.config.prefill_positions, self.config.is_deterministic
+        return Prefill(self.model, self._cache, rows, *sizes, self.prefixes)
 
-    def _decode_step(self) -> DecodeStep:
+    def decode_step(self) -> DecodeStep:
+        """What it makes steps with; made when it is first needed."""
         if self._decode_model is None:
             # Outside of inference mode: on a GPU joint weights become the model's own, which may be trained further.
             with torch.inference_mode(False), torch.no_grad():
@@ -329,7 +331,7 @@ class RunningBatch:
         """Rows and slots of a step over these numbers: steps round up, or are always of one size."""
         if self.config.is_deterministic:
             return self.config.max_rows, self.config.max_positions
-        return self._decode_step().rounded(rows, slots)
+        return self.decode_step().rounded(rows, slots)
 
     @property
     def num_cache_bytes(self) -> int:

@@ -41,12 +41,13 @@ class Scheduler:
         weights: str | None = None,
         deterministic: bool = False,
         is_stopped: Callable[[], bool] | None = None,
+        kernels: str | None = None,
     ) -> None:
         self.model, self.pad_id = model, pad_id
         self.limits = limits or Limits()
         self.max_positions = self.limits.max_positions or model.config.max_positions
         self.is_stopped = is_stopped
-        self._work = Workload(model, pad_id, self.limits, self.max_positions, weights, deterministic)
+        self._work = Workload(model, pad_id, self.limits, self.max_positions, weights, deterministic, kernels)
         self._running = self._work.running
         self._lock = FairRLock()
         self._changed = threading.Condition()

@@ -3,8 +3,9 @@
 What a step reads and writes of its rows (`batch`) lies on the device and is made again only when rows come or go: an id that
 one step chooses is what the next one embeds, without a round trip to the host. So on a GPU the whole of it (embed, trunk,
 heads, guidance, sampling) is one CUDA graph for each shape, and shapes are few: numbers of rows and slots are rounded up. (A
-step of a 1B model is some hundred small kernels; launched one by one from Python they take longer than they run.) Steps with
-windows are not captured: the host reads what each has chosen before it knows what the next one computes.
+step of a 1B model is some hundred small kernels; launched one by one from Python they take longer than they run.) So are steps
+with windows, where all rows then have as many positions; the host reads what each has chosen, and writes what the next one
+computes, between two of them.
 
 Shapes: R rows, P new positions of all of them, D trunk width, k likeliest ids.
 """
@@ -17,7 +18,7 @@ import torch
 
 from unimm.inference.decode.batch import BatchRounding, DecodeBatch
 from unimm.inference.decode.ragged_cache import KeyValueCache
-from unimm.inference.decode.request import Choice, Job, Row
+from unimm.inference.decode.request import Choice, Job, Request, Row
 from unimm.inference.kernels.llama_decode import DecodeModel
 
 SLOTS = 128
@@ -41,10 +42,14 @@ class PendingTokens:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> Iterator[tuple[Job, list[Choice]]]:
-        """Every request with what was chosen at each of its new positions, in their order."""
+    def wait(self) -> None:
+        """Until it has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
+
+    def read(self) -> Iterator[tuple[Job, list[Choice]]]:
+        """Every request with what was chosen at each of its new positions, in their order."""
+        self.wait()
         ids, logprobs = iter(self._ids.tolist()), iter(self._logprobs.tolist())
         for jobs, size, has_logprobs, k in self._groups:
             own_ids = [[next(ids) for _ in range(1 + k)] for _ in range(size)]
@@ -60,6 +65,7 @@ class PendingTokens:
 class DecodeStep:
     """Moves all rows by one position, or by as many of a window as were guessed right.
 
+    batch: its rows now; None: it has none.
     fixed_rows, fixed_slots, fixed_window: rows, slots, and positions of a row that every step computes, for batch invariance:
         kernels of different sizes round differently.
     """
@@ -77,7 +83,7 @@ class DecodeStep:
         self.size = BatchRounding(next(model.model.parameters()).device, self._graphs is not None, fixed_rows)
         self._vocabulary_sizes = {kind: port.vocabulary_size for kind, port in model.model.vocabulary_ports.items()}
         self._kept: dict[Hashable, DecodeBatch] = {}
-        self._batch: DecodeBatch | None = None
+        self.batch: DecodeBatch | None = None
 
     def rounded(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots that it computes for these numbers."""
@@ -88,31 +94,63 @@ class DecodeStep:
         if rows:
             slots = self._slots(max(row.num_slots for row in rows))
             self.cache.reserve(self.size.of_rows(len(rows)), slots)
-        self._batch = self._batch_of(rows, widths, self.fixed_window) if rows else None
-        if self._batch is not None and self._graphs is not None and self._batch.windows is None:
-            kept = self._kept.setdefault(self._batch.shape, self._batch)
-            if kept is not self._batch:
-                kept.copy_from(self._batch)
-            self._batch = kept
+        self.batch = self._batch_of(rows, widths, self.fixed_window) if rows else None
+        if self.batch is not None and self._graphs is not None:
+            kept = self._kept.setdefault(self.batch.shape, self.batch)
+            if kept is not self.batch:
+                kept.copy_from(self.batch)
+            self.batch = kept
 
     @torch.inference_mode()
     def refresh(self) -> None:
         """The same rows, which the last step has not all moved by one."""
-        assert self._batch is not None
-        self._batch.refresh()
+        assert self.batch is not None
+        self.batch.refresh()
 
     @torch.inference_mode()
     def run(self, num_slots: int) -> PendingTokens:
         """Every row reads its last id and chooses the next one. num_slots: most positions that any row then has."""
-        batch = self._batch
+        batch = self.batch
         assert batch is not None, "there are no rows"
         slots = self._slots(num_slots)
         self.cache.reserve(batch.num_rows, slots)
         self.cache.grow()
-        if self._graphs is None or batch.windows is not None:
+        if self._graphs is None:
             return PendingTokens(batch, *self._compute(batch, slots))
         shape = (batch.shape, slots, self.cache.generation)
         return PendingTokens(batch, *self._graphs.run(shape, lambda: self._compute(batch, slots), batch.tensors))
+
+    @torch.inference_mode()
+    def capture(self, requests: list[Request], num_rows: int, num_slots: int, window: int, pad_id: int) -> int:
+        """Record the steps of each of these requests alone, with whole windows, in every number of rows and slots up to these
+        that steps are rounded to, so that few are recorded while somebody waits; returns how many. Nothing where steps are not
+        captured."""
+        if self._graphs is None:
+            return 0
+        self.cache.reserve(self.size.of_rows(num_rows), self._slots(num_slots), ahead=False)
+        before = len(self._graphs)
+        for request in requests:
+            branches = len(Job(-1, request).rows(pad_id))
+            for count in self.size.all_rows(num_rows):
+                if count >= branches:
+                    self._capture_rows(
+                        [Job(-1, request, filled=[0]) for _ in range(count // branches)], num_slots, window, pad_id
+                    )
+        self.batch = None
+        return len(self._graphs) - before
+
+    def _capture_rows(self, jobs: list[Job], num_slots: int, window: int, pad_id: int) -> None:
+        width = jobs[0].width(window)
+        for job in jobs:
+            job.guess(width - 1)
+        rows = [row for job in jobs for row in job.rows(pad_id)]
+        self.set_rows(rows, [width] * len(rows))
+        assert self.batch is not None
+        if not self.cache.num_bytes:  # made by their first use: else the first graph would be one of other buffers
+            self._compute(self.batch, self._slots(1))
+        for slots in range(self._slots(1), self._slots(num_slots) + 1, SLOTS):
+            self.batch.refresh()
+            self.run(slots).wait()
 
     @torch.inference_mode()
     def choose_first(self, rows: list[Row], hidden_RD: torch.Tensor) -> PendingTokens:
@@ -145,6 +183,9 @@ class Graphs:
         self._stream = torch.cuda.Stream(device, priority=-1)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._pool: Any = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
     def run(self, shape: Hashable, work: Callable[[], Any], changed: list[torch.Tensor]) -> Any:
         """What `work()` gives, as tensors that the next call may overwrite. changed: what it writes to beside them."""

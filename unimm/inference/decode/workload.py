@@ -19,6 +19,7 @@ from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.windows import LARGEST
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.devices import free_memory
 from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Kind
 
@@ -91,11 +92,10 @@ class Limits:
     window: codes of a drawing that one step computes at once (`windows`), 64 at most. None: as many as are measured to pay at
         this load, in float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`. What a
         step computes for drawings grows with it; keys and values do not. With `deterministic` every step computes `max_rows`
-        times `window` positions, also where there are texts alone, since results must not depend on the company; and with a
-        window of more than one, none of these is captured as a CUDA graph.
+        times `window` positions, also where there are texts alone, since results must not depend on the company.
     prefix_cache_bytes: keys and values of prompts that are kept, beside `max_cache_bytes`, for later requests that begin alike
-        (automatic prefix caching, `prefix_cache`): the same system prompt, the same picture. 0: none. Not with `deterministic`,
-        since how a sum is rounded would depend on what was asked before.
+        (automatic prefix caching, `prefix_cache`): the same system prompt, the same picture, the last turns of a chat. 0: none.
+        Not with `deterministic`, since how a sum is rounded would depend on what was asked before.
     """
 
     max_rows: int = 128
@@ -168,11 +168,12 @@ class Workload:
         max_positions: int,
         weights: str | None,
         deterministic: bool,
+        kernels: str | None = None,
     ) -> None:
         self.model, self.pad_id, self.limits = model, pad_id, limits
         kind = next(model.parameters()).device.type
         self._prefill_positions = limits.prefill_positions or PREFILL_POSITIONS.get(kind, PREFILL_POSITIONS["cpu"])
-        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window)
+        sizes = (limits.max_rows, max_positions, self._prefill_positions, limits.max_cache_bytes, limits.window, kernels)
         if deterministic and limits.prefix_cache_bytes:
             raise ValueError(
                 "With a prefix cache, how sums are rounded depends on what was asked before: leave out deterministic, or "
@@ -217,6 +218,17 @@ class Workload:
     def _is_at_once(self, request: Request) -> bool:
         """Whether its kind has no logits from which elements are chosen one by one."""
         return request.blank.kind not in self.model.vocabulary_ports
+
+    def capture(self, requests: list[Request], num_slots: int) -> int:
+        """Record steps before they are asked for (`DecodeStep.capture`), for as many rows as memory allows. RuntimeError: there
+        are requests, whose keys and values it would overwrite."""
+        if not self.is_idle:
+            raise RuntimeError("Steps are captured before there are requests, and some are being filled in: wait for them.")
+        rows, most, device = self.limits.max_rows, self.limits.max_cache_bytes, self.running.kernels.device
+        most = free_memory(device) // 2 if most is None else most
+        while rows > 1 and self.running.bytes_for([num_slots] * rows) > most:
+            rows //= 2
+        return self.running.decode_step().capture(requests, rows, num_slots, self.limits.window or 1, self.running.pad_id)
 
     def push(self, job: Job, is_further: bool = False) -> None:
         """Let a request wait. Raises `QueueFull` where too many wait already, unless it goes on with one that did not."""

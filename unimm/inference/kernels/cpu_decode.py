@@ -39,10 +39,14 @@ class _Step(ctypes.Structure):
 
 
 class CpuDecode:
-    """The layers of a `DecodeModel` by these kernels."""
+    """The layers of a `DecodeModel` by these kernels.
+
+    num_calls: of them so far: two norms, attention and activation a layer and step, and the last norm.
+    """
 
     def __init__(self, trunk: Any, layers: list[TorchLayer], library: ctypes.CDLL) -> None:
         self._layers, self._library, self._rotary = layers, library, trunk.rotary_emb
+        self.num_calls = 0
         norms = [(one.input_layernorm, one.post_attention_layernorm) for one in trunk.layers]
         self._norms = [norm for pair in norms for norm in pair] + [trunk.norm]
         self._head_norms = [
@@ -54,6 +58,7 @@ class CpuDecode:
     ) -> torch.Tensor:
         """New positions of rows, written at their places in the cache: (P, D) -> hidden states (P, D). rows_P: the row of each;
         None: there is one of each row."""
+        self.num_calls += 4 * len(self._layers) + 1
         x_PD, added_PD = embeddings_PD.clone(memory_format=torch.contiguous_format), None
         step, kept = self._step(embeddings_PD, positions_P, cache, rows_P)
         first = self._layers[0]

@@ -3,14 +3,15 @@ and what follows for the steps around them (whether they are captured, read late
 
 `DecodeKernels` itself is plain PyTorch, for any device (Apple's, for instance); `CpuKernels` has weights that are arranged for
 oneDNN, FBGEMM and PyTorch's few-bit products in C++; `CudaKernels` has a fused attention and is captured as CUDA graphs;
-Trunks that are not of Llama's shape go through
-`transformers` on each of them (`llama_decode`).
+`triton_layers.TritonKernels`, for who asks for them, compute a layer in five launches. Trunks that are not of Llama's shape go
+through `transformers` on each of them (`llama_decode`).
 
 Shapes: R rows, P new positions of all of them, D trunk width, F hidden width of the MLP, H query heads, G key-value heads, S
 slots in use, d head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,9 @@ from unimm.inference.decode.kv_cache import RowCacheLayer
 from unimm.inference.kernels.quantized_linear import Linear, make_cpu_linear, make_joint_linear
 from unimm.inference.kernels.step_inputs import StepInputs
 from unimm.models.llama import rotate
+
+KERNELS = ("torch", "triton")
+"""What users may ask for: PyTorch's operators, as each device has them best; or Triton's kernels, on CUDA devices."""
 
 
 class LayerKernels(Protocol):
@@ -53,6 +57,7 @@ class DecodeKernels:
 
     is_captured: steps are launched faster as CUDA graphs, and one may be launched before the ids of the last one are read.
     has_copies: weights are copied as they are arranged; else joint weights become the layers' own.
+    launches: of kernels of our own, so far.
     """
 
     is_captured = False
@@ -60,7 +65,7 @@ class DecodeKernels:
     prefill_positions = 1024
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.launches = device, 0
 
     def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
         """Linear layers that read the same input as one: x (P, I) -> (P, O1 + O2 + ...). weights: of fewer bits."""
@@ -76,8 +81,12 @@ class DecodeKernels:
         """The operations of one layer of the trunk."""
         return TorchLayer(self, layer, weights)
 
-    def check(self, weights: str | None) -> None:
-        """ValueError: this device has no such products."""
+    def layers(self, layers: Iterable[nn.Module], weights: str | None = None) -> list[LayerKernels]:
+        """Those of all layers."""
+        return [self.layer(one, weights) for one in layers]
+
+    def check(self, weights: str | None, is_known: bool) -> None:
+        """ValueError: these kernels have no such products, or not for this trunk. is_known: it is of Llama's shape."""
 
     def chooses_windows(self, dtype: torch.dtype) -> bool:
         """Whether windows of drawings are chosen by what steps cost. In float32 ids are the same with any window; in fewer
@@ -94,7 +103,7 @@ class CpuKernels(DecodeKernels):
     def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
         return make_cpu_linear(layers, weights)
 
-    def check(self, weights: str | None) -> None:
+    def check(self, weights: str | None, is_known: bool) -> None:
         if weights == "fp8":
             raise ValueError("fp8 weights are for GPUs: on a CPU take int8.")
 
@@ -114,9 +123,22 @@ class CudaKernels(DecodeKernels):
         return attend_fused(q_RHd, keys_RGSd, values_RGSd, mask_RG1S, scale)
 
 
-def kernels_of(device: torch.device) -> DecodeKernels:
-    """PyTorch's, for a device."""
-    return {"cpu": CpuKernels, "cuda": CudaKernels}.get(device.type, DecodeKernels)(device)
+def kernels_of(device: torch.device, name: str | None = None) -> DecodeKernels:
+    """One of `KERNELS` for a device; None: PyTorch's.
+
+    Raises:
+        ValueError: there are none of that name, or not for this device.
+    """
+    if name not in (None, *KERNELS):
+        raise ValueError(f"There are no kernels '{name}': choose one of {', '.join(KERNELS)}.")
+    if name != "triton":
+        return {"cpu": CpuKernels, "cuda": CudaKernels}.get(device.type, DecodeKernels)(device)
+    if find_spec("triton") is None:
+        raise ValueError("Triton is not installed, which PyTorch's builds for CUDA bring: leave out kernels='triton'.")
+    # Here, for it takes a while to import, and needs none of what it is not asked for.
+    from unimm.inference.kernels.triton_layers import TritonKernels
+
+    return TritonKernels(device)
 
 
 class TorchLayer:

@@ -54,18 +54,23 @@ class DecodeModel:
         is_known = is_llama_shaped(model.trunk) and not adapted_layers(model.trunk)
         if weights is not None:
             _check_weights(weights, model, is_known)
-            kernels.check(weights)
+        kernels.check(weights, is_known)
         # Arranged weights lie beside the model's, which on a CPU are mostly pages of its file that may go.
         if kernels.has_copies and weights is None and not _has_room_for_copies(model):
             logger.warning("Too little memory is free for arranged copies of the weights: decoding goes on without, slower.")
         else:
+            if is_known:
+                self.layers = [_Layer(layer) for layer in kernels.layers(model.trunk.layers, weights)]
             of_heads = weights if weights == "int8" else None
             if kernels.has_copies or of_heads:
                 self.heads = {kind: _chain(kernels, port.head, of_heads) for kind, port in model.vocabulary_ports.items()}
-            if is_known:
-                self.layers = [_Layer(kernels.layer(layer, weights)) for layer in model.trunk.layers]
         self.cpu: CpuDecode | None = make_cpu_decode(model, [one.kernels for one in self.layers]) if self.layers else None
         self._versions = weight_versions(model)
+
+    @property
+    def num_calls(self) -> int:
+        """Of kernels of our own, so far."""
+        return self.kernels.launches + (self.cpu.num_calls if self.cpu is not None else 0)
 
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were read."""

@@ -71,9 +71,7 @@ class Int8Linear:
     """weight (O, I) as int8 with a scale a row; x (R, I) bfloat16 -> (R, O), on a CPU without `IntegerLinear`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        weight = weight.detach().float()
-        scale_O = _scales(weight)
-        self.weight = (weight / scale_O[:, None]).round().to(torch.int8)
+        self.weight, scale_O = quantize_rows(weight)
         self.scale = scale_O.to(torch.bfloat16)
         self.bias = None if bias is None else bias.detach()
 
@@ -181,6 +179,13 @@ def has_integer_products() -> bool:
     if torch.backends.quantized.engine not in ("fbgemm", "x86") or not cpu_has_vnni():
         return False
     return hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+
+
+def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (O, I) as int8, and (O,) float32 what a step of it is worth in each row."""
+    weight = weight.detach().float()
+    scale_O = _scales(weight)
+    return (weight / scale_O[:, None]).round().to(torch.int8), scale_O
 
 
 def _scales(weight: torch.Tensor) -> torch.Tensor:
