@@ -188,7 +188,8 @@ def _products(model: DecodeModel, x_PD: torch.Tensor) -> Callable[[], None] | No
     def run() -> None:
         for layer in layers:
             assert isinstance(layer, TorchLayer)
-            layer.qkv(x_PD), layer.out(mixed), layer.gate_up(x_PD), layer.down(gated_PF)
+            for multiply, x in ((layer.qkv, x_PD), (layer.out, mixed), (layer.gate_up, x_PD), (layer.down, gated_PF)):
+                multiply(x)
 
     return run
 

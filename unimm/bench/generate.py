@@ -153,7 +153,7 @@ def _floor_bytes(engine: Any, trial: Trial) -> float:
     if trial.num_texts or not trial.num_images:
         return 0.0  # a mix changes from step to step
     num_codes = engine.image_tokenizer.num_codes
-    size = next(engine.model.parameters()).element_size()
+    size: int = next(engine.model.parameters()).element_size()
     bytes_a_weight = BYTES_A_WEIGHT.get(trial.weights, size)
     parts = (engine.model.trunk, engine.model.codes.head)
     weights = sum(p.numel() for part in parts for p in part.parameters()) * bytes_a_weight

@@ -126,7 +126,7 @@ def compile_ahead(shape: Shape, capability: int = 90) -> list[dict[str, Any]]:
     first: dict[str, Any] = {}
     for noted in recorder.noted:
         first.setdefault(noted[0].__name__, noted)
-    return [_compile(*noted, capability) for noted in first.values()]
+    return [_compile(kernel, arguments, blocks, capability) for kernel, arguments, blocks in first.values()]
 
 
 def _compile(kernel: Any, arguments: tuple[Any, ...], blocks: dict[str, Any], capability: int) -> dict[str, Any]:
