@@ -24,7 +24,6 @@ from unimm.cli.model_commands import models
 from unimm.cli.options import (
     Device,
     Dtype,
-    Kernels,
     MaxNewTokens,
     Model,
     NumFrames,
@@ -180,7 +179,6 @@ def caption(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
-    kernels: Kernels = None,
 ) -> None:
     """Describe images or videos. Several give one line each: file, tab, caption.
 
@@ -189,7 +187,7 @@ def caption(
       unimm caption photo.jpg --language zh
       unimm caption photo.jpg --verify
     """
-    engine = open_model(model, device, dtype, weights, kernels=kernels)
+    engine = open_model(model, device, dtype, weights)
     checks = {"votes": votes, "verify": verify, "num_frames": num_frames}
     captions = engine.caption(list(images), max_new_tokens, temperature, language, **checks)
     for image, text in zip(images, captions, strict=True):
@@ -215,7 +213,6 @@ def answer(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
-    kernels: Kernels = None,
 ) -> None:
     """Answer a question about an image, or about several at once; about a video where the model was made for them.
 
@@ -231,11 +228,7 @@ def answer(
 
     images, question = read_images(words)
     checks = {"examples": read_pairs(example or []), "votes": votes, "verify": verify, "num_frames": num_frames}
-    typer.echo(
-        open_model(model, device, dtype, weights, kernels=kernels).answer(
-            images, question, max_new_tokens, temperature, **checks
-        )
-    )
+    typer.echo(open_model(model, device, dtype, weights).answer(images, question, max_new_tokens, temperature, **checks))
 
 
 @app.command(context_settings=HYDRA, add_help_option=False)
