@@ -323,25 +323,6 @@ def crash_resume(
     run(training or ["unified", "tokenizer"], workers or [0, 1, 2], processes or [1, 2], count, out)
 
 
-@bench.command("broken-data")
-def broken_data(
-    kills: Annotated[int, typer.Option(min=1, help="Of each command.")] = 2,
-    images: Annotated[int, typer.Option(min=1, help="Good ones among the broken ones.")] = 8200,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the outcomes as JSON.")] = Path(
-        "runs/bench/broken_data.json"
-    ),
-) -> None:
-    """Whether trainings and encodings of broken files that are killed again and again end as those that were left alone.
-
-    \b
-    Example:
-      unimm bench broken-data --kills 2
-    """
-    from unimm.cli.bench.broken_data import run
-
-    run(kills, images, out)
-
-
 @bench.command()
 def hostile(
     model: Annotated[str, typer.Option("--model", "-m", help="What to serve, as `unimm serve` takes it.")] = "demo",

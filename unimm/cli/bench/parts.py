@@ -1,4 +1,5 @@
-"""Commands of `unimm bench` about models as they are, with their options; what each measures is in `unimm.bench`."""
+"""Commands of `unimm bench` about models as they are and files that are broken, with their options; what each measures is in
+`unimm.bench`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,3 +54,22 @@ def projectors(
     from unimm.cli.bench.projectors import run
 
     run(models, device, dtype, batch, repeats, out)
+
+
+@parts.command("broken-data")
+def broken_data(
+    kills: Annotated[int, typer.Option(min=1, help="Of each command.")] = 2,
+    images: Annotated[int, typer.Option(min=1, help="Good ones among the broken ones.")] = 8200,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the outcomes as JSON.")] = Path(
+        "runs/bench/broken_data.json"
+    ),
+) -> None:
+    """Whether trainings and encodings of broken files that are killed again and again end as those that were left alone.
+
+    \b
+    Example:
+      unimm bench broken-data --kills 2
+    """
+    from unimm.cli.bench.broken_data import run
+
+    run(kills, images, out)
