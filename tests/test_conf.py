@@ -1,7 +1,7 @@
 """Every configuration is used: each composes with its root, each node builds, and a typo ends in one sentence."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from janus_cases import PRO_1B, pro_7b
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from typer.testing import CliRunner
 from users_files import make_all
 
@@ -115,6 +115,7 @@ DATA_OF |= {"flow/janus_flow_1b": "data/flow"}
 """Experiments on the user's own files."""
 
 
+@cache
 def groups_of(root: str) -> list[str]:
     """The groups that a root chooses from."""
     defaults = yaml.safe_load((CONF / f"{root}.yaml").read_text(encoding="utf-8"))["defaults"]
@@ -146,9 +147,30 @@ BACKENDS = ways()
 
 @cache
 def compose(way: str, *more: str) -> DictConfig:
-    """Composed once; do not change it."""
+    """Composed once; do not change it.
+
+    Data are those that `train` composes, put below another root: that this is what Hydra composes for that root is tested.
+    """
     root, words = BACKENDS[way]
-    return compose_config(root, [*GIVEN[root], *words, *more])
+    option = way.partition(" ")[2]
+    if root == "train" or more or not option.startswith("data/"):
+        return compose_config(root, [*GIVEN[root], *words, *more])
+    return with_data(compose(root), compose(f"train {option}").data)
+
+
+def with_data(config: DictConfig, data: DictConfig) -> DictConfig:
+    """A configuration that learns from other data."""
+    other = OmegaConf.masked_copy(config, [key for key in config if key != "data"])
+    with open_dict(other):
+        other.data = data
+    return other
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """As it is read, with every value that it takes from elsewhere."""
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def of_root(root: str) -> list[str]:
@@ -229,12 +251,57 @@ def test_what_a_recipe_learns_from_stays_in_its_order() -> None:
 
 @pytest.mark.parametrize("way", BACKENDS)
 def test_it_composes_without_a_hole(way: str) -> None:
-    resolved = OmegaConf.to_container(compose(way), resolve=True, throw_on_missing=True)
-    assert isinstance(resolved, dict) and "seed" in resolved and "out" in resolved
+    assert {"seed", "out"} <= plain(compose(way)).keys()
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("data/")])
+def test_an_option_of_data_sets_data_alone(option: str) -> None:
+    """So that it may be composed once for all roots."""
+    own, default = (OmegaConf.to_container(compose(way)) for way in (f"train {option}", "train"))
+    assert isinstance(own, dict) and isinstance(default, dict)
+    assert {**own, "data": None} == {**default, "data": None}
+
+
+@pytest.mark.parametrize("option", ["data/worlds", "data/worlds/corrupted", "data/jsonl", "data/mixed_vision"])
+@pytest.mark.parametrize("root", [root for root in ROOTS if root != "train" and "data" in groups_of(root)])
+def test_data_are_the_same_below_every_root(root: str, option: str) -> None:
+    """As the shell composes them, also where they are put together from nodes, or ask for codes and seeds of the root."""
+    words = BACKENDS[f"{root} {option}"][1]
+    composed, put = plain(compose_config(root, [*GIVEN[root], *words])), plain(compose(f"{root} {option}"))
+    assert composed == put and list(composed["data"]) == list(put["data"])
+
+
+Longest = Callable[[str, Template, int, tuple[int, ...]], int]
+
+
+@pytest.fixture(scope="module")
+def longest(text_tokenizer: TextTokenizer) -> Longest:
+    """The longest of what the views of some sources, as YAML, give of their first records; the same sources are read once."""
+    known: dict[tuple[object, ...], int] = {}
+
+    def measure(sources: str, template: Template, num_codes: int, latents: tuple[int, ...]) -> int:
+        sizes = (template.image_size, template.num_positions, template.latent_patch, num_codes, latents)
+        key = (sources, repr(template.prompt_format), *sizes)
+        if key not in known:
+            codes = np.zeros(num_codes, dtype=np.int64)
+            lengths = [0]
+            for source in OmegaConf.create(sources).values():
+                dataset, view = bare_dataset(source.dataset), build(source.view)
+                for index in range(min(30, len(dataset))):
+                    record = dataset[index]
+                    if is_coded(source.dataset):
+                        record = record.with_codes(*[codes] * max(record.num_images, 1)).with_corrupted_codes(codes)
+                    if is_coded(source.dataset, latents=True):
+                        record = record.with_codes(np.zeros(latents, np.float32), name=LATENTS)
+                    lengths.append(view(record, template, np.random.default_rng(index)).length)
+            known[key] = max(lengths)
+        return known[key]
+
+    return measure
 
 
 @pytest.mark.parametrize("way", of_root("train"))
-def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
+def test_a_training_builds(way: str, text_tokenizer: TextTokenizer, longest: Longest) -> None:
     """The model on no device, who learns of it, how, from what; and a row holds the longest of what the views give."""
     config = compose(way)
     image_tokenizer = meta_image_tokenizer(build(compose("train_tokenizer").tokenizer))
@@ -260,18 +327,9 @@ def test_a_training_builds(way: str, text_tokenizer: TextTokenizer) -> None:
     flow = model.config.ports.get("latents", LatentsConfig(latent_size=8))
     patch = {"latent_patch": flow.patch_size}
     template = Template(text_tokenizer, prompts, vision.image_size, model.num_image_positions, **patch)
-    codes = np.zeros(image_tokenizer.num_codes, dtype=np.int64)
-    longest = 0
-    for source in config.data.sources.values():
-        dataset, view = bare_dataset(source.dataset), build(source.view)
-        for index in range(min(30, len(dataset))):
-            record = dataset[index]
-            if is_coded(source.dataset):
-                record = record.with_codes(*[codes] * max(record.num_images, 1)).with_corrupted_codes(codes)
-            if is_coded(source.dataset, latents=True):
-                record = record.with_codes(np.zeros(flow.shape, np.float32), name=LATENTS)
-            longest = max(longest, view(record, template, np.random.default_rng(index)).length)
-    assert longest <= min(trainer.num_positions, model.config.max_positions)
+    sources = OmegaConf.to_yaml(config.data.sources, resolve=True)
+    held = longest(sources, template, image_tokenizer.num_codes, flow.shape)
+    assert held <= min(trainer.num_positions, model.config.max_positions)
 
 
 def test_adapters_are_what_their_file_says() -> None:
@@ -314,7 +372,11 @@ def test_what_is_encoded_builds(way: str) -> None:
 @pytest.mark.parametrize("way", of_root("encode"))
 def test_what_is_stored_as_codes_does_not_move_with_the_seed(way: str) -> None:
     """Else a run of another seed would read codes of other images than its own."""
-    of_seeds = [compose(way, f"seed={seed}").data.sources.values() for seed in (0, 1)]
+    of_seeds = []
+    for seed in (0, 1):
+        config = with_data(compose(way), compose(way).data)
+        config.seed = seed
+        of_seeds.append(config.data.sources.values())
     for one, other in zip(*of_seeds, strict=True):
         assert not is_coded(one.dataset) or one.dataset == other.dataset
 

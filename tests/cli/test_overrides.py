@@ -1,11 +1,13 @@
 """Overrides as people type them: a path comes out as it went in, and what Hydra's grammar means keeps its meaning."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.errors import HydraException
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
+from unimm.cli import compose
 from unimm.cli.app import app, expand_home
 from unimm.cli.choices import conf_folder
-from unimm.cli.compose import compose_config, run_with_hydra
+from unimm.cli.compose import compose_config, given_sizes, run_with_hydra
 from unimm.cli.overrides import FLAGS, FUNCTIONS, ONE_PATH, PATHS, VALUED_OPTIONS, as_typed, quote, split_arguments
 
 parser = OverridesParser.create()
@@ -261,3 +264,18 @@ def test_mistakes_end_in_one_sentence(verb: str, words: list[str], told: str, pl
     assert result.exit_code == 2, result.output
     assert told in result.stderr
     assert result.stderr.startswith("unimm: ") and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_sizes_are_those_of_the_files_as_they_are_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read of them once is read again after a change: else a file's own sizes would count as given beside it."""
+    shutil.copytree(conf_folder(), tmp_path / "conf")
+    monkeypatch.setattr(compose, "conf_folder", lambda: tmp_path / "conf")
+    words = ["codes=x", "init_from=demo", "model=tiny"]
+    for width in (48, 96):
+        file = tmp_path / "conf/model/tiny.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config["vision"]["width"] = width
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        composed = compose_config("train", words)
+        assert composed.model.vision.width == width and given_sizes(composed) == ("model",)
+    assert given_sizes(compose_config("train", [*words, "model.vision.width=32"])) == ("model", "model.vision.width")

@@ -7,7 +7,9 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -79,14 +81,29 @@ def _noted(config: DictConfig, overrides: Iterable[str], root: str, choices: Map
     given += [f"model.{PROJECTOR}"] if choices.get(PROJECTOR) not in (None, OF_MODEL) else []
     choice = _sizes_choice(choices)
     if choice is not None and config.get("init_from") is not None:
-        group, option = choice
-        loader = GlobalHydra.instance().config_loader()
-        plain = loader.load_configuration(root, overrides=[f"{group}={option}"], run_mode=RunMode.RUN)
-        before, now = (dict(_leaves(one[group], group)) for one in (plain, config))
-        given += [key for key, value in now.items() if key not in before or before[key] != value]
+        group = choice[0]
+        before, now = _written_sizes(root, *choice), _leaves(config[group], group)
+        given += [key for key, value in now if key not in before or before[key] != value]
     _GIVEN[id(config)] = tuple(dict.fromkeys(given))
     weakref.finalize(config, _GIVEN.pop, id(config), None)
     return config
+
+
+_WRITTEN: dict[tuple[object, ...], dict[str, Any]] = {}
+
+
+def _written_sizes(root: str, group: str, option: str) -> dict[str, Any]:
+    """The sizes of a root with one of its options, as the files have them: composed again where a file has changed."""
+    loader = GlobalHydra.instance().config_loader()
+    places = (place.path for place in loader.get_search_path().get_path() if place.path is not None)
+    folders = [Path(place.removeprefix("file://")) for place in places if place.startswith(("file://", os.sep))]
+    states = [(path, path.stat()) for folder in folders for path in folder.rglob("*.yaml")]
+    key = (root, group, option, *((path, state.st_mtime_ns, state.st_size) for path, state in states))
+    if key not in _WRITTEN:
+        plain = loader.load_configuration(root, overrides=[f"{group}={option}"], run_mode=RunMode.RUN)
+        _WRITTEN.clear()
+        _WRITTEN[key] = dict(_leaves(plain[group], group))
+    return _WRITTEN[key]
 
 
 def _leaves(node: DictConfig, name: str) -> Iterator[tuple[str, Any]]:
@@ -130,8 +147,13 @@ def run_with_hydra(
             arguments = Arguments(arguments.options, [*arguments.overrides, listed], [])
         line = CommandLine(root, arguments)
         check_overrides(line)
-        if arguments.asks_for_help:
-            arguments.overrides.append(f"hydra.help.template={quote(help_template(root, line.choices, command))}")
+        template = help_template(root, line.choices, command) if arguments.asks_for_help else None
+        if template is not None and len(arguments.options) == 1:
+            with explained(line):
+                _print_help(root, template, arguments.for_hydra()[1:])
+            return
+        if template is not None:
+            arguments.overrides.append(f"hydra.help.template={quote(template)}")
         if arguments.is_multirun and not arguments.has_own_sweep:
             arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # Hydra's record of it; each run has its config.yaml
 
@@ -140,10 +162,34 @@ def run_with_hydra(
                 hydra_config = HydraConfig.get()
                 job(_noted(config, hydra_config.overrides.task, root, hydra_config.runtime.choices))
 
-        sys.argv[1:] = arguments.for_hydra()
         with explained(line):
-            hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
+            if arguments.options or any(one.lstrip("+~").startswith("hydra") for one in arguments.overrides):
+                sys.argv[1:] = arguments.for_hydra()
+                hydra.main(version_base=None, config_path=str(conf_folder()), config_name=root)(plain_job)()
+            else:
+                _run_once(root, plain_job, arguments.for_hydra())
     leave_group()
+
+
+@contextmanager
+def _hydra_of_conf() -> Iterator[Any]:
+    """Hydra, with our configurations alone."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base=None):
+        yield GlobalHydra.instance().hydra
+
+
+def _run_once(root: str, job: Callable[[DictConfig], object], overrides: list[str]) -> None:
+    """As `hydra.main` does it, which composes everything once before, to find out that this is no sweep."""
+    with _hydra_of_conf() as opened:
+        opened.run(root, job, overrides)
+
+
+def _print_help(root: str, template: str, overrides: list[str]) -> None:
+    """As Hydra prints it, which looks up all groups once more first, for a part of its own template."""
+    with _hydra_of_conf() as opened:
+        config = opened.compose_config(root, overrides, RunMode.RUN)
+        print(Template(template).substitute(CONFIG=OmegaConf.to_yaml(opened.get_sanitized_cfg(config, "job"))))
 
 
 def print_paths(paths: Iterable[Path]) -> None:
