@@ -15,6 +15,7 @@ from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.drawing_defaults import FlowDefaults
 from unimm.cli.app import app
 from unimm.data.records import LATENTS
+from unimm.eval.tasks.reconstruction import ShapesReconstruction
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.gaussian import GaussianConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
@@ -150,3 +151,13 @@ def test_bad_requests_say_what_is_wrong(engine: Engine, tiny_engine: Engine) -> 
     with pytest.raises(ValueError, match=r"The model draws latents of \(2, 8, 8\)"):
         vae = ImageTokenizer(ImageTokenizerConfig(16, 32, (1, 1, 1), 1, 32, quantizer=GaussianConfig(2)))
         replace(engine.bundle, image_tokenizers={**engine.bundle.image_tokenizers, LATENTS: vae})
+
+
+def test_reconstruction_goes_through_the_latents(engine: Engine) -> None:
+    """Where it is asked for, or the model has nothing else; then there are no codes to count."""
+    result = ShapesReconstruction(3, way="latents").run(engine)
+    alone = ShapesReconstruction(3).run(make_engine(codes=False))
+    assert result.measures.keys() == alone.measures.keys() == {"psnr", "ssim"}
+    assert result.measures["psnr"] == pytest.approx(alone.measures["psnr"])
+    coded = ShapesReconstruction(3).run(engine)
+    assert "codebook_usage" in coded.measures and coded.measures["psnr"] != pytest.approx(result.measures["psnr"])

@@ -105,11 +105,12 @@ TASKS = {
     ),
     # Reconstruction is the image tokenizer's, which `unimm train` leaves as it is.
     "shapes_reconstruction": BuiltInTask(
-        lambda items: ShapesReconstruction(items.num_items, items.seed), 200, 500, 2000, False, ("seed",),
+        lambda items: ShapesReconstruction(items.num_items, items.seed, items.drawing.drawing), 200, 500, 2000, False,
+        ("seed", "drawing"),
         "what the image tokenizer keeps of scenes: read right, PSNR, SSIM, codebook usage",
     ),
     "digits_reconstruction": BuiltInTask(
-        lambda items: DigitsReconstruction(items.num_items), 200, 500, 2000, False, (),
+        lambda items: DigitsReconstruction(items.num_items, items.drawing.drawing), 200, 500, 2000, False, ("drawing",),
         "the same of scans, of which there are 901",
     ),
 }  # fmt: skip

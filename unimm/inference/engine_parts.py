@@ -2,7 +2,7 @@
 which makes pictures of codes and codes of pictures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -182,13 +182,26 @@ class ImageCoder:
     @torch.inference_mode()
     def encode(self, images: list[ImageLike]) -> torch.Tensor:
         """Images -> codes (n, num_codes) long on the CPU; short side to size, centre crop."""
+        return torch.cat(
+            [torch.empty(0, self.tokenizer.num_codes, dtype=torch.long)]
+            + [self.tokenizer.encode(pixels).cpu() for pixels in self._batches(images)]
+        )
+
+    @torch.inference_mode()
+    def encode_latents(self, images: list[ImageLike]) -> torch.Tensor:
+        """Images -> latents (n, C, h, w) float32 on the CPU; short side to size, centre crop. ValueError: it has codes."""
+        return torch.cat(
+            [torch.empty(0, *self.tokenizer.latent_shape)]
+            + [self.tokenizer.encode_latents(pixels).cpu() for pixels in self._batches(images)]
+        )
+
+    def _batches(self, images: list[ImageLike]) -> Iterator[torch.Tensor]:
+        """Pixels (N, 3, H, W) of a few images at a time, on the device, in the tokenizer's dtype."""
         dtype = next(self.tokenizer.parameters()).dtype
-        codes = [torch.empty(0, self.tokenizer.num_codes, dtype=torch.long)]
         for start in range(0, len(images), self._at_once):
             part = images[start : start + self._at_once]
             pixels = torch.from_numpy(np.stack([crop(image, self.tokenizer.image_size) for image in part]))
-            codes.append(self.tokenizer.encode(pixels.to(self._device, dtype)).cpu())
-        return torch.cat(codes)
+            yield pixels.to(self._device, dtype)
 
     @property
     def _device(self) -> torch.device:

@@ -7,7 +7,7 @@ count twice. The same seed gives the same score.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class DrawingSettings:
     drawing: str | None = None
     steps: int | None = None
     solver: str | None = None
+
+    def of_flow(self) -> dict[str, Any]:
+        """Those about drawing by a flow that are set."""
+        named = {"drawing": self.drawing, "steps": self.steps, "solver": self.solver}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 MODEL_DEFAULTS = DrawingSettings()
@@ -91,9 +96,7 @@ class Drawings(ItemTask):
             guidance_scale=self.settings.guidance_scale,
             temperature=self.settings.temperature,
             best_of=self.settings.best_of,
-            drawing=self.settings.drawing,
-            steps=self.settings.steps,
-            solver=self.settings.solver,
+            **self.settings.of_flow(),
         )
         for item, (drawing,) in zip(batch, images, strict=True):
             image = np.asarray(drawing)

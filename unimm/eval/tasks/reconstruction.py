@@ -1,4 +1,4 @@
-"""Reconstruction: what the image tokenizer keeps of an image, through the codes and back.
+"""Reconstruction: what the image tokenizer keeps of an image, through the codes and back, or the latents of one that has these.
 
 The score is the share of images that a judge still reads right: drawings can be no better than that. Beside it stand PSNR
 (dB, over all pixels of all images) and SSIM as torchmetrics computes them, with their intervals, the share of the codebook that
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from unimm.data.image import crop, pixels_to_array
-from unimm.data.records import Dataset, Record
+from unimm.data.records import LATENTS, Dataset, Record
 from unimm.data.worlds.digits import DigitsWorld
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.eval.task import Example, ItemTask, Judgement, Result, Score, summarize
 from unimm.eval.tasks import digits, shapes
 from unimm.inference.engine import Engine
+from unimm.inference.engine_parts import ImageCoder
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,23 @@ class Reconstruction(ItemTask):
     """What is in the image: its category, and what is to be read."""
     num_items: int
     batch_size: int = 64
+    way: str | None = None
+    """Through "codes", or the "latents" of a model that draws by a flow; None: as it draws where nobody says how."""
 
     def ask(self, engine: Engine, items: list[int]) -> Iterator[Example]:
         """Reconstruct these images."""
-        size = engine.image_tokenizer.image_size
+        coder = self._latents_coder(engine)
+        tokenizer = engine.image_tokenizer if coder is None else coder.tokenizer
         records = [self.dataset[number] for number in items]
-        originals = [pixels_to_array(crop(_image(record), size)) for record in records]
-        codes = engine.encode_image(originals)
-        images = [np.asarray(image) for image in engine.decode_codes(codes)]
-        side = round(codes.shape[1] ** 0.5)
-        maps = codes.unflatten(1, (side, side)).numpy()
+        originals = [pixels_to_array(crop(_image(record), tokenizer.image_size)) for record in records]
+        maps: list[np.ndarray | None] = [None] * len(items)
+        if coder is not None:
+            drawn = coder.decode_latents(coder.encode_latents([*originals]))
+        else:
+            codes = engine.encode_image(originals)
+            side = round(codes.shape[1] ** 0.5)
+            maps, drawn = [*codes.unflatten(1, (side, side)).numpy()], engine.decode_codes(codes)
+        images = [np.asarray(image) for image in drawn]
         for record, original, image, code_map in zip(records, originals, images, maps, strict=True):
             verdict = self.judge(image, record)
             category, expected = self.describe(record)
@@ -58,8 +66,16 @@ class Reconstruction(ItemTask):
                 image=image,
                 original=original,
                 codes=code_map,
-                numbers={**fidelity(image, original), "codebook_size": engine.image_tokenizer.codebook_size},
+                numbers={**fidelity(image, original), "codebook_size": tokenizer.codebook_size},
             )
+
+    def _latents_coder(self, engine: Engine) -> ImageCoder | None:
+        """What images go through where they do not go through codes."""
+        if self.way != LATENTS and (self.way is not None or engine.image_tokenizer.codebook_size):
+            return None
+        if engine.latents_coder is None:
+            raise ValueError("This model has no image tokenizer with latents: leave drawing=latents out.")
+        return engine.latents_coder
 
     def score(self, examples: list[Example]) -> Result:
         """The share of images that are read right; PSNR and SSIM; how the codebook is used."""
@@ -67,29 +83,31 @@ class Reconstruction(ItemTask):
             "psnr": Score.bootstrap(examples, psnr, "dB"),
             "ssim": Score.mean([example.numbers["ssim"] for example in examples], "SSIM"),
         }
-        usage = CodebookUsage(int(examples[0].numbers["codebook_size"]))
-        for example in examples:
-            assert example.codes is not None
-            usage.add(torch.from_numpy(example.codes))
-        measures = {name: score.value for name, score in scores.items()} | usage.measures()
+        measures = {name: score.value for name, score in scores.items()}
+        coded = [example.codes for example in examples if example.codes is not None]
+        if coded:
+            usage = CodebookUsage(int(examples[0].numbers["codebook_size"]))
+            for codes in coded:
+                usage.add(torch.from_numpy(codes))
+            measures |= usage.measures()
         return summarize(self.name, examples, measures, other_scores=scores)
 
 
 class ShapesReconstruction(Reconstruction):
     """Scenes of the test split; right is what the checker reads exactly. Details: by the number of objects."""
 
-    def __init__(self, num_items: int = 500, seed: int = 0):
-        world = ShapesWorld("test", num_records=num_items, seed=seed)
-        super().__init__("shapes_reconstruction", world, shapes.judge_reconstruction, shapes.describe_record, num_items)
+    def __init__(self, num_items: int = 500, seed: int = 0, way: str | None = None):
+        world, judge = ShapesWorld("test", num_records=num_items, seed=seed), shapes.judge_reconstruction
+        super().__init__("shapes_reconstruction", world, judge, shapes.describe_record, num_items, way=way)
 
 
 class DigitsReconstruction(Reconstruction):
     """Scans of the test half, at most all 901 of them; right is what the machine reads right. Details: by digit."""
 
-    def __init__(self, num_items: int = 500):
-        world = DigitsWorld("test")
+    def __init__(self, num_items: int = 500, way: str | None = None):
+        world, judge = DigitsWorld("test"), digits.judge_reconstruction
         num_items = min(num_items, len(world))
-        super().__init__("digits_reconstruction", world, digits.judge_reconstruction, digits.describe_record, num_items)
+        super().__init__("digits_reconstruction", world, judge, digits.describe_record, num_items, way=way)
 
 
 def fidelity(image: np.ndarray, original: np.ndarray) -> dict[str, float]:
