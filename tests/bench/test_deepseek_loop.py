@@ -64,6 +64,7 @@ def test_the_function_alone_is_run_and_timed(repository: Path, tiny_folder: Path
     assert measured["images_a_second"] == pytest.approx(2 / measured["seconds"])
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_it_stands_in_the_table(repository: Path, tiny_folder: Path, tmp_path: Path) -> None:
     words = ["bench", "generate", "--model", tiny_folder, "--dtype", "float32", "--device", "cpu", "--batch", 1, "--deepseek"]
     result = CliRunner().invoke(app, [str(word) for word in [*words, repository, "--out", tmp_path / "told.json"]])

@@ -17,6 +17,7 @@ from unimm.cli.app import app
 from unimm.cli.bench.generate import choose_peers, read_batch
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_both_draw_and_write_with_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:
     words = ["bench", "generate", "--model", tiny_folder, "--device", "cpu", "--dtype", "bfloat16", "--weights", "int8"]
     words += ["--batch", "2", "--batch", "1+2", "--out", tmp_path / "generate.json"]

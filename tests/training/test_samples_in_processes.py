@@ -1,13 +1,11 @@
 """Samples of two sequences stay together in two processes with two micro-batches each: they learn what one process learns, and
 objectives that compare sequences have the gradients of a plain loop (`test_joint_objectives` has the loop)."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from joint_toys import CASES, make_objective
-from launching import torchrun
+from launching import run_ranks
 from pairs import make_pairs
 from safetensors.torch import load_file
 from test_joint_objectives import assert_close, plain_gradients
@@ -18,7 +16,7 @@ from train_pairs import Pairing
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import read_numbers
 
-SCRIPT = str(Path(__file__).with_name("train_pairs.py"))
+SCRIPT = Path(__file__).with_name("train_pairs.py")
 NAMES = ("loss/text", "loss/codes", "loss/pairs")
 STEPS = 4
 
@@ -31,10 +29,7 @@ def losses(folder: Path) -> list[list[float]]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run, and the first step's gradients of every case of `joint_toys`."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*torchrun(2), SCRIPT, str(folder), str(STEPS), "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr
+    run_ranks(SCRIPT, folder, STEPS, 2)
     return folder
 
 

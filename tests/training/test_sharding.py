@@ -1,14 +1,12 @@
 """Sharded or not, apart or together: gradients are those of one process, and a run goes on with any number of them."""
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from launching import torchrun
+from launching import run_ranks
 from safetensors.torch import load_file
 from toys import EVERYTHING, make_model
 from train_sharded import CASES, NUM_ITEMS, STEPS, TASK, engine_of, form, look_at, run, run_all
@@ -22,17 +20,14 @@ from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 from unimm.training.sharding import Sharding
 
-SCRIPT = str(Path(__file__).with_name("train_sharded.py"))
+SCRIPT = Path(__file__).with_name("train_sharded.py")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case, on one process and on two."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*torchrun(2), SCRIPT, str(folder / "two")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-    assert result.returncode == 0, result.stderr
+    run_ranks(SCRIPT, folder / "two")
     run_all(folder / "one")
     return folder
 

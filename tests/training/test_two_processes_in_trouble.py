@@ -1,13 +1,10 @@
 """What comes to one of two processes (a signal, a full disk, a loss that is none) is answered by both after the same step."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import free_port
+from launching import run_ranks
 
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
@@ -27,16 +24,8 @@ OUTCOMES = {
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every trouble, one after the other: two processes as a launcher starts them, without one that would end the other."""
     folder = tmp_path_factory.mktemp("troubles")
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), *OUTCOMES, "leave", "goes_on", "shards", "shards_go_on", "apart"]
-    command += ["exchanges", "shards_exchange"]
-    runs = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        runs.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    for run in runs:
-        _, error = run.communicate(timeout=300)
-        assert run.returncode == 0, error
+    others = ("leave", "goes_on", "shards", "shards_go_on", "apart", "exchanges", "shards_exchange")
+    run_ranks(SCRIPT, folder, *OUTCOMES, *others, seconds=300)
     return folder
 
 

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.eval.report.scaling_law import Law, Run, count_lengths, fit, fit_without_each
+from unimm.eval.report import scaling_law
+from unimm.eval.report.scaling_law import Law, Run, count_lengths, fit_without_each
 from unimm.inference.engine import Engine
 
 TRUE = Law(floor=0.5, a=30.0, alpha=0.35, b=400.0, beta=0.4)
@@ -24,6 +25,24 @@ def make_runs(noise: float = 0.0) -> list[Run]:
     return [
         Run(f"{n:.0f}-{d:.0f}", int(n), d, {"text": TRUE(n, d) * np.exp(noise * rng.standard_normal())}, {}) for n, d in pairs
     ]
+
+
+FOUND: dict[str, Law] = {}
+SEARCH = scaling_law.fit
+
+
+def fit(runs: list[Run], kind: str, near: Law | None = None) -> Law:
+    """What is found for the same runs is the same: they are searched, which takes seconds, once for all tests."""
+    asked = repr((kind, near, [(run.parameters, run.positions, run.losses.get(kind)) for run in runs]))
+    if asked not in FOUND:
+        FOUND[asked] = SEARCH(runs, kind, near)
+    return FOUND[asked]
+
+
+@pytest.fixture(autouse=True)
+def each_search_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("unimm.eval.report.scaling_law", "unimm.cli.scaling"):
+        monkeypatch.setattr(f"{module}.fit", fit)
 
 
 def test_a_law_is_found_again() -> None:
