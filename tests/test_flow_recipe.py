@@ -1,29 +1,18 @@
 """The recipe of flows: its program and its shell line of drawing run with a tiny model that draws by one."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from flows import make_engine
 from test_readme import RECIPES, TINY_RUN, execute, fenced, fenced_lines, run
 
 from unimm.checkpoints.bundle import ModelBundle
-from unimm.data.records import LATENTS
 from unimm.inference.engine import Engine
-from unimm.models.image_tokenizer.gaussian import GaussianConfig
-from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.ports.latents import LatentsConfig
-from unimm.models.unified import UnifiedModel
 
 
-def test_its_lines_run(tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    vae = ImageTokenizer(ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=GaussianConfig(2))).freeze()
-    port = LatentsConfig(channels=2, latent_size=8, patch_size=2, width=16, num_blocks=1)
-    model = UnifiedModel(replace(tiny_engine.model.config, ports={"latents": port})).eval()
-    tokenizers = {**tiny_engine.bundle.image_tokenizers, LATENTS: vae}
-    replace(tiny_engine.bundle, model=model, image_tokenizers=tokenizers).save("runs/flow/model")
+    make_engine().save("runs/flow/model")
     (example,) = fenced(RECIPES / "flow.md", "python")
     names: dict = {}
     execute(example, names)

@@ -7,43 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import tiny_image_tokenizer, tiny_model, tiny_text_tokenizer
+from flows import make_engine, make_vae
 from typer.testing import CliRunner
 
-from unimm.checkpoints.bundle import DEFAULT, ModelBundle
-from unimm.checkpoints.drawing_defaults import FlowDefaults
+from unimm.checkpoints.bundle import ModelBundle
 from unimm.cli.app import app
 from unimm.data.records import LATENTS
 from unimm.eval.tasks.reconstruction import ShapesReconstruction
 from unimm.inference.engine import Engine
 from unimm.models.image_tokenizer.gaussian import GaussianConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
-from unimm.models.ports.latents import LatentsConfig
-from unimm.models.unified import UnifiedModel
-from unimm.runtime.counter_noise import normal
 from unimm.runtime.provenance import carried, read_provenance
 
-FLOW = LatentsConfig(channels=2, latent_size=8, patch_size=2, width=16, num_blocks=1)
 FEW = {"drawing": "latents", "steps": 3}
-
-
-def make_vae() -> ImageTokenizer:
-    torch.manual_seed(1)
-    return ImageTokenizer(ImageTokenizerConfig(16, 32, (1, 1), 1, 32, quantizer=GaussianConfig(2))).freeze()
-
-
-def make_engine(codes: bool = True) -> Engine:
-    """The tiny model, which draws by a flow, and by codes, too, or not."""
-    tokenizer = tiny_text_tokenizer()
-    config = replace(tiny_model(len(tokenizer)).config, ports={"latents": FLOW})
-    torch.manual_seed(0)
-    model = UnifiedModel(config if codes else replace(config, codes=None)).eval()
-    with torch.no_grad():  # what begins at nothing says something
-        for parameter in model.latents.parameters():
-            parameter.add_(0.05 * normal(torch.tensor([parameter.numel()]), parameter.numel()).view(parameter.shape))
-    tokenizers = {LATENTS: make_vae(), **({DEFAULT: tiny_image_tokenizer()} if codes else {})}
-    return Engine(ModelBundle(model, tokenizers, tokenizer, flow=FlowDefaults(steps=4)))
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +131,9 @@ def test_bad_requests_say_what_is_wrong(engine: Engine, tiny_engine: Engine) -> 
 
 def test_reconstruction_goes_through_the_latents(engine: Engine) -> None:
     """Where it is asked for, or the model has nothing else; then there are no codes to count."""
-    result = ShapesReconstruction(3, way="latents").run(engine)
-    alone = ShapesReconstruction(3).run(make_engine(codes=False))
+    result = ShapesReconstruction(3, way="latents").run(engine, lambda example: None)
+    alone = ShapesReconstruction(3).run(make_engine(codes=False), lambda example: None)
     assert result.measures.keys() == alone.measures.keys() == {"psnr", "ssim"}
     assert result.measures["psnr"] == pytest.approx(alone.measures["psnr"])
-    coded = ShapesReconstruction(3).run(engine)
+    coded = ShapesReconstruction(3).run(engine, lambda example: None)
     assert "codebook_usage" in coded.measures and coded.measures["psnr"] != pytest.approx(result.measures["psnr"])

@@ -8,11 +8,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from flows import make_engine
 from PIL import Image
 
+from serve.conftest import running
 from unimm.inference.engine import Engine
 from unimm.runtime.provenance import read_provenance
+from unimm.serve.app import create_app
 from unimm.serve.pictures import MAX_EVENT_CHARACTERS, Encoding, encode
+from unimm.serve.settings import ServerSettings
 
 PROMPT = "a large green cross"
 
@@ -145,3 +149,19 @@ def test_bodies_that_front_ends_send(server: str, path: str, body: dict[str, Any
         assert opened(response.json()["data"][0]["b64_json"]).size == (side, side)
     else:
         assert response.json()["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_a_model_that_draws_by_a_flow_is_served_as_any_other() -> None:
+    """Previews included; what only codes have is refused in one sentence."""
+    engine = make_engine(codes=False)
+    with running(create_app(engine, ServerSettings(served_model_names=("flow",), page=False))) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        words: dict[str, Any] = {"model": "flow", "prompt": "red", "extra_body": {"seed": 4, "guidance_scale": 3.0}}
+        reply: Any = client.images.generate(**words)
+        expected = engine.generate_images("red", seed=4, guidance_scale=3.0)[0]
+        assert np.array_equal(opened(reply.data[0].b64_json), expected) and reply.usage.output_tokens == 16
+        *previews, last = client.images.generate(**words, stream=True, partial_images=2)
+        assert 1 <= len(previews) <= 2 and last.b64_json == reply.data[0].b64_json
+        with pytest.raises(openai.BadRequestError, match="no temperature, which is for codes"):
+            client.images.generate(model="flow", prompt="red", extra_body={"temperature": 0.5})
+        client.close()
