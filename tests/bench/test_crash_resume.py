@@ -9,7 +9,8 @@ from rich.console import Console
 from unimm.bench.crash_resume import Verdict, find_differences, run_kills
 from unimm.bench.toy_training import ToyTraining
 from unimm.cli.bench import crash_resume
-from unimm.training.checkpoint import load_checkpoint, save_checkpoint
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.checkpoint_writer import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_folder_called_like_the_figures_stays(tmp_path: Path, monkeypatch: pyt
     photos.mkdir()
     (photos / "mine.png").write_bytes(b"mine")
     verdict = Verdict(ToyTraining("tokenizer", 126), 1, 0, 0, 1.0, [])
-    monkeypatch.setattr(crash_resume, "run_kills", lambda *args: (args[-1].mkdir(), iter([verdict]))[1])
-    crash_resume.run(["tokenizer"], [0], [1], 1, tmp_path / "kills.json")
+    monkeypatch.setattr(crash_resume, "run_kills", lambda *args, sharding: (args[-1].mkdir(), iter([verdict]))[1])
+    crash_resume.run(["tokenizer"], [0], [1], "ddp", 1, tmp_path / "kills.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kills", "kills.json"]
     assert (photos / "mine.png").read_bytes() == b"mine"

@@ -14,7 +14,8 @@ from unimm.cli.learner import open_learner
 from unimm.cli.resume_settings import Change, Resuming, flat_settings, with_new_names
 from unimm.cli.train import ONLY_OF_NEW_RUNS
 from unimm.inference.engine import load
-from unimm.training.checkpoint import Checkpoint, save_checkpoint
+from unimm.training.checkpoint import Checkpoint
+from unimm.training.checkpoint_writer import save_checkpoint
 
 TEXT = [
     *("data=text", "data.paths=text.txt", "stage=finetune", "device=cpu", "trainer.num_positions=64", "trainer.num_rows=1"),
@@ -97,7 +98,7 @@ def test_what_is_followed_is_said_and_kept(place: Path, given: list[str]) -> Non
 def test_a_change_that_no_checkpoint_has_seen_never_was(place: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*given, "trainer.budget.max_steps=3"]
     with monkeypatch.context() as patch:
-        patch.setattr("unimm.training.run_state.save_checkpoint", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr("unimm.training.run_state.Resumable.save", lambda _: (_ for _ in ()).throw(RuntimeError("killed")))
         assert isinstance(CliRunner().invoke(app, ["train", *words, "trainer.optimizer.lr=7"]).exception, RuntimeError)
     told = call("train", *words)
     assert "goes on from step 2 with trainer.budget.max_steps=3 (was 2)." in told and rate(place) == 0.001

@@ -11,7 +11,8 @@ from unimm.runtime import environment
 from unimm.runtime.rank_sync import Ranks
 from unimm.training import acceleration
 from unimm.training.acceleration import settle_precision
-from unimm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unimm.training.checkpoint import Checkpoint, load_checkpoint
+from unimm.training.checkpoint_writer import save_checkpoint
 from unimm.training.optimizers import Budget
 
 CPU = torch.device("cpu")

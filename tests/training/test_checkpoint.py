@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from unimm.training.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from unimm.training.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
+from unimm.training.checkpoint_writer import save_checkpoint
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -13,7 +13,8 @@ from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.data.records import Record
 from unimm.data.views import Conversation
-from unimm.training.checkpoint import load_checkpoint, save_checkpoint
+from unimm.training.checkpoint import load_checkpoint
+from unimm.training.checkpoint_writer import save_checkpoint
 from unimm.training.run_state import check_order, order_of_images, order_of_rows
 
 

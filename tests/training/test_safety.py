@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from unimm.cli.errors import explain
 from unimm.models.unified import UnifiedModel
 from unimm.runtime import atomic_files
 from unimm.training import checkpoint as checkpoints
-from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint, save_checkpoint
+from unimm.training import checkpoint_writer
+from unimm.training.checkpoint import Checkpoint, SaveError, load_checkpoint
+from unimm.training.checkpoint_writer import save_checkpoint
 from unimm.training.finite import NotFiniteError
 from unimm.training.logbook import Logbook, read_numbers
 from unimm.training.optimizers import Budget
@@ -52,8 +55,8 @@ def no_room(*_: object) -> None:
 
 
 SEAMS = {
-    "the folder": lambda patch: patch.setattr(checkpoints, "temporary_folder", no_room),
-    "the tensors": lambda patch: patch.setattr(checkpoints, "save_file", no_room),
+    "the folder": lambda patch: patch.setattr(checkpoint_writer, "temporary_folder", no_room),
+    "the tensors": lambda patch: patch.setattr(checkpoints, "write_parts", no_room),
     "the state": lambda patch: patch.setattr(checkpoints, "write_json", no_room),
     "the flush": lambda patch: patch.setattr(atomic_files.os, "fsync", no_room),
     "the rename": lambda patch: patch.setattr(Path, "rename", no_room),
@@ -152,12 +155,12 @@ def test_a_whole_one_is_not_written_again(tmp_path: Path) -> None:
 
 def failing_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Checkpoints of these steps find no room."""
-    write = checkpoints._write
+    commit = checkpoint_writer.commit
 
-    def write_if_room(final: Path, checkpoint: Checkpoint) -> None:
-        no_room() if checkpoint.step in steps else write(final, checkpoint)
+    def commit_if_room(temporary: Path, final: Path, state: dict[str, Any], digests: dict[str, str]) -> None:
+        no_room() if state["step"] in steps else commit(temporary, final, state, digests)
 
-    monkeypatch.setattr(checkpoints, "_write", write_if_room)
+    monkeypatch.setattr(checkpoint_writer, "commit", commit_if_room)
 
 
 def test_a_run_goes_on_where_a_checkpoint_finds_no_room(

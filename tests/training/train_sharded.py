@@ -41,8 +41,8 @@ SEEING = replace(EVERYTHING, lr_scales={part: 1.0 for part in EVERYTHING.lr_scal
 @dataclass(frozen=True)
 class Case:
     """num_rows: of a step; two of two processes are one each, one with nothing but drawings and one without any.
-    stops_at: it goes on from there by a checkpoint. watch: "all": it is sampled and validated; "losses": there are
-    losses on what is held out; "nothing". lora: adapters learn.
+    stops_at: it goes on from there by a checkpoint. before: how it is sharded until then. watch: "all": it is sampled and
+    validated; "losses": there are losses on what is held out; "nothing". lora: adapters learn.
     save_every: also to see what a checkpoint between two steps would hide.
     """
 
@@ -54,6 +54,7 @@ class Case:
     ema_decay: float | None = None
     num_steps: int = STEPS
     stops_at: int | None = None
+    before: Sharding | None = None
     watch: str = "losses"
     save_every: int = 1
     lora: bool = False
@@ -72,6 +73,8 @@ CASES = {
     "fsdp, frozen tower": Case(Sharding("fsdp"), stage=SEEING, ema_decay=0.9, watch="all"),
     "fsdp, muon": Case(Sharding("fsdp"), muon=True, num_steps=1),
     "fsdp, uneven": Case(Sharding("fsdp"), num_rows=9, ema_decay=0.9, stops_at=2),
+    "ddp, then hsdp": Case(Sharding("hsdp", 1), ema_decay=0.9, stops_at=2, before=Sharding()),
+    "hsdp, then fsdp": Case(Sharding("fsdp"), ema_decay=0.9, stops_at=2, before=Sharding("hsdp", 2)),
     "ddp, lora": Case(Sharding(), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),
     "fsdp, lora": Case(Sharding("fsdp"), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),
 }
@@ -158,7 +161,7 @@ def run_all(folder: Path) -> None:
     """Every case, in a folder of its own."""
     for name, case in CASES.items():
         if case.stops_at is not None:
-            run(folder / name, case, case.stops_at)
+            run(folder / name, replace(case, sharding=case.before or case.sharding), case.stops_at)
         run(folder / name, case, case.num_steps)
 
 

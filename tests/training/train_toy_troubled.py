@@ -83,7 +83,7 @@ def make_step(steps: Steps, number: int) -> StepBatch:
     return STEP(steps, number)
 
 
-def save_file(*words: object) -> None:
+def write_parts(*words: object) -> None:
     """In place of the one that writes tensors."""
     raise OSError(28, "No space left on device")
 
@@ -148,7 +148,7 @@ for trouble in sys.argv[2:]:
         meet(Path(sys.argv[1]))
         continue
     folder = Path(sys.argv[1]) / {"goes_on": "leave", "shards_go_on": "shards"}.get(trouble, trouble)
-    disk = mock.patch.object(checkpoint, "save_file", save_file if trouble == "disk" else checkpoint.save_file)
+    disk = mock.patch.object(checkpoint, "write_parts", write_parts if trouble == "disk" else checkpoint.write_parts)
     with disk, mock.patch.object(Steps, "__getitem__", make_step if trouble == "data" else STEP):
         train(folder, trouble)
 leave_group()

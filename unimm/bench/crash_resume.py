@@ -1,9 +1,10 @@
 """Training that is killed again and again learns what training left alone learns, to the bit.
 
 A small training is killed (SIGKILL) at random moments, every other time inside the writing of a checkpoint, and started again,
-until it has died often enough; then it runs to its end. Compared with a run that was left alone are: the last checkpoint
-(weights, their average where there is one, optimizers, adversary, all tensors bit for bit, its state but for the clock), the
-batch of every step of every process as a digest, also where a step was done twice, and every logged number but speeds.
+until it has died often enough; then it runs to its end. After each kill the newest checkpoint that was announced ("Saved step
+...") must be there, or a later one. Compared with a run that was left alone are: the last checkpoint (weights, their average
+where there is one, optimizers, adversary, all tensors bit for bit, its state but for the clock), the batch of every step of
+every process as a digest, also where a step was done twice, and every logged number but speeds.
 
 Each start is a fork of one server process that has imported everything, and takes a second; a kill is as final.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from unimm.bench.toy_training import SAVE_EVERY, ToyTraining, live
-from unimm.training.checkpoint import load_checkpoint
+from unimm.training.checkpoint import CHECKPOINTS, find_checkpoint, load_checkpoint
 from unimm.training.logbook import read_numbers
 
 STEPS_A_KILL = 2 * SAVE_EVERY
@@ -34,7 +35,8 @@ STUCK_SECONDS = 300.0
 
 @dataclass
 class Verdict:
-    """What became of one training that was killed: the kills, how many left a checkpoint half-written, what differs."""
+    """What became of one training that was killed: the kills, how many left a checkpoint half-written, what differs, and how
+    many checkpoints were announced."""
 
     training: ToyTraining
     num_kills: int
@@ -42,12 +44,21 @@ class Verdict:
     num_steps_repeated: int
     seconds: float
     differences: list[str]
+    num_announced: int = 0
 
 
 def run_kills(
-    models: list[str], workers: list[int], processes: list[int], num_kills: int, workspace: Path, seed: int = 0
+    models: list[str],
+    workers: list[int],
+    processes: list[int],
+    num_kills: int,
+    workspace: Path,
+    seed: int = 0,
+    sharding: str = "ddp",
 ) -> Iterator[Verdict]:
     """Kill every combination `num_kills` times; `workspace` is a folder to work in. The same seed draws the same moments.
+
+    sharding: of unified models that several processes train.
 
     Raises:
         RuntimeError: a training failed by itself, or makes no progress.
@@ -55,25 +66,27 @@ def run_kills(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["unimm.bench.toy_training"])
     for model, count in itertools.product(models, processes):
-        alone = ToyTraining(model, (num_kills + 1) * STEPS_A_KILL, num_processes=count)
+        way = sharding if count > 1 and model == "unified" else "ddp"
+        alone = ToyTraining(model, (num_kills + 1) * STEPS_A_KILL, num_processes=count, sharding=way)
         untouched = workspace / f"{model}-{count}-alone"
         _Attempt(context, alone, untouched).finish()
         for number in workers:
             training = replace(alone, num_workers=number)
             folder = workspace / f"{model}-{count}-{number}"
             started = time.monotonic()
-            half_written = _kill_often(context, training, folder, num_kills, random.Random(f"{seed}/{training}"))
+            half_written, lost = _kill_often(context, training, folder, num_kills, random.Random(f"{seed}/{training}"))
             _Attempt(context, training, folder).finish()
             repeated = len(_lines(folder / "order-0.txt")) - training.num_steps
-            differences = list(find_differences(untouched, folder, training))
-            yield Verdict(training, num_kills, half_written, repeated, time.monotonic() - started, differences)
+            differences = [*lost, *find_differences(untouched, folder, training)]
+            seconds, num_announced = time.monotonic() - started, len(_announced(folder))
+            yield Verdict(training, num_kills, half_written, repeated, seconds, differences, num_announced)
             if not differences:
                 shutil.rmtree(folder)
 
 
-def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: int, rng: random.Random) -> int:
-    """Start and kill a training again and again; gives how many kills left a half-written checkpoint."""
-    half_written = 0
+def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: int, rng: random.Random) -> tuple[int, list[str]]:
+    """Start and kill a training again and again; gives how many kills left a half-written checkpoint, and what was lost."""
+    half_written, lost = 0, []
     for number in range(num_kills):
         attempt = _Attempt(context, training, folder)
         if number % 2:
@@ -83,8 +96,11 @@ def _kill_often(context: Any, training: ToyTraining, folder: Path, num_kills: in
             attempt.wait_for_steps(rng.randrange(1, STEPS_A_KILL))
             time.sleep(rng.uniform(0.0, 0.05))
         attempt.kill(rng.sample(range(training.num_processes), training.num_processes), rng.choice((0.0, 0.1)))
-        half_written += bool(list((folder / "checkpoints").glob(".step-*")))
-    return half_written
+        half_written += bool(list((folder / CHECKPOINTS).glob(".step-*")))
+        found, announced = find_checkpoint(folder / CHECKPOINTS) or 0, max(_announced(folder), default=0)
+        if found < announced:
+            lost.append(f"after kill {number + 1} step {found} is the newest, and {announced} was announced")
+    return half_written, lost
 
 
 class _Attempt:
@@ -160,6 +176,12 @@ def _numbers(folder: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[str]:
     return re.findall(r"^\d+ [0-9a-f]{64}$", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else []
+
+
+def _announced(folder: Path) -> list[int]:
+    """The steps whose checkpoints the first process has said to be there."""
+    told = (folder / "output-0.txt").read_text(encoding="utf-8")
+    return [int(step.replace(",", "")) for step in re.findall(r"^Saved step ([\d,]+): ", told, re.MULTILINE)]
 
 
 def _saves(folder: Path) -> set[str]:

@@ -31,6 +31,7 @@ from unimm.training.image_tokenizer.discriminator import AdversaryConfig
 from unimm.training.image_tokenizer.trainer import TokenizerTrainer, TokenizerTrainerConfig
 from unimm.training.objectives.likelihood import Likelihood
 from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
+from unimm.training.sharding import Sharding
 from unimm.training.trainable_parts import Stage
 from unimm.training.trainer import Trainer, TrainerConfig
 
@@ -41,12 +42,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class ToyTraining:
-    """One training: of a "unified" model or of an image "tokenizer" (with its averaged weights and an adversary)."""
+    """One training: of a "unified" model or of an image "tokenizer" (with its averaged weights and an adversary). sharding: how
+    several processes hold a unified one."""
 
     model: str
     num_steps: int
     num_workers: int = 0
     num_processes: int = 1
+    sharding: str = "ddp"
 
 
 def live(training: ToyTraining, folder: Path, rank: int, port: int) -> None:
@@ -57,13 +60,18 @@ def live(training: ToyTraining, folder: Path, rank: int, port: int) -> None:
     silence = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    if training.num_processes > 1:  # as torchrun sets it
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": training.num_processes, "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    set_launched(rank, training.num_processes, port)
     torch.manual_seed(SEED)
     trainer = _make_unified(training, folder) if training.model == "unified" else _make_tokenizer(training, folder)
     _witness(trainer, folder / f"order-{rank}.txt")
     trainer.fit()
+
+
+def set_launched(rank: int, num_processes: int, port: int) -> None:
+    """Make this one of several processes, as torchrun sets them."""
+    if num_processes > 1:
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def _make_unified(training: ToyTraining, folder: Path) -> Trainer:
@@ -97,6 +105,7 @@ def _make_unified(training: ToyTraining, folder: Path) -> Trainer:
         save_every=SAVE_EVERY,
         save_minutes=60.0,
         num_workers=training.num_workers,
+        sharding=Sharding(training.sharding),
     )
     return Trainer(Likelihood(model), Mixture(sources, template, SEED), config, folder, "cpu")
 
@@ -126,13 +135,13 @@ def _witness(trainer: Any, path: Path) -> None:
     """Write what each step learns from, before it is learned."""
     learn = trainer.update
 
-    def update(batch: Any, meter: Any) -> None:
+    def update(batch: Any, *words: Any) -> None:
         digest = hashlib.sha256()
         for tensor in _tensors(batch):
             digest.update(tensor.contiguous().numpy().tobytes())
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{trainer.step + 1} {digest.hexdigest()}\n")
-        learn(batch, meter)
+        learn(batch, *words)
 
     trainer.update = update
 

@@ -1,5 +1,6 @@
 """`unimm convert`: any model that opens here, written again as one that opens everywhere."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from unimm.checkpoints.image_tokenizer_folder import save_image_tokenizer
 from unimm.checkpoints.janusflow import is_janusflow, load_janusflow
 from unimm.checkpoints.weight_files import CONFIG, find_folder, read_config
 from unimm.cli.builders import read_latents_tokenizer
+from unimm.cli.checkpoint_model import is_checkpoint, open_as_bundle
 from unimm.runtime.atomic_files import check_replaceable
 from unimm.runtime.devices import choose_dtype
 
@@ -33,7 +35,8 @@ def convert(  # noqa: PLR0913 - as many as the command has options
     image_size: int | None = None,
     latents_tokenizer: str | None = None,
 ) -> None:
-    """Write a model folder or hub id as a folder in `transformers`' layout, or, where it is no Janus, in our own.
+    """Write a model folder or hub id, or a training's checkpoint, as a folder in `transformers`' layout, or, where it is no
+    Janus, in our own.
 
     Args:
         from_pickle: read PyTorch's .bin files where the source has no safetensors.
@@ -57,24 +60,24 @@ def convert(  # noqa: PLR0913 - as many as the command has options
     check_replaceable(out.resolve(), CONFIG, "a model folder")
     if notes is not None and not notes.is_file():
         raise ValueError(f"{notes} is no file: --notes names a Markdown file.")
-    is_flow = is_janusflow(read_config(find_folder(source, from_pickle)))
-    if is_flow and latents_tokenizer is None:
-        raise ValueError(
-            f"{source} is a JanusFlow, and its folder lacks the autoencoder that it draws with: add --latents-tokenizer "
-            f"FOLDER of SDXL's, which `unimm convert sdxl-vae FOLDER --image-size 384` writes."
-        )
-    if latents_tokenizer is not None and (not is_flow or adapter is not None):
-        raise ValueError("--latents-tokenizer is for a JanusFlow alone, whose folder lacks it: leave it out, or --adapter.")
+    if not is_checkpoint(source):
+        _check_flow(source, from_pickle, latents_tokenizer, adapter)
+    elif adapter is not None or latents_tokenizer is not None:
+        raise ValueError("A checkpoint has all of its model: leave --adapter and --latents-tokenizer out.")
     cpu = torch.device("cpu")
-    with status.status(f"Reading {source}"):
-        chosen = choose_dtype(dtype, cpu) if dtype else None
-        if latents_tokenizer is not None:
-            bundle = load_janusflow(source, read_latents_tokenizer(latents_tokenizer), chosen, from_pickle)
-        else:
-            bundle = ModelBundle.load(source, cpu, chosen, from_pickle=from_pickle, adapter=adapter)
-    with status.status(f"Writing {out}"):
-        bundle = replace(bundle, drawing=replace(bundle.drawing, **(drawing or {})))
-        reasons = bundle.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")
+    chosen = choose_dtype(dtype, cpu) if dtype else None
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".convert-") as scratch:
+        with status.status(f"Reading {source}"):
+            if is_checkpoint(source):
+                bundle = open_as_bundle(source, Path(scratch), chosen)
+            elif latents_tokenizer is not None:
+                bundle = load_janusflow(source, read_latents_tokenizer(latents_tokenizer), chosen, from_pickle)
+            else:
+                bundle = ModelBundle.load(source, cpu, chosen, from_pickle=from_pickle, adapter=adapter)
+        with status.status(f"Writing {out}"):
+            bundle = replace(bundle, drawing=replace(bundle.drawing, **(drawing or {})))
+            reasons = bundle.save(out, notes=notes.read_text(encoding="utf-8") if notes else "")
     if reasons:
         console.print(f"{out} is in unimm's own layout, which transformers cannot open: {'; '.join(reasons)}.")
     else:
@@ -83,6 +86,18 @@ def convert(  # noqa: PLR0913 - as many as the command has options
         with status.status(f"Uploading to {push_to_hub}"):
             address = upload_model(out, push_to_hub, private)
         console.print(address)
+
+
+def _check_flow(source: str, from_pickle: bool, latents_tokenizer: str | None, adapter: str | None) -> None:
+    """Raises ValueError where a JanusFlow lacks what it draws with, or what is no JanusFlow is given that."""
+    is_flow = is_janusflow(read_config(find_folder(source, from_pickle)))
+    if is_flow and latents_tokenizer is None:
+        raise ValueError(
+            f"{source} is a JanusFlow, and its folder lacks the autoencoder that it draws with: add --latents-tokenizer "
+            f"FOLDER of SDXL's, which `unimm convert sdxl-vae FOLDER --image-size 384` writes."
+        )
+    if latents_tokenizer is not None and (not is_flow or adapter is not None):
+        raise ValueError("--latents-tokenizer is for a JanusFlow alone, whose folder lacks it: leave it out, or --adapter.")
 
 
 def _convert_autoencoder(source: str, out: Path, image_size: int | None) -> None:

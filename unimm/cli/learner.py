@@ -118,7 +118,7 @@ def open_learner(config: DictConfig, with_weights: bool = True) -> Learner:
         ValueError: the configuration names something that is not there, or contradicts itself.
     """
     check_start(config)
-    start = None if config.init_from is None else open_start(config)
+    start = None if config.init_from is None else open_start(config, with_weights)
     image_tokenizers = open_image_tokenizers(config, start and start.image_tokenizers)
     image_tokenizer = image_tokenizers.get(DEFAULT)
     names = {DEFAULT: "image_tokenizer", LATENTS: "latents_tokenizer"}
@@ -192,14 +192,14 @@ def drawing_defaults(config: DictConfig, own: DrawingDefaults) -> DrawingDefault
     return replace(own, **given)
 
 
-def open_start(config: DictConfig) -> ModelBundle:
+def open_start(config: DictConfig, with_weights: bool = True) -> ModelBundle:
     """The model that `init_from` names, in float32, to be trained on; for longer sequences, where the configuration says so.
 
     Raises:
         ValueError: it cannot be read.
     """
     bundle = ModelBundle.load(config.init_from, dtype=torch.float32)
-    for parameter in bundle.model.train().parameters():
+    for parameter in bundle.model.train().parameters() if with_weights else ():
         parameter.data = parameter.data.clone()  # loaded weights are mapped from their file: these are written to
     longest = config.model.trunk.max_position_embeddings
     if LENGTH in given_sizes(config) and longest > bundle.model.config.max_positions:

@@ -13,7 +13,7 @@ models = typer.Typer(rich_markup_mode=None)
 
 @models.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or hub id; a run's folder, or a checkpoint's.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model that is there is replaced.")],
     from_pickle: Annotated[
         bool,
@@ -38,13 +38,15 @@ def convert(
     private: Annotated[bool | None, typer.Option(help="Whether a new hub repository is private.")] = None,
 ) -> None:
     """Write a model so that transformers opens it too. DeepSeek's own layout, transformers' and unimm's are read; and the
-    folder of an autoencoder of Stable Diffusion or SDXL, which becomes an image tokenizer.
+    folder of an autoencoder of Stable Diffusion or SDXL, which becomes an image tokenizer. A training's folder stands for its
+    newest checkpoint, whoever wrote it: its averaged weights where it has some.
 
     \b
     Examples:
       unimm convert deepseek-ai/Janus-Pro-1B janus-pro-1b --from-pickle
       unimm convert runs/quickstart/model out --dtype bfloat16 --push-to-hub user/name
       unimm convert deepseek-community/Janus-Pro-1B out --adapter runs/mine/adapter
+      unimm convert runs/mine/checkpoints/step-00000500 out
       unimm convert sdxl-vae runs/vae --image-size 384
       unimm convert JanusFlow-1.3B janus-flow --latents-tokenizer runs/vae
     """

@@ -40,9 +40,10 @@ def check_replaceable(final: Path, mark: str, what: str) -> None:
         raise ValueError(f"{final} is there and is not {what}: choose another path.")
 
 
-def temporary_folder(final: Path) -> Path:
-    """An empty folder beside `final`, to be filled and then handed to `replace_folder`."""
-    temporary = final.with_name(f".{final.name}.tmp")
+def temporary_folder(final: Path, name: str | None = None) -> Path:
+    """An empty folder beside `final`, to be filled and then handed to `replace_folder`. name: where it is to have one of its
+    own."""
+    temporary = final.with_name(name or f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     _make_folder(temporary.parent)
     temporary.mkdir()

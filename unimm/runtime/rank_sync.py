@@ -57,6 +57,15 @@ class Ranks:
         distributed.broadcast(shared, src=0, group=self._group)
         return float(shared)
 
+    def gather(self, content: bytes) -> list[bytes]:
+        """Every process' bytes, equally many, in the order of their numbers."""
+        if self._group is None:
+            return [content]
+        own = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        everybody = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(everybody, own, group=self._group)
+        return [bytes(one.tolist()) for one in everybody]
+
     def barrier(self) -> None:
         """Until all are here. Python goes on running, so that a signal that comes meanwhile is noted."""
         if self._group is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unimm.runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from unimm.training.checkpoint_writer import CheckpointConfig
     from unimm.training.image_tokenizer.discriminator import AdversaryConfig
     from unimm.training.image_tokenizer.reconstruction_loss import ReconstructionLossConfig
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
@@ -31,6 +32,7 @@ __all__ = [
     "KTO",
     "AdversaryConfig",
     "Budget",
+    "CheckpointConfig",
     "Contrastive",
     "JointObjective",
     "Likelihood",
@@ -69,6 +71,7 @@ __getattr__, __dir__ = lazy_exports(
         "Rule": "watch",
         "Trainer": "trainer",
         "TrainerConfig": "trainer",
+        "CheckpointConfig": "checkpoint_writer",
         "Budget": "optimizers",
         "Schedule": "optimizers",
         "OptimizerConfig": "optimizers",

@@ -7,7 +7,7 @@ are float32 and lie where the weights lie: of weights in shards, every process a
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from unimm.training.checkpoint import Checkpoint, weights_of
-from unimm.training.sharding import like, local
+from unimm.training.own_parts import read_like
+from unimm.training.sharding import local
 from unimm.training.signals import signals_blocked
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Ema:
         return {f"ema/{name}": average for name, average in self._averages.items()}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, torch.Tensor], num_updates: int) -> None:
+    def restore(self, tensors: Mapping[str, torch.Tensor], num_updates: int) -> None:
         """The inverse of `tensors`, from averages in one piece, by parameter.
 
         Raises:
@@ -86,7 +87,7 @@ class Ema:
         """
         for name, average in self._averages.items():
             # Copied, not taken: the place in memory stays that of the parameter, by which kernels may round.
-            local(average).copy_(local(like(tensors[name], average)))
+            local(average).copy_(local(read_like(tensors, name, average)))
         self.num_updates = num_updates
 
 

@@ -74,7 +74,7 @@ class Loop(Resumable):
         self.loop_config = config
         ranks = meet(choose_device(device))
         precision, lines = settle_precision(config.precision, choose_device(device), folder, ranks)
-        super().__init__(folder, ranks, config.max_skipped_steps, precision)
+        super().__init__(folder, ranks, config.max_skipped_steps, precision, config.checkpoint)
         self.say(lines)
         self.accelerator = make_accelerator(choose_device(device), precision)
         self.stop = StopRequest(self._say_stopping)
@@ -193,6 +193,7 @@ class Loop(Resumable):
         finally:
             line.close()
             logbook.close()
+            self.writer.close()
         if self._is_stopped():  # a request that came with the last step counts too
             self.say([f"Step {self.step:,} is saved in {self.folder / CHECKPOINTS}: the same line goes on from there."])
             self.stop.obey()
@@ -218,7 +219,7 @@ class Loop(Resumable):
             if agreed.signal:
                 break
             if agreed.is_late:
-                self.save_if_possible()
+                self.begin_save()
                 saved_at = time.monotonic()
             self._one_step(ahead, meter, agreed.counts)
             if self.bad is not None:
@@ -236,7 +237,7 @@ class Loop(Resumable):
                     self.save_if_possible()
                 raise
             if self.is_due(self.loop_config.save_every):
-                self.save_if_possible()
+                self.begin_save()
                 saved_at = time.monotonic()
         self.settle()
 
@@ -258,12 +259,15 @@ class Loop(Resumable):
             Exception: what ends the run where a process has no next step.
         """
         counts = self.step_counts(ahead.batch) if ahead.batch is not None and ahead.error is None else []
-        agreed = exchange(self.ranks, Told(self.stop.number, ahead.error is not None, is_late, self._unshared_seconds, counts))
+        flags = (ahead.error is not None, is_late, self.writer.has_failed)
+        agreed = exchange(self.ranks, Told(self.stop.number, *flags, self._unshared_seconds, counts))
         self._unshared_seconds = 0.0
         self.seconds += agreed.seconds
         if agreed.is_lost:
             self._leave(ahead.error)
         self.stop.number = agreed.signal or self.stop.number
+        if self.writer.has_finished or (agreed.has_failed and not agreed.signal):
+            self.finish_save()
         return agreed
 
     def _is_stopped(self) -> bool:
@@ -322,6 +326,11 @@ class Loop(Resumable):
         """As `Resumable.save`, of all steps so far."""
         self.settle()
         super().save()
+
+    def begin_save(self) -> None:
+        """As `Resumable.begin_save`, of all steps so far."""
+        self.settle()
+        super().begin_save()
 
     def _one_step(self, ahead: Ahead, meter: StepMeter, totals: list[float]) -> None:
         started = time.monotonic()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from unimm.runtime.devices import check_precision
 from unimm.runtime.number_checks import check_number, check_whole
+from unimm.training.checkpoint_writer import CheckpointConfig
 from unimm.training.optimizers import Budget, Schedule
 
 MAX_WORKERS = 1024
@@ -18,6 +19,7 @@ class LoopConfig:
     compile: compile the heavy parts with torch.compile, where that works (on a CPU it needs a C++ compiler).
     report_every, save_every: in steps; 0 is never (a checkpoint at the end is always written).
     save_minutes: a checkpoint also after so many minutes since the last one.
+    checkpoint: how they are written, and how many stay.
     num_workers: processes that make batches ahead, at most as many as there are cores.
     max_skipped_steps: so many steps of a run may go without their update because their loss or gradient is not finite; the
         next one ends it.
@@ -32,6 +34,7 @@ class LoopConfig:
     save_minutes: float = 2.0
     num_workers: int = 1
     max_skipped_steps: int = 0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

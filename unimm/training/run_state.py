@@ -1,5 +1,5 @@
-"""What a training checkpoint keeps of a run (model, optimizer, average, place in the data), and how a run resumes from it:
-written by the first process, read by all.
+"""What a training checkpoint keeps of a run (model, optimizer, average, place in the data), and how a run resumes from it: each
+process writes its part while training goes on (`checkpoint_writer`), and reads what it needs, also of what others wrote.
 
 Checkpoints also keep what the order of samples depends on: a run that went on with another order would learn some samples twice
 and others never, and no number would show it. That is the seed, the sizes of steps, and of each source that is learned from its
@@ -27,9 +27,17 @@ from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, key_at
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.bad_records import BEFORE_RECORDS, FOUND_RECORDS, BadBudget
-from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, SaveError, find_checkpoint, open_checkpoint, save_checkpoint
+from unimm.training.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    SaveError,
+    checkpoint_steps,
+    folder_of,
+    open_checkpoint,
+    passes,
+)
+from unimm.training.checkpoint_writer import CheckpointConfig, CheckpointWriter, Saving
 from unimm.training.finite import FiniteGuard
-from unimm.training.sharding import gather
 
 MAX_FAILED_SAVES = 3
 """So many checkpoints in a row that cannot be written end a run."""
@@ -50,6 +58,7 @@ class Resumable:
     """One run in one folder.
 
     precision: what it computes in, "no" (float32) or "bf16"; every checkpoint tells.
+    writer: of its checkpoints.
 
     `threads` are those that it computes with on a CPU, and the cores that there were: other numbers round otherwise, so a run
     keeps its own where it goes on with other data loading processes.
@@ -58,7 +67,9 @@ class Resumable:
     `record` is what the caller wants kept in every checkpoint, JSON-able; `unimm.cli.resume_settings` reads it.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, max_skipped_steps: int, precision: str) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, max_skipped_steps: int, precision: str, checkpoint: CheckpointConfig | None = None
+    ) -> None:
         self.folder, self.ranks, self.precision = folder, ranks, precision
         self.is_main = ranks.number == 0
         self.guard = FiniteGuard(ranks, max_skipped_steps)
@@ -67,6 +78,7 @@ class Resumable:
         self.threads: list[int] | None = None
         self.bad: BadBudget | None = None
         self.bad_bytes: int | None = None
+        self.writer = CheckpointWriter(folder / CHECKPOINTS, ranks, checkpoint)
         self._saved_step, self._failed_saves = -1, 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -87,40 +99,78 @@ class Resumable:
         return self._saved_step == self.step
 
     def save(self) -> None:
-        """Write a checkpoint of this step, on the first process, unless there is one; the others wait until it is whole.
+        """Write a checkpoint of this step, unless there is one, and wait until it is whole.
 
         Raises:
             SaveError: it could not be written; raised on every process.
         """
+        try:
+            self.finish_save()
+        except SaveError as error:  # of an older step: now this one counts
+            self._warn(error)
         if self.is_saved:
             return
-        failure: SaveError | None = None
-        tensors = gather(self.tensors(), keep=self.is_main)
-        if self.is_main:
-            state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
-            state |= {"record": self.record, "threads": self.threads, **self.state()}
-            state |= {} if self.bad is None else {"bad_bytes": self.bad.size}
-            try:
-                save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(self.step, tensors, state))
-            except SaveError as error:
-                failure = error
-        self.ranks.barrier()
-        if self.ranks.any(failure is not None):
-            raise failure or SaveError(f"The first process could not write the checkpoint of step {self.step}.")
-        self._saved_step = self.step
+        self.writer.write(self._checkpoint())
+        saving = self.writer.wait()
+        assert saving is not None
+        if saving.error is not None:
+            raise saving.error
+        self._saved_step, self._failed_saves = self.step, 0
 
     def save_if_possible(self) -> None:
         """`save`, where it is not the third time in a row that this fails."""
         try:
             self.save()
         except SaveError as error:
-            self._failed_saves += 1
-            if self._failed_saves >= MAX_FAILED_SAVES:
-                raise
-            if self.is_main:
-                logger.warning(f"{error} Training goes on; failure {self._failed_saves} of at most {MAX_FAILED_SAVES}.")
-        else:
-            self._failed_saves = 0
+            self._count(error)
+
+    def begin_save(self) -> None:
+        """Begin to write a checkpoint of this step while training goes on; waits before for one that is still on its way.
+
+        Raises:
+            SaveError: that one could not be written, or where training waits this one, which was the third in a row.
+        """
+        self.finish_save()
+        if self.is_saved:
+            return
+        self.writer.begin(self._checkpoint())
+        if not self.writer.is_writing:
+            self.finish_save()
+
+    def finish_save(self) -> None:
+        """Take up what came of the checkpoint that was begun, if one was; waits until it is written.
+
+        Raises:
+            SaveError: it could not be written, which was the third time in a row.
+        """
+        saving = self.writer.wait(self._say_waiting)
+        if saving is None:
+            return
+        if isinstance(saving.error, SaveError):
+            self._count(saving.error)
+            return
+        self._saved_step, self._failed_saves = saving.step, 0
+        waited = f"{saving.seconds:.1f} s beside training, which waited {saving.seconds_copying:.2f} s"
+        self.say([f"Saved step {saving.step:,}: {waited}."])
+
+    def _checkpoint(self) -> Checkpoint:
+        state = {"seconds": self.seconds, "skipped": self.guard.num_skipped, "precision": self.precision}
+        state |= {"record": self.record, "threads": self.threads, **self.state()}
+        state |= {} if self.bad is None else {"bad_bytes": self.bad.size}
+        return Checkpoint(self.step, self.tensors(), state)
+
+    def _say_waiting(self, saving: Saving) -> None:
+        self.say([f"Training waits: the checkpoint of step {saving.step:,} is still being written."])
+
+    def _count(self, error: SaveError) -> None:
+        self._failed_saves += 1
+        if self._failed_saves >= MAX_FAILED_SAVES:
+            raise error
+        self._warn(error)
+
+    def _warn(self, error: SaveError) -> None:
+        if self.is_main:
+            logger.warning(f"{error} Training goes on; failure {self._failed_saves} of at most {MAX_FAILED_SAVES}.")
 
     def say(self, lines: Iterable[str]) -> None:
         """Lines for the person who runs it, once for all processes."""
@@ -146,14 +196,10 @@ class Resumable:
             ValueError: it is one of another run, or not every process finds it.
         """
         folder = self.folder / CHECKPOINTS
-        found = find_checkpoint(folder) if self.is_main else None  # once for all, for it reads every byte
-        step = int(self.ranks.broadcast(-1 if found is None else found))
-        if step < 0:
+        step = self._find(folder)
+        if step is None:
             return
         checkpoint = open_checkpoint(folder, step)
-        if self.ranks.any(checkpoint is None):
-            raise ValueError(f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share.")
-        assert checkpoint is not None
         self.bad_bytes = checkpoint.state.get("bad_bytes")
         try:
             self.restore(checkpoint)
@@ -164,6 +210,18 @@ class Resumable:
         self.step = self._saved_step = checkpoint.step
         self.seconds, self.guard.num_skipped = checkpoint.state["seconds"], checkpoint.state.get("skipped", 0)
         self.threads = checkpoint.state.get("threads")
+
+    def _find(self, folder: Path) -> int | None:
+        """The step of the newest whole checkpoint, the same on all processes: each proves its share of the files."""
+        steps = checkpoint_steps(folder) if self.is_main else []
+        while (step := int(self.ranks.broadcast(steps.pop() if steps else -1))) >= 0:
+            if self.ranks.any(not folder_of(folder, step).is_dir()):
+                raise ValueError(
+                    f"Not every process finds the checkpoint of step {step} in {folder}: name one that they share."
+                )
+            if not self.ranks.any(not passes(folder, step, self.ranks.number, self.ranks.count)):
+                return step
+        return None
 
 
 def order_of_rows(mixture: Mixture, num_positions: int, num_rows: int) -> Order:

@@ -157,16 +157,6 @@ def like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def load_whole(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """`load_state_dict` with whole tensors, into a module that may be cut.
-
-    Raises:
-        RuntimeError: names or shapes do not fit.
-    """
-    own = module.state_dict()
-    module.load_state_dict({name: like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()})
-
-
 class FullModelGatherer:
     """Puts a model in shards together again on the first process.
 

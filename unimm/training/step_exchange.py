@@ -17,12 +17,14 @@ class Told(NamedTuple):
     """What a process says before a step.
 
     signal: that it was sent, or 0. is_lost: it cannot read what it would learn from. is_late: its clock wants a checkpoint.
-    seconds: of training since the last exchange. counts: of its targets, by the order of the objective's names.
+    has_failed: it knows that the checkpoint that was begun could not be written. seconds: of training since the last exchange.
+    counts: of its targets, by the order of the objective's names.
     """
 
     signal: int
     is_lost: bool
     is_late: bool
+    has_failed: bool
     seconds: float
     counts: list[float]
 
@@ -36,10 +38,10 @@ def exchange(ranks: Ranks, own: Told) -> Told:
     if len(own.counts) > MOST_COUNTS:
         raise ValueError(f"An objective may have {MOST_COUNTS} sums, and this one has {len(own.counts)}.")
     is_first = ranks.number == 0
-    flags = [own.is_lost, own.is_late, *(own.signal == number for number in SIGNALS)]
+    flags = [own.is_lost, own.is_late, own.has_failed, *(own.signal == number for number in SIGNALS)]
     room = [0.0] * (MOST_COUNTS - len(own.counts))
     sums = ranks.all_sum([*map(float, flags), own.seconds if is_first else 0.0, *own.counts, *room])
-    lost, late, *signals = sums[: len(flags)]
+    lost, late, failed, *signals = sums[: len(flags)]
     signal = max((int(number) for number, sent in zip(SIGNALS, signals, strict=True) if sent), default=0)
     seconds, *counts = sums[len(flags) :]
-    return Told(signal, lost > 0, late > 0, seconds, counts[: len(own.counts)])
+    return Told(signal, lost > 0, late > 0, failed > 0, seconds, counts[: len(own.counts)])

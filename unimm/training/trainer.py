@@ -32,8 +32,9 @@ from unimm.training.logbook import Logbook, Meter
 from unimm.training.loop import Gradient, Loop
 from unimm.training.objectives.likelihood import Objective
 from unimm.training.optimizers import Optimizers
+from unimm.training.own_parts import load_stored
 from unimm.training.run_state import check_order, order_of_rows
-from unimm.training.sharding import HEAD, FullModelGatherer, let_go, load_whole, shard, whole, with_heads
+from unimm.training.sharding import HEAD, FullModelGatherer, let_go, shard, whole, with_heads
 from unimm.training.trainable_parts import check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
 from unimm.training.trainer_config import TrainerConfig
 
@@ -290,7 +291,7 @@ class Trainer(Loop):
         kept = current_name(checkpoint.state.get("stage", own))
         if own != kept:
             raise ValueError(f"{self.folder} holds a run of the stage '{kept}', not '{own}': name another folder.")
-        load_whole(self.objective, weights_of(checkpoint, "weights"))
+        load_stored(self.objective, weights_of(checkpoint, "weights"))
         for prefix, optimizer in self.optimizers.all.items():
             restore_optimizer(optimizer, checkpoint.tensors, self.names, prefix)
         resume_ema(self.ema, checkpoint, self.folder, self.is_main)

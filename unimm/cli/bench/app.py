@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unimm.cli.bench.checkpoint_commands import checkpoint_commands
 from unimm.cli.bench.parts import parts
 
 bench = typer.Typer(
@@ -16,6 +17,7 @@ bench = typer.Typer(
     "kill trainings and compare.",
 )
 bench.add_typer(parts)
+bench.add_typer(checkpoint_commands)
 
 
 @bench.command()
@@ -297,30 +299,6 @@ def data(
     from unimm.cli.bench.data import PEERS, Setting, run
 
     raise typer.Exit(0 if run(Setting(records, reads, images, pairs, peer or list(PEERS), image_size), out) else 1)
-
-
-@bench.command("crash-resume")
-def crash_resume(
-    count: Annotated[int, typer.Option("--kills", min=1, help="How often each training dies.")] = 20,
-    training: Annotated[list[str] | None, typer.Option(help="unified or tokenizer; repeat it [default: both].")] = None,
-    workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
-    processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it, as JSON.")] = Path(
-        "runs/bench/crash_resume.json"
-    ),
-) -> None:
-    """Whether a training that is killed again and again ends, to the bit, as one that was left alone.
-
-    Small trainings on the CPU die by SIGKILL at random moments, every other time inside the writing of a checkpoint. The exit
-    code is 1 if anything differs.
-
-    \b
-    Example:
-      unimm bench crash-resume --kills 20
-    """
-    from unimm.cli.bench.crash_resume import run
-
-    run(training or ["unified", "tokenizer"], workers or [0, 1, 2], processes or [1, 2], count, out)
 
 
 @bench.command()

@@ -15,25 +15,28 @@ from unimm.runtime.atomic_files import check_writable, write_json
 console = Console(highlight=False)
 
 
-def run(models: list[str], workers: list[int], processes: list[int], kills: int, out: Path) -> None:
+def run(models: list[str], workers: list[int], processes: list[int], sharding: str, kills: int, out: Path) -> None:
     """Kill every combination, and print how each ended.
 
     Raises:
-        SystemExit: a training that was killed learned something else (1); its folder is kept beside `out`.
-        ValueError: there is no such training.
+        SystemExit: a training that was killed learned something else, or lost a checkpoint (1); its folder stays beside `out`.
+        ValueError: there is no such training, or no such sharding.
     """
     if unknown := set(models) - {"unified", "tokenizer"}:
         raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
+    if sharding not in ("ddp", "fsdp"):
+        raise ValueError(f"Unknown sharding '{sharding}': use ddp or fsdp.")
     check_writable(out)
     workspace = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
     shutil.rmtree(workspace, ignore_errors=True)
     verdicts = []
-    for verdict in run_kills(models, workers, processes, kills, workspace):
+    for verdict in run_kills(models, workers, processes, kills, workspace, sharding=sharding):
         verdicts.append(verdict)
         one = verdict.training
         outcome = f"differs: {', '.join(verdict.differences)}" if verdict.differences else "equal to the bit"
         console.print(
-            f"{one.model}, {one.num_processes} processes, {one.num_workers} workers: {outcome} ({verdict.seconds:.0f} s)"
+            f"{one.model}, {one.num_processes} processes ({one.sharding}), {one.num_workers} workers: {outcome}; "
+            f"{verdict.num_announced} checkpoints announced ({verdict.seconds:.0f} s)"
         )
     measured = [asdict(verdict) for verdict in verdicts]
     write_json(out, {"bench": "crash-resume", "provenance": provenance(torch.device("cpu")), "measured": measured})

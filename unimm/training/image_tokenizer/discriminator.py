@@ -6,6 +6,7 @@ the generator's adversarial loss is scaled so that its gradient at the decoder's
 GroupNorm stands where the originals have BatchNorm: no statistics to share between processes, and none to save.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,10 +80,10 @@ class Adversary:
         weights = {f"discriminator/{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
         return weights | optimizer_tensors(self.optimizer, self._names, "adversary")
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`; a checkpoint from before there was an adversary leaves it fresh."""
         prefix = "discriminator/"
-        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        weights = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         if weights:
             self.discriminator.load_state_dict(weights)
             restore_optimizer(self.optimizer, tensors, self._names, "adversary")
