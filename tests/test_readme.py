@@ -122,7 +122,7 @@ def test_the_file_map_names_every_part_of_the_package() -> None:
 # -- every document -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", [line for verb in RUNNABLE for line in shell_lines("unimm", verb)])
+@pytest.mark.parametrize("line", [line for verb in RUNNABLE for line in shell_lines("unimm", verb) if "--size" not in line])
 def test_shell_lines_run(line: str, workplace: Path) -> None:
     run(line)
 
@@ -138,7 +138,7 @@ def test_every_command_and_its_options_are_there() -> None:
 
 
 COMPOSED = ("train", "demo", "two_encoders", "scaling", "projectors", "contrastive", "frozen_parts", "large_pictures")
-COMPOSED = [RECIPES / f"{name}.md" for name in (*COMPOSED, "several_images", "locate", "interleaved", "edit")]
+COMPOSED = [RECIPES / f"{name}.md" for name in (*COMPOSED, "several_images", "locate", "interleaved", "edit", "sizes")]
 """Their trainings take hours; those of the other pages are run at toy size."""
 
 

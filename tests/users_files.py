@@ -140,6 +140,32 @@ def make_prompts(folder: Path) -> Path:
     return folder
 
 
+def make_magic_brush(folder: Path) -> Path:
+    """A table of two sessions of edits, of two turns and of one, as MagicBrush has them; one mask is painted over."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def encoded(shade: int, mark: str = "") -> dict[str, Any]:
+        picture = Image.new("RGBA", (16, 16), (shade, shade, shade, 255))
+        if mark:
+            picture.paste((0, 0, 0, 0) if mark == "clear" else (255, 255, 255, 255), (4, 4, 8, 8))
+        file = io.BytesIO()
+        (picture if mark == "clear" else picture.convert("RGB")).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    columns = {
+        "img_id": ["7", "7", "8"],
+        "turn_index": [1, 2, 1],
+        "source_img": [encoded(shade) for shade in (0, 40, 120)],
+        "mask_img": [encoded(0, "clear"), encoded(40, "painted"), encoded(120, "clear")],
+        "instruction": ["a", "b", "c"],
+        "target_img": [encoded(shade) for shade in (40, 80, 160)],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "dev.parquet")
+    return folder
+
+
 def make_shard(path: Path, members: dict[str, bytes]) -> Path:
     """A .tar of these members."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unimm.data.binding import bind
 from unimm.data.holdout import Subset
 from unimm.data.image import image_hash
-from unimm.data.records import Dataset, DatasetContext, Record, bind, unchecked
+from unimm.data.records import Dataset, DatasetContext, Record, unchecked
 from unimm.data.stores.codes import CodedDataset, CodesManifest, save_codes
 
 OWN, OTHER = DatasetContext(tokenizer_hash="own"), DatasetContext(tokenizer_hash="other")

@@ -15,8 +15,9 @@ from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_image_tokenizer
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
+from unimm.data.binding import bind
 from unimm.data.mixture import Mixture, Source, in_ratio
-from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, bind, unchecked
+from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, unchecked
 from unimm.data.stores.codes import CodedDataset
 from unimm.data.stores.digests import suppress_bad
 from unimm.data.stores.features import FeaturedDataset

@@ -8,6 +8,7 @@ import typer
 from unimm.cli.options import (
     BestOf,
     Device,
+    DrawingSize,
     DrawingTemperature,
     DrawingWay,
     Dtype,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval", "drawing", "steps", "solver")
+SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval")
+SETTINGS += ("size", "drawing", "steps", "solver")
 
 drawings = typer.Typer(rich_markup_mode=None)
 
@@ -52,6 +54,7 @@ def generate(
     ] = None,
     model: Model = None,
     num_images: NumImages = 1,
+    size: DrawingSize = None,
     out: PicturesOut = Path("drawings"),
     seed: Seed = 0,
     guidance_scale: GuidanceScale = None,

@@ -10,12 +10,14 @@ the work:
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from unimm.cli.builders import coded_nodes, open_image_tokenizer, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
+from unimm.data.grids import Grid
 from unimm.data.records import Dataset, Record
 from unimm.data.stores.digests import image_digest
 from unimm.precompute.codes import encode_dataset
@@ -60,7 +62,8 @@ def encode(config: DictConfig) -> list[Path]:
         "work": PassConfig(config.batch_size, config.num_workers, ranks, max_bad=config.max_bad),
     }
     return [
-        make(tokenizer, build(without_codes(node)), node.folder, name=name, **settings).folder for name, node in chosen.items()
+        make(tokenizer, build(without_codes(node)), node.folder, name=name, **settings, **_grid_of(node)).folder
+        for name, node in chosen.items()
     ]
 
 
@@ -69,6 +72,12 @@ def _names(config: DictConfig) -> list[str]:
     sources = config.data.sources.values()
     nodes = (node for latents in (False, True) for source in sources for node in coded_nodes(source.dataset, latents))
     return list(dict.fromkeys(Path(node.folder).name for node in nodes))
+
+
+def _grid_of(node: DictConfig) -> dict[str, Any]:
+    """The grid that a coded data set names, if it names one."""
+    named = node.get("grid")
+    return {} if named is None else {"grid": Grid.read(named)}
 
 
 def _coded_datasets(config: DictConfig, latents: bool = False) -> dict[str, DictConfig]:

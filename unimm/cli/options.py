@@ -59,6 +59,10 @@ GuidanceScale = Annotated[float | None, typer.Option(help="How closely to follow
 ImageGuidanceScale = Annotated[
     float | None, typer.Option(help="Of edits by instruction: how closely to follow IMAGE; 1 is off [default: 1].")
 ]
+DrawingSize = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WIDTHxHEIGHT", help="Of those that the model was taught, in pixels" + OWN),
+]
 DrawingTemperature = Annotated[float | None, typer.Option(help="Lower is safer; 0 takes the likeliest codes" + OWN)]
 TopK = Annotated[int | None, typer.Option(help="Choose among the k likeliest codes; 0 is all" + OWN)]
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest that together reach p" + OWN)]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unimm.data.readers.image_folder import ImageFolder
     from unimm.data.readers.json_lines import JsonLines
     from unimm.data.readers.llava import LlavaJson
+    from unimm.data.readers.magic_brush import MagicBrush
     from unimm.data.readers.parquet import Parquet
     from unimm.data.readers.plain_text import PlainTextFiles
     from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
@@ -94,6 +95,7 @@ __all__ = [
     "JsonLines",
     "LatentDataset",
     "LlavaJson",
+    "MagicBrush",
     "Mixture",
     "Mmc4",
     "PagesWorld",
@@ -185,6 +187,7 @@ __getattr__, __dir__ = lazy_exports(
         "WebDataset": "readers.web_dataset",
         "PlainTextFiles": "readers.plain_text",
         "PromptFiles": "readers.prompt_files",
+        "MagicBrush": "readers.magic_brush",
         "CodedDataset": "stores.codes",
         "LatentDataset": "stores.latents",
         "FlowDrawing": "flow_view",

@@ -62,3 +62,11 @@ def fit_crop(picture: tuple[int, int], size: int) -> Fit:
     """How `crop` lays a picture of (width, height)."""
     width, height = (side * size / min(picture) for side in picture)
     return Fit(picture, size, width, height, (size - width) / 2, (size - height) / 2)
+
+
+def crop_box(picture: tuple[int, int], form: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest part at the centre of a picture of (width, height) pixels that has the form of
+    another width and height."""
+    across, down = min(picture[0], picture[1] * form[0] / form[1]), min(picture[1], picture[0] * form[1] / form[0])
+    left, top = (picture[0] - across) / 2, (picture[1] - down) / 2
+    return left, top, left + across, top + down

@@ -5,7 +5,8 @@ Which ones depends on the number of records alone, so sources that show the same
 
 import numpy as np
 
-from unimm.data.records import Dataset, DatasetContext, Record, bind, check, key_at, unchecked
+from unimm.data.binding import bind
+from unimm.data.records import Dataset, DatasetContext, Record, check, key_at, unchecked
 
 KEY = 7
 """Of the generator that chooses them."""

@@ -20,7 +20,7 @@ from typing import IO, TypeGuard, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from unimm.data.fit import fit_look
+from unimm.data.fit import crop_box, fit_look
 from unimm.data.image_forms import ImageError, channels_first, looks_like_base64, plain_form
 from unimm.data.records import ImageLike, SeenImage, UnreadImage, Video
 from unimm.segment import in_unit_range
@@ -150,7 +150,7 @@ def look(image: ImageLike, size: int) -> np.ndarray:
 
 def look_uint8(image: ImageLike, size: int) -> np.ndarray:
     """The same as uint8."""
-    if _is_ready(image, size):
+    if _is_ready(image, size, size):
         return channels_first(image)
     picture = _decoded(image)
     _, _, width, height, left, top = fit_look(picture.size, size)
@@ -163,22 +163,20 @@ def look_uint8(image: ImageLike, size: int) -> np.ndarray:
     return channels_first(np.asarray(picture))
 
 
-def crop(image: ImageLike, size: int) -> np.ndarray:
-    """Pixels (3, size, size) for the image tokenizer: short side resized to size, long side cropped at the centre."""
+def crop(image: ImageLike, size: int | tuple[int, int]) -> np.ndarray:
+    """Pixels (3, H, W) for the image tokenizer: the largest part at the centre that has the form of size, H = W or (H, W)."""
     return in_unit_range(crop_uint8(image, size))
 
 
-def crop_uint8(image: ImageLike, size: int) -> np.ndarray:
+def crop_uint8(image: ImageLike, size: int | tuple[int, int]) -> np.ndarray:
     """The same as uint8."""
-    if _is_ready(image, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if _is_ready(image, height, width):
         return channels_first(image)
     picture = _decoded(image)
-    if picture.size != (size, size):
-        side = min(picture.size)
-        left, top = ((length - side) / 2 for length in picture.size)
+    if picture.size != (width, height):
         # The box cuts before it resizes, so that a long strip is never blown up; the filter is the same.
-        box = (left, top, left + side, top + side)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=crop_box(picture.size, (width, height)))
     return channels_first(np.asarray(picture))
 
 
@@ -204,9 +202,9 @@ def pixels_to_array(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(levels, -3, -1), dtype=np.uint8)
 
 
-def _is_ready(image: ImageLike, size: int) -> TypeGuard[np.ndarray]:
+def _is_ready(image: ImageLike, height: int, width: int) -> TypeGuard[np.ndarray]:
     """Whether there is nothing to decode, to turn or to resize: then the way through Pillow would change nothing."""
-    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3)
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (height, width, 3)
 
 
 def _decode_path(path: str, formats: tuple[str, ...], use: Use[T]) -> T:

@@ -4,6 +4,7 @@ was taught."""
 from dataclasses import dataclass
 
 from unimm.data.boxes import BoxText
+from unimm.data.grids import Grid
 from unimm.data.tiles import Tiles
 from unimm.data.video.choosing import VideoFormat
 from unimm.runtime.settings import read_settings
@@ -30,6 +31,8 @@ class PromptFormat:
         it goes on; else it has the codes alone.
     edits: how the prompt of an edit is written, one of EDITS; empty: the model was not taught to edit. With "codes_last" the
         way from a code of the source to the one that replaces it is always the same, so copying is easily learned.
+    sizes: grids of codes that the model was taught to draw beside its own, as "ROWSxCOLUMNS"; the prompt of such a drawing
+        names its grid behind the assistant's role.
 
     Raises ValueError where it sees something else, or sees codes and is to look at tiles or at frames of a video.
     """
@@ -44,6 +47,7 @@ class PromptFormat:
     video: VideoFormat | None = None
     looks_at_drawings: bool = False
     edits: str = ""
+    sizes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiles", read_settings(Tiles, self.tiles, "tiles are set"))
@@ -56,8 +60,15 @@ class PromptFormat:
             raise ValueError(f"A model sees {', '.join(SEES)}, not '{self.sees}'.")
         if self.tiles is not None and self.sees != "pixels":
             raise ValueError(f"Tiles are looked at as pixels, and this prompt format sees {self.sees}: leave tiles out.")
+        object.__setattr__(self, "sizes", tuple(Grid.read(one).name for one in self.sizes))
         if self.edits not in ("", *EDITS):
             raise ValueError(f"edits is {', '.join(EDITS)} or empty, not '{self.edits}'.")
+
+    def check_grid(self, grid: Grid) -> None:
+        """ValueError: the model was not taught to draw it."""
+        if grid.name not in self.sizes:
+            taught = ", ".join(self.sizes) or "none"
+            raise ValueError(f"prompt_format.sizes names no grid {grid.name}: those beside the model's own are {taught}.")
 
     def check_edits(self) -> None:
         """ValueError: the model was not taught to edit."""

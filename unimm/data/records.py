@@ -14,10 +14,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from PIL import Image
 
+from unimm.data.grids import Grid
 from unimm.data.video.base import Video as Video
-
-MAX_WRAPPED = 64
-"""Data sets that another one holds in a list; a longer list is not looked through."""
 
 
 class Readable(Protocol):
@@ -148,13 +146,14 @@ class Phrase:
 class ImageEdit:
     """What makes one image of a record of another: instructions that say the same, and the images by their numbers.
 
-    category: what kind of edit it is, for scores.
+    category: what kind of edit it is, for scores. mask: where a person let it change the source, in the form of its data set.
     """
 
     instructions: tuple[Text, ...]
     source: int = 0
     target: int = 1
     category: str = ""
+    mask: ImageLike | None = None
 
 
 SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
@@ -171,6 +170,7 @@ class Record:
     key: a stable name, unique in the data set ("shapes/train/12").
     captions: full descriptions of the image, several wordings; each also serves as a text-to-image prompt.
     codes: (num_codes,) the image as codes of an image tokenizer, where a data set holds them.
+    grid: rows and columns of the codes, where they are not the image tokenizer's own.
     corrupted_codes: (num_codes,) codes of an image that is like this one and wrong, such as the same in other colours: what a
         model may read in place of its own codes while it learns these.
     questions: about the image, each by itself; or, where `is_dialogue`, the turns of one conversation, of which later ones lean
@@ -193,6 +193,7 @@ class Record:
     prompts: tuple[Text, ...] = ()
     codes: np.ndarray | None = None
     corrupted_codes: np.ndarray | None = None
+    grid: Grid | None = None
     questions: tuple[Question, ...] = ()
     text: Text | None = None
     facts: Any = None
@@ -232,6 +233,10 @@ class Record:
         if name != DEFAULT_CODES:
             return self._with("named_codes", {**(self.named_codes or {}), name: codes})
         return self._with("codes", codes)
+
+    def with_grid(self, grid: Grid) -> Self:
+        """The same record, whose codes have such rows and columns."""
+        return self._with("grid", grid)
 
     def with_corrupted_codes(self, codes: np.ndarray) -> Self:
         """The same record with the codes (num_codes,) of a wrong image beside its own."""
@@ -300,50 +305,3 @@ def key_at(dataset: Dataset, index: int) -> str:
         return unchecked(dataset, index).key
     except (ValueError, OSError):
         return ""
-
-
-def bind(dataset: Dataset, context: DatasetContext) -> Dataset:
-    """A data set as it is used with the networks of a context: by its own `bind` where it has one. Any other is returned as it
-    is, with the data sets that it holds as attributes bound, so that a wrapper need not know of this.
-
-    Raises:
-        ValueError: it, or a data set that it wraps, holds codes or features of another network.
-    """
-    return _bound(dataset, context, {})
-
-
-def _bound(value: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
-    """`value` bound, where it is a data set or a few of them in a list, tuple or dict; anything else as it is.
-
-    done: what became of values, by their ids.
-    """
-    is_dataset = all(hasattr(value, name) for name in ("__len__", "__getitem__", "__dict__"))
-    is_group = isinstance(value, list | tuple | dict) and len(value) <= MAX_WRAPPED
-    if not (is_dataset or is_group):
-        return value
-    if id(value) not in done:
-        done[id(value)] = value  # what refers to itself ends here
-        done[id(value)] = _bound_dataset(value, context, done) if is_dataset else _bound_group(value, context, done)
-    return done[id(value)]
-
-
-def _bound_dataset(dataset: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
-    if hasattr(type(dataset), "bind"):  # of its class: a wrapper may pass unknown attributes on to what it wraps
-        return dataset.bind(context)
-    held = vars(dataset)
-    bound = {name: _bound(one, context, done) for name, one in held.items()}
-    if all(bound[name] is one for name, one in held.items()):
-        return dataset
-    other = copy.copy(dataset)
-    vars(other).update(bound)
-    return other
-
-
-def _bound_group(group: Any, context: DatasetContext, done: dict[int, Any]) -> Any:
-    members = list(group.values()) if isinstance(group, dict) else list(group)
-    bound = [_bound(one, context, done) for one in members]
-    if all(new is old for new, old in zip(bound, members, strict=True)):
-        return group
-    if isinstance(group, dict):
-        return dict(zip(group, bound, strict=True))
-    return bound if isinstance(group, list) else tuple(bound)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unimm.data.binding import bind
 from unimm.data.fit import KEPT
 from unimm.data.grounding import size_of_boxes
 from unimm.data.image import decode_image
-from unimm.data.records import Dataset, DatasetContext, Phrase, PixelBox, Record, bind, key_at
+from unimm.data.records import Dataset, DatasetContext, Phrase, PixelBox, Record, key_at
 from unimm.runtime.number_checks import check_probability, check_whole
 
 BY_LOOK = ("", "one", "several", "none")
@@ -116,7 +117,7 @@ class Reframed:
         return ReframedRecord(record, frame, phrases) if phrases else record
 
     def bind(self, context: DatasetContext) -> "Reframed":
-        """With its data set bound to networks (`unimm.data.records.bind`)."""
+        """With its data set bound to networks (`unimm.data.binding.bind`)."""
         return Reframed(bind(self.dataset, context), self.pad, self.crop, self.mirror, self.scale, self.seed)
 
     def key_at(self, index: int) -> str:

@@ -21,13 +21,13 @@ class SegmentWriter:
         self._piece = ""
         self._mode: tuple[bool, str | None] = (False, condition)
 
-    def text(self, text: str, learn: bool = False, role: bool = False) -> None:
+    def text(self, text: str, learn: bool = False, role: bool = False, condition: str | None = "inherit") -> None:
         """Plain text; with `role`, the name of an added token becomes its id."""
         added = self._tokenizer.added_id(text) if role else None
         if added is not None:
             self.id(added, learn, self._condition)
             return
-        self._switch(learn, self._condition)
+        self._switch(learn, self._condition if condition == "inherit" else condition)
         self._piece += text
 
     def id(self, token: int, learn: bool = False, condition: str | None = "inherit") -> None:

@@ -2,8 +2,8 @@
 file writes prompts.
 
     chat      <bos>[system\\n\\n]<|User|>: [<boi>IMAGE<eoi>\\n]question\\n\\n<|Assistant|>: answer<eos><|User|>: ...
-    drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:<boi>CODES, or, drawn by a flow, LATENTS
-              in the place of <boi>, too: the time stands there
+    drawing   <bos><|User|>: prompt\\n\\n<|Assistant|>:[ 8x12]<boi>CODES; rows and columns are named where they are not the
+              model's own. Or, drawn by a flow, LATENTS, in the place of <boi>, too: the time stands there
     editing   <bos><|User|>: <boi>PIXELS<eoi>\\ninstruction\\n\\n<|Assistant|>:<boi>CODES<eoi><boi>CODES; or with
               the codes of the source behind its pixels, as the prompt format has it
     video     [\\n]0.5s: <boi>FRAME<eoi>\\n1.5s: <boi>FRAME<eoi>[\\n], where an image stands in a chat
@@ -26,38 +26,23 @@ up to the first image, the prompt of a drawing. Source: Janus' conversation.py.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from unimm.data.fit import Fit, fit_crop, fit_look
+from unimm.data.grids import Grid
 from unimm.data.image import crop_uint8, look_uint8
 from unimm.data.prompt_format import PromptFormat
 from unimm.data.records import ImageLike, SeenImage, Video
 from unimm.data.segment_writer import SegmentWriter
 from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage
+from unimm.data.turns import ImageSegments, Part, Turn, trimmed
 from unimm.data.video.choosing import Frames, choose_frames
 from unimm.segment import latent_elements
 from unimm.sequence import Kind, Segment, Sequence
-
-ImageSegments = tuple[Segment, ...]
-"""An image inside a conversation: its pixels, its codes, or both; or the pixels of its tiles with numbers between them."""
-
-
-Part = str | ImageSegments | Frames
-"""Of a turn: a text, an image, or a video."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation: texts, images and videos in order. An assistant's turn is learned unless `learn` is false."""
-
-    role: str
-    content: tuple[Part, ...]
-    learn: bool = True
 
 
 class Template:
@@ -205,9 +190,20 @@ class Template:
         special = self.tokenizer.special
         return Segment.blank(Kind.TEXT, limit, stop=(special.eos, special.begin_of_image))
 
-    def draw(self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None) -> Sequence:
-        """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes."""
-        return self._drawn(self._asked(prompt), codes, num_codes)
+    def draw(
+        self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None, grid: Grid | None = None
+    ) -> Sequence:
+        """A text-to-image prompt, closed by `codes` (training) or open for `num_codes` codes.
+
+        grid: of the codes, where it is not the model's own: the prompt names it, and guidance leaves it there.
+
+        Raises ValueError where the model was not taught to draw such a grid.
+        """
+        writer = self._asked(prompt)
+        if grid is not None:
+            self.prompt_format.check_grid(grid)
+            writer.text(f" {grid.name}", condition=None)
+        return self._drawn(writer, codes, num_codes if grid is None else grid.num_codes)
 
     def draw_latents(
         self, prompt: str, latents: np.ndarray | None = None, key: int = 0, num_elements: int | None = None
@@ -288,14 +284,14 @@ class Template:
         """An interleaved document: its texts are learned, and of its images the codes that are to be."""
         writer = SegmentWriter(self.tokenizer)
         writer.id(self.tokenizer.special.bos)
-        self._mixed(writer, _trim(parts), learn=True)
+        self._mixed(writer, trimmed(parts), learn=True)
         writer.id(self.tokenizer.special.eos, learn=True)
         return writer.sequence()
 
     def _user(self, writer: SegmentWriter, turn: Turn) -> None:
         writer.text(self.prompt_format.user, role=True)
         writer.text(": ")
-        self._mixed(writer, _trim(turn.content))
+        self._mixed(writer, trimmed(turn.content))
         writer.text("\n\n")
 
     def _mixed(self, writer: SegmentWriter, parts: list[Part], learn: bool = False) -> None:
@@ -324,7 +320,7 @@ class Template:
     def _assistant(self, writer: SegmentWriter, turn: Turn, is_open: bool) -> None:
         writer.text(self.prompt_format.assistant, role=True)
         writer.text(":")
-        for part in _trim(turn.content):
+        for part in trimmed(turn.content):
             if isinstance(part, str):
                 writer.text(f" {part}", learn=turn.learn)
             elif isinstance(part, Frames) or part[0].kind != Kind.CODES:
@@ -338,13 +334,3 @@ class Template:
 def smallest(*limits: int | None) -> int | None:
     """The smallest of the limits that there are; None where there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _trim(content: tuple[Part, ...]) -> list[Part]:
-    """The parts of a turn, without white space before the first word and behind the last, as in Janus."""
-    parts = list(content)
-    if parts and isinstance(parts[0], str):
-        parts[0] = parts[0].lstrip()
-    if parts and isinstance(parts[-1], str):
-        parts[-1] = parts[-1].rstrip()
-    return parts

@@ -152,7 +152,7 @@ class Drawing:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sequence:
         codes = _drawn(record, rng)
         prompt = self.choose_prompt(record, rng)
-        sequence = prompted(prompt.text, lambda text: template.draw(text, codes), record, template)
+        sequence = prompted(prompt.text, lambda text: template.draw(text, codes, grid=record.grid), record, template)
         if rng.random() < self.drop:
             return sequence.unconditioned(template.tokenizer.special.pad)
         if self.corrupted and not prompt.vague and rng.random() < self.corrupted:

@@ -26,7 +26,8 @@ SUITES = ("brief", "quick", "full")
 
 DEFAULT_SUITE = "quick"
 
-LOOKED_AT, DRAWN = ("seed", "split"), ("seed", "guidance_scale", "temperature", "best_of", "drawing", "steps", "solver")
+LOOKED_AT = ("seed", "split")
+DRAWN = ("seed", "guidance_scale", "temperature", "best_of", "size", "drawing", "steps", "solver")
 """The arguments, beside n, of tasks about images that are looked at, and that are drawn."""
 
 
@@ -126,6 +127,9 @@ FURTHER_TASKS = {
     "clips_passing": FurtherTask("unimm.eval.tasks.clips:clips_passing", "how many shapes pass"),
     "clips_speed": FurtherTask("unimm.eval.tasks.clips:clips_speed", "which of two shapes moves faster"),
     "edits": FurtherTask("unimm.eval.tasks.edits:Edits", "scenes edited as an instruction says: made, and the rest preserved"),
+    "edit_sessions": FurtherTask(
+        "unimm.eval.tasks.edit_sessions:EditSessions", "MagicBrush's turns of edits: the rest preserved, L1, L2: paths=, chain="
+    ),
     "emoji_names": FurtherTask("unimm.eval.tasks.emoji:EmojiNames", "what an emoji is called"),
     "emoji_answers": FurtherTask("unimm.eval.tasks.emoji:EmojiAnswers", "questions about one emoji or two"),
     "emoji_drawings": FurtherTask("unimm.eval.tasks.emoji:EmojiDrawings", "drawings of one emoji or two"),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from unimm.checkpoints.drawing_defaults import DrawingDefaults
+from unimm.data.grids import Grid
 from unimm.data.template import Template
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
@@ -54,7 +55,7 @@ class DrawingProgress:
 
 def drawing_requests(
     template: Template,
-    num_codes: int,
+    num_codes: int | Grid,
     prompt: str | list[str],
     count: tuple[int, int],
     seed: Any,
@@ -64,6 +65,7 @@ def drawing_requests(
 ) -> list[Request]:
     """A request an image, prompt after prompt.
 
+    num_codes: of an image; a grid, where it is not the model's own, which the prompt then names.
     count: images of a prompt, and of how many drawings each is the best.
     seed: of all prompts, or one for each; of Python's, NumPy's or PyTorch's integers.
     settings: what a call says, beside `defaults`; None says nothing. Of DrawingDefaults, and `min_p`, `guidance_interval`,
@@ -80,7 +82,8 @@ def drawing_requests(
     requests = []
     for text, own_seed in zip(prompts, read_seeds(seed, len(prompts)), strict=True):
         check_text(text, "prompt")
-        sequence = template.draw(text, num_codes=num_codes)
+        grid = num_codes if isinstance(num_codes, Grid) else None
+        sequence = template.draw(text, num_codes=None if isinstance(num_codes, Grid) else num_codes, grid=grid)
         for number in range(num_images * best_of):
             sampling = how.sampling(own_seed, how.first + number)
             request = Request(sequence, sampling, how.defaults.guidance_scale, how.guidance_interval)
@@ -288,7 +291,6 @@ def preview_of(coder: ImageCoder, codes: list[int], num_codes: int) -> Image.Ima
 
 def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvases: list[Canvas] | None) -> list[Image.Image]:
     """Pictures of codes so far: whole rows, and grey below them; or, on a canvas, all of it that is known."""
-    side = round(num_codes**0.5)
     if canvases is not None:
         both = list(zip(filled, canvases, strict=True))
         images = coder.decode(torch.tensor([codes + canvas.codes[len(codes) :].tolist() for codes, canvas in both]))
@@ -297,6 +299,6 @@ def _preview(coder: ImageCoder, filled: list[list[int]], num_codes: int, canvase
     padded = [codes + [codes[-1] if codes else 0] * (num_codes - len(codes)) for codes in filled]
     images = coder.decode(torch.tensor(padded))
     for codes, image in zip(filled, images, strict=True):
-        top = len(codes) // side * image.height // side
+        top = len(codes) // coder.grid.columns * image.height // coder.grid.rows
         image.paste(GREY, (0, top, image.width, image.height))
     return images

@@ -2,6 +2,7 @@
 which makes pictures of codes and codes of pictures.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.fingerprint import model_fingerprint
+from unimm.data.grids import Grid
 from unimm.data.image import crop, to_pil
 from unimm.data.records import LATENTS, ImageLike
 from unimm.data.template import Template, Turn
@@ -128,6 +130,7 @@ class ImageCoder:
 
     def __init__(self, tokenizer: ImageTokenizer, alone: bool = False, weights: str | None = None) -> None:
         self.tokenizer = self._drawer = tokenizer
+        self.grid = Grid(tokenizer.grid_size, tokenizer.grid_size)
         if weights == "int8" and not tokenizer.is_continuous and gains_from_integers(tokenizer):
             self._drawer, alone = with_integer_decoder(tokenizer), True
         on_cpu = self._device.type == "cpu"
@@ -135,6 +138,14 @@ class ImageCoder:
         fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if on_cpu else AT_ONCE
         self._at_once = 1 if alone else min(fitting, AT_ONCE)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def sized(self, grid: Grid) -> "ImageCoder":
+        """The same for images of another grid of codes."""
+        if grid == self.grid:
+            return self
+        other = copy.copy(self)
+        other.grid = grid
+        return other
 
     @property
     def has_own_stream(self) -> bool:
@@ -160,7 +171,7 @@ class ImageCoder:
             return images
         with torch.cuda.stream(self._stream):  # does nothing where there is none
             for part in codes.split(self._at_once):
-                pixels = self._drawer.decode(part.to(self._device)).float().clamp(-1, 1).cpu().numpy()
+                pixels = self._drawer.decode(part.to(self._device), self.grid).float().clamp(-1, 1).cpu().numpy()
                 images += [to_pil(image) for image in pixels]
         return images
 
@@ -181,10 +192,10 @@ class ImageCoder:
 
     @torch.inference_mode()
     def encode(self, images: list[ImageLike]) -> torch.Tensor:
-        """Images -> codes (n, num_codes) long on the CPU; short side to size, centre crop."""
+        """Images -> codes (n, num_codes) long on the CPU; the largest part at the centre that has the form, resized."""
         return torch.cat(
-            [torch.empty(0, self.tokenizer.num_codes, dtype=torch.long)]
-            + [self.tokenizer.encode(pixels).cpu() for pixels in self._batches(images)]
+            [torch.empty(0, self.grid.num_codes, dtype=torch.long)]
+            + [self.tokenizer.encode(pixels, self.grid).cpu() for pixels in self._batches(images)]
         )
 
     @torch.inference_mode()
@@ -197,10 +208,11 @@ class ImageCoder:
 
     def _batches(self, images: list[ImageLike]) -> Iterator[torch.Tensor]:
         """Pixels (N, 3, H, W) of a few images at a time, on the device, in the tokenizer's dtype."""
-        dtype = next(self.tokenizer.parameters()).dtype
+        dtype, pixels_a_code = next(self.tokenizer.parameters()).dtype, self.tokenizer.config.downsampling
+        size = (self.grid.rows * pixels_a_code, self.grid.columns * pixels_a_code)
         for start in range(0, len(images), self._at_once):
             part = images[start : start + self._at_once]
-            pixels = torch.from_numpy(np.stack([crop(image, self.tokenizer.image_size) for image in part]))
+            pixels = torch.from_numpy(np.stack([crop(image, size) for image in part]))
             yield pixels.to(self._device, dtype)
 
     @property

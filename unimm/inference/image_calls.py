@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unimm.data.grids import Grid, choose_grid
 from unimm.data.records import LATENTS, ImageLike
 from unimm.inference.decode.request import Request
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
+from unimm.inference.engine_parts import ImageCoder
 from unimm.inference.flow_drawing import FlowPictures, adraw_by_flow, draw_by_flow, flow_requests
 from unimm.inference.redrawing import Drawn, Redraw, Redrawing, read_redraw
 from unimm.inference.text_calls import TextCalls
@@ -48,8 +50,8 @@ class ImageCalls(TextCalls):
             temperature: 0.0 takes the likeliest code every time.
             callback: gets a `DrawingProgress` after every code, with `best_of` of all images it is to choose from; what it
                 raises stops the drawing.
-            more: `drawing`: "codes", or "latents", by a flow; default: codes where the model has them. `steps` (30) and
-            `solver`
+            more: `size`: (width, height) in pixels or "WIDTHxHEIGHT", one of `sizes`; default: the model's own, a square.
+                `drawing`: "codes", or "latents", by a flow; default: codes where the model has them. `steps` (30) and `solver`
                 ("euler", or "heun", which takes two passes a step) of a flow, which has none of temperature, top_k, top_p,
                 min_p and guidance_interval; its guidance is 2 by default. `best_of`: draw each image as often as this says,
                 and return the one that aligns best with the prompt (`alignment`); the time grows by a little more than that
@@ -68,6 +70,8 @@ class ImageCalls(TextCalls):
         best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
         if redraw.tries and best_of > 1:
             raise ValueError("Give best_of or redraw, not both: each draws several times and takes the best.")
+        if redraw.tries and more.get("size") is not None:
+            raise ValueError("redraw looks at squares, and size asks for another form: leave one of them out.")
         check_best_of(1 + min(redraw.tries, 1), self.model, self.template, prompts)  # it asks the same question
         settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **more}
         by_flow = self._draws_by_flow(settings)
@@ -118,7 +122,7 @@ class ImageCalls(TextCalls):
         if self._draws_by_flow(settings):
             steps = adraw_by_flow(self.decoder, requests, self._flow_pictures(preview_every, provenance))
         else:
-            steps = adraw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
+            steps = adraw(self.decoder, requests, self._sized(settings), preview_every, provenance=provenance)
         async with aclosing(steps) as drawing:
             async for progress in drawing:
                 yield progress
@@ -137,21 +141,42 @@ class ImageCalls(TextCalls):
         num_images = whole_number("num_images", num_images, 1)
         requests = self._requests(prompt, num_images, seed, {**settings, "drawing": "codes"})
         if not requests:
-            return torch.empty(0, num_images, self.image_tokenizer.num_codes, dtype=torch.long)
+            return torch.empty(0, num_images, self.grid_of(settings.get("size")).num_codes, dtype=torch.long)
         codes = finish(draw(self.decoder, requests), callback).codes
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
         num_images, is_flow = whole_number("num_images", num_images, 1), self._draws_by_flow(settings)
-        settings = {name: value for name, value in settings.items() if name != "drawing"}
+        grid = self.grid_of(settings.get("size"))
+        settings = {name: value for name, value in settings.items() if name not in ("drawing", "size")}
         if is_flow:
+            if grid != self.coder.grid:
+                raise ValueError("size is of codes, and this image is drawn by a flow: leave it out.")
             latents = self._latents_config
             return flow_requests(self.template, latents, prompt, num_images * best_of, seed, self.bundle.flow, settings)
         for name in ("steps", "solver"):
             if settings.pop(name, None) is not None:
                 raise ValueError(f"{name} is of a flow, and this image is drawn by codes: leave it out.")
-        num_codes, count = self.image_tokenizer.num_codes, (num_images, best_of)
-        return drawing_requests(self.template, num_codes, prompt, count, seed, self.drawing, settings)
+        asked = grid.num_codes if grid == self.coder.grid else grid
+        return drawing_requests(self.template, asked, prompt, (num_images, best_of), seed, self.drawing, settings)
+
+    def grid_of(self, size: Any = None) -> Grid:
+        """The grid of codes of drawings of a size, (width, height) in pixels or "WIDTHxHEIGHT"; None: the model's own.
+
+        Raises:
+            ValueError: the model draws no such size; says which it does.
+        """
+        return choose_grid(size, self.coder.grid, self.image_tokenizer.config.downsampling, self.prompt_format.sizes)
+
+    @property
+    def sizes(self) -> list[str]:
+        """The sizes of drawings, "WIDTHxHEIGHT", the model's own first."""
+        grids = (self.coder.grid, *map(Grid.read, self.prompt_format.sizes))
+        return list(dict.fromkeys(grid.in_pixels(self.image_tokenizer.config.downsampling) for grid in grids))
+
+    def _sized(self, settings: dict) -> ImageCoder:
+        """What turns the codes of such drawings into pictures."""
+        return self.coder.sized(self.grid_of(settings.get("size")))
 
     def _draws_by_flow(self, settings: dict) -> bool:
         """Whether a call draws by a flow. ValueError: the model does not draw as it asks."""
@@ -177,7 +202,7 @@ class ImageCalls(TextCalls):
         provenance = self._provenance(prompt, requests, settings)
         if self._draws_by_flow(settings):
             return draw_by_flow(self.decoder, requests, self._flow_pictures(preview_every, provenance))
-        return draw(self.decoder, requests, self.coder, preview_every, provenance=provenance)
+        return draw(self.decoder, requests, self._sized(settings), preview_every, provenance=provenance)
 
     def _provenance(
         self, prompt: str | list[str], requests: list[Request], settings: dict, task: str = DRAWN
@@ -196,13 +221,18 @@ class ImageCalls(TextCalls):
             else:
                 own |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
                 own |= {"guidance_interval": list(settings.get("guidance_interval", (0.0, 1.0)))}
+            if settings.get("size") is not None:
+                own["size"] = self.grid_of(settings["size"]).in_pixels(self.image_tokenizer.config.downsampling)
             found.append(describe(text, sampling.seed, sampling.index, own, self.model_hash, **told))
         return found
 
-    def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
-        """codes (num_images, num_codes) or (num_codes,) -> PIL images; with the errors of `ImageCoder.decode`."""
-        return self.coder.decode(codes)
+    def decode_codes(self, codes: torch.Tensor, size: Any = None) -> list[Image.Image]:
+        """codes (num_images, num_codes) or (num_codes,) -> PIL images; with the errors of `ImageCoder.decode`. size: as
+        `generate_images` takes it."""
+        return self.coder.sized(self.grid_of(size)).decode(codes)
 
-    def encode_image(self, image: ImageLike | list) -> torch.Tensor:
-        """An image -> its codes (num_codes,) long on the CPU, n images -> (n, num_codes); short side to size, centre crop."""
-        return self.coder.encode(image) if isinstance(image, list) else self.coder.encode([image])[0]
+    def encode_image(self, image: ImageLike | list, size: Any = None) -> torch.Tensor:
+        """An image -> its codes (num_codes,) long on the CPU, n images -> (n, num_codes); the largest part at the centre that
+        has the form of `size` (as `generate_images` takes it), resized."""
+        coder = self.coder.sized(self.grid_of(size))
+        return coder.encode(image) if isinstance(image, list) else coder.encode([image])[0]

@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageFilter
 
+from unimm.data.grids import Grid
 from unimm.data.image import crop, decode_image, decode_mask, pixels_to_array, transparent_part
 from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
@@ -51,7 +52,7 @@ class Canvas:
 
     known: (N,) int64, the codes of what the window shows, `BLANK` where they are to be chosen; codes: all of them.
     original: (H, W, 3) uint8. is_marked: (S, S) bool, the pixels of the window that may change.
-    number: of the window among those of the image, from 0 on; noise goes by it.
+    number: of the window among those of the image, from 0 on; noise goes by it. grid: of its codes.
     """
 
     known: np.ndarray
@@ -59,7 +60,8 @@ class Canvas:
     original: np.ndarray
     window: Window
     is_marked: np.ndarray
-    number: int = 0
+    number: int
+    grid: Grid
 
     @cached_property
     def blank(self) -> range:
@@ -106,17 +108,16 @@ class Canvas:
 
     def preview(self, painted: Image.Image, num_filled: int) -> Image.Image:
         """What is painted so far, and grey where something is still to come."""
-        side, rows_columns = round(len(self.known) ** 0.5), self.window.slices
-        is_missing = (self.known == BLANK) & (np.arange(len(self.known)) >= num_filled)
-        cells = np.arange(self.window.side) * side // self.window.side
+        is_missing = ((self.known == BLANK) & (np.arange(len(self.known)) >= num_filled)).reshape(self.grid)
+        rows, columns = (np.arange(self.window.side) * count // self.window.side for count in self.grid)
         preview = np.asarray(self.blend(painted)).copy()
-        preview[rows_columns][is_missing.reshape(side, side)[cells][:, cells] & self.is_marked] = GREY
+        preview[self.window.slices][is_missing[rows][:, columns] & self.is_marked] = GREY
         return Image.fromarray(preview)
 
     @cached_property
     def _opacity(self) -> np.ndarray:
         """(S, S) float32 of what is painted: 0 outside of the mask, 1 well inside."""
-        radius = self.window.side / round(len(self.known) ** 0.5) / FADE
+        radius = self.window.side / self.grid.rows / FADE
         blurred = Image.fromarray(self.is_marked.astype(np.uint8) * np.uint8(255)).filter(ImageFilter.GaussianBlur(radius))
         return np.where(self.is_marked, np.asarray(blurred, dtype=np.float32) / 255, np.float32(0))
 
@@ -160,14 +161,14 @@ def make_canvases(coder: ImageCoder, pictures: list[np.ndarray], marked_HW: np.n
     encoded once."""
     rows, columns = window.slices
     is_marked = marked_HW[rows, columns]
-    is_painted = any_in_cells(is_marked, round(coder.tokenizer.num_codes**0.5)).flatten()
+    is_painted = any_in_cells(is_marked, coder.tokenizer.grid_size).flatten()  # windows are squares, as the model's own grid
     encoded: dict[int, np.ndarray] = {}
     for picture in pictures:
         if id(picture) not in encoded:
             encoded[id(picture)] = coder.encode([np.ascontiguousarray(picture[rows, columns])])[0].numpy()
     all_codes = [encoded[id(picture)] for picture in pictures]
     return [
-        Canvas(np.where(is_painted, BLANK, codes), codes, picture, window, is_marked, number)
+        Canvas(np.where(is_painted, BLANK, codes), codes, picture, window, is_marked, number, coder.grid)
         for picture, codes in zip(pictures, all_codes, strict=True)
     ]
 

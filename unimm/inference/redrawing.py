@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unimm.data.grids import Grid
 from unimm.data.template import Turn
 from unimm.inference.claims import existence_questions, find_claims, language_of
 from unimm.inference.decode.request import Request
@@ -107,7 +108,7 @@ class Redrawing:
     def _try(self, drawings: list[Drawn], number: int) -> None:
         """One more drawing of each; it takes its place where it is more probable."""
         kept = self._kept(drawings) if self.how.paint and number % 2 else [None] * len(drawings)
-        requests = [_again(one, cells, number) for one, cells in zip(drawings, kept, strict=True)]
+        requests = [_again(one, cells, number, self.engine.coder.grid) for one, cells in zip(drawings, kept, strict=True)]
         filled = self.engine.decoder.fill([request for request, _ in requests])
         tried = []
         for one, ids, (request, canvas) in zip(drawings, filled, requests, strict=True):
@@ -135,7 +136,7 @@ class Redrawing:
             return found
         maps = self.engine.heat_map([drawings[place].image for place, _ in there], [claim for _, claim in there])
         for (place, _), heat_HW in zip(there, maps, strict=True):
-            cells = _cells(heat_HW, round(len(drawings[place].codes) ** 0.5), self.how.keep)
+            cells = _cells(heat_HW, self.engine.coder.grid, self.how.keep)
             own = found[place]
             found[place] = cells if own is None else own | cells
         count = {place: sum(one == place for one, _ in there) for place, _ in there}
@@ -159,7 +160,7 @@ class Redrawing:
         return [bool(own) and mean_of_log_odds(own) >= 0.5 for own in shares]
 
 
-def _again(drawn: Drawn, kept: np.ndarray | None, number: int) -> tuple[Request, Canvas | None]:
+def _again(drawn: Drawn, kept: np.ndarray | None, number: int, grid: Grid) -> tuple[Request, Canvas | None]:
     """The request of one more drawing, with noise of its own; the kept codes are given."""
     request = drawn.request
     sampling = replace(request.sampling, index=request.sampling.index + number * STRIDE)
@@ -168,16 +169,16 @@ def _again(drawn: Drawn, kept: np.ndarray | None, number: int) -> tuple[Request,
         return request, None
     pixels = np.asarray(drawn.image)
     known, whole = np.where(kept, drawn.codes, BLANK), Window(0, 0, drawn.image.width)
-    canvas = Canvas(known, drawn.codes, pixels, whole, np.ones(pixels.shape[:2], dtype=bool))
+    canvas = Canvas(known, drawn.codes, pixels, whole, np.ones(pixels.shape[:2], dtype=bool), 0, grid)
     interval = canvas.interval(*request.guidance_interval)
     sequence = canvas.sequence(request.sequence)
     return replace(request, sequence=sequence, guidance_interval=interval, first_place=canvas.blank.start), canvas
 
 
-def _cells(heat_HW: np.ndarray, side: int, keep: float) -> np.ndarray:
+def _cells(heat_HW: np.ndarray, grid: Grid, keep: float) -> np.ndarray:
     """(N,) bool: the codes with a warm pixel."""
     height, width = heat_HW.shape
-    rows, columns = (np.arange(length) * side // length for length in (height, width))
-    warm = np.zeros((side, side), dtype=bool)
+    rows, columns = (np.arange(length) * count // length for length, count in zip((height, width), grid, strict=True))
+    warm = np.zeros(grid, dtype=bool)
     np.logical_or.at(warm, (rows[:, None], columns[None]), heat_HW >= keep)
     return warm.flatten()

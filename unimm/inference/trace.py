@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unimm.batch import collate
+from unimm.data.grids import Grid
 from unimm.data.records import ImageLike
 from unimm.data.template import Turn
 from unimm.data.text import TextTokenizer
@@ -66,6 +67,7 @@ class Trace:
     hidden: (L + 1, T, D) float32: what enters each layer, and last what the heads read (behind the final norm).
     attention: (L, H, T, T) float32: how much a position (third axis) looks at others (fourth); each sums to 1. H is 1 where
         the mean over heads was asked for.
+    grid: of a drawing's codes, where it is known; else images are squares where they can be.
     logits: by kind (n, V) float32: of each element of the kind but the first position's, before it was there, in order
         (`predicted`).
     """
@@ -78,6 +80,7 @@ class Trace:
     logits: dict[Kind, Tensor] | None
     read: Callable[[Kind, Tensor, bool], Tensor]
     """A kind, states (n, D) and whether they are behind the final norm -> logits (n, V) of the kind's head."""
+    grid: Grid | None = None
 
     @property
     def spans(self) -> list[Span]:
@@ -87,7 +90,7 @@ class Trace:
     @cached_property
     def images(self) -> tuple[Patches, ...]:
         """Every image that is looked at, and every run of codes."""
-        return tuple(_patches(span) for span in self.spans if span.segment.kind in (Kind.PIXELS, Kind.CODES))
+        return tuple(_patches(span, self.grid) for span in self.spans if span.segment.kind in (Kind.PIXELS, Kind.CODES))
 
     def predicted(self, kind: Kind) -> list[int]:
         """The positions of a kind's elements that are predicted: all but the first of the sequence."""
@@ -196,7 +199,14 @@ class TraceCalls(EditingCalls):
     """The engine's calls that look inside."""
 
     @torch.inference_mode()
-    def trace(self, sequence: Sequence, hidden: bool = False, attention: bool | str = False, logits: bool = False) -> Trace:
+    def trace(
+        self,
+        sequence: Sequence,
+        hidden: bool = False,
+        attention: bool | str = False,
+        logits: bool = False,
+        grid: Grid | None = None,
+    ) -> Trace:
         """What the model computes for a closed sequence, such as `fill` gives, in one pass. Requests wait meanwhile.
 
         Args:
@@ -204,6 +214,7 @@ class TraceCalls(EditingCalls):
             attention: keep how much each position looks at each other one, layers * heads * positions^2 numbers, in GB for a
                 large model; "mean": of each layer the mean over its heads.
             logits: keep what each element was chosen from, before guidance and temperature.
+            grid: rows and columns of the codes, where they are no square.
 
         Raises:
             ValueError: the sequence is open, longer than the model was made for, or holds what the model does not know.
@@ -221,7 +232,7 @@ class TraceCalls(EditingCalls):
         with self.decoder.between_steps():
             states, kept = run_layers(self.model, batch, _KEEP[attention])
         tokens, is_control = self._tokens(sequence)
-        bare = Trace(sequence, tokens, is_control, None, torch.stack(kept) if kept else None, None, self._read)
+        bare = Trace(sequence, tokens, is_control, None, torch.stack(kept) if kept else None, None, self._read, grid)
         kinds = {segment.kind for segment in sequence.segments} & {*self.model.vocabulary_ports}
         chosen = {kind: self._read(kind, states[-1][[place - 1 for place in bare.predicted(kind)]], True) for kind in kinds}
         return replace(
@@ -244,10 +255,12 @@ class TraceCalls(EditingCalls):
         (ids,) = self.decoder.fill([Request(opened, Sampling(temperature, **sampling))])
         return self.trace(opened.fill(ids), attention="mean")
 
-    def trace_drawing(self, prompt: str, codes: Tensor) -> Trace:
+    def trace_drawing(self, prompt: str, codes: Tensor, size: Any = None) -> Trace:
         """Trace a drawing, codes (num_codes,) as `generate_codes` gives them, with hidden states and attention (the mean over
-        heads). The words of the prompt are `trace.words_of(prompt)`, the drawing's patches `trace.images[0]`."""
-        return self.trace(self._drawn(prompt, codes), hidden=True, attention="mean")
+        heads). The words of the prompt are `trace.words_of(prompt)`, the drawing's patches `trace.images[0]`. size: of
+        `generate_images`, as the drawing was asked for."""
+        grid = self.grid_of(size)
+        return self.trace(self._drawn(prompt, codes, grid), hidden=True, attention="mean", grid=grid)
 
     def trace_guidance(self, prompt: str, codes: Tensor, guidance_scale: float | None = None) -> GuidanceTrace:
         """What each code of a drawing was chosen from: logits with the prompt, without it, and guided.
@@ -255,21 +268,20 @@ class TraceCalls(EditingCalls):
         guidance_scale: default: the model's own.
         """
         scale = self.drawing.guidance_scale if guidance_scale is None else real_number("guidance_scale", guidance_scale)
-        sequence = self._drawn(prompt, codes)
+        sequence = self._drawn(prompt, codes, self.coder.grid)
         with_prompt = self.trace(sequence, logits=True)
         without = self.trace(sequence.unconditioned(self.tokenizer.special.pad), logits=True)
         assert with_prompt.logits is not None and without.logits is not None
         pair = (with_prompt.logits[Kind.CODES], without.logits[Kind.CODES])
         return GuidanceTrace(sequence, scale, with_prompt.predicted(Kind.CODES), *pair)
 
-    def _drawn(self, prompt: str, codes: Tensor) -> Sequence:
+    def _drawn(self, prompt: str, codes: Tensor, grid: Grid) -> Sequence:
         check_text(prompt, "prompt")
         ids = torch.as_tensor(codes)
-        if ids.shape != (self.image_tokenizer.num_codes,):
-            raise ValueError(
-                f"A drawing has codes ({self.image_tokenizer.num_codes},), not {tuple(ids.shape)}: give one image's."
-            )
-        return self.template.draw(prompt, num_codes=len(ids)).fill(ids.long().cpu().numpy())
+        if ids.shape != (grid.num_codes,):
+            raise ValueError(f"A drawing has codes ({grid.num_codes},), not {tuple(ids.shape)}: give one image's.")
+        named = None if grid == self.coder.grid else grid
+        return self.template.draw(prompt, num_codes=len(ids), grid=named).fill(ids.long().cpu().numpy())
 
     @torch.inference_mode()
     def _read(self, kind: Kind, states_nD: Tensor, is_normed: bool) -> Tensor:
@@ -315,8 +327,10 @@ def _texts(tokenizer: TextTokenizer, ids: tuple[int, ...]) -> list[str]:
     return texts
 
 
-def _patches(span: Span) -> Patches:
+def _patches(span: Span, grid: Grid | None = None) -> Patches:
     length = span.stop - span.start
+    if grid is not None and span.segment.kind == Kind.CODES and grid.num_codes == length:
+        return Patches(span.segment, span.start, *grid)
     side = math.isqrt(length)
     return Patches(span.segment, span.start, *((side, side) if side * side == length else (1, length)))
 

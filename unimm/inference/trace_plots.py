@@ -90,6 +90,7 @@ def plot_code_lens(trace: Trace, coder: ImageCoder, num_pictures: int = 6) -> Im
         logits_nV = trace.lens(Kind.CODES, layer)[-len(codes_n) :]
         likeliest.append(logits_nV.argmax(-1))
         probabilities.append(logits_nV.softmax(-1).gather(1, codes_n[:, None])[:, 0])
+    coder = coder if trace.grid is None else coder.sized(trace.grid)
     pictures = coder.decode(torch.stack(likeliest))
     figure, axes = _figure(len(layers) + 1, 2)
     for ax, layer, picture in zip(axes[0], layers, pictures, strict=False):

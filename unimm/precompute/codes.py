@@ -14,6 +14,7 @@ import torch
 
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.data.bad_records import BAD_RECORDS
+from unimm.data.grids import Grid
 from unimm.data.image import crop
 from unimm.data.records import Dataset, key_at
 from unimm.data.stores.codes import CodesManifest, StoredCodes, load_part, save_codes, stored_files, unfinished_codes
@@ -41,6 +42,7 @@ def encode_dataset(
     name: str = "",
     precision: str = "no",
     work: PassConfig | None = None,
+    grid: Grid | None = None,
 ) -> StoredCodes:
     """Encode every image of a data set with the tokenizer, on its device and in its dtype, into the folder `out`; returns the
     codes, opened. Images that are there already by the same tokenizer, finished or not and wherever they stood, are kept.
@@ -48,6 +50,7 @@ def encode_dataset(
     name: of the data set, for the manifest; default: its class.
     precision: "no", or "bf16" for autocast of the convolutions (the quantizer stays fp32): a few codes differ; or "auto": what
         the device is faster in, or what is there already was made in.
+    grid: rows and columns of the codes, of the form of which images are cut; None: the tokenizer's own.
 
     Raises:
         ValueError: the data set is empty, images cannot be used (all of them are named), `out` holds something else than codes,
@@ -55,12 +58,12 @@ def encode_dataset(
     """
     work, out = work or PassConfig(), Path(out)
     images, ends = find_images(dataset, work)
-    manifest, weight = _describe(tokenizer, dataset, images, name), next(tokenizer.parameters())
+    manifest, weight = _describe(tokenizer, dataset, images, name, grid), next(tokenizer.parameters())
     precision = settle_precision(precision, weight, out, MANIFEST, {"tokenizer_hash": manifest.tokenizer_hash}, work)
     manifest = replace(manifest, precision=precision_name(precision, weight))
     unfinished, is_same = unfinished_codes(out, manifest, PART_RECORDS), manifest.is_stored(out)
     begin_pass(unfinished, len(images), work)
-    job = _job(tokenizer, images, precision, f"codes of {manifest.dataset}")
+    job = _job(tokenizer, images, precision, f"codes of {manifest.dataset}", grid)
     known = known_images(out, stored_files(out, manifest), unfinished, job.key, is_same, work)
     fidelity: dict[str, Any] = {}
 
@@ -100,14 +103,16 @@ def _save(
     save_codes(out, codes, replace(manifest, num_bad=len(bad)), identities, files, ends)
 
 
-def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str) -> Job:
+def _job(tokenizer: ImageTokenizer, images: Dataset, precision: str, title: str, grid: Grid | None) -> Job:
+    rows, columns = grid or (tokenizer.grid_size, tokenizer.grid_size)
+    pixels_a_code = tokenizer.config.downsampling
     return Job(
-        see=lambda pixels: _encode(tokenizer, pixels, precision).to(torch.int32).cpu(),
-        prepare=partial(crop, size=tokenizer.image_size),
+        see=lambda pixels: _encode(tokenizer, pixels, precision, (rows, columns)).to(torch.int32).cpu(),
+        prepare=partial(crop, size=(rows * pixels_a_code, columns * pixels_a_code)),
         dataset=images,
         images=np.arange(len(images)),
         part_rows=PART_RECORDS,
-        shape=(tokenizer.num_codes,),
+        shape=(rows * columns,),
         key=StoredCodes.KEY,
         dtype=torch.int32,
         title=title,
@@ -127,7 +132,9 @@ def _reconstruct(
     return {"psnr": mean, "psnr_worst": worst, "psnr_images": len(some.psnr)}
 
 
-def _describe(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str) -> CodesManifest:
+def _describe(
+    tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str, grid: Grid | None = None
+) -> CodesManifest:
     """What is to be stored; the precision is not settled yet. images: of all records, one by one."""
     if not len(dataset):
         raise ValueError("There is nothing to encode: the data set has no records.")
@@ -142,15 +149,18 @@ def _describe(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name
         tokenizer_hash=fingerprint(tokenizer),
         precision="",
         image_size=tokenizer.image_size,
-        num_codes=tokenizer.num_codes,
+        num_codes=tokenizer.num_codes if grid is None else grid.num_codes,
         codebook_size=tokenizer.codebook_size,
         unimm_version=package_version(),
         num_images=None if images is dataset else len(images),
+        grid="" if grid is None else grid.name,
     )
 
 
-def _encode(tokenizer: ImageTokenizer, pixels_NCHW: torch.Tensor, precision: str) -> torch.Tensor:
+def _encode(
+    tokenizer: ImageTokenizer, pixels_NCHW: torch.Tensor, precision: str, grid: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Codes (N, num_codes)."""
     weight = next(tokenizer.parameters())
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return tokenizer.encode(pixels_NCHW.to(weight.device, weight.dtype))
+        return tokenizer.encode(pixels_NCHW.to(weight.device, weight.dtype), grid)

@@ -36,29 +36,35 @@ class DrawingOrder:
 
     Args:
         format: where the request names none.
+        any_form: the size may be any that the model was taught, not squares alone.
         num_previews: of the drawing while it is made; at most so many come.
 
     Raises:
         ApiError: 400, the server does not take as much at once, or the model draws no such size.
     """
 
-    def __init__(self, service: Service, body: Drawing, prompt: str, format: Format, num_previews: int = 0) -> None:
+    def __init__(
+        self, service: Service, body: Drawing, prompt: str, format: Format, num_previews: int = 0, any_form: bool = False
+    ) -> None:
         check_count(service, body)
         if not prompt.strip():
             raise ApiError(400, "The prompt is empty: say what to draw.", param="prompt")
         check_characters(service, len(prompt), "prompt")
         self.prompt, self.num_images, self.num_previews = prompt, body.n, num_previews
         self.seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
-        native = service.engine.image_tokenizer.image_size
-        side = read_size(body.size, native)
+        sizes = service.engine.sizes if any_form else service.engine.sizes[:1]
+        width, height = read_size(body.size, sizes)
         self.keeps_size = body.size == "auto"
-        self.encoding = Encoding(side, side, body.output_format or format, body.output_compression)
+        self.drawn_size = body.size if body.size in sizes[1:] else sizes[0]
+        self.encoding = Encoding(width, height, body.output_format or format, body.output_compression)
         if self.encoding.format != "png" and len(json.dumps(prompt)) > MAX_KEPT_BYTES:
             sentence = (
                 f'The prompt is too long to be kept in a {self.encoding.format}: set output_format to "png", or shorten it.'
             )
             raise ApiError(400, sentence, param="prompt")
-        self._preview = Encoding(native, native, "webp" if self.encoding.format == "png" else self.encoding.format)
+        self._preview = Encoding(
+            *read_size(self.drawn_size, sizes), "webp" if self.encoding.format == "png" else self.encoding.format
+        )
         names = ("guidance_scale", "temperature", "top_k", "top_p", "min_p")
         self.settings = {name: value for name in names if (value := getattr(body, name)) is not None}
         self._service = service
@@ -67,7 +73,7 @@ class DrawingOrder:
     def usage(self) -> dict[str, Any]:
         """What it takes, as the image API counts it."""
         engine = self._service.engine
-        num_words, num_codes = len(engine.tokenizer.encode(self.prompt)), engine.num_drawn_positions * self.num_images
+        num_words, num_codes = len(engine.tokenizer.encode(self.prompt)), self._num_positions * self.num_images
         return {
             "input_tokens": num_words,
             "input_tokens_details": {"text_tokens": num_words, "image_tokens": 0},
@@ -83,8 +89,13 @@ class DrawingOrder:
     def from_text(self) -> AsyncGenerator[DrawingProgress]:
         """The drawing of a prompt."""
         return self._service.engine.astream_images(
-            self.prompt, self.num_images, self.seed, self._preview_every, **self.settings
+            self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, size=self._named_size
         )
+
+    @property
+    def _named_size(self) -> str | None:
+        """None where it is the model's own, which drawings need not name."""
+        return None if self.drawn_size == self._service.engine.sizes[0] else self.drawn_size
 
     def editing(self, source: Image.Image, image_guidance_scale: float | None) -> AsyncGenerator[DrawingProgress]:
         """The square at the centre of an image, changed as the prompt says; where the request names no size, laid over the
@@ -137,7 +148,13 @@ class DrawingOrder:
         """Codes between previews: so that the last one comes well before the end."""
         if not self.num_previews:
             return 0
-        return max(1, self._service.engine.num_drawn_positions // (self.num_previews + 1))
+        return max(1, self._num_positions // (self.num_previews + 1))
+
+    @property
+    def _num_positions(self) -> int:
+        """Of one drawing."""
+        engine = self._service.engine
+        return engine.num_drawn_positions if self._named_size is None else engine.grid_of(self.drawn_size).num_codes
 
 
 async def _laid_over(source: Image.Image, steps: AsyncGenerator[DrawingProgress]) -> AsyncGenerator[DrawingProgress]:

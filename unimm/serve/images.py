@@ -22,7 +22,7 @@ async def generate(request: Request, body: ImageRequest) -> Response:
     """Images in base64; with `stream`, previews and then the images as server-sent events."""
     service = service_of(request)
     check_model(service, body.model)
-    order = DrawingOrder(service, body, body.prompt, "png", body.partial_images if body.stream else 0)
+    order = DrawingOrder(service, body, body.prompt, "png", body.partial_images if body.stream else 0, any_form=True)
     run = service.run(request, "image", order.num_images, order.draw(order.from_text()))
     return await answer(service, body, order, run, "image_generation")
 

@@ -48,9 +48,8 @@ class InterleavedReply:
     def __init__(self, service: Service, body: ChatRequest, seed: int) -> None:
         check_interleaved(service, body)
         self._service, self._body, self._seed = service, body, seed
-        native = service.engine.image_tokenizer.image_size
         format = body.output_format or "webp"
-        self._encoding = Encoding(read_size(body.size, native), native, format, body.output_compression)
+        self._encoding = Encoding(*read_size(body.size, service.engine.sizes[:1]), format, body.output_compression)
         self._messages: list[AssistantMessage] = []
 
     async def pieces(self) -> AsyncGenerator[Piece]:

@@ -44,15 +44,17 @@ class Encoding:
         return f"image/{self.format}"
 
 
-def read_size(size: str, native: int) -> int:
-    """The side in pixels that a request asks for. ApiError 400: the model draws no such size."""
-    legal = {"auto": native, f"{native}x{native}": native} | {f"{side}x{side}": side for side in RESIZED}
-    if size not in legal:
-        resized = ", ".join(f"{side}x{side}" for side in RESIZED)
-        raise ApiError(
-            400, f"The model draws {native}x{native}; {resized} are resized from it: ask for one of them.", param="size"
-        )
-    return legal[size]
+def read_size(size: str, drawn: list[str]) -> tuple[int, int]:
+    """Width and height in pixels that a request asks for. ApiError 400: the model draws no such size.
+
+    drawn: "WIDTHxHEIGHT" of what it draws, its own first.
+    """
+    resized = [f"{side}x{side}" for side in RESIZED]
+    if size not in ("auto", *drawn, *resized):
+        sentence = f"The model draws {', '.join(drawn)}; {', '.join(resized)} are resized from {drawn[0]}: ask for one of them."
+        raise ApiError(400, sentence, param="size")
+    width, height = (drawn[0] if size == "auto" else size).split("x")
+    return int(width), int(height)
 
 
 def encode(image: Image.Image, how: Encoding, fits_event: bool = False) -> str:

@@ -133,7 +133,9 @@ class Drawing(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     size: str = Field(
-        "auto", max_length=20, description='"auto" and the model\'s own size; 256x256, 512x512, 1024x1024 are resized.'
+        "auto",
+        max_length=20,
+        description='"auto", the model\'s own size, or one that it was taught; 256x256, 512x512, 1024x1024 are resized.',
     )
     output_format: Format | None = Field(None, description="Default: webp in chats, png in image requests.")
     output_compression: int = Field(90, ge=0, le=100, description="The quality of webp and jpeg.")

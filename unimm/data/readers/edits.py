@@ -3,7 +3,7 @@
     InstructPix2Pix   tables of the hub: original_image, edit_prompt, edited_image; or input_image
     InstructPix2Pix   its own folders: seeds.json, [["0000123", ["7", "8"]], ...]; 0000123/prompt.json, {"edit": "...", ...};
                       0000123/7_0.jpg before and 7_1.jpg after
-    MagicBrush        tables: source_img, mask_img, instruction, target_img; a row a turn, each on what the last one made
+    MagicBrush        tables: source_img, mask_img, instruction, target_img; a row a turn (sessions: `readers.magic_brush`)
     ImgEdit           tables: input_images, output_images (lists of paths), prompt; images from its .tar files, unpacked
     ImgEdit, several turns   {"data": [{"input_images": [...], "output_images": [...], "prompt": "..."}, ...]}, as JSON lines
 

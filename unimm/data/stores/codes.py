@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from unimm.data.grids import Grid
 from unimm.data.records import DEFAULT_CODES, Dataset, DatasetContext, Record, unchecked
 from unimm.data.stores.digests import first_image_hash
 from unimm.data.stores.image_rows import ImagesOf, rows_of
@@ -40,6 +41,7 @@ class CodesManifest(StoreManifest):
 
     dataset: what describes the data set, in words. first_key, last_key, first_image: see `StoreManifest`.
     tokenizer_hash: the image tokenizer's fingerprint. precision: the dtype that it ran in.
+    grid: rows and columns of the codes by name, where they are not the tokenizer's own.
     num_images: of all records, where these have not one each. num_bad: images that could not be used, and have no codes.
     psnr, psnr_worst: in dB, how well it gives such images back: the mean, and the least, of a sample of `psnr_images`.
     """
@@ -68,6 +70,7 @@ class CodesManifest(StoreManifest):
     psnr_images: int = 0
     num_images: int | None = None
     num_bad: int = 0
+    grid: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -75,8 +78,9 @@ class CodesManifest(StoreManifest):
         return self.num_records if self.num_images is None else self.num_images
 
     def content(self) -> dict[str, Any]:
-        """JSON-able; without what only records of several images, or bad ones, have."""
-        return {name: value for name, value in asdict(self).items() if name not in ("num_images", "num_bad") or value}
+        """JSON-able; without what only records of several images, or bad ones, or other grids have."""
+        few = ("num_images", "num_bad", "grid")
+        return {name: value for name, value in asdict(self).items() if name not in few or value}
 
 
 def stored_files(folder: Path, manifest: CodesManifest) -> list[Path]:
@@ -178,6 +182,8 @@ class CodedDataset(StoredDataset):
     """A data set whose records carry the codes of their image.
 
     tokenizer: the name that the codes go by in records, and their image tokenizer in a bundle; views learn those of "default".
+    grid: rows and columns of the codes, as "ROWSxCOLUMNS", where they are not the tokenizer's own: `unimm encode` makes them
+        so, and drawings name them (`PromptFormat.sizes`).
     corrupted: a coded data set of the same records with images that are like theirs and wrong; records carry those codes, too,
         as `corrupted_codes`.
 
@@ -192,11 +198,16 @@ class CodedDataset(StoredDataset):
         tokenizer_hash: str | None = None,
         corrupted: "CodedDataset | None" = None,
         tokenizer: str = DEFAULT_CODES,
+        grid: str | None = None,
     ) -> None:
         self.codes = StoredCodes.open(folder, tokenizer_hash=tokenizer_hash)
         super().__init__(dataset, self.codes)
         self.tokenizer = tokenizer
         manifest = self.codes.manifest
+        self.grid = None if grid is None else Grid.read(grid)
+        if manifest.grid != ("" if self.grid is None else self.grid.name):
+            own, asked = manifest.grid or "the tokenizer's own", grid or "the tokenizer's own"
+            raise ValueError(f"The codes in {folder} have the grid {own}, not {asked}: make them again with `unimm encode`.")
         # Worlds of two seeds, or a folder whose files were exchanged, have the same keys.
         images = dataset if self.codes.ends is None else ImagesOf(dataset, self.codes.ends)
         self.corrupted = corrupted
@@ -224,6 +235,7 @@ class CodedDataset(StoredDataset):
         rows = rows_of(self.codes.ends, index)
         if rows:
             record = record.with_codes(*self._rows(record, rows), name=self.tokenizer)
+            record = record if self.grid is None else record.with_grid(self.grid)
         return record.with_corrupted_codes(self.corrupted.codes[rows[0]]) if self.corrupted and rows else record
 
     def compare(self, index: int) -> None:

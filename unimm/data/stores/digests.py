@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from unimm.data.bad_records import StaleStoreError
+from unimm.data.binding import bind
 from unimm.data.image import image_hash, look, pixels_to_array
 from unimm.data.image_forms import plain_form
 from unimm.data.records import (
@@ -34,7 +35,6 @@ from unimm.data.records import (
     Record,
     SeenImage,
     UnreadImage,
-    bind,
     check,
     key_at,
     unchecked,
@@ -133,7 +133,7 @@ class ComparedDataset(ABC):
         return record
 
     def bind(self, context: DatasetContext) -> Self:
-        """The same data set, for the networks of a context (`unimm.data.records.bind`).
+        """The same data set, for the networks of a context (`unimm.data.binding.bind`).
 
         Raises:
             ValueError: what is stored was made by another network.

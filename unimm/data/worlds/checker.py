@@ -99,9 +99,9 @@ def find_components(foreground: np.ndarray) -> list[np.ndarray]:
 
 
 def read_objects(image: np.ndarray) -> list[Shape]:
-    """The objects of an image (64, 64, 3) uint8, from left to right; ValueError for an image of another shape."""
-    if image.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"the checker reads images of shape ({SIDE}, {SIDE}, 3), got {image.shape}: resize it first")
+    """The objects of an image (H, W, 3) uint8, from left to right; ValueError where its short side has not 64 pixels."""
+    if image.ndim != 3 or min(image.shape[:2]) != SIDE:
+        raise ValueError(f"the checker reads images whose short side is {SIDE}, got {image.shape}: resize it first")
     cover, likeliest = measure_cover(image)
     own_cover = np.take_along_axis(cover, likeliest[None], 0)[0]
     found: list[Shape] = []

@@ -85,10 +85,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image: the shapes, and the RGB of the background."""
+    """What is in an image: the shapes, the RGB of the background, width and height in pixels."""
 
     objects: tuple[Shape, ...]
     background: tuple[int, int, int] = (22, 22, 26)
+    size: tuple[int, int] = (SIDE, SIDE)
 
 
 def make_generator(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
@@ -122,12 +123,18 @@ def shuffle(rng: np.random.Generator, items) -> list:
 
 
 def make_scene(
-    seed: int, split: str, index: int, num_objects: tuple[int, ...] = (), alike: tuple[float, ...] = ALIKE_WEIGHTS
+    seed: int,
+    split: str,
+    index: int,
+    num_objects: tuple[int, ...] = (),
+    alike: tuple[float, ...] = ALIKE_WEIGHTS,
+    size: tuple[int, int] = (SIDE, SIDE),
 ) -> Scene:
     """The scene of one item. Splits are disjoint streams; `held_out` scenes show at least one held-out pair.
 
     num_objects: so many, one of these; none: as it comes. Not for "held_out".
     alike: weights as ALIKE_WEIGHTS; none: no two of one colour and form (with num_objects alone).
+    size: width and height.
     """
     rng = make_generator(seed, split, index, "scene")
     if num_objects and not alike:
@@ -136,10 +143,10 @@ def make_scene(
     else:
         drawn = choose(rng, num_objects) if num_objects else choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
         looks = choose_looks(rng, max(drawn, 1) if split == "held_out" else drawn, split == "held_out", alike)
-    objects = place(rng, looks)
+    objects = place(rng, looks, size)
     tone = 12 + 20 * rng.random()
     red, green, blue = (round(tone + 8 * rng.random()) for _ in range(3))
-    return Scene(objects, (red, green, blue))
+    return Scene(objects, (red, green, blue), size)
 
 
 def recolour(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -172,25 +179,28 @@ def choose_looks(
     return shuffle(rng, looks)
 
 
-def place(rng: np.random.Generator, looks: list[tuple[str, str, str]]) -> tuple[Shape, ...]:
+def place(
+    rng: np.random.Generator, looks: list[tuple[str, str, str]], size: tuple[int, int] = (SIDE, SIDE)
+) -> tuple[Shape, ...]:
     """Shapes at random integer positions, boxes at least GAP px apart; starts again where the last one finds no room."""
     while True:
         objects: list[Shape] = []
-        for size, colour, form in looks:
-            free = find_free_centres(objects, SIZES[size])
+        for scale, colour, form in looks:
+            free = find_free_centres(objects, SIZES[scale], size)
             if not len(free):
                 break
-            y, x = divmod(int(choose(rng, free)), SIDE)
-            objects.append(Shape(size, colour, form, x, y))
+            y, x = divmod(int(choose(rng, free)), size[0])
+            objects.append(Shape(scale, colour, form, x, y))
         else:
             return tuple(objects)
 
 
-def find_free_centres(objects: list[Shape], radius: float) -> np.ndarray:
-    """Flat indices (y * SIDE + x) of the centres where a box of this radius touches neither a shape nor the border."""
-    free = np.zeros((SIDE, SIDE), dtype=bool)
+def find_free_centres(objects: list[Shape], radius: float, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
+    """Flat indices (y * width + x) of the centres where a box of this radius touches neither a shape nor the border."""
+    width, height = size
+    free = np.zeros((height, width), dtype=bool)
     edge = int(radius + 0.5) + BORDER - 1
-    free[edge : SIDE - edge, edge : SIDE - edge] = True
+    free[edge : height - edge, edge : width - edge] = True
     for other in objects:
         reach = int(radius + other.radius) + GAP - 1
         top, left = max(other.y - reach, 0), max(other.x - reach, 0)
@@ -234,8 +244,8 @@ def make_mask(size: str, form: str) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, (64, 64, 3) uint8 RGB with antialiased edges."""
-    image = np.empty((SIDE, SIDE, 3), dtype=np.float32)
+    """The picture of a scene, (H, W, 3) uint8 RGB with antialiased edges."""
+    image = np.empty((scene.size[1], scene.size[0], 3), dtype=np.float32)
     image[:] = scene.background
     for item in scene.objects:
         mask = make_mask(item.size, item.form)[..., None]

@@ -11,8 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from unimm.data.grids import Grid
 from unimm.data.records import Phrase, Question, Record, Text
-from unimm.data.worlds.scenes import SPLITS, Scene, make_generator, make_scene, recolour, render
+from unimm.data.worlds.scenes import SIDE, SPLITS, Scene, make_generator, make_scene, recolour, render
 from unimm.data.worlds.shapes_language import write_captions
 from unimm.data.worlds.shapes_lessons import BENCHMARK, LESSONS, TEACHER, Lesson
 from unimm.data.worlds.shapes_phrases import write_phrases
@@ -27,8 +28,9 @@ class ShapesWorld:
     `recoloured`: the same scenes with about half of the objects in other colours, as the corrupted codes of a `CodedDataset`.
     With `places`, questions and prompts are also about the part of the picture that something is in: for training, as
     benchmarks do not ask for it. With a `lesson` (one of LESSONS), these teach one skill, and scenes may be simple.
-    Records carry the image as (64, 64, 3) uint8 and the `Scene` as facts. Raises ValueError for an unknown split or lesson
-    and IndexError outside `num_records`.
+    `size`: width and height of the pictures, as "96x64"; shapes are as large in any.
+    Records carry the image as (64, 64, 3) uint8, or of `size`, and the `Scene` as facts. Raises ValueError for an unknown
+    split or lesson, or a size of less than 64, and IndexError outside `num_records`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ShapesWorld:
         places: bool = False,
         lesson: str | None = None,
         recoloured: bool = False,
+        size: str = f"{SIDE}x{SIDE}",
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -53,6 +56,12 @@ class ShapesWorld:
         self.places = places
         self.lesson = lesson
         self.recoloured = recoloured
+        height, width = Grid.read(size)[::-1]
+        if min(width, height) < SIDE or (places and (width, height) != (SIDE, SIDE)):
+            raise ValueError(
+                f"Pictures of shapes are {SIDE}x{SIDE} or larger, and squares where places are asked for, not {size}."
+            )
+        self.size = (width, height)
 
     def __len__(self) -> int:
         return self.num_records
@@ -62,14 +71,22 @@ class ShapesWorld:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
         usual = TEACHER if self.places else BENCHMARK
         lesson = LESSONS[self.lesson] if self.lesson else usual
-        return ShapesRecord(self.seed, self.split, index, lesson, self.recoloured)
+        return ShapesRecord(self.seed, self.split, index, lesson, self.recoloured, self.size)
 
 
 class ShapesRecord(Record):
     """One scene. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int, lesson: Lesson = BENCHMARK, recoloured: bool = False) -> None:
-        own = {"_seed": seed, "_split": split, "_index": index, "_lesson": lesson, "_recoloured": recoloured}
+    def __init__(
+        self,
+        seed: int,
+        split: str,
+        index: int,
+        lesson: Lesson = BENCHMARK,
+        recoloured: bool = False,
+        size: tuple[int, int] = (SIDE, SIDE),
+    ) -> None:
+        own = {"_seed": seed, "_split": split, "_index": index, "_lesson": lesson, "_recoloured": recoloured, "_size": size}
         vars(self).update(key=f"shapes/{split}/{index}", **own)
 
     def _generator(self, purpose: str) -> np.random.Generator:
@@ -80,7 +97,7 @@ class ShapesRecord(Record):
     def facts(self) -> Scene:
         own = vars(self)
         lesson: Lesson = own["_lesson"]
-        scene = make_scene(own["_seed"], own["_split"], own["_index"], lesson.num_objects, lesson.alike)
+        scene = make_scene(own["_seed"], own["_split"], own["_index"], lesson.num_objects, lesson.alike, own["_size"])
         return recolour(scene, self._generator("colours")) if own["_recoloured"] else scene
 
     @cached_property

@@ -36,7 +36,7 @@ class DrawingSettings:
     """How drawings are made.
 
     seed: of the prompts, and of the noise.
-    guidance_scale, temperature, best_of, drawing, steps, solver: as `Engine.generate_images` takes them.
+    guidance_scale, temperature, best_of, drawing, steps, solver, size: as `Engine.generate_images` takes them.
     """
 
     seed: int = 0
@@ -46,10 +46,11 @@ class DrawingSettings:
     drawing: str | None = None
     steps: int | None = None
     solver: str | None = None
+    size: str | None = None
 
-    def of_flow(self) -> dict[str, Any]:
-        """Those about drawing by a flow that are set."""
-        named = {"drawing": self.drawing, "steps": self.steps, "solver": self.solver}
+    def further(self) -> dict[str, Any]:
+        """Of the form and of drawing by a flow, those that are set."""
+        named = {"drawing": self.drawing, "steps": self.steps, "solver": self.solver, "size": self.size}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -96,7 +97,7 @@ class Drawings(ItemTask):
             guidance_scale=self.settings.guidance_scale,
             temperature=self.settings.temperature,
             best_of=self.settings.best_of,
-            **self.settings.of_flow(),
+            **self.settings.further(),
         )
         for item, (drawing,) in zip(batch, images, strict=True):
             image = np.asarray(drawing)

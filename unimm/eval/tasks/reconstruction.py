@@ -48,7 +48,7 @@ class Reconstruction(ItemTask):
             drawn = coder.decode_latents(coder.encode_latents([*originals]))
         else:
             codes = engine.encode_image(originals)
-            side = round(codes.shape[1] ** 0.5)
+            side = tokenizer.grid_size
             maps, drawn = [*codes.unflatten(1, (side, side)).numpy()], engine.decode_codes(codes)
         images = [np.asarray(image) for image in drawn]
         for record, original, image, code_map in zip(records, originals, images, maps, strict=True):

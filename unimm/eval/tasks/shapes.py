@@ -138,7 +138,8 @@ def name_looks(looks: Counter[Appearance]) -> str:
 
 
 def at_side(image: np.ndarray) -> np.ndarray:
-    """An image of any size as the checker reads it: (64, 64, 3)."""
-    if image.shape[:2] == (SIDE, SIDE):
+    """An image of any size as the checker reads it: its short side has 64 pixels."""
+    if min(image.shape[:2]) == SIDE:
         return image
-    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    height, width = (max(SIDE, round(length * SIDE / min(image.shape[:2]))) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

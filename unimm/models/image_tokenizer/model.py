@@ -172,15 +172,22 @@ class ImageTokenizer(nn.Module):
         return self.decode(codes_NT), codes_NT
 
     @torch.no_grad()
-    def encode(self, pixels_NCHW: Tensor) -> Tensor:
-        """Codes (N, num_codes) long of pixels (N, 3, H, W) in [-1, 1]. ValueError: another size."""
-        return self.quantize.encode(self.latents(pixels_NCHW))
+    def encode(self, pixels_NCHW: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (N, num_codes) long of pixels (N, 3, H, W) in [-1, 1], row by row. ValueError: another size.
 
-    def decode(self, codes_NT: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W), about [-1, 1] (clamp them), of codes (N, num_codes). ValueError: another number of codes."""
-        if codes_NT.ndim != 2 or codes_NT.shape[1] != self.num_codes:
-            raise ValueError(f"An image is {self.num_codes} codes; codes of shape {tuple(codes_NT.shape)} are not (N, that).")
-        return self.decode_latents(self.quantize.lookup(codes_NT))
+        grid: rows and columns of codes; None: the tokenizer's own.
+        """
+        return self.quantize.encode(self.latents(pixels_NCHW, grid))
+
+    def decode(self, codes_NT: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Pixels (N, 3, H, W), about [-1, 1] (clamp them), of codes (N, num_codes). ValueError: another number of codes.
+
+        grid: as `encode` takes it.
+        """
+        rows, columns = grid or (self.grid_size, self.grid_size)
+        if codes_NT.ndim != 2 or codes_NT.shape[1] != rows * columns:
+            raise ValueError(f"An image is {rows * columns} codes; codes of shape {tuple(codes_NT.shape)} are not (N, that).")
+        return self.decode_latents(self.quantize.lookup(codes_NT), rows)
 
     def forward(self, pixels_NCHW: Tensor) -> Reconstruction:
         """Pixels through the codes and back, with gradients; in training mode the codebook is updated."""
@@ -188,17 +195,18 @@ class ImageTokenizer(nn.Module):
         quantized = self.quantize(latents_NTD)
         return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, latents_NTD, quantized.loss)
 
-    def latents(self, pixels_NCHW: Tensor) -> Tensor:
+    def latents(self, pixels_NCHW: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """What is quantized: (N, T, D) of pixels (N, 3, H, W); of a Gaussian means and log-variances, (N, T, 2 D)."""
-        expected = (3, self.image_size, self.image_size)
+        rows, columns = grid or (self.grid_size, self.grid_size)
+        expected = (3, rows * self.config.downsampling, columns * self.config.downsampling)
         if tuple(pixels_NCHW.shape[1:]) != expected:
             raise ValueError(f"This tokenizer takes pixels (N, {expected}), not {tuple(pixels_NCHW.shape)}: resize first.")
         pixels_NCHW = pixels_NCHW.contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(pixels_NCHW)), "n d h w -> n (h w) d")
 
-    def decode_latents(self, latents_NTD: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) of quantized latents (N, T, D)."""
-        latents_NDhw = rearrange(latents_NTD, "n (h w) d -> n d h w", h=self.grid_size)
+    def decode_latents(self, latents_NTD: Tensor, rows: int | None = None) -> Tensor:
+        """Pixels (N, 3, H, W) of quantized latents (N, T, D), in so many rows; None: the tokenizer's own."""
+        latents_NDhw = rearrange(latents_NTD, "n (h w) d -> n d h w", h=rows or self.grid_size)
         latents_NDhw = latents_NDhw.to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(latents_NDhw))
 

@@ -19,6 +19,7 @@ from unimm.serve.page.drawings import (
     Drawing,
     choose_drawing,
     drawing_settings,
+    draws_by_flow,
     judge,
     preview_every,
     show_progress,
@@ -50,6 +51,9 @@ def build_draw(page: Page) -> gr.HTML:
                 count = gr.Slider(1, most, min(2, most), step=1, label=words("count"), min_width=120, buttons=[])
                 best_of = gr.Slider(1, most, 1, step=1, label=words("best_of"), min_width=120, buttons=[])
             gr.HTML(f'<p class="help">{words("best_of_help")}</p>', elem_classes="later")
+            sizes = page.engine.sizes
+            has_sizes = len(sizes) > 1 and not draws_by_flow(page.engine)
+            size = gr.Dropdown(sizes, value=sizes[0], label=words("size"), visible=has_sizes, elem_id="draw-size")
             with gr.Accordion(words("settings"), open=False, elem_classes="settings later"):
                 settings = drawing_settings(page)
         with gr.Column(scale=3, min_width=300):
@@ -58,7 +62,7 @@ def build_draw(page: Page) -> gr.HTML:
     outputs = [wall, settings[0], start, stop]
     at_the_end = lambda: (gr.skip(), gr.skip(), gr.Button(visible=True), gr.Button(visible=False))  # noqa: E731
     draw = with_messages(partial(_draw, page), at_the_end)
-    inputs = [prompt, count, best_of, *settings]
+    inputs = [prompt, count, best_of, size, *settings]
     clicked = gr.on([start.click, prompt.submit], draw, inputs, outputs, show_progress="hidden")
     events: list[Any] = [clicked]
     for button, text in zip(examples, prompts, strict=True):
@@ -74,10 +78,8 @@ async def _draw(
     prompt: str,
     count: float,
     best_of: float,
-    seed: float | None,
-    new_seed: bool,
-    guidance: float,
-    temperature: float,
+    size: str | None,
+    *settings: Any,
 ) -> AsyncGenerator[Any]:
     """The wall as it fills; the seed that is used; which of the buttons to start and to stop there is."""
     words, count, best_of = page.words, int(count), int(best_of)
@@ -85,12 +87,12 @@ async def _draw(
         raise ApiError(400, words("prompt_missing"))
     if count * best_of > page.settings.max_images_out:
         raise ApiError(400, words("too_many", asked=count * best_of, most=page.settings.max_images_out))
-    drawing = choose_drawing(prompt, seed, new_seed, guidance, temperature)
+    drawing = choose_drawing(prompt, *settings, size=size if size != page.engine.sizes[0] else None)
     started, images, previews = time.monotonic(), [], [None] * (count * best_of)
     yield show_progress(page, drawing, previews, 0.0), drawing.seed, gr.Button(visible=False), gr.Button(visible=True)
     number = count * best_of
-    settings = drawing.settings_for(page.engine)
-    steps = page.engine.astream_images(drawing.prompt, number, drawing.seed, preview_every(page.engine), **settings)
+    own = drawing.settings_for(page.engine)
+    steps = page.engine.astream_images(drawing.prompt, number, drawing.seed, preview_every(page.engine), **own)
     async with aclosing(page.run("image", number, steps)) as steps:
         async for progress in steps:
             if progress.is_final:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unimm.data.records import LATENTS
 from unimm.inference.engine import Engine
+from unimm.inference.windows_of_images import read_size
 from unimm.serve.page.cards import Card, data_uri, progress_line, show_wall
 from unimm.serve.page.context import Page
 
@@ -33,11 +34,13 @@ class Drawing:
     seed: int
     guidance: float
     temperature: float
+    size: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """For the engine."""
-        return {"guidance_scale": self.guidance, "temperature": self.temperature}
+        own = {} if self.size is None else {"size": self.size}
+        return {"guidance_scale": self.guidance, "temperature": self.temperature, **own}
 
     def settings_for(self, engine: Engine) -> dict[str, Any]:
         """For a drawing from a prompt: a flow has no temperature."""
@@ -86,17 +89,19 @@ def drawing_settings(page: Page) -> list[Any]:
     return [seed, again, guidance, temperature]
 
 
-def choose_drawing(prompt: str, seed: float | None, new_seed: bool, guidance: float, temperature: float) -> Drawing:
+def choose_drawing(
+    prompt: str, seed: float | None, new_seed: bool, guidance: float, temperature: float, size: str | None = None
+) -> Drawing:
     """A prompt with the values of `drawing_settings`."""
     used = secrets.randbelow(1000) if new_seed or seed is None else int(seed)
-    return Drawing(prompt.strip(), used, float(guidance), float(temperature))
+    return Drawing(prompt.strip(), used, float(guidance), float(temperature), size)
 
 
 def show_progress(page: Page, drawing: Drawing, images: list[Any], share: float, text: str = "") -> str:
     """Previews side by side, and how far they are."""
-    side = page.engine.image_tokenizer.image_size
+    width, height = read_size(drawing.size or page.engine.sizes[0])
     alt = page.words("drawing_of", prompt=drawing.prompt)
-    grey = Image.new("RGB", (side, side), (128, 128, 128))
+    grey = Image.new("RGB", (width, height), (128, 128, 128))
     cards = [Card(data_uri(image or grey, draft=True), alt) for image in images]
     return show_wall(cards, page.words) + progress_line(text or page.words("drawing", percent=round(share * 100)), share)
 

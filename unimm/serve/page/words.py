@@ -56,6 +56,7 @@ PHRASES = {
         "Best of: each picture is drawn so often, and the one that the model itself finds best is kept.",
         "择优：每张图画这么多次，保留模型自己认为最好的一张。",
     ),
+    "size": ("Size in pixels", "尺寸（像素）"),
     "guidance": ("Guidance", "引导强度"),
     "guidance_help": ("How closely it follows the prompt. 1: off.", "对提示的遵循程度。1：关闭。"),
     "seed": ("Seed", "随机种子"),
