@@ -144,13 +144,28 @@ def run_speed(trial: Speed) -> dict[str, float]:
     return {"images_a_second": counted / (time.perf_counter() - started), "images": counted}
 
 
+class _Levels(TorchDataset):
+    """Step -> pixels (N, 3, size, size) uint8."""
+
+    def __init__(self, images: ImageBatches) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self.images.load(step).pixels
+
+
 def _ours(trial: Speed) -> Iterator[torch.Tensor]:
-    """As `unimm train-tokenizer` loads images."""
+    """As `unimm train-tokenizer` loads images: whole numbers leave the loading processes, and become float32 where they are
+    learned from."""
     steps = -(-trial.num_images // trial.batch_size)
     images = ImageBatches(
         [ImageSource(open_records(Path(trial.folder), trial.form))], trial.batch_size, trial.image_size, num_steps=steps
     )
-    yield from DataLoader(images, batch_size=None, num_workers=trial.num_workers)  # pyright: ignore[reportArgumentType]
+    for levels in DataLoader(_Levels(images), batch_size=None, num_workers=trial.num_workers):
+        yield levels.float().div_(127.5).sub_(1)
 
 
 def plain_pixels(picture: Image.Image, size: int) -> np.ndarray:
