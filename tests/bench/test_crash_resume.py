@@ -19,7 +19,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     (verdict,) = run_kills(["unified"], [1], [1], num_kills=3, workspace=folder)
     assert verdict.differences == []
-    assert verdict.num_kills == 3 and verdict.training.num_steps == 24
+    assert verdict.num_kills == 3 and verdict.training.num_steps == 24 and verdict.num_announced > 1
     return folder
 
 
@@ -59,7 +59,7 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["unified", "tokenizer"])
 def test_two_processes_with_workers_that_die_three_times(model: str, tmp_path: Path) -> None:
-    (verdict,) = run_kills([model], [2], [2], num_kills=3, workspace=tmp_path)
+    (verdict,) = run_kills([model], [2], [2], num_kills=3, workspace=tmp_path, sharding="fsdp")
     assert verdict.differences == []
 
 

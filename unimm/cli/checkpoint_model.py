@@ -54,9 +54,12 @@ def open_as_bundle(source: str | Path, scratch: Path, dtype: torch.dtype | None 
         lengthen(learner.bundle.model, longest)
     with torch.device("meta"):
         objective: Objective = build(config.objective, model=learner.bundle.model)
-    parameters = {name for name, _ in objective.named_parameters(remove_duplicate=False)}
+    has_adapters = bool(adapted_layers(objective.model))
+    # What adapters are merged into is rounded after it, once; and heads by themselves, for not all of them is.
+    names = [name for name, _ in objective.named_parameters(remove_duplicate=False) if name.startswith("model.")]
+    rounded = set[str]() if has_adapters else set(names)
     weights = {
-        name: _prepared(checkpoint.tensors, name, scratch, dtype if name in parameters else None)
+        name: _prepared(checkpoint.tensors, name, scratch, dtype if name in rounded else None)
         for name in objective.state_dict()
         if f"weights/{name}" in checkpoint.tensors
     }
@@ -67,9 +70,10 @@ def open_as_bundle(source: str | Path, scratch: Path, dtype: torch.dtype | None 
     model = objective.model.eval().requires_grad_(False)
     if model.config.trunk_config().tie_word_embeddings:
         model.text.head.weight = model.text.embedding.weight
-    if adapted_layers(model):
+    if has_adapters:
         merge(model)
-    return replace(learner.bundle, model=model, heads={**learner.bundle.heads, **objective.heads()})
+    bundle = replace(learner.bundle, model=model, heads={**learner.bundle.heads, **objective.heads()})
+    return bundle if dtype is None else bundle.change_dtype(dtype)
 
 
 def _open(source: Path) -> tuple[Path, Checkpoint]:
