@@ -15,6 +15,7 @@ from unimm.batch import collate
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.kv_cache import RowCache
 from unimm.inference.decode.prefill import Prefill
+from unimm.inference.decode.ragged_cache import RaggedCache
 from unimm.inference.decode.request import Job, Request, Row
 from unimm.inference.decode.running_batch import may_choose_windows
 from unimm.inference.decode.sampling import Sampling, gumbel, keep_at_least, keep_likely, stream_key
@@ -139,7 +140,8 @@ def _quantized_logits(engine: Engine, request: Request, codes: list[int], num_br
     job = Job(0, request, filled=codes[:begin])
     rows = [Row(job, request.sequence.given, 0), *job.guiding_rows(engine.tokenizer.special.pad)]
     for row in rows[:num_branches]:
-        cache = RowCache(len(engine.model.trunk.layers))
+        has_own_length = fast.cpu is not None and not engine.deterministic  # as the decoder has it
+        cache = RaggedCache(engine.model) if has_own_length else RowCache(len(engine.model.trunk.layers))
         hidden_1D = Prefill(engine.model, cache, [row], 0, row.num_slots).finish()
         num_read = max(begin - 1, 0) if row.branch else 0
         for position, code in enumerate(codes[num_read:], row.length):

@@ -2,10 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from janus_cases import write_checkpoint
+from test_engine_on_a_gpu import WIDE, make_engine
+from test_llama_decode import relative_error
 
 import unimm
 from unimm.data.template import Turn
@@ -20,6 +23,8 @@ from unimm.inference.engine import Engine
 from unimm.inference.kernels.cpu_decode import has_cpu_decode
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.inference.kernels.step_inputs import Windows
+
+CPU = torch.device("cpu")
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
 
@@ -55,6 +60,26 @@ def test_it_is_the_trunk_of_transformers(seed: int, tmp_path: Path) -> None:
     torch.testing.assert_close(again[0], hidden[0], atol=1e-6, rtol=1e-6)  # products of other numbers of rows round otherwise
 
 
+@needs_compiler
+@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+@pytest.mark.parametrize("trunk", [{}, {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 2}])
+@torch.inference_mode()
+def test_in_bfloat16_and_fewer_bits_it_is_what_pytorch_gives(trunk: dict[str, Any], weights: str | None) -> None:
+    """Products read and give bfloat16, so only their rounding differs; rows and windows of different lengths."""
+    model = make_engine("cpu", WIDE | {"head_dim": 64} | trunk, torch.bfloat16).model
+    fast, rows, ragged = DecodeModel(model, weights), RowCache(len(model.trunk.layers)), RaggedCache(model)
+    assert fast.cpu is not None and fast.layers is not None
+    given, positions = torch.randn(2, 9, model.width).bfloat16(), torch.arange(9).expand(2, -1)
+    ragged.reserve_rows(0, [20, 70])
+    rows.reserve(2, 20)
+    for cache in (rows, ragged):
+        cache.prepare(slice(0, 2), positions, 9)
+        model.hidden(given, torch.ones(9, 9, dtype=torch.bool).tril()[None, None], positions, cache)
+    new, places, windows = torch.randn(4, model.width).bfloat16(), torch.tensor([9, 10, 11, 4]), Windows.of([3, 1], CPU)
+    expected, found = (fast.advance(new, places, 12, cache, windows) for cache in (rows, ragged))
+    assert found.dtype == torch.bfloat16 and relative_error(found, expected) < 0.02
+
+
 def chat(engine: Engine, words: int, seed: int) -> Request:
     sequence = engine.template.chat([Turn("user", ("one two " * words,))], 8)
     return Request(sequence, Sampling(1.0, seed=seed))
@@ -83,6 +108,16 @@ def test_a_long_conversation_widens_no_other_row(tiny_engine: Engine, monkeypatc
     assert ragged == rectangular
     a_position = RaggedCache(tiny_engine.model).bytes_a_position
     assert of_rows == a_position * (4 * BUCKET + wide) and of_rectangle == a_position * 5 * wide
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_rows_have_their_own_length_in_bfloat16_too(weights: str | None) -> None:
+    engine = make_engine("cpu", WIDE, torch.bfloat16)
+    decoder = Decoder(engine.model, engine.tokenizer.special.pad, Limits(max_rows=3), weights)
+    requests = [chat(engine, words, seed) for seed, words in enumerate((1, 16, 1))]
+    sizes = [decoder.stats().cache_bytes for _ in decoder.steps(requests)]
+    assert max(sizes) == RaggedCache(engine.model).bytes_of([request.sequence.length for request in requests])
 
 
 @needs_compiler

@@ -44,7 +44,9 @@ class RaggedLayer(CacheLayerMixin):
                 rows.append(row_HSd[:, : cache.used])
             if key_states.shape[2] < cache.used:
                 found.append(rows[0][None] if len(rows) == 1 else torch.stack([_padded(one, cache.used) for one in rows]))
-        return tuple(found) if found else (key_states, value_states)  # the first positions of their rows have all there is
+        if not found:
+            return key_states, value_states  # the first positions of their rows have all there is
+        return tuple(one.to(key_states.dtype) for one in found)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._cache.used, 0

@@ -300,7 +300,7 @@ class RunningBatch:
     @property
     def _has_ragged_rows(self) -> bool:
         """Whether rows have buffers of their own: on a CPU whose kernels read them so. Deterministic steps are of one size."""
-        return not self.config.is_deterministic and self.config.weights is None and has_cpu_decode(self.model)
+        return not self.config.is_deterministic and has_cpu_decode(self.model)
 
     def check_capacity(self, rows: int, slots: int) -> None:
         """ValueError: these rows, with these slots each, are too large for an empty cache."""
