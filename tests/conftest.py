@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny matrices lose more to threads than they gain
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
+from unimm.data import packing
 from unimm.data.template import PromptFormat
 from unimm.data.text import TextTokenizer, train_byte_bpe
 from unimm.data.video.choosing import VideoFormat
@@ -135,6 +137,15 @@ def clips_place(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -
     replace(tiny_engine.bundle, prompt_format=takes_videos).save(folder / "model")
     write_clips(folder / "clips_files", ClipsWorld("test", 3))
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_windows() -> Iterator[None]:
+    """Trainings here plan a few steps at a time, not `packing.WINDOW_ROWS` rows, all of whose samples are made to be measured:
+    a hundred times what a toy run learns from. Tests of plans have whole windows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "WINDOW_ROWS", 24)
+        yield
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from test_readme import RECIPES, TINY_RUN, execute, fenced, fenced_lines, run
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.inference.engine import Engine
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 
 def test_its_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,8 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.training.logbook import read_numbers
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 RECIPE = ROOT / "recipes/life.md"
 TOY_TOKENIZER = [
     *("tokenizer.image_size=32", "tokenizer.base_channels=32", "tokenizer.num_res_blocks=1", "tokenizer.latent_channels=32"),

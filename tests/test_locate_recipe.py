@@ -18,6 +18,8 @@ from unimm.cli.compose import compose_config
 from unimm.data.template import PromptFormat
 from unimm.inference.engine import Engine
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 TOY = [
     *("device=cpu", "trainer.budget.max_steps=1", "trainer.compile=false", "trainer.precision='no'"),
     *("trainer.num_positions=256", "trainer.num_rows=2", "trainer.num_workers=0"),

@@ -24,6 +24,8 @@ from unimm.eval import suites
 from unimm.eval.tasks.emoji import check_font
 from unimm.inference.decode.request import Request
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
 DOCUMENTS = sorted([ROOT / "README.md", *RECIPES.glob("*.md"), ROOT / "unimm/demo/README.md"])

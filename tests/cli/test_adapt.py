@@ -19,6 +19,8 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.train import train
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 WORDS = [
     *("data=image_folder", "data.folder=photos", "device=cpu", "trainer.num_positions=256", "trainer.num_workers=0"),
     *("trainer.budget.max_steps=3", "trainer.schedule.warmup_steps=0", "trainer.sample_every=3", "codes=codes"),

@@ -19,6 +19,8 @@ from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.vision.qformer_text import QFormerTextConfig
 from unimm.training.objectives.contrastive import Contrastive
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 WORDS = [
     *("data=image_folder", "data.folder=photos", "~data.sources.draw", "device=cpu", "stage=pretrain", "out=run"),
     *("trainer.num_positions=256", "trainer.num_workers=0", "trainer.budget.max_steps=1", "trainer.sample_every=0"),

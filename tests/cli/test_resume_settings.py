@@ -17,6 +17,8 @@ from unimm.inference.engine import load
 from unimm.training.checkpoint import Checkpoint
 from unimm.training.checkpoint_writer import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 TEXT = [
     *("data=text", "data.paths=text.txt", "stage=finetune", "device=cpu", "trainer.num_positions=64", "trainer.num_rows=1"),
     *("trainer.num_workers=0", "trainer.sample_every=0", "trainer.budget.max_steps=2", "out=run"),

@@ -29,6 +29,8 @@ from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
+pytestmark = pytest.mark.usefixtures("small_windows")
+
 WORDS = [
     *("data=image_folder", "data.folder=photos", "device=cpu", "codes=codes", "trainer.num_positions=256"),
     *("trainer.num_workers=0", "trainer.budget.max_steps=4", "trainer.schedule.warmup_steps=0", "trainer.optimizer.lr=0.02"),
