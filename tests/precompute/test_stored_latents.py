@@ -8,8 +8,9 @@ import torch
 from toys import Squares, make_template
 
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
+from unimm.data.binding import bind
 from unimm.data.flow_view import FlowDrawing
-from unimm.data.records import DatasetContext, Record, bind
+from unimm.data.records import DatasetContext, Record
 from unimm.data.stores.latents import LatentDataset, StoredLatents
 from unimm.models.image_tokenizer.gaussian import GaussianConfig
 from unimm.models.image_tokenizer.model import ImageTokenizer, ImageTokenizerConfig
