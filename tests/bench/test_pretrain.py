@@ -28,7 +28,7 @@ def test_it_says_what_it_used(tmp_path: Path) -> None:
     shares = {name.removeprefix("share/"): share for name, share in measured.items() if name.startswith("share/")}
     assert tuple(shares) == CATEGORIES and sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for name, share in shares.items() if name != "other") and "loss and heads" in result.output
-    assert max(shares, key=lambda name: shares[name]) in ("products", "attention", "input wait")
+    assert shares["products"] > shares["attention"] > shares["exchange"] and shares["optimizer"] < 0.5
     assert {"command", "commit", "device", "torch"} <= set(told["provenance"]) and told["setting"]["num_rows"] == 4
 
 

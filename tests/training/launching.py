@@ -29,8 +29,9 @@ def accelerate(num_processes: int) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *words]
 
 
-def torchrun(num_processes: int) -> list[str]:
-    words = ["--nproc_per_node", str(num_processes), "--master_port", str(free_port())]
+def torchrun(num_processes: int, max_restarts: int = 0) -> list[str]:
+    words = ["--nproc_per_node", str(num_processes), "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
+    words += ["--max-restarts", str(max_restarts)]
     return [sys.executable, "-m", "torch.distributed.run", *words]
 
 

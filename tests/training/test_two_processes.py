@@ -55,3 +55,17 @@ def test_two_processes_learn_what_one_learns_and_go_on_by_another_launcher(alone
     worst = max(abs(a - b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True))
     print(f"worst difference of a loss in {STEPS} steps: {worst:.2e}")
     assert worst < TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_launcher_restarts_what_was_killed_and_it_ends_as_if_nothing_had_been(alone, tmp_path: Path) -> None:
+    """As recipes/slurm.sbatch and a Kubernetes job start it: one process is killed at step 9, before its checkpoint, and both
+    begin again from that of step 6."""
+    steps = 15
+    result = launch(torchrun(2, max_restarts=1), tmp_path, steps, 1, "kill", 9)
+    assert result.returncode == 0, result.stderr
+    assert "SIGKILL" in result.stderr or "-9" in result.stderr
+    together = losses(tmp_path)
+    assert len(together) == steps
+    worst = max(abs(a - b) for one, two in zip(alone, together, strict=False) for a, b in zip(one, two, strict=True))
+    assert worst < TOLERANCE

@@ -9,6 +9,13 @@ WIDTH = 18
 ABOUT = 100
 """Characters of what an option is."""
 
+CHECKS = (
+    "",
+    "--check says what a training will take, and does nothing: memory a GPU, time, disk, whether data and codes fit together.",
+    "It takes --gpus N --gpu NAME (such as H100) --mfu SHARE (0.4) --json, and ends with 1 where something does not fit.",
+)
+"""What only `unimm train` has."""
+
 
 def help_template(root: str, choices: Choices, command: str | None = None) -> str:
     """The text that Hydra prints for --help, in which it puts the configuration for $CONFIG.
@@ -23,6 +30,7 @@ def help_template(root: str, choices: Choices, command: str | None = None) -> st
         "With --multirun, values with commas are swept over; --cfg job prints the keys alone.",
         f"Configurations are in {choices.folders[0]}; your own, with the same folders, are found by --config-dir FOLDER.",
         *choices.examples_of(root),
+        *(CHECKS if (usage or command) == "train" else ()),
     ]
     for group, default in choices.groups_of(root).items():
         lines += ["", f"{group}={default} is the default of:", *_options(group, _listed(group, choices), choices)]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
@@ -236,10 +237,15 @@ def _below_originals(records: list[Record], drawn: list[np.ndarray]) -> Image.Im
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command: Hydra's arguments in, a trained model and its results out."""
+    """The command: Hydra's arguments in, a trained model and its results out; with --check what that will take."""
+    words = sys.argv[1:] if argv is None else argv
+    if "--check" in words:
+        from unimm.cli.train_check import main as check
+
+        return check(words)
 
     def job(config: DictConfig) -> None:
         train(config)
         print_training_results(config)
 
-    run_with_hydra("train", job, argv)
+    run_with_hydra("train", job, words)

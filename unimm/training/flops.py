@@ -42,7 +42,11 @@ def peak_flops(device: torch.device) -> float | None:
     """The most that a device computes in a second with 16-bit numbers; None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The same of a GPU by its name."""
     return next((peak for piece, peak in PEAKS.items() if piece in name), None)
 
 

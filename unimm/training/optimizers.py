@@ -82,15 +82,7 @@ class Optimizers:
         Raises:
             ValueError: nothing is trainable.
         """
-        groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
-        seen: set[int] = set()
-        for name, factor in factors.items():
-            for group in _groups_of(name, parts[name], config, seen, name in hidden_parts):
-                rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
-                group["lr"] = group["base_lr"] = (rate or config.lr) * factor
-                groups[group.pop("optimizer")].append(group)
-        if not any(groups.values()):
-            raise ValueError("Nothing learns in this stage: choose another, or add lora=default.")
+        groups = parameter_groups(parts, factors, config, hidden_parts)
         self.all: dict[str, torch.optim.Optimizer] = {}
         if groups["adamw"]:
             self.all["adamw"] = AdamW(groups["adamw"], lr=config.lr, betas=config.betas, eps=config.eps)
@@ -114,6 +106,26 @@ class Optimizers:
         """Drop the gradients."""
         for optimizer in self.all.values():
             optimizer.zero_grad(set_to_none=True)
+
+
+def parameter_groups(
+    parts: dict[str, nn.Module], factors: dict[str, float], config: OptimizerConfig, hidden_parts: Collection[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """What each optimizer, "adamw" and "muon", updates; arguments as `Optimizers` has them.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
+    seen: set[int] = set()
+    for name, factor in factors.items():
+        for group in _groups_of(name, parts[name], config, seen, name in hidden_parts):
+            rate = config.muon_lr if group["optimizer"] == "muon" else config.lr
+            group["lr"] = group["base_lr"] = (rate or config.lr) * factor
+            groups[group.pop("optimizer")].append(group)
+    if not any(groups.values()):
+        raise ValueError("Nothing learns in this stage: choose another, or add lora=default.")
+    return groups
 
 
 def _groups_of(name: str, part: nn.Module, config: OptimizerConfig, seen: set[int], is_hidden: bool) -> list[dict]:
