@@ -49,9 +49,6 @@ OWN_OF_GPU = 1.5e9
 SPARE = 0.9
 """The share of a device's memory that may be planned with: an allocator leaves gaps."""
 
-KEPT_CHECKPOINTS = 3
-"""The two that are kept, and the next one while it is written."""
-
 DAY = 86_400.0
 
 
@@ -244,7 +241,7 @@ def _fit_disk(
         shards = trainer.sharding.mesh_shape(options.gpus)[-1]
     one = weights + (memory.averages + memory.optimizer) * shards
     models = 2 if trainer.validate_every else 1
-    needed = KEPT_CHECKPOINTS * one + models * weights
+    needed = (trainer.checkpoint.keep + 1) * one + models * weights  # the next one is written before the oldest goes
     there = next(folder for folder in (Path(config.out).absolute(), *Path(config.out).absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     report.figures["disk"] = {"a_checkpoint": one, "all": needed, "free": free, "folder": str(config.out)}

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -226,7 +225,7 @@ class Loop(Resumable):
             if self.bad is not None:
                 self.bad.is_ahead = False
             self._doing = f"leaving what follows step {self.step:,}"
-            line.update(self.progress, partial(self._note, meter))
+            line.update(self.progress, lambda: (self.settle(), meter.note())[1])
             if self.is_due(self.loop_config.report_every):
                 self.settle()
                 skipped = {"optim/skipped_steps": float(self.guard.num_skipped)} if self.loop_config.max_skipped_steps else {}
@@ -241,10 +240,6 @@ class Loop(Resumable):
                 self.begin_save()
                 saved_at = time.monotonic()
         self.settle()
-
-    def _note(self, meter: StepMeter) -> str:
-        self.settle()  # the device is waited for anyway
-        return meter.note()
 
     def _leave(self, error: Exception | None) -> NoReturn:
         """Save what was learned, and say why there is no next step."""
