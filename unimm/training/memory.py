@@ -80,8 +80,10 @@ class PassSizes:
     @classmethod
     def of(cls, batch: Batch, model: UnifiedModel) -> "PassSizes":
         """Of a batch."""
+        num_rows, num_positions = batch.tokens.shape
         return cls(
-            *batch.tokens.shape,
+            num_rows,
+            num_positions,
             {kind: int((batch.kinds == kind).sum()) for kind in model.ports},
             {kind: int(port.is_read(batch).sum()) for kind, port in model.predicted_ports.items()},
             len(batch.images.pixels),
