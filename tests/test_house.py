@@ -1,11 +1,14 @@
 """The law of the house, checked: lint, format, types, layers, sizes of files, a first paragraph in every module."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "unimm").rglob("*.py"))
@@ -30,6 +33,15 @@ def test_format() -> None:
 
 def test_types() -> None:
     run("pyright")
+
+
+def test_names_of_transformers_are_where_the_stub_has_them() -> None:
+    """So that types are checked against what is imported when it runs."""
+    stub = (ROOT / "tests/stubs/transformers/__init__.pyi").read_text(encoding="utf-8")
+    found = re.findall(r"^from (\S+) import (\w+) as (\w+)$", stub, re.MULTILINE)
+    assert len(found) == len([line for line in stub.splitlines() if not line.startswith("#")])
+    for module, name, shown in found:
+        assert name == shown and getattr(importlib.import_module(module), name) is getattr(transformers, name), name
 
 
 def test_imports_flow_one_way() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.models.llama.configuration_llama  # noqa: F401  loaded once for all lives, which are forks of one process
 import vector_quantize_pytorch  # noqa: F401  so is this
 from accelerate import PartialState
+from transformers.models.llama import configuration_llama  # noqa: F401  loaded once for all lives, forks of one process
 
 from unimm.bench.random_codes import CodedAtRandom
 from unimm.data.image_batches import ImageBatches, ImageSource

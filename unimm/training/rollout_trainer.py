@@ -99,7 +99,7 @@ class RolloutTrainer(Trainer):
             made = self.make(self.model, batch)
         seconds = time.monotonic() - started
         chosen = choose(made.groups, self.rollouts.normalize)
-        self._count(made, chosen, batch)
+        self._count_rollouts(made, chosen, batch)
         self._shown = made.groups
         if self.ranks.any(bool(chosen.rollouts)):
             self._learn(batch, chosen, meter)
@@ -130,7 +130,7 @@ class RolloutTrainer(Trainer):
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
-    def _count(self, made: Made, chosen: Chosen, batch: Prompts) -> None:
+    def _count_rollouts(self, made: Made, chosen: Chosen, batch: Prompts) -> None:
         """What came of a step, as sums and counts."""
         every = [rollout for group in made.groups for rollout in group]
         self._add("rollout/per_second", float(len(every)), 0.0)

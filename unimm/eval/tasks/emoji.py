@@ -28,7 +28,9 @@ class EmojiNames(Answers):
         self, num_items: int = 400, seed: int = 0, side: int = SIDE, subset: str = "things", num_emoji: int | None = None,
         font: str | None = None,
     ) -> None:  # fmt: skip
-        world = EmojiWorld("test", num_items, seed, side, 0.0, subset, num_emoji, font, ("name",))
+        world = EmojiWorld(
+            "test", num_items, seed, side, 0.0, subset=subset, num_emoji=num_emoji, font=font, categories=("name",)
+        )
         super().__init__("emoji_names", world, num_items)
 
 
@@ -39,7 +41,8 @@ class EmojiAnswers(Answers):
         self, num_items: int = 400, seed: int = 0, side: int = SIDE, subset: str = "things", num_emoji: int | None = None,
         font: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__("emoji_answers", EmojiWorld("test", num_items, seed, side, 0.5, subset, num_emoji, font), num_items)
+        world = EmojiWorld("test", num_items, seed, side, 0.5, subset=subset, num_emoji=num_emoji, font=font)
+        super().__init__("emoji_answers", world, num_items)
 
 
 class EmojiDrawings(Drawings):
