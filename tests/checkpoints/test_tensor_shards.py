@@ -29,6 +29,8 @@ def test_parts_are_read_whole_and_in_blocks(paths: list[Path]) -> None:
     for name, tensor in WHOLE.items():
         assert torch.equal(stored[name], tensor) and stored[name].dtype == tensor.dtype
         assert stored.shapes[name] == tuple(tensor.shape)
+        stored.copy_to(name, copy := torch.zeros(tensor.shape, dtype=torch.float64))
+        assert torch.equal(copy, tensor.double()) and stored.dtype(name) == tensor.dtype
     for first, last, left, right in itertools.product(range(7), range(8), range(5), range(6)):
         if first <= last and left <= right:
             block = stored.read("wide", (first, left), (last - first, right - left))

@@ -109,7 +109,7 @@ class StoredTensors(Mapping[str, Tensor]):
         parts = self._parts[name]
         if len(parts) == 1:
             return parts[0].read()[tuple(slice(b, b + n) for b, n in zip(begins, lengths, strict=True))]
-        block = torch.empty(lengths, dtype=parts[0].read().dtype)
+        block = torch.empty(lengths, dtype=self.dtype(name))
         for part in parts:
             first = [max(pair) for pair in zip(begins, part.begins, strict=True)]
             last = [min(b + n, c + m) for b, n, c, m in zip(begins, lengths, part.begins, part.lengths, strict=True)]
@@ -120,6 +120,16 @@ class StoredTensors(Mapping[str, Tensor]):
                 )
                 block[here] = part.read()[there]
         return block
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor."""
+        return self._parts[name][0].read().dtype
+
+    def copy_to(self, name: str, target: Tensor) -> None:
+        """Write a whole tensor into another one of its shape, part by part and so without memory of its own."""
+        for part in self._parts[name]:
+            place = tuple(slice(begin, begin + length) for begin, length in zip(part.begins, part.lengths, strict=True))
+            target[place].copy_(part.read())
 
     def is_mapped(self, name: str) -> bool:
         """Whether a tensor lies in one piece, and takes no memory of its own when it is read."""

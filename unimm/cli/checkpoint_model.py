@@ -2,10 +2,11 @@
 
 The run's config.yaml says what model it is, so what the run began from has to be where it was (data, image tokenizer, the model
 of `init_from`). Weights are mapped from the checkpoint's files; those that lie there in parts, or are to have another dtype,
-are put together one by one in a scratch folder, and mapped from there. So main memory holds one tensor at a time, but for
-adapters, which are merged.
+are put together in a scratch folder, and mapped from there. So main memory holds next to nothing of them, but for adapters,
+which are merged, and the system may drop what it has of the files.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,9 +96,10 @@ def _prepared(tensors: Mapping[str, torch.Tensor], name: str, scratch: Path, dty
     folder."""
     assert isinstance(tensors, StoredTensors)
     stored = f"ema/{name}" if f"ema/{name}" in tensors else f"weights/{name}"
-    whole = tensors[stored]
-    if tensors.is_mapped(stored) and dtype in (None, whole.dtype):
-        return whole
+    shape, kept = tensors.shapes[stored], tensors.dtype(stored)
+    if tensors.is_mapped(stored) and dtype in (None, kept):
+        return tensors[stored]
     path = scratch / str(sum(1 for _ in scratch.iterdir()))
-    copy = torch.from_file(str(path), shared=True, size=whole.numel(), dtype=dtype or whole.dtype).view(whole.shape)
-    return copy.copy_(whole)
+    copy = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype or kept).view(shape)
+    tensors.copy_to(stored, copy)
+    return copy
