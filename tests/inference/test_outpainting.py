@@ -87,7 +87,8 @@ def test_what_cannot_be_painted_is_refused(tiny_engine: Engine, picture: Image.I
         ({"size": (24, 16)}, "nothing new to paint"),
         ({"size": "40x40", "left": 2}, "or the size of the canvas: not both"),
         ({"right": 100_000_000}, "more than 50,000,000 pixels: make it smaller"),
-        ({"right": 16 * MAX_WINDOWS}, f"one after another, {MAX_WINDOWS} at most"),
+        ({"right": 16 * MAX_WINDOWS}, f"in more than {MAX_WINDOWS} squares, one after another"),
+        ({"right": 2_000_000}, f"in more than {MAX_WINDOWS} squares"),  # at once: not all of its windows are looked for
     ]
     for words, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
