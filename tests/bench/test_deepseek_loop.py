@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from trials_in_forks import forked_trials  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from unimm.bench import deepseek

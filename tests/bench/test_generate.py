@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from trials_in_forks import forked_trials  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from unimm.bench.generate import Trial, read_bandwidth

@@ -1,4 +1,4 @@
-"""What tests of benchmarks share: trials in forks of this process, which need not import torch and transformers again."""
+"""Trials of benchmarks in forks of the tests' process, which need not import torch and transformers again."""
 
 import os
 import runpy
