@@ -47,7 +47,7 @@ def test_it_is_the_average_by_its_formula_of_what_learns(tmp_path: Path) -> None
     trainer = make_trainer(tmp_path, config)
     seen = [weights_of(trainer)]
     step = trainer.optimizers.step
-    trainer.optimizers.step = lambda: (step(), seen.append(weights_of(trainer)))
+    trainer.optimizers.step = lambda norm: (step(norm), seen.append(weights_of(trainer)))
     trainer.fit()
     averages, num_updates = kept(tmp_path)
     assert num_updates == 8
