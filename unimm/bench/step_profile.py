@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from unimm.models import attention, llama
 from unimm.models.unified import UnifiedModel
 from unimm.training import loop
 from unimm.training.optimizers import Optimizers
@@ -30,7 +31,7 @@ BACKWARD = "autograd::engine::evaluate_function: "
 
 _NAMES = (
     ("exchange", re.compile(r"^(gloo|nccl|c10d)|_c10d_functional|ncclDev|all_?reduce|all_?gather|reduce_?scatter", re.I)),
-    ("attention", re.compile(r"scaled_dot_product|flex_attention|flash|fmha|efficient_attention", re.I)),
+    ("attention", re.compile(r"_ByKernel|scaled_dot_product|flex_attention|flash|fmha|efficient_attention", re.I)),
     ("optimizer", re.compile(r"_fused_adam|multi_tensor_apply|^Optimizer\.step")),
     (
         "products",
@@ -59,6 +60,9 @@ class StepProfile:
             self._scopes.enter_context(mock.patch.object(owner, name, scoped(category, getattr(owner, name))))
         for port in model.predicted_ports.values():
             self._scopes.enter_context(mock.patch.object(port, "loss", scoped("loss and heads", port.loss)))
+        for module in () if is_compiled else (attention, llama):
+            function = scoped("attention", module.attend_within_documents)
+            self._scopes.enter_context(mock.patch.object(module, "attend_within_documents", function))
         compiled = {id(module) for layer in model.trunk.layers for module in layer.modules()} if is_compiled else set()
         for module in model.modules():
             if type(module).__name__.endswith("Attention") and id(module) not in compiled:
