@@ -35,7 +35,7 @@ def test_it_says_what_it_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--model", "nobody"], "There is no model 'nobody': choose one of demo, janus_1.3b"),
+        (["--model", "nobody"], "There is no model 'nobody': choose one of demo, "),
         (["--profile", "--warm-up", "0"], "with --profile give --warm-up at least 1"),
         (["--rows", "1"], "1 rows cannot be cut into 2 micro-batches: raise --rows."),
         (["--attention", "flex_attention"], "FlexAttention learns on GPUs only"),

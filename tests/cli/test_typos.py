@@ -24,7 +24,7 @@ FORMS = {
     "a key misspelled": ("encode-features init_form=x", "did you mean 'init_from'?"),
     "a key of another option": (
         "train data.paths=x",
-        "no key 'data.paths' with data=worlds, only with data=csv, documents, documents_drawn, edits, grounded_llava",
+        "no key 'data.paths' with data=worlds, only with data=csv, documents, documents_drawn, edits, flow, grounded_llava",
     ),
     "a misspelled key of another option": (
         "encode data.path=x",
@@ -155,7 +155,8 @@ def test_names_of_other_code_bases_lead_to_keys_that_are_there() -> None:
     options = [CHOICES.keys_of(group, name) for group in ("trainer", "tokenizer_trainer") for name in CHOICES.files[group]]
     known |= {key.rsplit(".", 1)[-1] for keys in options for key in keys}
     assert set(SYNONYMS.values()) <= known
-    assert set(SYNONYMS) & known == {"batch_size"}  # of `encode` and of images; of trainings it is num_rows
+    # The first of `encode` and of images, where trainings have num_rows; the second a group of keys, where people mean a file.
+    assert set(SYNONYMS) & known == {"batch_size", "checkpoint"}
 
 
 @pytest.mark.parametrize("root", ROOTS)

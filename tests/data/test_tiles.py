@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 from toys import make_template
 
 from unimm.data import tiles as tiles_module
-from unimm.data.image import array_to_pixels, decode_image, image_size, look
+from unimm.data.image import decode_image, image_size, look_uint8
 from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Plan, Steps
 from unimm.data.records import Question, Record, SeenImage, UnreadImage
@@ -69,8 +69,8 @@ def test_tiles_are_the_picture_itself_and_the_thumbnail_the_whole() -> None:
     assert (tiled.grid, tiled.num_tiles, tiled.has_thumbnail) == ((3, 2), 6, True)
     for number in range(6):
         top, left = SIDE * (number // 3), SIDE * (number % 3)
-        assert np.array_equal(tiled.open(number), array_to_pixels(array[top : top + SIDE, left : left + SIDE]))
-    assert np.array_equal(tiled.open(6), look(array, SIDE))
+        assert np.array_equal(tiled.open(number), array[top : top + SIDE, left : left + SIDE].transpose(2, 0, 1))
+    assert np.array_equal(tiled.open(6), look_uint8(array, SIDE))
 
 
 def test_each_tile_stands_behind_its_number_and_each_row_on_a_line() -> None:

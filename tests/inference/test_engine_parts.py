@@ -44,7 +44,7 @@ def test_the_codes_of_a_picture_are_the_same_alone_and_in_any_company(
 ) -> None:
     latents: list[torch.Tensor] = []
     plain = ImageTokenizer.latents
-    monkeypatch.setattr(ImageTokenizer, "latents", lambda self, x: (latents.append(plain(self, x)), latents[-1])[1])
+    monkeypatch.setattr(ImageTokenizer, "latents", lambda self, *x: (latents.append(plain(self, *x)), latents[-1])[1])
     arrays = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
     codes = ImageCoder(wide).encode(arrays)
     together = torch.cat(latents)
@@ -57,7 +57,7 @@ def test_in_reduced_precision_pictures_still_go_together(wide: ImageTokenizer, m
     """There the codes themselves depend on company."""
     sizes: list[int] = []
 
-    def decode(self: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self: ImageTokenizer, codes: torch.Tensor, grid: object) -> torch.Tensor:
         sizes.append(len(codes))
         return torch.zeros(len(codes), 3, 4, 4)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unimm.data.grids import Grid
 from unimm.inference.engine import Engine
 from unimm.inference.redrawing import STRIDE, Redraw, Redrawing, _cells, read_redraw
 from unimm.runtime.provenance import carried
@@ -58,7 +59,7 @@ def test_the_part_that_is_there_keeps_its_codes(tiny_engine: Engine, monkeypatch
 def test_cells_are_warm_where_a_pixel_is() -> None:
     heat = np.zeros((16, 16), dtype=np.float32)
     heat[9, 3] = 0.6
-    assert _cells(heat, 2, 0.5).tolist() == [False, False, True, False]
+    assert _cells(heat, Grid(2, 2), 0.5).tolist() == [False, False, True, False]
 
 
 def test_bad_settings_are_refused(tiny_engine: Engine) -> None:

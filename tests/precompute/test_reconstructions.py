@@ -35,6 +35,9 @@ class Rounding(torch.nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return codes + self.shift / 127.5
 
+    def there_and_back(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.decode(self.encode(pixels)), pixels
+
 
 class Greys:
     """Grey pictures, the third one white: what is brighter than white is cut off. One cannot be read."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimm.data.image import decode_image, look
+from unimm.data.image import decode_image, look_uint8
 from unimm.data.records import Video
 from unimm.data.video import container, sources, writing
 from unimm.data.video.choosing import ChosenFrames, VideoFormat, choose_frames, choose_times, find_cuts
@@ -154,7 +154,7 @@ def test_frames_are_prepared_as_images_are_and_let_go(clip: Path) -> None:
     video = open_video(clip)
     times = choose_times(video, VideoFormat(num_frames=3))
     chosen = pickle.loads(pickle.dumps(ChosenFrames(video, times)))
-    assert np.array_equal(chosen.pixels(1, 16), look(list(video.frames(times))[1], 16))
+    assert np.array_equal(chosen.pixels(1, 16), look_uint8(list(video.frames(times))[1], 16))
     chosen.pixels(0, 16), chosen.pixels(2, 16)
     assert not chosen._kept
     looked_at = choose_frames(video, VideoFormat(num_frames=3, frame_positions=1), 16, 4)

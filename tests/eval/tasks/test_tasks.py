@@ -51,7 +51,7 @@ def draw_required(requirement):
 class KnowingEngine:
     """Answers from the facts of the test splits, draws what is asked for, and reconstructs without loss."""
 
-    image_tokenizer = SimpleNamespace(image_size=SIDE, codebook_size=16)
+    image_tokenizer = SimpleNamespace(image_size=SIDE, codebook_size=16, grid_size=4)
 
     def __init__(self):
         self.calls = []

@@ -103,7 +103,7 @@ def test_it_learns_to_draw_what_it_is_told(model: UnifiedModel, template: Templa
         assert float(sums.count) == 8 * 4 == float(objective.counts(batch)["latents"])
         (sums.loss / sums.count).backward()
         losses.append(float(sums.loss.detach() / sums.count))
-        optimizers.step()
+        optimizers.step(torch.tensor(1.0))
     assert np.mean(losses[-10:]) < 0.5 * losses[0], (losses[0], losses[-10:])
     engine = Engine(replace(tiny_engine.bundle, model=model.eval()))
     for solver, num_steps in (("euler", 8), ("heun", 4)):

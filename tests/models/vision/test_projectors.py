@@ -175,7 +175,7 @@ def test_a_model_with_it_packs_as_alone_and_counts_its_operations(kind: str) -> 
     sums = objective(collate([some]))
     sums["text"].loss.backward()
     before = [parameter.detach().clone() for parameter in model.pixels.projector.parameters()]
-    optimizers.step()
+    optimizers.step(torch.tensor(1.0))
     assert all(not torch.equal(a, b) for a, b in zip(before, model.pixels.projector.parameters(), strict=True))
 
 
