@@ -1,4 +1,4 @@
-"""`unimm bench checkpoint`: both ways write the same run, and what stands still is told."""
+"""`unimm bench checkpoint`: both ways write the same run, and how long training waits is reported."""
 
 import json
 from pathlib import Path

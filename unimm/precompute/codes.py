@@ -89,6 +89,29 @@ def find_images(dataset: Dataset, work: PassConfig) -> tuple[Dataset, np.ndarray
     return dataset if ends is None else ImagesOf(dataset, ends), ends
 
 
+def describe_images(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str) -> dict[str, Any]:
+    """What manifests of stored codes and of latents say alike, the precision empty. images: of all records, one by one.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(dataset):
+        raise ValueError("There is nothing to encode: the data set has no records.")
+    if not len(images):
+        raise ValueError("There is nothing to encode: no record has an image.")
+    return {
+        "num_records": len(dataset),
+        "dataset": name or type(dataset).__name__,
+        "first_key": key_at(dataset, 0),
+        "last_key": key_at(dataset, len(dataset) - 1),
+        "first_image": first_image_hash(images),
+        "tokenizer_hash": fingerprint(tokenizer),
+        "precision": "",
+        "image_size": tokenizer.image_size,
+        "unimm_version": package_version(),
+    }
+
+
 def _save(
     out: Path, unfinished: ResumableFolder, job: Job, manifest: CodesManifest, ends: np.ndarray | None, work: PassConfig
 ) -> None:
@@ -128,30 +151,17 @@ def _reconstruct(
         return {}
     some.picture.save(unfinished.workspace / PICTURE)
     work.say(some.tell(job.title, f"{unfinished.workspace / PICTURE} (in {out} when it is done)"))
-    mean, worst = round(float(some.psnr.mean()), 2), round(float(some.psnr.min()), 2)
-    return {"psnr": mean, "psnr_worst": worst, "psnr_images": len(some.psnr)}
+    return some.numbers()
 
 
 def _describe(
     tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name: str, grid: Grid | None = None
 ) -> CodesManifest:
     """What is to be stored; the precision is not settled yet. images: of all records, one by one."""
-    if not len(dataset):
-        raise ValueError("There is nothing to encode: the data set has no records.")
-    if not len(images):
-        raise ValueError("There is nothing to encode: no record has an image.")
     return CodesManifest(
-        num_records=len(dataset),
-        dataset=name or type(dataset).__name__,
-        first_key=key_at(dataset, 0),
-        last_key=key_at(dataset, len(dataset) - 1),
-        first_image=first_image_hash(images),
-        tokenizer_hash=fingerprint(tokenizer),
-        precision="",
-        image_size=tokenizer.image_size,
+        **describe_images(tokenizer, dataset, images, name),
         num_codes=tokenizer.num_codes if grid is None else grid.num_codes,
         codebook_size=tokenizer.codebook_size,
-        unimm_version=package_version(),
         num_images=None if images is dataset else len(images),
         grid="" if grid is None else grid.name,
     )

@@ -12,20 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.data.bad_records import BAD_RECORDS
 from unimm.data.image import crop
-from unimm.data.records import Dataset, key_at
-from unimm.data.stores.digests import first_image_hash
+from unimm.data.records import Dataset
 from unimm.data.stores.latents import LatentsManifest, StoredLatents, finish_latents, shard_name, shard_rows, stored_files
 from unimm.data.stores.tensor_store import MANIFEST
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.precompute.bad_images import list_bad, noted_bad
-from unimm.precompute.codes import find_images
+from unimm.precompute.codes import describe_images, find_images
 from unimm.precompute.pass_precision import precision_name, settle_precision
 from unimm.precompute.reconstructions import PICTURE, Reconstructions, reconstruct_some
 from unimm.precompute.sharded_pass import Job, PassConfig, begin_pass, end_pass, evaluating, known_images, make_parts
-from unimm.runtime.version import package_version
 
 
 def encode_latents(
@@ -79,8 +76,7 @@ def encode_latents(
             work.say(f"{job.title}: {len(bad):,} of {len(images):,} images cannot be used, see {out / BAD_RECORDS}")
         for some in given_back:
             unfinished.put(PICTURE, lambda path, picture=some.picture: picture.save(path, format="png"))
-            fidelity = {"psnr": round(float(some.psnr.mean()), 2), "psnr_worst": round(float(some.psnr.min()), 2)}
-            manifest = replace(manifest, **fidelity, psnr_images=len(some.psnr))
+            manifest = replace(manifest, **some.numbers())
         finish_latents(unfinished, replace(manifest, num_bad=len(bad)), ends)
     end_pass(out, unfinished, is_new, work)
     return StoredLatents.open(out, tokenizer_hash=manifest.tokenizer_hash)
@@ -90,21 +86,11 @@ def _describe(tokenizer: ImageTokenizer, dataset: Dataset, images: Dataset, name
     """What is to be stored; the precision is not settled yet. images: of all records, one by one."""
     if not tokenizer.is_continuous:
         raise ValueError("This image tokenizer has codes, no latents: data of stored codes is encoded by it.")
-    if not len(dataset) or not len(images):
-        raise ValueError("There is nothing to encode: no record has an image.")
     return LatentsManifest(
-        num_records=len(dataset),
-        dataset=name or type(dataset).__name__,
-        first_key=key_at(dataset, 0),
-        last_key=key_at(dataset, len(dataset) - 1),
-        first_image=first_image_hash(images),
-        tokenizer_hash=fingerprint(tokenizer),
-        precision="",
-        image_size=tokenizer.image_size,
+        **describe_images(tokenizer, dataset, images, name),
         shape=tokenizer.latent_shape,
         num_images=len(images),
         shard_rows=shard_rows(tokenizer.latent_shape),
-        unimm_version=package_version(),
     )
 
 

@@ -43,6 +43,11 @@ class Reconstructions:
     psnr: np.ndarray
     picture: Image.Image
 
+    def numbers(self) -> dict[str, float]:
+        """What a manifest says of them: the mean and the worst in dB, and of how many images."""
+        mean, worst = round(float(self.psnr.mean()), 2), round(float(self.psnr.min()), 2)
+        return {"psnr": mean, "psnr_worst": worst, "psnr_images": len(self.psnr)}
+
     def tell(self, title: str, where: str) -> str:
         """A line for a person, and a warning where codes cannot show the images."""
         mean, worst, count = float(self.psnr.mean()), float(self.psnr.min()), len(self.psnr)
