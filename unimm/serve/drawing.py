@@ -22,6 +22,9 @@ from unimm.serve.service import Service
 MAX_KEPT_BYTES = 30_000
 """Of a prompt that a webp or jpeg says it was drawn from: a jpeg has room for twice as much, and an event for little more."""
 
+OF_PROMPTS = ("drawing", "steps", "solver")
+"""Fields of drawings from a prompt alone: all others are drawn by codes."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -67,6 +70,7 @@ class DrawingOrder:
         )
         names = ("guidance_scale", "temperature", "top_k", "top_p", "min_p")
         self.settings = {name: value for name in names if (value := getattr(body, name)) is not None}
+        self._way = {name: value for name in OF_PROMPTS if (value := getattr(body, name)) is not None}
         self._service = service
 
     @property
@@ -88,9 +92,8 @@ class DrawingOrder:
 
     def from_text(self) -> AsyncGenerator[DrawingProgress]:
         """The drawing of a prompt."""
-        return self._service.engine.astream_images(
-            self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, size=self._named_size
-        )
+        settings = {**self.settings, **self._way, "size": self._named_size}
+        return self._service.engine.astream_images(self.prompt, self.num_images, self.seed, self._preview_every, **settings)
 
     @property
     def _named_size(self) -> str | None:
@@ -100,6 +103,7 @@ class DrawingOrder:
     def editing(self, source: Image.Image, image_guidance_scale: float | None) -> AsyncGenerator[DrawingProgress]:
         """The square at the centre of an image, changed as the prompt says; where the request names no size, laid over the
         image."""
+        check_codes(self._way)
         scale = {} if image_guidance_scale is None else {"image_guidance_scale": image_guidance_scale}
         steps = self._service.engine.astream_edit_images(
             source, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, **scale
@@ -112,6 +116,7 @@ class DrawingOrder:
     def painting(self, picture: np.ndarray, is_marked: np.ndarray) -> AsyncGenerator[DrawingProgress]:
         """A drawing over a part of an image (H, W, 3), where it is marked, (H, W) bool. Where the request names no size, it
         comes back in its own."""
+        check_codes(self._way)
         height, width = is_marked.shape
         if self.keeps_size:
             self._keep_size(width, height)
@@ -172,6 +177,15 @@ def check_count(service: Service, body: Drawing) -> None:
     most = service.settings.max_images_out
     if body.n > most:
         raise ApiError(400, f"n is at most {most} here: send several requests.", param="n")
+
+
+def check_codes(way: dict[str, Any]) -> None:
+    """ApiError 400: fields of OF_PROMPTS ask for a flow where codes alone are drawn."""
+    for name, value in way.items():
+        if (name, value) != ("drawing", "codes"):
+            raise ApiError(
+                400, f"{name} is for drawings from a prompt alone: leave it out, this is drawn by codes.", param=name
+            )
 
 
 def check_characters(service: Service, count: int, param: str) -> None:

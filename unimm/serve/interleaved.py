@@ -14,6 +14,7 @@ from typing import Any
 
 from unimm.inference.assistant_message import AssistantMessage, ChatPiece, DrawnImage
 from unimm.serve.conversation import for_engine
+from unimm.serve.drawing import OF_PROMPTS
 from unimm.serve.errors import ApiError
 from unimm.serve.pictures import Encoding, encode, read_size
 from unimm.serve.protocol import ChatRequest
@@ -23,7 +24,7 @@ from unimm.serve.streams import merged
 Piece = tuple[int, ChatPiece, str | None]
 """The number of an answer, what came of it, and its image where that is one, as base64."""
 
-REFUSED = ("logprobs", "votes", "repetition_penalty", "min_p")
+REFUSED = ("logprobs", "votes", "repetition_penalty", "min_p", *OF_PROMPTS)
 """Fields of texts or drawings alone."""
 
 

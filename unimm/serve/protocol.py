@@ -137,6 +137,11 @@ class Drawing(Body):
         max_length=20,
         description='"auto", the model\'s own size, or one that it was taught; 256x256, 512x512, 1024x1024 are resized.',
     )
+    drawing: Literal["codes", "latents"] | None = Field(
+        None, description="latents: by a flow. Default: codes, where it has them."
+    )
+    steps: int | None = Field(None, ge=1, le=1000, description="Passes of a flow.")
+    solver: Literal["euler", "heun"] | None = Field(None, description="Of a flow.")
     output_format: Format | None = Field(None, description="Default: webp in chats, png in image requests.")
     output_compression: int = Field(90, ge=0, le=100, description="The quality of webp and jpeg.")
     stream: bool = False
