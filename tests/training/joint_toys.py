@@ -21,13 +21,14 @@ from unimm.models.unified import UnifiedModel
 from unimm.models.vision.projectors import ProjectorConfig
 from unimm.models.vision.qformer_text import QFormerTextConfig
 from unimm.training.objectives.contrastive import Contrastive
+from unimm.training.objectives.kto import KTO
 from unimm.training.objectives.likelihood import Objective
-from unimm.training.objectives.preferences import DPO, KTO, SimPO
+from unimm.training.objectives.preferences import DPO, SimPO
 from unimm.training.objectives.qformer_alignment import QFormerAlignment
 from unimm.training.optimizers import OptimizerConfig
 from unimm.training.sharding import Sharding, whole
 from unimm.training.trainable_parts import Stage
-from unimm.training.trainer import Trainer
+from unimm.training.trainer import Trainer, TrainerConfig
 
 from pairs import PairView  # isort: skip
 from toys import EVERYTHING, Squares, make_config, make_model, make_template  # isort: skip
@@ -40,12 +41,18 @@ QFORMER_TEXT = QFormerTextConfig(dim=16, text_positions=40)
 READ = Stage("qformer", {"projector": 1.0, "qformer_text": 1.0})
 PREFERENCES: dict[str, Callable[[UnifiedModel], Objective]] = {
     "dpo": lambda model: DPO(model, beta={"text": 0.5, "codes": 0.3}, anchor=0.7, label_smoothing=0.1),
+    "dpo_stored": lambda model: DPO(model, beta={"text": 0.5, "codes": 0.3}, anchor=0.7, label_smoothing=0.1),
     "simpo": lambda model: SimPO(model, gamma={"text": 0.5, "codes": 0.3}),
     "kto": lambda model: KTO(model, beta=0.4, anchor=0.5, desirable=1.5),
 }
 """Objectives of answers and drawings in one batch, in float64."""
+STORED = "dpo_stored"
+"""What its reference says is read from a folder."""
 STAGES = {**dict.fromkeys(PREFERENCES, EVERYTHING), "pairwise": EVERYTHING, "softmax": ALIGN, "sigmoid": ALIGN, "qformer": READ}
-CASES = {"dpo": "ddp", "simpo": "fsdp", "kto": "ddp", "pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"}
+CASES = {
+    **{"dpo": "ddp", STORED: "fsdp", "simpo": "fsdp", "kto": "ddp"},
+    **{"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"},
+}
 """Objectives, and how two processes hold them."""
 
 
@@ -141,7 +148,22 @@ def make_joint_trainer(folder: Path, name: str, num_micro_batches: int = 1, devi
         weights={"match": 0.0},
         sharding=Sharding(CASES[name]),
     )
-    return Trainer(make_objective(name), make_mixture_of(name), replace(config, **changes), folder, device)
+    objective, mixture, config = make_objective(name), make_mixture_of(name), replace(config, **changes)
+    if name == STORED:
+        assert isinstance(objective, DPO)
+        store_of_reference(objective, mixture, config, folder / "stored", device)
+    return Trainer(objective, mixture, config, folder, device)
+
+
+def store_of_reference(objective: DPO, mixture: Mixture, config: TrainerConfig, folder: Path, device: str | None) -> None:
+    """Have a run that begins with the reference of an objective store what that says, and the objective read it."""
+    reference = objective.frozen.pop("reference")
+    assert isinstance(reference, UnifiedModel)
+    before = DPO(copy.deepcopy(reference), reference=f"stored:{folder}")
+    Trainer(before, mixture, config, folder.with_name("before"), device)
+    store = before.store
+    assert store is not None
+    objective.is_stored, objective.begin = True, lambda run: setattr(objective, "store", store)
 
 
 def first_gradients(trainer: Trainer) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ from unimm.sequence import Kind, Sample, Segment, Sequence
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.contrastive import Contrastive, content_keys, load_head
-from unimm.training.objectives.preferences import KTO, Preferences, SimPO
+from unimm.training.objectives.kto import KTO
+from unimm.training.objectives.preferences import Preferences, SimPO
 from unimm.training.objectives.qformer_alignment import QFormerAlignment
 from unimm.training.optimizers import Budget, OptimizerConfig
 from unimm.training.trainable_parts import freeze, hold_frozen

@@ -13,7 +13,8 @@ from unimm.batch import Batch
 from unimm.data.plan import Plan, Steps
 from unimm.models.lora import LoraConfig, attach, is_adapter
 from unimm.training.logbook import read_numbers
-from unimm.training.objectives.preferences import DPO, KTO, SimPO
+from unimm.training.objectives.kto import KTO
+from unimm.training.objectives.preferences import DPO, SimPO
 from unimm.training.optimizers import Budget, OptimizerConfig
 from unimm.training.trainable_parts import freeze
 

@@ -60,7 +60,7 @@ def test_held_out_samples_stay_together_too(tmp_path: Path) -> None:
     mixture = make_pairs()
     found = []
     for num_ranks in (1, 2, 3):
-        shares = [list(HeldOut(mixture, 40, 2)._batches(rank, num_ranks)) for rank in range(num_ranks)]
+        shares = [[one for _, one in HeldOut(mixture, 40, 2).batches(rank, num_ranks)] for rank in range(num_ranks)]
         assert len({len(share) for share in shares}) == 1
         objective = Pairing.__new__(Pairing)
         batches = [batch for share in shares for batch in share if batch.documents.any()]

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from unimm.training.image_tokenizer.trainer import TokenizerTrainerConfig
     from unimm.training.objectives.contrastive import Contrastive
     from unimm.training.objectives.grpo import GRPO
+    from unimm.training.objectives.kto import KTO
     from unimm.training.objectives.likelihood import JointObjective, Likelihood, Objective
-    from unimm.training.objectives.preferences import DPO, KTO, SimPO
+    from unimm.training.objectives.preferences import DPO, SimPO
     from unimm.training.objectives.qformer_alignment import QFormerAlignment
     from unimm.training.objectives.vision_pretraining import VisionPretraining
     from unimm.training.optimizers import Budget, OptimizerConfig, Schedule
@@ -65,7 +66,7 @@ __getattr__, __dir__ = lazy_exports(
         "QFormerAlignment": "objectives.qformer_alignment",
         "DPO": "objectives.preferences",
         "SimPO": "objectives.preferences",
-        "KTO": "objectives.preferences",
+        "KTO": "objectives.kto",
         "GRPO": "objectives.grpo",
         "RolloutConfig": "rollouts",
         "Rule": "watch",

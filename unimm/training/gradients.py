@@ -67,6 +67,7 @@ class StepGradient:
             ValueError: a batch is none for this model.
         """
         counts = self.global_counts(batches, totals)
+        batches = [self.objective.prepare(batch) for batch in batches]
         if isinstance(self.objective, JointObjective):
             return self._joint(self.objective, batches, counts)
         outcomes: list[Outcome] = []
@@ -158,7 +159,7 @@ def losses_of(objective: Objective, batch: Batch, accelerator: Accelerator) -> d
     """The sums of one batch of each process, without gradients: of a `JointObjective`, among the samples of all of these
     batches. Every process must call it."""
     with torch.no_grad(), accelerator.autocast():
-        outputs = objective(batch.to(accelerator.device))
+        outputs = objective(objective.prepare(batch).to(accelerator.device))
     if not isinstance(objective, JointObjective):
         return outputs
     with torch.no_grad():

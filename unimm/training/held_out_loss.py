@@ -37,7 +37,7 @@ class HeldOut:
         Every process calls it at the same step, and gets the same. The objective is in eval mode.
         """
         sums: dict[str, torch.Tensor] = {}
-        for batch in self._batches(accelerator.process_index, accelerator.num_processes):
+        for _, batch in self.batches(accelerator.process_index, accelerator.num_processes):
             if is_stopped():
                 return None
             objective.check(batch)
@@ -50,16 +50,20 @@ class HeldOut:
         total = sum(weights.get(name, 1.0) * mean for name, mean in means.items() if not is_observed(name))
         return {"loss": total, **{f"loss_{name.replace('/', '_')}": mean for name, mean in means.items()}}
 
-    def _batches(self, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """A rank's share, as many batches as the others': shards are gathered for each of them. Missing rows are padding."""
+    def batches(self, rank: int, num_ranks: int) -> Iterator[tuple[float, Batch]]:
+        """A rank's share, as many batches as the others': shards are gathered for each of them. Missing rows are padding. With
+        each batch comes how much is done after it, 0 to 1."""
         if self._packed is None:
             self._packed = self._pack()
         rows, groups = self._packed
-        for start in range(0, len(rows), self.num_rows * num_ranks):
-            yield self._collate(rows[start : start + self.num_rows * num_ranks][rank::num_ranks])
-        for start in range(0, len(groups), num_ranks):
+        first_rows = range(0, len(rows), self.num_rows * num_ranks)
+        first_groups = range(0, len(groups), num_ranks)
+        total = len(first_rows) + len(first_groups)
+        for number, start in enumerate(first_rows, 1):
+            yield number / total, self._collate(rows[start : start + self.num_rows * num_ranks][rank::num_ranks])
+        for number, start in enumerate(first_groups, 1 + len(first_rows)):
             own = groups[start : start + num_ranks][rank : rank + 1]
-            yield self._collate(own[0] if own else [])
+            yield number / total, self._collate(own[0] if own else [])
 
     def _collate(self, rows: list[Row]) -> Batch:
         planned = [[self._planned(*one) for one in row] for row in rows]

@@ -30,7 +30,7 @@ from unimm.training.gradients import StepGradient
 from unimm.training.held_out_loss import HeldOut
 from unimm.training.logbook import Logbook, Meter
 from unimm.training.loop import Gradient, Loop
-from unimm.training.objectives.likelihood import Objective
+from unimm.training.objectives.likelihood import Objective, Run
 from unimm.training.optimizers import Optimizers
 from unimm.training.own_parts import load_stored
 from unimm.training.run_state import check_order, order_of_rows
@@ -93,6 +93,8 @@ class Trainer(Loop):
         self.is_sharded = config.sharding.strategy != "ddp" and self.accelerator.num_processes > 1
         self.heads = objective.heads()
         self.gatherer = FullModelGatherer(with_heads(model, self.heads)) if self.is_sharded else None
+        ways = (config.num_positions, num_rows, self.accelerator, self.ranks)
+        objective.begin(Run([mixture, *([held_out] if held_out else [])], folder, *ways))
         checkpoint_activations(objective.layers(), config.activation_checkpointing)
         self.is_compiled = self.compiles()
         if self.is_compiled:

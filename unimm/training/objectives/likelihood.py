@@ -7,15 +7,34 @@ compared with all others of a step, is a `JointObjective`.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from unimm.batch import Batch
+from unimm.data.mixture import Mixture
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.rank_sync import Ranks
 from unimm.training.flops import FlopCount
+
+
+class Run(NamedTuple):
+    """What an objective is told of the run that begins.
+
+    mixtures: what is learned, and what is held out, where something is. folder: of the run. row_length, num_rows: of a forward
+    pass. accelerator, ranks: its device, precision and processes.
+    """
+
+    mixtures: list[Mixture]
+    folder: Path
+    row_length: int
+    num_rows: int
+    accelerator: Accelerator
+    ranks: Ranks
 
 
 class Objective(nn.Module):
@@ -52,6 +71,14 @@ class Objective(nn.Module):
         Raises:
             ValueError: it is such a batch.
         """
+
+    def begin(self, run: "Run") -> None:
+        """Called once, with the weights that the run begins with, before those of an earlier part of it are restored, and
+        before anything is cut into shards; by every process. Here what depends on the model as it began is computed."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch in main memory with what else its forward pass needs, such as what is stored of its samples."""
+        return batch
 
     def parts(self) -> dict[str, nn.Module]:
         """Everything with parameters that a stage can name: the model's parts and the objective's own."""

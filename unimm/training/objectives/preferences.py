@@ -4,8 +4,7 @@
              r: the model before, which is not trained. loss="ipo": (m / beta - 1 / (2 beta))^2           arXiv 2310.12036
     SimPO    m = beta (mean log p(chosen) - mean log p(rejected)),             loss -log sigmoid(m - gamma)   arXiv 2405.14734
              the mean over a sequence's tokens; there is no reference
-    KTO      g = log p - log r of each sequence by itself, against a baseline z:                          arXiv 2402.01306
-             1 - sigmoid(beta (g - z)) of chosen ones, 1 - sigmoid(beta (z - g)) of rejected ones
+    KTO      every sequence by itself (`unimm.training.objectives.kto`)                                    arXiv 2402.01306
     anchor   the likelihood of what is chosen ("text", "codes"), as in fine-tuning: without it, both of a pair may become
              improbable as long as the rejected one does so faster (OSPO, arXiv 2506.02015, adds it with weight 2)
 
@@ -18,23 +17,30 @@ What is observed, by kind: preference/margin_*, and the mean log-probability of 
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unimm.batch import Batch
+from unimm.data.mixture import Mixture
 from unimm.models.lora import adapted_layers, is_adapter, without_adapters
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.number_checks import check_number
 from unimm.sequence import Kind
-from unimm.training.objectives.likelihood import JointObjective, Likelihood, no_rank
+from unimm.training.held_out_loss import HeldOut
+from unimm.training.objectives.likelihood import Likelihood, Run, no_rank
 from unimm.training.objectives.sequences import KINDS, is_drawing, num_learned, of_kind, pairs_of, sum_by_sequence
+from unimm.training.stored_reference import ReferencedBatch, StoredReference, store_reference
 
-REFERENCES = ("auto", "copy", "adapters_off")
+REFERENCES = ("auto", "copy", "adapters_off", "stored")
+STORE = "reference"
+"""The folder of a run where what the reference says is stored, where no other is named."""
+
 CHOSEN, REJECTED, INSTEAD = 0, 1, 2
 """Places in a sample."""
 
@@ -62,7 +68,8 @@ class Preferences(Likelihood):
         beta: how much of a margin is enough, of both kinds or by kind.
         anchor: weight of the likelihood of what is chosen.
         reference: "copy": a frozen copy of the model as it is now; "adapters_off": the model without its adapters, which takes
-            no memory, where adapters alone are trained; "auto": the second where there are adapters.
+            no memory, where adapters alone are trained; "auto": the second where there are adapters; "stored": what the model
+            says of all pairs before it learns, computed once and kept in the run's folder, or in another, "stored:FOLDER".
 
     Raises ValueError for a number that is none, or adapters_off without adapters.
     """
@@ -78,14 +85,41 @@ class Preferences(Likelihood):
         self.anchor = anchor
         self.weights = dict.fromkeys((kind.name.lower() for kind in KINDS), anchor)
         self.num_batches, self.has_pairs = 0, False
-        if reference not in REFERENCES:
-            raise ValueError(f"Unknown reference '{reference}': use one of {', '.join(REFERENCES)}.")
+        way, colon, named = reference.partition(":")
+        if way not in REFERENCES or (colon and (way != "stored" or not named)):
+            raise ValueError(f"Unknown reference '{reference}': use one of {', '.join(REFERENCES)}, stored:FOLDER.")
         has_adapters = bool(adapted_layers(model))
         if reference == "adapters_off" and not has_adapters:
             raise ValueError("There are no adapters to switch off: add lora=default, or take reference=copy.")
-        self.is_off = has_adapters and reference != "copy"
-        if self.has_reference and not self.is_off:
+        self.is_stored, self.store_folder = way == "stored", Path(named) if named else None
+        self.store: StoredReference | None = None
+        self.is_off = has_adapters and way not in ("copy", "stored")
+        if self.has_reference and not self.is_off and not self.is_stored:
             self.frozen["reference"] = copy.deepcopy(model)
+
+    def begin(self, run: Run) -> None:
+        """Store what the reference says of all pairs, where that is asked for and not done yet.
+
+        Raises:
+            ValueError: what is stored there is another model's.
+        """
+        if not self.is_stored:
+            return
+        folder = self.store_folder or run.folder / STORE
+        self.store = StoredReference(folder, self.model, run.accelerator.mixed_precision)
+
+        def batches(mixture: Mixture) -> Iterator[tuple[float, Batch]]:
+            return HeldOut(mixture, run.row_length, run.num_rows).batches(run.ranks.number, run.ranks.count)
+
+        store_reference(self.store, self.model, run.mixtures, batches, self.compared, (run.accelerator, run.ranks))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """With what is stored of its pairs. Raises ValueError where nothing is of one."""
+        return batch if self.store is None else self.store.look_up(batch, self.compared(batch))
+
+    def compared(self, batch: Batch) -> list[int]:
+        """The documents of a batch whose gain over the reference counts, as rows of `Batch.samples`."""
+        return torch.cat(list(pairs_of(batch))).sort().values.tolist()
 
     def check(self, batch: Batch) -> None:
         """Raises ValueError where the two of a pair are of different kinds, or there are no pairs at all."""
@@ -151,7 +185,10 @@ class Preferences(Likelihood):
 
     @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor:
-        """(B, T): what the reference says of each target."""
+        """(B, T): what the reference says of each target; of a stored one, of those of pairs."""
+        if self.is_stored:
+            assert isinstance(batch, ReferencedBatch)
+            return batch.reference
         if self.is_off:
             self._check_adapters()
             with without_adapters(self.model):
@@ -239,85 +276,6 @@ class SimPO(Preferences):
             sums[self.names(kind)[0]] = _ranked(-F.logsigmoid(margins_p - self.gamma[name]), margins_p)
             sums |= self.observed(kind, margins_p, chosen_p, rejected_p)
         return sums
-
-
-class KTO(Preferences, JointObjective):
-    """Kahneman-Tversky optimization: every sequence by itself, above or below a baseline of the whole step.
-
-    The baseline of chosen sequences is the mean gain of the step's rejected ones of their kind, and the other way round; at
-    least 0, as a KL divergence is, and without a gradient. (The paper takes mismatched prompts and answers for it.) So a sample
-    need not have both: a sequence in which nothing is learned stands in the empty place.
-
-    Args:
-        desirable, undesirable: weights of chosen and rejected sequences.
-        model, beta, anchor, reference: as `Preferences` has them.
-    """
-
-    def __init__(
-        self,
-        model: UnifiedModel,
-        beta: ByKind = 0.1,
-        anchor: float = 0.0,
-        reference: str = "auto",
-        desirable: float = 1.0,
-        undesirable: float = 1.0,
-    ) -> None:
-        super().__init__(model, beta, anchor, reference)
-        check_number({"desirable": desirable, "undesirable": undesirable})
-        self.lambdas = {CHOSEN: desirable, REJECTED: undesirable}
-
-    def forward(self, batch: Batch) -> Any:
-        """dict[str, Tensor], of the sequences of pairs: gains, log_probs, sizes (n,); places and drawn (n,) long; anchor_*
-        (1, 3)."""
-        scores, log_probs_BT = self.scores(batch)
-        compared_n = self._compared(batch)
-        sums = self.anchored(batch, log_probs_BT)
-        outputs = {name: one[compared_n] for name, one in scores._asdict().items()}
-        outputs |= {"places": batch.samples[compared_n, 1], "drawn": is_drawing(batch)[compared_n].long()}
-        return outputs | {f"anchor_{name}": torch.stack(list(one))[None] for name, one in sums.items()}
-
-    def joint_loss(self, outputs: Mapping[str, Tensor], rows: Mapping[str, slice]) -> dict[str, LossSums]:
-        own = rows["gains"]
-        sums = {}
-        for kind in KINDS:
-            name = kind.name.lower()
-            anchor = outputs[f"anchor_{name}"][rows[f"anchor_{name}"]].sum(0)
-            sums[name] = LossSums(anchor[0], no_rank(anchor[0]), anchor[2])
-            kind_N = outputs["drawn"] == int(kind == Kind.CODES)
-            halves_N = {place: kind_N & (outputs["places"] == place) for place in (CHOSEN, REJECTED)}
-            parts = [self._half(outputs, halves_N, place, own, self.beta[name]) for place in (CHOSEN, REJECTED)]
-            sums[f"preference_{name}"] = LossSums(*(torch.stack(one).sum() for one in zip(*parts, strict=True)))
-            for what, place in (("chosen", CHOSEN), ("rejected", REJECTED)):
-                mine_n = halves_N[place][own]
-                means_n = (outputs["log_probs"][own] / outputs["sizes"][own].clamp(min=1e-6)).detach()[mine_n]
-                sums[f"preference/{what}_{name}"] = LossSums(means_n.sum(), no_rank(means_n), mine_n.sum().to(means_n.dtype))
-        return sums
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        counts, compared_n = super().counts(batch), self._compared(batch)
-        for kind in KINDS:
-            own = self.names(kind)
-            counts.pop(own[1])
-            places_n = batch.samples[compared_n[of_kind(batch, kind)[compared_n]], 1]
-            numbers = (places_n >= 0, places_n == CHOSEN, places_n == REJECTED)
-            counts |= {name: one.sum().float() for name, one in zip((own[0], *own[2:]), numbers, strict=True)}
-        return counts
-
-    def _half(
-        self, outputs: Mapping[str, Tensor], halves_N: Mapping[int, Tensor], place: int, own: slice, beta: float
-    ) -> LossSums:
-        """The sums of these rows' sequences in one place."""
-        others_n = outputs["gains"].detach()[halves_N[REJECTED - place]]
-        baseline = others_n.mean().clamp(min=0) if len(others_n) else 0.0
-        sign = 1.0 if place == CHOSEN else -1.0
-        above_n = sign * (outputs["gains"][own][halves_N[place][own]] - baseline)
-        loss = self.lambdas[place] * (1 - torch.sigmoid(beta * above_n)).sum()
-        return LossSums(loss, (above_n.detach() > 0).sum().to(loss.dtype), loss.new_tensor(float(len(above_n))))
-
-    def _compared(self, batch: Batch) -> Tensor:
-        """(n,) long: the documents of pairs in which something is learned."""
-        both_n = torch.cat(list(pairs_of(batch))).sort().values
-        return both_n[num_learned(batch)[both_n] > 0]
 
 
 def by_kind(name: str, value: ByKind) -> dict[str, float]:
