@@ -87,6 +87,10 @@ FILES = {
     "data/documents_drawn": ["data.paths=annotated/documents.jsonl"],
     "data/interleaved": ["data.paths=annotated/drawn.jsonl"],
     "data/mixed": ["data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"],
+    "data/mixed_curriculum": [
+        *("data.captions=captions/captions.jsonl", "data.conversations=llava/llava.json", "data.texts=texts"),
+        "data.classes=classes",
+    ],
     "data/mixed_vision": ["data.captions=captions/captions.jsonl"],
 }
 """What a data configuration of the user's own files cannot know; `tests/users_files.py` makes them."""
@@ -111,6 +115,7 @@ DATA_OF |= {f"prefer/{name}": "data/preferences" for name in ("janus_ospo", "jan
 DATA_OF |= {f"grpo/{name}": "data/prompts/file" for name in ("janus_unirl", "janus_t2i_r1")}
 DATA_OF |= {"interleaved/janus_pro_1b": "data/interleaved"}
 DATA_OF |= {"edit/janus_pro_1b": "data/edits"}
+DATA_OF |= {"janus/pretrain": "data/mixed_curriculum"}
 DATA_OF |= {"flow/janus_flow_1b": "data/flow"}
 """Experiments on the user's own files."""
 
@@ -213,7 +218,19 @@ def test_every_option_belongs_to_a_root() -> None:
 
 def test_recipes_lie_in_folders_of_their_own() -> None:
     """Beside what a user may want there is nothing else; and a node of a built-in world is written once."""
-    data = {"emoji", "image_folder", "jsonl", "llava", "mixed", "mixed_vision", "parquet", "text", "webdataset", "worlds"}
+    data = {
+        "emoji",
+        "image_folder",
+        "jsonl",
+        "llava",
+        "mixed",
+        "mixed_curriculum",
+        "mixed_vision",
+        "parquet",
+        "text",
+        "webdataset",
+        "worlds",
+    }
     data |= {"coco_boxes", "refcoco", "grounded_llava"}
     data |= {"coco", "csv", "vqa", "documents", "pairs"}
     data |= {"pages", "edits"}

@@ -231,6 +231,7 @@ def make_all(folder: Path) -> Path:
     """One of each: photos, captions, llava, tables, shards, texts, and files of annotations."""
     make_annotated(folder / "annotated")
     make_image_folder(folder / "photos")
+    make_pictures(folder / "classes/square")
     make_json_lines(folder / "captions")
     make_csv(folder / "csv")
     make_llava(folder / "llava")

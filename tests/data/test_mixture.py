@@ -12,7 +12,7 @@ from toys import Squares, make_mixture, make_template
 
 from unimm.batch import collate
 from unimm.data.image import look
-from unimm.data.mixture import Mixture, Source, _key, _orders, _shuffled, in_ratio
+from unimm.data.mixture import Mixture, Source, _key, _orders, _shuffled
 from unimm.data.records import Record
 from unimm.data.template import Template
 from unimm.data.views import Conversation, Drawing, PlainText
@@ -151,9 +151,10 @@ def test_images_are_those_that_are_looked_at() -> None:
 def test_tasks_come_in_a_ratio() -> None:
     """Whatever the sources weigh; within a task they keep their proportions."""
     sources = [*make_mixture().sources, Source("more", Squares(), Conversation(), 15.0)]
-    weights = {source.name: source.weight for source in in_ratio(sources, {"understanding": 2, "text": 3, "drawing": 5})}
+    mixture = Mixture(sources, make_template(), ratio={"understanding": 2, "text": 3, "drawing": 5})
+    weights = dict(zip((source.name for source in sources), mixture.weights.at(0), strict=True))
     assert weights == pytest.approx({"talk": 0.5, "more": 1.5, "text": 3.0, "draw": 5.0})
-    mixture = Mixture(in_ratio(sources, {"understanding": 1, "text": 0, "drawing": 3}), make_template())
+    mixture = Mixture(sources, make_template(), ratio={"understanding": 1, "text": 0, "drawing": 3})
     names = [mixture.sources[sample[0]].name for sample in mixture.samples(0, 400)]
     assert {name: names.count(name) for name in set(names)} == {"talk": 25, "more": 75, "draw": 300}
     for ratio, match in (
@@ -162,7 +163,7 @@ def test_tasks_come_in_a_ratio() -> None:
         ({"understanding": -1, "text": 0, "drawing": 2}, "must not be negative"),
     ):
         with pytest.raises(ValueError, match=match):
-            Mixture(in_ratio([source for source in sources if source.name != "text"], ratio), make_template())
+            Mixture([source for source in sources if source.name != "text"], make_template(), ratio=ratio)
 
 
 class OwnTask(Drawing):
@@ -174,9 +175,9 @@ class OwnTask(Drawing):
 def test_a_task_from_outside_has_a_share_in_a_ratio() -> None:
     sources = [Source("text", Squares(), PlainText(), 1.0), Source("edit", Squares(), OwnTask(), 4.0)]
     ratio = {"understanding": 0, "text": 1, "drawing": 0, "editing": 3}
-    assert [source.weight for source in in_ratio(sources, ratio)] == [1.0, 3.0]
+    assert Mixture(sources, make_template(), ratio=ratio).weights.at(0) == [1.0, 3.0]
     with pytest.raises(ValueError, match="understanding, text, drawing, editing"):
-        in_ratio(sources, {"understanding": 0, "text": 1, "drawing": 0})
+        Mixture(sources, make_template(), ratio={"understanding": 0, "text": 1, "drawing": 0})
 
 
 def test_orders_of_old_epochs_are_let_go() -> None:

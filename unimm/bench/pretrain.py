@@ -16,7 +16,7 @@ import torch
 from unimm.bench.random_codes import CodedAtRandom
 from unimm.bench.step_profile import StepProfile
 from unimm.bench.subprocess_trials import peak_bytes
-from unimm.data.mixture import Mixture, Source, in_ratio
+from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Record, Text
 from unimm.data.template import PromptFormat, Template
 from unimm.data.text import TextTokenizer, train_byte_bpe
@@ -153,7 +153,7 @@ def _mixture(world: ShapesWorld, model: UnifiedModel, tokenizer: TextTokenizer, 
         Source("draw", CodedAtRandom(world, codes.num_codes, codes.codebook_size), Drawing(0.1)),
     ]
     template = Template(tokenizer, PromptFormat(), config.vision.image_size, model.num_image_positions)
-    return Mixture(in_ratio(sources, RATIO), template, seed)
+    return Mixture(sources, template, seed, ratio=RATIO)
 
 
 @dataclass(frozen=True)

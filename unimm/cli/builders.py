@@ -1,4 +1,4 @@
-"""From a composed configuration to objects: data sets, tokenizers, model, template, mixture."""
+"""From a composed configuration to objects: data sets, tokenizers, model, template."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,6 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.binding import bind
-from unimm.data.mixture import Mixture, Source, in_ratio
 from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, unchecked
 from unimm.data.stores.codes import CodedDataset
 from unimm.data.stores.digests import suppress_bad
@@ -193,17 +192,6 @@ def fill_sizes(sizes: UnifiedConfig, image_tokenizer: ImageTokenizerConfig | Non
             raise ValueError(f"model.codes.{name} is {given}, but the image tokenizer has {value}: leave it out.")
     codes = replace(sizes.codes, **{k: v for k, v in own.items() if getattr(sizes.codes, k) is None})
     return replace(sizes, codes=codes, trunk=trunk)
-
-
-def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
-    """The sources, seen through their views and mixed by weight, and their tasks by ratio where one is given."""
-    sources = [
-        Source(str(name), datasets[str(name)], build(source.view), source.weight)
-        for name, source in config.data.sources.items()
-    ]
-    if config.ratio is not None:
-        sources = in_ratio(sources, build(config.ratio))
-    return Mixture(sources, template, config.seed, config.data.weigh_by, config.get("max_bad") or 0.0)
 
 
 def draws_by_flow_alone(config: DictConfig) -> bool:

@@ -23,7 +23,6 @@ from unimm.checkpoints.image_tokenizer_folder import fingerprint, read_ancestors
 from unimm.checkpoints.init_from import change_vocabulary, lengthen, take_parts
 from unimm.cli.builders import (
     build_datasets,
-    build_mixture,
     build_model,
     build_template,
     build_text_tokenizer,
@@ -35,6 +34,7 @@ from unimm.cli.builders import (
     with_features,
 )
 from unimm.cli.compose import build, check_given, given_sizes
+from unimm.cli.mixture import build_mixture
 from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.records import LATENTS, Dataset

@@ -206,17 +206,17 @@ def _fit_data(report: Report, mixture: Mixture, trainer: TrainerConfig, step: St
     """Records of each source, how often they are seen, and how many codes are missing."""
     samples, steps = len(step.samples) * options.gpus, report.figures["step"]["steps"]
     report.figures["samples_a_step"] = samples
-    total = sum(source.weight for source in mixture.sources)
+    shares = mixture.mean_shares(steps or 1)
     report.figures["data"] = {}
-    for source in mixture.sources:
+    for source, share in zip(mixture.sources, shares, strict=True):
         records = len(source.dataset)
-        told: dict[str, Any] = {"records": records, "share": source.weight / total}
+        told: dict[str, Any] = {"records": records, "share": share}
         if steps is not None and records:
-            told["times_seen"] = steps * samples * source.weight / total / records
+            told["times_seen"] = steps * samples * share / records
         missing = sum(len(one.codes.bad_rows) for one in _coded(source.dataset))
         if missing:
             told["without_codes"] = missing
-        if source.weight and missing > mixture.max_bad * records:
+        if share and missing > mixture.max_bad * records:
             report.problems.append(
                 f"{missing:,} of {records:,} records of '{source.name}' have no codes, more than max_bad={mixture.max_bad:g}: "
                 f"encode them again, or raise max_bad."

@@ -33,6 +33,11 @@ class ImageStep(NamedTuple):
     bad: list[BadRecord]
     num_samples: int
 
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """Of each source, where its share changes: it does not."""
+        return ()
+
 
 class _Drawn(NamedTuple):
     """An image of a step: pixels (3, size, size) uint8, its record's key, and the bad records in whose place it stands."""
@@ -64,6 +69,11 @@ class ImageBatches:
         num_steps: int = 1_000_000_000,
         max_bad: float = 0.0,
     ) -> None:
+        for source in sources:
+            if not isinstance(source.weight, int | float):
+                raise ValueError(
+                    f"The weight of the images '{source.name}' is a number, not {source.weight}: it does not change."
+                )
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         if not len(sources) or (weights < 0).any() or weights.sum() <= 0:
             raise ValueError("An image tokenizer needs at least one source of images with a weight above 0.")

@@ -2,27 +2,25 @@
 
 Sample i of the stream is the n-th of some source, and the n-th sample of a source is a record of its (n // len)-th shuffled
 epoch. Sources alternate as evenly as their weights allow, so any stretch of the stream holds all of them in their shares.
-Nothing is remembered: any process finds any sample by its number.
+Nothing is remembered: any process finds any sample by its number. Where weights change by step (`unimm.data.mixing_weights`),
+the stream goes on window by window of a plan, whose origin says how many samples came of each source.
 """
 
-import heapq
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
+from unimm.data.mixing_weights import MixingWeights, SampleId, Stretch, Weight, interleave
 from unimm.data.records import Dataset, Record, check, key_at, unchecked
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
 from unimm.runtime.number_checks import check_probability
 from unimm.sequence import Image, Sample, Segment, Sequence
-
-SampleId = tuple[int, int]
-"""(source, how many of its samples came before)."""
 
 WEIGHED_BY = ("samples", "tokens")
 
@@ -30,37 +28,25 @@ MEASURED = 256
 """Samples of each source whose mean length stands for all, where weights are shares of tokens."""
 
 
+PLACES = 16
+"""Between two steps at which weights change, where the mean of shares is taken from."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """A data set seen through a view, and its share of the mixture. Weight 0: it is left out."""
+    """A data set seen through a view, and its share of the mixture. Weight 0: it is left out; a schedule: while it is 0."""
 
     name: str
     dataset: Dataset
     view: View
-    weight: float = 1.0
+    weight: Weight = 1.0
 
 
-def in_ratio(sources: list[Source], ratio: dict[str, float]) -> list[Source]:
-    """The same sources, with weights by which their tasks come in a ratio; within a task they keep their proportions.
-
-    ratio: of understanding, text and drawing, such as Janus' 2 : 3 : 5; 0 leaves a task out.
-
-    Raises:
-        ValueError: it is of other tasks, or of one that no source has a share in.
-    """
-    tasks = list(dict.fromkeys([*TASKS, *(source.view.task for source in sources)]))  # a view may have a task of its own
-    if set(ratio) != set(tasks):
-        raise ValueError(f"A ratio is of {', '.join(tasks)}, each with its share (0: none), not of {', '.join(ratio)}.")
-    totals = {task: sum(source.weight for source in sources if source.view.task == task) for task in tasks}
-    for task, share in ratio.items():
-        if share and not totals[task]:
-            raise ValueError(
-                f"The ratio asks for {task}, and no source teaches it: add one to the data, or say ratio.{task}=0."
-            )
-    return [
-        replace(source, weight=ratio[source.view.task] * source.weight / (totals[source.view.task] or 1.0))
-        for source in sources
-    ]
+def check_ratio(tasks: list[str], ratio: Mapping[str, Weight]) -> None:
+    """Raises ValueError where a ratio is of other tasks than those of some sources, and ours."""
+    known = list(dict.fromkeys([*TASKS, *tasks]))  # a view may have a task of its own
+    if set(ratio) != set(known):
+        raise ValueError(f"A ratio is of {', '.join(known)}, each with its share (0: none), not of {', '.join(ratio)}.")
 
 
 class Mixture:
@@ -73,9 +59,12 @@ class Mixture:
         weigh_by: whether weights are shares of "samples" or of "tokens" (positions, those of images too).
         max_bad: the share of records that may be bad; above 0 they are replaced by others of their source
             (`unimm.data.bad_records`), at 0 the first one raises.
+        ratio: in which tasks come, of understanding, text and drawing, such as Janus' 2 : 3 : 5; within a task its sources keep
+            their proportions. 0 leaves a task out. None: as the weights say.
 
     Raises:
-        ValueError: there is no source, one holds no records, or the weights are no shares.
+        ValueError: there is no source, one holds no records, the weights are no shares, or the ratio is of other tasks, or of
+            one that no source has a share in.
     """
 
     def __init__(
@@ -85,12 +74,14 @@ class Mixture:
         seed: int = 0,
         weigh_by: str = "samples",
         max_bad: float = 0.0,
+        ratio: Mapping[str, Weight] | None = None,
     ) -> None:
         if not sources:
             raise ValueError("A mixture needs at least one source.")
-        weights = [source.weight for source in sources]
-        if min(weights) < 0 or max(weights) <= 0:
-            raise ValueError(f"Mixture weights must not be negative, and one must be positive: {weights}.")
+        names, tasks = [source.name for source in sources], [getattr(source.view, "task", "") for source in sources]
+        if ratio is not None:
+            check_ratio(tasks, ratio)
+        self.weights = MixingWeights(names, tasks, [source.weight for source in sources], ratio)
         for source in sources:
             if len(source.dataset) == 0:
                 raise ValueError(f"The source '{source.name}' holds no records.")
@@ -102,11 +93,32 @@ class Mixture:
         self.weigh_by = weigh_by
         self.max_bad = max_bad
         check_probability(self, "max_bad")
+        self._mean_lengths: dict[int, float] = {}
         self._bad: dict[tuple[int, int], BadRecord] = {}  # by source and index, of those that were met while planning
 
+    @property
+    def used(self) -> list[int]:
+        """The sources that come at any step, by number."""
+        return [source for source, is_used in enumerate(self.weights.used) if is_used]
+
     def samples(self, start: int, count: int) -> list[SampleId]:
-        """Which samples come in the stream: `count` of them from number `start` on."""
+        """Which samples come in the stream: `count` of them from number `start` on.
+
+        Raises:
+            ValueError: weights change by step, and what comes where depends on how samples are packed into steps.
+        """
+        if self.weights.changes:
+            raise ValueError("Weights that change by step are for trainings that pack data into rows: give constant ones here.")
         return list(itertools.islice(self._stream(start), count))
+
+    def stretch(self, first: int, step: float, drawn: tuple[int, ...] = (), owed: tuple[float, ...] = ()) -> Stretch:
+        """The stream from sample `first` on, with the weights of a step. drawn, owed: as an earlier stretch says, if any."""
+        if not self.weights.changes:
+            return Stretch(self._stream(first), self.shares)
+        shares, nothing = self.shares_at(step), (0,) * len(self.sources)
+        drawn, owed = drawn or nothing, owed or tuple(map(float, nothing))
+        counts = {source: 0 for source, share in enumerate(shares) if share > 0}
+        return Stretch(interleave(shares, counts, drawn, owed), shares, drawn, owed)
 
     def check(self, sample: SampleId) -> None:
         """Compare what is stored of a sample's image with the image, before it is learned.
@@ -239,27 +251,45 @@ class Mixture:
 
     @cached_property
     def shares(self) -> list[float]:
-        """The share of each source in the samples; together 1."""
-        weights = [source.weight for source in self.sources]
+        """The share of each source in the samples, at the first step where that changes; together 1."""
+        return self.shares_at(0)
+
+    def shares_at(self, step: float) -> list[float]:
+        """The share of each source in the samples of a step; together 1."""
+        weights = self.weights.at(step)
         if self.weigh_by == "tokens":
             weights = [weight and weight / self._mean_length(source) for source, weight in enumerate(weights)]
         return [weight / sum(weights) for weight in weights]
 
+    def mean_shares(self, num_steps: int) -> list[float]:
+        """The share of each source in the samples of so many steps, where all steps have as many."""
+        bounds = [step for step in self.weights.steps if step < num_steps]
+        parts = list(zip(bounds, [*bounds[1:], num_steps], strict=True)) if self.weights.changes else [(0, 0)]
+        shares = [
+            [(end - start or 1) * share for share in self.shares_at(start + (end - start) * (place + 0.5) / PLACES)]
+            for start, end in parts
+            for place in range(PLACES)
+        ]
+        return [sum(column) / sum(map(sum, shares)) for column in zip(*shares, strict=True)]
+
+    def tell_shares(self) -> list[str]:
+        """Sources and their shares, for a person."""
+        lines = []
+        for step in self.weights.steps:
+            shares = zip(self.sources, self.shares_at(step), strict=True)
+            told = ", ".join(f"{source.name} {share:.1%}" for source, share in shares if share)
+            lines.append(f"{'Sources and shares of samples' if not step else f'  from step {step:,} on'}: {told}")
+        if self.weights.is_linear:
+            lines.append("  between these steps, weights that are linear lie on a line")
+        return lines
+
     def _stream(self, start: int) -> Iterator[SampleId]:
-        """Samples from number `start` on: the n-th of a source is due at (n + 1/2) / share, and the first that is due comes."""
+        """Samples from number `start` on, by the shares of the first step."""
         active = [source for source, share in enumerate(self.shares) if share > 0]
         # At this time fewer than `start` have come, for every share of time is rounded up by at most a half.
         time = max(0.0, start - len(active))
         counts = {source: int(time * self.shares[source] + 0.5) for source in active}
-        due = [((count + 0.5) / self.shares[source], source) for source, count in counts.items()]
-        heapq.heapify(due)
-        for passed in itertools.count(sum(counts.values())):
-            source = due[0][1]
-            number = counts[source]
-            counts[source] += 1
-            heapq.heapreplace(due, ((counts[source] + 0.5) / self.shares[source], source))
-            if passed >= start:
-                yield source, number
+        return itertools.islice(interleave(self.shares, counts), start - sum(counts.values()), None)
 
     def _index(self, sample: SampleId) -> int:
         chosen = self.sources[sample[0]]
@@ -267,7 +297,9 @@ class Mixture:
         return int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
 
     def _mean_length(self, source: int) -> float:
-        return float(np.mean([self.sample((source, number)).length for number in range(MEASURED)]))
+        if source not in self._mean_lengths:
+            self._mean_lengths[source] = float(np.mean([self.sample((source, number)).length for number in range(MEASURED)]))
+        return self._mean_lengths[source]
 
 
 def _images(sequences: tuple[Sequence, ...]) -> list[Image]:

@@ -68,11 +68,14 @@ Steps = list[list[list[Piece]]]
 class RowLayout:
     """Rows of `num_positions` positions, `num_rows` of them a step, over all ranks and micro-batches.
 
+    most_steps: of a window, where it ends earlier than others because mixing weights change.
+
     Raises ValueError where there are none, or more than any machine learns from.
     """
 
     num_positions: int
     num_rows: int
+    most_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "num_rows", "num_positions")
@@ -85,7 +88,8 @@ class RowLayout:
     @property
     def num_steps(self) -> int:
         """Steps of a window."""
-        return -(-WINDOW_ROWS // self.num_rows)
+        whole = -(-WINDOW_ROWS // self.num_rows)
+        return whole if self.most_steps is None else min(whole, self.most_steps)
 
     @property
     def room(self) -> int:

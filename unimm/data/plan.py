@@ -21,7 +21,8 @@ from torch.utils.data import get_worker_info
 
 from unimm.batch import Batch, collate
 from unimm.data.bad_records import BadRecord
-from unimm.data.mixture import Mixture, SampleId
+from unimm.data.mixing_weights import SampleId
+from unimm.data.mixture import Mixture
 from unimm.data.packing import (
     WHOLE,
     Piece,
@@ -33,20 +34,13 @@ from unimm.data.packing import (
     share_out,
     split_sample,
 )
+from unimm.data.plan_windows import PlanCursor, open_stretch, window_layout
 from unimm.sequence import Sample, Sequence
 
 CHUNK = 256
 """Samples that are measured at a time."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PlanCursor:
-    """Where a window begins: after so many steps, and with which sample of the stream."""
-
-    step: int = 0
-    sample: int = 0
 
 
 class Planned(NamedTuple):
@@ -91,31 +85,31 @@ def measured(mixture: Mixture, name: SampleId, num_positions: int, num_rows: int
     return sample
 
 
-def cut_lengths(sizes: list[SampleSize], first: int) -> dict[int, int]:
-    """Which of the samples from number `first` of the stream on were cut, and their lengths before."""
-    return {first + place: size.full_length for place, size in enumerate(sizes) if size.full_length is not None}
+def cut_lengths(names: list[SampleId], sizes: list[SampleSize]) -> dict[SampleId, int]:
+    """Which of some samples were cut, and their lengths before."""
+    return {name: size.full_length for name, size in zip(names, sizes, strict=True) if size.full_length is not None}
 
 
-def warn_of_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[int, int]) -> None:
+def warn_of_cuts(mixture: Mixture, num_positions: int, num_samples: int, cut: dict[SampleId, int]) -> None:
     """Say how many of some samples lost their end, if any did: in the log of one process of a run.
 
-    cut: the lengths that they had, by their numbers in the stream.
+    cut: the lengths that they had.
     """
     worker = get_worker_info()
     if not cut or (worker is not None and worker.id > 0) or os.environ.get("RANK", "0") != "0":
         return
-    longest, made_for = max(cut, key=lambda number: cut[number]), mixture.template.max_positions
+    longest, made_for = max(cut, key=lambda name: cut[name]), mixture.template.max_positions
     logger.warning(
         f"{len(cut):,} of {num_samples:,} samples are longer than there is room for, and lose the end of their text; the "
-        f"longest is {mixture.name(mixture.samples(longest, 1)[0])} with {cut[longest]:,} positions. A row has "
+        f"longest is {mixture.name(longest)} with {cut[longest]:,} positions. A row has "
         f"{num_positions:,} (trainer.num_positions){f', and the model was made for {made_for:,}' if made_for else ''}."
     )
 
 
 class Window(Protocol):
-    """The rows of a window's steps; `end` is the first sample after it."""
+    """The rows of a window's steps; `end` is where the next one begins."""
 
-    end: int
+    end: PlanCursor
 
     def groups(self, step: int) -> list[list[int]]:
         """The rows of the window's n-th step that belong together, by number; as a rule each is alone."""
@@ -189,8 +183,8 @@ class Plan:
         if step < self._origin.step:
             self._origin, self._window = self._first, None
         window = self._window or self._open()
-        while step >= self._origin.step + self.shape.num_steps:
-            self._origin = PlanCursor(self._origin.step + self.shape.num_steps, window.end)
+        while step >= window.end.step:
+            self._origin = window.end
             window = self._open()
         self._window = window
         return window
@@ -199,9 +193,9 @@ class Plan:
         stored = None if self._stored is None else self._stored.window(self._origin)
         if stored is not None:
             return stored
-        window = _MeasuredWindow(self.mixture, self.shape, self._origin.sample)
+        window = _MeasuredWindow(self.mixture, self.shape, self._origin)
         if window.cut and not self._has_warned:
-            warn_of_cuts(self.mixture, self.shape.num_positions, len(window.samples), window.cut)
+            warn_of_cuts(self.mixture, self.shape.num_positions, len(window.names), window.cut)
             self._has_warned = True
         return window
 
@@ -209,20 +203,21 @@ class Plan:
 class _MeasuredWindow:
     """A window whose samples were all measured to fill it."""
 
-    def __init__(self, mixture: Mixture, shape: RowLayout, first: int) -> None:
+    def __init__(self, mixture: Mixture, shape: RowLayout, origin: PlanCursor) -> None:
         self.names: list[SampleId] = []
         self.samples: list[Sample] = []
         self._num_positions = shape.num_positions
-        room = shape.room
+        own, middle = window_layout(mixture, shape, origin.step)
+        stretch, room = open_stretch(mixture, origin, middle), own.room
         while room >= 0:
-            for name in mixture.samples(first + len(self.names), CHUNK):
+            for name in stretch.samples(len(self.names), CHUNK):
                 self.names.append(name)
                 self.samples.append(measured(mixture, name, shape.num_positions, shape.num_rows))
                 room -= self.samples[-1].length
         sizes = [SampleSize.of(sample) for sample in self.samples]
-        self.cut = cut_lengths(sizes, first)
-        self._steps = shape.assign_rows(sizes, mixture.seed, first)
-        self.end = first + num_placed(self._steps)
+        self.cut = cut_lengths(self.names, sizes)
+        self._steps = own.assign_rows(sizes, mixture.seed, origin.sample)
+        self.end = origin.after(own.num_steps, num_placed(self._steps), stretch)
 
     def groups(self, step: int) -> list[list[int]]:
         return row_groups(next((piece.sample for piece in row if piece.part != WHOLE), None) for row in self._steps[step])
@@ -251,6 +246,11 @@ class StepBatch:
     def num_samples(self) -> int:
         """Of the stream, up to the window of the step."""
         return self.origin.sample
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """These of each source, where mixing weights change by step; else empty."""
+        return self.origin.drawn
 
     def pin_memory(self) -> "StepBatch":
         """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""

@@ -146,6 +146,11 @@ class Prompts(NamedTuple):
         """Prompts of the run before this step."""
         return 0
 
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """Of each source, where its share changes: it does not."""
+        return ()
+
 
 class PromptSteps:
     """The prompts of one rank, by step: every `num_ranks`-th of the step's.

@@ -5,13 +5,15 @@
     ends.npy       (R,) int64      where each row ends, step after step; as many rows a step
     windows.npy    (W + 1,) int64  the first sample of the stream in each window, and behind the last
     parts.npy      (S,) int32      only where a sample takes several rows: which of its parts lies there, -1 for all of it
+    starts.npy     (W + 1,) int64  only where mixing weights change by step: the first step of each window; and, by source, what
+                                   came before and is owed (`PlanCursor`): drawn.npy, owed.npy  (W + 1, sources)
     plan.json                      what it was made for
 
 What is stored is what would have been planned: a run may begin with a stored plan, lose it, and go on the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ import numpy as np
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from unimm.data.mixing_weights import SampleId, Stretch
 from unimm.data.mixture import Mixture
 from unimm.data.packing import WHOLE, RowLayout, SampleSize, num_placed, row_groups
-from unimm.data.plan import CHUNK, PlanCursor, Planned, cut_lengths, measured, warn_of_cuts
+from unimm.data.plan import CHUNK, Planned, cut_lengths, measured, warn_of_cuts
+from unimm.data.plan_windows import PlanCursor, open_stretch, window_layout
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.format_version import check_format
 
 MARK = "plan.json"
-VERSION, VERSION_WITH_PARTS = 1, 2
+VERSION, VERSION_WITH_PARTS, VERSION_WITH_STARTS = 1, 2, 3
+CURSORS = ("starts", "drawn", "owed")
 
 
 class StoredPlan:
@@ -42,8 +47,8 @@ class StoredPlan:
         made_for = read_json(self.folder / MARK)
         if made_for is None:
             raise ValueError(f"{self.folder} holds no plan: make one with `unimm plan`, with the arguments of the training.")
-        check_format(made_for, VERSION_WITH_PARTS, self.folder / MARK, "version")
-        has_parts = made_for.get("version") == VERSION_WITH_PARTS
+        check_format(made_for, VERSION_WITH_STARTS, self.folder / MARK, "version")
+        has_parts = bool(made_for.get("has_parts", made_for.get("version") == VERSION_WITH_PARTS))
         expected = describe(mixture, shape, has_parts)
         differ = sorted(key for key in expected if made_for.get(key) != expected[key])
         if differ:
@@ -53,12 +58,15 @@ class StoredPlan:
                 f"plan again with `unimm plan`."
             )
         try:
-            names = ("samples", "lengths", "ends", "windows", *(["parts"] if has_parts else []))
-            arrays = [np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            names = ["samples", "lengths", "ends", "windows", *(["parts"] if has_parts else [])]
+            names += CURSORS if mixture.weights.changes else ()
+            held = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.folder} is damaged or cut short ({error}): plan again with `unimm plan`.") from error
-        self._samples, self._lengths, self._ends, self._windows, *parts = arrays
-        self._parts: np.ndarray | None = parts[0] if parts else None
+        self._samples, self._lengths, self._ends, self._windows = (held[name] for name in names[:4])
+        self._parts: np.ndarray | None = held.get("parts")
+        self._starts: np.ndarray = held.get("starts", np.arange(len(self._windows)) * shape.num_steps)
+        self._drawn = [held[name] for name in CURSORS[1:] if name in held]
 
     @property
     def num_steps(self) -> int:
@@ -67,10 +75,15 @@ class StoredPlan:
 
     def window(self, origin: PlanCursor) -> "_StoredWindow | None":
         """The window that begins there, where it is stored."""
-        number, rest = divmod(origin.step, self.shape.num_steps)
-        if rest or number >= len(self._windows) - 1 or self._windows[number] != origin.sample:
+        number = int(np.searchsorted(self._starts, origin.step))
+        if number >= len(self._windows) - 1 or self._cursor(number) != origin:
             return None
-        return _StoredWindow(self, number, int(self._windows[number + 1]))
+        return _StoredWindow(self, origin.step, self._cursor(number + 1))
+
+    def _cursor(self, number: int) -> PlanCursor:
+        """Where a window begins."""
+        drawn = (tuple(array[number].tolist()) if number else () for array in self._drawn)
+        return PlanCursor(int(self._starts[number]), int(self._windows[number]), *drawn)
 
     def row(self, number: int) -> list[Planned]:
         """A row by its number from the start, its samples measured.
@@ -107,8 +120,8 @@ class StoredPlan:
 
 
 class _StoredWindow:
-    def __init__(self, stored: StoredPlan, number: int, end: int) -> None:
-        self._stored, self._number, self.end = stored, number, end
+    def __init__(self, stored: StoredPlan, start: int, end: PlanCursor) -> None:
+        self._stored, self._start, self.end = stored, start, end
 
     def groups(self, step: int) -> list[list[int]]:
         first = self._first_row(step)
@@ -119,8 +132,7 @@ class _StoredWindow:
         return [self._stored.row(first + number) for number in numbers]
 
     def _first_row(self, step: int) -> int:
-        shape = self._stored.shape
-        return (self._number * shape.num_steps + step) * shape.num_rows
+        return (self._start + step) * self._stored.shape.num_rows
 
 
 def describe(mixture: Mixture, shape: RowLayout, has_parts: bool = False) -> dict[str, Any]:
@@ -128,9 +140,12 @@ def describe(mixture: Mixture, shape: RowLayout, has_parts: bool = False) -> dic
 
     has_parts: whether some samples take several rows, which only later versions of a plan can hold.
     """
-    sources = [[source.name, len(source.dataset), source.weight] for source in mixture.sources]
+    sources = [[one.name, len(one.dataset), mixture.weights.described(n)] for n, one in enumerate(mixture.sources)]
     how = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "max_positions": mixture.template.max_positions}
-    return {"version": VERSION_WITH_PARTS if has_parts else VERSION, **asdict(shape), **how, "sources": sources}
+    rows = {"num_positions": shape.num_positions, "num_rows": shape.num_rows}
+    version = VERSION_WITH_PARTS if has_parts else VERSION
+    starts = {"version": VERSION_WITH_STARTS, "has_parts": has_parts} if mixture.weights.changes else {"version": version}
+    return {**starts, **rows, **how, "sources": sources}
 
 
 def store_plan(
@@ -151,96 +166,132 @@ def store_plan(
     Raises:
         ValueError: a sample is longer than a row, or the path holds something else than a plan.
     """
-    num_windows = max(1, -(-num_steps // shape.num_steps))
     with whole_folder(Path(folder).resolve(), MARK, "a plan") as place:
-        order: list[np.ndarray] = []
-        parts: list[np.ndarray] = []
-        lengths: list[np.ndarray] = []
-        cut: dict[int, int] = {}
-        ends, windows, filled = [0], [0], 0
-        sizes = _Ahead(_measured(mixture, shape, num_workers))
-        for window in range(num_windows):
-            ahead = sizes.more_than(shape.room)
-            steps = shape.assign_rows(ahead, mixture.seed, windows[-1])
-            num_samples, rows = num_placed(steps), [row for step in steps for row in step]
-            pieces = [piece for row in rows for piece in row]
-            order.append(windows[-1] + np.array([piece.sample for piece in pieces], dtype=np.int64))
-            parts.append(np.array([piece.part for piece in pieces], dtype=np.int32))
-            lengths.append(np.array([ahead[one.sample].length_of(one.part, shape.num_positions) for one in pieces], np.int32))
-            ends += (ends[-1] + np.cumsum([len(row) for row in rows])).tolist()
-            cut |= cut_lengths(ahead[:num_samples], windows[-1])
-            windows.append(windows[-1] + num_samples)
-            filled += int(lengths[-1].sum())
-            sizes.forget(num_samples)
+        made = _Made(mixture, shape, num_workers)
+        while made.origins[-1].step < max(1, num_steps):
+            made.add_window()
             if progress is not None:
-                progress(min(num_steps, (window + 1) * shape.num_steps))
-        warn_of_cuts(mixture, shape.num_positions, windows[-1], cut)
-        stream = np.array(mixture.samples(0, windows[-1]), dtype=np.int64).reshape(-1, 2)
-        arrays = {
-            "samples": stream[np.concatenate(order)],
-            "lengths": np.concatenate(lengths),
-            "ends": np.array(ends[1:], dtype=np.int64),
-            "windows": np.array(windows, dtype=np.int64),
-        }
-        has_parts = any((part != WHOLE).any() for part in parts)
-        if has_parts:
-            arrays["parts"] = np.concatenate(parts)
+                progress(min(num_steps, made.origins[-1].step))
+        warn_of_cuts(mixture, shape.num_positions, made.origins[-1].sample, made.cut)
+        arrays = made.arrays()
         for name, array in arrays.items():
             np.save(place / f"{name}.npy", array, allow_pickle=False)
-        write_json(place / MARK, describe(mixture, shape, has_parts))
-    return filled / (num_windows * shape.room)
+        write_json(place / MARK, describe(mixture, shape, "parts" in arrays))
+    return int(arrays["lengths"].sum(dtype=np.int64)) / (made.origins[-1].step * shape.num_rows * shape.num_positions)
 
 
-class _Chunks(TorchDataset):
-    """Sizes of the stream, chunk by chunk."""
+class _Made:
+    """What is planned so far. origins: where each window begins, and the next one."""
+
+    def __init__(self, mixture: Mixture, shape: RowLayout, num_workers: int) -> None:
+        self.mixture, self.shape = mixture, shape
+        self.origins = [PlanCursor()]
+        self.cut: dict[SampleId, int] = {}
+        self._samples: list[np.ndarray] = []
+        self._parts: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._ends = [0]
+        self._sizes = _Sizes(mixture, shape, num_workers)
+
+    def add_window(self) -> None:
+        """Plan the next window."""
+        origin = self.origins[-1]
+        own, middle = window_layout(self.mixture, self.shape, origin.step)
+        stretch = open_stretch(self.mixture, origin, middle)
+        names, sizes = self._sizes.more_than(own.room, stretch)
+        steps = own.assign_rows(sizes, self.mixture.seed, origin.sample)
+        num_samples, rows = num_placed(steps), [row for step in steps for row in step]
+        pieces = [piece for row in rows for piece in row]
+        placed = np.array([names[piece.sample] for piece in pieces], dtype=np.int64).reshape(-1, 2)
+        self._samples.append(placed)
+        self._parts.append(np.array([piece.part for piece in pieces], dtype=np.int32))
+        self._lengths.append(np.array([sizes[one.sample].length_of(one.part, own.num_positions) for one in pieces], np.int32))
+        self._ends += (self._ends[-1] + np.cumsum([len(row) for row in rows])).tolist()
+        self.cut |= cut_lengths(names[:num_samples], sizes[:num_samples])
+        self._sizes.forget(names[:num_samples])
+        self.origins.append(origin.after(own.num_steps, num_samples, stretch))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By the names of their files."""
+        arrays = {
+            "samples": np.concatenate(self._samples),
+            "lengths": np.concatenate(self._lengths),
+            "ends": np.array(self._ends[1:], dtype=np.int64),
+            "windows": np.array([origin.sample for origin in self.origins], dtype=np.int64),
+        }
+        if any((part != WHOLE).any() for part in self._parts):
+            arrays["parts"] = np.concatenate(self._parts)
+        if self.mixture.weights.changes:
+            nothing = (0,) * len(self.mixture.sources)
+            arrays["starts"] = np.array([origin.step for origin in self.origins], dtype=np.int64)
+            arrays["drawn"] = np.array([origin.drawn or nothing for origin in self.origins], dtype=np.int64)
+            arrays["owed"] = np.array([origin.owed or nothing for origin in self.origins], dtype=np.float64)
+        return arrays
+
+
+class _Measuring(TorchDataset):
+    """Sizes of samples, by their names: what a loader's processes measure."""
 
     def __init__(self, mixture: Mixture, shape: RowLayout) -> None:
         self.mixture, self.shape = mixture, shape
 
-    def __len__(self) -> int:
-        return 1 << 40
-
-    def __getitem__(self, number: int) -> list[SampleSize]:
-        samples = self.mixture.samples(number * CHUNK, CHUNK)
+    def __getitem__(self, names: list[SampleId]) -> list[tuple[SampleId, SampleSize]]:
         sizes = (self.shape.num_positions, self.shape.num_rows)
-        return [SampleSize.of(measured(self.mixture, sample, *sizes)) for sample in samples]
+        return [(name, SampleSize.of(measured(self.mixture, name, *sizes))) for name in names]
 
 
-def _measured(mixture: Mixture, shape: RowLayout, num_workers: int) -> Iterator[SampleSize]:
-    chunks = _Chunks(mixture, shape)
-    loader: Iterable[list[SampleSize]] = DataLoader(
-        chunks, batch_size=None, sampler=_Counting(), num_workers=loader_processes(num_workers)
-    )
-    for chunk in loader:
-        yield from (SampleSize(*size) for size in chunk)
+def _as_it_is(sizes: list[tuple[SampleId, SampleSize]]) -> list[tuple[SampleId, SampleSize]]:
+    return sizes
 
 
-class _Counting:
-    """0, 1, 2, ... without an end."""
+class _Sizes:
+    """Sizes of the stream's samples, measured ahead by other processes: which come behind the end of a window is guessed by the
+    shares in it. A guess that does not come true is measured in vain, or early."""
 
-    def __iter__(self) -> Iterator[int]:
-        number = 0
-        while True:
-            yield number
-            number += 1
+    def __init__(self, mixture: Mixture, shape: RowLayout, num_workers: int) -> None:
+        self._known: dict[SampleId, SampleSize] = {}
+        self._asked = [0] * len(mixture.sources)  # of each source, the first that nobody was asked to measure
+        self._stretch: Stretch | None = None
+        self._place = 0
+        self._loader: Iterable[list[tuple[SampleId, SampleSize]]] = DataLoader(
+            _Measuring(mixture, shape),
+            batch_size=None,
+            sampler=self._ahead(),
+            num_workers=loader_processes(num_workers),
+            collate_fn=_as_it_is,  # PyTorch's own makes lists of tuples
+        )
 
+    @cached_property
+    def _made(self) -> Iterator[list[tuple[SampleId, SampleSize]]]:
+        return iter(self._loader)  # which asks for the first ones at once
 
-class _Ahead:
-    """Sizes that were measured and have no rows yet."""
-
-    def __init__(self, sizes: Iterator[SampleSize]) -> None:
-        self._sizes, self._known = sizes, []
-
-    def more_than(self, room: int) -> list[SampleSize]:
-        """The next ones, in whole chunks, so many that together they do not fit: as a plan that is not stored takes them."""
-        ahead: list[SampleSize] = []
+    def more_than(self, room: int, stretch: Stretch) -> tuple[list[SampleId], list[SampleSize]]:
+        """The first samples of a stretch, in whole chunks, so many that together they do not fit: as a plan that is not stored
+        takes them; and their sizes."""
+        self._stretch, self._place = stretch, 0
+        names: list[SampleId] = []
+        sizes: list[SampleSize] = []
         while room >= 0:
-            while len(self._known) < len(ahead) + CHUNK:
-                self._known.append(next(self._sizes))
-            ahead += self._known[len(ahead) : len(ahead) + CHUNK]
-            room -= sum(size.length for size in ahead[-CHUNK:])
-        return ahead
+            more = stretch.samples(len(names), CHUNK)
+            while any(name not in self._known for name in more):
+                self._known |= dict(next(self._made))
+            names += more
+            sizes += [self._known[name] for name in more]
+            room -= sum(size.length for size in sizes[-CHUNK:])
+        return names, sizes
 
-    def forget(self, count: int) -> None:
-        """The first ones have their rows."""
-        del self._known[:count]
+    def forget(self, names: list[SampleId]) -> None:
+        """They have their rows."""
+        for name in names:
+            del self._known[name]
+
+    def _ahead(self) -> Iterator[list[SampleId]]:
+        """What is to be measured next, without an end."""
+        while self._stretch is not None:
+            names = self._stretch.samples(self._place, CHUNK)
+            self._place += CHUNK
+            new = [(source, number) for source, number in names if number >= self._asked[source]]
+            for source, number in new:
+                self._asked[source] = number + 1
+            if new:
+                yield new

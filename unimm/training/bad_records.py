@@ -173,17 +173,19 @@ class BadBudget:
             logger.warning(f"{len(new)} bad records cannot be listed in {self.path} ({error.strerror}).")
         self.bad |= {**self._read(), **new}
 
-    def meet(self, found: Iterable[BadRecord], num_samples: int) -> TooManyBadError | None:
-        """Count what a step has found, and say what ends the run before it is learned. num_samples: of the stream, so far."""
+    def meet(self, found: Iterable[BadRecord], num_samples: int, drawn: tuple[int, ...] = ()) -> TooManyBadError | None:
+        """Count what a step has found, and say what ends the run before it is learned. num_samples: of the stream, so far;
+        drawn: of each source, where their shares change."""
         self._size_before, self.is_ahead = self._size(), True
         self.add(found)
-        return self.exceeded(num_samples)
+        return self.exceeded(num_samples, drawn)
 
-    def exceeded(self, num_samples: int) -> TooManyBadError | None:
-        """What ends the run where there are more than may be, else None. num_samples: of the stream, so far."""
-        for source, share in zip(self.data.sources, self.data.shares, strict=True) if self.bad else ():
+    def exceeded(self, num_samples: int, drawn: tuple[int, ...] = ()) -> TooManyBadError | None:
+        """What ends the run where there are more than may be, else None. num_samples, drawn: see `meet`."""
+        counts = drawn or [share * num_samples for share in self.data.shares]
+        for source, count in zip(self.data.sources, counts, strict=True) if self.bad else ():
             bad = [one for one in self.bad.values() if one.source == source.name]
-            read = int(min(len(source.dataset), max(share * num_samples, ENOUGH)))
+            read = int(min(len(source.dataset), max(count, ENOUGH)))
             if len(bad) > self.max_bad * read:
                 return TooManyBadError(
                     f"{len(bad):,} of {read:,} records of the source '{source.name}' cannot be used ({count_kinds(bad)}), and "

@@ -20,7 +20,7 @@ class HeldOut:
     """Every record of every source of a mixture once, always with the same choices of its view.
 
     Args:
-        mixture: of held-out records; a source of weight 0 is left out, else weights do not count.
+        mixture: of held-out records; a source that never comes is left out, else weights do not count.
         num_positions: row length T.
         num_rows: rows of one forward pass.
     """
@@ -74,8 +74,7 @@ class HeldOut:
 
     def _pack(self) -> tuple[list[Row], list[list[Row]]]:
         """Rows of samples that fit into one, and the rows of each sample that takes several, which share a batch."""
-        active = [(number, source) for number, source in enumerate(self.mixture.sources) if source.weight > 0]
-        names = [(number, n) for number, source in active for n in range(len(source.dataset))]
+        names = [(source, n) for source in self.mixture.used for n in range(len(self.mixture.sources[source].dataset))]
         sizes = [SampleSize.of(measured(self.mixture, name, self.num_positions)) for name in names]
         num_parts = [len(split_sample(size.lengths, self.num_positions)) for size in sizes]
         whole = [(name, size.length) for name, size, count in zip(names, sizes, num_parts, strict=True) if not count]

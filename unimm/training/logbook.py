@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,11 +207,13 @@ class Meter:
     """Sums of losses, how much was read and how long it took, since the last report.
 
     peak_flops: what the device of a rank computes in a second at most; None leaves MFU out.
+    sources: the names of those that samples come from, whose shares are reported where there are several.
     """
 
-    def __init__(self, peak_flops: float | None = None) -> None:
+    def __init__(self, peak_flops: float | None = None, sources: Iterable[str] = ()) -> None:
         self.grad_norm = 0.0
         self.peak_flops = peak_flops
+        self.sources = list(sources)
         self._clear()
 
     def add_batch(self, read: Read, sums: dict[str, LossSums]) -> None:
@@ -221,21 +223,32 @@ class Meter:
             self._sums[name] = self._sums[name] + row if name in self._sums else row
         self._read += torch.tensor(read, dtype=torch.float64)
 
+    def add_samples(self, sources: Iterable[int]) -> None:
+        """Samples that were learned, by the number of their source each."""
+        for source in sources:
+            self._samples[source] += 1
+
     def add_time(self, seconds: float, waited: float) -> None:
         """One step's seconds, and how many of them it waited for data."""
         self._time += torch.tensor([seconds, waited])
 
     def report(self, rate: float, accelerator: Accelerator) -> dict[str, float]:
         """Means over all ranks for the logbook; starts a new count. Every rank must call it at the same step."""
-        rows = [*self._sums.values(), self._read, self._time / accelerator.num_processes]
+        rows = [*self._sums.values(), self._samples, self._read, self._time / accelerator.num_processes]
         together = accelerator.reduce(torch.cat([row.float().to(accelerator.device) for row in rows]), "sum")
         assert isinstance(together, torch.Tensor)
-        *sums, read, time = together.split([len(row) for row in rows])
-        values = _means(dict(zip(self._sums, sums, strict=True)), read, time)
+        *sums, samples, read, time = together.split([len(row) for row in rows])
+        values = self._shares(samples.tolist()) | _means(dict(zip(self._sums, sums, strict=True)), read, time)
         if self.peak_flops and "speed/tflops_per_second" in values:
             values["speed/mfu"] = 1e12 * values["speed/tflops_per_second"] / accelerator.num_processes / self.peak_flops
         self._clear()
         return values | {"optim/grad_norm": self.grad_norm, "optim/rate_factor": rate}
+
+    def _shares(self, samples: list[float]) -> dict[str, float]:
+        """Of each source in the samples since the last report."""
+        if len(samples) < 2 or not sum(samples):
+            return {}
+        return {f"data/share/{name}": count / sum(samples) for name, count in zip(self.sources, samples, strict=True)}
 
     def note(self) -> str:
         """One line for the progress bar: this rank's own numbers."""
@@ -247,6 +260,7 @@ class Meter:
     def _clear(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._read = torch.zeros(len(Read._fields), dtype=torch.float64)
+        self._samples = torch.zeros(len(self.sources))
         self._time = torch.zeros(2)  # seconds, seconds of waiting
 
 

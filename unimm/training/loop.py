@@ -214,7 +214,7 @@ class Loop(Resumable):
             self._doing = f"waiting for the data of step {self.step + 1:,}"
             ahead = Ahead.of(batches, self.stop)
             if self.bad is not None and ahead.batch is not None:
-                ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.num_samples))
+                ahead = ahead._replace(error=self.bad.meet(ahead.batch.bad, ahead.batch.num_samples, ahead.batch.drawn))
             agreed = self._agree(ahead, time.monotonic() - saved_at > 60 * self.loop_config.save_minutes)
             if agreed.signal:
                 break

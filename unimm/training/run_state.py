@@ -227,9 +227,9 @@ class Resumable:
 def order_of_rows(mixture: Mixture, num_positions: int, num_rows: int) -> Order:
     """Of a mixture in rows of so many positions, so many a step."""
     sources = {
-        one.name: {**_of_dataset(one.dataset), "weight": one.weight, "view": _of_view(one.view)}
-        for one in mixture.sources
-        if one.weight > 0
+        one.name: {**_of_dataset(one.dataset), "weight": mixture.weights.described(number), "view": _of_view(one.view)}
+        for number, one in enumerate(mixture.sources)
+        if number in mixture.used
     }
     sizes = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "num_positions": num_positions, "num_rows": num_rows}
     own = mixture.template

@@ -150,8 +150,9 @@ class Trainer(Loop):
             has_muon = self.config.optimizer.muon_lr is not None
             self.say(warn_of_cost(self.flop_count, positions, self.precision, has_muon, device))
         self.objective.set_attention(self._attention())
+        sources = [source.name for source in self.mixture.sources]
         try:
-            self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device)))
+            self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device), sources))
         finally:
             self.objective.set_attention("sdpa")
 
@@ -161,7 +162,8 @@ class Trainer(Loop):
         return attention.choose_attention(self.accelerator.device.type, self.is_compiled)
 
     def data(self) -> Steps:
-        """This rank's steps, by number."""
+        """This rank's steps, by number; says in which shares sources come."""
+        self.say(self.mixture.tell_shares())
         config = self.config
         stored = config.plan and StoredPlan(config.plan, self.mixture, RowLayout(config.num_positions, config.num_rows))
         plan = Plan(self.mixture, config.num_positions, config.num_rows, self.origin, stored or None)
@@ -200,13 +202,14 @@ class Trainer(Loop):
             return
         for read, sums in gradient.outcome:
             meter.add_batch(read, sums)
+        meter.add_samples(name[0] for name in batch.samples if name is not None)
         meter.grad_norm = norm
         if self.ema is not None:
             self.ema.update()
 
     def datasets(self) -> list[Dataset]:
         """Of the sources that are learned from."""
-        return [source.dataset for source in self.mixture.sources if source.weight > 0]
+        return [self.mixture.sources[source].dataset for source in self.mixture.used]
 
     def name_samples(self, batch: StepBatch, step: int) -> list[str]:
         """Source, number there and key of each sample."""
@@ -300,4 +303,4 @@ class Trainer(Loop):
         plan = checkpoint.state["plan"]
         began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
         self.accept(check_order(self.folder, began, self.order))
-        self.origin = PlanCursor(plan["step"], plan["sample"])
+        self.origin = PlanCursor.read(plan)
