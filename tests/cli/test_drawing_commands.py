@@ -161,9 +161,11 @@ def test_edit_follows_an_instruction(tiny_engine: Engine, picture: Image.Image, 
     taught.save(tmp_path / "taught")
     picture.save("photo.png")
     words = ("edit", "photo.png", "make it blue", "--model", tmp_path / "taught", "--seed", 3, "--guidance-scale", 2)
-    (whole,), (square,) = call(*words, "--image-guidance-scale", 1.5), call(*words, "--image-guidance-scale", 1.5, "--square")
+    scales = ("--image-guidance-scale", 1.5, "--source-bias", 3)
+    (whole,), (square,) = call(*words, *scales), call(*words, *scales, "--square")
     engine = Engine(taught)
-    (expected,) = engine.edit_images(picture, "make it blue", seed=3, guidance_scale=2.0, image_guidance_scale=1.5)
+    own = {"guidance_scale": 2.0, "image_guidance_scale": 1.5, "source_bias": 3.0}
+    (expected,) = engine.edit_images(picture, "make it blue", seed=3, **own)
     made = np.asarray(Image.open(whole))
     assert pixels(square) == expected.tobytes() and np.array_equal(made[:, 4:20], np.asarray(expected))
     assert np.array_equal(made[:, :4], np.asarray(picture)[:, :4]) and made.shape == (16, 24, 3)

@@ -89,6 +89,19 @@ def test_guidance_is_a_sum_of_prompts_that_drop_a_condition(tiny_engine: Engine,
     )
 
 
+def test_a_bias_keeps_the_source(tiny_engine: Engine, picture: Image.Image) -> None:
+    """As far as it is large. As the first guesses of windows its codes change nothing."""
+    engine, windowed = editor(tiny_engine), editor(tiny_engine, limits=Limits(window=4))
+    source = engine.encode_image(picture)
+    hot: dict[str, Any] = {"num_images": 16, "temperature": 2.0}
+    drawn = [codes_of(engine, picture, INSTRUCTION, **hot, source_bias=bias) for bias in (0.0, 4.0, 100.0)]
+    kept = [float((codes == source).float().mean()) for codes in drawn]
+    assert kept[0] < kept[1] <= kept[2] == 1.0
+    for bias in (0.0, 3.0):
+        words = {**WORDS, "num_images": 4, "temperature": 1.5, "source_bias": bias}
+        assert torch.equal(codes_of(windowed, picture, INSTRUCTION, **words), codes_of(engine, picture, INSTRUCTION, **words))
+
+
 def test_lists_and_provenance(tiny_engine: Engine, picture: Image.Image) -> None:
     engine = editor(tiny_engine)
     steps: list[int] = []
@@ -114,6 +127,8 @@ def test_what_cannot_be_edited_ends_in_one_sentence(tiny_engine: Engine, picture
         ((picture, INSTRUCTION * 100), {}, "shorten the prompt"),
         (([picture] * 2, [INSTRUCTION] * 3), {}, "do not pair"),
         ((picture, INSTRUCTION), {"image_guidance_scale": -1.0}, "image_guidance_scale must be"),
+        ((picture, INSTRUCTION), {"source_bias": 101}, "source_bias is from 0"),
+        ((picture, INSTRUCTION), {"source_bias": "3"}, "source_bias is a number"),
         ((picture, INSTRUCTION), {"guidance_scale": float("nan")}, "guidance_scale must be"),
         ((b"no image", INSTRUCTION), {}, "image"),
     ]:

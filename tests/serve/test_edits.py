@@ -98,8 +98,10 @@ def test_an_instruction_alone_edits_where_the_model_was_taught_to(editor: tuple[
     engine, address = editor
     files, url = {"image": ("a.png", png(picture))}, f"{address}/v1/images/edits"
     fields = {"prompt": "make it blue", "seed": "3", "n": "2", "guidance_scale": "2", "image_guidance_scale": "1.5"}
+    fields |= {"source_bias": "3"}
     body = httpx.post(url, data=fields, files=files, timeout=120).json()
-    expected = engine.edit_images(picture, "make it blue", 2, seed=3, guidance_scale=2.0, image_guidance_scale=1.5)
+    scales = {"guidance_scale": 2.0, "image_guidance_scale": 1.5, "source_bias": 3.0}
+    expected = engine.edit_images(picture, "make it blue", 2, seed=3, **scales)
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one["b64_json"])))) for one in body["data"]]
     assert body["size"] == "24x16" and all(image.shape == (16, 24, 3) for image in images)
     for image, square in zip(images, expected, strict=True):

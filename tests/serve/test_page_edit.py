@@ -66,10 +66,10 @@ def mask_of(is_marked: np.ndarray) -> str:
 
 def test_an_edit_is_the_engines_own_laid_over_the_picture(page: Page) -> None:
     picture = np.asarray(Image.open(page.examples / "wide.png"))
-    updates = change(page, Change("make it blue", image_guidance=1.5), count=2)
+    updates = change(page, Change("make it blue", image_guidance=1.5, source_bias=2.0), count=2)
     assert len(updates) >= 2 and "drawing" in updates[0]
     shown = pictures_of(updates[-1])
-    wanted = page.engine.edit_images(picture, "make it blue", 2, 7, 2.0, 1.5, temperature=1.0)
+    wanted = page.engine.edit_images(picture, "make it blue", 2, 7, 2.0, 1.5, 2.0, temperature=1.0)
     square = [np.asarray(one.resize((12, 12), Image.Resampling.LANCZOS)) for one in wanted]
     assert len(shown) == 2 and all(np.array_equal(one[:, 4:16], own) for one, own in zip(shown, square, strict=True))
     assert all(np.array_equal(one[:, :4], picture[:, :4]) for one in shown)

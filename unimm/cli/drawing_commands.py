@@ -23,6 +23,7 @@ from unimm.cli.options import (
     Redraws,
     Seed,
     Solver,
+    SourceBias,
     Steps,
     TopK,
     TopP,
@@ -129,6 +130,7 @@ def edit(
     seed: Seed = 0,
     guidance_scale: GuidanceScale = None,
     image_guidance_scale: ImageGuidanceScale = None,
+    source_bias: SourceBias = None,
     temperature: DrawingTemperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -158,10 +160,11 @@ def edit(
     for name, given in {} if has_mask else {"--margin": margin is not None, "--best-of": best_of > 1}.items():
         if given:
             raise ValueError(f"{name} is for a part that a mask names: leave it out, or add --mask.")
-    if has_mask and image_guidance_scale is not None:
-        raise ValueError(
-            "--image-guidance-scale is for edits by instruction, and here a mask says where to paint: leave it out."
-        )
+    of_instructions = {"image_guidance_scale": image_guidance_scale, "source_bias": source_bias}
+    for name, value in of_instructions.items() if has_mask else ():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for edits by instruction, and here a mask says where to paint: leave it out.")
     engine = open_model(model, device, dtype, weights, window, kernels)
     if not has_mask:
         engine.prompt_format.check_edits()
@@ -172,7 +175,7 @@ def edit(
             settings |= {"best_of": best_of, "margin": margin, "keep_size": not square}
             images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
         else:
-            settings |= {"image_guidance_scale": image_guidance_scale}
+            settings |= of_instructions
             images = engine.edit_images(image, prompt, num_images, seed, callback=advance, **settings)
             images = images if square else [lay_over(decode_image(image), one) for one in images]
     _write(paths, images)

@@ -59,6 +59,14 @@ GuidanceScale = Annotated[float | None, typer.Option(help="How closely to follow
 ImageGuidanceScale = Annotated[
     float | None, typer.Option(help="Of edits by instruction: how closely to follow IMAGE; 1 is off [default: 1].")
 ]
+SourceBias = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Of edits by instruction: what is added to the logits of IMAGE's codes; 2 to 6 keep more [default: 0].",
+    ),
+]
 DrawingSize = Annotated[
     str | None,
     typer.Option("--size", metavar="WIDTHxHEIGHT", help="Of those that the model was taught, in pixels" + OWN),

@@ -7,6 +7,9 @@ Guidance has two scales (InstructPix2Pix, arXiv 2211.09800): for the image i and
 
 so the instruction is followed more closely with t, and the source with i. With i = 1 the first prompt cancels out, and editing
 takes two rows of the batch instead of three.
+
+Beside guidance, `source_bias` adds to the logit of the source's own code in each place. It keeps what nothing speaks against,
+costs nothing, and pays where a model copies less surely than it changes (recipes/LOG.md).
 """
 
 import asyncio
@@ -22,6 +25,7 @@ from unimm.data.image_forms import read_once
 from unimm.data.records import ImageLike
 from unimm.data.video.sources import is_video
 from unimm.inference.decode.request import Branch, Request
+from unimm.inference.decode.sampling import Expected
 from unimm.inference.drawing import DrawingProgress, adraw, draw, finish, read_seeds, read_settings
 from unimm.inference.input_validation import check_text
 from unimm.inference.painting_calls import PaintingCalls
@@ -30,6 +34,9 @@ from unimm.runtime.provenance import EDITED, describe
 
 IMAGE_GUIDANCE = 1.0
 """Where a caller says nothing: guidance by the text alone."""
+
+MOST_BIAS = 100.0
+"""Of `source_bias`: beyond, no code can be another than the source's."""
 
 
 class EditingCalls(PaintingCalls):
@@ -43,6 +50,7 @@ class EditingCalls(PaintingCalls):
         seed: int | list[int] = 0,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        source_bias: float | None = None,
         callback: Callable[[DrawingProgress], None] | None = None,
         **settings: Any,
     ) -> Any:
@@ -55,6 +63,8 @@ class EditingCalls(PaintingCalls):
             num_images, seed, callback: as in `generate_images`; image i is keyed by (seed, i).
             guidance_scale: how closely the instruction is followed; 1.0 is off. None: the model's own, as for drawings.
             image_guidance_scale: how closely the source is; 1.0 [default] is off and costs nothing.
+            source_bias: added to the logit of the source's code in each place, from 0 [default], which is off, to 100; 2 to 6
+                keep more of the source.
             settings: `temperature`, `top_k`, `top_p`, `min_p`, `guidance_interval`, `first_index` of `generate_images`.
 
         Returns:
@@ -66,8 +76,8 @@ class EditingCalls(PaintingCalls):
                 long, or images and instructions do not pair.
         """
         num_images = whole_number("num_images", num_images, 1)
-        guidance = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
-        requests, said = self._editing(image, instruction, num_images, seed, {**guidance, **settings})
+        own = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale, "source_bias": source_bias}
+        requests, said = self._editing(image, instruction, num_images, seed, {**own, **settings})
         images = finish(draw(self.decoder, requests, self.coder, provenance=said), callback).images or []
         if not isinstance(image, list) and not isinstance(instruction, list):
             return images
@@ -126,6 +136,7 @@ class EditingCalls(PaintingCalls):
         settings = dict(settings)
         image_scale = settings.pop("image_guidance_scale", None)
         image_scale = IMAGE_GUIDANCE if image_scale is None else check_scale("image_guidance_scale", image_scale)
+        bias = read_bias(settings.pop("source_bias", None))
         how = read_settings(self.drawing, settings)
         text_scale = check_scale("guidance_scale", how.defaults.guidance_scale)
         distinct = list({id(one): one for one in sources}.values())
@@ -134,14 +145,16 @@ class EditingCalls(PaintingCalls):
         told = {"task": EDITED, "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch.")}
         own = {name: getattr(how.defaults, name) for name in ("temperature", "top_k", "top_p")} | {"min_p": how.min_p}
         own |= {"guidance_scale": text_scale, "image_guidance_scale": image_scale}
-        own |= {"guidance_interval": list(how.guidance_interval)}
+        own |= {"source_bias": bias, "guidance_interval": list(how.guidance_interval)}
         for source, text, own_seed in zip(sources, instructions, read_seeds(seed, len(sources)), strict=True):
             known = codes[id(source)]
             sequence = self.template.edit(source, known, text, num_codes=self.image_tokenizer.num_codes).opened()
             of_source = {"source": hashlib.sha256(np.ascontiguousarray(known).tobytes()).hexdigest()}
             for index in range(how.first, how.first + num_images):
                 sampling = how.sampling(own_seed, index)
-                request = Request(sequence, sampling, guidance_interval=how.guidance_interval, branches=branches)
+                expected = Expected(tuple(known.tolist()), bias)
+                interval = how.guidance_interval
+                request = Request(sequence, sampling, guidance_interval=interval, branches=branches, expected=expected)
                 requests.append(request)
                 more = {**told, "weights": self.weights, **of_source}
                 said.append(describe(text, own_seed, index, dict(own), self.model_hash, **more))
@@ -163,6 +176,14 @@ def check_scale(name: str, value: Any) -> float:
     if not 0.0 <= scale < float("inf"):
         raise ValueError(f"{name} must be 0 or positive, not {scale}.")
     return scale
+
+
+def read_bias(value: Any) -> float:
+    """`source_bias` of a call, 0 where it says nothing. ValueError: it is no number from 0 to MOST_BIAS."""
+    bias = 0.0 if value is None else real_number("source_bias", value)
+    if not 0.0 <= bias <= MOST_BIAS:
+        raise ValueError(f"source_bias is from 0 (off) to {MOST_BIAS:g}, not {bias}.")
+    return bias
 
 
 def _pairs(image: Any, instruction: Any) -> tuple[list[Any], list[str]]:

@@ -100,13 +100,12 @@ class DrawingOrder:
         """None where it is the model's own, which drawings need not name."""
         return None if self.drawn_size == self._service.engine.sizes[0] else self.drawn_size
 
-    def editing(self, source: Image.Image, image_guidance_scale: float | None) -> AsyncGenerator[DrawingProgress]:
+    def editing(self, source: Image.Image, settings: dict[str, float]) -> AsyncGenerator[DrawingProgress]:
         """The square at the centre of an image, changed as the prompt says; where the request names no size, laid over the
-        image."""
+        image. settings: those of edits alone."""
         check_codes(self._way)
-        scale = {} if image_guidance_scale is None else {"image_guidance_scale": image_guidance_scale}
         steps = self._service.engine.astream_edit_images(
-            source, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, **scale
+            source, self.prompt, self.num_images, self.seed, self._preview_every, **self.settings, **settings
         )
         if not self.keeps_size:
             return steps

@@ -35,7 +35,7 @@ async def edit(request: Request, body: Annotated[EditRequest, Form(media_type="m
         source = await aread_image(image, service.settings)
         if order.keeps_size:
             check_size(*source.size)
-        run = service.run(request, "image", order.num_images, order.draw(order.editing(source, body.image_guidance_scale)))
+        run = service.run(request, "image", order.num_images, order.draw(order.editing(source, of_instructions(body))))
         return await answer(service, body, order, run, "image_edit")
     square, most = None if order.keeps_size else service.engine.image_tokenizer.image_size, service.settings.max_images_out
     marked = await asyncio.to_thread(mark_image, image, mask, _sides(body), order.num_images, most, square)
@@ -62,9 +62,9 @@ async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, byt
     if mask is not None and any(_sides(body)):
         raise ApiError(400, "Send a mask, or by how much the image grows: one after the other.", param="mask")
     says_where = mask is not None or any(_sides(body)) or (await asyncio.to_thread(transparent_part, image)).any()
-    if says_where and body.image_guidance_scale is not None:
-        sentence = "image_guidance_scale is for edits by instruction alone: leave it out where a part is drawn."
-        raise ApiError(400, sentence, param="image_guidance_scale")
+    for name in of_instructions(body) if says_where else ():
+        sentence = f"{name} is for edits by instruction alone: leave it out where a part is drawn."
+        raise ApiError(400, sentence, param=name)
     if not says_where and not service.engine.prompt_format.edits:
         sentence = (
             "The model does not change images by instruction alone: send a mask, a PNG of the image's size that is transparent "
@@ -72,6 +72,12 @@ async def _read_uploads(body: EditRequest, service: Service) -> tuple[bytes, byt
         )
         raise ApiError(400, sentence, param="mask", code="unsupported")
     return image, mask, not says_where
+
+
+def of_instructions(body: EditRequest) -> dict[str, float]:
+    """What the request says of edits by instruction alone."""
+    names = ("image_guidance_scale", "source_bias")
+    return {name: value for name in names if (value := getattr(body, name)) is not None}
 
 
 def _sides(body: EditRequest) -> Sides:

@@ -191,6 +191,12 @@ class EditRequest(ImageRequest):
     image_guidance_scale: float | None = Field(
         None, ge=0, le=100, description="Without a mask: how closely to follow the image. 1 [default] is off."
     )
+    source_bias: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Without a mask: added to the logits of the image's codes; 2 to 6 keep more. 0 [default] is off.",
+    )
     left: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE, description="Pixels by which the image grows on the left; below 0: is cut.")
     right: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)
     top: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)

@@ -21,6 +21,8 @@ def test_ways_are_compared_on_the_same_prompts(tiny_engine: Engine) -> None:
 
 def test_a_way_is_read() -> None:
     assert read_way("one") == {} and read_way("best_of=4") == {"best_of": 4}
+    assert read_way("redraw=3,0.99") == {"redraw": Redraw(3, threshold=0.99)}
+    assert read_way("redraw=2,draw,0.5") == {"redraw": Redraw(2, threshold=0.5, paint=False)}
     assert read_way("redraw=3") == {"redraw": Redraw(3)} and read_way("redraw=3,draw") == {"redraw": Redraw(3, paint=False)}
     for bad in ("twice", "best_of=x", "best_of=2,draw", "redraw=1,paint"):
         with pytest.raises(ValueError, match="A way is one"):

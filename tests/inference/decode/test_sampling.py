@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from unimm.inference.decode.sampling import Sampler, Sampling, guide, keep_at_least, keep_likely
+from unimm.inference.decode.sampling import Expected, Sampler, Sampling, guide, keep_at_least, keep_likely
 
 CPU = torch.device("cpu")
 PROBABILITIES = torch.tensor([[0.05, 0.5, 0.15, 0.3]])
@@ -98,6 +98,21 @@ def test_a_repetition_penalty_is_that_of_transformers() -> None:
             plain = Sampler([replace(rows[row], repetition_penalty=1.0)], CPU)
             assert chosen[row] == plain(theirs, steps[:1] + step)
             history.append(int(chosen[row]))
+
+
+def test_a_bias_is_for_the_id_that_a_row_expects_at_its_step() -> None:
+    rows = [Sampling(1.0, seed=3), Sampling(1.0, seed=3), Sampling()]
+    sampler = Sampler(rows, CPU, expected=[None, Expected((4, 0), 3.0), Expected((1,), 100.0)])
+    for step in range(4):
+        logits, steps = torch.randn(3, 6, generator=torch.Generator().manual_seed(step)), torch.full((3,), step)
+        biased = logits.clone()
+        if step < 2:
+            biased[1, (4, 0)[step]] += 3.0
+        if step < 1:
+            biased[2, 1] += 100.0
+        assert torch.equal(sampler(logits, steps), Sampler(rows, CPU)(biased, steps))
+    nothing = Sampler(rows, CPU, expected=[None, Expected((4,), 0.0), None])
+    assert nothing.expected is None and nothing.settings == Sampler(rows, CPU).settings
 
 
 def test_guidance_is_linear_in_its_scale() -> None:

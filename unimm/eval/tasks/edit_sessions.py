@@ -27,7 +27,7 @@ class EditSessions(ItemTask):
 
     paths, root: as `MagicBrush` takes them. num_items: so many of them; None: all.
     chain: a turn goes on from the model's own last result (the benchmark's multi-turn setting), not from the people's.
-    seed, guidance_scale, image_guidance_scale: as `Engine.edit_images` takes them.
+    seed, guidance_scale, image_guidance_scale, source_bias: as `Engine.edit_images` takes them.
     """
 
     def __init__(
@@ -39,10 +39,12 @@ class EditSessions(ItemTask):
         seed: int = 0,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        source_bias: float | None = None,
     ) -> None:
         self.name = "edit_sessions_chained" if chain else "edit_sessions"
         self.paths, self.root, self.chain, self.seed = paths, root, chain, seed
-        self.scales: dict[str, Any] = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        self.scales: dict[str, Any] = {**scales, "source_bias": source_bias}
         self.num_items = len(self.sessions) if num_items is None else min(num_items, len(self.sessions))
 
     @cached_property

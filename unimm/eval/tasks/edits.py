@@ -29,7 +29,7 @@ class Edits(ItemTask):
     """Edits of unseen scenes; with split="held_out", edits after which a pair is there that training never shows.
 
     seed: of the scenes, and of the noise.
-    guidance_scale, image_guidance_scale, temperature: as `Engine.edit_images` takes them.
+    guidance_scale, image_guidance_scale, source_bias, temperature: as `Engine.edit_images` takes them.
     """
 
     num_items: int = 300
@@ -38,13 +38,15 @@ class Edits(ItemTask):
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     temperature: float | None = None
+    source_bias: float | None = None
     batch_size: int = 32
 
     @property
     def name(self) -> str:
         """Of the score, and of files: what is not as usual is named, so that several of them stand in one evaluation."""
         split = "" if self.split == "test" else f"_{self.split}"
-        scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale, "temperature": self.temperature}
+        scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale}
+        scales |= {"source_bias": self.source_bias, "temperature": self.temperature}
         return f"edits{split}" + "".join(f"_{name}_{value:g}" for name, value in scales.items() if value is not None)
 
     @cached_property
@@ -67,6 +69,7 @@ class Edits(ItemTask):
             guidance_scale=self.guidance_scale,
             image_guidance_scale=self.image_guidance_scale,
             temperature=self.temperature,
+            source_bias=self.source_bias,
         )
         for record, text, (drawing,) in zip(records, texts, images, strict=True):
             yield judge_example(record, text, np.asarray(drawing), provenance=carried(drawing))

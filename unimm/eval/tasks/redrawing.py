@@ -1,7 +1,7 @@
 """Draw, look, draw again, beside one drawing and the best of several: the same prompts, scores and times in one run.
 
     redrawing                         prompts with pairs of colour and form that training never shows; details by the way
-    redrawing?ways=["one","best_of=4","redraw=3"]
+    redrawing?ways=["one","best_of=4","redraw=3","redraw=3,0.99"]
 
 Every prompt is drawn in every way, with the same seed, so the first drawing is the same in all of them. A way's seconds are
 those of the calls that drew for it, on this machine, whatever else it did. What a way brings is the mean of paired differences
@@ -26,7 +26,8 @@ from unimm.runtime.provenance import carried
 
 ONE = "one"
 WAYS = (ONE, "best_of=2", "best_of=4", "redraw=1", "redraw=3", "redraw=3,draw")
-"""One drawing; the best of so many; so many further tries, which keep a part where they can; or which draw all anew (draw)."""
+"""One drawing; the best of so many; so many further tries, which keep a part where they can; or which draw all anew (draw).
+Behind a comma also how probable a drawing must be to be done."""
 
 DIFFERENCE, SECONDS = "difference", "seconds"
 
@@ -94,11 +95,17 @@ class Redrawing(ItemTask):
 def read_way(way: str) -> dict[str, Any]:
     """The settings of a way, as `generate_images` takes them. ValueError: it is none."""
     kind, _, rest = way.partition("=")
-    count, _, how = rest.partition(",")
+    count, *how = rest.split(",")
+    numbers = [one for one in how if one != "draw"]
     if way == ONE:
         return {}
     if kind == "best_of" and count.isdigit() and not how:
         return {"best_of": int(count)}
-    if kind == "redraw" and count.isdigit() and how in ("", "draw"):
-        return {"redraw": Redraw(int(count), paint=not how)}
-    raise ValueError(f"A way is one, best_of=4, redraw=3 or 'redraw=3,draw', not {way!r}.")
+    if kind == "redraw" and count.isdigit() and how.count("draw") <= 1 and all(map(_is_decimal, numbers)) and len(numbers) <= 1:
+        threshold = {"threshold": float(numbers[0])} if numbers else {}
+        return {"redraw": Redraw(int(count), paint="draw" not in how, **threshold)}
+    raise ValueError(f"A way is one, best_of=4, redraw=3, 'redraw=3,draw' or 'redraw=3,0.99', not {way!r}.")
+
+
+def _is_decimal(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimm.inference.decode.sampling import Sampling
+from unimm.inference.decode.sampling import Expected, Sampling
 from unimm.runtime.number_checks import real_number, shorten, whole_number
 from unimm.sequence import BLANK, Kind, Segment, Sequence
 
@@ -78,6 +78,7 @@ class Request:
         element by element.
     is_watched: of what is filled in all at once, whether its caller gets an `Estimate` after each pass, where its port makes
     any. first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
+    expected: what its elements may well be: each is made likelier by a bias, and is the first guess of its place.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
         scales i and t: `Branch(weight=t), Branch(frozenset({"text"}), i - t), Branch(frozenset({"text", "image"}), 1 - i)`.
@@ -93,6 +94,7 @@ class Request:
     first_place: int = 0
     filler_settings: Mapping[str, Any] = field(default_factory=dict)
     is_watched: bool = False
+    expected: Expected | None = None
 
     def __post_init__(self) -> None:
         top_logprobs = whole_number("top_logprobs", self.top_logprobs, 0)
@@ -239,12 +241,18 @@ class Job:
         return min(window, *(turn - place for turn in turns)) if turns else 1
 
     def guess(self, count: int) -> None:
-        """Have `count` guesses, or more: elements that are known, what was chosen there behind another guess, or copies of
-        the neighbour on the left."""
+        """Have `count` guesses, or more: elements that are known, what was chosen there behind another guess, what the request
+        expects there, or copies of the neighbour on the left."""
         blank, place, guesses = self.request.blank, len(self.filled), []
+        expected = self.request.expected.ids if self.request.expected else ()
         for index in range(max(count, len(self.guesses))):
-            copy = guesses[-1] if guesses else self.filled[-1]
-            guesses.append(blank.known(place + index, self.guesses[index] if index < len(self.guesses) else copy))
+            if index < len(self.guesses):
+                guess = self.guesses[index]
+            elif place + index < len(expected):
+                guess = expected[place + index]
+            else:
+                guess = guesses[-1] if guesses else self.filled[-1]
+            guesses.append(blank.known(place + index, guess))
         self.guesses = guesses
 
     def accept_window(self, choices: list[Choice]) -> int:

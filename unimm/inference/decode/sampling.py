@@ -1,4 +1,4 @@
-"""From logits to ids: guidance, repetition penalty, temperature, top-k, top-p, min-p, as small functions over rows.
+"""From logits to ids: guidance, repetition penalty, bias, temperature, top-k, top-p, min-p, as small functions over rows.
 
 They apply in this order, as in `transformers`. Every setting is one number a row, so rows of different requests share a step.
 
@@ -52,14 +52,31 @@ class Sampling:
             raise ValueError(f"repetition_penalty must be positive (1 is off), not {self.repetition_penalty}.")
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the elements of an open segment may well be, one after another, such as the codes of an image that is edited.
+
+    bias: added to their logits before temperature: what is expected becomes so much likelier, and can still be another.
+    """
+
+    ids: tuple[int, ...]
+    bias: float
+
+
 class Sampler:
     """The settings of R rows as tensors; calling it chooses one id a row.
 
     seen: for each row the ids that a repetition penalty is for; from then on the sampler notes what it chooses.
+    expected: for each row what its elements may well be, by step; beyond its end, nothing.
     """
 
     def __init__(
-        self, rows: list[Sampling], device: torch.device, seen: list[list[int]] | None = None, vocabulary_size: int = 0
+        self,
+        rows: list[Sampling],
+        device: torch.device,
+        seen: list[list[int]] | None = None,
+        vocabulary_size: int = 0,
+        expected: list[Expected | None] | None = None,
     ) -> None:
         self.keys = torch.tensor([stream_key(row.seed, row.index) for row in rows], device=device)
         self.temperature = torch.tensor([row.temperature for row in rows], device=device)
@@ -75,12 +92,16 @@ class Sampler:
             self.seen = torch.zeros(len(rows), vocabulary_size, dtype=torch.bool, device=device)
             for marks, ids in zip(self.seen, seen, strict=True):
                 marks[torch.tensor(ids, dtype=torch.long, device=device)] = True
+        biased = [None if one is None or not one.bias else one for one in expected or []]
+        self.expected = None if not any(biased) else _expected_tables(biased, device)
 
     def __call__(self, logits_RV: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
         """logits (R, V), the step of each row (R,) -> ids (R,)."""
         logits_RV = logits_RV.float()
         if self.seen is not None:
             logits_RV = penalise(logits_RV, self.seen, self.penalty)
+        if self.expected is not None:
+            logits_RV = favour(logits_RV, *self.expected, steps_R)
         chosen_R = self._choose(logits_RV, steps_R)
         if self.seen is not None:
             self.seen.scatter_(1, chosen_R[:, None], True)
@@ -99,14 +120,15 @@ class Sampler:
         return torch.where(self.temperature > 0, drawn_R, greedy_R)
 
     @property
-    def settings(self) -> tuple[bool, ...]:
+    def settings(self) -> tuple[int, ...]:
         """What it does at all: samplers that agree in it run the same operations."""
-        return (self._greedy, self._sorts, self._has_least, self.seen is not None)
+        num_expected = 0 if self.expected is None else self.expected[0].shape[1]
+        return (self._greedy, self._sorts, self._has_least, self.seen is not None, num_expected)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Everything that differs between samplers of the same settings and number of rows."""
-        plain = [self.keys, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty]
+        plain = [self.keys, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty, *(self.expected or ())]
         return plain if self.seen is None else [*plain, self.seen]
 
 
@@ -139,6 +161,23 @@ def penalise(logits_RV: torch.Tensor, seen_RV: torch.Tensor, penalty_R: torch.Te
     """Logits of what was seen come nearer to nothing: divided by the penalty, multiplied where they are negative."""
     penalty_R1 = penalty_R[:, None]
     return torch.where(seen_RV, torch.where(logits_RV > 0, logits_RV / penalty_R1, logits_RV * penalty_R1), logits_RV)
+
+
+def _expected_tables(rows: list[Expected | None], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and what is added to their logits, (R, N + 1) by row and step; nothing in the last column."""
+    longest = max(len(row.ids) for row in rows if row is not None)
+    ids_RN, biases_RN = torch.zeros(len(rows), longest + 1, dtype=torch.long), torch.zeros(len(rows), longest + 1)
+    for number, row in enumerate(rows):
+        if row is not None:
+            ids_RN[number, : len(row.ids)] = torch.tensor(row.ids)
+            biases_RN[number, : len(row.ids)] = row.bias
+    return ids_RN.to(device), biases_RN.to(device)
+
+
+def favour(logits_RV: torch.Tensor, ids_RN: torch.Tensor, biases_RN: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
+    """Logits with a bias on the one id that a row expects at its step; steps beyond N take the last column."""
+    column_R1 = steps_R.clamp(max=ids_RN.shape[1] - 1)[:, None]
+    return logits_RV.scatter_add(1, ids_RN.gather(1, column_R1), biases_RN.gather(1, column_R1))
 
 
 def keep_likely(logits_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:

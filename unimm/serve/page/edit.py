@@ -54,6 +54,7 @@ class Change:
     sides: Sides = NO_SIDES
     mask: str | None = None
     image_guidance: float | None = None
+    source_bias: float = 0.0
 
 
 def build_edit(page: Page) -> tuple[Picked, gr.HTML] | None:
@@ -114,8 +115,13 @@ def _by_words(page: Page) -> _Way:
         image_guidance = gr.Slider(
             1, 3, 1, step=0.1, label=words("image_guidance"), info=words("image_guidance_help"), buttons=[]
         )
+        source_bias = gr.Slider(0, 8, 0, step=0.5, label=words("source_bias"), info=words("source_bias_help"), buttons=[])
         start = gr.Button(words("change"), variant="primary", elem_id="edit-start")
-    return _Way(start, prompt, (prompt, image_guidance), lambda text, scale: Change(text, image_guidance=float(scale)))
+
+    def read(text: str, scale: float, bias: float) -> Change:
+        return Change(text, image_guidance=float(scale), source_bias=float(bias))
+
+    return _Way(start, prompt, (prompt, image_guidance, source_bias), read)
 
 
 def _by_brush(page: Page) -> _Way:
@@ -207,8 +213,8 @@ async def _steps(
     engine, every = page.engine, preview_every(page.engine)
     if change.image_guidance is not None:
         check_size(*picture.size)
-        scales = {**drawing.settings, "image_guidance_scale": change.image_guidance}
-        return 1, engine.astream_edit_images(picture, drawing.prompt, count, drawing.seed, every, **scales)
+        settings = {**drawing.settings, "image_guidance_scale": change.image_guidance, "source_bias": change.source_bias}
+        return 1, engine.astream_edit_images(picture, drawing.prompt, count, drawing.seed, every, **settings)
     mask = None if change.mask is None else await read_mask(page, change.mask)
     if mask is None and not any(change.sides):
         raise ApiError(400, page.words("sides_missing"))

@@ -105,6 +105,8 @@ PHRASES = {
     "change": ("Change it", "修改"),
     "image_guidance": ("Guidance by the picture", "图片引导强度"),
     "image_guidance_help": ("How closely it keeps to the picture. 1: off.", "对原图的保留程度。1：关闭。"),
+    "source_bias": ("Keep what need not change", "保留无需修改之处"),
+    "source_bias_help": ("Makes the picture's own codes likelier. 0: off.", "提高原图编码的概率。0：关闭。"),
     "brush_hint": (
         "Paint over what shall change; all else stays as it is. With the keyboard: arrows and the space bar.",
         "涂抹要修改的部分，其余保持不变。也可以用方向键和空格键。",
