@@ -18,6 +18,7 @@ from unimm.runtime.environment import (
     loader_processes,
     prepare_threads,
     usable_cores,
+    within_cgroup,
 )
 
 
@@ -151,6 +152,12 @@ def test_the_memory_of_a_container(tmp_path: Path, files: dict[str, str], limit:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cgroup_memory(tmp_path, own) == limit
+
+
+def test_free_memory_is_what_a_container_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limited, free in ((None, 900), ((1000, 400), 600), ((5000, 400), 900), ((1000, 1200), 0)):
+        monkeypatch.setattr(environment, "cgroup_memory", lambda limited=limited: limited)
+        assert within_cgroup(900) == free
 
 
 def test_what_the_user_has_set_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,39 @@ def test_without_room_for_a_copy_training_waits(tmp_path: Path, monkeypatch, cap
     assert caplog.text.count("main memory has no room: training waits until its checkpoints are written") == 1
 
 
+@pytest.mark.parametrize(("processes", "is_beside"), [("1", True), ("2", False)])
+def test_processes_of_a_machine_share_its_memory(tmp_path: Path, monkeypatch, processes: str, is_beside: bool) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(checkpoint_writer, "free_memory", lambda _: 7000)
+    writer, copied = CheckpointWriter(tmp_path, Ranks()), list[int]()
+    copy = writer._copy
+    monkeypatch.setattr(writer, "_copy", lambda parts: (copied.append(len(parts)), copy(parts))[1])
+    writer.begin(Checkpoint(1, {"a": torch.zeros(1000)}, {}))
+    assert writer.wait() is not None and bool(copied) == is_beside and find_checkpoint(tmp_path) == 1
+
+
+def test_where_memory_cannot_be_had_training_waits(tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes\nand a trace")
+
+    writer = CheckpointWriter(tmp_path, Ranks())
+    monkeypatch.setattr(writer, "_copy", fail)
+    writer.begin(Checkpoint(1, {"a": torch.zeros(10)}, {}))
+    saving = writer.wait()
+    assert saving is not None and saving.error is None and find_checkpoint(tmp_path) == 1
+    assert "no room (can't allocate memory: you tried to allocate 9 bytes): training waits" in caplog.text
+
+
+def test_the_state_is_of_the_step_that_it_was_begun_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, writer, state = Gate(monkeypatch), CheckpointWriter(tmp_path, Ranks()), {"watch": {"seen": [1.0]}, "说": "好"}
+    writer.begin(Checkpoint(3, {"a": torch.zeros(4)}, state))
+    state["watch"]["seen"].append(2.0)  # the training goes on
+    gate.open.set()
+    writer.wait()
+    read = load_checkpoint(tmp_path)
+    assert read is not None and read.state == {"watch": {"seen": [1.0]}, "说": "好"}
+
+
 def test_a_mistake_in_the_thread_is_no_trouble_with_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_writer, "write_own", lambda *_: {}["no such key"])
     writer = CheckpointWriter(tmp_path, Ranks())

@@ -29,7 +29,7 @@ from unimm.data.mixture import Mixture
 from unimm.data.plan import Plan, StepBatch, Steps
 from unimm.data.stores.codes import CodedDataset
 from unimm.runtime.devices import choose_device, choose_precision, measure_speed
-from unimm.runtime.environment import usable_cores
+from unimm.runtime.environment import cgroup_memory, usable_cores
 from unimm.training.flops import PEAKS, peak_of
 from unimm.training.memory import Machine, Memory, PassSizes, estimate
 from unimm.training.objectives.likelihood import Objective
@@ -149,7 +149,9 @@ def _fit_memory(report: Report, memory: Memory, options: Options, device: torch.
     elif device.type == "cuda":
         name, total, own = torch.cuda.get_device_name(device), float(torch.cuda.mem_get_info(device)[1]), OWN_OF_GPU
     else:
-        name, total, own = f"this {device.type}", psutil.virtual_memory().total / options.gpus, 0.0
+        limited = cgroup_memory()  # of a container, or a job
+        whole = psutil.virtual_memory().total if limited is None else min(psutil.virtual_memory().total, limited[0])
+        name, total, own = f"this {device.type}", whole / options.gpus, 0.0
     report.figures |= {"device": name, "processes": options.gpus, "device_bytes": int(total)}
     room = max(0.0, SPARE * total - own)
     if memory.peak > room:

@@ -18,6 +18,7 @@ from unimm.runtime.environment import (
     processor_flags,
     processor_name,
     usable_cores,
+    within_cgroup,
 )
 
 X86 = {
@@ -90,11 +91,10 @@ def read_memory() -> Reading:
     import psutil
 
     memory, swap, limited = psutil.virtual_memory(), psutil.swap_memory(), cgroup_memory()
-    available = memory.available if limited is None else min(memory.available, max(0, limited[0] - limited[1]))
     shared = Path("/dev/shm")
     return {
         "total": memory.total,
-        "available": available,
+        "available": within_cgroup(memory.available),
         "swap": swap.total,
         "cgroup_limit": None if limited is None else limited[0],
         "cgroup_used": None if limited is None else limited[1],

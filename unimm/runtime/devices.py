@@ -13,6 +13,8 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from unimm.runtime.environment import within_cgroup
+
 PRECISIONS = ("auto", "no", "bf16")
 
 CPU = torch.device("cpu")
@@ -72,10 +74,10 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, num_para
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free now: of a GPU, or of this machine's memory."""
+    """Bytes that are free now: of a GPU, or of this machine's memory, as far as a container or job may take it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return within_cgroup(psutil.virtual_memory().available)
 
 
 def cpu_has_bf16() -> bool:

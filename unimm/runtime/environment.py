@@ -65,8 +65,12 @@ def usable_cores() -> int:
 def loader_processes(num_workers: int) -> int:
     """The number of data loading processes: `num_workers`, but no more than this process' share of the cores, which it divides
     with a launcher's other processes on this machine (LOCAL_WORLD_SIZE). 0 stays 0."""
-    share = usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return min(num_workers, max(1, share))
+    return min(num_workers, max(1, usable_cores() // local_processes()))
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, this one among them, as a launcher says (LOCAL_WORLD_SIZE)."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def compute_threads(num_workers: int, environment: Mapping[str, str] = os.environ) -> int | None:
@@ -99,6 +103,12 @@ def cgroup_memory(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) ->
     it is not limited."""
     limits = [limit for place in _cgroups(root, own, "memory") if (limit := _memory(place)) is not None]
     return min(limits, key=lambda limit: limit[0] - limit[1], default=None)
+
+
+def within_cgroup(available: int) -> int:
+    """Of so many bytes that the machine has free, those that the cgroup of this process (of a container, or a job) may take."""
+    limited = cgroup_memory()
+    return available if limited is None else min(available, max(0, limited[0] - limited[1]))
 
 
 def processor_name() -> str:

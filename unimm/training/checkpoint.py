@@ -144,7 +144,7 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint:
     is not used is not read, and processes of a machine share what is.
     """
     path = folder_of(folder, step)
-    state = json.loads((path / STATE).read_text())
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return Checkpoint(state.pop("step"), StoredTensors(_tensor_files(path)), state)
 
 
@@ -217,7 +217,7 @@ def is_whole(final: Path) -> bool:
 
 def _tensor_files(folder: Path) -> list[Path]:
     """The files of tensors that a manifest names."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return [folder / name for name in manifest if name not in (STATE, FORMAT_VERSION)]
 
 
@@ -227,7 +227,7 @@ def _problem(folder: Path, number: int = 0, count: int = 1) -> str | None:
     if not (folder / MANIFEST).is_file():
         return "it has no manifest"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {name: str(digest) for name, digest in manifest.items() if name != FORMAT_VERSION}
     except (ValueError, AttributeError):
         return "its manifest cannot be read"

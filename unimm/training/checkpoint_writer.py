@@ -11,6 +11,7 @@ nothing reads; of a run of several processes it bears a random number, so that o
 cannot write into it.
 """
 
+import copy
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from unimm.checkpoints.tensor_shards import Part, StoredTensors
 from unimm.runtime.atomic_files import temporary_folder
 from unimm.runtime.devices import free_memory
+from unimm.runtime.environment import local_processes
 from unimm.runtime.number_checks import check_whole
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.checkpoint import KEPT, Checkpoint, SaveError, apart, commit, file_of, folder_of, is_whole, prune, write_own
@@ -38,7 +40,7 @@ NICENESS = 10
 """Of the thread, where the system knows that: on a CPU, steps come first."""
 
 SPARE = 1.5
-"""So many times what it copies must be free in main memory."""
+"""So many times what it copies must be free in main memory, with what other processes of this machine copy at the same time."""
 
 PATIENCE = 30.0
 """Seconds in which the files of others must be seen: shared disks take a moment."""
@@ -129,9 +131,15 @@ class CheckpointWriter:
         if not self.config.background or not self._has_room(parts, num_bytes):
             self.write(checkpoint)
             return
-        copies = self._copy(parts)
+        try:
+            copies = self._copy(parts)
+        except (MemoryError, RuntimeError) as error:  # PyTorch's, where memory cannot be had, or not pinned
+            self._buffers.clear()
+            self._say_no_room(num_bytes, f" ({_first_line(error)})")
+            self.write(checkpoint)
+            return
         saving = self._saving = Saving(checkpoint.step, num_bytes, time.monotonic() - started)
-        words = (saving, copies, checkpoint)
+        words = (saving, copies, replace(checkpoint, state=copy.deepcopy(checkpoint.state)))
         self._thread = threading.Thread(target=self._run, args=words, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -167,14 +175,19 @@ class CheckpointWriter:
 
     def _has_room(self, parts: Mapping[str, Part], num_bytes: int) -> bool:
         missing = num_bytes - sum(buffer.nbytes for buffer in self._buffers.values())
-        is_enough = SPARE * missing <= free_memory(torch.device("cpu"))
-        if not is_enough and not self._has_told:
+        is_enough = SPARE * missing * local_processes() <= free_memory(torch.device("cpu"))
+        if not is_enough:
+            self._say_no_room(num_bytes)
+        return is_enough
+
+    def _say_no_room(self, num_bytes: int, why: str = "") -> None:
+        """Once a run."""
+        if not self._has_told:
             self._has_told = True
             logger.warning(
                 f"A copy of what process {self._ranks.number} saves takes {num_bytes / 1e9:.1f} GB, for which main memory has "
-                f"no room: training waits until its checkpoints are written."
+                f"no room{why}: training waits until its checkpoints are written."
             )
-        return is_enough
 
     def _copy(self, parts: Mapping[str, Part]) -> dict[str, Part]:
         """In main memory. What comes from a GPU goes to pages that stay and are pinned, which is many times as fast."""
@@ -248,6 +261,10 @@ class CheckpointWriter:
             raise failure or SaveError(
                 f"Another process could not write its part of the checkpoint of step {step}, and says why; older ones stay."
             )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check(temporary: Path, names: Collection[str], tensors: Mapping[str, torch.Tensor]) -> None:

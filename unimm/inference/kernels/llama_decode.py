@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-import psutil
 import torch
 from torch import nn
 
@@ -28,6 +27,7 @@ from unimm.inference.kernels.step_inputs import StepInputs, Windows
 from unimm.models.llama import LLAMA_SHAPED, is_llama_shaped
 from unimm.models.lora import adapted_layers
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.devices import free_memory
 from unimm.sequence import Kind
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _check_weights(weights: str, model: UnifiedModel, is_known: bool) -> None:
 def _has_room_for_copies(model: UnifiedModel) -> bool:
     parts = (model.trunk, *(port.head for port in model.vocabulary_ports.values()))
     needed = sum(parameter.nbytes for part in parts for parameter in part.parameters())
-    return needed < 0.7 * psutil.virtual_memory().available
+    return needed < 0.7 * free_memory(torch.device("cpu"))
 
 
 def weight_versions(model: UnifiedModel) -> list[tuple[int, int]]:
