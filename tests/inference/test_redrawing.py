@@ -15,7 +15,7 @@ PROMPTS = ["a red circle and a blue square", "two large squares", "a cross"]
 
 
 def test_an_image_is_mended_the_same_alone_and_in_a_batch(tiny_engine: Engine) -> None:
-    how = Redraw(2, threshold=1.0)
+    how = Redraw(2, threshold=1.0, paint=True)
     together = tiny_engine.generate_images(PROMPTS, num_images=2, seed=3, redraw=how)
     for prompt, images in zip(PROMPTS, together, strict=True):
         alone = tiny_engine.generate_images(prompt, num_images=1, seed=3, redraw=how)
@@ -25,7 +25,7 @@ def test_an_image_is_mended_the_same_alone_and_in_a_batch(tiny_engine: Engine) -
 
 
 def test_the_most_probable_of_all_tries_is_taken(tiny_engine: Engine) -> None:
-    how = Redraw(2, threshold=1.0, paint=False)
+    how = Redraw(2, threshold=1.0)
     (mended,) = tiny_engine.generate_images(PROMPTS[0], seed=1, redraw=how)
     tries = [tiny_engine.generate_images(PROMPTS[0], seed=1, first_index=number * STRIDE)[0] for number in range(3)]
     scores = [tiny_engine.alignment(one, PROMPTS[0]) for one in tries]
@@ -49,7 +49,7 @@ def test_the_part_that_is_there_keeps_its_codes(tiny_engine: Engine, monkeypatch
     monkeypatch.setattr(type(tiny_engine), "heat_map", lambda self, images, phrases: [warm for _ in images])
     monkeypatch.setattr(tiny_engine.decoder, "fill", lambda requests: filled.append(requests) or usual(requests))
     monkeypatch.setattr(type(tiny_engine), "alignment", lambda self, images, prompts: [0.1 for _ in images])
-    tiny_engine.generate_images(PROMPTS[0], seed=1, redraw=1)
+    tiny_engine.generate_images(PROMPTS[0], seed=1, redraw=Redraw(1, paint=True))
     first = tiny_engine.generate_codes(PROMPTS[0], seed=1)[0].tolist()
     (request,) = filled[0]
     assert request.first_place == 1 and request.blank.limit == 3, "the first of 2 x 2 codes stays"

@@ -70,7 +70,7 @@ class DrawingPrompt:
 @dataclass(frozen=True)
 class QuestionPrompt:
     """One of a record's questions about its image; the facts are the expected answer. Where `captions` is true, a description
-    is asked for, and the facts are the record's."""
+    is asked for, in one of the languages of the record's captions, and the facts are the record's."""
 
     task: ClassVar[str] = UNDERSTANDING
     captions: bool = False
@@ -78,7 +78,8 @@ class QuestionPrompt:
     def ask(self, record: Record, rng: np.random.Generator) -> Asked:
         """One of the questions. ValueError: there is none."""
         if self.captions:
-            words = DESCRIBE["en"]
+            spoken = {caption.language for caption in record.captions}
+            words = [one for language, some in DESCRIBE.items() if language in spoken for one in some] or DESCRIBE["en"]
             return Asked(record.key, words[int(rng.random() * len(words))], False, record.image, record.facts)
         if not record.questions:
             raise ValueError(f"Record {record.key} has no questions: nothing is asked.")

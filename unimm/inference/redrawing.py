@@ -1,14 +1,16 @@
 """Draw, look, draw again: an engine looks at its own drawings and mends those that are not what was asked for.
 
 Every drawing is looked at by the model's own eyes: how probable is it that it shows the prompt (`vqa_score`)? What is probable
-enough is done. Of the rest it is asked, one claim of the prompt after the other (`claims`), what of it is there. Where a part
-is and a part is not, the places that the model looks at while it answers for the first (its heat map) stay, and all else is
-painted anew (in-painting: the codes of these places are given); else, and every second time, all is drawn anew. Of all
-drawings of an image the most probable is taken. So time goes where it is needed: what is right at once costs one look.
+enough is done, the rest is drawn anew with other noise. Of all drawings of an image the most probable is taken. So time goes
+where it is needed: what is right at once costs one look.
+
+With `paint` it is asked of the rest, one claim of the prompt after the other (`claims`), what of it is there. Where a part is
+and a part is not, the places that the model looks at while it answers for the first (its heat map) stay, and all else is
+painted anew (in-painting: the codes of these places are given); else, and every second time, all is drawn anew.
 
 As Woodpecker (arXiv 2310.16045) mends what is said, without training.
 
-Cost, of an image: a look a drawing; of each try behind the first the drawing, and where it may keep a part 2 questions a claim
+Cost, of an image: a look a drawing; of each try behind the first the drawing, and where it is to keep a part 2 questions a claim
 and a heat map (two passes) for each claim that holds. Tries of all images go in batches.
 
 Shapes: N codes of a drawing in a square of S x S; H W pixels.
@@ -41,13 +43,14 @@ class Redraw:
 
     tries: drawings of an image behind the first, at most; 0: none, and no look.
     threshold: what is at least as probable as that is right.
-    paint: where something of the prompt is there, keep it in every first, third, ... try; else all is drawn anew.
+    paint: where something of the prompt is there, keep it in every first, third, ... try. Off by default: the demo gains less
+        by it, and it takes longer (recipes/interleaved.md).
     keep: of a heat map, from 0 to 1: what is at least as warm belongs to the thing.
     """
 
     tries: int = 2
     threshold: float = 0.9
-    paint: bool = True
+    paint: bool = False
     keep: float = 0.5
 
     def __post_init__(self) -> None:

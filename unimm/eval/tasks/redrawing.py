@@ -25,9 +25,9 @@ from unimm.inference.redrawing import Redraw
 from unimm.runtime.provenance import carried
 
 ONE = "one"
-WAYS = (ONE, "best_of=2", "best_of=4", "redraw=1", "redraw=3", "redraw=3,draw")
-"""One drawing; the best of so many; so many further tries, which keep a part where they can; or which draw all anew (draw).
-Behind a comma also how probable a drawing must be to be done."""
+WAYS = (ONE, "best_of=2", "best_of=4", "redraw=1", "redraw=3", "redraw=3,paint")
+"""One drawing; the best of so many; so many further tries, which draw anew; or which keep a part where they can (paint). Behind
+a comma also how probable a drawing must be to be done."""
 
 DIFFERENCE, SECONDS = "difference", "seconds"
 
@@ -96,15 +96,15 @@ def read_way(way: str) -> dict[str, Any]:
     """The settings of a way, as `generate_images` takes them. ValueError: it is none."""
     kind, _, rest = way.partition("=")
     count, *how = rest.split(",")
-    numbers = [one for one in how if one != "draw"]
+    numbers = [one for one in how if one != "paint"]
     if way == ONE:
         return {}
     if kind == "best_of" and count.isdigit() and not how:
         return {"best_of": int(count)}
-    if kind == "redraw" and count.isdigit() and how.count("draw") <= 1 and all(map(_is_decimal, numbers)) and len(numbers) <= 1:
+    if kind == "redraw" and count.isdigit() and how.count("paint") <= 1 and all(map(_is_decimal, numbers)) and len(numbers) <= 1:
         threshold = {"threshold": float(numbers[0])} if numbers else {}
-        return {"redraw": Redraw(int(count), paint="draw" not in how, **threshold)}
-    raise ValueError(f"A way is one, best_of=4, redraw=3, 'redraw=3,draw' or 'redraw=3,0.99', not {way!r}.")
+        return {"redraw": Redraw(int(count), paint="paint" in how, **threshold)}
+    raise ValueError(f"A way is one, best_of=4, redraw=3, 'redraw=3,paint' or 'redraw=3,0.99', not {way!r}.")
 
 
 def _is_decimal(text: str) -> bool:
