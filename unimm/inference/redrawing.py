@@ -10,8 +10,8 @@ painted anew (in-painting: the codes of these places are given); else, and every
 
 As Woodpecker (arXiv 2310.16045) mends what is said, without training.
 
-Cost, of an image: a look a drawing; of each try behind the first the drawing, and where it is to keep a part 2 questions a claim
-and a heat map (two passes) for each claim that holds. Tries of all images go in batches.
+Cost, of an image: a look a drawing; of each try behind the first the drawing, and where it is to keep a part two questions a
+claim and a heat map (two passes) for each claim that holds. Tries of all images go in batches.
 
 Shapes: N codes of a drawing in a square of S x S; H W pixels.
 """
