@@ -8,6 +8,7 @@ those of the calls that drew for it, on this machine, whatever else it did. What
 to "one".
 """
 
+import re
 import time
 from collections.abc import Iterator
 from statistics import fmean
@@ -94,18 +95,11 @@ class Redrawing(ItemTask):
 
 def read_way(way: str) -> dict[str, Any]:
     """The settings of a way, as `generate_images` takes them. ValueError: it is none."""
-    kind, _, rest = way.partition("=")
-    count, *how = rest.split(",")
-    numbers = [one for one in how if one != "paint"]
     if way == ONE:
         return {}
-    if kind == "best_of" and count.isdigit() and not how:
-        return {"best_of": int(count)}
-    if kind == "redraw" and count.isdigit() and how.count("paint") <= 1 and all(map(_is_decimal, numbers)) and len(numbers) <= 1:
-        threshold = {"threshold": float(numbers[0])} if numbers else {}
-        return {"redraw": Redraw(int(count), paint="paint" in how, **threshold)}
+    if found := re.fullmatch(r"best_of=(\d+)", way):
+        return {"best_of": int(found[1])}
+    if found := re.fullmatch(r"redraw=(\d+)(,paint)?(?:,([01]?\.?\d+))?", way):
+        threshold = {} if found[3] is None else {"threshold": float(found[3])}
+        return {"redraw": Redraw(int(found[1]), paint=found[2] is not None, **threshold)}
     raise ValueError(f"A way is one, best_of=4, redraw=3, 'redraw=3,paint' or 'redraw=3,0.99', not {way!r}.")
-
-
-def _is_decimal(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal()
