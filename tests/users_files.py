@@ -117,6 +117,11 @@ def make_preferences(folder: Path) -> Path:
     drawn = {"prompt": CAPTIONS[0], "chosen_image": "0.png", "rejected_image": "1.png"}
     drawn |= {"chosen_codes": [1] * 64, "rejected_codes": [2] * 64}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([answers] * 2), folder / "answers.parquet")
+    labelled = [
+        {"prompt": "Which colour?", "completion": one, "label": one == "red", "image": "0.png"} for one in ("red", "blue")
+    ]
+    labelled += [{"prompt": CAPTIONS[0], "image": "1.png", "label": False, "codes": [3] * 64}] * 2
+    write_lines(folder / "labelled.jsonl", labelled * 2)
     return write_lines(folder / "preferences.jsonl", [answers, drawn] * 2)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture, Source
 from unimm.data.pairs import ImageText
+from unimm.data.partners import WithPartners
 from unimm.data.preferences import Preference
 from unimm.data.records import DEFAULT_CODES, Record, RecordImage
 from unimm.data.views import Drawing
@@ -43,14 +44,15 @@ PREFERENCES: dict[str, Callable[[UnifiedModel], Objective]] = {
     "dpo": lambda model: DPO(model, beta={"text": 0.5, "codes": 0.3}, anchor=0.7, label_smoothing=0.1),
     "dpo_stored": lambda model: DPO(model, beta={"text": 0.5, "codes": 0.3}, anchor=0.7, label_smoothing=0.1),
     "simpo": lambda model: SimPO(model, gamma={"text": 0.5, "codes": 0.3}),
-    "kto": lambda model: KTO(model, beta=0.4, anchor=0.5, desirable=1.5),
+    "kto": lambda model: KTO(model, beta=0.4, anchor=0.5, desirable=1.5, mismatched=False),
+    "kto_unpaired": lambda model: KTO(model, beta={"text": 0.4, "codes": 0.3}, anchor=0.5, desirable=1.5),
 }
 """Objectives of answers and drawings in one batch, in float64."""
 STORED = "dpo_stored"
 """What its reference says is read from a folder."""
 STAGES = {**dict.fromkeys(PREFERENCES, EVERYTHING), "pairwise": EVERYTHING, "softmax": ALIGN, "sigmoid": ALIGN, "qformer": READ}
 CASES = {
-    **{"dpo": "ddp", STORED: "fsdp", "simpo": "fsdp", "kto": "ddp"},
+    **{"dpo": "ddp", STORED: "fsdp", "simpo": "fsdp", "kto": "ddp", "kto_unpaired": "fsdp"},
     **{"pairwise": "ddp", "softmax": "ddp", "sigmoid": "fsdp", "qformer": "fsdp"},
 }
 """Objectives, and how two processes hold them."""
@@ -93,19 +95,19 @@ def make_objective(name: str) -> Objective:
     if name == "pairwise":
         return Pairwise(model)
     if name in PREFERENCES:
-        return moved(PREFERENCES[name](model.double()))
+        return moved(PREFERENCES[name](model.double()), -0.02 if name == "kto_unpaired" else 0.02)  # KTO's baseline is above 0
     if name == "qformer":
         return QFormerAlignment(UnifiedModel(replace(model.config, projector=QFORMER)), QFORMER_TEXT)
     return Contrastive(model, HEADS if name == "softmax" else SIGMOID, name)
 
 
-def moved(objective: Objective) -> Objective:
+def moved(objective: Objective, size: float = 0.02) -> Objective:
     """The same, with a reference that is not the model: else nothing has gained yet."""
     for reference in objective.frozen.values():
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
             for parameter in reference.parameters():
-                parameter += 0.02 * torch.randn_like(parameter)
+                parameter += size * torch.randn_like(parameter)
     return objective
 
 
@@ -125,9 +127,20 @@ class Preferred(Squares):
         return replace(own, questions=(), others=(both,))
 
 
+class Labelled(Preferred):
+    """Answers and drawings in turn, each by itself and labelled."""
+
+    def __getitem__(self, index: int) -> Record:
+        return replace(super().__getitem__(index), others=(), label=index % 4 < 2)
+
+
 def make_mixture_of(name: str) -> Mixture:
     """Pairs of sequences, or of images and texts: 12 records, so that texts and images come twice in a step. Preferences with
     other data beside them."""
+    if name == "kto_unpaired":
+        view = Preference(0.3, mismatched=True)
+        sources = [Source("labelled", WithPartners(Labelled()), view, 3.0), Source("draw", Squares(), Drawing(0.0), 1.0)]
+        return Mixture(sources, make_template(), 4)  # its first step has good and bad ones of both kinds
     if name in PREFERENCES:
         sources = [Source("prefer", Preferred(), Preference(0.3), 3.0), Source("draw", Squares(), Drawing(0.0), 1.0)]
         return Mixture(sources, make_template(), 0)

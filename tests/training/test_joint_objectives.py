@@ -77,11 +77,17 @@ def plain_preferences(objective: Preferences, samples: list[Sample]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     told = [[plain_sequence(objective, one) for one in sample.sequences] for sample in samples]
     for kind, name in ((Kind.TEXT, "text"), (Kind.CODES, "codes")):
-        own = [(sample, one) for sample, one in zip(samples, told, strict=True) if kind == learned_kind(sample.sequences[0])]
+        own = [(sample, one) for sample, one in zip(samples, told, strict=True) if kind == learned_kind(sample)]
         pairs = [one for _, one in own if len(one) > 1]
         beta = objective.beta[name]
         assert len(pairs) >= 2
-        if isinstance(objective, KTO):
+        if isinstance(objective, KTO) and objective.mismatched:
+            good, bad, others = ([one[place][1] for one in pairs if len(one) > place and one[place][2]] for place in (0, 1, 3))
+            baseline = max(0.0, float(torch.stack(others).detach().mean()))
+            assert good and bad and len(others) == len(pairs) and baseline > 0.1
+            lost = 1.5 * sum(1 - torch.sigmoid(beta * (gain - baseline)) for gain in good)
+            total = total + (lost + sum(1 - torch.sigmoid(beta * (baseline - gain)) for gain in bad)) / (len(good) + len(bad))
+        elif isinstance(objective, KTO):
             gains = [torch.stack([gain for _, gain, _ in half]) for half in zip(*[one[:2] for one in pairs], strict=True)]
             baselines = [max(0.0, float(half.detach().mean())) for half in gains]
             lost = 1.5 * (1 - torch.sigmoid(beta * (gains[0] - baselines[1]))).sum()
@@ -97,14 +103,14 @@ def plain_preferences(objective: Preferences, samples: list[Sample]) -> Tensor:
                     margin = beta * (gain - loss)
                     losses.append(-0.9 * F.logsigmoid(margin) - 0.1 * F.logsigmoid(-margin))
             total = total + torch.stack(losses).mean()
-        anchors = [one[2] if len(one) > 2 else one[0] for _, one in own]
+        anchors = [one[2] if len(one) > 2 and one[2][2] else one[0] for _, one in own]
         likelihood = torch.stack([one for one, _, _ in anchors]).sum() / sum(size for *_, size in anchors)
         total = total - objective.anchor * likelihood
     return total
 
 
-def learned_kind(sequence: Sequence) -> Kind:
-    return next(segment.kind for segment in sequence.segments if segment.learn)
+def learned_kind(sample: Sample) -> Kind:
+    return next(segment.kind for sequence in sample.sequences for segment in sequence.segments if segment.learn)
 
 
 def plain_sequence(objective: Preferences, sequence: Sequence) -> tuple[Tensor, Tensor, int]:
@@ -116,6 +122,8 @@ def plain_sequence(objective: Preferences, sequence: Sequence) -> tuple[Tensor, 
 
 
 def plain_log_prob(model: UnifiedModel, batch: Batch) -> Tensor:
+    if not batch.weights.any():
+        return torch.zeros((), dtype=torch.float64)
     hidden_BTD = model.hidden(model.embed(batch), batch.attention_mask(), batch.positions)
     learned_BT = batch.weights > 0
     port = model.vocabulary_ports[Kind.of(int(batch.target_kinds[learned_BT][0]))]
@@ -189,6 +197,8 @@ def test_log_probs_are_those_of_the_logits() -> None:
     """Packed, text and codes; their weighted sum is the loss."""
     model, (batch,) = make_model(), make_steps(make_mixture())[0].batches
     log_probs_BT = model.log_probs(batch)
+    if not batch.weights.any():
+        return torch.zeros((), dtype=torch.float64)
     hidden_BTD = model.hidden(model.embed(batch), batch.attention_mask(), batch.positions)
     for kind, port in model.vocabulary_ports.items():
         chosen = batch.target_kinds == kind

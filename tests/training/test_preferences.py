@@ -87,6 +87,14 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             make()
+    (batch,) = Steps(Plan(make_mixture_of("kto_unpaired"), 64, 8))[0].batches
+    with pytest.raises(ValueError, match="labelled by itself is no pair: take objective=kto"):
+        DPO(model).check(batch)
+    (batch,) = Steps(Plan(make_mixture_of("kto"), 64, 8))[0].batches
+    objective = KTO(model)
+    with pytest.raises(ValueError, match=r"16 batches had none: take data=preferences, or unimm.data.WithPartners"):
+        for _ in range(16):
+            objective.check(batch)
     objective, (batch,) = SimPO(model), Steps(Plan(make_mixture(), 64, 8))[0].batches
     with pytest.raises(ValueError, match=r"16 batches had none: use the view unimm.data.Preference"):
         for _ in range(16):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unimm.data.grounding import GroundedDialogue, Grounding
     from unimm.data.mixture import Mixture, Source
     from unimm.data.pairs import ImageText
+    from unimm.data.partners import WithPartners
     from unimm.data.preferences import Preference
     from unimm.data.prompt_format import PromptFormat
     from unimm.data.prompts import Asked, DigitsPrompts, DrawingPrompt, QuestionPrompt, ShapesPrompts
@@ -128,6 +129,7 @@ __all__ = [
     "View",
     "VqaQuestions",
     "WebDataset",
+    "WithPartners",
     "open_video",
     "write_video",
 ]
@@ -161,6 +163,7 @@ __getattr__, __dir__ = lazy_exports(
         "Document": "views",
         "FewShot": "few_shot_view",
         "ImageText": "pairs",
+        "WithPartners": "partners",
         "Preference": "preferences",
         "PromptFormat": "prompt_format",
         **dict.fromkeys(("Asked", "DigitsPrompts", "DrawingPrompt", "QuestionPrompt", "ShapesPrompts"), "prompts"),

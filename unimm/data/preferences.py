@@ -3,8 +3,10 @@
     (PIXELS . TEXT(question) . TEXT(chosen),  PIXELS . TEXT(question) . TEXT(rejected))     both learned
     (TEXT(prompt) . CODES(chosen),            TEXT(prompt) . CODES(rejected))
 
-They lie in one micro-batch and never attend to each other (`unimm.sequence.Sample`); which is the chosen one follows from its
-place. A pair in which both are equal, or one of which has no room for its end, prefers nothing and is refused.
+Or an answer or a drawing by itself that is labelled good or bad, for objectives that do not compare two: then a sequence in
+which nothing is learned stands in the other place. They lie in one micro-batch and never attend to each other
+(`unimm.sequence.Sample`); which is the chosen one follows from its place. A pair in which both are equal, or one of which has
+no room for its end, prefers nothing and is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from unimm.data.records import DEFAULT_CODES, Question, Record
 from unimm.data.template import Template
 from unimm.data.views import dialogue_of
 from unimm.runtime.number_checks import check_probability
-from unimm.sequence import Sample, Sequence
+from unimm.sequence import Sample, Segment, Sequence
 
 PREFERENCE = "preference"
 
@@ -26,14 +28,20 @@ class Preference:
     """A record's preference. Of answers: the last of its questions has a `rejected` answer beside its right one, and earlier
     questions are the turns before. Of drawings: it has two images with codes, the better one first, and a prompt.
 
+    Of one by itself: the record has a `label`, and its last answer, or its one image with codes, is that.
+
     drop: of drawings, how often a third sequence is the better one with the null prompt, which stands for the better one where
         objectives learn its likelihood: guidance needs that, as in `Drawing`. The pair itself keeps its prompt: without one,
         neither is better.
+    mismatched: whether the last sequence is the prompt with the answer or drawing of the record's partner, of which the
+        baseline of KTO is the mean; where there is no partner, or no room for it, there is none. A sequence of nothing stands
+        in the place of the null prompt then, where there is none.
     """
 
     task: ClassVar[str] = PREFERENCE
     looks_at_images: ClassVar[bool] = True
     drop: float = 0.1
+    mismatched: bool = False
 
     def __post_init__(self) -> None:
         check_probability(self, "drop")
@@ -41,14 +49,16 @@ class Preference:
     def __call__(self, record: Record, template: Template, rng: np.random.Generator) -> Sample:
         """Raises ValueError where the record holds no preference, both are equal, or there is no room for one of them."""
         questions: tuple[Question, ...] = record.questions
-        if questions and questions[-1].rejected:
+        if record.label is not None:
+            both = self._one(record, questions, template)
+        elif questions and questions[-1].rejected:
             both = self._answers(record, questions, template)
         elif len(record.images) == 2 and record.prompts:
             both = self._drawings(record, template)
         else:
             raise ValueError(
                 f"Record {record.key} holds no preference: neither a rejected answer, nor two images with their codes and a "
-                f"prompt."
+                f"prompt, nor a label."
             )
         for sequence in both:
             most = template.max_positions
@@ -58,9 +68,27 @@ class Preference:
                     f"what is cut off is no preference. Raise trainer.num_positions, or "
                     f"make a model for more (model.trunk.max_position_embeddings)."
                 )
-        if record.image is not None and not questions and rng.random() < self.drop:
-            return Sample((*both, both[0].unconditioned(template.tokenizer.special.pad)))
-        return Sample(both)
+        is_dropped = record.image is not None and not questions and rng.random() < self.drop and record.label is not False
+        instead = (both[0].unconditioned(template.tokenizer.special.pad),) if is_dropped else ()
+        other = self._mismatched(record, template) if self.mismatched else None
+        return Sample((*both, *instead) if other is None else (*both, *(instead or (nothing(template),)), other))
+
+    def _one(self, record: Record, questions: tuple[Question, ...], template: Template) -> tuple[Sequence, Sequence]:
+        """What is labelled, in its place, and nothing in the other one."""
+        if not questions and (record.codes is None or not record.prompts):
+            raise ValueError(
+                f"Record {record.key} has a label, and neither an answer, nor a prompt with codes of its image: run `unimm "
+                f"encode` on its data."
+            )
+        own = _sequence_of(record, record, template)
+        return (own, nothing(template)) if record.label else (nothing(template), own)
+
+    def _mismatched(self, record: Record, template: Template) -> Sequence | None:
+        partner = None if record.partner is None else record.partner()
+        if partner is None or (not partner.questions and partner.codes is None):
+            return None
+        sequence, most = _sequence_of(record, partner, template), template.max_positions
+        return sequence if most is None or sequence.length <= most else None
 
     def _answers(self, record: Record, questions: tuple[Question, ...], template: Template) -> tuple[Sequence, Sequence]:
         last = questions[-1]
@@ -79,6 +107,21 @@ class Preference:
             raise ValueError(f"Record {record.key} prefers nothing: both drawings are equal.")
         prompt = record.prompts[0].text
         return template.draw(prompt, chosen), template.draw(prompt, rejected)
+
+
+def nothing(template: Template) -> Sequence:
+    """A sequence in which nothing is learned, as short as it can be."""
+    return Sequence((Segment.text([template.tokenizer.special.bos]),))
+
+
+def _sequence_of(record: Record, answered: Record, template: Template) -> Sequence:
+    """The prompt of one record with the last answer, or the first drawing, of another, or of the same one."""
+    if record.questions:
+        last = answered.questions[-1]
+        turns = (*record.questions[:-1], replace(record.questions[-1], answer=last.answer, answer_parts=()))
+        return only_last_learned(dialogue_of(record, template, turns))
+    assert answered.codes is not None
+    return template.draw(record.prompts[0].text, answered.codes)
 
 
 def only_last_learned(sequence: Sequence) -> Sequence:

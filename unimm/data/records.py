@@ -184,6 +184,8 @@ class Record:
     phrases: what may be located in the image, for the view `Grounding`.
     edits: what makes one of its images of another, for the view `Edit`.
     image_size: width and height in pixels that the boxes of the phrases are of; None: those of the image, upright.
+    label: whether its last answer, or its image as a drawing of its prompt, is a good one, where that is known of it alone.
+    partner: gives another record whose answer is none to this one's prompt (`unimm.data.partners`).
     facts: what a judge needs to know about the image (a world's own type), never shown to a model.
     """
 
@@ -205,6 +207,8 @@ class Record:
     phrases: tuple[Phrase, ...] = ()
     edits: tuple[ImageEdit, ...] = ()
     image_size: tuple[int, int] | None = None
+    label: bool | None = None
+    partner: Callable[[], "Record | None"] | None = None
 
     @property
     def images(self) -> tuple[RecordImage, ...]:
@@ -233,6 +237,10 @@ class Record:
         if name != DEFAULT_CODES:
             return self._with("named_codes", {**(self.named_codes or {}), name: codes})
         return self._with("codes", codes)
+
+    def with_partner(self, partner: Callable[[], "Record | None"]) -> Self:
+        """The same record, with what gives its partner."""
+        return self._with("partner", partner)
 
     def with_grid(self, grid: Grid) -> Self:
         """The same record, whose codes have such rows and columns."""

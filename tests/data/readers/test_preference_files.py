@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from toys import make_template
 
+from unimm.data.partners import WithPartners
 from unimm.data.preferences import Preference
-from unimm.data.readers.preferences import PreferenceJson, PreferenceTables
+from unimm.data.readers.preferences import LABELS, PreferenceJson, PreferenceTables
 from unimm.data.records import Record
 from unimm.sequence import Kind
 
@@ -61,7 +62,19 @@ DRAWN: dict[str, dict[str, Any]] = {
         "rejected_codes": [2],
     },
 }
+LABELLED: dict[str, dict[str, Any]] = {
+    "TRL": {"prompt": ASK, "completion": CHOSEN, "label": True, "images": ["a.png"]},
+    "turns": {"prompt": [USER], "completion": [{"role": "assistant", "content": CHOSEN}], "label": 1, "image": "a.png"},
+    "ms-swift": {"messages": [USER, {"role": "assistant", "content": CHOSEN}], "label": True, "images": ["a.png"]},
+    "LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": f"<image>{ASK}"}, {"from": "gpt", "value": CHOSEN}],
+        "kto_tag": True,
+        "images": ["a.png"],
+    },
+}
 BAD = {
+    "a label is true or false, not 2": {**LABELLED["TRL"], "label": 2},
+    "a 'completion' of a 'prompt', or one image of it": {"prompt": ASK, "label": False},
     "chosen' and 'rejected": {"prompt": ASK, "chosen": CHOSEN},
     "rejected answer is empty": {"prompt": ASK, "chosen": CHOSEN, "rejected": " "},
     "do not begin alike": {"chosen": "yes", "rejected": "no"},
@@ -107,6 +120,30 @@ def test_drawings_of_every_form(write: Callable[..., Path], form: str) -> None:
     assert [str(one.image)[-5:] for one in record.images] == ["a.png", "b.png"]
     codes = [one.codes for one in record.images]
     assert all(one["default"].tolist() == [n + 1] for n, one in enumerate(codes)) if form == "unimm" else codes == [{}, {}]
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_a_labelled_answer_stands_in_its_place(write: Callable[..., Path], form: str) -> None:
+    for entry, place in ((LABELLED[form], 0), ({**LABELLED[form], next(k for k in LABELS if k in LABELLED[form]): False}, 1)):
+        record = PreferenceJson(write(entry))[0]
+        assert (record.questions[-1].text, record.questions[-1].answer, record.label) == (ASK, CHOSEN, not place)
+        sequences = Preference()(record, make_template(), np.random.default_rng(0)).sequences
+        learned = [any(one.learn for one in sequence.segments) for sequence in sequences]
+        assert learned == [not place, bool(place)] and sequences[1 - place].length == 1
+
+
+def test_a_labelled_drawing_and_its_partner(write: Callable[..., Path]) -> None:
+    drawn = {"prompt": "a cat", "image": "a.png", "label": False, "codes": [1, 2, 3, 0]}
+    other = {"prompt": "a dog", "image": "b.png", "label": True, "codes": [3, 3, 3, 3]}
+    data = WithPartners(PreferenceJson(write(drawn, LABELLED["TRL"], other)))
+    view, template = Preference(1.0, mismatched=True), make_template()
+    empty, own, no_null, mismatched = view(data[0], template, np.random.default_rng(0)).sequences
+    assert own == template.draw("a cat", np.array([1, 2, 3, 0])) and empty == no_null and empty.length == 1
+    assert mismatched == template.draw("a cat", np.array([3, 3, 3, 3]))  # the answer between them is none of a drawing
+    own, _, null, mismatched = view(data[2], template, np.random.default_rng(0)).sequences
+    assert null == own.unconditioned(template.tokenizer.special.pad)
+    assert mismatched == template.draw("a dog", np.array([1, 2, 3, 0]))
+    assert len(view(data[1], template, np.random.default_rng(0)).sequences) == 2  # no other answer is there
 
 
 @pytest.mark.parametrize("said", BAD)

@@ -1,4 +1,5 @@
-"""Preferences as users hold them: two answers to a prompt, or two images of it, and which one is better.
+"""Preferences as users hold them: two answers to a prompt, or two images of it, and which one is better; or one of them, and
+whether it is good.
 
     TRL              {"prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "images": ["1.png"]}
     ... of turns     {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [...]}
@@ -9,6 +10,9 @@
     HPDv2            {"prompt": "...", "image_path": ["a.jpg", "b.jpg"], "human_preference": [1, 0]}
     ImageReward      {"prompt": "...", "images": ["a.jpg", "b.jpg"], "rank": [2, 1]}, of two or more: the best and the worst
     Pick-a-Pic       {"caption": "...", "jpg_0": ..., "jpg_1": ..., "label_0": 1.0, "label_1": 0.0}
+    TRL, unpaired    {"prompt": "What is it?", "completion": "A cat.", "label": true, "images": ["1.png"]}
+    ... of turns     {"messages": [..., {"role": "assistant", ...}], "label": false}, ms-swift's; LLaMA-Factory's "kto_tag"
+    unimm, unpaired  {"prompt": "...", "image": "a.png", "label": true, "codes": [...]}
     unimm            {"prompt": "...", "chosen_image": "a.png", "rejected_image": "b.png", "chosen_codes": [...], ...}
 
 The last is what `unimm data prefer` writes, with the codes that were sampled: encoding a drawing again would give others. All
@@ -18,6 +22,7 @@ Source: TRL, dataset_formats; openbmb/RLHF-V-Dataset; tgxs002/HPSv2; THUDM/Image
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ from unimm.data.records import DEFAULT_CODES, DatasetContext, ImageLike, Record,
 IMAGES = ("image", "images", "image_path", "image_paths")
 ASKED = ("prompt", "question", "caption", "query", "instruction")
 TURNS = ("conversations", "messages")
+LABELS = ("label", "kto_tag")
+PAIRED = {"chosen", "rejected", "rejected_response", "chosen_image", "rejected_image", "jpg_0", "jpg_1"}
 HIGHER, LOWER = ("human_preference", "preference"), ("rank", "ranking")
 """Numbers of images: of which the highest is the best one, and the lowest."""
 
@@ -51,8 +58,11 @@ class PreferenceFields:
                 *IMAGES,
                 *ASKED,
                 *TURNS,
+                *LABELS,
                 *HIGHER,
                 *LOWER,
+                "completion",
+                "codes",
                 "chosen",
                 "rejected",
                 "rejected_response",
@@ -75,6 +85,8 @@ class PreferenceFields:
         if "chosen" not in item and isinstance(item.get("text"), str):
             item |= _inner(item["text"], where)
         language = item.get("language", self.language)
+        if any(name in item for name in LABELS) and not {*PAIRED, *HIGHER, *LOWER} & item.keys():
+            return _labelled(item, key, where, open_image, language)
         drawings = _drawings(item, where)
         if drawings is not None:
             prompt = next((item[name] for name in ASKED if name in item), None)
@@ -140,10 +152,24 @@ def _inner(text: str, where: str) -> dict[str, Any]:
 def _answers(item: Mapping[str, Any], key: str, where: str, open_image: Open, language: str) -> Record:
     """Two answers, about images or none."""
     turns, chosen, rejected = _parted(item, where)
-    held = [one for name in IMAGES for one in _listed(item.get(name))]
-    talk = read_talk([*turns, {"role": ASSISTANT, "content": chosen}], held, where, language)
     if not rejected.strip():
         raise ValueError(f"{where}: the rejected answer is empty: write one, or take the entry out.")
+    return _talk(item, key, where, open_image, language, turns, chosen, rejected)
+
+
+def _talk(
+    item: Mapping[str, Any],
+    key: str,
+    where: str,
+    open_image: Open,
+    language: str,
+    turns: list[Any],
+    answer: str,
+    rejected: str = "",
+) -> Record:
+    """A conversation that ends in an answer, with a worse one beside it where there is one."""
+    held = [one for name in IMAGES for one in _listed(item.get(name))]
+    talk = read_talk([*turns, {"role": ASSISTANT, "content": answer}], held, where, language)
     questions = list(talk.questions)
     vars(questions[-1])["rejected"] = rejected.strip()  # fresh from the reader, and not out of our hands yet
     opened = [open_image(one) for one in talk.images]
@@ -155,6 +181,27 @@ def _answers(item: Mapping[str, Any], key: str, where: str, open_image: Open, la
         others=tuple(RecordImage(one) for one in opened[1:]),
         system=str(item.get("system") or "") or talk.system,
     )
+
+
+def _labelled(item: Mapping[str, Any], key: str, where: str, open_image: Open, language: str) -> Record:
+    """One answer, or one image of a prompt, and whether it is good."""
+    label = next(item[name] for name in LABELS if name in item)
+    if label not in (True, False):
+        raise ValueError(f"{where}: a label is true or false, not {short(label)}.")
+    completion = item.get("completion")
+    before = next((item[name] for name in (*TURNS, *ASKED) if name in item), None)
+    if completion is None and isinstance(before, list) and len(before) > 1:
+        *before, completion = before
+    if completion is not None and before is not None:
+        turns = [{"role": USER, "content": before}] if isinstance(before, str) else list(before)
+        return replace(_talk(item, key, where, open_image, language, turns, _last_words(completion, where)), label=bool(label))
+    images = [one for name in IMAGES for one in _listed(item.get(name))]
+    if len(images) != 1 or not isinstance(before, str) or not before.strip():
+        raise ValueError(
+            f"{where} has {', '.join(sorted(item))}: what is labelled is a 'completion' of a 'prompt', or one image of it."
+        )
+    codes = _codes(item.get("codes"), where).get(DEFAULT_CODES)
+    return Record(key, open_image(images[0]), prompts=(Text(before.strip(), language),), codes=codes, label=bool(label))
 
 
 def _parted(item: Mapping[str, Any], where: str) -> tuple[list[Any], str, str]:

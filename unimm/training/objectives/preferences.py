@@ -41,7 +41,7 @@ REFERENCES = ("auto", "copy", "adapters_off", "stored")
 STORE = "reference"
 """The folder of a run where what the reference says is stored, where no other is named."""
 
-CHOSEN, REJECTED, INSTEAD = 0, 1, 2
+CHOSEN, REJECTED, INSTEAD, MISMATCHED = 0, 1, 2, 3
 """Places in a sample."""
 
 BATCHES_WITHOUT_PAIRS = 16
@@ -74,7 +74,7 @@ class Preferences(Likelihood):
     Raises ValueError for a number that is none, or adapters_off without adapters.
     """
 
-    has_reference = True
+    has_reference, needs_both = True, True
 
     def __init__(self, model: UnifiedModel, beta: ByKind = 0.1, anchor: float = 0.0, reference: str = "auto") -> None:
         super().__init__(model)
@@ -119,13 +119,21 @@ class Preferences(Likelihood):
 
     def compared(self, batch: Batch) -> list[int]:
         """The documents of a batch whose gain over the reference counts, as rows of `Batch.samples`."""
-        return torch.cat(list(pairs_of(batch))).sort().values.tolist()
+        return self.judged(batch).tolist()
+
+    def judged(self, batch: Batch) -> Tensor:
+        """(n,) long: the documents that are chosen or rejected."""
+        both_n = torch.cat(list(pairs_of(batch))).sort().values
+        return both_n[num_learned(batch)[both_n] > 0]
 
     def check(self, batch: Batch) -> None:
         """Raises ValueError where the two of a pair are of different kinds, or there are no pairs at all."""
         super().check(batch)
-        pairs, drawn_D = pairs_of(batch), is_drawing(batch)
-        if bool((drawn_D[pairs.first] != drawn_D[pairs.second]).any()):
+        pairs, drawn_D, sizes_D = pairs_of(batch), is_drawing(batch), num_learned(batch)
+        is_whole_P = (sizes_D[pairs.first] > 0) & (sizes_D[pairs.second] > 0)
+        if self.needs_both and not bool(is_whole_P.all()):
+            raise ValueError("An answer or a drawing that is labelled by itself is no pair: take objective=kto for such data.")
+        if bool(((drawn_D[pairs.first] != drawn_D[pairs.second]) & is_whole_P).any()):
             raise ValueError("The two of a pair are both answers or both drawings, and here they are one of each.")
         self.num_batches += 1
         self.has_pairs |= len(pairs.first) > 0
@@ -178,8 +186,9 @@ class Preferences(Likelihood):
     def _anchor_weights(self, batch: Batch) -> Tensor:
         """(B, T): the weights of what the anchor learns: not what is rejected, nor what another sequence stands for."""
         samples_D, places_D = batch.samples.unbind(1)
-        replaced_D = torch.isin(samples_D, samples_D[places_D == INSTEAD]) & (places_D == CHOSEN)
-        learned_D = (places_D != REJECTED) & ~replaced_D
+        is_instead_D = (places_D == INSTEAD) & (num_learned(batch) > 0)
+        replaced_D = torch.isin(samples_D, samples_D[is_instead_D]) & (places_D == CHOSEN)
+        learned_D = (places_D != REJECTED) & (places_D != MISMATCHED) & ~replaced_D
         learned_BT = torch.cat([learned_D, learned_D.new_zeros(1)])[batch.document_indices()]  # the last is padding's
         return batch.weights * learned_BT
 
