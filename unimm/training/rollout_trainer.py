@@ -25,7 +25,8 @@ from unimm.models.unified import UnifiedModel
 from unimm.training.checkpoint import Checkpoint
 from unimm.training.logbook import Logbook, Meter
 from unimm.training.objectives.grpo import GRPO, RolloutBatch
-from unimm.training.rollouts import Chosen, Made, Rollout, RolloutConfig, choose, diversity, pack
+from unimm.training.prompt_choice import PromptChoice
+from unimm.training.rollouts import Chosen, Made, Rollout, RolloutConfig, choose, differs, diversity, pack
 from unimm.training.trainer import Trainer, TrainerConfig
 from unimm.training.watch import Watch
 
@@ -68,6 +69,7 @@ class RolloutTrainer(Trainer):
         self.rollouts, self.make, self.show, self.watch = rollouts, make, show, watch or Watch()
         self._sums: dict[str, list[float]] = {}
         self._shown: list[list[Rollout]] = []
+        self.choice = PromptChoice(rollouts.num_prompts, mixture.seed) if rollouts.dynamic else None
         super().__init__(objective, mixture, config, folder, **more)
         self.objective = objective
         for module in objective.modules():  # else a ratio would be that of two draws of noise
@@ -81,6 +83,8 @@ class RolloutTrainer(Trainer):
 
     def data(self) -> Any:
         """The prompts of this rank's steps."""
+        if self.rollouts.dynamic:
+            return PromptSteps(self.mixture, self.rollouts.num_prompts * self.rollouts.candidates)
         ranks = (self.accelerator.process_index, self.accelerator.num_processes)
         return PromptSteps(self.mixture, self.rollouts.num_prompts, *ranks)
 
@@ -94,11 +98,16 @@ class RolloutTrainer(Trainer):
 
     def update(self, batch: Any, meter: Any, totals: list[float] | None = None) -> None:
         """Make the rollouts of a step, and learn from them."""
+        if self.choice is not None:
+            batch = self.choice.choose(batch, self.ranks)
         started = time.monotonic()
         with self.rolling():
             made = self.make(self.model, batch)
         seconds = time.monotonic() - started
         chosen = choose(made.groups, self.rollouts.normalize)
+        if self.choice is not None:
+            found = {group[0].prompt: differs(group) for group in made.groups if group}
+            self.choice.learn({number: one for number, one in found.items() if one is not None}, self.ranks)
         self._count_rollouts(made, chosen, batch)
         self._shown = made.groups
         if self.ranks.any(bool(chosen.rollouts)):
@@ -146,6 +155,7 @@ class RolloutTrainer(Trainer):
             self._add(name, sum(values), len(values))
         num_groups = self.rollouts.num_prompts / self.accelerator.num_processes
         self._add("rollout/equal_groups", chosen.num_equal, num_groups)
+        self._add("rollout/differing_groups", sum(bool(differs(group)) for group in made.groups), num_groups)
         self._add("rollout/empty_steps", 0.0, 0.0)
         lost = {**made.lost}
         for reason in batch.unusable:
@@ -200,11 +210,14 @@ class RolloutTrainer(Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """As every training, and what was watched."""
-        return {**super().state(), "watch": self.watch.state()}
+        """As every training, what was watched, and what came of prompts."""
+        chosen = {} if self.choice is None else {"prompts": self.choice.state()}
+        return {**super().state(), "watch": self.watch.state(), **chosen}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors` and `state`."""
         super().restore(checkpoint)
         if "watch" in checkpoint.state:
             self.watch.restore(checkpoint.state["watch"])
+        if self.choice is not None:
+            self.choice.restore(checkpoint.state["prompts"])

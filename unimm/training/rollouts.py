@@ -34,6 +34,8 @@ class RolloutConfig:
     num_updates: of the weights by the rollouts of one step.
     max_new_tokens: of an answer.
     rewards: weight of each by its name (`unimm.rewards`); one of weight 0 is not asked.
+    dynamic: whether prompts whose groups still differ are likelier to be asked (`unimm.training.prompt_choice`); candidates:
+        how many are looked at then for each that is.
     judges: other rewards, that are only reported, of a part of the rollouts: `judged` of each group.
     time_limit: seconds that a reward may take for the rollouts of one prompt; None: any.
     """
@@ -50,9 +52,11 @@ class RolloutConfig:
     judges: tuple[str, ...] | list[str] = ()
     judged: int = 2
     time_limit: float | None = 60.0
+    dynamic: bool = False
+    candidates: int = 4
 
     def __post_init__(self) -> None:
-        check_whole(self, 1, "num_prompts", "num_updates", "max_new_tokens", "judged")
+        check_whole(self, 1, "num_prompts", "num_updates", "max_new_tokens", "judged", "candidates")
         check_whole(self, 2, "group_size")
         check_number(self, "temperature", "guidance_scale", above=0)
         check_number({f"rewards.{name}": weight for name, weight in self.rewards.items()})
@@ -98,13 +102,19 @@ class Chosen(NamedTuple):
     num_equal: int
 
 
+def differs(group: list[Rollout]) -> bool | None:
+    """Whether rewards of a group differ; None: fewer than two of it have one."""
+    totals = [one.total for one in group if one.total is not None]
+    return max(totals) - min(totals) >= 1e-12 if len(totals) >= 2 else None
+
+
 def choose(groups: Iterable[list[Rollout]], normalize: bool) -> Chosen:
     """The rollouts that are learned from, with their advantages."""
     found = Chosen([], [], 0)
     for group in groups:
         usable = [one for one in group if one.total is not None]
         totals = np.array([one.total for one in usable], dtype=np.float64)
-        if len(usable) < 2 or totals.max() - totals.min() < 1e-12:
+        if not differs(group):
             found = found._replace(num_equal=found.num_equal + 1)
             continue
         gains = totals - totals.mean()
