@@ -64,9 +64,12 @@ class PromptChoice:
         chosen = sorted(order[: self.num_prompts])
         self._asked = [(candidates.numbers[place], candidates.asked[place].key) for place in chosen]
         own = chosen[ranks.number :: ranks.count]
-        columns = (candidates.names, candidates.numbers, candidates.asked)
-        unusable = candidates.unusable if ranks.number == 0 else []
-        return Prompts(*([column[place] for place in own] for column in columns), unusable)
+        return Prompts(
+            [candidates.names[place] for place in own],
+            [candidates.numbers[place] for place in own],
+            [candidates.asked[place] for place in own],
+            candidates.unusable if ranks.number == 0 else [],
+        )
 
     def learn(self, differs: dict[int, bool], ranks: Ranks) -> None:
         """What came of the prompts that this process has asked, by number: whether the rewards of a group differ. Every
