@@ -539,13 +539,13 @@ def test_a_users_own_data_is_learned_from(tiny_folder: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("models/janus-pro-1b").symlink_to(tiny_folder)
-    assert len(LEARNING) == 10
+    assert len(LEARNING) == 12
     for line in (line for line in LINES if line.split()[1] == "data"):
         run(line, "num_workers=0")
     assert Path("runs/photos/inspect/inspection.html").is_file()
     for line in LEARNING:
         run(line, *TINY_RUN[line.split()[1]])
-    for name in ("photos", "jsonl", "parquet", "webdataset", "llava", "text"):
+    for name in ("photos", "jsonl", "parquet", "webdataset", "shards", "llava", "text"):
         assert (tmp_path / "runs" / name / "model/config.json").is_file(), name
     assert json.loads(Path("runs/photos/codes/image_folder/manifest.json").read_text())["first_key"] == "a.png"
 

@@ -12,7 +12,8 @@ from toys import Squares, make_mixture, make_template
 
 from unimm.batch import collate
 from unimm.data.image import look
-from unimm.data.mixture import Mixture, Source, _key, _orders, _shuffled
+from unimm.data.mixture import Mixture, Source, _key
+from unimm.data.order import _orders, _shuffled
 from unimm.data.records import Record
 from unimm.data.template import Template
 from unimm.data.views import Conversation, Drawing, PlainText

@@ -16,7 +16,8 @@ from unimm.checkpoints.image_tokenizer_folder import CONFIG, MODEL_TYPE, load_im
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.compose import build, check_given
 from unimm.data.binding import bind
-from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, unchecked
+from unimm.data.records import DEFAULT_CODES, LATENTS, Dataset, DatasetContext, Record, first_records, unchecked
+from unimm.data.shards.coded import CodedShards
 from unimm.data.stores.codes import CodedDataset
 from unimm.data.stores.digests import suppress_bad
 from unimm.data.stores.features import FeaturedDataset
@@ -56,9 +57,9 @@ def build_datasets(config: DictConfig, tokenizer_hash: str | None, latents_hash:
 
 
 def is_coded(node: DictConfig, latents: bool = False) -> bool:
-    """Whether a node builds a `CodedDataset`, or a `LatentDataset`, or a subclass of it."""
+    """Whether a node builds a `CodedDataset` or `CodedShards`, or a `LatentDataset`, or a subclass of it."""
     made = get_object(node._target_) if isinstance(node.get("_target_"), str) else None
-    return isinstance(made, type) and issubclass(made, LatentDataset if latents else CodedDataset)
+    return isinstance(made, type) and issubclass(made, LatentDataset if latents else (CodedDataset, CodedShards))
 
 
 def coded_nodes(node: DictConfig, latents: bool = False) -> Iterator[DictConfig]:
@@ -319,10 +320,10 @@ def build_template(config: DictConfig, tokenizer: TextTokenizer, model: UnifiedM
 def _texts(datasets: Iterable[Dataset]) -> Iterable[str]:
     """Everything that is written in the first records of the data sets."""
     for dataset in datasets:
-        for index in range(min(len(dataset), RECORDS_FOR_TEXT)):
+        for records, index in first_records(dataset, RECORDS_FOR_TEXT):
             record = Record("")
             with suppress_bad():
-                record = unchecked(dataset, index)
+                record = unchecked(records, index)
             yield from (text.text for text in (*record.captions, *record.prompts))
             for phrase in vars(record).get("phrases", ()):  # not those that a world makes of its scenes
                 yield phrase.text

@@ -19,7 +19,9 @@ from unimm.cli.builders import coded_nodes, open_image_tokenizer, without_codes
 from unimm.cli.compose import build, check_given, join_group, print_paths, run_with_hydra
 from unimm.data.grids import Grid
 from unimm.data.records import Dataset, Record
+from unimm.data.shards.dataset import ShardedDataset
 from unimm.data.stores.digests import image_digest
+from unimm.precompute.coded_shards import encode_shards
 from unimm.precompute.codes import encode_dataset
 from unimm.precompute.latents import encode_latents
 from unimm.precompute.sharded_pass import PassConfig
@@ -61,10 +63,14 @@ def encode(config: DictConfig) -> list[Path]:
         "precision": config.precision,
         "work": PassConfig(config.batch_size, config.num_workers, ranks, max_bad=config.max_bad),
     }
-    return [
-        make(tokenizer, build(without_codes(node)), node.folder, name=name, **settings, **_grid_of(node)).folder
-        for name, node in chosen.items()
-    ]
+    folders = []
+    for name, node in chosen.items():
+        dataset = build(without_codes(node))
+        if isinstance(dataset, ShardedDataset):
+            folders.append(encode_shards(tokenizer, dataset, Path(node.folder), name, **settings, **_grid_of(node)))
+        else:
+            folders.append(make(tokenizer, dataset, node.folder, name=name, **settings, **_grid_of(node)).folder)
+    return folders
 
 
 def _names(config: DictConfig) -> list[str]:
@@ -101,9 +107,13 @@ def _coded_datasets(config: DictConfig, latents: bool = False) -> dict[str, Dict
 
 
 def _same_images(one: Dataset, other: Dataset) -> bool:
-    """Whether two data sets show the same images, judged by a sample from all over, whatever their texts.
+    """Whether two data sets show the same images, judged by a sample from all over, whatever their texts; of shards, whether
+    they are the same files.
 
     Training compares each of them."""
+    if isinstance(one, ShardedDataset) or isinstance(other, ShardedDataset):
+        both = [(own.top, own.at_start) for own in (one, other) if isinstance(own, ShardedDataset)]
+        return len(both) == 2 and both[0] == both[1]
     if len(one) != len(other):
         return False
     places = np.unique(np.linspace(0, max(0, len(one) - 1), NUM_COMPARED).astype(int))[: len(one)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from unimm.cli.resume_settings import Resuming
 from unimm.cli.rollouts import check_rollouts, make_trainer
 from unimm.data.image import crop, decode_image, pixels_to_array
 from unimm.data.mixture import Mixture
-from unimm.data.records import Dataset, Record
+from unimm.data.records import Dataset, Record, first_records
 from unimm.data.stores.digests import suppress_bad
 from unimm.eval.report.pictures import Tile, draw_grid
 from unimm.eval.runner import evaluate
@@ -215,10 +215,10 @@ def _first_captioned(datasets: list[Dataset], count: int, may_be_bad: bool) -> l
     """The first records, of each data set in turn and none twice, that have an image which can be read and a caption; at most
     `count`."""
     found: dict[tuple[str, str], Record] = {}
-    for index in range(min(count, max(map(len, datasets)))):
-        for dataset in datasets:
+    for places in zip_longest(*(first_records(dataset, count) for dataset in datasets)):
+        for records, index in filter(None, places):
             with suppress_bad() if may_be_bad else nullcontext():
-                record = dataset[index] if index < len(dataset) else Record("")
+                record = records[index]
                 if record.image is not None and record.captions:
                     if may_be_bad:
                         decode_image(record.image)

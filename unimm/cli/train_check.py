@@ -27,6 +27,7 @@ from unimm.cli.learner import open_learner
 from unimm.cli.train import build_settings
 from unimm.data.mixture import Mixture
 from unimm.data.plan import Plan, StepBatch, Steps
+from unimm.data.records import known_length
 from unimm.data.stores.codes import CodedDataset
 from unimm.runtime.devices import choose_device, choose_precision, measure_speed
 from unimm.runtime.environment import cgroup_memory, usable_cores
@@ -211,14 +212,14 @@ def _fit_data(report: Report, mixture: Mixture, trainer: TrainerConfig, step: St
     shares = mixture.mean_shares(steps or 1)
     report.figures["data"] = {}
     for source, share in zip(mixture.sources, shares, strict=True):
-        records = len(source.dataset)
+        records = known_length(source.dataset)
         told: dict[str, Any] = {"records": records, "share": share}
         if steps is not None and records:
             told["times_seen"] = steps * samples * share / records
         missing = sum(len(one.codes.bad_rows) for one in _coded(source.dataset))
         if missing:
             told["without_codes"] = missing
-        if share and missing > mixture.max_bad * records:
+        if share and records and missing > mixture.max_bad * records:
             report.problems.append(
                 f"{missing:,} of {records:,} records of '{source.name}' have no codes, more than max_bad={mixture.max_bad:g}: "
                 f"encode them again, or raise max_bad."
@@ -275,9 +276,10 @@ def show(report: Report, console: Console) -> None:
             f"{step['gpu_hours']:,.1f} of all processes together"
         )
     for name, told in figures["data"].items():
+        records = "in shards, not counted" if told["records"] is None else f"{told['records']:,} records"
         seen = f", each seen {told['times_seen']:.2f} times" if "times_seen" in told else ""
         without = f", {told['without_codes']:,} without codes" if "without_codes" in told else ""
-        lines.append(f"data: {name}: {told['records']:,} records, {told['share']:.0%} of samples{seen}{without}")
+        lines.append(f"data: {name}: {records}, {told['share']:.0%} of samples{seen}{without}")
     lines.append(
         f"disk: {disk['a_checkpoint'] / 1e9:,.2f} GB a checkpoint, {disk['all'] / 1e9:,.2f} GB for all that is kept, "
         f"{disk['free'] / 1e9:,.1f} GB free"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from unimm.data.readers.web_dataset import WebDataset
     from unimm.data.records import Dataset, DatasetContext, ImageEdit, Phrase, Question, Record, RecordImage, Text, Video
     from unimm.data.reframing import Reframed
+    from unimm.data.shards.coded import CodedShards
+    from unimm.data.shards.dataset import ShardedDataset
     from unimm.data.stores.codes import CodedDataset
     from unimm.data.stores.features import FeaturedDataset
     from unimm.data.stores.latents import LatentDataset
@@ -63,6 +65,7 @@ __all__ = [
     "CocoCaptions",
     "CocoObjects",
     "CodedDataset",
+    "CodedShards",
     "ComparisonsWorld",
     "Conversation",
     "CsvTable",
@@ -118,6 +121,7 @@ __all__ = [
     "Reframed",
     "ShapesPrompts",
     "ShapesWorld",
+    "ShardedDataset",
     "Source",
     "Template",
     "Text",
@@ -192,6 +196,8 @@ __getattr__, __dir__ = lazy_exports(
         "PromptFiles": "readers.prompt_files",
         "MagicBrush": "readers.magic_brush",
         "CodedDataset": "stores.codes",
+        "CodedShards": "shards.coded",
+        "ShardedDataset": "shards.dataset",
         "LatentDataset": "stores.latents",
         "FlowDrawing": "flow_view",
         "FeaturedDataset": "stores.features",

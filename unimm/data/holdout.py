@@ -1,7 +1,10 @@
 """Held-out records, which are not trained on: the same ones of a data set, whatever the seed of a run and from stage to stage.
 
 Which ones depends on the number of records alone, so sources that show the same records in several ways hold out the same.
+Shards that may grow have a rule of their own (`unimm.data.shards.dataset`).
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +54,10 @@ def hold_out(datasets: dict[str, Dataset], num_records: int) -> tuple[dict[str, 
     learned: dict[str, Dataset] = {}
     held: dict[str, Dataset] = {}
     for name, dataset in datasets.items():
+        if hasattr(type(dataset), "hold_out"):
+            own: Any = dataset
+            learned[name], held[name] = own.hold_out(num_records)
+            continue
         if len(dataset) <= num_records:
             raise ValueError(f"{num_records} records cannot be held out of the {len(dataset)} of '{name}': lower held_out.")
         order = np.random.Generator(np.random.Philox(key=KEY)).permutation(len(dataset))

@@ -11,12 +11,15 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from unimm.data.bad_records import TRIES, BadRecord, StaleStoreError, reason_of
 from unimm.data.mixing_weights import MixingWeights, SampleId, Stretch, Weight, interleave
-from unimm.data.records import Dataset, Record, check, key_at, unchecked
+from unimm.data.order import order_of
+from unimm.data.records import Dataset, Record, check, key_at, known_length, unchecked
+from unimm.data.shards.order import ShardedOrder
 from unimm.data.template import Template
 from unimm.data.views import TASKS, View
 from unimm.runtime.number_checks import check_probability
@@ -83,7 +86,7 @@ class Mixture:
             check_ratio(tasks, ratio)
         self.weights = MixingWeights(names, tasks, [source.weight for source in sources], ratio)
         for source in sources:
-            if len(source.dataset) == 0:
+            if known_length(source.dataset) == 0:
                 raise ValueError(f"The source '{source.name}' holds no records.")
         if weigh_by not in WEIGHED_BY:
             raise ValueError(f"Weights are shares of {' or '.join(WEIGHED_BY)}, not of '{weigh_by}'.")
@@ -92,9 +95,18 @@ class Mixture:
         self.seed = seed
         self.weigh_by = weigh_by
         self.max_bad = max_bad
+        self.orders = [order_of(source.dataset, _key(seed, source.name)) for source in sources]
         check_probability(self, "max_bad")
         self._mean_lengths: dict[int, float] = {}
         self._bad: dict[tuple[int, int], BadRecord] = {}  # by source and index, of those that were met while planning
+
+    def attach(self, folder: Path) -> None:
+        """Have sources in shards that may grow go by the passes that a run keeps in a folder, each below its name."""
+        for source, order in zip(self.sources, self.orders, strict=True):
+            if isinstance(order, ShardedOrder):
+                order.attach(folder / source.name)
+                self._mean_lengths, self._bad = {}, {}  # of the first samples, which may be others now
+                vars(self).pop("shares", None)
 
     @property
     def used(self) -> list[int]:
@@ -126,7 +138,7 @@ class Mixture:
         Raises:
             ValueError: codes or features are of another image.
         """
-        check(self.sources[sample[0]].dataset, next(self._candidates(sample))[0])
+        check(self.orders[sample[0]].dataset, next(self._candidates(sample))[0])
 
     def sample(self, sample: SampleId, max_positions: int | None = None) -> Sample:
         """A sample, its images unopened; in place of a bad record, where there may be some, another one of its source.
@@ -158,7 +170,7 @@ class Mixture:
         """
         chosen = self.sources[sample[0]]
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=[0, sample[1], 0, 0]))
-        return unchecked(chosen.dataset, self._index(sample)), rng
+        return unchecked(self.orders[sample[0]].dataset, self._index(sample)), rng
 
     def replaced(self, sample: SampleId) -> list[BadRecord]:
         """The bad records in whose place another one stands in a sample that was made before, in this process."""
@@ -180,7 +192,7 @@ class Mixture:
                     index = self._instead(name, attempt, 1)
                     sequences = self._made(name, index, -attempt, None).sequences
                 if sum(sequence.length for sequence in sequences) <= room:
-                    check(self.sources[source].dataset, index)
+                    check(self.orders[source].dataset, index)
                     opened = (tuple(map(Segment.opened, one.segments)) for one in sequences)
                     return tuple(replace(one, segments=own) for one, own in zip(sequences, opened, strict=True)), bad
             except StaleStoreError:
@@ -195,7 +207,7 @@ class Mixture:
         # The generator counts up in the first word: samples differ in the second, so that their streams never overlap.
         counter = [0, name[1], abs(attempt), int(attempt < 0)]
         rng = np.random.Generator(np.random.Philox(key=_key(self.seed, chosen.name, "view"), counter=counter))
-        made = chosen.view(unchecked(chosen.dataset, index), self.template.limited(max_positions), rng)
+        made = chosen.view(unchecked(self.orders[name[0]].dataset, index), self.template.limited(max_positions), rng)
         return made if isinstance(made, Sample) else Sample((made,))
 
     def _candidates(self, name: SampleId) -> Iterator[tuple[int, int]]:
@@ -215,11 +227,11 @@ class Mixture:
         chosen = self.sources[name[0]]
         key = _key(self.seed, chosen.name, "instead")
         rng = np.random.Generator(np.random.Philox(key=key, counter=[0, name[1], attempt, opening]))
-        return int(rng.integers(len(chosen.dataset)))
+        return self.orders[name[0]].instead(name[1], rng)
 
     def _describe(self, source: int, index: int, error: Exception) -> BadRecord:
-        chosen = self.sources[source]
-        return BadRecord(key_at(chosen.dataset, index) or f"record {index}", reason_of(error), chosen.name)
+        key = key_at(self.orders[source].dataset, index)
+        return BadRecord(key or f"record {index}", reason_of(error), self.sources[source].name)
 
     def sequence(self, sample: SampleId, max_positions: int | None = None) -> Sequence:
         """The sequence of a sample that has one.
@@ -235,7 +247,7 @@ class Mixture:
     def name(self, sample: SampleId) -> str:
         """A sample for a person: its source, its number there, and the key of its record."""
         source = self.sources[sample[0]]
-        return f"{source.name} {sample[1]} ({key_at(source.dataset, next(self._candidates(sample))[0])})"
+        return f"{source.name} {sample[1]} ({key_at(self.orders[sample[0]].dataset, next(self._candidates(sample))[0])})"
 
     def images(self) -> Iterator[np.ndarray]:
         """Images that are looked at, (3, H, W) float32 in [-1, 1], sample after sample; none where no source shows any."""
@@ -292,9 +304,7 @@ class Mixture:
         return itertools.islice(interleave(self.shares, counts), start - sum(counts.values()), None)
 
     def _index(self, sample: SampleId) -> int:
-        chosen = self.sources[sample[0]]
-        epoch, place = divmod(sample[1], len(chosen.dataset))
-        return int(_shuffled(len(chosen.dataset), _key(self.seed, chosen.name), epoch)[place])
+        return self.orders[sample[0]].index(sample[1])
 
     def _mean_length(self, source: int) -> float:
         if source not in self._mean_lengths:
@@ -311,17 +321,3 @@ def _key(*parts: int | str) -> int:
     """A 64-bit key from names and numbers, the same in every process (unlike `hash`)."""
     text = "/".join(str(part) for part in parts).encode()
     return (zlib.crc32(text) << 32) | zlib.crc32(text[::-1])
-
-
-_orders: dict[tuple[int, int], dict[int, np.ndarray]] = {}
-
-
-def _shuffled(length: int, key: int, epoch: int) -> np.ndarray:
-    """The order of a source's records in one epoch. Two are kept: plans look ahead of what is opened."""
-    kept = _orders.setdefault((length, key), {})
-    if epoch not in kept:
-        order = np.random.Generator(np.random.Philox(key=key, counter=[0, epoch, 0, 0])).permutation(length)
-        while len(kept) > 1:
-            kept.pop(min(kept, key=lambda other: -abs(other - epoch)))
-        kept[epoch] = order.astype(np.uint32 if length < 2**32 else np.uint64)
-    return kept[epoch]

@@ -6,7 +6,7 @@ any worker of any rank can make any item and a run can resume from one integer.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -280,12 +280,28 @@ class DatasetContext:
 class Dataset(Protocol):
     """Records by index: random access, deterministic. Any class with these two methods is one; it need not inherit.
 
-    A data set may also have `bind`, `unchecked`, `check` and `key_at`: see the functions of these names.
+    A data set may also have `bind`, `unchecked`, `check` and `key_at`: see the functions of these names; and `order`
+    (`unimm.data.order`), `head` and `hold_out`, as `unimm.data.ShardedDataset` does.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def known_length(dataset: Dataset) -> int | None:
+    """How many records there are; None where they would have to be counted, in shards that may grow."""
+    return None if hasattr(type(dataset), "head") else len(dataset)
+
+
+def first_records(dataset: Dataset, count: int | None = None) -> Iterator[tuple[Dataset, int]]:
+    """The first records (None: all), each as a data set and its index there; by `head` where the data set has that, which does
+    not count all of them."""
+    if hasattr(type(dataset), "head"):
+        own: Any = dataset
+        yield from own.head(count)
+    else:
+        yield from ((dataset, index) for index in range(len(dataset) if count is None else min(count, len(dataset))))
 
 
 def unchecked(dataset: Dataset, index: int) -> Record:

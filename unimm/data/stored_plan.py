@@ -26,6 +26,7 @@ from unimm.data.mixture import Mixture
 from unimm.data.packing import WHOLE, RowLayout, SampleSize, num_placed, row_groups
 from unimm.data.plan import CHUNK, Planned, cut_lengths, measured, warn_of_cuts
 from unimm.data.plan_windows import PlanCursor, open_stretch, window_layout
+from unimm.data.records import known_length
 from unimm.runtime.atomic_files import read_json, whole_folder, write_json
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.format_version import check_format
@@ -140,6 +141,11 @@ def describe(mixture: Mixture, shape: RowLayout, has_parts: bool = False) -> dic
 
     has_parts: whether some samples take several rows, which only later versions of a plan can hold.
     """
+    for one in mixture.sources:
+        if known_length(one.dataset) is None:
+            raise ValueError(
+                f"The source '{one.name}' is in shards that may grow, and has no stored plan: leave trainer.plan out."
+            )
     sources = [[one.name, len(one.dataset), mixture.weights.described(n)] for n, one in enumerate(mixture.sources)]
     how = {"seed": mixture.seed, "weigh_by": mixture.weigh_by, "max_positions": mixture.template.max_positions}
     rows = {"num_positions": shape.num_positions, "num_rows": shape.num_rows}
@@ -166,6 +172,7 @@ def store_plan(
     Raises:
         ValueError: a sample is longer than a row, or the path holds something else than a plan.
     """
+    describe(mixture, shape)  # what cannot be stored is said now
     with whole_folder(Path(folder).resolve(), MARK, "a plan") as place:
         made = _Made(mixture, shape, num_workers)
         while made.origins[-1].step < max(1, num_steps):

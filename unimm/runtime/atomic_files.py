@@ -6,6 +6,7 @@ leaves half a folder under a good name.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,36 @@ def replace_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     write_json(temporary, content)
     temporary.replace(path)
+
+
+def write_json_once(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write a file that several processes may write at the same time, each its own: the first one's stays, whole, and all get
+    that.
+
+    Raises:
+        ValueError: the file system cannot do so.
+    """
+    kept = read_json(path)
+    if kept is not None:
+        return kept
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_json(temporary, content)
+        flush(temporary)
+        os.link(temporary, path)  # unlike a renaming, it fails where another one was first
+    except FileExistsError:
+        pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"{path} cannot be written ({reason}): name a folder on a disk that can be, with hard links."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    found = read_json(path)
+    assert found is not None
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from unimm.data.bad_records import BAD_RECORDS, BadRecord, as_listed, count_kind
 from unimm.data.image import decode_image
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
-from unimm.data.records import Dataset, SeenImage, key_at
+from unimm.data.records import Dataset, SeenImage, first_records, key_at, known_length
 from unimm.runtime.rank_sync import Ranks
 
 FOUND_RECORDS, BEFORE_RECORDS = "bad_records_found.txt", "bad_records_before.txt"
@@ -47,7 +47,7 @@ class Search(NamedTuple):
 
     bad: list[BadRecord]
     num_seen: int
-    num_records: int
+    num_records: int | None
 
 
 def lost_step(
@@ -63,9 +63,10 @@ def lost_step(
     found = Search([], 0, 0) if isinstance(error, TooManyBadError) else find_bad_records(datasets)
     if found.bad:
         lines = "".join(f"{key}\t{reason}\n" for key, reason, _ in found.bad)
-        unseen = found.num_records - found.num_seen
+        unseen = None if found.num_records is None else found.num_records - found.num_seen
         why = f", since {len(found.bad):,} of {found.num_seen:,} records cannot be used: {_named(found.bad)}"
-        why += f"; there was no time to look at {unseen:,} others" if unseen else ""
+        others = "all" if unseen is None else f"{unseen:,}"
+        why += f"; there was no time to look at {others} others" if unseen != 0 else ""
         why += f"; {_listed(folder / (FOUND_RECORDS if max_bad else BAD_RECORDS), lines)}"
     else:
         why = f": {reason_of(error)}"
@@ -92,20 +93,22 @@ def find_bad_records(datasets: Iterable[Dataset], seconds: float = SECONDS_OF_SE
     datasets, seen, bad = list(datasets), set[str](), dict[str, BadRecord]()
     num_seen, deadline = 0, time.monotonic() + seconds
     for dataset in datasets:
-        for index in range(len(dataset)):
+        for records, index in first_records(dataset):
             if time.monotonic() > deadline:
-                return Search(list(bad.values()), num_seen, sum(len(one) for one in datasets))
+                lengths = [known_length(one) for one in datasets]
+                total = None if None in lengths else sum(length or 0 for length in lengths)
+                return Search(list(bad.values()), num_seen, total)
             num_seen += 1
             key = f"record {index}"
             try:
-                record = dataset[index]
+                record = records[index]
                 key = record.key
                 for image in (one.image for one in record.images):
                     if not isinstance(image, SeenImage) and str(image)[:300] not in seen:
                         decode_image(image)
                     seen |= {str(image)} if isinstance(image, str | Path) else set()
             except (ValueError, OSError) as error:
-                key = as_listed(key_at(dataset, index) or key)
+                key = as_listed(key_at(records, index) or key)
                 bad.setdefault(key, BadRecord(key, as_listed(reason_of(error))))
     return Search(list(bad.values()), num_seen, num_seen)
 
@@ -185,7 +188,8 @@ class BadBudget:
         counts = drawn or [share * num_samples for share in self.data.shares]
         for source, count in zip(self.data.sources, counts, strict=True) if self.bad else ():
             bad = [one for one in self.bad.values() if one.source == source.name]
-            read = int(min(len(source.dataset), max(count, ENOUGH)))
+            length = known_length(source.dataset)
+            read = int(max(count, ENOUGH) if length is None else min(length, max(count, ENOUGH)))
             if len(bad) > self.max_bad * read:
                 return TooManyBadError(
                     f"{len(bad):,} of {read:,} records of the source '{source.name}' cannot be used ({count_kinds(bad)}), and "

@@ -311,7 +311,10 @@ def _differences(began: Order, now: Order, of: str = "") -> Iterator[tuple[str, 
 
 
 def _of_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Of all of it, and how many records of it are not learned from."""
+    """Of all of it, and how many records of it are not learned from; of shards that may grow, what is not kept of each pass."""
+    if hasattr(type(dataset), "settings"):
+        own: Any = dataset
+        return own.settings()
     entire = dataset.dataset if isinstance(dataset, Subset) else dataset
     ends = {"first_key": key_at(entire, 0), "last_key": key_at(entire, len(entire) - 1)}
     return {"held_out": len(entire) - len(dataset), "num_records": len(entire), **ends}

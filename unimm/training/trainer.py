@@ -33,6 +33,7 @@ from unimm.training.loop import Gradient, Loop
 from unimm.training.objectives.likelihood import Objective, Run
 from unimm.training.optimizers import Optimizers
 from unimm.training.own_parts import load_stored
+from unimm.training.passes import keep_passes, kept_passes
 from unimm.training.run_state import check_order, order_of_rows
 from unimm.training.sharding import HEAD, FullModelGatherer, let_go, shard, whole, with_heads
 from unimm.training.trainable_parts import check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
@@ -107,7 +108,9 @@ class Trainer(Loop):
         self.optimizers = Optimizers(objective.parts(), learning, config.optimizer, objective.hidden_parts(), self.muon_dtype)
         self.names = {id(p): name for name, p in objective.named_parameters()}
         self.ema = None if config.ema_decay is None else Ema(objective.named_parameters(), config.ema_decay)
+        self._passes: dict[str, Any] = {}
         self.resume()
+        keep_passes(mixture, folder, self.ranks, self._passes if self.step else None)
         self.bad = BadBudget(folder, mixture, self.ranks, self.bad_bytes if self.step else 0)
 
     def _distribute(self) -> nn.Module:
@@ -284,7 +287,13 @@ class Trainer(Loop):
     def state(self) -> dict[str, Any]:
         """Stage and order of samples, which have to be the same to resume, the place in the plan, and the average's age."""
         ema = {} if self.ema is None else {"ema": {"num_updates": self.ema.num_updates}}
-        return {"stage": self.config.stage.name, "order": self.order, "plan": asdict(self.origin), **ema}
+        return {
+            "stage": self.config.stage.name,
+            "order": self.order,
+            "plan": asdict(self.origin),
+            **ema,
+            **kept_passes(self.mixture, self.folder),
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The inverse of `tensors`.
@@ -303,4 +312,4 @@ class Trainer(Loop):
         plan = checkpoint.state["plan"]
         began = checkpoint.state.get("order", plan)  # before there was a signature, the plan held the sizes of its rows
         self.accept(check_order(self.folder, began, self.order))
-        self.origin = PlanCursor.read(plan)
+        self.origin, self._passes = PlanCursor.read(plan), checkpoint.state.get("passes", {})

@@ -239,8 +239,8 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             few = ", ".join(map(str, packed[:3]))
             logger.warning(f"{len(packed):,} compressed files are not read, unpack those that are not there twice: {few}")
         yield from chosen or packed
-    elif any(_is_pattern(part) for part in path.parts):
-        first = next(number for number, part in enumerate(path.parts) if _is_pattern(part))
+    elif any(is_pattern(part) for part in path.parts):
+        first = next(number for number, part in enumerate(path.parts) if is_pattern(part))
         matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
         yield from sorted((file for file in matches if file.is_file()), key=lambda file: file.as_posix())
 
@@ -274,5 +274,6 @@ def _is_stored(names: list[str]) -> bool:
     return "manifest.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
-def _is_pattern(part: str) -> bool:
+def is_pattern(part: str) -> bool:
+    """Whether a part of a path is a pattern."""
     return any(sign in part for sign in "*?[")
