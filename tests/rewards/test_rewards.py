@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from unimm.data.worlds.drawing import CATEGORIES, HELD_OUT, make_drawing_task
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS, Scene, Shape
@@ -155,10 +156,46 @@ def test_one_that_always_fails_ends_in_one_sentence() -> None:
         assert guarded(ONE) is None
     with pytest.raises(RewardFailure, match="'own' failed 21 times in a row"):
         guarded(ONE)
-    hanging = GuardedReward("slow", lambda _: time.sleep(0.5), time_limit=0.01)  # pyright: ignore[reportArgumentType]
+    hanging = GuardedReward("slow", lambda _: time.sleep(30), time_limit=0.01)  # pyright: ignore[reportArgumentType]
     for _ in range(MAX_HANGING):
         assert hanging(ONE) is None
-    with pytest.raises(RewardFailure, match="'slow' failed 4 times"):
+    with pytest.raises(RewardFailure, match="'slow' does not end 4 of its calls"):
         hanging(ONE)
     good = GuardedReward("good", lambda responses: [None] * len(responses))
     assert good(ONE) == [None] and not good.reasons
+
+
+def _leaves(_: list[Response]) -> list[float | None]:
+    raise SystemExit(3)
+
+
+def _numbers_one_by_one(_: list[Response]):
+    yield 1.0
+    raise OSError("the judge is gone")
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (_leaves, "it raised SystemExit: 3"),
+        (_numbers_one_by_one, "it raised OSError: the judge is gone"),
+        (lambda _: [10**400], "it returned list, not a list of numbers"),
+        (lambda _: "1", "it returned str, not a list of numbers"),
+        (lambda _: {1: "key"}, "it returned dict, not a list of numbers"),
+    ],
+)
+def test_whatever_a_reward_does_costs_one_call(reward, reason: str) -> None:
+    guarded = GuardedReward("own", reward, time_limit=5)
+    assert guarded(ONE) is None and guarded.last_reason == reason and guarded.reasons == {reason: 1}
+
+
+def test_numbers_of_any_kind_are_read() -> None:
+    for values in (np.array([0.5], np.float16), torch.tensor([0.5]), (one for one in [0.5]), (np.float32(0.5),)):
+        assert GuardedReward("own", lambda _, values=values: values, time_limit=5)(ONE) == [0.5]
+
+
+def test_calls_that_ended_late_hang_no_more() -> None:
+    slow = GuardedReward("slow", lambda _: [time.sleep(0.02)], time_limit=0.001)  # pyright: ignore[reportArgumentType]
+    for _ in range(MAX_HANGING + 2):
+        assert slow(ONE) is None
+        time.sleep(0.1)

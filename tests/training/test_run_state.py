@@ -1,7 +1,10 @@
 """A run goes on with the data that it began with, or is told what differs."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.data.records import Record
 from unimm.data.views import Conversation
+from unimm.runtime.folder_lock import LOCK, occupy
+from unimm.training import run_state
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.checkpoint_writer import save_checkpoint
 from unimm.training.run_state import check_order, order_of_images, order_of_rows
@@ -147,3 +152,17 @@ def test_a_run_goes_on_without_records_that_were_taken_out(tmp_path: Path) -> No
     assert len(notes(4, 11)) == 1, "where some may be bad, those that were found at the end have a list of their own"
     with pytest.raises(ValueError, match="num_records of talk 10, not 12"):
         check_order(tmp_path, order_of_rows(mixture(dataset=Some(4, 7)), 64, 9), began)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "occupy", partial(occupy, patience=0.0))
+    trainer = make_trainer(tmp_path, make_config(1))
+    code = "import fcntl, sys; own = open(sys.argv[1], 'r+'); fcntl.lockf(own, fcntl.LOCK_EX); print(flush=True); input()"
+    trainer.fit()  # then it is free again
+    command = [sys.executable, "-S", "-c", code, tmp_path / LOCK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(ValueError, match=r"is being written to by process .* name another folder"):
+            make_trainer(tmp_path, make_config(2))
+        other.kill()
+    assert make_trainer(tmp_path, make_config(2)).step == 1

@@ -7,6 +7,7 @@ One that fails again and again is a mistake and no accident: then the run ends w
 
 import math
 import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ MAX_FAILURES = 20
 """So many calls of a reward in a row may fail; the next one ends the run."""
 
 MAX_HANGING = 3
-"""So many calls may be left to themselves: each keeps a thread and what it holds."""
+"""So many calls may be left to themselves at a time: each keeps a thread and what it holds."""
 
 
 class RewardFailure(ValueError):
@@ -29,13 +30,15 @@ class GuardedReward:
 
     time_limit: seconds of a call; None: as long as it takes.
 
-    `reasons` counts what calls failed for, by a short sentence.
+    `reasons` counts what calls failed for, by a short sentence; `last_reason` is that of the last one that failed.
     """
 
     def __init__(self, name: str, reward: Reward, time_limit: float | None = 60.0) -> None:
         self.name, self.reward, self.time_limit = name, reward, time_limit
         self.reasons: dict[str, int] = {}
-        self._in_a_row = self._num_hanging = 0
+        self.last_reason = ""
+        self._in_a_row = 0
+        self._hanging: list[threading.Thread] = []
 
     def __call__(self, responses: list[Response]) -> list[float | None] | None:
         """A finite number or None for each response; None for all of them: the call failed, and `reasons` says why.
@@ -48,31 +51,33 @@ class GuardedReward:
             self._in_a_row = 0
             return values
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.last_reason = reason
         self._in_a_row += 1
-        if self._in_a_row > MAX_FAILURES or self._num_hanging > MAX_HANGING:
-            often = f"{self._in_a_row} times in a row" if self._in_a_row > MAX_FAILURES else f"{self._num_hanging} times"
-            raise RewardFailure(
-                f"The reward '{self.name}' failed {often}, the last time so: {reason}. Mend it, or leave it out."
-            )
+        self._hanging = [one for one in self._hanging if one.is_alive()]
+        if self._in_a_row > MAX_FAILURES or len(self._hanging) > MAX_HANGING:
+            is_often = self._in_a_row > MAX_FAILURES
+            often = f"failed {self._in_a_row} times in a row" if is_often else f"does not end {len(self._hanging)} of its calls"
+            raise RewardFailure(f"The reward '{self.name}' {often}, the last time so: {reason}. Mend it, or leave it out.")
         return None
 
     def _call(self, responses: list[Response]) -> tuple[str | None, list[float | None] | None]:
         found: list[Any] = []
-        failure: list[Exception] = []
+        failure: list[BaseException] = []
         threads = torch.get_num_threads()
 
         def call() -> None:
             torch.set_num_threads(threads)  # a new thread would take all cores
             try:
-                found.append(self.reward(responses))
-            except Exception as error:  # of whatever kind: code of others
+                values: Any = self.reward(responses)
+                found.append(list(values) if isinstance(values, Iterator) else values)  # a generator runs only now
+            except BaseException as error:  # of whatever kind, SystemExit too: code of others
                 failure.append(error)
 
         worker = threading.Thread(target=call, name=f"unimm-reward-{self.name}", daemon=True)
         worker.start()
         worker.join(self.time_limit)
         if worker.is_alive():
-            self._num_hanging += 1
+            self._hanging.append(worker)
             return f"it took more than {self.time_limit:g} seconds", None
         if failure:
             return f"it raised {type(failure[0]).__name__}: {str(failure[0]).splitlines()[0] if str(failure[0]) else ''}", None
@@ -81,9 +86,11 @@ class GuardedReward:
 
 def _read(values: Any, count: int) -> tuple[str | None, list[float | None] | None]:
     """Numbers as plain floats; or why they are none."""
+    if isinstance(values, str | bytes | Mapping):  # whose characters and keys may be numbers
+        return f"it returned {type(values).__name__}, not a list of numbers", None
     try:
         numbers = [None if value is None else float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"it returned {type(values).__name__}, not a list of numbers", None
     if len(numbers) != count:
         return f"it returned {len(numbers)} numbers for {count} responses", None

@@ -107,7 +107,7 @@ class RolloutMaker:
         judged = {name: judge(responses[:few]) for name, judge in self.judges.items()}
         for name, values in parts.items():
             if values is None:
-                _count(lost, f"prompt {asked.key}: the reward '{name}' failed: {list(self.rewards[name].reasons)[-1]}")
+                _count(lost, f"prompt {asked.key}: the reward '{name}' failed: {self.rewards[name].last_reason}")
             elif refused := sum(value is None for value in values):
                 _count(lost, f"rollouts that the reward '{name}' does not judge", refused)
         group = []

@@ -193,7 +193,7 @@ class Loop(Resumable):
         finally:
             line.close()
             logbook.close()
-            self.writer.close()
+            self.close()
         if self._is_stopped():  # a request that came with the last step counts too
             self.say([f"Step {self.step:,} is saved in {self.folder / CHECKPOINTS}: the same line goes on from there."])
             self.stop.obey()

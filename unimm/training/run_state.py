@@ -25,6 +25,7 @@ from unimm.data.holdout import Subset
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, key_at
+from unimm.runtime.folder_lock import leave, occupy
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.bad_records import BEFORE_RECORDS, FOUND_RECORDS, BadBudget
 from unimm.training.checkpoint import (
@@ -189,12 +190,30 @@ class Resumable:
                     file.write(listed.read_bytes())
                 listed.unlink()
 
+    def close(self) -> None:
+        """Let others write to the run's folder, once nothing of this run does."""
+        self.writer.close()
+        if self.is_main:
+            leave(self.folder)
+
+    def _occupy(self) -> None:
+        """Two runs in one folder would remove each other's checkpoints."""
+        failure: ValueError | None = None
+        try:
+            if self.is_main:
+                occupy(self.folder, lambda line: self.say([line]))
+        except ValueError as error:
+            failure = error
+        if self.ranks.any(failure is not None):
+            raise failure or ValueError(f"Another run writes to {self.folder}.")
+
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run's folder, if there is one.
+        """Go on from the newest whole checkpoint of the run's folder, if there is one; from now on it is this run's alone.
 
         Raises:
-            ValueError: it is one of another run, or not every process finds it.
+            ValueError: it is one of another run, another process is writing to it, or not every process finds it.
         """
+        self._occupy()
         folder = self.folder / CHECKPOINTS
         step = self._find(folder)
         if step is None:
