@@ -56,6 +56,12 @@ class Images(Tensors):
     def __len__(self) -> int:
         return len(self.is_seen)
 
+    def part(self, numbers: slice) -> "Images":
+        """Those with some numbers, one after another."""
+        seen_before = [int(self.is_seen[:end].sum()) for end in (numbers.start, numbers.stop)]
+        looked = slice(numbers.start - seen_before[0], numbers.stop - seen_before[1])
+        return Images(self.pixels[looked], self.features[slice(*seen_before)], self.is_seen[numbers])
+
 
 @dataclass(frozen=True)
 class Elements(Tensors):

@@ -62,6 +62,10 @@ def test_a_page_says_what_a_training_takes_and_nothing_is_done(place: Path, tiny
     assert disk["a_checkpoint"] > 2 * memory["optimizer"] and disk["free"] > disk["all"]
     assert all(one["records"] > 0 for one in told["data"].values())
     assert sorted(place.rglob("*")) == before
+    split = run(place, tiny_folder, "--json", "--gpus", "2", "--gpu", "A100", "trainer.sharding.context_parallel_degree=2")
+    shared = json.loads(split.stdout.strip().splitlines()[-1])
+    assert 0 < shared["memory"]["activations"] < memory["activations"] + memory["gradients"]
+    assert shared["step"]["positions_a_step"] == 4 * 256 and shared["samples_a_step"] > 0
     page = run(place, tiny_folder)
     assert page.exit_code == 0 and "It fits." in page.output and "steps a day" in page.output
 
@@ -82,6 +86,8 @@ def test_what_does_not_fit_is_said_and_ends_with_1(place: Path, tiny_folder: Pat
         (["trainer.num_row=3"], "num_row"),
         (["--gpus", "8", "--gpu", "H100"], "4 rows cannot be cut into 1 micro-batches for each of 8 processes"),
         (["codes=photos"], "photos"),
+        (["trainer.sharding.context_parallel_degree=2"], "splits rows over 2 processes, and the run has 1"),
+        (["--gpus", "3", "trainer.sharding.context_parallel_degree=3"], "256 positions do not divide into 3 equal parts"),
     ],
 )
 def test_what_is_wrong_ends_as_it_would_in_the_training(place: Path, tiny_folder: Path, words: list[str], told: str) -> None:

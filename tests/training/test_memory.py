@@ -7,6 +7,8 @@ import pytest
 import torch
 from toys import EVERYTHING, make_config, make_mixture, make_model, make_steps
 
+from unimm.models import context_parallel
+from unimm.models.context_parallel import ContextGroup
 from unimm.models.unified import UnifiedModel
 from unimm.training.memory import AllocationPeak, Machine, Memory, PassSizes, estimate, measure_passes
 from unimm.training.objectives.likelihood import Likelihood
@@ -43,6 +45,26 @@ def test_what_passes_are_estimated_to_take_is_what_they_take() -> None:
     found = measure_passes(meta, PassSizes.of(BATCH, meta.model), 1, "none", ALONE)
     assert found == pytest.approx(counted.peak, rel=0.15)
     assert torch.equal(before, torch.get_rng_state()) and all(one.is_meta for one in meta.parameters())
+
+
+def test_what_a_process_that_shares_rows_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its passes, with something in place of what the others would send; of long rows about half, where two share them: of two
+    layers, what an exchange holds for a moment is still a tenth."""
+    monkeypatch.setattr(
+        context_parallel, "all_to_all", lambda x_n, sent, received, group: x_n.new_zeros(sum(received), *x_n.shape[1:])
+    )
+    objective = Likelihood(make_model())
+    freeze(objective.parts(), EVERYTHING)
+    objective.set_attention("documents")
+    objective.set_context(ContextGroup(None, 0, 2))
+    with AllocationPeak() as counted:
+        torch.stack([one.loss for one in objective(BATCH).values()]).sum().backward()
+    meta, degree = on_meta(), Sharding(context_parallel_degree=2)
+    sizes = PassSizes.of(BATCH, meta.model, 2)
+    assert measure_passes(meta, sizes, 1, "none", ALONE, 2) == pytest.approx(counted.peak, rel=0.15)
+    few, long = Machine(2, "cpu", is_bf16=False), replace(PassSizes.of(BATCH, meta.model), num_positions=2**13)
+    whole, half = (estimate(meta, make_config(1, sharding=one), long, few) for one in (Sharding(), degree))
+    assert 0.45 < half.activations / whole.activations < 0.65 and half.weights == whole.weights
 
 
 def test_parts_add_up_and_each_setting_costs_what_it_holds() -> None:

@@ -5,6 +5,7 @@ looks.json what the model said and drew on the way, best/ the model with the low
 """
 
 import json
+import os
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -75,6 +76,9 @@ CASES = {
     "fsdp, uneven": Case(Sharding("fsdp"), num_rows=9, ema_decay=0.9, stops_at=2),
     "ddp, then hsdp": Case(Sharding("hsdp", 1), ema_decay=0.9, stops_at=2, before=Sharding()),
     "hsdp, then fsdp": Case(Sharding("fsdp"), ema_decay=0.9, stops_at=2, before=Sharding("hsdp", 2)),
+    "ddp, split rows": Case(Sharding("ddp", None, 2), 2, 4, ema_decay=0.9, save_every=0, watch="all"),
+    "ddp, then split rows": Case(Sharding("fsdp", None, 2), ema_decay=0.9, stops_at=2, before=Sharding()),
+    "split rows, then hsdp": Case(Sharding("hsdp", 1), ema_decay=0.9, stops_at=2, before=Sharding("fsdp", None, 2)),
     "ddp, lora": Case(Sharding(), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),
     "fsdp, lora": Case(Sharding("fsdp"), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),
 }
@@ -118,7 +122,7 @@ class Watcher:
         return self._validation(engine_of(model), step, losses)
 
 
-def run(folder: Path, case: Case, steps: int) -> None:
+def run(folder: Path, case: Case, steps: int, num_processes: int = 1) -> None:
     """Train, or train on; then write the averaged model down in one piece, and its adapter."""
     config = make_config(
         steps,
@@ -132,6 +136,8 @@ def run(folder: Path, case: Case, steps: int) -> None:
         sample_every=2 * (case.watch == "all"),
         validate_every=2 * (case.watch != "nothing"),
     )
+    if num_processes == 1:  # rows are whole
+        config = replace(config, sharding=replace(config.sharding, context_parallel_degree=1))
     watcher = Watcher(folder)
     watching = (watcher.sample, watcher.validate) if case.watch == "all" else (None, None)
     words = (*watching, make_mixture(drop=0.0, seed=1))
@@ -157,14 +163,14 @@ def write(model: UnifiedModel, folder: Path) -> bool:
     return True
 
 
-def run_all(folder: Path) -> None:
+def run_all(folder: Path, num_processes: int = 1) -> None:
     """Every case, in a folder of its own."""
     for name, case in CASES.items():
         if case.stops_at is not None:
-            run(folder / name, replace(case, sharding=case.before or case.sharding), case.stops_at)
-        run(folder / name, case, case.num_steps)
+            run(folder / name, replace(case, sharding=case.before or case.sharding), case.stops_at, num_processes)
+        run(folder / name, case, case.num_steps, num_processes)
 
 
 if __name__ == "__main__":
-    run_all(Path(sys.argv[1]))
+    run_all(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
     leave_group()

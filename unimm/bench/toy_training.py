@@ -38,12 +38,14 @@ from unimm.training.trainer import Trainer, TrainerConfig
 SAVE_EVERY = 3
 PARTS = ("vision", "projector", "trunk", "text_embedding", "text_head", "code_embedding", "code_head")
 SEED = 0
+SHARDINGS = ("ddp", "fsdp", "context")
+"""Whole in each process; in shards; in shards, with rows that all processes share (context parallelism)."""
 
 
 @dataclass(frozen=True)
 class ToyTraining:
     """One training: of a "unified" model or of an image "tokenizer" (with its averaged weights and an adversary). sharding: how
-    several processes hold a unified one."""
+    several processes hold a unified one: one of `SHARDINGS`."""
 
     model: str
     num_steps: int
@@ -105,9 +107,15 @@ def _make_unified(training: ToyTraining, folder: Path) -> Trainer:
         save_every=SAVE_EVERY,
         save_minutes=60.0,
         num_workers=training.num_workers,
-        sharding=Sharding(training.sharding),
+        sharding=_sharding(training),
     )
     return Trainer(Likelihood(model), Mixture(sources, template, SEED), config, folder, "cpu")
+
+
+def _sharding(training: ToyTraining) -> Sharding:
+    if training.sharding == "context":
+        return Sharding("fsdp", context_parallel_degree=training.num_processes)
+    return Sharding(training.sharding)
 
 
 def _make_tokenizer(training: ToyTraining, folder: Path) -> TokenizerTrainer:

@@ -34,6 +34,7 @@ from unimm.runtime.environment import cgroup_memory, usable_cores
 from unimm.training.flops import PEAKS, peak_of
 from unimm.training.memory import Machine, Memory, PassSizes, estimate
 from unimm.training.objectives.likelihood import Objective
+from unimm.training.sharding import check_context, num_groups
 from unimm.training.trainable_parts import freeze
 from unimm.training.trainer_config import TrainerConfig
 
@@ -117,17 +118,20 @@ def check(config: DictConfig, options: Options) -> Report:
     device = torch.device("cuda") if options.gpu else choose_device(config.device)
     is_bf16 = trainer.precision != "no" and (bool(options.gpu) or choose_precision(trainer.precision, device) == "bf16")
     machine = Machine(options.gpus, device.type, is_bf16)
+    check_context(objective, trainer.sharding, trainer.num_positions)
     plan = Plan(learner.mixture, trainer.num_positions, trainer.num_rows)
-    step = Steps(plan, trainer.num_micro_batches, 0, options.gpus)[0]
+    groups = num_groups(trainer.sharding, options.gpus)
+    step = Steps(plan, trainer.num_micro_batches, 0, groups)[0]
     for batch in step.batches:
         objective.check(batch)
-    sizes = [PassSizes.of(batch, objective.model) for batch in step.batches]
+    degree = trainer.sharding.context_parallel_degree
+    sizes = [PassSizes.of(batch, objective.model, degree) for batch in step.batches]
     largest = replace(sizes[0], **_largest(sizes))
     memory = estimate(objective, trainer, largest, machine)
     report = Report({"memory": memory.parts()})
     _fit_memory(report, memory, options, device)
     _fit_time(report, objective, trainer, step, options, device, is_bf16)
-    _fit_data(report, learner.mixture, trainer, step, options)
+    _fit_data(report, learner.mixture, trainer, step, groups)
     _fit_disk(report, objective, memory, config, options, trainer)
     report.figures["notes"] = learner.notes
     return report
@@ -159,7 +163,8 @@ def _fit_memory(report: Report, memory: Memory, options: Options, device: torch.
         report.problems.append(
             f"A process needs {memory.peak / 1e9:.1f} GB, and {name} has {room / 1e9:.1f} GB to plan with: raise "
             f"trainer.num_micro_batches, take trainer.activation_checkpointing=selective, or share the model by "
-            f"trainer.sharding.strategy=fsdp over more GPUs."
+            f"trainer.sharding.strategy=fsdp over more GPUs; what long rows take, GPUs share by "
+            f"trainer.sharding.context_parallel_degree=2."
         )
 
 
@@ -173,16 +178,17 @@ def _fit_time(
     is_bf16: bool,
 ) -> None:
     """Tokens, images and seconds a step; all processes are taken to have as much to do as the first."""
-    count = objective.flop_count()
+    count, degree = objective.flop_count(), trainer.sharding.context_parallel_degree
+    groups = options.gpus // degree
     figures = {
-        "tokens_a_step": options.gpus * sum(batch.num_elements for batch in step.batches),
+        "tokens_a_step": groups * sum(batch.num_elements for batch in step.batches),
         "positions_a_step": trainer.num_rows * trainer.num_positions,
-        "images_a_step": options.gpus * sum(batch.num_images for batch in step.batches),
+        "images_a_step": groups * sum(batch.num_images for batch in step.batches),
         "steps": trainer.budget.max_steps,
     }
     peak = 1e12 * trainer.peak_tflops if trainer.peak_tflops else _peak(options, device, is_bf16)
     if count is not None and peak is not None:
-        flops = sum(count.of(batch) for batch in step.batches)
+        flops = sum(count.of(batch) for batch in step.batches) / degree
         seconds = flops / (options.mfu * peak)
         figures |= {"tflop_a_step": options.gpus * flops / 1e12, "mfu": options.mfu, "peak_tflops": peak / 1e12}
         figures |= {"seconds_a_step": seconds, "steps_a_day": DAY / seconds}
@@ -205,9 +211,9 @@ def _peak(options: Options, device: torch.device, is_bf16: bool) -> float | None
     return 1e9 * measure_speed(torch.bfloat16 if is_bf16 else torch.float32).product * min(1.0, usable_cores() / options.gpus)
 
 
-def _fit_data(report: Report, mixture: Mixture, trainer: TrainerConfig, step: StepBatch, options: Options) -> None:
-    """Records of each source, how often they are seen, and how many codes are missing."""
-    samples, steps = len(step.samples) * options.gpus, report.figures["step"]["steps"]
+def _fit_data(report: Report, mixture: Mixture, trainer: TrainerConfig, step: StepBatch, groups: int) -> None:
+    """Records of each source, how often they are seen, and how many codes are missing. groups: of processes that share rows."""
+    samples, steps = len(step.samples) * groups, report.figures["step"]["steps"]
     report.figures["samples_a_step"] = samples
     shares = mixture.mean_shares(steps or 1)
     report.figures["data"] = {}

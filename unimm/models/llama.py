@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from unimm.models.attention import BACKENDS, Mask, attend_within_documents
+from unimm.models.context_parallel import ContextGroup, SplitMask
 
 LLAMA_SHAPED = ("llama", "qwen2", "qwen3")
 
@@ -70,16 +71,20 @@ class LlamaTrunk(nn.Module):
     def forward(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: Mask,
+        attention_mask: "Mask | SplitMask",
         position_ids: torch.Tensor,
         cache: Any = None,
         loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T, D) -> (B, T, D), or (1, M, D) of those positions, counted over all rows.
 
+        attention_mask: a `SplitMask` where each process of a group holds a part of the positions, and all those of
+            `position_ids` (B, T).
         cache: a `transformers` Cache, which keys and values are written to; none in training.
         """
         turns = self.rotary_emb(inputs_embeds, position_ids)
+        if isinstance(attention_mask, SplitMask):  # cut afterwards: frequencies may depend on the longest document
+            turns = tuple(attention_mask.context.own(turn) for turn in turns)
         hidden = inputs_embeds
         for layer in self.layers:
             hidden = layer(hidden, turns, attention_mask, cache, loss_positions_M)
@@ -178,10 +183,13 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.index, self.is_last = index, index == config.num_hidden_layers - 1
         self._within_documents: Callable[..., Any] = _within_documents
+        self._to_heads: Callable[..., Any] = ContextGroup.to_heads
+        self._to_positions: Callable[..., Any] = ContextGroup.to_positions
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         # Here, since it loads dynamo, half a second that inference would spend for nothing.
-        self._within_documents = cast(Any, torch.compiler.disable(_within_documents))
+        for name in ("_within_documents", "_to_heads", "_to_positions"):
+            setattr(self, name, cast(Any, torch.compiler.disable(getattr(self, name))))
         super().compile(*args, **kwargs)
 
     def forward(
@@ -192,26 +200,41 @@ class DecoderLayer(nn.Module):
         cache: Any = None,
         loss_positions_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """turns: cosines and sines (B, T, E). mask: of `unimm.models.attention`. cache: a `transformers` Cache, or none."""
+        """turns: cosines and sines (B, T, E). mask: of `unimm.models.attention`, or a `SplitMask` of it. cache: a
+        `transformers` Cache, or none."""
         attention = self.self_attn
         query, key, value = self._heads(hidden_BTD, turns)
         dropout = attention.attention_dropout if attention.training else 0.0
-        if attention.config._attn_implementation == "documents":
-            # In the values' dtype, as `attend_by_document` does; here, where it can be compiled.
-            query, key = (query * attention.scaling).to(value.dtype), key.to(value.dtype)
+        is_by_document = attention.config._attn_implementation == "documents"
+        # Queries and keys that a norm has widened under autocast are as the values again: kernels take one dtype. By document
+        # queries are scaled before, as `attend_by_document` does it; here, where it can be compiled.
+        query, key = (query * attention.scaling if is_by_document else query).to(value.dtype), key.to(value.dtype)
+        if isinstance(mask, SplitMask):
+            seen, hidden = self._attend_split((query, key, value), mask, dropout), hidden_BTD
+        elif is_by_document:
             seen, hidden = self._within_documents(
                 self.is_last, (query, key, value), hidden_BTD, mask, loss_positions_M, dropout
             )
         else:
-            # Queries and keys that a norm has widened under autocast are as the values again: kernels take one dtype.
-            query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
             if cache is not None:
                 key, value = cache.update(key, value, self.index)
             seen, hidden = _within_rows(attention, (query, key, value), mask, dropout), hidden_BTD
-            if self.is_last and loss_positions_M is not None:
-                seen, hidden = (x.flatten(0, 1)[loss_positions_M][None] for x in (seen, hidden))
+        if self.is_last and loss_positions_M is not None and (isinstance(mask, SplitMask) or not is_by_document):
+            seen, hidden = (x.flatten(0, 1)[loss_positions_M][None] for x in (seen, hidden))
         hidden = hidden + attention.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def _attend_split(self, heads: tuple[torch.Tensor, ...], mask: SplitMask, dropout: float) -> torch.Tensor:
+        """(B, S, H * E): what the positions that this process holds gather over whole rows, whose others its group holds."""
+        attention = self.self_attn
+        heads = self._to_heads(mask.context, *heads)
+        if attention.config._attn_implementation == "documents":
+            seen, _ = self._within_documents(False, heads, heads[0], mask.mask, None, dropout)
+        else:
+            query, key, value = (x.transpose(1, 2) for x in heads)
+            seen = _within_rows(attention, (query, key, value), mask.mask, dropout)
+        return self._to_positions(mask.context, seen)
 
     def attention_weights(
         self, hidden_BTD: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor], mask_B1TS: torch.Tensor
@@ -266,7 +289,7 @@ def _within_rows(
         return attend(attention, *heads_BHTE, mask, scaling=attention.scaling, dropout=dropout)[0].flatten(2)
     # Keys repeated rather than `enable_gqa`, which with a mask takes the slow kernel.
     query, key, value = heads_BHTE
-    key, value = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (key, value))
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     seen_BHTE = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=attention.scaling)
     return seen_BHTE.transpose(1, 2).flatten(2)
 

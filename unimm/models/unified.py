@@ -18,8 +18,9 @@ from transformers.cache_utils import Cache
 
 from unimm.batch import PADDING, Batch
 from unimm.models.attention import Mask, cache_keyword, mask_of, register_documents
+from unimm.models.context_parallel import ContextGroup, SplitMask
 from unimm.models.llama import LlamaTrunk, is_llama_shaped
-from unimm.models.ports.base import LossSums, Port, PortConfig, PredictedPort
+from unimm.models.ports.base import LossSums, Port, PortConfig, PredictedPort, mismatch
 from unimm.models.ports.pixels import PixelsPort
 from unimm.models.ports.vocabulary import CodesConfig, TextPort, VocabularyPort
 from unimm.models.vision.projectors import ProjectorConfig, ProjectorSettings
@@ -71,6 +72,8 @@ class UnifiedConfig:
 class UnifiedModel(nn.Module):
     """Everything that is trained together. The image tokenizer is not part of it: codes come from the data.
 
+    context: the processes that share the positions of rows while it trains; None: each has whole rows.
+
     Raises ValueError where a port cannot have the name or the kind that it is given.
     """
 
@@ -82,6 +85,7 @@ class UnifiedModel(nn.Module):
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__()
         self.config = config
+        self.context: ContextGroup | None = None
         trunk_config = config.trunk_config()
         self.width: int = trunk_config.hidden_size
         self.skips_unused_positions = is_llama_shaped(trunk_config)  # of the last layer, where no loss is
@@ -171,18 +175,25 @@ class UnifiedModel(nn.Module):
                     raise ValueError(f"The model {what} {known}, not {Kind.of(number).name}: leave it out, or add its port.")
 
     def forward(self, batch: Batch) -> dict[Kind, LossSums]:
-        """The losses of everything that is learned in a batch, as sums and counts a kind."""
+        """The losses of everything that is learned in a batch, as sums and counts a kind; where a group of processes shares its
+        rows, this one's share of them."""
         positions_M, hidden_MD, is_read = self.hidden_of_targets(batch)
         sums = {}
         for kind, port in self.predicted_ports.items():
-            targets = port.targets(batch, positions_M[is_read[kind]])
-            sums[kind] = port.loss(hidden_MD[is_read[kind]], *targets)
+            where_n, hidden_nD = positions_M[is_read[kind]], hidden_MD[is_read[kind]]
+            if self.context is None or isinstance(port, VocabularyPort):
+                sums[kind] = port.loss(hidden_nD, *port.targets(batch, where_n))
+            else:  # what is predicted as a whole may lie with several: each computes all of it, for an equal share of the sums
+                where_n = port.is_read(batch).flatten().nonzero().squeeze(1)
+                hidden_nD = self.context.gather(hidden_nD, where_n, batch.tokens.shape[1])
+                of_all = port.loss(hidden_nD, *port.targets(batch, where_n))
+                sums[kind] = LossSums(*(one / self.context.count for one in of_all))
         return sums
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(B, T) float32, or float64 where its weights are: the log-probability of every target, at the position that predicts
         it, whatever its weight; 0 where nothing is learned. It can be differentiated: what objectives compare that ask more
-        than a sum.
+        than a sum. All processes of a group that shares its rows get those of whole rows.
 
         Raises:
             ValueError: something is learned that is no id of a vocabulary.
@@ -196,44 +207,59 @@ class UnifiedModel(nn.Module):
                 values_N = values_N.index_put((where_n,), port.log_probs(hidden_MD[is_read[kind]], targets_n))
             elif len(where_n):
                 raise ValueError(f"Elements of {kind.name} have no log-probability here: they are no ids of a vocabulary.")
+        if self.context is not None:
+            every_N = torch.arange(len(values_N), device=values_N.device)
+            own_m = self.context.own_positions(batch.tokens)
+            values_N = self.context.gather(values_N[own_m], every_N, batch.tokens.shape[1])
         return values_N.view(batch.tokens.shape)
 
     def hidden_of_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[Kind, torch.Tensor]]:
         """The positions (M,) whose hidden states losses read, counted over all rows, and others for a round number; these
-        states (M, D); and which of them each kind reads, (M,) bool. Of the last layer nothing else is computed."""
+        states (M, D); and which of them each kind reads, (M,) bool. Of the last layer nothing else is computed. Where a group
+        of processes shares rows, those that this one holds."""
         mask = mask_of(self.trunk.config._attn_implementation, batch)
-        is_read_N = {kind: port.is_read(batch).flatten() for kind, port in self.predicted_ports.items()}
-        any_N = torch.stack(list(is_read_N.values())).any(0)
-        positions_M = _rounded_up(any_N).nonzero().squeeze(1)
+        is_read_BT = {kind: port.is_read(batch) for kind, port in self.predicted_ports.items()}
+        if self.context is not None:
+            mask = SplitMask(mask, self.context)
+            is_read_BT = {kind: self.context.own(one_BT) for kind, one_BT in is_read_BT.items()}
+        is_read_N = {kind: one_BT.flatten() for kind, one_BT in is_read_BT.items()}
+        positions_M = _rounded_up(torch.stack(list(is_read_N.values())).any(0)).nonzero().squeeze(1)
         hidden_MD = self.hidden(self.embed(batch), mask, batch.positions, loss_positions_M=positions_M)
-        return positions_M, hidden_MD, {kind: is_read[positions_M] for kind, is_read in is_read_N.items()}
+        is_read_M = {kind: is_read[positions_M] for kind, is_read in is_read_N.items()}
+        if self.context is not None:
+            positions_M = self.context.own_positions(batch.tokens)[positions_M]
+        return positions_M, hidden_MD, is_read_M
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """(B, T, D): every port embeds its own elements, also when there are none.
+        """(B, T, D): every port embeds its own elements, also when there are none. Where a group of processes shares rows,
+        (B, S, D) of the positions that this one holds.
 
         Raises:
             ValueError: the content of a kind, such as images, does not take as many positions as the batch holds for it.
         """
-        kinds_n = batch.kinds.flatten()
+        context, kinds_BT = self.context, batch.kinds
+        own_n = None if context is None else context.own_positions(kinds_BT)
+        kinds_BT = kinds_BT if context is None else context.own(kinds_BT)
+        kinds_n = kinds_BT.flatten()
         embeddings_nD = None
         for kind, port in self.ports.items():
             where_m = (kinds_n == kind).nonzero().squeeze(1)
-            values_mD = port.embed(port.content(batch, where_m))
+            if context is None or own_n is None:
+                values_mD = port.embed(port.content(batch, where_m))
+            else:
+                values_mD = port.embed_own(batch, own_n[where_m], context)
             if len(values_mD) != len(where_m):
-                raise ValueError(
-                    f"The batch holds {len(where_m)} positions of {kind.name}, but its content takes {len(values_mD)}: "
-                    f"image size, patch size, projector and the number of positions a segment claims must agree."
-                )
+                raise mismatch(kind, len(where_m), len(values_mD))
             if embeddings_nD is None:
                 embeddings_nD = values_mD.new_zeros(len(kinds_n), self.width)
             embeddings_nD = embeddings_nD.index_put((where_m,), values_mD.to(embeddings_nD.dtype))
         assert embeddings_nD is not None
-        return embeddings_nD.view(*batch.kinds.shape, self.width)
+        return embeddings_nD.view(*kinds_BT.shape, self.width)
 
     def hidden(
         self,
         embeddings_BTD: torch.Tensor,
-        mask: Mask,
+        mask: "Mask | SplitMask",
         positions_BT: torch.Tensor,
         cache: Cache | None = None,
         loss_positions_M: torch.Tensor | None = None,
@@ -241,7 +267,8 @@ class UnifiedModel(nn.Module):
         """The trunk: (B, T, D) -> (B, T, D), or (M, D) of some positions, counted over all rows.
 
         mask: as the attention backend takes it (`unimm.models.attention`): for "sdpa" (B, 1, T, S) bool, true where a position
-            may look; S counts what the cache holds too.
+            may look; S counts what the cache holds too. A `SplitMask` where embeddings are those that one process of a group
+            holds, while positions are of whole rows.
         loss_positions_M: (M,) long, rising; not with a cache.
         """
         if self.skips_unused_positions:

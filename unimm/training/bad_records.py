@@ -132,9 +132,11 @@ class BadBudget:
         ranks: the processes of the run, all of which call this.
         kept: bytes of the list that are of the steps before the one that the run goes on with: what was listed later is met
             again. 0 for a run that begins: what is listed there is of another. None: all.
+        lists: whether this process lists what it meets; else another one that reads the same does.
     """
 
-    def __init__(self, folder: Path, data: Mixture | ImageBatches, ranks: Ranks, kept: int | None) -> None:
+    def __init__(self, folder: Path, data: Mixture | ImageBatches, ranks: Ranks, kept: int | None, lists: bool = True) -> None:
+        self._lists = lists
         self.path, self.data, self.max_bad = folder / BAD_RECORDS, data, data.max_bad
         if ranks.number == 0 and self.path.is_file():
             if kept == 0:
@@ -162,6 +164,9 @@ class BadBudget:
             self.bad |= self._read()
             new = {key: one for key, one in new.items() if key not in self.bad}
         if not new:
+            return
+        if not self._lists:
+            self.bad |= new
             return
         if not self.bad:
             one = next(iter(new.values()))

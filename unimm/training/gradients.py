@@ -120,7 +120,8 @@ class StepGradient:
 
     def _read(self, batch: Batch) -> Read:
         self.objective.check(batch)
-        return Read.of(batch, self.flop_count)
+        context = self.objective.model.context
+        return Read.of(batch, self.flop_count, 1 if context is None else context.count)
 
     def _forward(self, batch: Batch) -> Any:
         with self.accelerator.autocast():
@@ -139,9 +140,12 @@ class StepGradient:
         return total
 
     def counts(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """What this process adds to the counts that sums are divided by: of all its micro-batches, on the CPU."""
+        """What this process adds to the counts that sums are divided by: of all its micro-batches, on the CPU. Rows that
+        several share are counted by the first of them."""
         own = [self.objective.counts(batch) for batch in batches]
-        return {name: torch.stack([counted[name] for counted in own]).sum() for name in own[0]}
+        context = self.objective.model.context
+        times = float(context is None or context.number == 0)
+        return {name: times * torch.stack([counted[name] for counted in own]).sum() for name in own[0]}
 
     def global_counts(self, batches: list[Batch], totals: list[float] | None = None) -> dict[str, Tensor]:
         """What each sum is divided by: its count over all micro-batches of all ranks, at least 1."""

@@ -34,10 +34,12 @@ class HeldOut:
     ) -> dict[str, float] | None:
         """The mean of each loss, as loss_NAME, and their weighted sum, as loss; None where it was stopped.
 
-        Every process calls it at the same step, and gets the same. The objective is in eval mode.
+        Every process calls it at the same step, and gets the same. The objective is in eval mode. Processes that share rows
+        share their batches.
         """
         sums: dict[str, torch.Tensor] = {}
-        for _, batch in self.batches(accelerator.process_index, accelerator.num_processes):
+        sharing = 1 if objective.model.context is None else objective.model.context.count
+        for _, batch in self.batches(accelerator.process_index // sharing, accelerator.num_processes // sharing):
             if is_stopped():
                 return None
             objective.check(batch)

@@ -192,15 +192,17 @@ class ProgressLine:
 class Read(NamedTuple):
     """How much of something was read: positions that are no padding, all positions, images, operations."""
 
-    elements: int
-    positions: int
-    images: int
-    flops: int
+    elements: float
+    positions: float
+    images: float
+    flops: float
 
     @classmethod
-    def of(cls, batch: Batch, flop_count: FlopCount | None = None) -> "Read":
-        """Of a batch that still lies in main memory."""
-        return cls(batch.num_elements, batch.tokens.numel(), batch.num_images, flop_count.of(batch) if flop_count else 0)
+    def of(cls, batch: Batch, flop_count: FlopCount | None = None, num_sharing: int = 1) -> "Read":
+        """Of a batch that still lies in main memory, which so many processes share."""
+        flops = flop_count.of(batch) if flop_count else 0
+        every = (batch.num_elements, batch.tokens.numel(), batch.num_images, flops)
+        return cls(*(one / num_sharing for one in every))
 
 
 class Meter:

@@ -4,7 +4,8 @@ Weights, gradients, averages and what optimizers keep are counted by formula. Wh
 measured: the model's own code runs with fake tensors (`FakeTensorMode`), which have sizes and no content, and every allocation
 is counted while it lives. Attention is taken to keep queries, keys, values and what it gives, as all fused kernels do; its
 workspace, what the allocator wastes and the runtime's own (a GPU's context is about 1 GB) are not in it. Nor is a kind whose
-loss is not by a vocabulary, such as a flow's, beside its positions in the trunk.
+loss is not by a vocabulary, such as a flow's, beside its positions in the trunk. Where processes share rows, it is the largest
+share of each thing, and what an exchange sends and receives.
 
     before a step     weights, averages, optimizer state
     in a pass         + activations and logits, + gradients as they come, + layers that are gathered from shards
@@ -26,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unimm.batch import Batch
-from unimm.models import attention, llama
+from unimm.models import attention, context_parallel, llama
+from unimm.models.context_parallel import ContextGroup, SplitMask
 from unimm.models.ports import vocabulary
 from unimm.models.ports.pixels import PixelsPort
 from unimm.models.ports.vocabulary import VocabularyPort
@@ -64,10 +66,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class PassSizes:
-    """What a micro-batch asks of a model.
+    """What a micro-batch asks of a model in one process.
 
-    elements: positions of each kind. learned: positions that predict each kind. looked: images that go through the vision
-    tower. stored: the shape of the features that others have.
+    num_positions: of a row; a process holds an equal part where several share rows. elements: positions of each kind. learned:
+    positions that predict each kind. looked: images that go through the vision tower. stored: the shape of the features that
+    others have.
     """
 
     num_rows: int
@@ -78,16 +81,21 @@ class PassSizes:
     stored: tuple[int, ...]
 
     @classmethod
-    def of(cls, batch: Batch, model: UnifiedModel) -> "PassSizes":
-        """Of a batch."""
+    def of(cls, batch: Batch, model: UnifiedModel, num_sharing: int = 1) -> "PassSizes":
+        """Of a batch that so many processes share: the largest number of each."""
         num_rows, num_positions = batch.tokens.shape
+
+        def most(is_there_BT: Tensor) -> int:
+            return max(int(part.sum()) for part in is_there_BT.chunk(num_sharing, 1))
+
+        num_stored, *of_image = batch.images.features.shape
         return cls(
             num_rows,
             num_positions,
-            {kind: int((batch.kinds == kind).sum()) for kind in model.ports},
-            {kind: int(port.is_read(batch).sum()) for kind, port in model.predicted_ports.items()},
-            len(batch.images.pixels),
-            tuple(batch.images.features.shape),
+            {kind: most(batch.kinds == kind) for kind in model.ports},
+            {kind: most(port.is_read(batch)) for kind, port in model.predicted_ports.items()},
+            -(-len(batch.images.pixels) // num_sharing),
+            (-(-num_stored // num_sharing), *of_image),
         )
 
 
@@ -125,7 +133,8 @@ def estimate(objective: Objective, config: TrainerConfig, sizes: PassSizes, mach
     groups = parameter_groups(objective.parts(), learning, config.optimizer, objective.hidden_parts())
     state = sum((2 if name == "adamw" else 1) * _bytes(one["params"]) for name in groups for one in groups[name]) // shards
     update = max((_muon_bytes(one["params"], machine.muon_dtype) for one in groups["muon"]), default=0)
-    in_pass = measure_passes(objective, sizes, min(2, config.num_micro_batches), config.activation_checkpointing, machine)
+    num_passes, degree = min(2, config.num_micro_batches), config.sharding.context_parallel_degree
+    in_pass = measure_passes(objective, sizes, num_passes, config.activation_checkpointing, machine, degree)
     gathered = 0
     if shards > 1:  # the layer that is used and the one that is fetched meanwhile, and a gradient that leaves in float32
         largest = max(_bytes(layer.parameters()) for layer in objective.layers())
@@ -135,10 +144,13 @@ def estimate(objective: Objective, config: TrainerConfig, sizes: PassSizes, mach
     return Memory(weights, kept, gradients, averages, state, max(0, in_pass - gradients), gathered, update, peak)
 
 
-def measure_passes(objective: Objective, sizes: PassSizes, num_passes: int, checkpointing: str, machine: Machine) -> int:
+def measure_passes(
+    objective: Objective, sizes: PassSizes, num_passes: int, checkpointing: str, machine: Machine, num_sharing: int = 1
+) -> int:
     """Bytes beside weights at most, from before the first pass to the end of the last: activations, logits, and gradients,
-    which stay where there are several passes."""
+    which stay where there are several passes. num_sharing: processes that share rows."""
     stand_ins = (
+        (context_parallel, "all_to_all", _receive),
         (attention, "attend_within_documents", _attend),
         (llama, "attend_within_documents", _attend),
         (F, "scaled_dot_product_attention", _attend_plainly),
@@ -156,7 +168,7 @@ def measure_passes(objective: Objective, sizes: PassSizes, num_passes: int, chec
         counted = stack.enter_context(AllocationPeak())
         for _ in range(num_passes):
             with torch.autocast("cpu", torch.bfloat16) if machine.is_bf16 else nullcontext():
-                loss = _loss(fake.model, sizes)
+                loss = _loss(fake.model, sizes, num_sharing)
             if loss.requires_grad:
                 loss.backward()
             del loss
@@ -193,17 +205,19 @@ class AllocationPeak(TorchDispatchMode):
         self.live -= size
 
 
-def _loss(model: UnifiedModel, sizes: PassSizes) -> Tensor:
+def _loss(model: UnifiedModel, sizes: PassSizes, num_sharing: int) -> Tensor:
     """As the model computes it, of a batch's sizes: where things stand is content, which fake tensors do not have."""
-    num_all = sizes.num_rows * sizes.num_positions
+    num_all = sizes.num_rows * sizes.num_positions // num_sharing
     embeddings_ND = torch.zeros(num_all, model.width)
     for kind, port in model.ports.items():
-        values_nD = _embeddings(port, sizes, sizes.elements[kind])
+        values_nD = _embeddings(port, sizes, sizes.elements[kind], num_sharing)
         if values_nD is not None:
             embeddings_ND = embeddings_ND.to(values_nD.dtype).index_put((_ids(len(values_nD)),), values_nD)
     positions_M = _ids(min(-(-sum(sizes.learned.values()) // ROUND_LOSS_POSITIONS) * ROUND_LOSS_POSITIONS, num_all))
-    embeddings_BTD = embeddings_ND.view(sizes.num_rows, sizes.num_positions, model.width)
-    hidden_MD = model.hidden(embeddings_BTD, _ids(1), _ids(num_all).view(sizes.num_rows, -1), loss_positions_M=positions_M)
+    embeddings_BTD = embeddings_ND.view(sizes.num_rows, -1, model.width)
+    positions_BT = _ids(sizes.num_rows * sizes.num_positions).view(sizes.num_rows, -1)
+    mask = _ids(1) if num_sharing == 1 else SplitMask(_ids(1), ContextGroup(None, 0, num_sharing))
+    hidden_MD = model.hidden(embeddings_BTD, mask, positions_BT, loss_positions_M=positions_M)
     losses = []
     for kind, port in model.predicted_ports.items():
         if isinstance(port, VocabularyPort):
@@ -216,7 +230,11 @@ def _ids(num: int) -> Tensor:
     return torch.zeros(num, dtype=torch.long)
 
 
-def _embeddings(port: Any, sizes: PassSizes, num: int) -> Tensor | None:
+def _receive(x_n: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    return x_n.contiguous().new_empty(sum(received), *x_n.shape[1:])
+
+
+def _embeddings(port: Any, sizes: PassSizes, num: int, num_sharing: int) -> Tensor | None:
     if isinstance(port, VocabularyPort):
         return port.embed(_ids(num))
     if not isinstance(port, PixelsPort):
@@ -226,6 +244,8 @@ def _embeddings(port: Any, sizes: PassSizes, num: int) -> Tensor | None:
     if sizes.stored[0]:
         features_NPC = torch.cat([features_NPC, torch.zeros(sizes.stored).to(features_NPC.dtype)])
     embeddings_nD = port.projector(features_NPC).flatten(0, 1)
+    if num_sharing > 1:
+        return ContextGroup(None, 0, num_sharing).exchange(embeddings_nD, [len(embeddings_nD)], [num])
     return embeddings_nD if len(embeddings_nD) == num else embeddings_nD[_ids(num)]
 
 

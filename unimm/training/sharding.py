@@ -1,4 +1,5 @@
-"""How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in replicas of shards (HSDP).
+"""How several processes hold one model: whole in each (DDP), in shards (FSDP2), or in replicas of shards (HSDP); and how many
+of them share rows (context parallelism), which changes nothing of that: gradients are summed over all processes.
 
 PyTorch's `fully_shard` is called as it is: accelerate's wrapper needs the optimizers first and swaps their parameters, which
 ours do not allow. A vision tower that is frozen stays whole in every process and takes part in no exchange; all else
@@ -25,7 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unimm.models.context_parallel import ContextGroup
+from unimm.models.llama import LLAMA_SHAPED
 from unimm.runtime.number_checks import check_whole
+from unimm.runtime.rank_sync import Ranks
 from unimm.training.objectives.likelihood import Objective
 
 STRATEGIES = ("ddp", "fsdp", "hsdp")
@@ -46,12 +50,14 @@ class Sharding:
 
     strategy: "ddp", "fsdp" or "hsdp". shard_size: of hsdp, how many processes share one replica, as a rule those of one
         machine.
+    context_parallel_degree: so many neighbouring processes share the positions of rows; 1: each has whole rows.
 
     Raises ValueError for another strategy, or hsdp without its shard size.
     """
 
     strategy: str = "ddp"
     shard_size: int | None = None
+    context_parallel_degree: int = 1
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -60,6 +66,7 @@ class Sharding:
             raise ValueError("trainer.sharding.shard_size is how many processes share one copy: hsdp needs it, and only hsdp.")
         if self.shard_size is not None:
             check_whole(self, 1, "shard_size")
+        check_whole(self, 1, "context_parallel_degree")
 
     def mesh_shape(self, num_processes: int) -> tuple[int, ...]:
         """Processes that hold shards, before them the copies.
@@ -72,6 +79,68 @@ class Sharding:
         if num_processes % self.shard_size:
             raise ValueError(f"{num_processes} processes do not divide into copies of {self.shard_size}: change shard_size.")
         return (num_processes // self.shard_size, self.shard_size)
+
+
+def num_groups(sharding: Sharding, num_processes: int) -> int:
+    """How many groups of processes share rows; each is given samples of its own.
+
+    Raises:
+        ValueError: the number of processes does not divide.
+    """
+    degree = sharding.context_parallel_degree
+    if degree > num_processes:
+        raise ValueError(
+            f"trainer.sharding.context_parallel_degree={degree} splits rows over {degree} processes, and the run has "
+            f"{num_processes}: start more (torchrun --nproc_per_node {degree}), or lower it."
+        )
+    if num_processes % degree:
+        raise ValueError(
+            f"{num_processes} processes do not divide into groups of {degree} that share rows: change their number, or "
+            f"trainer.sharding.context_parallel_degree."
+        )
+    return num_processes // degree
+
+
+def check_context(objective: Objective, sharding: Sharding, num_positions: int) -> None:
+    """Raises ValueError where rows of so many positions cannot be split for an objective and its model."""
+    degree = sharding.context_parallel_degree
+    if degree == 1:
+        return
+    name, key = type(objective).__name__, "trainer.sharding.context_parallel_degree"
+    says = next(one for one in type(objective).__mro__ if {"forward", "splits_rows"} & vars(one).keys())
+    if not vars(says).get("splits_rows"):
+        raise ValueError(f"The objective {name} takes whole rows, since {objective.why_whole}: leave {key} at 1.")
+    trunk = objective.model.config.trunk_config()
+    if not objective.model.skips_unused_positions:
+        raise ValueError(
+            f"Rows are split for trunks of Llama's shape ({', '.join(LLAMA_SHAPED)}), and this one is {trunk.model_type}, with "
+            f"layers of transformers: leave {key} at 1."
+        )
+    if num_positions % degree:
+        raise ValueError(
+            f"Rows of {num_positions} positions do not divide into {degree} equal parts: change trainer.num_positions to a "
+            f"multiple of {degree}, such as {-(-num_positions // degree) * degree}, or {key}."
+        )
+    heads, of_keys = trunk.num_attention_heads, trunk.num_key_value_heads
+    if heads % degree or (of_keys % degree and degree % of_keys):
+        raise ValueError(
+            f"While rows are split, attention splits its heads: {heads} heads with {of_keys} of keys do not divide by "
+            f"{key}={degree}; take a divisor of both numbers, or one of the first that is a multiple of the second."
+        )
+
+
+def open_context(sharding: Sharding, ranks: Ranks, device: torch.device) -> ContextGroup | None:
+    """The group of this process; all processes must call it. None where each has whole rows.
+
+    Raises:
+        ValueError: the processes do not divide into such groups.
+    """
+    count = sharding.context_parallel_degree
+    shape = (num_groups(sharding, ranks.count), count)
+    if count == 1:
+        return None
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("groups", "context"))
+    return ContextGroup(mesh.get_group("context"), ranks.number % count, count)
 
 
 def shard(objective: Objective, sharding: Sharding, num_processes: int, device: torch.device, is_bf16: bool) -> None:

@@ -35,7 +35,17 @@ from unimm.training.optimizers import Optimizers
 from unimm.training.own_parts import load_stored
 from unimm.training.passes import keep_passes, kept_passes
 from unimm.training.run_state import check_order, order_of_rows
-from unimm.training.sharding import HEAD, FullModelGatherer, let_go, shard, whole, with_heads
+from unimm.training.sharding import (
+    HEAD,
+    FullModelGatherer,
+    check_context,
+    let_go,
+    num_groups,
+    open_context,
+    shard,
+    whole,
+    with_heads,
+)
 from unimm.training.trainable_parts import check_heads, current_name, factors, freeze, hold_frozen, show, stage_table
 from unimm.training.trainer_config import TrainerConfig
 
@@ -77,7 +87,9 @@ class Trainer(Loop):
         self.config = config
         self.mixture = mixture
         self.sample, self.validate = sample, validate
-        num_rows = max(1, config.num_rows // (config.num_micro_batches * self.accelerator.num_processes))
+        check_context(objective, config.sharding, config.num_positions)
+        self.context = open_context(config.sharding, self.ranks, self.accelerator.device)
+        num_rows = max(1, config.num_rows // (config.num_micro_batches * num_groups(config.sharding, self.ranks.count)))
         self.held_out = held_out and HeldOut(held_out, config.num_positions, num_rows)
         if config.attention == "flex_attention" and self.accelerator.device.type == "cpu":
             raise ValueError("FlexAttention learns on GPUs only: leave trainer.attention at auto, or take documents or sdpa.")
@@ -111,7 +123,8 @@ class Trainer(Loop):
         self._passes: dict[str, Any] = {}
         self.resume()
         keep_passes(mixture, folder, self.ranks, self._passes if self.step else None)
-        self.bad = BadBudget(folder, mixture, self.ranks, self.bad_bytes if self.step else 0)
+        lists = self.context is None or self.context.number == 0
+        self.bad = BadBudget(folder, mixture, self.ranks, self.bad_bytes if self.step else 0, lists)
 
     def _distribute(self) -> nn.Module:
         """The objective as several processes hold it."""
@@ -128,7 +141,8 @@ class Trainer(Loop):
         device: where a model in shards is put together for as long; default: where it trains.
         """
         if self.gatherer is None:
-            return function(self.model) if self.is_main else None
+            with self._whole_rows():
+                return function(self.model) if self.is_main else None
         own = self.heads
 
         def run(gathered: nn.ModuleDict) -> T:
@@ -140,6 +154,16 @@ class Trainer(Loop):
             return self.gatherer.run_on_rank0(both, run, self.is_main, where)
         finally:
             self.heads = own
+
+    @contextmanager
+    def _whole_rows(self) -> Iterator[None]:
+        """In this context the model of this process reads rows by itself."""
+        context = self.model.context
+        self.objective.set_context(None)
+        try:
+            yield
+        finally:
+            self.objective.set_context(context)
 
     def averaged(self) -> AbstractContextManager[None]:
         """In this context the model has its averaged weights, and after it its own again; without an average it has its own."""
@@ -154,10 +178,12 @@ class Trainer(Loop):
             self.say(warn_of_cost(self.flop_count, positions, self.precision, has_muon, device))
         self.objective.set_attention(self._attention())
         sources = [source.name for source in self.mixture.sources]
+        self.objective.set_context(self.context)
         try:
             self.run(f"training ({self.config.stage.name})", Meter(1e12 * peak if peak else peak_flops(device), sources))
         finally:
             self.objective.set_attention("sdpa")
+            self.objective.set_context(None)
 
     def _attention(self) -> str:
         if self.config.attention != "auto":
@@ -165,13 +191,13 @@ class Trainer(Loop):
         return attention.choose_attention(self.accelerator.device.type, self.is_compiled)
 
     def data(self) -> Steps:
-        """This rank's steps, by number; says in which shares sources come."""
+        """This rank's steps, by number, the same where ranks share rows; says in which shares sources come."""
         self.say(self.mixture.tell_shares())
         config = self.config
         stored = config.plan and StoredPlan(config.plan, self.mixture, RowLayout(config.num_positions, config.num_rows))
         plan = Plan(self.mixture, config.num_positions, config.num_rows, self.origin, stored or None)
-        ranks = (self.accelerator.process_index, self.accelerator.num_processes)
-        return Steps(plan, self.config.num_micro_batches, *ranks)
+        group = self.ranks.number // config.sharding.context_parallel_degree
+        return Steps(plan, config.num_micro_batches, group, num_groups(config.sharding, self.ranks.count))
 
     def seed(self) -> int:
         """The mixture's."""

@@ -15,7 +15,10 @@ def crash_resume(
     workers: Annotated[list[int] | None, typer.Option(help="Processes that load data; repeat it [default: 0, 1, 2].")] = None,
     processes: Annotated[list[int] | None, typer.Option(help="Processes that train; repeat it [default: 1, 2].")] = None,
     sharding: Annotated[
-        str, typer.Option(help="How several hold a unified model: ddp, whole in each; fsdp, in shards.")
+        str,
+        typer.Option(
+            help="How several hold a unified model: ddp, whole in each; fsdp, in shards; context, in shards, sharing rows."
+        ),
     ] = "ddp",
     out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write what came of it, as JSON.")] = Path(
         "runs/bench/crash_resume.json"

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from unimm.bench.crash_resume import Verdict, run_kills
 from unimm.bench.provenance import provenance
+from unimm.bench.toy_training import SHARDINGS
 from unimm.runtime.atomic_files import check_writable, write_json
 
 console = Console(highlight=False)
@@ -24,8 +25,8 @@ def run(models: list[str], workers: list[int], processes: list[int], sharding: s
     """
     if unknown := set(models) - {"unified", "tokenizer"}:
         raise ValueError(f"There is no training '{unknown.pop()}': choose unified or tokenizer.")
-    if sharding not in ("ddp", "fsdp"):
-        raise ValueError(f"Unknown sharding '{sharding}': use ddp or fsdp.")
+    if sharding not in SHARDINGS:
+        raise ValueError(f"Unknown sharding '{sharding}': use one of {', '.join(SHARDINGS)}.")
     check_writable(out)
     workspace = out.with_name(f"{out.name}.trainings")  # a name of our own: what is there from before is removed
     shutil.rmtree(workspace, ignore_errors=True)

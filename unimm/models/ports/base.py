@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unimm.batch import Batch, Elements
+from unimm.models.context_parallel import ContextGroup
 from unimm.sequence import Image, Kind, Segment
 
 T = TypeVar("T")
@@ -73,6 +74,15 @@ class Port(nn.Module):
         """Content -> embeddings (n, D), one for each position; also of nothing, so that every parameter has a gradient."""
         raise NotImplementedError
 
+    def embed_own(self, batch: Batch, own_n: Tensor, context: ContextGroup) -> Tensor:
+        """(n, D): embeddings of the positions of its kind that this process of a group holds, (n,) long, counted over all rows.
+        By default all processes embed all elements, which may depend on each other, and each takes its own."""
+        every_m = (batch.kinds.flatten() == self.kind).nonzero().squeeze(1)
+        values_mD = self.embed(self.content(batch, every_m))
+        if len(values_mD) != len(every_m):
+            raise mismatch(self.kind, len(every_m), len(values_mD))
+        return values_mD[torch.searchsorted(every_m, own_n)]
+
     def check(self, segment: Segment) -> None:
         """Raises ValueError where a segment of its kind holds what it cannot embed."""
         shape = () if isinstance(segment.content, Image) else segment.content.shape[1:]
@@ -97,6 +107,14 @@ class Port(nn.Module):
     def passes(self, batch: Batch) -> list[Passes]:
         """For each module of `path`, what goes through it in a batch in main memory."""
         return [Passes(int((batch.kinds == self.kind).sum()))] * len(self.path())
+
+
+def mismatch(kind: Kind, num_positions: int, num_embedded: int) -> ValueError:
+    """What to raise where the content of a kind takes other positions than a batch holds for it."""
+    return ValueError(
+        f"The batch holds {num_positions} positions of {kind.name}, but its content takes {num_embedded}: image size, patch "
+        f"size, projector and the number of positions a segment claims must agree."
+    )
 
 
 class Filler(Protocol):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from unimm.batch import Batch, Images, normalise_pixels
-from unimm.models.ports.base import Passes, Port
+from unimm.models.context_parallel import ContextGroup
+from unimm.models.ports.base import Passes, Port, mismatch
 from unimm.models.vision.projectors import group_patches
 from unimm.models.vision.resamplers import Resampler
 from unimm.models.vision.tower import VisionTower
@@ -64,6 +65,21 @@ class PixelsPort(Port):
             pooled_ipD = pool_positions(embeddings_IPD[own_i], count)
             embeddings_nD = embeddings_nD.index_put((where_ip.flatten(),), pooled_ipD.flatten(0, 1))
         return embeddings_nD
+
+    def embed_own(self, batch: Batch, own_n: Tensor, context: ContextGroup) -> Tensor:
+        """Each process of the group looks at its share of the images, wherever they lie, and sends their embeddings to those
+        who hold their positions: the tower is much of the work, and all images of a row may lie in one process' part."""
+        counts_I, where_n = batch.image_spans[:, 2], (batch.kinds.flatten() == self.kind).nonzero().squeeze(1)
+        if len(where_n) != int(counts_I.sum()):
+            raise mismatch(self.kind, len(where_n), int(counts_I.sum()))
+        shares = context.shares(batch.num_images)
+        own = shares[context.number]
+        embeddings_mD = self.embed((batch.images.part(own), counts_I[own]))
+        # (n, n): how many positions of the images that one process looks at lie with another.
+        owners = context.owners(where_n, batch.kinds.shape[1]).split([int(counts_I[share].sum()) for share in shares])
+        table = [one.bincount(minlength=context.count).tolist() for one in owners]
+        sent_mD = embeddings_mD[owners[context.number].argsort(stable=True)]
+        return context.exchange(sent_mD, table[context.number], [row[context.number] for row in table])
 
     def batch_features(self, images: Images) -> Tensor:
         """The images of a batch -> patch features (I, P, C), in reading order: looked at now, or stored before.

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from unimm.batch import Batch
+from unimm.models.context_parallel import ContextGroup
 from unimm.models.ports.base import LossSums, PredictedPort
 from unimm.models.vision.projectors import MLP
 from unimm.runtime.number_checks import check_whole
@@ -49,6 +50,9 @@ class VocabularyPort(PredictedPort):
     def embed(self, content: Tensor) -> Tensor:
         """ids (n,) -> embeddings (n, D)."""
         raise NotImplementedError
+
+    def embed_own(self, batch: Batch, own_n: Tensor, context: ContextGroup) -> Tensor:
+        return self.embed(self.content(batch, own_n))
 
     def check(self, segment: Segment) -> None:
         ids, most = segment.content_ids, self.vocabulary_size

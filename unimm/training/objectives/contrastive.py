@@ -63,6 +63,7 @@ class Contrastive(JointObjective):
     Raises ValueError for another loss.
     """
 
+    why_whole: ClassVar[str] = "its towers look at pairs of images and texts, and it runs no Transformer over rows"
     own_stage: ClassVar[str | None] = "contrastive"
 
     def __init__(

@@ -23,7 +23,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,8 @@ class GRPO(Objective):
 
     With adapters the reference is the model without them; else it is a copy. Raises ValueError for settings that make no sense.
     """
+
+    why_whole: ClassVar[str] = "every process makes rollouts of its own, with the whole model"
 
     def __init__(
         self,

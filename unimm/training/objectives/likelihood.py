@@ -16,6 +16,7 @@ from torch import nn
 
 from unimm.batch import Batch
 from unimm.data.mixture import Mixture
+from unimm.models.context_parallel import ContextGroup
 from unimm.models.ports.base import LossSums
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.rank_sync import Ranks
@@ -41,6 +42,9 @@ class Objective(nn.Module):
     """What every objective offers.
 
     is_additive: whether the sums of a step are those of its micro-batches, added up.
+    splits_rows: whether `forward` takes rows that a group of processes shares (`unimm.models.context_parallel`): what the
+        processes of a group give of the same batch then adds up to its sums. The class that has the `forward` says so.
+    why_whole: why it takes whole rows only, as the end of a sentence.
     own_stage: the stage that was made for it (conf/stage), which an error names; None: there is none.
     weights: of its mean losses by name, where the trainer's settings name no other; 1 where neither does.
     frozen: networks that it needs and that nothing changes, such as a reference model, by name. The trainer moves them to its
@@ -49,6 +53,8 @@ class Objective(nn.Module):
 
     model: UnifiedModel
     is_additive: ClassVar[bool] = True
+    splits_rows: ClassVar[bool] = False
+    why_whole: ClassVar[str] = "its class does not say that a group of processes may share them (splits_rows)"
     own_stage: ClassVar[str | None] = None
 
     def __init__(self) -> None:
@@ -111,6 +117,19 @@ class Objective(nn.Module):
             if isinstance(module, UnifiedModel):
                 module.set_attention(backend)
 
+    def set_context(self, context: ContextGroup | None) -> None:
+        """Sets the processes that share the rows of the model, and of the frozen modules that read rows."""
+        for module in (self.model, *self.frozen.values()):
+            if isinstance(module, UnifiedModel):
+                module.context = context
+
+    def shared(self, sums: dict[str, LossSums]) -> dict[str, LossSums]:
+        """Sums that all processes of a group compute alike, of whole rows, as the share of each."""
+        context = self.model.context
+        if context is None:
+            return sums
+        return {name: LossSums(*(one / context.count for one in term)) for name, term in sums.items()}
+
     def after_update(self) -> None:
         """Called after every update of the weights, such as to keep one in its bounds."""
 
@@ -139,6 +158,7 @@ class JointObjective(Objective):
     """
 
     is_additive: ClassVar[bool] = False
+    why_whole: ClassVar[str] = "it compares every sample with all others of the step, of which each is one process' own"
 
     def forward(self, batch: Batch) -> Any:
         """Tensors by name, each with a first dimension that differs from batch to batch: dict[str, Tensor]."""
@@ -154,6 +174,8 @@ class JointObjective(Objective):
 
 class Likelihood(Objective):
     """The likelihood of every element that a batch says is learned."""
+
+    splits_rows: ClassVar[bool] = True
 
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()

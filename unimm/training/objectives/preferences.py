@@ -19,7 +19,7 @@ What is observed, by kind: preference/margin_*, and the mean log-probability of 
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -224,6 +224,8 @@ class DPO(Preferences):
         model, beta, anchor, reference: as `Preferences` has them.
     """
 
+    splits_rows: ClassVar[bool] = True
+
     def __init__(
         self,
         model: UnifiedModel,
@@ -251,7 +253,7 @@ class DPO(Preferences):
             sums[self.names(kind)[0]] = _ranked(self._loss(margins_p, beta), margins_p)
             means_D = scores.log_probs / scores.sizes.clamp(min=1e-6)
             sums |= self.observed(kind, margins_p, means_D[chosen_p], means_D[rejected_p])
-        return sums
+        return self.shared(sums)
 
     def _loss(self, margins_p: Tensor, beta: float) -> Tensor:
         if self.loss == "ipo":
@@ -269,6 +271,7 @@ class SimPO(Preferences):
     """
 
     has_reference = False
+    splits_rows: ClassVar[bool] = True
 
     def __init__(self, model: UnifiedModel, beta: ByKind = 5.0, gamma: ByKind = 2.5, anchor: float = 2.0) -> None:
         super().__init__(model, beta, anchor)
@@ -284,7 +287,7 @@ class SimPO(Preferences):
             margins_p = self.beta[name] * (chosen_p - rejected_p)
             sums[self.names(kind)[0]] = _ranked(-F.logsigmoid(margins_p - self.gamma[name]), margins_p)
             sums |= self.observed(kind, margins_p, chosen_p, rejected_p)
-        return sums
+        return self.shared(sums)
 
 
 def by_kind(name: str, value: ByKind) -> dict[str, float]:

@@ -45,6 +45,7 @@ class QFormerAlignment(JointObjective):
     Raises ValueError where the projector is no Q-Former.
     """
 
+    why_whole: ClassVar[str] = "its Q-Former looks at pairs of images and texts, and it runs no Transformer over rows"
     own_stage: ClassVar[str | None] = "qformer"
 
     def __init__(self, model: UnifiedModel, heads: QFormerTextConfig | None = None) -> None:

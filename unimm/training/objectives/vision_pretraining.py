@@ -3,6 +3,8 @@
 Shapes: B rows, T positions, N images, P patches, C vision width, V vocabulary, K codebook.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,6 +29,8 @@ class VisionPretraining(Objective):
 
     It costs the vision tower alone, several times less an image than reading it with the Transformer.
     """
+
+    why_whole: ClassVar[str] = "its vision tower looks at images, and it runs no Transformer over rows"
 
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()
