@@ -81,7 +81,7 @@ def test_previews_say_what_the_image_will_be(engine: Engine) -> None:
 
 def test_a_model_without_codes_is_saved_and_loaded_and_draws_as_before(tmp_path: Path) -> None:
     engine = make_engine(codes=False)
-    assert engine.bundle.drawing_ways == ("latents",) and engine.num_drawn_positions == 16
+    assert engine.bundle.drawing_ways == ("latents",) and engine.num_drawn_positions() == 16
     drawn = engine.generate_images("red", seed=1)
     engine.save(tmp_path / "model")
     again = Engine(ModelBundle.load(tmp_path / "model"))

@@ -151,6 +151,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": QUESTION, "top_logprobs": 3}, "top_logprobs"),
     ({"messages": QUESTION, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"messages": QUESTION, "modalities": ["audio"]}, "modalities.0"),
+    ({"messages": QUESTION, "steps": 1}, "steps"),
+    ({"messages": QUESTION, "drawing": "latents"}, "drawing"),
     ({"messages": QUESTION, "modalities": ["image"], "size": "300x200"}, "size"),
     ({"messages": [{"role": "system", "content": "x"}], "modalities": ["image"]}, "messages"),
 ]

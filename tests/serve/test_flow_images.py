@@ -26,6 +26,9 @@ def test_a_request_names_the_way_the_passes_and_the_solver() -> None:
         own = engine.generate_images("a circle", seed=3, **few)[0]
         drawn = np.asarray(Image.open(io.BytesIO(data))).astype(int)
         assert abs(drawn - np.asarray(own)).max() <= 1, "but for a level of 255, where rows share products"
+        for way in ("codes", "latents"):
+            told = draw(drawing=way).json()["usage"]["output_tokens"]
+            assert told == engine.num_drawn_positions(way) and (told == 16) == (way == "latents")
         events = draw(**few, stream=True, partial_images=1).text
         assert "image_generation.partial_image" in events and "image_generation.completed" in events
 

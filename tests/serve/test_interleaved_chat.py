@@ -57,6 +57,8 @@ def test_an_answer_with_images_is_the_engines_own(client: openai.OpenAI, demo_en
         ({"votes": 2}, "votes"),
         ({"modalities": ["image", "text"]}, "modalities"),
         ({"min_p": 0.1}, "min_p"),
+        ({"min_p": 1}, "min_p"),
+        ({"steps": 1}, "steps"),
         ({"max_images": 10**6}, "max_images"),
         ({"images": "some"}, "images"),
         ({"size": "3x3"}, "size"),

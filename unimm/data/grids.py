@@ -59,7 +59,7 @@ def choose_grid(size: Any, own: Grid, pixels_a_code: int, taught: Iterable[str])
     if size is None:
         return own
     grids = {grid.in_pixels(pixels_a_code): grid for grid in (own, *map(Grid.read, taught))}
-    asked = size.lower() if isinstance(size, str) else "x".join(map(str, size)) if isinstance(size, list | tuple) else size
+    asked = size.lower() if isinstance(size, str) else "x".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
     if asked not in grids:
         more = "" if len(grids) > 1 else ", and was taught no other size (recipes/sizes.md)"
         raise ValueError(f"This model draws {', '.join(grids)}{more}: ask for one of them, WIDTHxHEIGHT, not {size!r}.")

@@ -98,10 +98,10 @@ class EngineParts:
         """What it is decoding now, and totals: requests, rows, memory, steps, codes a step, and how many guesses were right."""
         return self.decoder.stats()
 
-    @property
-    def num_drawn_positions(self) -> int:
-        """Positions of an image that is drawn: its codes, or, where the model has none, its patches of latents."""
-        if self.bundle.drawing_ways == (LATENTS,) and self.bundle.latents_port is not None:
+    def num_drawn_positions(self, drawing: str | None = None) -> int:
+        """Positions of an image that is drawn so: its codes, or its patches of latents. None: as where nothing is said."""
+        way = drawing or next(iter(self.bundle.drawing_ways), None)
+        if way == LATENTS and self.bundle.latents_port is not None:
             return self.bundle.latents_port.config.num_elements - 1
         return self.image_tokenizer.num_codes
 

@@ -5,6 +5,8 @@ through one. What is longer is painted window after window along the long side, 
 there already, so that what is painted goes on from it.
 """
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from unimm.data.image import MAX_PIXELS, decode_image
 from unimm.data.records import ImageLike
-from unimm.runtime.number_checks import whole_number
+from unimm.runtime.number_checks import shorten, whole_number
 
 MAX_WINDOWS = 64
 """Of one image: a longer one is a mistake more often than a wish."""
@@ -65,12 +67,15 @@ def choose_windows(marked_HW: np.ndarray, margin: int | None = None) -> list[Win
     return [Window(left, top, side) for left, top in zip(lefts, tops, strict=True)]
 
 
-def extend_image(image: ImageLike, sides: Sides, size: tuple[int, int] | str | None = None) -> tuple[np.ndarray, np.ndarray]:
+def extend_image(
+    image: ImageLike, sides: Sides, size: tuple[int, int] | str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, np.ndarray]:
     """An image on a larger canvas.
 
     Args:
         sides: by how much it grows; a side below 0 is cut. Opposite ones together move the image: left=16, right=-16.
         size: of the canvas, (width, height) or "WIDTHxHEIGHT", instead of `sides`; the image is in its middle.
+        max_pixels: of the canvas.
 
     Returns:
         The canvas (H, W, 3) uint8, where what is new has the colours of the image's border; and what is new, (H, W) bool.
@@ -92,8 +97,8 @@ def extend_image(image: ImageLike, sides: Sides, size: tuple[int, int] | str | N
         raise ValueError(f"Nothing of the image of {width}x{height} would be left: cut off less of it.")
     if max(sides) <= 0:
         raise ValueError("There is nothing new to paint: say by how many pixels the image grows (left, right, top, bottom).")
-    if new_width * new_height > MAX_PIXELS:
-        raise ValueError(f"A canvas of {new_width}x{new_height} has more than {MAX_PIXELS:,} pixels: make it smaller.")
+    if new_width * new_height > max_pixels:
+        raise ValueError(f"A canvas of {new_width}x{new_height} has more than {max_pixels:,} pixels: make it smaller.")
     grown = [max(side, 0) for side in sides]
     kept = picture[cut[2] : height - cut[3], cut[0] : width - cut[1]]
     canvas = np.pad(kept, ((grown[2], grown[3]), (grown[0], grown[1]), (0, 0)), mode="edge")
@@ -114,9 +119,9 @@ def lay_over(source: Image.Image, square: Image.Image) -> Image.Image:
 
 def read_size(size: tuple[int, int] | str) -> tuple[int, int]:
     """Width and height. ValueError: it is no such pair."""
-    parts = tuple(size.lower().split("x")) if isinstance(size, str) else tuple(size)
-    if len(parts) != 2 or not all(str(part).isdecimal() and int(part) for part in parts):
-        raise ValueError(f'A size is "WIDTHxHEIGHT" in pixels, such as "96x64", not {size!r}.')
+    parts = size.lower().split("x") if isinstance(size, str) else list(size) if isinstance(size, Iterable) else [size]
+    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", str(part)) for part in parts):
+        raise ValueError(f'A size is "WIDTHxHEIGHT" in pixels, such as "96x64", not {shorten(size)}.')
     return int(parts[0]), int(parts[1])
 
 

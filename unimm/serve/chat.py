@@ -12,7 +12,7 @@ from unimm.inference.claims import most_voted
 from unimm.inference.second_look import VOTES_TEMPERATURE
 from unimm.inference.text_stream import Completion, TextChunk, TokenLogprob
 from unimm.serve.conversation import check_conversation, for_engine, last_user_text
-from unimm.serve.drawing import DrawingOrder, Pictures, check_count
+from unimm.serve.drawing import OF_PROMPTS, DrawingOrder, Pictures, check_count
 from unimm.serve.errors import ApiError
 from unimm.serve.interleaved import InterleavedReply, Piece
 from unimm.serve.models import check_model
@@ -43,6 +43,7 @@ async def complete(request: Request, body: ChatRequest) -> Response:
         if body.stream:
             return await respond(service, drawing, reply.drawing_events(order, drawing))
         return JSONResponse(reply.drawn(order, (await drawing.items())[-1]))
+    check_written(body)
     run = service.run(request, "text", max(body.n, body.votes), answers(service, body, reply.drafts))
     if body.stream:
         return await respond(service, run, reply.text_events(run))
@@ -106,6 +107,14 @@ def check_votes(service: Service, body: ChatRequest) -> None:
         raise ApiError(400, f"votes is at most {most} here.", param="votes")
     if body.votes > 1 and (body.n > 1 or "image" in body.modalities):
         raise ApiError(400, "Votes are of one answer in text: leave n and image out.", param="votes")
+
+
+def check_written(body: ChatRequest) -> None:
+    """ApiError 400: a text is asked for, and fields of drawings alone."""
+    for name in OF_PROMPTS:
+        if getattr(body, name) is not None:
+            sentence = f'{name} is of drawings, and a text is asked for: leave it out, or set modalities to ["image"].'
+            raise ApiError(400, sentence, param=name)
 
 
 class Reply:

@@ -158,7 +158,9 @@ class DrawingOrder:
     def _num_positions(self) -> int:
         """Of one drawing."""
         engine = self._service.engine
-        return engine.num_drawn_positions if self._named_size is None else engine.grid_of(self.drawn_size).num_codes
+        if self._named_size is None:
+            return engine.num_drawn_positions(self._way.get("drawing"))
+        return engine.grid_of(self.drawn_size).num_codes
 
 
 async def _laid_over(source: Image.Image, steps: AsyncGenerator[DrawingProgress]) -> AsyncGenerator[DrawingProgress]:

@@ -24,13 +24,14 @@ from unimm.serve.streams import merged
 Piece = tuple[int, ChatPiece, str | None]
 """The number of an answer, what came of it, and its image where that is one, as base64."""
 
-REFUSED = ("logprobs", "votes", "repetition_penalty", "min_p", *OF_PROMPTS)
-"""Fields of texts or drawings alone."""
+NEUTRAL = {"logprobs": False, "votes": 1, "repetition_penalty": 1, "min_p": 0, "drawing": "codes"}
+"""Fields of texts or drawings alone, with the values that ask for nothing; so are those of `OF_PROMPTS`."""
 
 
 def check_interleaved(service: Service, body: ChatRequest) -> None:
     """ApiError 400: a field asks for what answers with images do not have."""
-    asked = [name for name in REFUSED if name in body.model_fields_set and getattr(body, name) not in (False, 1)]
+    names = [name for name in dict.fromkeys([*NEUTRAL, *OF_PROMPTS]) if name in body.model_fields_set]
+    asked = [name for name in names if getattr(body, name) != NEUTRAL.get(name)]
     if "image" in body.modalities:
         asked.append("modalities")
     if asked:

@@ -23,7 +23,7 @@ def mark_image(
     """
     try:
         if any(sides):
-            canvas, is_new = extend_image(image, sides)
+            canvas, is_new = extend_image(image, sides, max_pixels=MAX_PIXELS)
             marked = Marked(canvas, is_new, choose_windows(is_new))
         else:
             marked = read_marked(image, mask, square)

@@ -113,7 +113,7 @@ def draws_by_flow(engine: Engine) -> bool:
 
 def preview_every(engine: Engine) -> int:
     """Codes between two previews."""
-    return max(1, engine.num_drawn_positions // PREVIEWS)
+    return max(1, engine.num_drawn_positions() // PREVIEWS)
 
 
 async def judge(engine: Engine, images: list[Image.Image], prompt: str) -> list[float] | list[None]:
