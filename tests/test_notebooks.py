@@ -11,8 +11,14 @@ MAX_SECONDS = 900
 """Of a cell: ends one that hangs. They take less than one minute on two idle cores, and much longer on busy ones."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = {"4_train_tiny": 50}
+"""Those that take longer than most, and their seconds."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=pytest.mark.slow(seconds=LONG.get(path.stem, 15))) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=MAX_SECONDS, resources={"metadata": {"path": str(tmp_path)}}).execute()

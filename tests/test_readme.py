@@ -448,7 +448,7 @@ def test_the_video_recipe_runs(tiny_folder: Path, workplace: Path, monkeypatch: 
         execute(example, {})
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.skipif(not check_font(), reason="no font with emoji (fonts-noto-color-emoji), or no package emoji")
 def test_the_emoji_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line, with four emoji and two steps."""

@@ -37,7 +37,7 @@ def run(site: Path, folder: Path, *words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path) -> None:
     assert (site / "unimm/conf/train.yaml").is_file()
     assert (site / "unimm/demo/digit.png").is_file() and (site / "unimm/demo/model.safetensors").is_file()
@@ -50,7 +50,7 @@ def test_an_installed_wheel_finds_its_configurations(site: Path, tmp_path: Path)
     assert "seed: 7" in run(site, tmp_path, *UNIMM, "train", "--cfg", "job", "seed=7")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 def test_an_installed_wheel_trains_from_any_folder(site: Path, tmp_path: Path) -> None:
     """A model's life as the README tells it, at toy size; the last line again by a launcher, in shards."""
     run(site, tmp_path, *UNIMM, "train-tokenizer", "out=runs/tokenizer", *SMALL_TOKENIZER, *SMALL_RUN)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from trials_in_forks import forked_trials  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
 from unimm.cli.bench.train import run
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_both_learn_to_see(tmp_path: Path) -> None:
     words = ["bench", "train", "--model", "demo", "--device", "cpu", "--precision", "no", "--no-compile"]
     words += [

@@ -20,7 +20,7 @@ from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.checkpoints.weight_files import DEMO
 from unimm.cli.app import app
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=80)
 
 RUN = "from unimm.cli import main; main()"
 LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.5", "--out"]

@@ -120,7 +120,7 @@ def opened(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
         browser.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
 def test_a_visit(served: Served, tmp_path: Path) -> None:
     """Ask, draw, stop and go on, edit, compare, look inside, a bad upload, reload, two tabs, a phone; no errors on the way.

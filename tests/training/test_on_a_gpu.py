@@ -44,8 +44,8 @@ from unimm.training.trainable_parts import Stage
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", GPU])
-COMPILED_ON_EVERY_DEVICE = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
-COMPILED = pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow)
+COMPILED_ON_EVERY_DEVICE = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow(seconds=15)), GPU])
+COMPILED = pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow(seconds=15))
 BACKENDS = {"cpu": "documents", "cuda": "flex_attention"}
 """How a run attends where its layers are compiled."""
 

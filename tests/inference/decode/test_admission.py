@@ -1,5 +1,6 @@
 """Requests come and go between steps; whoever comes, goes or fails, everybody else gets the same ids."""
 
+import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,10 +217,11 @@ def test_nor_where_steps_are_captured(house: str, schedule: Schedule, max_rows: 
     keep_to(house, schedule, max_rows)
 
 
-@pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@pytest.mark.slow(seconds=20)
+@settings(max_examples=int(os.environ.get("SCHEDULES", "300")), deadline=None)
 @given(house=any_house, schedule=schedules, max_rows=any_rows)
-def test_nor_do_a_thousand(house: str, schedule: Schedule, max_rows: int, keep_to: Callable) -> None:
+def test_nor_do_hundreds(house: str, schedule: Schedule, max_rows: int, keep_to: Callable) -> None:
+    """Others every time; `SCHEDULES=1000 pytest -m slow tests/inference/decode/test_admission.py` tries a thousand."""
     keep_to(house, schedule, max_rows)
 
 

@@ -30,7 +30,7 @@ from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.inference.kernels.triton_layers import MOST_SPLITS, TritonLinear, is_interpreted
 
 
-@pytest.mark.parametrize(("count", "begin"), [(10, 382), pytest.param(30, 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "begin"), [(10, 382), pytest.param(30, 0, marks=pytest.mark.slow(seconds=20))])
 def test_random_shapes_are_those_of_pytorch_in_the_interpreter(count: int, begin: int) -> None:
     """All trunks, both dtypes, with int8 and without, windows, odd widths. Five launches a layer. Ten small ones first."""
     command = [sys.executable, "-m", "unimm.bench.kernels", "check", str(count), str(begin), "cpu"]
