@@ -1,5 +1,7 @@
 """`unimm convert` of a training's checkpoint: the model that its run wrote, to the bit, whoever wrote the checkpoint."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.tensor_shards import Part
 from unimm.cli.app import app
+from unimm.cli.checkpoint_model import _reserve
 from unimm.training.checkpoint import Checkpoint, commit, file_of, load_checkpoint, write_own
 
 WORDS = [
@@ -77,3 +80,14 @@ def test_a_checkpoint_becomes_the_model_that_its_run_wrote(
     ):
         refused = CliRunner().invoke(app, ["convert", *map(str, words)])
         assert refused.exit_code == 2 and told in refused.stderr
+
+
+def test_a_full_disk_is_told_before_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _reserve(tmp_path / "0", 3_000)
+    assert (tmp_path / "0").stat().st_size == 3_000
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(ValueError, match=r"no room for the weights .No space left on device.: make some"):
+        _reserve(tmp_path / "1", 3_000)

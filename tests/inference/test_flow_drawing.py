@@ -98,6 +98,8 @@ def test_a_model_without_codes_is_saved_and_loaded_and_draws_as_before(tmp_path:
     assert (tmp_path / "red.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with pytest.raises(ValueError, match="This model draws by \"latents\", not by 'codes'"):
         again.generate_codes("red")
+    with pytest.raises(ValueError, match="no codes of drawing='latents': leave it out"):
+        again.generate_codes("red", drawing="latents")
 
 
 def test_both_ways_are_saved(engine: Engine, tmp_path: Path) -> None:

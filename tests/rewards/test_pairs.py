@@ -164,3 +164,24 @@ def test_looking_again_is_as_good_as_the_worst_claim() -> None:
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "prefer", str(tmp_path / "no.txt")])
     assert result.exit_code == 2 and "There are no prompts at" in result.output
+
+
+class Recorder(Painter):
+    """Draws nothing, and notes the seeds that it is given."""
+
+    def generate_codes(self, prompt, num_images, seed, **_) -> torch.Tensor:
+        self.seeds = list(seed)
+        return torch.zeros(len(seed), 1, 4, dtype=torch.long)
+
+    def decode_codes(self, codes: torch.Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (2, 2))] * len(codes)
+
+
+@pytest.mark.parametrize(("num_samples", "num_near_misses"), [(8, 5), (48, 5), (100, 5), (200, 0)])
+def test_no_two_drawings_have_the_same_noise(num_samples: int, num_near_misses: int) -> None:
+    recorder, prompts = Recorder(), [PairPrompt(name, "two red circles left of a blue square") for name in "abc"]
+    judge = GuardedReward("none", lambda some: [None] * len(some))
+    PairMaker(recorder, judge, PairSettings(num_samples, num_near_misses))(prompts, 0)  # pyright: ignore[reportArgumentType]
+    assert len(set(recorder.seeds)) == len(recorder.seeds) >= 3 * (num_samples + num_near_misses)
+    with pytest.raises(ValueError, match="num_near_misses is at most 5"):
+        PairSettings(num_near_misses=6)

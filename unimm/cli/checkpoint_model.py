@@ -6,7 +6,9 @@ are put together in a scratch folder, and mapped from there. So main memory hold
 which are merged, and the system may drop what it has of the files.
 """
 
+import errno
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -100,6 +102,23 @@ def _prepared(tensors: Mapping[str, torch.Tensor], name: str, scratch: Path, dty
     if tensors.is_mapped(stored) and dtype in (None, kept):
         return tensors[stored]
     path = scratch / str(sum(1 for _ in scratch.iterdir()))
+    _reserve(path, math.prod(shape) * (dtype or kept).itemsize)
     copy = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype or kept).view(shape)
     tensors.copy_to(stored, copy)
     return copy
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """A file of so many bytes that the disk has: where a mapped one grows as it is written to, a full disk kills the process.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    with path.open("wb") as file:
+        try:
+            if num_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else the disk only cannot reserve
+                told = f"{path.parent.parent} has no room for the weights ({error.strerror})"
+                raise ValueError(f"{told}: make some, or convert to another disk.") from error

@@ -139,6 +139,8 @@ class ImageCalls(TextCalls):
         """The codes that `generate_images` decodes, without `best_of`: (num_images, num_codes) long on the CPU, or of a list of
         prompts (num_prompts, num_images, num_codes)."""
         num_images = whole_number("num_images", num_images, 1)
+        if settings.get("drawing") not in (None, "codes"):
+            raise ValueError(f"There are no codes of drawing={settings['drawing']!r}: leave it out, or call generate_images.")
         requests = self._requests(prompt, num_images, seed, {**settings, "drawing": "codes"})
         if not requests:
             return torch.empty(0, num_images, self.grid_of(settings.get("size")).num_codes, dtype=torch.long)

@@ -28,6 +28,9 @@ from unimm.runtime.number_checks import check_number, check_whole
 
 SEEDS = 1_000_003
 
+SEEDS_OF_NEAR_MISSES = 16
+"""Of the seeds of a prompt the last so many: there are three kinds of near misses, and at most five of each."""
+
 
 @dataclass(frozen=True)
 class PairSettings:
@@ -54,8 +57,15 @@ class PairSettings:
         check_whole(self, 1, "num_samples", "pairs_a_prompt")
         check_whole(self, 0, "num_near_misses", "seed")
         check_number(self, "margin", "temperature", above=0)
+        if 3 * self.num_near_misses > SEEDS_OF_NEAR_MISSES:
+            raise ValueError(f"num_near_misses is at most {SEEDS_OF_NEAR_MISSES // 3}, not {self.num_near_misses}.")
         if self.num_samples + self.num_near_misses < 2:
             raise ValueError("Of one drawing or answer a prompt there is no best and worst: take --num-samples 2 or more.")
+
+    @property
+    def num_seeds(self) -> int:
+        """Of a prompt: no two of its drawings, and none of two prompts, have the same noise."""
+        return max(64, self.num_samples + SEEDS_OF_NEAR_MISSES)
 
 
 @dataclass(frozen=True)
@@ -98,10 +108,11 @@ class PairMaker:
         jobs: list[tuple[int, str, str | None, int]] = []  # place, what is drawn, the near miss, seed
         for place, one in enumerate(prompts):
             number = settings.seed * SEEDS + first + place
-            jobs += [(place, one.prompt, None, number * 64 + n) for n in range(settings.num_samples)]
+            begin, end = number * settings.num_seeds, (number + 1) * settings.num_seeds
+            jobs += [(place, one.prompt, None, begin + n) for n in range(settings.num_samples)]
             rng = make_generator(number, "train", 0, "prompts")
             edits = near_misses(one.prompt, one.language, rng, settings.num_near_misses) if settings.num_near_misses else []
-            jobs += [(place, edited, edited, number * 64 + 48 + n) for n, edited in enumerate(edits)]
+            jobs += [(place, edited, edited, end - SEEDS_OF_NEAR_MISSES + n) for n, edited in enumerate(edits)]
         words: dict[str, Any] = {"temperature": settings.temperature, "guidance_scale": settings.guidance_scale}
         codes_nK = self.engine.generate_codes([one[1] for one in jobs], 1, [one[3] for one in jobs], **words)[:, 0]
         images = self.engine.decode_codes(codes_nK)
@@ -114,7 +125,7 @@ class PairMaker:
         settings = self.settings
         made: list[list[Candidate]] = [[] for _ in prompts]
         for n in range(settings.num_samples):
-            seed = (settings.seed * SEEDS + first) * 64 + n
+            seed = (settings.seed * SEEDS + first) * settings.num_seeds + n
             said = self.engine.answer(
                 [one.image for one in prompts], [one.prompt for one in prompts], temperature=settings.temperature, seed=seed
             )

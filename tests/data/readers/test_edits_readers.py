@@ -50,6 +50,17 @@ def test_tables_of_instruct_pix2pix_and_magicbrush(tmp_path: Path) -> None:
         EditTable(tmp_path / "two")
 
 
+@pytest.mark.parametrize("lacking", ["original_image", "edited_image"])
+def test_a_table_that_is_left_out_is_left_out_of_both_sides(tmp_path: Path, lacking: str) -> None:
+    import pyarrow.parquet
+
+    make_edits(tmp_path)
+    whole = pyarrow.parquet.read_table(tmp_path / "edits.parquet")
+    pyarrow.parquet.write_table(whole.drop_columns([lacking]), tmp_path / "a.parquet")
+    table = EditTable(tmp_path, max_bad=0.5)
+    assert [seen(table[index]) for index in range(len(table))] == [[(0, 2, "make it red")], [(1, 3, "remove the cat")]]
+
+
 def test_imgedit_in_tables_and_lines(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

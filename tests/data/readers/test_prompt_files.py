@@ -38,5 +38,8 @@ def test_what_holds_no_prompts_says_so(tmp_path: Path) -> None:
     (tmp_path / "nothing.jsonl").write_text('{"caption": "a dog"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"nothing.jsonl.*there is no 'prompt'"):
         PromptFiles(tmp_path / "nothing.jsonl")[0]
+    (tmp_path / "language.jsonl").write_text('{"prompt": "a dog", "language": ["en"]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1: 'language' is a word"):
+        PromptFiles(tmp_path / "language.jsonl")[0]
     with pytest.raises(ValueError, match="not both at once"):
         PromptFiles([tmp_path / "bad.txt", tmp_path / "nothing.jsonl"])

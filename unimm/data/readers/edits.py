@@ -50,7 +50,9 @@ class EditTable:
     ) -> None:
         asked = Fields(image=source, caption=instruction, default_language=language)
         self._sources = Parquet(paths, asked, root, max_bad=max_bad)
-        self._targets = Parquet(paths, Fields(image=target), root, max_bad=max_bad)
+        self._targets = Parquet([*self._sources.files], Fields(image=target), root, max_bad=max_bad)
+        if self._targets.files != self._sources.files:  # one lacks the target alone: rows must stay side by side
+            self._sources = Parquet([*self._targets.files], asked, root)
         read_first(self)
 
     def __len__(self) -> int:

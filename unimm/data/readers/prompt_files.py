@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unimm.data.readers.json_lines import JsonFiles
-from unimm.data.readers.paths import Paths, check_index, find_files, image_at, short_names
+from unimm.data.readers.paths import Paths, check_index, find_files, image_at, short, short_names
 from unimm.data.records import Question, Record, Text
 from unimm.data.views import DESCRIBE
 
@@ -59,7 +59,9 @@ class PromptFiles:
         return self._lines[index][0] if self._items is None else self._items.find(index)[2]
 
     def _entry(self, item: dict[str, Any], root: Path, key: str) -> Record:
-        held, language = item.get("image"), item.get("language", self.language)
+        held, language = item.get("image"), item.get("language") or self.language
+        if not isinstance(language, str):
+            raise ValueError(f"'language' is a word such as \"en\", not {short(language)}.")
         prompt = item.get("prompt") or (DESCRIBE.get(language, DESCRIBE["en"])[0] if held else None)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError("there is no 'prompt': write what to draw, or name an 'image' to describe.")
