@@ -149,3 +149,18 @@ def test_pixels_travel_as_bytes_and_are_the_same_numbers_where_they_are_normalis
     assert batch.images.pixels.dtype == torch.uint8 and mixed.images.pixels.dtype == torch.float32
     assert torch.equal(normalise_pixels(batch.images.pixels), mixed.images.pixels)
     assert torch.equal(normalise_pixels(mixed.images.pixels), mixed.images.pixels)
+
+
+def test_only_copies_to_a_device_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in main memory must be there."""
+    asked: list[tuple[str, bool]] = []
+
+    def move(tensor: torch.Tensor, device: str, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    batch = collate([[CAPTION]])
+    for device in ("cuda:0", "cpu"):
+        batch.to(device)
+    assert set(asked) == {("cuda:0", True), ("cpu", False)}

@@ -25,8 +25,12 @@ class Tensors:
     """A dataclass of tensors, and of dictionaries of such dataclasses, that moves as a whole."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
-        return self._map(lambda one: one.to(device, non_blocking=True) if isinstance(one, torch.Tensor) else one.to(device))
+        """The same on another device. Copies to a GPU are waited for by what is computed there; main memory is read at once, so
+        on the way there each copy is."""
+        is_queued = torch.device(device).type != "cpu"
+        return self._map(
+            lambda one: one.to(device, non_blocking=is_queued) if isinstance(one, torch.Tensor) else one.to(device)
+        )
 
     def pin_memory(self) -> Self:
         """The same in page-locked memory, from where a GPU reads faster; a loader asks for it."""

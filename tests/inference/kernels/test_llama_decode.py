@@ -10,7 +10,7 @@ from janus_cases import write_checkpoint
 
 import unimm
 from unimm.inference.decode.kv_cache import RowCache
-from unimm.inference.kernels.decode_kernels import attend, attend_fused
+from unimm.inference.kernels.decode_kernels import DecodeKernels, attend, attend_fused
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.inference.kernels.quantized_linear import (
     Int4Linear,
@@ -19,6 +19,7 @@ from unimm.inference.kernels.quantized_linear import (
     PackedLinear,
     can_pack,
     has_integer_products,
+    join,
     make_cpu_linear,
     quantize_by_torchao,
     share,
@@ -85,6 +86,28 @@ def test_changed_weights_are_noticed() -> None:
     assert fast.is_current()
     with torch.no_grad():
         model.codes.head[0].bias.add_(1.0)
+    assert not fast.is_current()
+
+
+@pytest.mark.parametrize("trunk", [{}, {"model_type": "qwen2"}], ids=["llama", "qwen2 with biases"])
+@torch.no_grad()
+def test_weights_that_are_read_in_place_may_change_there(trunk: dict[str, str]) -> None:
+    """As on a GPU, where a step that was captured with a policy's weights goes on with those that it has learned."""
+    model = tiny_model(400)
+    model = UnifiedModel(replace(model.config, trunk=model.config.trunk | trunk)).eval()
+    fast = DecodeModel(model, kernels=DecodeKernels(torch.device("cpu")))
+    x, positions = torch.randn(3, model.width), torch.zeros(3, dtype=torch.long)
+    before = fast.advance(x, positions, 1, RowCache(2))
+    for parameter in model.parameters():
+        parameter.mul_(1.1).add_(0.01)
+    assert fast.reads_in_place and fast.is_current()
+    fresh = DecodeModel(model)
+    assert not fresh.reads_in_place
+    expected = fresh.advance(x, positions, 1, RowCache(2))
+    torch.testing.assert_close(fast.advance(x, positions, 1, RowCache(2)), expected, atol=1e-5, rtol=1e-5)
+    assert relative_error(before, expected) > 0.01
+    up = model.trunk.layers[0].mlp.up_proj.weight
+    up.data = up.data.clone()
     assert not fast.is_current()
 
 
@@ -176,17 +199,19 @@ def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:
     assert 0 < relative_error(few, plain) < error
 
 
-def test_joint_weights_follow_the_layers_that_share_them() -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_joint_weights_follow_the_layers_that_share_them(has_bias: bool) -> None:
     """As on a GPU, where there are no copies: a layer that learns changes the joint product."""
-    layers = [torch.nn.Linear(8, out, bias=False) for out in (3, 5)]
-    joint, x = torch.cat([layer.weight.detach() for layer in layers]), torch.randn(2, 8)
+    layers = [torch.nn.Linear(8, out, bias=has_bias) for out in (3, 5)]
+    (joint, bias), x = join(layers), torch.randn(2, 8)
     before = [layer(x) for layer in layers]
-    share(layers, joint)
+    share(layers, joint, bias)
     assert all(torch.equal(layer(x), old) for layer, old in zip(layers, before, strict=True))
-    optimizer = torch.optim.SGD([layers[1].weight], lr=1.0)
+    optimizer = torch.optim.SGD(layers[1].parameters(), lr=1.0)
     layers[1](x).sum().backward()
     optimizer.step()
-    torch.testing.assert_close(x @ joint.T, torch.cat([layer(x) for layer in layers], dim=1).detach())
+    both = torch.cat([layer(x) for layer in layers], dim=1).detach()
+    torch.testing.assert_close(torch.nn.functional.linear(x, joint, bias), both)
     assert not torch.equal(layers[1](x), before[1])
 
 

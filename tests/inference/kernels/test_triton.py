@@ -220,6 +220,21 @@ def test_steps_that_are_captured_ahead_are_those_that_are_made(
     assert len(replayed) == 1 and (window > 1 or len(replayed[0]) == count)
 
 
+def test_steps_that_were_captured_go_on_with_new_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a policy learns between its rollouts: where weights are read in place, nothing is recorded again."""
+    replayed = replay_steps(monkeypatch)
+    monkeypatch.setattr(running_batch_module, "kernels_of", lambda device, name=None: DecodeKernels(device))
+    engine, reference = make_engine("cpu"), make_engine("cpu")
+    old = engine.decoder.fill(mix(engine))
+    recorded = [len(one) for one in replayed]
+    changed = [(name, one.detach() * 1.3) for name, one in engine.model.named_parameters() if "proj" in name or "head" in name]
+    for one in (engine, reference):
+        one.update_weights(changed)
+    new = engine.decoder.fill(mix(engine))
+    assert recorded == [len(one) for one in replayed][: len(recorded)] and recorded[0] > 0
+    assert new == reference.decoder.fill(mix(reference)) != old
+
+
 def test_steps_are_not_captured_over_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     replay_steps(monkeypatch)
     engine = make_engine("cpu")

@@ -37,8 +37,7 @@ class RunningBatch:
         self.kernels = kernels_of(next(model.parameters()).device, config.kernels)
         self.reads_one_step_late = self.kernels.is_captured
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
-        self.windows = WindowTotals()
-        self._choice = WindowChoice() if self._may_choose_windows else None
+        self.windows, self._choice = WindowTotals(), WindowChoice() if self._may_choose_windows else None
         self._decode_model: DecodeModel | None = None
         self.reset()
         if config.is_deterministic:
@@ -68,9 +67,10 @@ class RunningBatch:
         return self._decode_model is None or self._decode_model.is_current()
 
     def reload_weights(self) -> None:
-        """Read the model's weights again. Rows go on with the new ones."""
+        """Read the model's weights again. Rows go on with the new ones. Where they are read in place, captured steps stay."""
         self.read_pending_step()
-        self._decode_model = self._step = None  # old copies go before new ones are made
+        if not (self._decode_model and self._decode_model.reads_in_place and self.is_current):
+            self._decode_model = self._step = None  # old copies go before new ones are made
 
     def step(self, has_waiting: bool) -> bool:
         """Every row advances by one position, or by as many as were guessed right, and every request gets its next ids; returns
@@ -252,8 +252,8 @@ class RunningBatch:
 
     @torch.inference_mode()
     def release(self) -> None:
-        """Free the cache's memory if no request uses it. While one does it stays: captured steps know it by its address, and on
-        a CPU new pages take longer than what is done with them."""
+        """Free the cache's memory if no request uses it. While one does it stays: captured steps know its address, and on a
+        CPU new pages take longer than what is done with them."""
         if all(job.done for job in self.jobs):
             self.read_pending_step()
             self.retire_rows()

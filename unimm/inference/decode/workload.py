@@ -238,10 +238,9 @@ class Workload:
         self.queue.push(job)
 
     def step(self) -> None:
-        """Every row advances, part of a pass and of a prefill are computed; requests leave and join."""
+        """Every row advances, part of a pass and of a prefill are computed; requests leave and join. Those that join find the
+        model's weights as they are now, and rows go on with these."""
         running, fills = self.running, self.fills
-        if self.queue and not running.is_current:
-            self.reload_weights()
         may_join = running.step(has_waiting=bool(self.queue))
         fills.step()
         if may_join and running.prefill is None and fills.prefill is None:
@@ -272,6 +271,8 @@ class Workload:
                 break
             self.queue.remove(job)
             jobs.append(job)
+        if jobs and not self.running.is_current:  # not asked at every step: that looks at every weight
+            self.reload_weights()
         rows = [row for job in jobs for row in job.rows(self.pad_id)]
         if jobs and self._is_at_once(jobs[0].request):
             self.fills.start_prefill(rows)

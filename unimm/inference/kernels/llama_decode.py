@@ -13,7 +13,7 @@ vocabulary.
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -38,11 +38,13 @@ T = TypeVar("T")
 class DecodeModel:
     """The decode step of a unified model: embed ids, a position of each through the trunk, one head.
 
-    The model's weights are read when it is made: make it again when they have changed (`is_current`).
+    Where kernels have copies of the model's weights, these are made with it: make it again when the model's have changed
+    (`is_current`).
 
     weights: decode with copies of the trunk's weights in fewer bits, one of `QUANTIZED` ("int8" of the heads, too).
         ValueError: the device, dtype or trunk has no such products.
     kernels: how it is computed [default: PyTorch's, for the model's device].
+    reads_in_place: whether it has no copies of weights.
     """
 
     def __init__(self, model: UnifiedModel, weights: str | None = None, kernels: DecodeKernels | None = None) -> None:
@@ -65,7 +67,8 @@ class DecodeModel:
             if kernels.has_copies or of_heads:
                 self.heads = {kind: _chain(kernels, port.head, of_heads) for kind, port in model.vocabulary_ports.items()}
         self.cpu: CpuDecode | None = make_cpu_decode(model, [one.kernels for one in self.layers]) if self.layers else None
-        self._versions = weight_versions(model)
+        self.reads_in_place = not kernels.has_copies and weights is None
+        self._versions = self._read_versions()
 
     @property
     def num_calls(self) -> int:
@@ -73,8 +76,12 @@ class DecodeModel:
         return self.kernels.launches + (self.cpu.num_calls if self.cpu is not None else 0)
 
     def is_current(self) -> bool:
-        """Whether the model's weights are still those that were read."""
-        return self._versions == weight_versions(self.model)
+        """Whether it computes with the model's weights as they are: its copies are of these; or it reads them where they lie,
+        so that they may change there, also between replays of a captured step."""
+        return self._versions == self._read_versions()
+
+    def _read_versions(self) -> list[Any]:
+        return [one.data_ptr() for one in self.model.parameters()] if self.reads_in_place else weight_versions(self.model)
 
     def embed(self, kind: Kind, ids_n: torch.Tensor) -> torch.Tensor:
         """ids (n,) -> (n, D)."""

@@ -127,7 +127,7 @@ def make_joint_linear(layers: list[nn.Linear], weights: str | None = None) -> Li
     weight, bias = join(layers)
     if weights is not None and not (weights == "int4" and weight.shape[1] % GROUP):
         return quantize_by_torchao(weight, bias, weights)
-    share(layers, weight)
+    share(layers, weight, bias)
     return lambda x: F.linear(x, weight, bias)
 
 
@@ -152,16 +152,19 @@ def make_cpu_linear(layers: list[nn.Linear], weights: str | None = None) -> Line
 def join(layers: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The weight (O1 + O2 + ..., I) and bias (O1 + O2 + ...,) of layers that read the same input."""
     weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers)), "either all of them have a bias or none"
-    return weight, torch.cat([one.detach() for one in biases]) if biases else None
+    return weight, torch.cat(biases) if len(biases) > 1 else next(iter(biases), None)
 
 
-def share(layers: list[nn.Linear], weight: torch.Tensor) -> None:
-    """Let the layers' own weights be the parts of the joint one (O1 + O2 + ..., I), which then follows them."""
+def share(layers: list[nn.Linear], weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    """Let the layers' own weights and biases be the parts of the joint ones (O1 + O2 + ..., I), which then follow them."""
     if len(layers) > 1:
-        for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        sizes = [layer.out_features for layer in layers]
+        for layer, part in zip(layers, weight.split(sizes), strict=True):
             layer.weight.data = part
+        for layer, part in zip(layers, () if bias is None else bias.split(sizes), strict=bias is not None):
+            layer.bias.data = part
 
 
 def can_pack(dtype: torch.dtype) -> bool:

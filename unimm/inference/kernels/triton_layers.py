@@ -171,7 +171,7 @@ class TritonLinear:
         if weights is not None:
             self.weight, self.scale = quantize_rows(self.weight)
         else:
-            share(layers, self.weight)
+            share(layers, self.weight, self.bias)
         self.num_outputs, self.num_inputs = self.weight.shape
 
     @property

@@ -157,7 +157,7 @@ class LatentsPort(PredictedPort):
         errors_IHW = (predicted_ICHW - velocity_ICHW).square().mean(1)
         errors_It = rearrange(errors_IHW, "i (h p) (w q) -> i (h w) p q", p=patch, q=patch).mean((2, 3))
         loss = (weights_IT[:, 1:] * errors_It).sum()
-        return LossSums(loss, loss.new_tensor(float("nan")), weights_IT[:, 1:].sum())  # a velocity is not right or wrong
+        return LossSums(loss, loss.new_full((), float("nan")), weights_IT[:, 1:].sum())  # a velocity is not right or wrong
 
     def num_targets(self, batch: Batch) -> Tensor:
         elements = batch.contents.get(self.kind)
@@ -262,7 +262,7 @@ class FlowFiller:
 
     def inputs(self) -> Tensor:
         latents_1CHW, time = self._at
-        self._features = self._port.encode(latents_1CHW, latents_1CHW.new_tensor([time]))
+        self._features = self._port.encode(latents_1CHW, latents_1CHW.new_full((1,), time))
         return self._port.enter(*self._features)[0]
 
     def advance(self, hidden_GnD: Tensor, weights_G: Tensor) -> None:

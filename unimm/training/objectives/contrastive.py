@@ -213,7 +213,7 @@ def partner_loss(of_images_nN: Tensor, of_texts_nN: Tensor, left_out_nN: Tensor,
     else:
         signs_nN = 2.0 * F.one_hot(places_n, num) - 1
         total = -F.logsigmoid(signs_nN * of_images_nN).masked_fill(left_out_nN, 0.0).sum()
-    return LossSums(total, correct, total.new_tensor(float(len(places_n))))
+    return LossSums(total, correct, total.new_full((), len(places_n)))
 
 
 def pairs_of(batch: Batch) -> Pairs:

@@ -133,7 +133,7 @@ class KTO(Preferences, JointObjective):
         above_n = sign * (outputs["gains"][own][is_own_n] - baselines[place])
         betas_n = torch.where(outputs["drawn"][own][is_own_n] == 1, self.beta["codes"], self.beta["text"])
         loss = self.lambdas[place] * (1 - torch.sigmoid(betas_n * above_n)).sum()
-        return LossSums(loss, (above_n.detach() > 0).sum().to(loss.dtype), loss.new_tensor(float(len(above_n))))
+        return LossSums(loss, (above_n.detach() > 0).sum().to(loss.dtype), loss.new_full((), len(above_n)))
 
     def compared(self, batch: Batch) -> list[int]:
         return sorted([*super().compared(batch), *self._mismatched(batch).tolist()])

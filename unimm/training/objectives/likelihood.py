@@ -145,7 +145,7 @@ def is_observed(name: str) -> bool:
 
 def no_rank(loss: torch.Tensor) -> torch.Tensor:
     """The `correct` of sums where nothing is ranked and no share of it is logged: not a number."""
-    return loss.new_tensor(float("nan"))
+    return loss.new_full((), float("nan"))
 
 
 class JointObjective(Objective):

@@ -180,7 +180,7 @@ class Preferences(Likelihood):
     def observed(self, kind: Kind, margins_p: Tensor, chosen_p: Tensor, rejected_p: Tensor) -> dict[str, LossSums]:
         """Sums that are logged: of pairs of a kind the margin, and both means of log-probabilities."""
         values = dict(zip(self.names(kind)[1:], (margins_p, chosen_p, rejected_p), strict=True))
-        count = margins_p.new_tensor(float(len(margins_p)))
+        count = margins_p.new_full((), len(margins_p))
         return {name: LossSums(one.detach().sum(), no_rank(margins_p), count) for name, one in values.items()}
 
     def _anchor_weights(self, batch: Batch) -> Tensor:
@@ -303,5 +303,5 @@ def by_kind(name: str, value: ByKind) -> dict[str, float]:
 
 
 def _ranked(losses_p: Tensor, margins_p: Tensor) -> LossSums:
-    count = losses_p.new_tensor(float(len(losses_p)))
+    count = losses_p.new_full((), len(losses_p))
     return LossSums(losses_p.sum(), (margins_p.detach() > 0).sum().to(losses_p.dtype), count)

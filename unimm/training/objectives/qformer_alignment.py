@@ -94,7 +94,7 @@ class QFormerAlignment(JointObjective):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         num = (batch.samples[:, 1] == TEXT).sum().float()
         places_BT = batch.document_indices()
-        is_text_BT = torch.cat([batch.samples[:, 1], batch.samples.new_tensor([-1])])[places_BT] == TEXT
+        is_text_BT = torch.cat([batch.samples[:, 1], batch.samples.new_full((1,), -1)])[places_BT] == TEXT
         return {"contrastive": num, "match": num, "text": (is_text_BT & (batch.positions > 0)).sum().float()}
 
     def parts(self) -> dict[str, nn.Module]:
@@ -131,7 +131,7 @@ class QFormerAlignment(JointObjective):
         weights = torch.cat([1 / (1 + 2.0 * has_wrong_n), torch.full((2 * len(own_m),), 1 / 3, device=own_m.device)])
         losses = F.cross_entropy(logits, labels, reduction="none")
         hits = (logits.detach().argmax(1) == labels).float()
-        count = logits.new_tensor(float(num))
+        count = logits.new_full((), num)
         return torch.stack([(losses * weights).sum(), (hits * weights).sum(), count])[None]
 
 
@@ -146,4 +146,4 @@ def _written(logits_nTV: Tensor, pairs: Pairs) -> Tensor:
     logits, targets = logits_nTV[:, :-1][is_target].float(), pairs.ids[:, 1:][is_target]
     loss = F.cross_entropy(logits, targets, reduction="sum")
     hits = (logits.detach().argmax(1) == targets).sum() if len(targets) else targets.sum()
-    return torch.stack([loss, hits.to(loss), loss.new_tensor(float(len(targets)))])[None]
+    return torch.stack([loss, hits.to(loss), loss.new_full((), len(targets))])[None]

@@ -3,6 +3,7 @@
 Shapes: B rows, T positions, N images, P patches, C vision width, V vocabulary, K codebook.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -64,11 +65,11 @@ class VisionPretraining(Objective):
     def _words(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         logits_NPV = self.word_head(features_NPC).float()
         # The mean of exponentials instead of their sum: as many patches, the same scale.
-        logits_NV = logits_NPV.logsumexp(1) - torch.tensor(float(logits_NPV.shape[1])).log()
+        logits_NV = logits_NPV.logsumexp(1) - math.log(logits_NPV.shape[1])
         labels_NV = word_labels(batch, documents_N, logits_NV.shape[1])
         loss = F.binary_cross_entropy_with_logits(logits_NV, labels_NV, reduction="sum")
         hits_N = ((logits_NV.detach() > 0) & (labels_NV > 0)).sum(1) / labels_NV.sum(1).clamp(min=1)
-        return LossSums(loss, hits_N.sum(), loss.new_tensor(float(len(labels_NV))))
+        return LossSums(loss, hits_N.sum(), loss.new_full((), len(labels_NV)))
 
     def _patches(self, features_NPC: torch.Tensor, batch: Batch, documents_N: torch.Tensor) -> LossSums:
         images_n, codes_nP = patch_labels(batch, documents_N, features_NPC.shape[1])
@@ -77,7 +78,7 @@ class VisionPretraining(Objective):
         targets_m = codes_nP.flatten()
         loss = F.cross_entropy(logits_mK, targets_m, reduction="sum")
         correct = (logits_mK.detach().argmax(-1) == targets_m).sum()
-        return LossSums(loss, correct, loss.new_tensor(float(len(targets_m))))
+        return LossSums(loss, correct, loss.new_full((), len(targets_m)))
 
     def _places(self, features_NPC: torch.Tensor) -> LossSums:
         logits_NPG = self.place_head(features_NPC).float()
@@ -89,7 +90,7 @@ class VisionPretraining(Objective):
         of_rows_mG, of_columns_mG = (part.flatten(0, 1) for part in logits_NPG.split(self.num_rows, dim=-1))
         loss = F.cross_entropy(of_rows_mG, rows_m, reduction="sum") + F.cross_entropy(of_columns_mG, columns_m, reduction="sum")
         correct = (of_rows_mG.detach().argmax(-1) == rows_m) & (of_columns_mG.detach().argmax(-1) == columns_m)
-        return LossSums(loss, correct.sum(), loss.new_tensor(float(len(rows_m))))
+        return LossSums(loss, correct.sum(), loss.new_full((), len(rows_m)))
 
 
 def document_numbers(batch: Batch) -> torch.Tensor:
