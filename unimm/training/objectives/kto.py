@@ -92,7 +92,7 @@ class KTO(Preferences, JointObjective):
             if self.mismatched:
                 mine = rows["mismatched"]
                 values_m = outputs["mismatched"][mine][outputs["mismatched_drawn"][mine] == int(kind == Kind.CODES)].detach()
-                count = values_m.new_tensor(float(len(values_m)))
+                count = values_m.new_full((), len(values_m))
                 sums[f"preference/baseline_{name}"] = LossSums(values_m.sum(), no_rank(values_m.sum()), count)
             parts = [self._half(outputs, halves_N, place, own, baselines) for place in (CHOSEN, REJECTED)]
             sums[f"preference_{name}"] = LossSums(*(torch.stack(one).sum() for one in zip(*parts, strict=True)))
