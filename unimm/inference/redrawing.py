@@ -42,7 +42,8 @@ class Redraw:
     """How drawings are looked at and mended: `redraw=3` is `Redraw(3)`.
 
     tries: drawings of an image behind the first, at most; 0: none, and no look.
-    threshold: what is at least as probable as that is right. Chosen for the demo; a model that is never so sure makes all tries.
+    threshold: what is at least as probable as that is right. Chosen for the demo; a model that is never as sure makes all its
+        tries.
     paint: where something of the prompt is there, keep it in every first, third, ... try. Off by default: the demo gains less
         by it, and it takes longer (recipes/interleaved.md).
     keep: of a heat map, from 0 to 1: what is at least as warm belongs to the thing.
