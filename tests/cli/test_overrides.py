@@ -279,3 +279,19 @@ def test_sizes_are_those_of_the_files_as_they_are_now(tmp_path: Path, monkeypatc
         composed = compose_config("train", words)
         assert composed.model.vision.width == width and given_sizes(composed) == ("model",)
     assert given_sizes(compose_config("train", [*words, "model.vision.width=32"])) == ("model", "model.vision.width")
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "weight"),
+    [
+        ("+rollouts.rewards.clip_score:models/clip=1.0", "clip_score:models/clip", 1.0),
+        ("+rollouts.rewards.'vqa_score:a, b'=2", "vqa_score:a, b", 2),
+        ("rollouts.rewards.my.package:Judge?threshold=0.5=0.25", "my.package:Judge?threshold=0.5", 0.25),
+        ("rollouts.rewards.checker=0", "checker", 0),
+    ],
+)
+def test_a_reward_is_weighed_by_its_name_whatever_that_holds(word: str, name: str, weight: float) -> None:
+    (spelled,) = as_typed([word])
+    assert as_typed([spelled]) == [spelled]
+    composed = compose_config("train", ["+experiment=grpo/shapes", spelled])
+    assert composed.rollouts.rewards[name] == weight and len(composed.rollouts.rewards) == 1 + (name != "checker")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from joint_toys import Preferred, make_mixture_of
-from toys import make_config, make_template, make_trainer
+from toys import make_config, make_model, make_template, make_trainer
 
 from unimm.batch import Batch, collate
 from unimm.data.mixture import Mixture, Source
@@ -16,6 +16,7 @@ from unimm.data.records import Record
 from unimm.models.unified import UnifiedModel
 from unimm.training.logbook import read_numbers
 from unimm.training.objectives.preferences import DPO
+from unimm.training.objectives.sequences import num_learned
 from unimm.training.stored_reference import MANIFEST, digest_of, places_of
 from unimm.training.trainer import Trainer
 
@@ -112,11 +113,17 @@ def test_what_is_stale_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_sequence_is_found_wherever_it_lies() -> None:
     """The digests of a step do not depend on its rows, and no two sequences have one."""
-    mixture, found = make_mixture_of("dpo"), []
-    for width, num_rows in ((64, 6), (160, 3)):
-        batches = [Steps(Plan(mixture, width, num_rows))[step].batches[0] for step in range(5)]
-        found.append({digest_of(one, place) for one in batches for place in places_of(one, list(range(len(one.samples))))})
-    sequences = [mixture.sample((0, number)).sequences[:2] for number in range(12)]
-    alone = [collate([[one]]) for both in sequences for one in both]
+    mixture, objective = make_mixture_of("dpo"), DPO(make_model())
+    alone = [collate([[one]]) for number in range(12) for one in mixture.sample((0, number)).sequences[:2]]
     own = {digest_of(one, *places_of(one, [0])) for one in alone}
-    assert len(own) == 24 and own <= found[0] and own <= found[1]
+    assert len(own) == 2 * len(Preferred())  # an epoch
+    for width, num_rows in ((64, 12), (160, 6)):
+        batches = Steps(Plan(mixture, width, num_rows), 2)[0].batches
+        found = [digest_of(one, place) for one in batches for place in places_of(one, objective.compared(one))]
+        assert len(found) >= 12 and set(found) <= own
+
+
+def test_rows_of_padding_hold_nothing() -> None:
+    """What a process gets where others have the last rows."""
+    batch = collate([[]], 16)
+    assert DPO(make_model()).compared(batch) == [] and len(num_learned(batch)) == 0

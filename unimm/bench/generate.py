@@ -34,6 +34,8 @@ class Trial:
     (`kernels_of`). guidance_scale: 1.0 is off.
 
     num_images, num_texts: so many of each at once; a text is `num_tokens` about an image.
+    prompts: of the images; none: one of our own, in several lengths. temperature: of their codes. as_trained: whether unimm
+        fills its rows and guesses codes as it does in a training, instead of one code of all images at a time.
     """
 
     who: str
@@ -46,6 +48,9 @@ class Trial:
     guidance_scale: float = 5.0
     weights: str = "as dtype"
     kernels: str | None = None
+    prompts: tuple[str, ...] | list[str] = ()
+    temperature: float = 1.0
+    as_trained: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -115,7 +120,7 @@ def _open_ours(trial: Trial) -> Work:
 
     weights = None if trial.weights == "as dtype" else trial.weights
     # One code at a time, as the others have it: random weights say nothing of how many guesses would be right.
-    limits = Limits(window=1, max_rows=trial.num_rows)
+    limits = None if trial.as_trained else Limits(window=1, max_rows=trial.num_rows)
     engine = load(trial.folder, trial.device, trial.dtype, weights=weights, limits=limits, kernels=trial.kernels)
     num_codes = engine.image_tokenizer.num_codes
     engine.decoder.fill(requests_of(engine, trial, WARM_UP, WARM_UP))
@@ -138,13 +143,13 @@ def requests_of(engine: Any, trial: Trial, num_codes: int, num_tokens: int) -> l
     from unimm.inference.decode.sampling import Sampling
     from unimm.sequence import Kind, Segment, Sequence
 
-    drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _prompts(PROMPT, trial.num_images)]
+    drawings = [engine.template.draw(prompt, num_codes=num_codes) for prompt in _drawn(trial)]
     texts = []
     for image, question in _questions(trial):
         asked = engine.template.chat([Turn("user", (engine.template.look(image), question))], num_tokens).opened()
         # Without stop ids: random weights stop anywhere.
         texts.append(Sequence((*asked.segments[:-1], Segment.blank(Kind.TEXT, num_tokens))))
-    drawn = [Request(one, Sampling(1.0, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]
+    drawn = [Request(one, Sampling(trial.temperature, index=i), trial.guidance_scale) for i, one in enumerate(drawings)]
     return drawn + [Request(one) for one in texts]
 
 
@@ -173,6 +178,7 @@ def _open_theirs(trial: Trial) -> Work:
     model: Any = JanusForConditionalGeneration.from_pretrained(trial.folder, dtype=dtype, device_map=trial.device)
     processor.tokenizer.padding_side = "left"
     drawing = {"generation_mode": "image", "do_sample": True, "top_k": 0, "guidance_scale": trial.guidance_scale}
+    drawing |= {} if trial.temperature == 1.0 else {"temperature": trial.temperature}
     writing = {"generation_mode": "text", "do_sample": False}
 
     def written(contents: list[list[dict]]) -> list[str]:
@@ -180,7 +186,7 @@ def _open_theirs(trial: Trial) -> Work:
         return [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
 
     def draw(**more: Any) -> torch.Tensor:
-        prompts = written([[{"type": "text", "text": prompt}] for prompt in _prompts(PROMPT, trial.num_images)])
+        prompts = written([[{"type": "text", "text": prompt}] for prompt in _drawn(trial)])
         inputs = processor(text=prompts, generation_mode="image", padding=True, return_tensors="pt").to(trial.device)
         try:
             # A list of its own each time: theirs adds its guidance to the one that it is given.
@@ -216,6 +222,11 @@ def _open_theirs(trial: Trial) -> Work:
         return model.decode_image_tokens(codes)
 
     return Work(fill, decode, num_codes)
+
+
+def _drawn(trial: Trial) -> list[str]:
+    """The prompts of its images."""
+    return list(trial.prompts) or _prompts(PROMPT, trial.num_images)
 
 
 def _prompts(text: str, count: int) -> list[str]:

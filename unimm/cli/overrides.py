@@ -44,6 +44,13 @@ ONE_PATH = re.compile(
 PATHS = re.compile(r"data\.(.+\.)?(paths|captions|conversations|texts)")
 """Keys whose value is a path or a list of such."""
 
+NAMES_OF_THINGS = re.compile(r"\+{0,2}(rollouts\.rewards)\.(.+)")
+"""Keys below which any text is a key: `rollouts.rewards.clip_score:models/clip=1.0`. Hydra's keys have no colons, but those of
+a dict in a value do."""
+
+SPECIAL = r"[\\:,()\[\]{}= ]"
+"""What Hydra reads in a key of a dict as itself behind a backslash."""
+
 CLOSES = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -131,6 +138,8 @@ def _takes_value(name: str) -> bool:
 
 def _override(override: str, is_multirun: bool) -> str:
     key, has_value, value = override.partition("=")
+    if has_value and _read(f"{key}=1") is None and (in_dict := _in_dict(override)) is not None:
+        return in_dict
     if not has_value or _read(f"{key}=1") is None:  # a deletion; or a key that is none, which Hydra refuses
         return override
     name = key.lstrip("+")
@@ -138,6 +147,15 @@ def _override(override: str, is_multirun: bool) -> str:
     is_path = is_one or PATHS.fullmatch(name) is not None
     is_sweep = is_multirun or not is_one
     return f"{key}={_value(value, is_path, is_sweep)}"
+
+
+def _in_dict(override: str) -> str | None:
+    """The setting of a key that may be any text, as a dict; None where it is none such."""
+    name, _, value = override.replace("'", "").replace('"', "").rpartition("=")  # the name of a class may have arguments
+    named = NAMES_OF_THINGS.fullmatch(name)
+    if named is None:
+        return None
+    return f"++{named[1]}={{{re.sub(SPECIAL, lambda found: chr(92) + found[0], named[2])}:{value}}}"
 
 
 def _value(text: str, is_path: bool, is_sweep: bool) -> str:

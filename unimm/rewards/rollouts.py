@@ -142,11 +142,17 @@ def show_rollouts(step: int, groups: list[list[Rollout]], logbook: Logbook) -> N
     chosen = ordered if len(ordered) <= 2 * SHOWN else [*ordered[:SHOWN], *ordered[-SHOWN:]]
     drawn = [one for one in chosen if isinstance(one.shown, np.ndarray)]
     if drawn:
-        tiles = [Tile(one.shown, f"{_total(one):.2f} {one.text}") for one in drawn]
+        tiles = [Tile(one.shown, f"{_said(one)} {one.text}") for one in drawn]
         logbook.picture(step, "best_and_worst", draw_grid(tiles, SHOWN))
     if said := [one for one in chosen if isinstance(one.shown, str)]:
-        lines = [f"{_total(one):.2f} {one.text}\n    -> {one.shown}" for one in said]
+        lines = [f"{_said(one)} {one.text}\n    -> {one.shown}" for one in said]
         logbook.text(step, "best_and_worst_answers", "\n".join(lines))
+
+
+def _said(rollout: Rollout) -> str:
+    """Its reward; and what that is made of, where several rewards or judges were asked."""
+    parts = [f"{name.partition(':')[0]} {value:.2f}" for name, value in (rollout.rewards | rollout.judged).items()]
+    return f"{_total(rollout):.2f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
 def _total(rollout: Rollout) -> float:

@@ -78,7 +78,7 @@ class StoredReference:
         own = model_fingerprint((_plain(name), one) for name, one in model.named_parameters() if not is_adapter(name))
         self.of = {"model": own, "precision": precision}
         found = read_json(folder / MANIFEST) if folder.is_dir() else None
-        if found is None and folder.is_dir() and any(folder.iterdir()):
+        if found is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} is there and holds no stored log-probabilities: name another folder.")
         if found is not None:
             check_format(found, FORMAT, folder / MANIFEST)
@@ -226,7 +226,9 @@ def store_reference(
     accelerator, ranks = run
     paired = [one for one in map(_paired, mixtures) if one is not None]
     marks = [_mark(mixture, source, compared) for mixture in paired for source in mixture.sources]
-    if all(mark in store.whole for mark in marks):
+    is_whole = all(mark in store.whole for mark in marks)
+    ranks.barrier()  # all have looked before anything is written
+    if is_whole:
         return
     if ranks.number == 0:
         store.say_whole([])

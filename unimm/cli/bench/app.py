@@ -103,6 +103,33 @@ def generate(
 
 
 @bench.command()
+def rollouts(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="demo, a Janus' folder, or a size by name, with random weights.")
+    ] = "demo",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of a step.")] = 12,
+    group_size: Annotated[int, typer.Option(min=1, help="Drawings of each.")] = 8,
+    guidance_scale: Annotated[float, typer.Option(help="Above 1: transformers draws with guidance alone.")] = 2.5,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of the codes.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of trials; the median of their ratios is reported.")] = 3,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Where to write the figures as JSON.")] = (
+        Path("runs/bench/rollouts.json")
+    ),
+) -> None:
+    """How many drawings a second GRPO gets of its own model, against transformers' generate.
+
+    \b
+    Example:
+      unimm bench rollouts --model demo --prompts 12 --group-size 8 --repeats 5
+    """
+    from unimm.cli.bench.rollouts import run
+
+    run(model, (device, dtype), (prompts, group_size), (guidance_scale, temperature), repeats, out)
+
+
+@bench.command()
 def train(
     model: Annotated[
         str, typer.Option("--model", "-m", help="demo, a size by name, with random weights, or a Janus' folder.")

@@ -29,7 +29,8 @@ def sum_by_sequence(values_BT: Tensor, batch: Batch) -> Tensor:
     """(D,): the sum of some numbers over the positions of each document; what stands at padding counts nowhere."""
     documents_BT = batch.document_indices()
     values_N = torch.where(documents_BT < 0, 0, values_BT).flatten()
-    return values_N.new_zeros(len(batch.samples)).index_add(0, documents_BT.clamp(min=0).flatten(), values_N)
+    num = len(batch.samples)  # of rows of nothing but padding there is none, and padding is added to one
+    return values_N.new_zeros(max(1, num)).index_add(0, documents_BT.clamp(min=0).flatten(), values_N)[:num]
 
 
 def num_learned(batch: Batch) -> Tensor:
