@@ -146,3 +146,21 @@ def test_a_broken_rule_warns_once_or_ends_the_training(
 def test_views_that_ask_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="asks nothing: rollouts need prompts"):
         make_rollout_trainer(tmp_path, 1, mixture=make_mixture()).fit()
+
+
+def test_a_reward_that_fails_on_and_on_ends_the_run_and_what_was_learned_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unimm.rewards.guarded.MAX_FAILURES", 2)
+    monkeypatch.setattr("rollout_toys.constant", lambda responses: broken(responses))
+    calls: list[int] = []
+
+    def broken(responses: list[Any]) -> list[float | None]:
+        calls.append(len(responses))
+        if len(calls) > 2 * SETTINGS.num_prompts:
+            raise RuntimeError("no more")
+        return [float(number) for number in range(len(responses))]
+
+    with pytest.raises(ValueError, match=r"The reward 'rollout_toys:constant' failed 3 times in a row.*no more"):
+        make_rollout_trainer(tmp_path, 4, rewarded("rollout_toys:constant")).fit()
+    assert make_rollout_trainer(tmp_path, 4, rewarded("rollout_toys:constant")).step == 2

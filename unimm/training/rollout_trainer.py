@@ -101,8 +101,7 @@ class RolloutTrainer(Trainer):
         if self.choice is not None:
             batch = self.choice.choose(batch, self.ranks)
         started = time.monotonic()
-        with self.rolling():
-            made = self.make(self.model, batch)
+        made = self._made(batch)
         seconds = time.monotonic() - started
         chosen = choose(made.groups, self.rollouts.normalize)
         if self.choice is not None:
@@ -116,6 +115,21 @@ class RolloutTrainer(Trainer):
             self._add("rollout/empty_steps", 1.0, 1.0)
         self._add("rollout/seconds", seconds, 1.0)
         self._add("rollout/step_seconds", time.monotonic() - started, 1.0)
+
+    def _made(self, batch: Prompts) -> Made:
+        """The rollouts of a step. Where those of any process cannot be made or rewarded, all end, and what was learned is saved."""
+        failure: ValueError | None = None
+        made = Made([], {})
+        with self.rolling():
+            try:
+                made = self.make(self.model, batch)
+            except ValueError as error:
+                failure = error
+        if self.ranks.any(failure is not None):
+            if self.step:
+                self.save_if_possible()
+            raise failure or ValueError("The rollouts of another process failed, which says why.")
+        return made
 
     def rolling(self) -> Any:
         """In this context the model makes rollouts: its own weights, in eval mode, without gradients."""

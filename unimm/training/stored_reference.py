@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -279,11 +279,8 @@ def _compute(
 def _paired(mixture: Mixture) -> Mixture | None:
     """The sources that are learned from and whose samples hold several sequences, each with all of its records; None: there
     are none."""
-    sources = [
-        source
-        for number, source in enumerate(mixture.sources)
-        if source.weight > 0 and len(mixture.sample((number, 0)).sequences) > 1
-    ]
+    named = [(number, mixture.sources[number]) for number in mixture.used]
+    sources = [replace(one, weight=1.0) for number, one in named if len(mixture.sample((number, 0)).sequences) > 1]
     return Mixture(sources, mixture.template, mixture.seed, "samples", mixture.max_bad) if sources else None
 
 
