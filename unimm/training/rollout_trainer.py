@@ -117,7 +117,7 @@ class RolloutTrainer(Trainer):
         self._add("rollout/step_seconds", time.monotonic() - started, 1.0)
 
     def _made(self, batch: Prompts) -> Made:
-        """The rollouts of a step. Where those of any process cannot be made or rewarded, all end, and what was learned is saved."""
+        """The rollouts of a step. Where those of any process cannot be rewarded, all end, and what was learned is kept."""
         failure: ValueError | None = None
         made = Made([], {})
         with self.rolling():
