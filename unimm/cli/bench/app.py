@@ -104,9 +104,7 @@ def generate(
 
 @bench.command()
 def rollouts(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="demo, a Janus' folder, or a size by name, with random weights.")
-    ] = "demo",
+    model: Annotated[str, typer.Option("--model", "-m", help="demo, a Janus' folder, or a size (random weights).")] = "demo",
     device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the best that is here].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of a step.")] = 12,
