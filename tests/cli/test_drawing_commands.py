@@ -18,7 +18,7 @@ from unimm.eval.runner import evaluate
 from unimm.eval.task import Judgement
 from unimm.eval.tasks.drawings import DrawingItem, Drawings, DrawingSettings
 from unimm.inference.engine import Engine
-from unimm.runtime.provenance import read_provenance, write_image
+from unimm.runtime.provenance import attach, describe, read_provenance, write_image
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,16 @@ def test_what_was_drawn_again_is_drawn_alone_by_its_file(tiny_folder: Path) -> N
         assert said is not None and said["redraw"]["tries"] == 2 and not said["painted"]
         (again,) = call("generate", "--from", path, "--model", tiny_folder)
         assert pixels(again) == pixels(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"), [("inpaint", "without its image and mask"), ("edit", "was edited"), ("chat", "alone")]
+)
+def test_what_was_not_drawn_from_a_prompt_is_refused(tmp_path: Path, task: str, told: str) -> None:
+    image = Image.new("RGB", (8, 8))
+    attach(image, describe("a", 0, 0, {}, "0" * 64, task=task))
+    write_image(image, tmp_path / "one.png")
+    assert told in " ".join(refuse("generate", "--from", tmp_path / "one.png").split())
 
 
 def test_another_model_is_named(tiny_engine: Engine, tiny_folder: Path, tmp_path: Path) -> None:

@@ -131,3 +131,18 @@ def test_settings_that_make_no_sense() -> None:
         CheckpointConfig(keep=0)
     with pytest.raises(ValueError, match="background is true or false, not 'never'"):
         CheckpointConfig(background="never")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_second_ctrl_c_waits_for_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(model: object, step: int, logbook: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    gate = Gate(monkeypatch)
+    trainer = make_trainer(tmp_path, make_config(4, save_every=1, sample_every=2), sample=sample)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.writer.is_writing and find_checkpoint(tmp_path / "checkpoints") is None
+    gate.open.set()
+    trainer.writer.close()
+    assert make_trainer(tmp_path, make_config(4)).step == 1, "one that is written in time after all is as good as any"

@@ -4,7 +4,6 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from unimm.data.image_batches import ImageBatches, ImageSource
 from unimm.data.mixture import Mixture
 from unimm.data.records import Record
 from unimm.data.views import Conversation
-from unimm.runtime.folder_lock import LOCK, occupy
-from unimm.training import run_state
+from unimm.runtime import folder_lock
+from unimm.runtime.folder_lock import LOCK
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.checkpoint_writer import save_checkpoint
 from unimm.training.run_state import check_order, order_of_images, order_of_rows
@@ -155,7 +154,7 @@ def test_a_run_goes_on_without_records_that_were_taken_out(tmp_path: Path) -> No
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_state, "occupy", partial(occupy, patience=0.0))
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.0)
     trainer = make_trainer(tmp_path, make_config(1))
     code = "import fcntl, sys; own = open(sys.argv[1], 'r+'); fcntl.lockf(own, fcntl.LOCK_EX); print(flush=True); input()"
     trainer.fit()  # then it is free again

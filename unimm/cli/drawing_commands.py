@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval")
 SETTINGS += ("size", "drawing", "steps", "solver")
+MADE_OTHERWISE = {
+    "inpaint": ("is an image of which a part was painted anew", "its image and mask"),
+    "edit": ("was edited", "the image that it was made of"),
+}
+"""What images say of how they were made, where that was not from a prompt alone; and what that takes."""
 
 drawings = typer.Typer(rich_markup_mode=None)
 
@@ -252,7 +257,8 @@ def _read_drawing(path: Path) -> dict[str, Any]:
     if said is None:
         raise ValueError(f"{path} does not say how it was drawn: only images as unimm wrote them do, not copies without it.")
     if said["task"] != DRAWN:
-        raise ValueError(f"{path} is an image of which a part was painted anew: unimm edit needs its image and mask again.")
+        made, needed = MADE_OTHERWISE.get(said["task"], ("was not drawn from a prompt alone", "what it was made of"))
+        raise ValueError(f"{path} {made}, and is not made again without {needed}: unimm generate --from reads drawings.")
     return said
 
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from unimm.runtime.rank_sync import Ranks
+
 LOCK = ".lock"
 
 PATIENCE = 100.0
@@ -21,11 +23,11 @@ _held: dict[Path, int] = {}
 """Of folders, an open file each: to close any other of the same file would end the lock."""
 
 
-def occupy(folder: Path, say: Callable[[str], None], patience: float = PATIENCE) -> None:
+def occupy(folder: Path, say: Callable[[str], None], patience: float | None = None) -> None:
     """Make this process the only one that writes to a folder, which is made if need be, until `leave`.
 
     Args:
-        say: is told when this has to wait.
+        say: is told when this has to wait. patience: seconds; None: PATIENCE.
 
     Raises:
         ValueError: another process still writes to it; says which.
@@ -38,6 +40,7 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float = PATIENCE)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         return  # nothing can be written here: what writes says so
+    patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience
     is_told = False
     while not _lock(descriptor):
@@ -52,6 +55,18 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float = PATIENCE)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
     _held[folder] = descriptor
+
+
+def occupy_together(folder: Path, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """`occupy` for the processes of a run, of which the first one holds it; raises in all of them."""
+    failure: ValueError | None = None
+    try:
+        if ranks.number == 0:
+            occupy(folder, say)
+    except ValueError as error:
+        failure = error
+    if ranks.any(failure is not None):
+        raise failure or ValueError(f"{folder} is being written to by another run: wait, or name another folder.")
 
 
 def leave(folder: Path) -> None:

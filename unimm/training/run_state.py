@@ -12,6 +12,7 @@ row does, and so does the last one: computing what will be lost is worth nothing
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from unimm.data.holdout import Subset
 from unimm.data.image_batches import ImageBatches
 from unimm.data.mixture import Mixture
 from unimm.data.records import Dataset, key_at
-from unimm.runtime.folder_lock import leave, occupy
+from unimm.runtime.folder_lock import leave, occupy_together
 from unimm.runtime.rank_sync import Ranks
 from unimm.training.bad_records import BEFORE_RECORDS, FOUND_RECORDS, BadBudget
 from unimm.training.checkpoint import (
@@ -191,21 +192,12 @@ class Resumable:
                 listed.unlink()
 
     def close(self) -> None:
-        """Let others write to the run's folder, once nothing of this run does."""
-        self.writer.close()
+        """Let others write to the run's folder, once nothing of this run does. A second Ctrl-C waits for nothing: what was
+        being written is then not read."""
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            self.writer.close()
         if self.is_main:
             leave(self.folder)
-
-    def _occupy(self) -> None:
-        """Two runs in one folder would remove each other's checkpoints."""
-        failure: ValueError | None = None
-        try:
-            if self.is_main:
-                occupy(self.folder, lambda line: self.say([line]))
-        except ValueError as error:
-            failure = error
-        if self.ranks.any(failure is not None):
-            raise failure or ValueError(f"Another run writes to {self.folder}.")
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run's folder, if there is one; from now on it is this run's alone.
@@ -213,7 +205,7 @@ class Resumable:
         Raises:
             ValueError: it is one of another run, another process is writing to it, or not every process finds it.
         """
-        self._occupy()
+        occupy_together(self.folder, self.ranks, lambda line: self.say([line]))  # two runs would prune each other's
         folder = self.folder / CHECKPOINTS
         step = self._find(folder)
         if step is None:
