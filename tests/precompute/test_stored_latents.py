@@ -77,6 +77,25 @@ def test_what_is_there_is_kept_and_what_was_stopped_goes_on(
     assert StoredLatents.open(tmp_path / "parts", num_records=12).has_identities
 
 
+def test_a_file_that_was_cut_short_is_told_and_made_again(
+    tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(latents_pass, "shard_rows", lambda shape: 5)
+    whole = encode_latents(tokenizer, Squares(), tmp_path / "latents", work=QUIET)
+    before, damaged = [whole[row] for row in range(12)], tmp_path / "latents" / "latents-00001.safetensors"
+    content = damaged.read_bytes()
+    damaged.unlink()
+    damaged.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"The latents in .* are damaged .*make them again with `unimm encode`"):
+        StoredLatents.open(tmp_path / "latents")
+    seen: list[int] = []
+    encode = latents_pass._encode
+    monkeypatch.setattr(latents_pass, "_encode", lambda *words: (seen.append(len(words[1])), encode(*words))[1])
+    mended = encode_latents(tokenizer, Squares(), tmp_path / "latents", work=QUIET)
+    assert seen == [5] and all(np.array_equal(mended[row], before[row]) for row in range(12))
+    assert "latents-00001.safetensors is damaged or cut short" in caplog.text
+
+
 def test_the_view_learns_them_with_noise_of_the_samples_own(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     encode_latents(tokenizer, Squares(), tmp_path / "latents", work=QUIET)
     record, template = LatentDataset(Squares(), tmp_path / "latents")[3], make_template()

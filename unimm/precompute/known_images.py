@@ -3,6 +3,7 @@
 A store that is made again takes from here what it needs: pictures that stayed, in whatever order and among whatever others.
 """
 
+import logging
 import os
 import shutil
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from unimm.data.records import ImageLike
 from unimm.data.stores.digests import HALF, UNKNOWN, image_identity, image_stamp
@@ -20,9 +21,12 @@ from unimm.data.stores.digests import HALF, UNKNOWN, image_identity, image_stamp
 OPEN_FILES = 8
 ABSENT = -1
 
+logger = logging.getLogger(__name__)
+
 
 class KnownImages:
-    """The rows of safetensors files, by image; files that do not tell which images they are of are left out.
+    """The rows of safetensors files, by image; files that do not tell which images they are of are left out, and those that are
+    damaged.
 
     key: the tensor that is taken from, (n, ...) in each file.
     """
@@ -30,13 +34,20 @@ class KnownImages:
     def __init__(self, files: Iterable[Path], key: str) -> None:
         self.key = key
         self.files: list[Path] = []
+        self.num_damaged = 0
         self._open: OrderedDict[Path, Any] = OrderedDict()
         identities = [np.empty((0, 2 * HALF), dtype=np.uint8)]
         for path in files:
-            with safe_open(path, framework="numpy") as file:
-                if "identities" in file.keys():  # noqa: SIM118 - it is no dict
-                    self.files.append(path)
-                    identities.append(file.get_tensor("identities"))
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    own = file.get_tensor("identities") if "identities" in file.keys() else None  # noqa: SIM118 - it is no dict
+            except (SafetensorError, OSError) as error:
+                self.num_damaged += 1
+                logger.warning(f"{path} is damaged or cut short ({error}): what was in it is made again.")
+                continue
+            if own is not None:
+                self.files.append(path)
+                identities.append(own)
         self._ends = np.cumsum([len(part) for part in identities[1:]], dtype=np.int64)
         self._identities = np.concatenate(identities)
         self._by_digest, self._by_stamp = _Places(self._identities[:, :HALF]), _Places(self._identities[:, HALF:])

@@ -138,7 +138,7 @@ def known_images(
 ) -> KnownImages:
     """The images that were stored before, under this key: in the files of a store that is there, and in an unfinished one."""
     known = KnownImages([*files, *unfinished.kept()], key)
-    if is_same and not len(known):
+    if is_same and not len(known) and not known.num_damaged:
         work.say(f"{out} is of an older unimm and does not tell of which images it is: it is made again.")
     return known
 

@@ -159,7 +159,7 @@ class StoredCodes(TensorStore[CodesManifest]):
         folder = Path(folder)
         manifest, ends = CodesManifest.read(folder, CODES), None
         if manifest.num_images is not None:
-            with safe_open(folder / CODES, framework="numpy") as file:
+            with manifest.reading(folder), safe_open(folder / CODES, framework="numpy") as file:
                 ends = file.get_tensor("ends")
         stored = cls(folder, manifest, ends)
         stored.expect(**expected)

@@ -125,7 +125,8 @@ class StoredLatents(TensorStore[LatentsManifest]):
         """
         folder = Path(folder)
         manifest = LatentsManifest.read(folder, shard_name(0))
-        ends = load_file(folder / ENDS)["ends"] if (folder / ENDS).is_file() else None
+        with manifest.reading(folder):
+            ends = load_file(folder / ENDS)["ends"] if (folder / ENDS).is_file() else None
         files = [shard_name(number) for number in range(manifest.num_files)]
         stored = cls(folder, manifest, files, manifest.shard_rows, ends)
         stored.expect(**expected)

@@ -12,12 +12,14 @@ another. Nor without its image: reading a record whose image is another one rais
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from unimm.data.bad_records import StaleStoreError
 from unimm.data.records import Dataset, ImageLike, Record, key_at
@@ -99,6 +101,17 @@ class StoreManifest:
             raise ValueError(f"The manifest of the {cls.NOUN} in {folder} cannot be read: {error}.") from error
         check_format(content, cls.NEWEST_FORMAT, path)
         return manifest
+
+    @classmethod
+    @contextmanager
+    def reading(cls, folder: Path) -> Iterator[None]:
+        """In here the files of a store are opened. Raises ValueError where one is damaged, or cut short."""
+        try:
+            yield
+        except (SafetensorError, OSError, KeyError) as error:
+            raise ValueError(
+                f"The {cls.NOUN} in {folder} are damaged ({error}): copy them again, or make them again with `{cls.COMMAND}`."
+            ) from error
 
     def unfinished(self, folder: Path, name: Any, **more: Any) -> ResumableFolder:
         """Such a store in the making, file by file.
@@ -196,8 +209,9 @@ class TensorStore(Generic[Manifest]):
         if number not in self._open:
             if not path.is_file():
                 raise ValueError(f"The {self.manifest.NOUN} in {self.folder} are damaged: {path.name} is missing.")
-            file = safe_open(path, framework=self.FRAMEWORK)
-            self._open[number] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            with self.manifest.reading(self.folder):
+                file = safe_open(path, framework=self.FRAMEWORK)
+                self._open[number] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         self._open.move_to_end(number)
         if len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)
