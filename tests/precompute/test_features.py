@@ -20,7 +20,7 @@ from unimm.data.mixture import Mixture, Source
 from unimm.data.plan import Plan, Steps
 from unimm.data.records import Record
 from unimm.data.stores import tensor_store
-from unimm.data.stores.features import FeaturedDataset, StoredFeatures, shard_rows
+from unimm.data.stores.features import ROWS, FeaturedDataset, StoredFeatures, shard_rows
 from unimm.data.views import Conversation, Drawing, PlainText
 from unimm.models.unified import UnifiedModel
 from unimm.precompute.features import encode_features
@@ -222,6 +222,11 @@ def test_refusals(model: UnifiedModel, folder: Path, tmp_path: Path) -> None:
         refuse(match)
     (folder / "manifest.json").write_text("{")
     refuse("cannot be read")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rows = (folder / ROWS).read_bytes()
+    (folder / ROWS).unlink()
+    (folder / ROWS).write_bytes(rows[:-8])
+    refuse("The features in .* are damaged .*copy them again")
 
 
 def test_another_preparation_is_noticed(model: UnifiedModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

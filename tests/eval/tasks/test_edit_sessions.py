@@ -45,3 +45,5 @@ def test_all_turns_are_made_from_the_sources_or_in_a_chain(editor: Engine, tmp_p
     assert np.array_equal(results[False][1].image, results[True][1].image), "a single turn is the same"  # pyright: ignore[reportArgumentType]
     assert not np.array_equal(results[False][0].image, results[True][0].image)  # pyright: ignore[reportArgumentType]
     assert EditSessions(str(folder), num_items=1).num_items == 1
+    named = EditSessions(str(folder), chain=True, source_bias=2, image_guidance_scale=1.5)
+    assert named.name == "edit_sessions_chained_image_guidance_1.5_source_bias_2"

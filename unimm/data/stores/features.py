@@ -153,7 +153,9 @@ class StoredFeatures(TensorStore[FeaturesManifest]):
         """
         folder = Path(folder)
         manifest = FeaturesManifest.read(folder, ROWS)
-        stored = cls(folder, manifest, *_read_rows(folder))
+        with manifest.reading(folder):
+            rows, ends = _read_rows(folder)
+        stored = cls(folder, manifest, rows, ends)
         stored.expect(**expected)
         stored.check_shape(manifest.num_patches, manifest.width)
         num_records = len(stored.rows if stored.ends is None else stored.ends)

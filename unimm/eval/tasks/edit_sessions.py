@@ -16,6 +16,7 @@ from unimm.data.readers.magic_brush import MagicBrush, free_part
 from unimm.eval.score import Example, Score
 from unimm.eval.task import ItemTask, Result, summarize
 from unimm.eval.tasks.drawings import SEEDS
+from unimm.eval.tasks.edits import in_name
 from unimm.inference.engine import Engine
 from unimm.inference.windows_of_images import lay_over
 
@@ -41,10 +42,11 @@ class EditSessions(ItemTask):
         image_guidance_scale: float | None = None,
         source_bias: float | None = None,
     ) -> None:
-        self.name = "edit_sessions_chained" if chain else "edit_sessions"
         self.paths, self.root, self.chain, self.seed = paths, root, chain, seed
         scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
         self.scales: dict[str, Any] = {**scales, "source_bias": source_bias}
+        said = {name.removesuffix("_scale"): value for name, value in self.scales.items()}
+        self.name = f"edit_sessions{'_chained' if chain else ''}{in_name(said)}"  # so several stand in one evaluation
         self.num_items = len(self.sessions) if num_items is None else min(num_items, len(self.sessions))
 
     @cached_property

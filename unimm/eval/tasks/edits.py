@@ -46,8 +46,7 @@ class Edits(ItemTask):
         """Of the score, and of files: what is not as usual is named, so that several of them stand in one evaluation."""
         split = "" if self.split == "test" else f"_{self.split}"
         scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale}
-        scales |= {"source_bias": self.source_bias, "temperature": self.temperature}
-        return f"edits{split}" + "".join(f"_{name}_{value:g}" for name, value in scales.items() if value is not None)
+        return f"edits{split}{in_name({**scales, 'source_bias': self.source_bias, 'temperature': self.temperature})}"
 
     @cached_property
     def world(self) -> EditsWorld:
@@ -81,6 +80,11 @@ class Edits(ItemTask):
             own = [example for example in examples if example.category == kind]
             others |= {f"{aspect}_{kind}": share(aspect, own) for aspect in ASPECTS}
         return summarize(self.name, examples, mean_of_categories=True, other_scores=others)
+
+
+def in_name(scales: dict[str, float | None]) -> str:
+    """What a task's name says of its scales: those that are not as usual."""
+    return "".join(f"_{name}_{value:g}" for name, value in scales.items() if value is not None)
 
 
 def judge_example(record: Record, text: Text, image: np.ndarray, provenance: dict | None = None) -> Example:
