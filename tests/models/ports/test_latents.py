@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, tiny_text_tokenizer
+from fake_gpu import GPU, Looks, memory, moved
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from unimm.batch import collate
+from unimm.batch import Elements, collate
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.data.template import PromptFormat, Template, Turn
 from unimm.inference.decode.request import Branch, Request
@@ -230,3 +232,22 @@ def test_bad_requests_say_what_is_wrong(model: UnifiedModel, template: Template,
     for words, match in (({"latent_size": 5}, "not a multiple of patch_size"), ({"width": 3}, "width is even")):
         with pytest.raises(ValueError, match=match):
             LatentsConfig(**words)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_on_a_gpu_nothing_but_the_last_pass_waits(solver: str) -> None:
+    """Shown by fake tensors: learning and drawing ask nothing of the host, and nothing comes from main memory."""
+    with FakeTensorMode(), Looks() as looks:
+        port = moved(LatentsPort(CONFIG, 32), torch.float32)
+        elements, weights = torch.zeros(10, *port.element_shape, device=GPU), torch.ones(10, device=GPU)
+        hidden_nD, weights_G = torch.zeros(10, 32, device=GPU), torch.ones(2, device=GPU)
+        filler = port.filler(Segment.blank(Kind.LATENTS, CONFIG.num_elements), (3, 1), num_steps=2, solver=solver)
+        looks.known = {memory(one) for one in [*port.parameters(), elements, weights, hidden_nD, weights_G, filler._x]}
+        with looks.looking():
+            assert port.embed(Elements(elements, weights)).shape == (10, 32)
+            sums = port.loss(hidden_nD, elements, weights)
+            for _ in range(filler.total_passes - 1):
+                assert filler.inputs().shape == (CONFIG.num_elements, 32)
+                filler.advance(hidden_nD.view(2, 5, 32), weights_G)
+        assert not looks.wrong, looks.wrong[:5]
+        assert {one.device.type for one in sums} == {"cuda"}

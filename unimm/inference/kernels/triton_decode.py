@@ -10,6 +10,8 @@ has summed the squares. Sums are in float32.
 Where a row's keys lie, a table says: for each row and block of `SLOTS_A_BLOCK` slots, the offset of the block's first slot in
 the buffers of keys and values; slots and heads follow at strides. So rows need not lie side by side.
 
+Whether numbers of positions and blocks are 1 or multiples of 16 is not compiled in: they change from step to step.
+
 Weights are in x's dtype, or int8 with a scale a row (SCALED). TRITON_INTERPRET=1, set before the first import, runs all of it
 on a CPU.
 
@@ -92,7 +94,7 @@ def normed_pair(
     return first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "blocks_a_row"])
 def qkv_kernel(
     x, gamma, weight, scale, bias, cos, sin, q_norm, k_norm, queries, keys, values, table, rows, positions,
     num_positions, width, num_heads, num_kv_heads, stride_head, stride_slot, blocks_a_row, epsilon, head_epsilon,
@@ -149,7 +151,7 @@ def qkv_kernel(
             tl.store(value_PN + half, second.to(values.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "blocks_a_row"])
 def attend_kernel(
     queries, keys, values, table, starts, positions, mixed, logsums,
     num_positions, num_heads, stride_head, stride_slot, blocks_a_row, chunk, scale,
@@ -204,7 +206,7 @@ def attend_kernel(
         tl.store(logsums + line_Q, logsum_Q, mask=in_Q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions"])
 def output_kernel(
     mixed, logsums, weight, scale, bias, residual, out,
     num_positions, width, num_heads,
@@ -258,7 +260,7 @@ def finish(
     tl.store(out + target_PN, sum_PN.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions"])
 def gate_kernel(
     x, gamma, weight, scale, bias, gated,
     num_positions, width, hidden_width, epsilon,
@@ -277,7 +279,7 @@ def gate_kernel(
     tl.store(target_PN, value_PN.to(gated.dtype.element_ty), mask=in_P[:, None] & in_N[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions"])
 def linear_kernel(
     x, weight, scale, bias, residual, out,
     num_positions, width, num_inputs,
