@@ -12,10 +12,7 @@ from unimm.runtime.atomic_files import read_json
 
 @dataclass(frozen=True)
 class DrawingDefaults:
-    """How a model draws where a caller does not say. The defaults are Janus', and JanusFlow's of drawing by a flow.
-
-    flow_guidance_scale, steps: of a flow, which has no temperature.
-    """
+    """How a model draws by codes where a caller does not say. The defaults are Janus'."""
 
     guidance_scale: float = DRAWING["guidance_scale"]
     temperature: float = DRAWING["temperature"]

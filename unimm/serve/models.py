@@ -27,13 +27,16 @@ async def show_model(request: Request, name: str) -> dict[str, Any]:
 
 def describe(service: Service, name: str) -> dict[str, Any]:
     """An entry of the list: OpenAI's, with OpenRouter's `architecture`."""
+    engine = service.engine
+    reads = ["text", "image", *(["video"] if engine.prompt_format.video is not None else [])]
+    writes = ["text", *(["image"] if engine.bundle.drawing_ways else [])]
     return {
         "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "unimm",
-        "context_length": service.engine.decoder.max_positions,
-        "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text", "image"]},
+        "context_length": engine.decoder.max_positions,
+        "architecture": {"input_modalities": reads, "output_modalities": writes},
     }
 
 

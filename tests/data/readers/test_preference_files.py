@@ -73,6 +73,9 @@ LABELLED: dict[str, dict[str, Any]] = {
     },
 }
 BAD = {
+    "a prompt is a text or a list of turns, not 5": {"prompt": 5, "chosen": "a", "rejected": "b"},
+    "a prompt is a text or a list of turns, not {'a': 1}": {"prompt": {"a": 1}, "completion": "a", "label": True},
+    "'language' is a word": {"prompt": "a", "chosen": "a", "rejected": "b", "language": ["en"]},
     "a label is true or false, not 2": {**LABELLED["TRL"], "label": 2},
     "a 'completion' of a 'prompt', or one image of it": {"prompt": ASK, "label": False},
     "chosen' and 'rejected": {"prompt": ASK, "chosen": CHOSEN},

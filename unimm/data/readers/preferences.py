@@ -85,6 +85,8 @@ class PreferenceFields:
         if "chosen" not in item and isinstance(item.get("text"), str):
             item |= _inner(item["text"], where)
         language = item.get("language", self.language)
+        if not isinstance(language, str):
+            raise ValueError(f"{where}: 'language' is a word such as \"en\", not {short(language)}.")
         if any(name in item for name in LABELS) and not {*PAIRED, *HIGHER, *LOWER} & item.keys():
             return _labelled(item, key, where, open_image, language)
         drawings = _drawings(item, where)
@@ -193,8 +195,8 @@ def _labelled(item: Mapping[str, Any], key: str, where: str, open_image: Open, l
     if completion is None and isinstance(before, list) and len(before) > 1:
         *before, completion = before
     if completion is not None and before is not None:
-        turns = [{"role": USER, "content": before}] if isinstance(before, str) else list(before)
-        return replace(_talk(item, key, where, open_image, language, turns, _last_words(completion, where)), label=bool(label))
+        talk = _talk(item, key, where, open_image, language, _turns_of(before, where), _last_words(completion, where))
+        return replace(talk, label=bool(label))
     images = [one for name in IMAGES for one in _listed(item.get(name))]
     if len(images) != 1 or not isinstance(before, str) or not before.strip():
         raise ValueError(
@@ -214,9 +216,16 @@ def _parted(item: Mapping[str, Any], where: str) -> tuple[list[Any], str, str]:
         raise ValueError(f"{where} has {', '.join(sorted(item)) or 'nothing'}: a preference has 'chosen' and 'rejected'.")
     if before is None:
         before, chosen, rejected = _implicit(chosen, rejected, where)
+    return _turns_of(before, where), _last_words(chosen, where), _last_words(rejected, where)
+
+
+def _turns_of(before: Any, where: str) -> list[Any]:
+    """What stands before an answer, a text or turns, as turns."""
     if isinstance(before, str):
-        before = [{"role": USER, "content": before}]
-    return list(before), _last_words(chosen, where), _last_words(rejected, where)
+        return [{"role": USER, "content": before}]
+    if not isinstance(before, list):
+        raise ValueError(f"{where}: a prompt is a text or a list of turns, not {short(before)}.")
+    return list(before)
 
 
 def _implicit(chosen: Any, rejected: Any, where: str) -> tuple[Any, Any, Any]:
