@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import make_config, make_mixture, make_template, make_trainer
 
+from unimm.cli.compose import compose_config
+from unimm.cli.mixture import check_sources
+from unimm.data import plan, stored_plan
 from unimm.data.mixing_weights import MixingWeights, Stretch, Weight, WeightSchedule, interleave, read_weight
 from unimm.data.mixture import Mixture, Source
 from unimm.data.packing import RowLayout
@@ -23,6 +26,13 @@ ROWS, SWITCH, END = 3, 11, 20
 SHAPE = RowLayout(64, ROWS)
 
 
+@pytest.fixture(autouse=True)
+def _few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that are measured at a time, of windows that take less than a hundred."""
+    for module in (plan, stored_plan):
+        monkeypatch.setattr(module, "CHUNK", 32)
+
+
 def scheduled(weigh_by: str = "samples", ratio: dict[str, Weight] | None = None) -> Mixture:
     """The toy mixture: drawing sets in at a step, talk goes down along a line, text is constant."""
     talk, draw, text = make_mixture().sources
@@ -31,8 +41,8 @@ def scheduled(weigh_by: str = "samples", ratio: dict[str, Weight] | None = None)
     return Mixture(sources, make_template(), weigh_by=weigh_by, ratio=ratio)
 
 
-def names(plan: Plan, step: int) -> list[list[tuple[int, int]]]:
-    return [[one.sample for one in row] for row in plan.rows(step)]
+def names(own: Plan, step: int) -> list[list[tuple[int, int]]]:
+    return [[one.sample for one in row] for row in own.rows(step)]
 
 
 WEIGHTS = st.lists(st.just(0.0) | st.floats(0.01, 10), min_size=3, max_size=3).filter(any)
@@ -68,15 +78,15 @@ def test_stretches_are_what_a_plain_loop_gives(stretches: list[tuple[list[float]
 
 
 def test_a_weight_holds_from_its_step_on_to_the_step() -> None:
-    mixture, plan = scheduled(), Plan(scheduled(), 64, ROWS)
+    mixture, own = scheduled(), Plan(scheduled(), 64, ROWS)
     for step in range(SWITCH + 12):
-        found = [name for row in names(plan, step) for name in row]
+        found = [name for row in names(own, step) for name in row]
         assert any(source == 1 for source, _ in found) == (step >= SWITCH), "no drawing before its step, and some in each after"
-    assert [plan.origin(step).step for step in (0, 7, 8, 10, 11, 18, 19, 20, 27)] == [0, 0, 8, 8, 11, 11, 19, 20, 20]
-    switch = plan.origin(SWITCH)
+    assert [own.origin(step).step for step in (0, 7, 8, 10, 11, 18, 19, 20, 27)] == [0, 0, 8, 8, 11, 11, 19, 20, 20]
+    switch = own.origin(SWITCH)
     assert sum(switch.drawn) == switch.sample and switch.drawn[1] == 0
-    first = plan.origin(8).drawn[0] / plan.origin(8).sample
-    second = (switch.drawn[0] - plan.origin(8).drawn[0]) / (switch.sample - plan.origin(8).sample)
+    first = own.origin(8).drawn[0] / own.origin(8).sample
+    second = (switch.drawn[0] - own.origin(8).drawn[0]) / (switch.sample - own.origin(8).sample)
     assert first == pytest.approx(mixture.shares_at(3.5)[0], abs=0.03) and second == pytest.approx(
         mixture.shares_at(9)[0], abs=0.03
     )
@@ -86,7 +96,7 @@ def test_a_weight_holds_from_its_step_on_to_the_step() -> None:
 def test_it_is_planned_on_from_any_window_and_from_a_stored_plan(tmp_path: Path) -> None:
     whole = Plan(scheduled(), 64, ROWS)
     store_plan(tmp_path / "plan", scheduled(), SHAPE, 22)
-    store_plan(tmp_path / "other", scheduled(), SHAPE, 22, num_workers=2)
+    store_plan(tmp_path / "other", scheduled(), SHAPE, 22, num_workers=1)
     for path in (tmp_path / "plan").glob("*.npy"):
         assert np.array_equal(np.load(path), np.load(tmp_path / "other" / path.name))
     stored = Plan(scheduled(), 64, ROWS, stored=StoredPlan(tmp_path / "plan", scheduled(), SHAPE))
@@ -181,6 +191,12 @@ def test_as_configurations_say_it() -> None:
 def test_what_is_no_weight_is_told(value: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         read_weight("data.sources.a.weight", value)
+
+
+def test_a_source_that_is_not_there_is_told() -> None:
+    config = compose_config("train", ["image_tokenizer=x", "codes=x", "+data.sources.shapes_dram.weight=1"])
+    with pytest.raises(ValueError, match=r"'shapes_dram' has no dataset and no view: .*; there is shapes_talk, shapes_draw, "):
+        check_sources(config)
 
 
 def test_a_step_without_any_weight_is_told() -> None:

@@ -34,7 +34,7 @@ from unimm.cli.builders import (
     with_features,
 )
 from unimm.cli.compose import build, check_given, given_sizes
-from unimm.cli.mixture import build_mixture
+from unimm.cli.mixture import build_mixture, check_sources
 from unimm.data.holdout import hold_out
 from unimm.data.mixture import Mixture
 from unimm.data.records import LATENTS, Dataset
@@ -106,6 +106,7 @@ def check_start(config: DictConfig) -> None:
     drawing_defaults(config, DrawingDefaults())
     check_image_tokenizer(config)
     check_given(config.data, "data")
+    check_sources(config)
     check_codes(config)
 
 

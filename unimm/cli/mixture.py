@@ -5,10 +5,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unimm.cli.compose import build
+from unimm.cli.hydra_errors import SOURCE_KEYS
 from unimm.data.mixing_weights import Weight, read_weight
 from unimm.data.mixture import Mixture, Source
 from unimm.data.records import Dataset
 from unimm.data.template import Template
+
+
+def check_sources(config: DictConfig) -> None:
+    """Raises ValueError where a source lacks what every source has, such as a new one of which only a weight is given."""
+    for name, source in config.data.sources.items():
+        lacking = [key for key in SOURCE_KEYS if key not in source]
+        if lacking:
+            raise ValueError(
+                f"The source '{name}' has no {' and no '.join(lacking)}: a new one needs {', '.join(SOURCE_KEYS)}; there is "
+                f"{', '.join(other for other in config.data.sources if other != name)}."
+            )
 
 
 def build_mixture(config: DictConfig, datasets: dict[str, Dataset], template: Template) -> Mixture:
