@@ -77,7 +77,6 @@ CASES = {
     "ddp, then hsdp": Case(Sharding("hsdp", 1), ema_decay=0.9, stops_at=2, before=Sharding()),
     "hsdp, then fsdp": Case(Sharding("fsdp"), ema_decay=0.9, stops_at=2, before=Sharding("hsdp", 2)),
     "ddp, split rows": Case(Sharding("ddp", None, 2), 2, 4, ema_decay=0.9, save_every=0, watch="all"),
-    "ddp, then split rows": Case(Sharding("fsdp", None, 2), ema_decay=0.9, stops_at=2, before=Sharding()),
     "split rows, then hsdp": Case(Sharding("hsdp", 1), ema_decay=0.9, stops_at=2, before=Sharding("fsdp", None, 2)),
     "ddp, lora": Case(Sharding(), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),
     "fsdp, lora": Case(Sharding("fsdp"), stage=ADAPTERS, lora=True, ema_decay=0.9, stops_at=2, watch="all"),

@@ -47,12 +47,9 @@ class Case:
 
 CASES = {
     "documents": Case(),
-    "rows": Case(attention="sdpa"),
-    "two heads of keys": Case(attention="sdpa", trunk={"num_key_value_heads": 2}),
     "one head of keys": Case(trunk={"num_key_value_heads": 1, "model_type": "qwen3", "head_dim": 8}),
     "recomputed": Case(changes={"activation_checkpointing": "full"}),
-    "partly recomputed": Case(attention="sdpa", changes={"activation_checkpointing": "selective"}),
-    "fsdp": Case("fsdp"),
+    "rows": Case("fsdp", "sdpa", {"num_key_value_heads": 2}, changes={"activation_checkpointing": "selective"}),
     "all kinds": Case("fsdp", batch="all kinds", num_micro_batches=1),
     "nothing but text": Case(batch="text", num_micro_batches=1),
 }

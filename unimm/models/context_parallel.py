@@ -34,6 +34,10 @@ class ContextGroup:
     number: int
     count: int
 
+    def __deepcopy__(self, memo: Any) -> "ContextGroup":
+        """The same: a copy of a model has the same processes."""
+        return self
+
     def own(self, x_BT: Tensor) -> Tensor:
         """(B, T, ...) -> (B, S, ...): of its own positions, a view."""
         return x_BT.chunk(self.count, 1)[self.number]
