@@ -27,8 +27,9 @@ def test_both_draw_the_same_groups(tiny_folder: Path, tmp_path: Path) -> None:
 def test_the_ratio_is_that_of_the_median_pair() -> None:
     def pair(ours: float, theirs: float) -> dict[str, dict[str, float]]:
         rest = {"seconds": 1.0, "decode_seconds": 1.0, "peak_gib": 1.0}
-        return {"unimm": {"images_a_second": ours, **rest}, "transformers": {"images_a_second": theirs, **rest}}
+        own, other = {"images_a_second": ours, "cpu_seconds": 2.0}, {"images_a_second": theirs, "cpu_seconds": 5.0}
+        return {"unimm": {**own, **rest}, "transformers": {**other, **rest}}
 
     told = summary([pair(8, 2), pair(4, 2), pair(30, 10)])
-    assert told["ratios"] == [4, 2, 3] and told["ratio"] == 3
+    assert told["ratios"] == [4, 2, 3] and told["ratio"] == 3 and told["cpu_ratio"] == 2.5
     assert told["medians"]["unimm"]["images_a_second"] == 8 and told["medians"]["transformers"]["images_a_second"] == 2

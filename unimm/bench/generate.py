@@ -75,15 +75,17 @@ def run_trial(trial: Trial) -> dict[str, float]:
     """Measure once, in this process.
 
     Returns:
-        `seconds` (all codes and tokens), `first_seconds` (until the first of them), `ms_a_step`, `images_a_second`,
+        `seconds` (all codes and tokens), `cpu_seconds` (that this process was computing meanwhile), `first_seconds` (until the
+        first of them), `ms_a_step`, `images_a_second`,
         `ids_a_second` (codes and tokens), `decode_seconds` (codes to pixels, once warm), `floor_ms` (of unimm's trials), and
         `peak_gib` of the device, on a CPU of the process.
     """
     work = (_open_ours if trial.who == "unimm" else _open_theirs)(trial)
     device = torch.device(trial.device)
     times: list[float] = []
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     seconds, codes = _timed(lambda: work.fill(lambda: times.append(time.perf_counter())), device)
+    used = time.process_time() - used
     assert codes.shape == (trial.num_images, work.num_codes)
     decode_seconds = 0.0
     if trial.num_images:
@@ -93,6 +95,7 @@ def run_trial(trial: Trial) -> dict[str, float]:
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()  # before the floor takes its own
     return {
         "seconds": seconds,
+        "cpu_seconds": used,
         "first_seconds": times[0] - started,
         "ms_a_step": 1e3 * seconds / num_steps,
         "images_a_second": trial.num_images / seconds,

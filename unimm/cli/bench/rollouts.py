@@ -57,7 +57,13 @@ def run(
     record = ShapesPrompts(groups[0])
     prompts = [record[number].prompts[0].text for number in range(groups[0]) for _ in range(groups[1])]
     words: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "prompts": prompts}
-    content: dict[str, Any] = {"bench": "rollouts", "model": model, "groups": groups, "provenance": provenance(device)}
+    content: dict[str, Any] = {
+        "bench": "rollouts",
+        "model": model,
+        "groups": groups,
+        "on": device.type,
+        "provenance": provenance(device),
+    }
     with status.status("") as shown, checkpoint(folder_of(model), dtype, shown.update) as folder:
         name = str(dtype).removeprefix("torch.")
         trials = [Trial(who, str(folder), str(device), name, len(prompts), as_trained=True, **words) for who in PEERS]
@@ -80,11 +86,14 @@ def folder_of(model: str) -> str:
 
 
 def summary(pairs: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of each peer, and how many times as many rollouts a second unimm made in each pair."""
-    names = ("images_a_second", "seconds", "decode_seconds", "peak_gib")
+    """Medians of each peer, how many times as many rollouts a second unimm made in each pair, and how many times less it
+    computed for them, which does not depend on what else a machine does."""
+    names = ("images_a_second", "seconds", "cpu_seconds", "decode_seconds", "peak_gib")
     medians = {who: {name: statistics.median(pair[who][name] for pair in pairs) for name in names} for who in PEERS}
     ratios = [pair["unimm"]["images_a_second"] / pair["transformers"]["images_a_second"] for pair in pairs]
-    return {"medians": medians, "ratios": ratios, "ratio": statistics.median(ratios)}
+    computed = [pair["transformers"]["cpu_seconds"] / pair["unimm"]["cpu_seconds"] for pair in pairs]
+    found = {"ratios": ratios, "ratio": statistics.median(ratios)}
+    return {"medians": medians, **found, "cpu_ratios": computed, "cpu_ratio": statistics.median(computed)}
 
 
 def show(content: dict[str, Any], title: str) -> None:
@@ -99,3 +108,5 @@ def show(content: dict[str, Any], title: str) -> None:
     ratios = content["ratios"]
     many = f" (median of {len(ratios)} pairs, {min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
     console.print(f"{content['ratio']:.2f} times as many rollouts a second{many}")
+    if content["on"] == "cpu":
+        console.print(f"{content['cpu_ratio']:.2f} times as many a second of the processor's time")
