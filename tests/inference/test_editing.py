@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from unimm.data.prompt_format import EDITS
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Expected
 from unimm.inference.decode.workload import Limits
 from unimm.inference.editing import guide_edits
 from unimm.inference.engine import Engine
@@ -145,3 +147,15 @@ def test_it_is_saved_that_a_model_edits(tiny_engine: Engine, tmp_path: Any) -> N
 
     editor(tiny_engine).save(tmp_path / "model")
     assert load(tmp_path / "model").prompt_format.edits == "codes_last"
+
+
+def test_elements_that_there_are_not_cannot_be_expected(tiny_engine: Engine) -> None:
+    engine, size = tiny_engine, tiny_engine.image_tokenizer.codebook_size
+    request = Request(engine.template.draw("a", num_codes=engine.image_tokenizer.num_codes))
+    engine.decoder.check(replace(request, expected=Expected((0, np.int64(size - 1)), np.float32(2.0))))  # pyright: ignore[reportArgumentType]
+    for ids in ((size,), (-1, 0)):
+        with pytest.raises(ValueError, match=rf"Of CODES expected ones lie in \[0, {size}\), not"):
+            engine.decoder.check(replace(request, expected=Expected(ids, 1.0)))
+    for ids, bias in (((1.5,), 1.0), ((1,), float("nan")), ((1,), "2")):
+        with pytest.raises(ValueError, match="expected"):
+            Expected(ids, bias)  # pyright: ignore[reportArgumentType]

@@ -55,8 +55,9 @@ def image_or_video(image: ImageLike, num_frames: int | None = None) -> ImageLike
     return open_video(image, num_frames=None if num_frames is None else whole_number("num_frames", num_frames, 1))
 
 
-def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
-    """ValueError: an element is none that the model knows. Prefilled together with others it would make theirs fail, too."""
+def check_elements(sequence: Sequence, model: UnifiedModel, expected: tuple[int, ...] = ()) -> None:
+    """ValueError: an element is none that the model knows, also of those that are `expected` of the open segment. Computed
+    together with others it would make theirs fail, too."""
     for segment in sequence.segments:
         ports = model.predicted_ports if segment.is_open else model.ports
         if segment.kind not in ports:
@@ -64,6 +65,10 @@ def check_elements(sequence: Sequence, model: UnifiedModel) -> None:
             what = "fills in" if segment.is_open else "reads"
             raise ValueError(f"The model {what} {known}, not {segment.kind.name}.")
         ports[segment.kind].check(segment)
+        port = model.vocabulary_ports.get(segment.kind)
+        if segment.is_open and expected and (port is None or not 0 <= min(expected) <= max(expected) < port.vocabulary_size):
+            most = "none can be expected" if port is None else f"expected ones lie in [0, {port.vocabulary_size})"
+            raise ValueError(f"Of {segment.kind.name} {most}, not {min(expected)} to {max(expected)}.")
 
 
 def check_weights(own: dict[str, torch.nn.Parameter], new: dict[str, torch.Tensor]) -> None:

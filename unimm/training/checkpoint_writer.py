@@ -42,8 +42,8 @@ NICENESS = 10
 SPARE = 1.5
 """So many times what it copies must be free in main memory, with what other processes of this machine copy at the same time."""
 
-PATIENCE = 30.0
-"""Seconds in which the files of others must be seen: shared disks take a moment."""
+PATIENCE = 90.0
+"""Seconds in which the files of others must be seen: NFS may believe for 60 what it knew of a folder."""
 
 logger = logging.getLogger(__name__)
 

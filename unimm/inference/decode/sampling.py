@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from unimm.runtime.counter_noise import stream_key, uniform
-from unimm.runtime.number_checks import real_number, whole_number
+from unimm.runtime.number_checks import real_number, whole_number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Expected:
 
     ids: tuple[int, ...]
     bias: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(whole_numbers("an expected element", list(self.ids), len(self.ids))))
+        object.__setattr__(self, "bias", real_number("the bias of what is expected", self.bias))
+        if not math.isfinite(self.bias):
+            raise ValueError(f"The bias of what is expected is a finite number, not {self.bias}.")
 
 
 class Sampler:

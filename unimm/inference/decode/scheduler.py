@@ -62,7 +62,7 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """ValueError: this request can never be filled here, and why."""
         request.check()
-        check_elements(request.sequence, self.model)
+        check_elements(request.sequence, self.model, request.expected.ids if request.expected else ())
         if request.num_rows > self.limits.max_rows:
             raise ValueError(
                 f"Guidance takes {request.num_rows} rows, but the engine decodes {self.limits.max_rows} at once: give it "
