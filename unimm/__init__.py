@@ -55,9 +55,9 @@ prepare_libraries()
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from unimm.runtime.version import package_version
 
-        return version("unimm")
+        return package_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'unimm' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,6 +1,7 @@
 """Training on a GPU is training on a CPU: the same losses and gradients by other kernels, and runs that learn and go on.
 
-What a CPU can do it does here too, by its own ways; `pytest -m gpu` has the rest. All models are tiny.
+What a CPU can do it does here too, by its own ways; `pytest -m gpu` has the rest. All models are tiny. What takes the compiler
+longest comes last: a GPU may be there for minutes only.
 """
 
 from collections.abc import Callable, Iterator
@@ -128,42 +129,6 @@ def assert_same(found: Learned, expected: Learned) -> None:
 
 def joined(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
-
-
-@ON_EVERY_DEVICE
-@ON_EVERY_TRUNK
-def test_losses_and_gradients_are_those_of_whole_rows_on_a_cpu(trunk: dict[str, Any], device: str) -> None:
-    """Rows of one width after another: layers are compiled again."""
-    reference, model = make(trunk), as_trained(make(trunk), device)
-    for width in WIDTHS:
-        batch = make_batch(width)
-        expected = learn(reference, batch, reference.named_parameters())
-        assert_same(learn(model, batch, model.named_parameters()), expected)
-
-
-@ON_EVERY_DEVICE
-@pytest.mark.parametrize("way", ["selective", "full"])
-@pytest.mark.parametrize("trunk", [TRUNKS["llama, heads of 16"], QWEN3], ids=["llama", "qwen3"])
-def test_what_is_computed_again_is_the_same(trunk: dict[str, Any], way: str, device: str) -> None:
-    reference, model = make(trunk), as_trained(make(trunk), device, way)
-    for width in WIDTHS[:2]:
-        batch = make_batch(width)
-        expected = learn(reference, batch, reference.named_parameters())
-        assert_same(learn(model, batch, model.named_parameters()), expected)
-
-
-@ON_EVERY_DEVICE
-@pytest.mark.parametrize("recompute", ["none", "selective"])
-@ON_EVERY_TRUNK
-def test_bf16_is_near_float32(trunk: dict[str, Any], recompute: str, device: str) -> None:
-    trunk = {**trunk, "initializer_range": 0.05}  # the large weights of other tests enlarge what is rounded, too
-    reference, model = make(trunk), as_trained(make(trunk), device, recompute)
-    batch = make_batch(WIDTHS[0])
-    losses, gradients = learn(reference, batch, reference.named_parameters())
-    near_losses, near = learn(model, batch, model.named_parameters(), is_bf16=True)
-    assert near_losses == {name: pytest.approx(float(loss), rel=0.02) for name, loss in losses.items()}
-    assert near.keys() == gradients.keys() and {gradient.dtype for gradient in near.values()} == {torch.float32}
-    assert F.cosine_similarity(joined(near), joined(gradients), dim=0) > 0.99
 
 
 @ON_EVERY_DEVICE
@@ -353,3 +318,39 @@ def test_a_model_in_shards_learns_the_same(is_bf16: bool, device: str) -> None:
         assert_same(found, expected)
     assert found[0] == {name: pytest.approx(float(loss), rel=0.05) for name, loss in expected[0].items()}
     assert F.cosine_similarity(joined(found[1]), joined(expected[1]), dim=0) > 0.9
+
+
+@ON_EVERY_DEVICE
+@ON_EVERY_TRUNK
+def test_losses_and_gradients_are_those_of_whole_rows_on_a_cpu(trunk: dict[str, Any], device: str) -> None:
+    """Rows of one width after another: layers are compiled again."""
+    reference, model = make(trunk), as_trained(make(trunk), device)
+    for width in WIDTHS:
+        batch = make_batch(width)
+        expected = learn(reference, batch, reference.named_parameters())
+        assert_same(learn(model, batch, model.named_parameters()), expected)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@ON_EVERY_TRUNK
+def test_bf16_is_near_float32(trunk: dict[str, Any], recompute: str, device: str) -> None:
+    trunk = {**trunk, "initializer_range": 0.05}  # the large weights of other tests enlarge what is rounded, too
+    reference, model = make(trunk), as_trained(make(trunk), device, recompute)
+    batch = make_batch(WIDTHS[0])
+    losses, gradients = learn(reference, batch, reference.named_parameters())
+    near_losses, near = learn(model, batch, model.named_parameters(), is_bf16=True)
+    assert near_losses == {name: pytest.approx(float(loss), rel=0.02) for name, loss in losses.items()}
+    assert near.keys() == gradients.keys() and {gradient.dtype for gradient in near.values()} == {torch.float32}
+    assert F.cosine_similarity(joined(near), joined(gradients), dim=0) > 0.99
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("way", ["selective", "full"])
+@pytest.mark.parametrize("trunk", [TRUNKS["llama, heads of 16"], QWEN3], ids=["llama", "qwen3"])
+def test_what_is_computed_again_is_the_same(trunk: dict[str, Any], way: str, device: str) -> None:
+    reference, model = make(trunk), as_trained(make(trunk), device, way)
+    for width in WIDTHS[:2]:
+        batch = make_batch(width)
+        expected = learn(reference, batch, reference.named_parameters())
+        assert_same(learn(model, batch, model.named_parameters()), expected)
