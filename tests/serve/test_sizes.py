@@ -27,6 +27,16 @@ def test_a_taught_form_is_drawn_and_others_are_refused_with_a_list(tiny_engine: 
         assert reply["size"] == "32x16" and reply["usage"]["output_tokens"] == 8
         assert np.array_equal(image, engine.generate_images("a circle", seed=3, size="32x16")[0])
         assert draw("auto").json()["size"] == "16x16" and draw("256x256").json()["size"] == "256x256"
+        asked = {
+            "messages": [{"role": "user", "content": "a circle"}],
+            "modalities": ["image"],
+            "seed": 3,
+            "output_format": "png",
+        }
+        said = client.post("/v1/chat/completions", json={**asked, "size": "32x16"}).json()
+        url = said["choices"][0]["message"]["images"][0]["image_url"]["url"]
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+        assert np.array_equal(drawn, image) and said["usage"]["completion_tokens"] == 8
         refused = draw("16x32")
         assert refused.status_code == 400 and "draws 16x16, 32x16; 256x256" in refused.json()["error"]["message"]
         edited = client.post(

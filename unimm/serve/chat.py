@@ -38,7 +38,7 @@ async def complete(request: Request, body: ChatRequest) -> Response:
     if body.images != "never":
         return await _interleaved(request, service, body, reply)
     if "image" in body.modalities:
-        order = DrawingOrder(service, body, last_user_text(body), "webp")
+        order = DrawingOrder(service, body, last_user_text(body), "webp", any_form=True)
         drawing = service.run(request, "image", body.n, order.draw(order.from_text(), is_event=True))
         if body.stream:
             return await respond(service, drawing, reply.drawing_events(order, drawing))

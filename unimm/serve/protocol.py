@@ -135,7 +135,8 @@ class Drawing(Body):
     size: str = Field(
         "auto",
         max_length=20,
-        description='"auto", the model\'s own size, or one that it was taught; 256x256, 512x512, 1024x1024 are resized.',
+        description='"auto", the model\'s own size, or of drawings from a prompt one that it was taught; 256x256, 512x512, '
+        "1024x1024 are resized.",
     )
     drawing: Literal["codes", "latents"] | None = Field(
         None, description="latents: by a flow. Default: codes, where it has them."
