@@ -1,5 +1,6 @@
 """An index of images: search finds the nearest; it is extended, shrinks, goes on after kill -9, and serves one model."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from PIL import Image
 from unimm.data.records import Record, Text
 from unimm.data.worlds.shapes import ShapesWorld
 from unimm.retrieval.index import Hit, Index, rank_texts, read_manifest
-from unimm.retrieval.indexing import BAD_IMAGES, PARTS, Indexed, Pass, build_index
+from unimm.retrieval.indexing import BAD_IMAGES, PARTS, Indexed, Pass, _alone, build_index
 from unimm.retrieval.sheet import write_hits
 from unimm.retrieval.sources import images_of, open_images
 
@@ -236,3 +237,18 @@ def test_hits_are_shown_as_a_picture_or_a_page(photos: Path, tmp_path: Path) -> 
     assert page.count("<img") == 2 and "<b>" not in page and "two &lt;red&gt;" in page and "圆 &amp; co" in page
     with pytest.raises(ValueError, match="neither a picture"):
         write_hits(tmp_path / "found.txt", "", hits, images)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_one_process_makes_an_index_where_folders_can_be_locked(tmp_path: Path, monkeypatch, caplog) -> None:
+    import fcntl
+
+    with _alone(tmp_path), pytest.raises(ValueError, match="Another process is making the index"), _alone(tmp_path):
+        pass
+
+    def nfs(*_: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with _alone(tmp_path):
+        assert "cannot be locked here (Bad file descriptor)" in caplog.text

@@ -7,6 +7,7 @@ manifest, which is replaced in one step, names it: an image has one entry, whate
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ BAD_IMAGES = "bad_images.txt"
 
 Known = dict[str, tuple[Entry, np.ndarray]]
 """Entry and vector (D,) of an image, by its key."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,10 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(f"Another process is making the index {folder}: wait for it.") from error
+        except OSError as error:  # NFS locks no folders
+            logger.warning(f"{folder} cannot be locked here ({error.strerror}): let no other process make this index.")
         yield
     finally:
         os.close(descriptor)
