@@ -138,6 +138,8 @@ class ImageCoder:
         fitting = max(1, PIXELS_ON_CPU // tokenizer.image_size**2) if on_cpu else AT_ONCE
         self._at_once = 1 if alone else min(fitting, AT_ONCE)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        if self._stream is not None:  # weights may still be on their way
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def sized(self, grid: Grid) -> "ImageCoder":
         """The same for images of another grid of codes."""

@@ -1,7 +1,5 @@
 """What a tokenizer run reports: loss terms and codebook use between reports, fidelity and a picture on validation images."""
 
-from collections import defaultdict
-
 import numpy as np
 import torch
 from einops import rearrange
@@ -23,14 +21,15 @@ def measure_usage(counts_K: Tensor) -> dict[str, float]:
 
 
 class TokenizerMeter:
-    """Sums over the steps since the last report, of this process."""
+    """Sums over the steps since the last report, of this process. They stay on the device until somebody reads them: a step
+    waits for nothing."""
 
     def __init__(self, codebook_size: int) -> None:
         self._codebook_size = codebook_size
         self._clear()
 
     def _clear(self) -> None:
-        self._terms: defaultdict[str, float] = defaultdict(float)
+        self._terms: dict[str, Tensor] = {}
         self._counts = torch.zeros(self._codebook_size, dtype=torch.long)
         self._steps = self._images = 0
         self._seconds = self._waited = 0.0
@@ -38,8 +37,10 @@ class TokenizerMeter:
     def add(self, terms: dict[str, Tensor], codes: Tensor) -> None:
         """One step's loss terms and codes (N, T)."""
         for name, term in terms.items():
-            self._terms[name] += float(term.detach())
-        self._counts += torch.bincount(codes.flatten().cpu(), minlength=self._codebook_size)
+            value = term.detach().float()
+            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        places = codes.flatten()
+        self._counts = self._counts.to(places.device).index_add_(0, places, torch.ones_like(places))
         self._steps += 1
         self._images += len(codes)
 
@@ -50,17 +51,21 @@ class TokenizerMeter:
 
     def report(self) -> dict[str, float]:
         """Means for the logbook; starts anew."""
-        values = {f"loss/{name}": total / max(self._steps, 1) for name, total in self._terms.items()}
+        values = {f"loss/{name}": mean for name, mean in self._means().items()}
         seconds = max(self._seconds, 1e-9)
         values |= {"speed/images_per_second": self._images / seconds, "speed/data_wait": self._waited / seconds}
-        values |= measure_usage(self._counts)
+        values |= measure_usage(self._counts.cpu())
         self._clear()
         return values
 
     def note(self) -> str:
         """One line for the progress bar."""
-        losses = " ".join(f"{name} {total / max(self._steps, 1):.4f}" for name, total in self._terms.items())
+        losses = " ".join(f"{name} {mean:.4f}" for name, mean in self._means().items())
         return f"loss {losses} | {self._images / max(self._seconds, 1e-9):,.0f} img/s"
+
+    def _means(self) -> dict[str, float]:
+        totals = torch.stack(list(self._terms.values())).tolist() if self._terms else []
+        return {name: total / max(self._steps, 1) for name, total in zip(self._terms, totals, strict=True)}
 
 
 @torch.no_grad()
