@@ -102,7 +102,7 @@ NOT_DRAWN += ("data/pairs", "data/worlds/pairs", "data/worlds/captions", "data/s
 NOT_DRAWN += ("data/coco_boxes", "data/refcoco", "data/grounded_llava", "data/worlds/locate", "data/worlds/locate_framed")
 NOT_DRAWN += ("data/pages", "data/worlds/clips")
 NOT_DRAWN += ("data/prompts/shapes", "data/prompts/digits", "data/prompts/questions", "data/prompts/file")
-NOT_DRAWN += ("data/prompts/image_questions",)
+NOT_DRAWN += ("data/prompts/image_questions", "data/prompts/captions")
 NOT_DRAWN += ("data/preferences", "data/preferences_parquet", "data/worlds/prefer")
 """Data of which nothing is encoded."""
 DATA_OF = {"llava/align": "data/llava", "llava/finetune": "data/llava", "draw_finetune": "data/image_folder"}

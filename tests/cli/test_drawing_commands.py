@@ -153,7 +153,7 @@ def test_edit_paints_inside_the_mask(tiny_engine: Engine, tiny_folder: Path, pic
     assert [pixels(path) for path in paths] == [image.tobytes() for image in expected]
     said = read_provenance(paths[1])
     assert said is not None and (said["task"], said["index"], said["settings"]["guidance_scale"]) == ("inpaint", 1, 2.0)
-    assert "unimm edit needs its image and mask" in refuse("generate", "--from", paths[1], "--model", tiny_folder)
+    assert "is not made again without its image and mask" in refuse("generate", "--from", paths[1], "--model", tiny_folder)
     assert "was not taught to edit" in refuse("edit", "photo.png", "a", "--model", tiny_folder)
     assert "here a mask says where" in refuse(*words, "--image-guidance-scale", 2)
     clear = picture.convert("RGBA")

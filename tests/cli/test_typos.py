@@ -69,7 +69,7 @@ ADDED = {
     "encode +data.folder=x": "no key 'data.folder' with data=worlds, only with data=image_folder.",
     "train +data.sources.shapes_talk.weigth=1": "did you mean 'data.sources.shapes_talk.weight'?",
     "train trainer.stage=align": "did you mean 'stage=align'?",
-    "train trainer.sharding=fsdp": "is a group of keys: set trainer.sharding.strategy or trainer.sharding.shard_size.",
+    "train trainer.sharding=fsdp": "is a group of keys: set trainer.sharding.strategy, trainer.sharding.",
     "train validation=loss": "is a group of keys: set validation.tasks,",
 }
 """Arguments that Hydra takes, and the answer."""

@@ -49,10 +49,10 @@ def test_the_loss_is_that_of_all_samples_one_by_one() -> None:
     for num_rows in (1, 2, 50):
         told = HeldOut(held, 64, num_rows).losses(objective, {"codes": 0.5}, Accelerator(cpu=True), lambda: False)
         assert told == pytest.approx({**means, "loss": means["loss_text"] + 0.5 * means["loss_codes"]}, rel=1e-4)
-    shares = [list(HeldOut(held, 64, 2)._batches(rank, 2)) for rank in range(2)]
+    shares = [[batch for _, batch in HeldOut(held, 64, 2).batches(rank, 2)] for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
     counted = sum(float(batch.weights.sum()) for share in shares for batch in share)
-    assert counted == sum(float(batch.weights.sum()) for batch in HeldOut(held, 64, 2)._batches(0, 1))
+    assert counted == sum(float(batch.weights.sum()) for _, batch in HeldOut(held, 64, 2).batches(0, 1))
 
 
 def test_the_processes_add_up_what_they_found() -> None:

@@ -37,7 +37,7 @@ FUNCTIONS = ("int", "str", "bool", "float", "choice", "range", "interval", "tag"
 
 ONE_PATH = re.compile(
     r"(out|codes|features|image_tokenizer|latents_tokenizer|init_from|text_tokenizer|trainer\.plan"
-    r"|(data|images)\.(.+\.)?(folder|validation_folder|root|cache|images|questions|annotations|refs))"
+    r"|(data|images)\.(.+\.)?(folder|validation_folder|root|cache|images|questions|annotations|refs|classes))"
 )
 """Keys whose value is one path."""
 
