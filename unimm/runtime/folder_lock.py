@@ -27,7 +27,7 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float | None = No
     """Make this process the only one that writes to a folder, which is made if need be, until `leave`.
 
     Args:
-        say: is told when this has to wait. patience: seconds; None: PATIENCE.
+        say: called with a sentence when this has to wait. patience: seconds; None: PATIENCE.
 
     Raises:
         ValueError: another process still writes to it; says which.

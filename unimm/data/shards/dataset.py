@@ -24,8 +24,9 @@ import numpy as np
 from unimm.data.binding import bind
 from unimm.data.readers.lru_cache import ProcessLocalLRU
 from unimm.data.readers.paths import Paths, find_files, is_pattern, locate
-from unimm.data.records import Dataset, DatasetContext, Record, check, key_at, unchecked
+from unimm.data.records import Dataset, DatasetContext
 from unimm.data.shards.joined import Joined
+from unimm.data.shards.located import Located
 from unimm.data.shards.order import ShardedOrder
 from unimm.data.shards.passes import Sizes
 from unimm.data.shards.shard_index import FIRST, ShardIndex, ShardInfo
@@ -42,7 +43,7 @@ KEY = 7
 logger = logging.getLogger(__name__)
 
 
-class ShardedDataset:
+class ShardedDataset(Located):
     """Shards, each read by a reader of its own.
 
     Args:
@@ -278,22 +279,6 @@ class ShardedDataset:
 
     def __len__(self) -> int:
         return int(self.counted[1][-1]) if len(self.counted[1]) else 0
-
-    def __getitem__(self, index: int) -> Record:
-        records, place = self.locate(index)
-        return records[place]
-
-    def unchecked(self, index: int) -> Record:
-        """A record whose image was not compared (`unimm.data.stores.digests`)."""
-        return unchecked(*self.locate(index))
-
-    def check(self, index: int) -> None:
-        """Compare a record's image."""
-        check(*self.locate(index))
-
-    def key_at(self, index: int) -> str:
-        """The key of a record, also of one that cannot be read."""
-        return key_at(*self.locate(index))
 
     def locate(self, index: int) -> tuple[Dataset, int]:
         """A record by number: the records of its shard, and its place there."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from unimm.data.readers.lru_cache import ProcessLocalLRU
-from unimm.data.records import Dataset, Record, check, key_at, unchecked
+from unimm.data.records import Dataset
+from unimm.data.shards.located import Located
 from unimm.data.shards.passes import Passes
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class ShardedOrder:
         return _Block(first, number, of_pass, chosen, tuple(self.shards.count(name) for name in chosen))
 
 
-class Addressed:
+class Addressed(Located):
     """Records of a set of shards by their addresses, which hold in one process."""
 
     def __init__(self, shards: "ShardedDataset") -> None:
@@ -125,21 +126,6 @@ class Addressed:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, address: int) -> Record:
-        records, place = self._find(address)
-        return records[place]
-
-    def unchecked(self, address: int) -> Record:
-        """A record whose image was not compared."""
-        return unchecked(*self._find(address))
-
-    def check(self, address: int) -> None:
-        """Compare a record's image."""
-        check(*self._find(address))
-
-    def key_at(self, address: int) -> str:
-        """The key of a record, also of one that cannot be read."""
-        return key_at(*self._find(address))
-
-    def _find(self, address: int) -> tuple[Dataset, int]:
-        return self.shards.open(self._names[address >> PLACES]), address & ((1 << PLACES) - 1)
+    def locate(self, index: int) -> tuple[Dataset, int]:
+        """The shard at an address, and the place of the record there."""
+        return self.shards.open(self._names[index >> PLACES]), index & ((1 << PLACES) - 1)

@@ -24,7 +24,7 @@ from unimm.training.flops import FlopCount
 
 
 class Run(NamedTuple):
-    """What an objective is told of the run that begins.
+    """What an objective gets of the run that begins.
 
     mixtures: what is learned, and what is held out, where something is. folder: of the run. row_length, num_rows: of a forward
     pass. accelerator, ranks: its device, precision and processes.
