@@ -132,6 +132,36 @@ def test_killed_it_goes_on_where_it_stopped(make: Make, tmp_path: Path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "killed"]
 
 
+def test_another_command_that_makes_the_same_folder_is_refused(make: Make, tmp_path: Path) -> None:
+    """Two would remove each other's files."""
+    out, begun = tmp_path / "out", tmp_path / "begun"
+    work = PassConfig(3, quiet=True)
+
+    def stop(self: ResumableFolder, *_: Any) -> None:
+        begun.touch()
+        time.sleep(600)
+
+    def make_a_part() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ResumableFolder, "save", stop)
+            make(out, work)
+
+    other = fork(make_a_part)
+    try:
+        deadline = time.monotonic() + 120
+        while not begun.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match=rf"out.unfinished is being written to by process {other} of .*: wait until"):
+            make(out, work)
+        assert sorted(tmp_path.rglob("*")) == before
+    finally:
+        os.kill(other, signal.SIGKILL)
+        ends([other])
+    make(out, work)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+
+
 def test_several_processes_share_the_work(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of three has a part that is killed half-way; two go on."""
     make(tmp_path / "alone", PassConfig(3, quiet=True))

@@ -85,7 +85,7 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, damage, caplog: p
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_damaged_ones_never_push_out_whole_ones(tmp_path: Path, keep: int) -> None:
-    """All are damaged, the run starts anew: what it writes is older by number, and must stay."""
+    """Whoever writes beside damaged ones: what is older by number must stay."""
     for step in (10, 12):
         cut(save_checkpoint(tmp_path, checkpoint(step)) / "tensors.safetensors")
     for step in (3, 6):

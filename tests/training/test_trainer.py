@@ -49,6 +49,17 @@ def test_k_steps_and_resume_are_2k_steps_to_the_bit(tmp_path: Path, optimizer: O
     assert_equal(last[0].tensors, last[1].tensors)
 
 
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew(tmp_path: Path) -> None:
+    """It would remove what may still be copied from elsewhere."""
+    make_trainer(tmp_path, make_config(4, save_every=2)).fit()
+    damaged = sorted((tmp_path / "checkpoints").iterdir())
+    for folder in damaged:
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"None of the checkpoints in .* is whole \(2 damaged\): copy them there again, or remove"):
+        make_trainer(tmp_path, make_config(4))
+    assert sorted((tmp_path / "checkpoints").iterdir()) == damaged
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_between_two_steps(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -35,6 +35,7 @@ from unimm.precompute.bad_images import (
 from unimm.precompute.known_images import ABSENT, KnownImages, link_or_copy
 from unimm.precompute.pass_progress import images_progress, say
 from unimm.runtime.environment import loader_processes
+from unimm.runtime.folder_lock import occupy_together
 from unimm.runtime.number_checks import check_probability, check_whole
 from unimm.runtime.rank_sync import Ranks
 from unimm.runtime.resumable_folder import ResumableFolder
@@ -120,8 +121,13 @@ class Job:
 
 
 def begin_pass(unfinished: ResumableFolder, num_images: int, work: PassConfig, prepare: Prepare | None = None) -> None:
-    """Begin a folder, or go on with it; every process calls it. prepare: what the first one does before the others go on."""
+    """Begin a folder, or go on with it; every process calls it. prepare: what the first one does before the others go on.
+
+    Raises:
+        ValueError: other processes are making it.
+    """
     work.ranks.barrier()  # no process writes before all have looked
+    occupy_together(unfinished.workspace, work.ranks, lambda _: None, patience=0)
     if work.ranks.number == 0:
         unfinished.begin()
         forget_bad(unfinished, prepare is not None and prepare.is_done())

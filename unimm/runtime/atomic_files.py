@@ -4,6 +4,7 @@ Everything that we keep (checkpoints, models, stored codes) goes this way, so th
 leaves half a folder under a good name.
 """
 
+import ctypes
 import json
 import os
 import secrets
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_AT_CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux' fcntl.h and fs.h, which no Python module names."""
 
 
 @contextmanager
@@ -58,14 +62,30 @@ def replace_folder(temporary: Path, final: Path) -> None:
             path.chmod(_default_mode())
         flush(path)
     flush(temporary)
-    # The old folder goes only when the new one is in its place: whatever happens, one of them is there, whole.
     old = final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():
+        old.rename(final)  # a process was killed between the two renames below
+    if final.exists() and _swap_names(temporary, final):
+        flush(final.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    # The old folder goes only when the new one is in its place: whatever happens, one of them is there, whole.
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     temporary.rename(final)
     flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap_names(one: Path, other: Path) -> bool:
+    """Let two folders exchange their names at once, so that no moment is without either; False where system or disk cannot
+    (only Linux can, by renameat2)."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(_AT_CURRENT_FOLDER, os.fsencode(one), _AT_CURRENT_FOLDER, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
 def check_writable(path: Path) -> None:

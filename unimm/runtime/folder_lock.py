@@ -27,7 +27,7 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float | None = No
     """Make this process the only one that writes to a folder, which is made if need be, until `leave`.
 
     Args:
-        say: called with a sentence when this has to wait. patience: seconds; None: PATIENCE.
+        say: called with a sentence when this has to wait. patience: seconds, 0: do not wait; None: PATIENCE.
 
     Raises:
         ValueError: another process still writes to it; says which.
@@ -45,7 +45,7 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float | None = No
     is_told = False
     while not _lock(descriptor):
         who = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-        if time.monotonic() > deadline:
+        if not patience or time.monotonic() > deadline:
             os.close(descriptor)
             raise ValueError(f"{folder} is being written to by {who}: wait until it has ended, or name another folder.")
         if not is_told:
@@ -57,12 +57,12 @@ def occupy(folder: Path, say: Callable[[str], None], patience: float | None = No
     _held[folder] = descriptor
 
 
-def occupy_together(folder: Path, ranks: Ranks, say: Callable[[str], None]) -> None:
+def occupy_together(folder: Path, ranks: Ranks, say: Callable[[str], None], patience: float | None = None) -> None:
     """`occupy` for the processes of a run, of which the first one holds it; raises in all of them."""
     failure: ValueError | None = None
     try:
         if ranks.number == 0:
-            occupy(folder, say)
+            occupy(folder, say, patience)
     except ValueError as error:
         failure = error
     if ranks.any(failure is not None):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unimm.runtime.atomic_files import check_replaceable, flush, read_json, replace_folder, write_json
+from unimm.runtime.folder_lock import leave, occupy
 
 BEGUN = "begun.json"
 
@@ -62,9 +63,15 @@ class ResumableFolder:
         self._is_made_otherwise = bool(differ)
 
     def begin(self) -> None:
-        """Create the workspace, or find what was made; by the first process, before the others look."""
+        """Create the workspace, or find what was made; by the first process, before the others look.
+
+        Raises:
+            ValueError: another process is making this folder.
+        """
+        occupy(self.workspace, lambda _: None, patience=0)  # what was looked at above may be another when it has ended
         if self._is_made_otherwise:
             self.drop()
+            occupy(self.workspace, lambda _: None, patience=0)
         self.whole.mkdir(parents=True, exist_ok=True)
         for left in self.workspace.glob("*.tmp"):
             left.unlink()
@@ -135,7 +142,7 @@ class ResumableFolder:
 
     def drop(self) -> None:
         """Remove everything that was made."""
-        shutil.rmtree(self.workspace, ignore_errors=True)
+        drop_workspace(self.final)
 
     def set_all_aside(self) -> None:
         """Whole files become files for reuse; what has no number is dropped. By the first process, before the others look."""
@@ -165,6 +172,12 @@ class ResumableFolder:
 def workspace_of(final: Path) -> Path:
     """Where a folder is made until it is whole."""
     return final.with_name(f".{final.name}.unfinished")
+
+
+def drop_workspace(final: Path) -> None:
+    """Remove what a folder is made of, and let others make it."""
+    shutil.rmtree(workspace_of(final), ignore_errors=True)
+    leave(workspace_of(final))
 
 
 def begun_content(final: Path) -> dict[str, Any] | None:

@@ -203,7 +203,7 @@ class Resumable:
         """Go on from the newest whole checkpoint of the run's folder, if there is one; from now on it is this run's alone.
 
         Raises:
-            ValueError: it is one of another run, another process is writing to it, or not every process finds it.
+            ValueError: it is one of another run, another process is writing to it, not every process finds it, or none is whole.
         """
         occupy_together(self.folder, self.ranks, lambda line: self.say([line]))  # two runs would prune each other's
         folder = self.folder / CHECKPOINTS
@@ -225,6 +225,7 @@ class Resumable:
     def _find(self, folder: Path) -> int | None:
         """The step of the newest whole checkpoint, the same on all processes: each proves its share of the files."""
         steps = checkpoint_steps(folder) if self.is_main else []
+        num_damaged = 0
         while (step := int(self.ranks.broadcast(steps.pop() if steps else -1))) >= 0:
             if self.ranks.any(not folder_of(folder, step).is_dir()):
                 raise ValueError(
@@ -232,6 +233,12 @@ class Resumable:
                 )
             if not self.ranks.any(not passes(folder, step, self.ranks.number, self.ranks.count)):
                 return step
+            num_damaged += 1
+        if num_damaged:  # to begin anew would in the end remove what may still be mended
+            raise ValueError(
+                f"None of the checkpoints in {folder} is whole ({num_damaged} damaged): copy them there again, or remove "
+                f"that folder to begin at the first step."
+            )
         return None
 
 

@@ -6,7 +6,6 @@ are put together (`summary`), and OUT is written: inspection.json, inspection.ht
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ from unimm.data.inspection.measure import Measure, Part, Problem
 from unimm.data.records import key_at
 from unimm.runtime.environment import loader_processes
 from unimm.runtime.number_checks import check_whole
-from unimm.runtime.resumable_folder import ResumableFolder, workspace_of
+from unimm.runtime.resumable_folder import ResumableFolder, drop_workspace
 from unimm.runtime.version import package_version
 
 PART_RECORDS = 1000
@@ -107,7 +106,7 @@ def measure_all(measures: dict[str, Measure], out: Path, config: InspectionConfi
 
 def drop_parts(out: Path) -> None:
     """Remove the parts, when the result is written."""
-    shutil.rmtree(workspace_of(out), ignore_errors=True)
+    drop_workspace(out)
 
 
 def _choose(total: int, config: InspectionConfig) -> np.ndarray:
