@@ -203,7 +203,7 @@ class Resumable:
         """Go on from the newest whole checkpoint of the run's folder, if there is one; from now on it is this run's alone.
 
         Raises:
-            ValueError: it is one of another run, another process is writing to it, not every process finds it, or none is whole.
+            ValueError: it is one of another run, another process writes to it, not every process finds it, or none is whole.
         """
         occupy_together(self.folder, self.ranks, lambda line: self.say([line]))  # two runs would prune each other's
         folder = self.folder / CHECKPOINTS
