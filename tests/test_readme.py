@@ -268,7 +268,7 @@ def test_the_serving_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_evaluation_guide_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module, its lines and its program; suites have an item or two a task."""
-    small = {name: dataclasses.replace(task, brief=1, quick=2, full=2) for name, task in suites.TASKS.items()}
+    small = {name: dataclasses.replace(task, glance=1, brief=1, quick=2, full=2) for name, task in suites.TASKS.items()}
     monkeypatch.setattr(suites, "TASKS", small)
     monkeypatch.setattr(sys, "path", [*sys.path, str(workplace)])
     module, program = fenced(RECIPES / "evaluate.md", "python")

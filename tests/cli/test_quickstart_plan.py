@@ -36,6 +36,7 @@ def test_sizes_follow_the_speed() -> None:
     assert all(one.num_rows <= other.num_rows and one.num_shapes < other.num_shapes for one, other in pairwise(plans))
     assert all(plan.suite in SUITES and plan.compile for plan in plans)
     assert plans[0].expected and plans[1].expected and plans[0].expected < plans[1].expected
+    assert make_plan(SLOW, 0.5, 0.75, False).suite == "glance", "half a minute of training is not scored for a whole one"
     assert plans[2].expected is None and "no such run was recorded" in plans[2].describe()
 
 

@@ -55,7 +55,8 @@ class EvalOptions:
 def evaluate_model(
     model: Model = None,
     suite: Annotated[
-        str | None, typer.Option(help="brief, quick (minutes) or full [default: quick, or none where no task is of a suite].")
+        str | None,
+        typer.Option(help="glance, brief, quick (minutes) or full [default: quick, or none where no task is of a suite]."),
     ] = None,
     task: Annotated[
         list[str] | None,

@@ -84,7 +84,8 @@ class Preset:
 
 
 PRESETS = (
-    Preset("short", 0.0, 3, 1.0, (4_000, 600), "brief"),
+    Preset("trial", 0.0, 3, 1.0, (4_000, 600), "glance"),
+    Preset("short", 0.3e6, 3, 1.0, (4_000, 600), "brief"),
     Preset("medium", 1.0e6, 4, 1.0, (10_000, 1_500), "brief"),
     Preset("usual", 5.0e6, 6, 2.0, (16_000, 2_400), "quick"),
     Preset("long", 4.0e7, 24, 2.0, (60_000, 9_000), "quick"),

@@ -21,7 +21,7 @@ from unimm.eval.tasks.shapes import ShapesAnswers, ShapesCaptions, ShapesDrawing
 from unimm.eval.tasks_by_name import is_outside, load_outside_task, read_arguments
 from unimm.runtime.number_checks import whole_number
 
-SUITES = ("brief", "quick", "full")
+SUITES = ("glance", "brief", "quick", "full")
 """brief: for slow machines, with wider intervals. full: about 2,000 items of each task; the digits have 901 test scans."""
 
 DEFAULT_SUITE = "quick"
@@ -60,6 +60,7 @@ class BuiltInTask:
     """
 
     make: Callable[[Items], Task]
+    glance: int
     brief: int
     quick: int
     full: int
@@ -82,36 +83,37 @@ def _shapes_drawings(items: Items) -> Task:
 
 TASKS = {
     "shapes_answers": BuiltInTask(
-        lambda items: ShapesAnswers(items.num_items, items.seed, items.split), 400, 1000, 2000, True, LOOKED_AT,
+        lambda items: ShapesAnswers(items.num_items, items.seed, items.split), 40, 400, 1000, 2000, True, LOOKED_AT,
         "questions about unseen scenes: colour, shape, size, count, existence, relation",
     ),
     "shapes_captions": BuiltInTask(
-        lambda items: ShapesCaptions(items.num_items, items.seed, items.split), 150, 300, 2000, True, LOOKED_AT,
+        lambda items: ShapesCaptions(items.num_items, items.seed, items.split), 20, 150, 300, 2000, True, LOOKED_AT,
         "captions: every object right, none invented",
     ),
     "shapes_drawings": BuiltInTask(
-        _shapes_drawings, 120, 240, 2004, True, DRAWN, "drawings in six categories; the mean of these"
+        _shapes_drawings, 12, 120, 240, 2004, True, DRAWN, "drawings in six categories; the mean of these"
     ),
     # Pairs that no training shows say something only as long as nothing was chosen by them: they never validate.
     "shapes_held_out": BuiltInTask(
-        lambda items: ShapesHeldOut(items.num_items, items.drawing), 60, 120, 2000, False, DRAWN,
+        lambda items: ShapesHeldOut(items.num_items, items.drawing), 6, 60, 120, 2000, False, DRAWN,
         "drawings of pairs of colour and shape that training never shows",
     ),
     "digits_answers": BuiltInTask(
-        lambda items: DigitsAnswers(items.num_items, items.seed, items.split), 150, 300, 2000, True, LOOKED_AT,
+        lambda items: DigitsAnswers(items.num_items, items.seed, items.split), 20, 150, 300, 2000, True, LOOKED_AT,
         "questions about unseen scans",
     ),
     "digits_drawings": BuiltInTask(
-        lambda items: DigitsDrawings(items.num_items, items.drawing), 50, 100, 2000, True, DRAWN, "digits, read by a classifier"
+        lambda items: DigitsDrawings(items.num_items, items.drawing), 10, 50, 100, 2000, True, DRAWN,
+        "digits, read by a classifier",
     ),
     # Reconstruction is the image tokenizer's, which `unimm train` leaves as it is.
     "shapes_reconstruction": BuiltInTask(
-        lambda items: ShapesReconstruction(items.num_items, items.seed, items.drawing.drawing), 200, 500, 2000, False,
+        lambda items: ShapesReconstruction(items.num_items, items.seed, items.drawing.drawing), 20, 200, 500, 2000, False,
         ("seed", "drawing"),
         "what the image tokenizer keeps of scenes: read right, PSNR, SSIM, codebook usage",
     ),
     "digits_reconstruction": BuiltInTask(
-        lambda items: DigitsReconstruction(items.num_items, items.drawing.drawing), 200, 500, 2000, False, ("drawing",),
+        lambda items: DigitsReconstruction(items.num_items, items.drawing.drawing), 20, 200, 500, 2000, False, ("drawing",),
         "the same of scans, of which there are 901",
     ),
 }  # fmt: skip

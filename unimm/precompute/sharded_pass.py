@@ -1,8 +1,8 @@
 """A pass of a data set's images through a frozen network in shards, which can be resumed: what stored codes and stored
 features share.
 
-A part is a file of so many rows, an image a row. It is computed by itself, in batches that begin with it, so that its bytes
-depend neither on how many processes share the work nor on where it was interrupted. Process r of n makes parts r, r + n, ...
+A part is a file of so many rows, an image a row, computed in batches that begin with it: its bytes depend neither on how many
+processes share the work nor on where it was interrupted. Process r of n makes parts r, r + n, ...
 
 Images that were stored before are not computed again, wherever they stand now (`unimm.precompute.known_images`). Those that
 cannot be used do not end the work where they are met: all others are made and kept, and then all of them are named at once.
@@ -58,8 +58,7 @@ Write = Callable[[Path], object]
 class PassConfig:
     """How it is gone about.
 
-    batch_size: images at a time; others round otherwise.
-    num_workers: processes that prepare images ahead, for each of `ranks`.
+    batch_size: images at a time; others round otherwise. num_workers: processes that prepare images ahead, for each of `ranks`.
     ranks: who shares the work; all of them are called with the same words.
     quiet: no progress, and nothing said.
     max_bad: the share of images that may be unusable: their rows are zeros, as are their identities.
@@ -121,11 +120,7 @@ class Job:
 
 
 def begin_pass(unfinished: ResumableFolder, num_images: int, work: PassConfig, prepare: Prepare | None = None) -> None:
-    """Begin a folder, or go on with it; every process calls it. prepare: what the first one does before the others go on.
-
-    Raises:
-        ValueError: other processes are making it.
-    """
+    """Begin a folder, or go on with it; all processes call it. prepare: what the first does. ValueError: another is at it."""
     work.ranks.barrier()  # no process writes before all have looked
     occupy_together(unfinished.workspace, work.ranks, lambda _: None, patience=0)
     if work.ranks.number == 0:

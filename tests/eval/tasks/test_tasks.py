@@ -263,7 +263,7 @@ def test_suites_have_the_promised_sizes():
     sizes = {task.name: task.num_items for task in build_suite("quick")}
     assert sizes["shapes_answers"] == 1000 and sizes["shapes_captions"] == sizes["digits_answers"] == 300
     assert (sizes["shapes_drawings"], sizes["shapes_held_out"], sizes["digits_drawings"]) == (240, 120, 100)
-    assert len(build_suite("full")) == len(sizes) and set(SUITES) == {"brief", "quick", "full"}
+    assert len(build_suite("full")) == len(sizes) and set(SUITES) == {"glance", "brief", "quick", "full"}
     settings = DrawingSettings(3, 3.0)
     drawings = [task for task in build_suite("quick", settings) if isinstance(task, Drawings)]
     assert [task.settings for task in drawings] == [settings] * 3
@@ -271,7 +271,7 @@ def test_suites_have_the_promised_sizes():
     assert isinstance(other, Drawings)
     first, other = drawings[0].items, other.items
     assert [one.prompt for one in first] != [one.prompt for one in other]
-    with pytest.raises(ValueError, match="choose one of brief, quick, full"):
+    with pytest.raises(ValueError, match="choose one of glance, brief, quick, full"):
         build_suite("slow")
 
 
