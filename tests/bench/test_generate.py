@@ -139,7 +139,8 @@ def test_a_step_is_explained(tiny_folder: Path, tmp_path: Path) -> None:
         products, attention, heads, rest = one["parts"]
         assert (products["bytes"], products["flops"]) == (4 * size, 2 * size * one["positions"])
         read = 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * trunk.head_dim * 4
-        assert attention["bytes"] == pytest.approx(read * one["rows"] * one["length"])
+        assert attention["bytes"] == read * one["read"] and one["read"] >= one["held"] > 0 < one["cache_bytes"]
+        assert one["held"] == pytest.approx(one["rows"] * one["length"])
         assert products["calls"] >= 4 * trunk.num_hidden_layers and min(attention["calls"], heads["calls"], rest["calls"]) > 0
         assert min(products["seconds"], heads["seconds"], *(part["floor_seconds"] for part in one["parts"][:3])) > 0
         assert sum(part["seconds"] for part in one["parts"]) == pytest.approx(one["step"])

@@ -9,9 +9,9 @@ from PIL import Image
 
 from unimm.batch import Batch
 from unimm.data.template import Turn
+from unimm.inference.decode.cache_memory import CacheMemory
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.request import Request
-from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits, QueueFull
 from unimm.inference.engine import Engine
@@ -112,7 +112,7 @@ def test_a_cache_never_grows_beyond_its_limit(is_rounded: bool, tiny_engine: Eng
 
     if is_rounded:
         monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Plain())
-        monkeypatch.setattr(RunningBatch, "_has_ragged_rows", False)  # as on a GPU, too
+        monkeypatch.setattr(CacheMemory, "has_ragged_rows", False)  # as on a GPU, too
     probe = make_decoder(tiny_engine)
     stream = probe.steps([paint(tiny_engine)])
     next(stream)

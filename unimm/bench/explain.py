@@ -2,7 +2,8 @@
 
 The floor of a part is the roofline's (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785): the larger of its
 bytes by the speed of the memory and of its operations by the speed of products. Bytes are weights, once a step, and keys and
-values of every row up to its own end; what is smaller is left out. Both speeds are probed here: memory by reading as many bytes
+values that attention reads: of every row up to its own end, or, where rows share one width, up to that of the widest, padding
+included. What is smaller is left out. Both speeds are probed here: memory by reading as many bytes
 as a step does again and again, so that what fits in a processor's cache is read from there, and products by a large one. Calls
 are operators of PyTorch that compute something, and kernels of our own; what one costs is probed by tiny additions, on a GPU
 in a captured graph.
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unimm.bench.generate import BYTES_A_WEIGHT, Trial, read_bandwidth, requests_of
 from unimm.inference.decode.batch import DecodeBatch
-from unimm.inference.decode.request import WINDOWED, Row
+from unimm.inference.decode.request import WINDOWED
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.engine import Engine
 from unimm.inference.kernels.decode_kernels import TorchLayer
@@ -69,9 +70,10 @@ def explain_step(engine: Engine, trial: Trial, window: int = 1) -> dict[str, Any
     """One step of an engine in the middle of a trial's drawings and texts, all of them at once.
 
     Returns:
-        `rows`, `positions`, `length` (of a row, on average), `computed_by` (a class of `DecodeKernels`), `launches_a_layer` (of
-        Triton's, else 0), `speeds` (`Speeds`), `parts` (`Part`s), `calls`, and in seconds `floor` (of all parts),
-        `calls_seconds` and `step` (measured).
+        `rows`, `positions`, `length` (of a row, on average), `held` and `read` (positions whose keys and values rows have, and
+        that attention reads), `cache_bytes` (that are reserved for them), `computed_by` (a class of `DecodeKernels`),
+        `launches_a_layer` (of Triton's, else 0), `speeds` (`Speeds`), `parts` (`Part`s), `calls`, and in seconds `floor` (of
+        all parts), `calls_seconds` and `step` (measured).
     """
     decoder = engine.decoder
     tickets = [decoder.submit(one) for one in requests_of(engine, trial, engine.image_tokenizer.num_codes, trial.num_tokens)]
@@ -85,9 +87,14 @@ def explain_step(engine: Engine, trial: Trial, window: int = 1) -> dict[str, Any
             row.job.guess(width - 1)
         step.set_rows(rows, widths)
         slots = max(row.length + width for row, width in zip(rows, widths, strict=True))
-        parts = _model_parts(engine, step, rows, widths, trial)
+        num_rows, num_slots = step.rounded(len(rows), slots)
+        lengths = [row.length for row in rows]
+        read = step.cache.read_lengths(lengths, num_rows, num_slots)
+        padded = step.size.of_widths(widths, window, num_rows)
+        parts = _model_parts(engine, step, read, padded, trial)
         speeds = probe(engine.device, next(engine.model.parameters()).dtype, sum(part.bytes for part in parts), step)
-        _measure_parts(parts, step, step.rounded(len(rows), slots)[1], step_seconds)
+        _measure_parts(parts, step, num_slots, step_seconds)
+        cache_bytes = step.cache.num_bytes
     for part in parts:
         part.floor_seconds = max(part.bytes / speeds.bandwidth, part.flops / speeds.flops)
     for ticket in tickets:
@@ -96,7 +103,10 @@ def explain_step(engine: Engine, trial: Trial, window: int = 1) -> dict[str, Any
     return {
         "rows": len(rows),
         "positions": sum(widths),
-        "length": statistics.mean(row.length for row in rows),
+        "length": statistics.mean(lengths),
+        "held": sum(lengths),
+        "read": sum(read),
+        "cache_bytes": cache_bytes,
         "computed_by": type(step.model.kernels).__name__,
         "launches_a_layer": getattr(step.model.kernels, "launches_a_layer", 0),
         "speeds": asdict(speeds),
@@ -125,16 +135,16 @@ def _advance_to_the_middle(engine: Engine, trial: Trial) -> float:
     return statistics.median(seconds[-max(1, len(seconds) // 2) :])
 
 
-def _model_parts(engine: Engine, step: DecodeStep, rows: list[Row], widths: list[int], trial: Trial) -> list[Part]:
-    """What the parts must read and compute."""
+def _model_parts(engine: Engine, step: DecodeStep, read: list[int], widths: list[int], trial: Trial) -> list[Part]:
+    """What the parts read and compute; of each row so many keys, for so many positions."""
     trunk, batch = engine.model.config.trunk_config(), step.batch
     assert batch is not None
     size = next(engine.model.parameters()).element_size()
     num_weights = sum(one.numel() for one in engine.model.trunk.layers.parameters())
     head_dim = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
     products = Part(PRODUCTS, num_weights * BYTES_A_WEIGHT.get(trial.weights, size), 2.0 * num_weights * sum(widths))
-    seen = sum(row.length * width for row, width in zip(rows, widths, strict=True))
-    attention = Part(TRUNK, float(step.cache.bytes_a_position * sum(row.length for row in rows)))
+    seen = sum(length * width for length, width in zip(read, widths, strict=False))  # padding may read nothing
+    attention = Part(TRUNK, float(step.cache.bytes_a_position * sum(read)))
     attention.flops = 4.0 * trunk.num_hidden_layers * trunk.num_attention_heads * head_dim * seen
     heads = Part(HEADS)
     for kind, group in batch.groups.items():

@@ -121,8 +121,9 @@ def compile_ahead(shape: Shape, capability: int = 90) -> list[dict[str, Any]]:
     """Compile the kernels of one layer for NVIDIA's GPUs of a compute capability, without one: for each its `kernel`,
     `registers` and `spilled` bytes a thread, and bytes of `shared` memory a program."""
     recorder, layer = Recorder(), shape.layer(torch.device("cpu"))
+    reference = TorchLayer(Dequantized(recorder.device), layer, shape.weights)
     own = TritonLayer(recorder, layer, shape.weights)
-    layer_errors(own, own, layer, list(shape.widths), list(shape.lengths))
+    layer_errors(own, reference, layer, list(shape.widths), list(shape.lengths))
     first: dict[str, Any] = {}
     for noted in recorder.noted:
         first.setdefault(noted[0].__name__, noted)

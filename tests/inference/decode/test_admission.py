@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from unimm.batch import collate
 from unimm.data.template import Turn
+from unimm.inference.decode.cache_memory import CacheMemory
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.kv_cache import RowCacheLayer
 from unimm.inference.decode.request import Branch, Job, Request
@@ -82,7 +83,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(DecodeStep, "__init__", remember)
     monkeypatch.setattr(RunningBatch, "_may_choose_windows", False)
-    monkeypatch.setattr(RunningBatch, "_has_ragged_rows", False)
+    monkeypatch.setattr(CacheMemory, "has_ragged_rows", False)
     monkeypatch.setattr("unimm.inference.decode.step.make_graphs", lambda fast: Replay(lambda step=made[-1]: buffers(step)))
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_engine_on_a_gpu import make_engine
 
-import unimm.inference.decode.running_batch as running_batch_module
+import unimm.inference.decode.cache_memory as cache_memory_module
 from unimm.data.template import Turn
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.prefix_cache import BLOCK, PrefixCache, behind, blocks_of
@@ -122,7 +122,7 @@ def test_a_chat_goes_on_behind_its_last_answer(
 ) -> None:
     """Three turns beside another chat: answers are the same, and of the earlier turns next to nothing is computed again."""
     if not has_ragged_rows:
-        monkeypatch.setattr(running_batch_module, "has_cpu_decode", lambda model: False)
+        monkeypatch.setattr(cache_memory_module, "has_cpu_decode", lambda model: False)
     plain, decoder = make_decoder(tiny_engine, 0), make_decoder(tiny_engine)
     other = asked(tiny_engine, "Which one is red, and which is not?", 1, seed=3)
     given: tuple[Segment, ...] = asked(tiny_engine, "How many?", 0).sequence.given.segments

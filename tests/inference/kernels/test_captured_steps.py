@@ -21,6 +21,7 @@ pytest.importorskip("triton")
 import unimm.inference.decode.step as step_module
 from unimm.bench.kernels import Recorder
 from unimm.inference.decode.kv_cache import RowCache, RowCacheLayer
+from unimm.inference.decode.paged_cache import PagedCache
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Expected, Sampling
 from unimm.inference.decode.step import DecodeStep
@@ -69,10 +70,12 @@ def known_memory(step: DecodeStep) -> tuple[set[int], set[int]]:
     """What stays where it is as long as a graph of a step may be used; and what of it a step may write to."""
     assert step.batch is not None
     batch, model = step.batch, step.model.model
-    buffers = [one for layer in step.cache.layers if isinstance(layer, RowCacheLayer) for one in (layer.keys, layer.values)]
+    cache = step.cache
+    buffers = [one for layer in cache.layers if isinstance(layer, RowCacheLayer) for one in (layer.keys, layer.values)]
     written = {memory(one) for one in [*batch.tensors, *buffers] if one is not None}
     windows = [] if batch.windows is None else [batch.windows.rows_P, batch.windows.starts]
-    tables = [one for pair in getattr(step.model.kernels, "_tables", {}).values() for one in pair]
+    tables = [one for pair in getattr(step.model.kernels, "_numbers", {}).values() for one in pair]
+    tables += [cache.table] if isinstance(cache, PagedCache) else []
     read = {memory(one) for one in [*model.parameters(), *model.buffers(), *windows, *tables]}
     return read | written, written
 
@@ -89,7 +92,9 @@ def test_a_step_is_the_same_operations_over_the_same_memory(name: str, kernels: 
     with steps_on_a_gpu() as looks, torch.no_grad():
         made: DecodeKernels = OnAGpu(looks) if kernels == "triton" else CudaKernels(GPU)
         model = DecodeModel(moved(engine.model, torch.bfloat16), None, made)
-        step = DecodeStep(model, RowCache(len(model.model.trunk.layers)))
+        num_layers = len(model.model.trunk.layers)
+        cache = PagedCache(num_layers, len(rows), 150, GPU) if made.reads_blocks else RowCache(num_layers)
+        step = DecodeStep(model, cache)
         step.set_rows(rows, [row.job.width(window) for row in rows])
         assert step.batch is not None
         slots = step._slots(150)

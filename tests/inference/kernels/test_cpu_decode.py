@@ -12,11 +12,11 @@ from test_llama_decode import relative_error
 
 import unimm
 from unimm.data.template import Turn
+from unimm.inference.decode.cache_memory import CacheMemory
 from unimm.inference.decode.decoder import Decoder
 from unimm.inference.decode.kv_cache import BUCKET, RowCache
 from unimm.inference.decode.ragged_cache import RaggedCache
 from unimm.inference.decode.request import Request
-from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
@@ -103,7 +103,7 @@ def test_a_long_conversation_widens_no_other_row(tiny_engine: Engine, monkeypatc
         return filled, most
 
     ragged, of_rows = fill()
-    monkeypatch.setattr(RunningBatch, "_has_ragged_rows", False)
+    monkeypatch.setattr(CacheMemory, "has_ragged_rows", False)
     rectangular, of_rectangle = fill()
     assert ragged == rectangular
     a_position = RaggedCache(tiny_engine.model).bytes_a_position

@@ -13,21 +13,26 @@ from typing import Any
 
 import pytest
 import torch
+from test_decoder import PROMPTS, drawing, question
 from test_engine_on_a_gpu import is_captured, make_engine, mix
 
 pytest.importorskip("triton")
 
 from conftest import tiny_model
 
+import unimm.inference.decode.cache_memory as cache_memory_module
 import unimm.inference.decode.running_batch as running_batch_module
 import unimm.inference.decode.step as step_module
 from unimm.bench.kernels import EXAMPLE, Recorder, check_shapes, compile_ahead
 from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.paged_cache import PagedCache
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
 from unimm.inference.kernels.decode_kernels import DecodeKernels, TorchLayer
 from unimm.inference.kernels.llama_decode import DecodeModel
-from unimm.inference.kernels.triton_layers import MOST_SPLITS, TritonLinear, is_interpreted
+from unimm.inference.kernels.triton_layers import LONG_SPLIT, MOST_SPLITS, TritonLinear, is_interpreted
 
 
 @pytest.mark.parametrize(("count", "begin"), [(10, 382), pytest.param(30, 0, marks=pytest.mark.slow(seconds=20))])
@@ -36,6 +41,30 @@ def test_random_shapes_are_those_of_pytorch_in_the_interpreter(count: int, begin
     command = [sys.executable, "-m", "unimm.bench.kernels", "check", str(count), str(begin), "cpu"]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True)
     check_found(json.loads(done.stdout), count)
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("is_deterministic", [False, True], ids=["windows", "padding"])
+def test_an_engine_in_the_interpreter_draws_what_pytorch_draws(is_deterministic: bool) -> None:
+    """A long text beside a guided drawing: with windows; and in steps of one size, whose padding sees nothing."""
+    if not is_interpreted():
+        which = "padding" if is_deterministic else "windows"
+        test = f"{__file__}::test_an_engine_in_the_interpreter_draws_what_pytorch_draws[{which}]"
+        command = [sys.executable, "-m", "pytest", "-m", "slow", test]
+        done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+        return
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    reference = make_engine("cpu", sizes)
+    requests = [
+        Request(question(reference, "one two three " * 20, 4), Sampling(1.0, seed=8)),
+        Request(drawing(reference, PROMPTS[1], 5), Sampling(1.0, seed=1), 3.0),
+    ]
+    limits = Limits(max_rows=4, window=1 if is_deterministic else 2)
+    engine = make_engine("cpu", sizes, kernels="triton", limits=limits, deterministic=is_deterministic)
+    assert engine.decoder.fill(requests) == reference.decoder.fill(requests)
+    running = engine.decoder._running
+    assert isinstance(running._cache, PagedCache) and running.kernels.launches >= 5 * 4 and running.kernels.reads_blocks
 
 
 def check_found(found: list[dict[str, Any]], count: int) -> None:
@@ -100,16 +129,16 @@ class Falsified(Recorder):
         made = TorchLayer(DecodeKernels(self.device), layer, weights)
         if len(self.made) == self.at:
             true = getattr(made, self.operation)
-            setattr(made, self.operation, lambda *args: falsified(true(*args)))
+            setattr(made, self.operation, lambda *args: falsified(true(*args), *args))
         self.made.append(made)
         return made
 
 
-def falsified(given: Any) -> Any:
+def falsified(given: Any, *args: Any) -> Any:
     """A thousandth more; of what is projected only in the keys."""
     if isinstance(given, tuple):
-        given[1].mul_(1.001)
-        return given
+        args[2].keys.mul_(1.001)
+        return given[0], given[1] * 1.001, given[2]
     return given * 1.001
 
 
@@ -164,7 +193,8 @@ def test_keys_are_split_for_processors_and_all_are_read() -> None:
         for used in (1, 32, 65, 700, 4096):
             num_splits, chunk = kernels.splits(programs, used)
             assert 1 <= num_splits <= MOST_SPLITS and (num_splits - 1) * chunk < used <= num_splits * chunk
-    assert kernels.splits(4096, 4096)[0] == 1 and kernels.splits(16, 4096)[0] == MOST_SPLITS
+    assert kernels.splits(4096, LONG_SPLIT)[0] == 1 and kernels.splits(16, 4096)[0] == MOST_SPLITS
+    assert kernels.splits(4096, 3 * LONG_SPLIT) == (3, LONG_SPLIT)
 
 
 class Replayed:
@@ -190,7 +220,7 @@ def replay_steps(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
         return made[-1]
 
     monkeypatch.setattr(step_module, "make_graphs", make)
-    monkeypatch.setattr(running_batch_module, "has_cpu_decode", lambda model: False)
+    monkeypatch.setattr(cache_memory_module, "has_cpu_decode", lambda model: False)
     return made
 
 

@@ -75,6 +75,12 @@ def show(one: dict[str, Any]) -> None:
         + (f", {launches} launches a layer" if launches else ""),
         soft_wrap=True,
     )
+    shared = ": as much of each row as of the longest, and padding" if one["read"] > one["held"] else ""
+    console.print(
+        f"Keys and values: {one['cache_bytes'] / 1e6:.1f} MB; rows hold {one['held']:,} positions, and a step reads "
+        f"{one['read']:,}{shared}",
+        soft_wrap=True,
+    )
     stated = [f"{speeds['stated_bandwidth'] / 1e9:.0f} GB/s"] if speeds["stated_bandwidth"] else []
     stated += [f"{speeds['stated_flops'] / 1e12:.0f} TFLOP/s"] if speeds["stated_flops"] else []
     console.print(

@@ -32,7 +32,7 @@ class RowCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         heads = key_states.shape[1]
         self.device = key_states.device
-        self.dtype = torch.float32 if self.device.type == "cpu" else key_states.dtype  # `_grown` counts on it
+        self.dtype = torch.float32 if self.device.type == "cpu" else key_states.dtype  # `grown` counts on it
         empty = {"dtype": self.dtype, "device": self.device}
         self.keys = torch.zeros(0, heads, 0, key_states.shape[-1], **empty)
         self.values = torch.zeros(0, heads, 0, value_states.shape[-1], **empty)
@@ -100,7 +100,7 @@ class RowCacheLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         rows, slots = self._cache.num_rows, self._cache.num_slots
         if self.keys.shape[0] < rows or self.keys.shape[2] < slots:
-            self.keys, self.values = _grown(self.keys, rows, slots), _grown(self.values, rows, slots)
+            self.keys, self.values = grown(self.keys, rows, slots), grown(self.values, rows, slots)
             self._cache.generation += 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -117,7 +117,8 @@ class RowCacheLayer(CacheLayerMixin):
         return self._cache.num_slots
 
 
-def _grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+def grown(buffer: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    """A copy of a buffer (rows, H, slots, d) with at least this number of both, zeros behind what was there."""
     rows, slots = max(rows, buffer.shape[0]), max(slots, buffer.shape[2])
     shape = (rows, buffer.shape[1], slots, buffer.shape[3])
     # Zeros, for what is masked must be finite. On a CPU numpy takes them from the system untouched, page by page when they are
@@ -150,7 +151,10 @@ class RowCache(Cache):
         self.num_rows = self.num_slots = self.used = self.generation = 0
         self.rows = slice(0, 0)
         self.slots = self.row_numbers = torch.zeros(1, 1, dtype=torch.long)
-        super().__init__(layers=[RowCacheLayer(self) for _ in range(num_layers)])
+        super().__init__(layers=[self._new_layer() for _ in range(num_layers)])
+
+    def _new_layer(self) -> RowCacheLayer:
+        return RowCacheLayer(self)
 
     def prepare(self, rows: slice, slots_RT: torch.Tensor, used: int, row_numbers: torch.Tensor | None = None) -> None:
         """Set which rows the next forward is for, where it writes and how much it reads. row_numbers: none are 0, 1, 2, ..."""
@@ -182,6 +186,11 @@ class RowCache(Cache):
     def move(self, source: int, target: int, length: int) -> None:
         """A row of `length` positions goes to another place."""
         self.copy(source, target, length)
+
+    def read_lengths(self, lengths: list[int], num_rows: int, num_slots: int) -> list[int]:
+        """Positions of each row that attention of a step of this size reads, where rows have these lengths: all of a
+        rectangle."""
+        return [num_slots] * num_rows
 
     def free(self, begin: int, stop: int) -> None:
         """Places from `begin` to `stop` hold no rows any more; buffers stay as large as they are."""

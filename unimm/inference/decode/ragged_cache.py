@@ -113,6 +113,10 @@ class RaggedCache(Cache):
         """A row goes to another place."""
         self._buffers[target] = self._buffers.pop(source)
 
+    def read_lengths(self, lengths: list[int], num_rows: int, num_slots: int) -> list[int]:
+        """Positions of each row that attention of a step reads: its own."""
+        return lengths
+
     def free(self, begin: int, stop: int) -> None:
         """Places from `begin` to `stop` hold no rows any more."""
         for place in range(begin, stop):

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 
 import torch
 
+from unimm.inference.decode.cache_memory import CacheMemory
 from unimm.inference.decode.compute_config import ComputeConfig
-from unimm.inference.decode.kv_cache import RowCache, cache_bytes
 from unimm.inference.decode.prefill import Prefill
 from unimm.inference.decode.prefix_cache import PrefixCache
-from unimm.inference.decode.ragged_cache import KeyValueCache, RaggedCache
 from unimm.inference.decode.request import WINDOWED, Job, Row
 from unimm.inference.decode.step import DecodeStep, PendingTokens
 from unimm.inference.decode.windows import WindowChoice, WindowTotals
-from unimm.inference.kernels.cpu_decode import has_cpu_decode
 from unimm.inference.kernels.decode_kernels import kernels_of
 from unimm.inference.kernels.llama_decode import DecodeModel
 from unimm.models.unified import UnifiedModel
@@ -39,8 +37,9 @@ class RunningBatch:
         self.prefilled_positions = self.decoded_rows = self.decoded_steps = 0
         self.windows, self._choice = WindowTotals(), WindowChoice() if self._may_choose_windows else None
         self._decode_model: DecodeModel | None = None
+        self._memory = CacheMemory(model, config, self.kernels, self._rounded)
         self.reset()
-        if config.is_deterministic:
+        if config.is_deterministic and not self.kernels.reads_blocks:
             self.check_capacity(config.max_rows, config.max_positions)
 
     def reset(self) -> None:
@@ -50,7 +49,7 @@ class RunningBatch:
         self._pending: PendingTokens | None = None
         self._step: DecodeStep | None = None
         self._retries: list[Job] = []
-        self._cache = self._new_cache()
+        self._cache = self._memory.new()
         self._is_up_to_date = False
         self._widths: list[int] = []
         self.window = 1
@@ -257,7 +256,7 @@ class RunningBatch:
         if all(job.done for job in self.jobs):
             self.read_pending_step()
             self.retire_rows()
-            self._cache, self._step = self._new_cache(), None
+            self._cache, self._step = self._memory.new(), None
 
     def _join(self, prefill: Prefill) -> None:
         """Rows that are prefilled are decoded from now on."""
@@ -285,6 +284,8 @@ class RunningBatch:
             # Outside of inference mode: on a GPU joint weights become the model's own, which may be trained further.
             with torch.inference_mode(False), torch.no_grad():
                 self._decode_model = DecodeModel(self.model, self.config.weights, self.kernels)
+            if not self._memory.is_for(self._cache):
+                self._cache = self._memory.new()
         if self._step is None:
             config = self.config
             fixed = (config.max_rows, config.max_positions, config.window or 1) if config.is_deterministic else ()
@@ -292,40 +293,24 @@ class RunningBatch:
             self._is_up_to_date = False
         return self._step
 
-    def _new_cache(self) -> KeyValueCache:
-        if self._has_ragged_rows:
-            return RaggedCache(self.model)
-        return RowCache(len(self.model.trunk.layers), self.config.max_rows)
-
-    @property
-    def _has_ragged_rows(self) -> bool:
-        """Whether rows have buffers of their own: on a CPU whose kernels read them so. Deterministic steps are of one size."""
-        return not self.config.is_deterministic and has_cpu_decode(self.model)
-
     def check_capacity(self, rows: int, slots: int) -> None:
         """ValueError: these rows, with these slots each, are too large for an empty cache."""
-        most = self.config.max_cache_bytes
-        if most is not None and (needed := self._bytes_for(self._new_cache(), [slots] * rows, ahead=True)) > most:
-            takes = f"takes {needed:,} bytes of keys and values, but the engine has max_cache_bytes={most:,}"
-            if self.config.is_deterministic:
-                raise ValueError(f"A deterministic step {takes}: give it more, or fewer max_rows and max_positions.")
-            raise ValueError(f"The request {takes}: shorten it, or give the engine more.")
+        self._settled_memory.check(rows, slots)
 
     def bytes_for(self, slots: list[int]) -> int:
         """Of keys and values, if the cache had reserved rows of these numbers of slots, too."""
-        return self._bytes_for(self._cache, slots, ahead=False)
-
-    def _bytes_for(self, cache: KeyValueCache, slots: list[int], ahead: bool) -> int:
-        if isinstance(cache, RaggedCache):
-            return cache.bytes_of(slots)
-        size = self._rounded(len(slots), max(slots)) if slots else (0, 0)
-        return cache_bytes(self.model, *cache.reserved(*size, ahead))
+        return self._settled_memory.bytes_for(self._cache, slots)
 
     def reserve(self, slots: list[int]) -> None:
         """Let the cache hold rows of these numbers of slots, and more for later requests where memory allows."""
-        most = self.config.max_cache_bytes
-        ahead = most is None or self._bytes_for(self._cache, slots, ahead=True) <= most
-        self._cache.reserve(*self._rounded(len(slots), max(slots)), ahead)
+        self._settled_memory.reserve(self._cache, slots)
+
+    @property
+    def _settled_memory(self) -> CacheMemory:
+        """Once kernels that read blocks were compared with PyTorch's: if they differ, the cache is another."""
+        if self.kernels.reads_blocks:
+            self.decode_step()
+        return self._memory
 
     def _rounded(self, rows: int, slots: int) -> tuple[int, int]:
         """Rows and slots of a step over these numbers: steps round up, or are always of one size."""

@@ -124,10 +124,9 @@ class DecodeStep:
     def capture(self, requests: list[Request], num_rows: int, num_slots: int, window: int, pad_id: int) -> int:
         """Record the steps of each of these requests alone, with whole windows, in every number of rows and slots up to these
         that steps are rounded to, so that few are recorded while somebody waits; returns how many. Nothing where steps are not
-        captured."""
+        captured. The cache has been reserved for them, so that its buffers stay where they are."""
         if self._graphs is None:
             return 0
-        self.cache.reserve(self.size.of_rows(num_rows), self._slots(num_slots), ahead=False)
         before = len(self._graphs)
         for request in requests:
             branches = len(Job(-1, request).rows(pad_id))

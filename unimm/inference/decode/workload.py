@@ -228,6 +228,7 @@ class Workload:
         most = free_memory(device) // 2 if most is None else most
         while rows > 1 and self.running.bytes_for([num_slots] * rows) > most:
             rows //= 2
+        self.running.reserve([num_slots] * rows)
         return self.running.decode_step().capture(requests, rows, num_slots, self.limits.window or 1, self.running.pad_id)
 
     def push(self, job: Job, is_further: bool = False) -> None:

@@ -67,6 +67,11 @@ class DecodeKernels:
     def __init__(self, device: torch.device) -> None:
         self.device, self.launches = device, 0
 
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether attention finds a row's keys and values through a table of blocks (`PagedCache`)."""
+        return False
+
     def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
         """Linear layers that read the same input as one: x (P, I) -> (P, O1 + O2 + ...). weights: of fewer bits."""
         return make_joint_linear(layers, weights)

@@ -7,8 +7,10 @@ split among programs; their combination with the output projection and the resid
 with the residual. RMSNorm costs no pass of its own: rows are scaled by their root mean square after the product, whose loop
 has summed the squares. Sums are in float32.
 
-Where a row's keys lie, a table says: for each row and block of `SLOTS_A_BLOCK` slots, the offset of the block's first slot in
-the buffers of keys and values; slots and heads follow at strides. So rows need not lie side by side.
+Where a row's keys lie, a table says (PagedAttention, arXiv 2309.06180): for each row and block of `SLOTS_A_BLOCK` of its slots,
+the number of the block in the buffers of keys and values (blocks, G, `SLOTS_A_BLOCK`, d). A row is read as far as its own last
+position, by as many splits as that takes; others do and leave nothing. Positions within the last block of the table's rows
+are padding: they see nothing, and give zeros.
 
 Whether numbers of positions and blocks are 1 or multiples of 16 is not compiled in: they change from step to step.
 
@@ -97,7 +99,7 @@ def normed_pair(
 @triton.jit(do_not_specialize=["num_positions", "blocks_a_row"])
 def qkv_kernel(
     x, gamma, weight, scale, bias, cos, sin, q_norm, k_norm, queries, keys, values, table, rows, positions,
-    num_positions, width, num_heads, num_kv_heads, stride_head, stride_slot, blocks_a_row, epsilon, head_epsilon,
+    num_positions, width, num_heads, num_kv_heads, blocks_a_row, epsilon, head_epsilon,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SLOTS_A_BLOCK: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
@@ -140,21 +142,29 @@ def qkv_kernel(
         row_P = tl.load(rows + place_P, mask=in_P, other=0)
         slot_P = tl.load(positions + place_P, mask=in_P, other=0)
         block_P = tl.load(table + row_P * blocks_a_row + slot_P // SLOTS_A_BLOCK, mask=in_P, other=0)
-        offset_P = block_P + (slot_P % SLOTS_A_BLOCK) * stride_slot
+        kv_head = (head - num_heads) % num_kv_heads
+        offset_P = ((block_P * num_kv_heads + kv_head) * SLOTS_A_BLOCK + slot_P % SLOTS_A_BLOCK) * HEAD_DIM
         if head < num_heads + num_kv_heads:
-            key_PN = keys + (offset_P + (head - num_heads) * stride_head)[:, None] + column_N[None, :]
+            key_PN = keys + offset_P[:, None] + column_N[None, :]
             tl.store(key_PN, first.to(keys.dtype.element_ty), mask=inside)
             tl.store(key_PN + half, second.to(keys.dtype.element_ty), mask=inside)
         else:
-            value_PN = values + (offset_P + (head - num_heads - num_kv_heads) * stride_head)[:, None] + column_N[None, :]
+            value_PN = values + offset_P[:, None] + column_N[None, :]
             tl.store(value_PN, first.to(values.dtype.element_ty), mask=inside)
             tl.store(value_PN + half, second.to(values.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def seen_slot(positions, place_P, in_P, blocks_a_row, SLOTS_A_BLOCK: tl.constexpr):
+    """The last slot that a position sees: its own, or -1 where it is padding."""
+    slot_P = tl.load(positions + place_P, mask=in_P, other=-1)
+    return tl.where(slot_P < (blocks_a_row - 1) * SLOTS_A_BLOCK, slot_P, -1)
 
 
 @triton.jit(do_not_specialize=["num_positions", "blocks_a_row"])
 def attend_kernel(
     queries, keys, values, table, starts, positions, mixed, logsums,
-    num_positions, num_heads, stride_head, stride_slot, blocks_a_row, chunk, scale,
+    num_positions, num_heads, num_kv_heads, blocks_a_row, chunk, scale,
     GROUP: tl.constexpr, NUM_PARTS: tl.constexpr, BLOCK_Q: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr, SLOTS_A_BLOCK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +172,7 @@ def attend_kernel(
     are many, a program has one of NUM_PARTS of them.
 
     starts (R + 1,): where each row's positions begin. mixed (C, P, H, d), and with SPLIT logsums (C, P, H): the logarithm of
-    the sum that `mixed` was divided by, minus infinity where nothing was seen.
+    the sum that `mixed` was divided by; both only where the split begins before the position.
     """
     row, split = tl.program_id(0), tl.program_id(2)
     head, part = tl.program_id(1) // NUM_PARTS, tl.program_id(1) % NUM_PARTS
@@ -172,7 +182,7 @@ def attend_kernel(
     head_Q = head * GROUP + query_Q % GROUP
     column_D = tl.arange(0, BLOCK_D)
     in_Q, in_D = place_Q < end, column_D < HEAD_DIM
-    slot_Q = tl.load(positions + place_Q, mask=in_Q, other=-1)
+    slot_Q = seen_slot(positions, place_Q, in_Q, blocks_a_row, SLOTS_A_BLOCK)
     line_Q = place_Q * num_heads + head_Q
     inside = in_Q[:, None] & in_D[None, :]
     query_QD = tl.load(queries + line_Q[:, None] * HEAD_DIM + column_D[None, :], mask=inside, other=0.0)
@@ -185,7 +195,7 @@ def attend_kernel(
         slot_S = begin + tl.arange(0, BLOCK_S)
         in_S = slot_S < last
         block_S = tl.load(table + row * blocks_a_row + slot_S // SLOTS_A_BLOCK, mask=in_S, other=0)
-        offset_S = block_S + (slot_S % SLOTS_A_BLOCK) * stride_slot + head * stride_head
+        offset_S = ((block_S * num_kv_heads + head) * SLOTS_A_BLOCK + slot_S % SLOTS_A_BLOCK) * HEAD_DIM
         key_DS = tl.load(keys + offset_S[None, :] + column_D[:, None], mask=in_S[None, :] & in_D[:, None], other=0.0)
         score_QS = multiply(query_QD, key_DS, tl.zeros((BLOCK_Q, BLOCK_S), tl.float32)) * scale
         score_QS = tl.where((slot_S[None, :] <= slot_Q[:, None]) & in_S[None, :], score_QS, float("-inf"))
@@ -197,23 +207,24 @@ def attend_kernel(
         total_Q = total_Q * shrink_Q + tl.sum(weight_QS, axis=1)
         sum_QD = multiply(weight_QS.to(value_SD.dtype), value_SD, sum_QD * shrink_Q[:, None])
         largest_Q = larger_Q
-    sees_Q = total_Q > 0.0
-    mean_QD = sum_QD / tl.where(sees_Q, total_Q, 1.0)[:, None]
+    total_Q = tl.where(total_Q > 0.0, total_Q, 1.0)
+    mean_QD = sum_QD / total_Q[:, None]
     line_Q += split * num_positions * num_heads
-    tl.store(mixed + line_Q[:, None] * HEAD_DIM + column_D[None, :], mean_QD.to(mixed.dtype.element_ty), mask=inside)
     if SPLIT:
-        logsum_Q = tl.where(sees_Q, largest_Q + tl.log(tl.where(sees_Q, total_Q, 1.0)), float("-inf"))
-        tl.store(logsums + line_Q, logsum_Q, mask=in_Q)
+        in_Q = in_Q & (split * chunk <= slot_Q)
+        tl.store(logsums + line_Q, largest_Q + tl.log(total_Q), mask=in_Q)
+    inside = in_Q[:, None] & in_D[None, :]
+    tl.store(mixed + line_Q[:, None] * HEAD_DIM + column_D[None, :], mean_QD.to(mixed.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_positions"])
+@triton.jit(do_not_specialize=["num_positions", "blocks_a_row"])
 def output_kernel(
-    mixed, logsums, weight, scale, bias, residual, out,
-    num_positions, width, num_heads,
-    NUM_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    SCALED: tl.constexpr, BIASED: tl.constexpr,
+    mixed, logsums, positions, weight, scale, bias, residual, out,
+    num_positions, width, num_heads, blocks_a_row, chunk,
+    SPLIT: tl.constexpr, SLOTS_A_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """residual (P, D) + the output projection of what all splits have mixed, combined by their sums; head by head."""
+    """residual (P, D) + the output projection of what a position's splits have mixed, combined by their sums; head by head."""
     row_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     place_P = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     column_D = tl.arange(0, BLOCK_D)
@@ -221,24 +232,28 @@ def output_kernel(
     inside = in_P[:, None] & in_D[None, :]
     kind = residual.dtype.element_ty
     sum_PN = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
+    slot_P = seen_slot(positions, place_P, in_P, blocks_a_row, SLOTS_A_BLOCK)
+    num_splits = ((tl.max(slot_P, axis=0) + chunk) // chunk).to(tl.int32)
     for head in range(0, num_heads):
         line_P = place_P * num_heads + head
         source_PD = mixed + line_P[:, None] * HEAD_DIM + column_D[None, :]
-        if NUM_SPLITS == 1:
+        if not SPLIT:
             value_PD = tl.load(source_PD, mask=inside, other=0.0).to(kind)
         else:
             largest_P = tl.full((BLOCK_P,), float("-inf"), tl.float32)
-            for split in range(NUM_SPLITS):
-                skipped = split * num_positions * num_heads
-                largest_P = tl.maximum(largest_P, tl.load(logsums + line_P + skipped, mask=in_P, other=0.0))
+            for split in range(0, num_splits):
+                sums_P = logsums + line_P + split * num_positions * num_heads
+                largest_P = tl.maximum(largest_P, tl.load(sums_P, mask=split * chunk <= slot_P, other=float("-inf")))
+            largest_P = tl.where(slot_P < 0, 0.0, largest_P)
             total_P = tl.zeros((BLOCK_P,), tl.float32)
             all_PD = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-            for split in range(NUM_SPLITS):
-                skipped = split * num_positions * num_heads
-                share_P = tl.exp(tl.load(logsums + line_P + skipped, mask=in_P, other=0.0) - largest_P)
+            for split in range(0, num_splits):
+                seen_P, skipped = split * chunk <= slot_P, split * num_positions * num_heads
+                share_P = tl.exp(tl.load(logsums + line_P + skipped, mask=seen_P, other=float("-inf")) - largest_P)
                 total_P += share_P
-                all_PD += share_P[:, None] * tl.load(source_PD + skipped * HEAD_DIM, mask=inside, other=0.0)
-            value_PD = (all_PD / total_P[:, None]).to(kind)
+                mean_PD = tl.load(source_PD + skipped * HEAD_DIM, mask=inside & seen_P[:, None], other=0.0)
+                all_PD += share_P[:, None] * mean_PD
+            value_PD = (all_PD / tl.where(slot_P < 0, 1.0, total_P)[:, None]).to(kind)
         weight_DN = weight_tile(weight, row_N, head * HEAD_DIM + column_D, in_N, in_D, num_heads * HEAD_DIM, kind, SCALED)
         sum_PN = multiply(value_PD, weight_DN, sum_PN)
     finish(sum_PN, scale, bias, residual, out, place_P, row_N, in_P, in_N, width, SCALED, BIASED, True)

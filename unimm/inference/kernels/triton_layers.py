@@ -5,9 +5,8 @@ Off by default: no GPU has shown them right and faster yet. So before they are u
 operators, operation by operation, on its own weights, over random rows and windows (`layer_check`); where one differs, all
 layers are PyTorch's, and a warning says which layer it was, and what of it.
 
-Kernels find keys through a table (`triton_decode`): they ask nothing of how a cache is laid out but that blocks of slots lie
-together. `RowCache`, the only one on GPUs, has rows of one length, so its table is arithmetic; one of blocks from a pool
-(PagedAttention, arXiv 2309.06180) would have the same kernels.
+Kernels find keys through the table of a `PagedCache`: a row costs the memory and the reading of its own length, beside however
+long others.
 
 Shapes: R rows, P new positions of all of them, W of one row at most, D trunk width, H query heads, G key-value heads, S slots
 in use, d head width, F hidden width of the MLP, C splits of the keys.
@@ -15,12 +14,13 @@ in use, d head width, F hidden width of the MLP, C splits of the keys.
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from unimm.inference.decode.kv_cache import RowCacheLayer
+from unimm.inference.decode.kv_cache import BUCKET, RowCacheLayer
+from unimm.inference.decode.paged_cache import PagedLayer
 from unimm.inference.kernels import triton_decode as kernels
 from unimm.inference.kernels.decode_kernels import CudaKernels, LayerKernels, TorchLayer
 from unimm.inference.kernels.layer_check import TOLERANCE, Dequantized, layer_errors
@@ -30,14 +30,14 @@ from unimm.models.llama import LLAMA_SHAPED
 
 logger = logging.getLogger(__name__)
 
-SLOTS_A_BLOCK = 64
-"""Slots of a row that lie together, for which the table has one entry."""
-
 BLOCK_S, BLOCK_K, BLOCK_N = 32, 128, 16
 """Slots, inputs and outputs that a program has in hand at a time."""
 
 MOST_SPLITS = 8
 """Of a row's keys. Each is read again by every program of the output projection."""
+
+LONG_SPLIT = 1024
+"""Slots from which on a row's keys are split though other rows give processors work enough: all wait for the longest row."""
 
 WAVES = 2
 """Programs of attention that a processor of the GPU is to have, where there are so many keys."""
@@ -61,7 +61,7 @@ class TritonKernels(CudaKernels):
         self._check_device()
         self.is_captured = device.type == "cuda"
         self.launches_a_layer, self.is_checked, self.has_failed = 0, False, False
-        self._tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._numbers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         properties = torch.cuda.get_device_properties(device) if self.is_captured else None
         self.num_processors = properties.multi_processor_count if properties is not None else 4
 
@@ -80,6 +80,10 @@ class TritonKernels(CudaKernels):
             )
         if weights not in (None, "int8"):
             raise ValueError(f"Triton's kernels have int8 weights, not {weights}: take int8, or leave out kernels='triton'.")
+
+    @property
+    def reads_blocks(self) -> bool:
+        return not self.has_failed
 
     def linear(self, layers: list[nn.Linear], weights: str | None = None) -> Linear:
         if weights is None or self.has_failed:
@@ -133,32 +137,16 @@ class TritonKernels(CudaKernels):
         if step.windows is not None:
             return step.windows.rows_P, step.windows.starts
         count = step.num_rows
-        return self._kept((count,), lambda: (self._whole(count), self._whole(count + 1)))
-
-    def table_of(self, keys: torch.Tensor, num_rows: int) -> torch.Tensor:
-        """(R, blocks): where each block of a row's slots begins in a buffer (rows, G, slots, d). Made once: captured steps read
-        it at its place."""
-        num_blocks, strides = -(-keys.shape[2] // SLOTS_A_BLOCK), keys.stride()
-
-        def make() -> tuple[torch.Tensor, torch.Tensor]:
-            rows_R, blocks_B = self._whole(num_rows), self._whole(num_blocks)
-            return (rows_R[:, None] * strides[0] + blocks_B * (SLOTS_A_BLOCK * strides[2])).contiguous(), rows_R
-
-        return self._kept((num_rows, num_blocks, strides[0], strides[2]), make)[0]
+        if count not in self._numbers:
+            self._numbers[count] = torch.arange(count, device=self.device), torch.arange(count + 1, device=self.device)
+        return self._numbers[count]
 
     def splits(self, num_programs: int, used: int) -> tuple[int, int]:
-        """Into how many parts keys are split, and slots of each: so that processors have work, and no part is too small."""
-        wanted = max(1, min(MOST_SPLITS, -(-WAVES * self.num_processors // num_programs)))
+        """Into how many parts keys are split, and slots of each: so that processors have work, and no part is too small or far
+        too long."""
+        wanted = min(MOST_SPLITS, max(-(-WAVES * self.num_processors // num_programs), -(-used // LONG_SPLIT)))
         chunk = -(-used // (BLOCK_S * wanted)) * BLOCK_S
         return -(-used // chunk), chunk
-
-    def _whole(self, count: int) -> torch.Tensor:
-        return torch.arange(count, device=self.device)
-
-    def _kept(self, key: tuple[int, ...], make: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if key not in self._tables:
-            self._tables[key] = make()
-        return self._tables[key]
 
 
 class TritonLinear:
@@ -196,6 +184,16 @@ class TritonLinear:
         return out
 
 
+class Mixed(NamedTuple):
+    """What each split of `chunk` slots has mixed (C, P, H, d), and the logarithms of its sums (C, P, H), for positions (P,)."""
+
+    means: torch.Tensor
+    logsums: torch.Tensor
+    positions: torch.Tensor
+    blocks_a_row: int
+    chunk: int
+
+
 class TritonLayer:
     """One decoder layer: five launches."""
 
@@ -211,8 +209,9 @@ class TritonLayer:
         self._num_kv_heads = attention.k_proj.out_features // self._head_dim
         self._q_norm, self._k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
 
-    def project(self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer) -> tuple[torch.Tensor, RowCacheLayer]:
-        """Queries (P, H, d), and the buffers with the new keys and values."""
+    def project(self, x_PD: torch.Tensor, step: StepInputs, store: RowCacheLayer) -> tuple[torch.Tensor, PagedLayer]:
+        """Queries (P, H, d), and the blocks with the new keys and values."""
+        assert isinstance(store, PagedLayer), "its kernels read blocks"
         owner, x_PD, count = self._owner, x_PD.contiguous(), len(x_PD)
         if not store.is_initialized:
             shape = x_PD.new_empty(1, self._num_kv_heads, 1, self._head_dim)
@@ -220,25 +219,25 @@ class TritonLayer:
         store.grow()
         assert store.keys is not None and store.values is not None
         queries = x_PD.new_empty(count, self._num_heads, self._head_dim)
-        table, (rows, _) = owner.table_of(store.keys, step.num_rows), owner.rows_of(step)
+        table, (rows, _) = store.table, owner.rows_of(step)
         has_norms, block = self._q_norm is not None, block_of(count)
         gammas = [x_PD if norm is None else norm.weight for norm in (self._q_norm, self._k_norm)]
         half = self._head_dim // 2
         columns = power_of_two(half) if has_norms else BLOCK_N
         grid = (self._num_heads + 2 * self._num_kv_heads, -(-half // columns), -(-count // block))
         turns = (step.cos_P1d.contiguous(), step.sin_P1d.contiguous())
-        sizes = (count, x_PD.shape[1], self._num_heads, self._num_kv_heads, *store.keys.stride()[1:3], table.shape[1])
+        sizes = (count, x_PD.shape[1], self._num_heads, self._num_kv_heads, table.shape[1])
         epsilons = (self._norm1.variance_epsilon, self._q_norm.variance_epsilon if self._q_norm is not None else 0.0)
         blocks = {"HEAD_DIM": self._head_dim, "BLOCK_P": block, "BLOCK_N": columns, "BLOCK_K": BLOCK_K}
         owner.launch(
             kernels.qkv_kernel, grid, x_PD, self._norm1.weight, *self._qkv.arguments, *turns, *gammas, queries, store.keys,
-            store.values, table, rows, step.positions_P, *sizes, *epsilons, **blocks, SLOTS_A_BLOCK=SLOTS_A_BLOCK,
+            store.values, table, rows, step.positions_P, *sizes, *epsilons, **blocks, SLOTS_A_BLOCK=BUCKET,
             NORMED=has_norms, **self._qkv.flags,
         )  # fmt: skip
         return queries, store
 
-    def attend(self, projected: tuple[torch.Tensor, RowCacheLayer], step: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each split has mixed (C, P, H, d), and the logarithms of their sums (C, P, H)."""
+    def attend(self, projected: tuple[torch.Tensor, PagedLayer], step: StepInputs) -> "Mixed":
+        """Each position over its row's blocks, as far as the row goes."""
         owner, (queries, store) = self._owner, projected
         assert store.keys is not None and store.values is not None
         count, group = len(queries), self._num_heads // self._num_kv_heads
@@ -249,24 +248,24 @@ class TritonLayer:
         dtype = queries.dtype if num_splits == 1 else torch.float32
         mixed = torch.empty(num_splits, *queries.shape, dtype=dtype, device=queries.device)
         logsums = queries.new_empty(num_splits, count, self._num_heads, dtype=torch.float32)
-        table, (_, starts) = owner.table_of(store.keys, step.num_rows), owner.rows_of(step)
-        sizes = (count, self._num_heads, *store.keys.stride()[1:3], table.shape[1], chunk, self._scale)
+        table, (_, starts) = store.table, owner.rows_of(step)
+        sizes = (count, self._num_heads, self._num_kv_heads, table.shape[1], chunk, self._scale)
         owner.launch(
             kernels.attend_kernel, (step.num_rows, self._num_kv_heads * parts, num_splits), queries, store.keys, store.values,
             table, starts, step.positions_P, mixed, logsums, *sizes, GROUP=group, NUM_PARTS=parts, BLOCK_Q=block,
-            HEAD_DIM=self._head_dim, BLOCK_D=power_of_two(self._head_dim), BLOCK_S=BLOCK_S, SLOTS_A_BLOCK=SLOTS_A_BLOCK,
+            HEAD_DIM=self._head_dim, BLOCK_D=power_of_two(self._head_dim), BLOCK_S=BLOCK_S, SLOTS_A_BLOCK=BUCKET,
             SPLIT=num_splits > 1,
         )  # fmt: skip
-        return mixed, logsums
+        return Mixed(mixed, logsums, step.positions_P, table.shape[1], chunk)
 
-    def add_output(self, x_PD: torch.Tensor, mixed: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def add_output(self, x_PD: torch.Tensor, mixed: "Mixed") -> torch.Tensor:
         """(P, D)."""
         x_PD, out_PD, (count, width) = x_PD.contiguous(), torch.empty_like(x_PD), x_PD.shape
         block = block_of(count)
         self._owner.launch(
-            kernels.output_kernel, (-(-width // BLOCK_N), -(-count // block)), *mixed, *self._out.arguments, x_PD, out_PD,
-            count, width, self._num_heads, NUM_SPLITS=len(mixed[0]), HEAD_DIM=self._head_dim,
-            BLOCK_D=power_of_two(self._head_dim), BLOCK_P=block, BLOCK_N=BLOCK_N, **self._out.flags,
+            kernels.output_kernel, (-(-width // BLOCK_N), -(-count // block)), *mixed[:3], *self._out.arguments, x_PD, out_PD,
+            count, width, self._num_heads, mixed.blocks_a_row, mixed.chunk, SPLIT=len(mixed.means) > 1, SLOTS_A_BLOCK=BUCKET,
+            HEAD_DIM=self._head_dim, BLOCK_D=power_of_two(self._head_dim), BLOCK_P=block, BLOCK_N=BLOCK_N, **self._out.flags,
         )  # fmt: skip
         return out_PD
 
