@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from test_admission import finish
 from test_decoder import PROMPTS, drawing, question
 from test_engine_on_a_gpu import make_engine, mix, settings
 from test_triton import Replayed, replay_steps
@@ -197,6 +198,35 @@ def test_a_request_that_never_fits_is_refused(tiny_engine: Engine) -> None:
     with pytest.raises(ValueError, match=f"bytes of keys and values, but the engine has max_cache_bytes={bound:,}"):
         engine.decoder.submit(long_and_short(engine)[0])
     assert engine.decoder.fill(long_and_short(engine)[1:]) == tiny_engine.decoder.fill(long_and_short(tiny_engine)[1:])
+
+
+@pytest.mark.usefixtures("block_kernels")
+def test_blocks_come_back_whoever_leaves_and_when(tiny_engine: Engine) -> None:
+    """Dropped while their prompts are read, in pieces, or in the middle; or done. Others draw what they drew."""
+    requests = mix(tiny_engine)
+    expected = tiny_engine.decoder.fill(requests)
+    decoder = make_engine("cpu", limits=Limits(max_rows=5, prefill_positions=7)).decoder
+    tickets = [decoder.submit(request) for request in requests]
+    for number, dropped in ((1, 0), (3, 3), (12, 4)):
+        for _ in range(number):
+            decoder.step()
+        decoder.abort(tickets[dropped])
+    stays = [1, 2, 5, 6]
+    filled = finish(decoder, [tickets[number] for number in stays])
+    assert list(filled.values()) == [expected[number] for number in stays]
+    cache = decoder.running._cache
+    assert isinstance(cache, PagedCache) and len(cache._unused) + 1 == cache.num_blocks > 1 and not cache._blocks
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_row_costs_what_it_holds() -> None:
+    reference = make_engine("cpu")
+    requests = [*long_and_short(reference), *mix(reference)]
+    engine = make_engine("cuda", kernels="triton", limits=Limits(max_rows=16, window=1))
+    filled, most = fill(engine, requests)
+    assert filled == reference.decoder.fill(requests) and engine.decoder.running.kernels.reads_blocks
+    slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
+    assert most <= cache_bytes(engine.model, 2 * blocks_of(slots), BUCKET)  # twice: blocks are doubled where they become more
 
 
 @pytest.mark.parametrize("window", [1, 3])

@@ -118,6 +118,17 @@ def test_kernels_that_are_wrong_are_not_used_and_it_is_said(caplog: pytest.LogCa
     torch.testing.assert_close(careful.advance(x, positions, 1, RowCache(2)), expected)
 
 
+@pytest.mark.parametrize("most", [None, 10**6])
+def test_an_engine_whose_kernels_are_wrong_has_rows_without_blocks(
+    most: int | None, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(running_batch_module, "kernels_of", lambda device, name=None: Recorder())
+    engine = make_engine("cpu", limits=Limits(max_cache_bytes=most))
+    assert isinstance(engine.decoder._running._cache, PagedCache)
+    assert engine.decoder.fill(mix(engine)) == tiny_engine.decoder.fill(mix(tiny_engine))
+    assert not isinstance(engine.decoder._running._cache, PagedCache) and "Triton's kernels are not used" in caplog.text
+
+
 class Falsified(Recorder):
     """Right in all but one operation of one layer."""
 
