@@ -4,6 +4,8 @@ A scene that was made for one question allows others: which holds more of someth
 chosen first, too, and about another look each time, so that no answer follows from another one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from unimm.data.records import Question
@@ -99,12 +101,15 @@ TRIES = 3
 def write_questions(
     comparison: Comparison, rng: np.random.Generator, subjects: tuple[str, ...], num_questions: int
 ) -> tuple[Question, ...]:
-    """The question that the scenes were made for; where things are counted or looked for, up to so many in all. Languages in
-    turn."""
+    """The question that the scenes were made for; where things are counted or looked for, up to so many in all. Whether two are
+    the same is asked with what differs, where both are asked for. Languages in turn."""
     turn, pictures = int(rng.random() * 2), len(comparison.scenes)
     if comparison.subject == SINGLE:
         return _ask_of_each(comparison, rng, num_questions)
     questions = [ask(comparison, LANGUAGES[turn], rng)]
+    if comparison.subject == "same" and "differs" in subjects:
+        kind = comparison.edit.kind if comparison.edit else NOTHING
+        questions.append(ask(replace(comparison, subject="differs", answer=kind), LANGUAGES[1 - turn], rng))
     further = [subject for subject in subjects if subject in (*COUNTED, "which")]
     if comparison.subject not in further:
         return tuple(questions)
