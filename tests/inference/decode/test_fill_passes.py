@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from test_paged_cache import BlockKernels
 from torch import Tensor, nn
 
+import unimm.inference.decode.running_batch as running_batch_module
 from unimm.batch import Elements, collate
 from unimm.data.template import Turn
 from unimm.inference.decode.decoder import Decoder
+from unimm.inference.decode.kv_cache import BUCKET, cache_bytes
 from unimm.inference.decode.request import Branch, Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits
@@ -187,6 +190,21 @@ def test_blanks_of_one_length_share_a_pass_and_prefixes_are_prefilled_once(engin
     assert decoder.stats().fill_passes == 3
     assert decoder.stats().prefilled_positions == 2 * requests[0].sequence.given.length
     assert decoder.stats().decoded_steps == 0
+
+
+def test_blocks_for_later_tokens_leave_what_passes_have(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound on keys and values is one for both: blocks are not doubled beyond what is left."""
+    monkeypatch.setattr(running_batch_module, "kernels_of", lambda device, name=None: BlockKernels(device))
+    bound = cache_bytes(engine.model, 7, BUCKET)
+    decoder = make_decoder(engine, max_cache_bytes=bound)
+    decoder.fill([warming(engine)])
+    requests = [replace(tokens(engine)[2], sampling=Sampling(1.0, seed=seed)) for seed in range(4)]
+    for request in requests:  # each joins when the one before it draws
+        decoder.submit(request)
+        decoder.step()
+        decoder.step()
+        assert 0 < decoder.stats().cache_bytes <= bound
+    assert decoder.stats().num_running == 4
 
 
 def test_neither_waits_for_the_other(engine: Engine) -> None:

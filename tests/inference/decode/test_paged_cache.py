@@ -12,9 +12,10 @@ from test_decoder import PROMPTS, drawing, question
 from test_engine_on_a_gpu import make_engine, mix, settings
 from test_triton import Replayed, replay_steps
 
+import unimm.inference.decode.cache_memory as cache_memory_module
 import unimm.inference.decode.running_batch as running_batch_module
 from unimm.inference.decode.kv_cache import BUCKET, RowCache, RowCacheLayer, cache_bytes
-from unimm.inference.decode.paged_cache import PagedCache, blocks_of
+from unimm.inference.decode.paged_cache import PagedCache, num_blocks_for
 from unimm.inference.decode.request import Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits
@@ -135,7 +136,7 @@ class Both:
             assert torch.equal(self.paged.read(place, 0, length), self.plain.read(place, 0, length))
         given = [block for blocks in self.paged._blocks.values() for block in blocks]
         assert sorted([0, *given, *self.paged._unused]) == list(range(self.paged.num_blocks))
-        assert len(given) + 1 == blocks_of([slots for _, slots in self.rows])
+        assert len(given) + 1 == num_blocks_for([slots for _, slots in self.rows])
 
 
 @torch.inference_mode()
@@ -174,7 +175,7 @@ def test_a_row_costs_what_it_holds(tiny_engine: Engine) -> None:
     slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
     filled, most = fill(engine, requests)
     assert filled == tiny_engine.decoder.fill(requests)
-    assert most == cache_bytes(engine.model, blocks_of(slots), BUCKET)
+    assert most == cache_bytes(engine.model, num_blocks_for(slots), BUCKET)
     assert max(slots) > 3 * BUCKET and most < 0.6 * cache_bytes(engine.model, len(slots), -(-max(slots) // BUCKET) * BUCKET)
 
 
@@ -189,6 +190,23 @@ def test_blocks_are_never_more_than_memory_allows(blocks: int, tiny_engine: Engi
     assert filled == tiny_engine.decoder.fill(requests) and 0 < most <= bound
     engine.decoder.release()
     assert engine.decoder.stats().cache_bytes == 0
+
+
+@pytest.mark.usefixtures("block_kernels")
+@pytest.mark.parametrize(("free", "expected"), [(100, 8), (4, 6), (0, 5)])
+def test_blocks_for_later_requests_leave_half_of_what_is_free(
+    free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no bound is given: one more than 4 blocks are 8 where memory is plenty."""
+    engine = make_engine("cpu", limits=Limits(max_rows=8))
+    monkeypatch.setattr(cache_memory_module, "free_memory", lambda device: free * cache_bytes(engine.model, 1, BUCKET))
+    running, cache = engine.decoder.running, engine.decoder.running._cache
+    assert isinstance(cache, PagedCache)
+    cache.reserve_blocks(4)
+    running.reserve([1, 2, 3])
+    assert cache.num_blocks == 4
+    running.reserve([1, 2, 3, BUCKET])
+    assert cache.num_blocks == expected
 
 
 @pytest.mark.usefixtures("block_kernels")
@@ -226,7 +244,8 @@ def test_on_a_gpu_a_row_costs_what_it_holds() -> None:
     filled, most = fill(engine, requests)
     assert filled == reference.decoder.fill(requests) and engine.decoder.running.kernels.reads_blocks
     slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
-    assert most <= cache_bytes(engine.model, 2 * blocks_of(slots), BUCKET)  # twice: blocks are doubled where they become more
+    # Twice: blocks are doubled where they become more.
+    assert most <= cache_bytes(engine.model, 2 * num_blocks_for(slots), BUCKET)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -288,6 +307,8 @@ def test_a_table_is_wide_enough_for_rounded_steps() -> None:
     """Padding has its place behind all slots that a step may read."""
     for most in (1, 63, 64, 65, 128, 129, 700):
         cache = PagedCache(1, 2, most, CPU)
+        assert cache.table.numel() == 0  # nothing is on a device that may have no memory left
+        cache.reserve(1, 1)
         assert cache.num_slots - BUCKET >= -(-most // 128) * 128 and cache.table.shape == (2, cache.num_slots // BUCKET)
         cache.reserve_rows(0, [most, 1])
         assert cache.table[:, -1].tolist() == [0, 0] and cache.generation == 1

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from unimm.inference.decode.compute_config import ComputeConfig
 from unimm.inference.decode.kv_cache import BUCKET, RowCache, cache_bytes
-from unimm.inference.decode.paged_cache import PagedCache, blocks_of
+from unimm.inference.decode.paged_cache import PagedCache, num_blocks_for
 from unimm.inference.decode.ragged_cache import KeyValueCache, RaggedCache
 from unimm.inference.kernels.cpu_decode import has_cpu_decode
 from unimm.inference.kernels.decode_kernels import DecodeKernels
 from unimm.models.unified import UnifiedModel
+from unimm.runtime.devices import free_memory
 
 
 class CacheMemory:
@@ -63,14 +64,26 @@ class CacheMemory:
         """Of keys and values, if a cache had reserved rows of these numbers of slots, too."""
         return self._bytes_for(cache, slots, ahead=False)
 
-    def reserve(self, cache: KeyValueCache, slots: list[int]) -> None:
-        """Let a cache hold rows of these numbers of slots, and more for later requests where memory allows."""
+    def reserve(self, cache: KeyValueCache, slots: list[int], num_other_bytes: int = 0) -> None:
+        """Let a cache hold rows of these numbers of slots, and more for later requests where memory allows.
+
+        num_other_bytes: of `max_cache_bytes`, what another cache takes.
+        """
         most, size = self.config.max_cache_bytes, self._rounded(len(slots), max(slots))
+        left = None if most is None else most - num_other_bytes
         if isinstance(cache, PagedCache):
             cache.reserve(*size)
-            cache.reserve_blocks(slots, None if most is None else most // self._block_bytes)
+            needed = num_blocks_for(slots)
+            if needed > cache.num_blocks:
+                cache.reserve_blocks(max(needed, min(2 * cache.num_blocks, self._most_blocks(cache, left))))
         else:
-            cache.reserve(*size, most is None or self._bytes_for(cache, slots, ahead=True) <= most)
+            cache.reserve(*size, left is None or self._bytes_for(cache, slots, ahead=True) <= left)
+
+    def _most_blocks(self, cache: PagedCache, left: int | None) -> int:
+        """That a pool may have for later requests: what is left, or, without a bound, half of what the device has free more."""
+        if left is None:
+            return cache.num_blocks + free_memory(self.kernels.device) // 2 // self._block_bytes
+        return left // self._block_bytes
 
     def _bytes_for(self, cache: KeyValueCache, slots: list[int], ahead: bool) -> int:
         if isinstance(cache, RaggedCache):
@@ -81,7 +94,7 @@ class CacheMemory:
         return cache_bytes(self.model, *cache.reserved(*size, ahead))
 
     def _bytes_of_blocks(self, slots: list[int], least: int = 1) -> int:
-        blocks = max(least, blocks_of(slots))
+        blocks = max(least, num_blocks_for(slots))
         return self._block_bytes * blocks if blocks > 1 else 0  # nothing is made for no rows
 
     @property

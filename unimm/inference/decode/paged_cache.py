@@ -111,19 +111,21 @@ class PagedCache(RowCache):
     table: which block each part of a row's slots is in, (rows, C) long, on the device. 0: in none.
     num_blocks: of the pools, block 0 among them.
 
+    Nothing is on the device before rows are reserved, so a new cache can be made also where a step has left no memory.
+
     Args:
-        num_rows, num_positions: that there may be at once, and of one row; the table grows, and captured steps are recorded
-            again, where there are more.
+        num_rows, num_positions: that there may be at once, and of one row: what the table is made for. Where there are more it
+            grows, and captured steps are recorded again.
     """
 
     def __init__(self, num_layers: int, num_rows: int, num_positions: int, device: torch.device) -> None:
         super().__init__(num_layers)
         self.table = torch.zeros(0, 0, dtype=torch.long, device=device)
+        self._least_rows, self._least_positions = num_rows, num_positions
         self.num_blocks = 1
         self._blocks: dict[int, list[int]] = {}
         self._unused: list[int] = []
         self._places: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.reserve(num_rows, num_positions)
 
     def _new_layer(self) -> PagedLayer:
         return PagedLayer(self)
@@ -151,8 +153,9 @@ class PagedCache(RowCache):
 
     def reserve(self, num_rows: int, num_slots: int, ahead: bool = True) -> None:
         """Let the table have this number of rows of slots; blocks are reserved by `reserve_blocks`."""
-        rows, blocks = max(num_rows, self.table.shape[0]), -(-num_slots // SLOTS_AHEAD) * SLOTS_AHEAD // BUCKET + 1
-        blocks = max(blocks, self.table.shape[1])
+        num_slots = max(num_slots, self._least_positions)
+        rows = max(num_rows, self._least_rows, self.table.shape[0])
+        blocks = max(-(-num_slots // SLOTS_AHEAD) * SLOTS_AHEAD // BUCKET + 1, self.table.shape[1])
         if (rows, blocks) != self.table.shape:
             self.table = self.table.new_zeros(rows, blocks)
             for place in self._blocks:
@@ -160,12 +163,10 @@ class PagedCache(RowCache):
             self.num_rows, self.num_slots = rows, blocks * BUCKET
             self.generation += 1
 
-    def reserve_blocks(self, slots: list[int], most: int | None = None) -> None:
-        """Let the pools hold rows of these numbers of slots, at their next use; and if they have to grow, twice as many blocks
-        as now for later requests, up to `most` of them."""
-        needed = blocks_of(slots)
-        if needed > self.num_blocks:
-            self._grow_to(max(needed, 2 * self.num_blocks if most is None else min(2 * self.num_blocks, most)))
+    def reserve_blocks(self, num_blocks: int) -> None:
+        """Let the pools have as many blocks, at their next use; they never get smaller."""
+        self._unused = [*range(num_blocks - 1, self.num_blocks - 1, -1), *self._unused]
+        self.num_blocks = max(num_blocks, self.num_blocks)
 
     def reserve_rows(self, begin: int, slots: list[int]) -> None:
         """Give blocks to rows of these numbers of slots, at places from `begin` on."""
@@ -174,7 +175,7 @@ class PagedCache(RowCache):
             self._take_back(place)
             needed = -(-count // BUCKET)
             if len(self._unused) < needed:
-                self._grow_to(self.num_blocks + needed - len(self._unused))
+                self.reserve_blocks(self.num_blocks + needed - len(self._unused))
             self._blocks[place] = [self._unused.pop() for _ in range(needed)]
             self._write_table(place)
 
@@ -208,11 +209,7 @@ class PagedCache(RowCache):
         own = self._blocks[place]
         self.table[place] = torch.tensor(own + [0] * (self.table.shape[1] - len(own)), device=self.table.device)
 
-    def _grow_to(self, num_blocks: int) -> None:
-        self._unused = [*range(num_blocks - 1, self.num_blocks - 1, -1), *self._unused]
-        self.num_blocks = num_blocks
 
-
-def blocks_of(slots: list[int]) -> int:
-    """That rows of these numbers of slots take, and the one that is no row's."""
+def num_blocks_for(slots: list[int]) -> int:
+    """Blocks of a pool for rows of these numbers of slots: theirs, and the one that is no row's."""
     return 1 + sum(-(-count // BUCKET) for count in slots)

@@ -301,9 +301,12 @@ class RunningBatch:
         """Of keys and values, if the cache had reserved rows of these numbers of slots, too."""
         return self._settled_memory.bytes_for(self._cache, slots)
 
-    def reserve(self, slots: list[int]) -> None:
-        """Let the cache hold rows of these numbers of slots, and more for later requests where memory allows."""
-        self._settled_memory.reserve(self._cache, slots)
+    def reserve(self, slots: list[int], num_other_bytes: int = 0) -> None:
+        """Let the cache hold rows of these numbers of slots, and more for later requests where memory allows.
+
+        num_other_bytes: of `max_cache_bytes`, what another cache takes.
+        """
+        self._settled_memory.reserve(self._cache, slots, num_other_bytes)
 
     @property
     def _settled_memory(self) -> CacheMemory:

@@ -75,7 +75,8 @@ class Scheduler:
                 f"The request takes {length} positions (prompt, images and what is to be filled), but {whose} "
                 f"{self.max_positions}: shorten the prompt, or ask for fewer images or new tokens."
             )
-        with self._lock:  # it may arrange the model for decoding: once, and by one thread
+        # It may arrange the model for decoding, and try its kernels: once, by one thread, on the model's device.
+        with self._lock, self._device_as_current():
             self._work.check(request)
 
     def submit(self, request: Request, on_news: Callable[[Job], None] | None = None) -> int:

@@ -251,7 +251,7 @@ class Workload:
         if running.prefill is not None:
             running.advance_prefill()
             running.retire_rows()
-            self.queue.push_back(running.take_retries())
+        self.queue.push_back(running.take_retries())  # also of a prefill that went on because guidance begins
 
     def _admit(self) -> None:
         """Start the prefill of requests from the queue, as many as fit; capacity is reserved for all their rows, also later
@@ -278,7 +278,8 @@ class Workload:
         if jobs and self._is_at_once(jobs[0].request):
             self.fills.start_prefill(rows)
         elif jobs:
-            self.running.reserve(_slots([job for job in [*there, *jobs] if not self._is_at_once(job.request)]))
+            at_once, others = self._split([*there, *jobs])
+            self.running.reserve(_slots(others), self.fills.bytes_for(*_size(at_once)))
             self.running.start_prefill(rows)
 
     def _has_capacity(self, jobs: list[Job]) -> bool:
@@ -287,14 +288,21 @@ class Workload:
         most = self.limits.max_cache_bytes
         if most is None:
             return True
-        at_once = _size([job for job in jobs if self._is_at_once(job.request)])
-        others = _slots([job for job in jobs if not self._is_at_once(job.request)])
-        return self.running.bytes_for(others) + self.fills.bytes_for(*at_once) <= most
+        at_once, others = self._split(jobs)
+        return self.running.bytes_for(_slots(others)) + self.fills.bytes_for(*_size(at_once)) <= most
+
+    def _split(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+        """Those that are filled in all at once, and the others."""
+        parts: tuple[list[Job], list[Job]] = ([], [])
+        for job in jobs:
+            parts[not self._is_at_once(job.request)].append(job)
+        return parts
 
     def finish_pending(self) -> None:
         """Read the step in flight, and let finished requests leave."""
         self.running.read_pending_step()
         self.running.retire_rows()
+        self.queue.push_back(self.running.take_retries())
         self.fills.retire()
 
     def reload_weights(self) -> None:
