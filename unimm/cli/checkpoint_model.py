@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.checkpoints.init_from import lengthen
 from unimm.checkpoints.tensor_shards import StoredTensors
-from unimm.cli.compose import build
-from unimm.cli.learner import open_learner
+from unimm.cli.compose import build, give_sizes
+from unimm.cli.learner import PARTS_OF, open_learner
 from unimm.models.lora import adapted_layers, merge
 from unimm.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, open_checkpoint, passes
 from unimm.training.objectives.likelihood import Objective
@@ -51,6 +51,8 @@ def open_as_bundle(source: str | Path, scratch: Path, dtype: torch.dtype | None 
     if "trainer" not in config:
         raise ValueError(f"{run} holds no unified model but an image tokenizer, which its training writes to {run / 'model'}.")
     config.device, config.out = "cpu", str(run)
+    fresh = {*(config.get("fresh_parts") or ())}  # the sizes of these are not those of the model that the run began from
+    give_sizes(config, [f"model.{group}" for group, parts in PARTS_OF.items() if parts & fresh])
     learner = open_learner(config, with_weights=False)
     longest = (config.model.get("trunk") or {}).get("max_position_embeddings") or 0
     if longest > learner.bundle.model.config.max_positions:

@@ -84,7 +84,12 @@ def _noted(config: DictConfig, overrides: Iterable[str], root: str, choices: Map
         group = choice[0]
         before, now = _written_sizes(root, *choice), _leaves(config[group], group)
         given += [key for key, value in now if key not in before or before[key] != value]
-    _GIVEN[id(config)] = tuple(dict.fromkeys(given))
+    return give_sizes(config, given)
+
+
+def give_sizes(config: DictConfig, keys: Iterable[str]) -> DictConfig:
+    """Note that a configuration was given these sizes (`given_sizes`), as long as it lives."""
+    _GIVEN[id(config)] = tuple(dict.fromkeys(keys))
     weakref.finalize(config, _GIVEN.pop, id(config), None)
     return config
 
