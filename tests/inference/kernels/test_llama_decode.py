@@ -199,6 +199,34 @@ def test_a_step_of_few_bits_is_near(weights: str, error: float) -> None:
     assert 0 < relative_error(few, plain) < error
 
 
+@pytest.mark.parametrize("trunk", [{}, {"model_type": "qwen2"}], ids=["llama", "qwen2 with biases"])
+@torch.no_grad()
+def test_several_decoders_leave_weights_where_the_first_has_joined_them(trunk: dict[str, str]) -> None:
+    """Else each would find that the other has moved them, and begin anew: captured steps, and what is kept of prompts."""
+    model = tiny_model(400)
+    model = UnifiedModel(replace(model.config, trunk=model.config.trunk | trunk)).eval()
+    first, second = (DecodeModel(model, kernels=DecodeKernels(torch.device("cpu"))) for _ in range(2))
+    assert first.is_current() and second.is_current()
+    for parameter in model.parameters():
+        parameter.mul_(1.1).add_(0.01)
+    x, positions = torch.randn(3, model.width), torch.zeros(3, dtype=torch.long)
+    expected = DecodeModel(model).advance(x, positions, 1, RowCache(2))
+    for one in (first, second):
+        torch.testing.assert_close(one.advance(x, positions, 1, RowCache(2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_neighbours_of_other_memory_are_joined_by_a_copy() -> None:
+    """Of one tensor in another order, with a gap, or not contiguous."""
+    whole = torch.randn(9, 4)
+    for parts in ([whole[3:5], whole[:3]], [whole[:3], whole[4:6]], [whole[:3, :2], whole[3:6, :2]], [whole[:3], whole[:3]]):
+        layers = [torch.nn.Linear(part.shape[1], len(part), bias=False) for part in parts]
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.data = part
+        joint, bias = join(layers)
+        assert torch.equal(joint, torch.cat(parts)) and bias is None
+        assert joint.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_joint_weights_follow_the_layers_that_share_them(has_bias: bool) -> None:
     """As on a GPU, where there are no copies: a layer that learns changes the joint product."""

@@ -150,11 +150,25 @@ def make_cpu_linear(layers: list[nn.Linear], weights: str | None = None) -> Line
 
 
 def join(layers: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weight (O1 + O2 + ..., I) and bias (O1 + O2 + ...,) of layers that read the same input."""
-    weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
+    """The weight (O1 + O2 + ..., I) and bias (O1 + O2 + ...,) of layers that read the same input; no copies of parts that are
+    shared already (`share`), so that several decoders of one model leave its weights where they are."""
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers)), "either all of them have a bias or none"
-    return weight, torch.cat(biases) if len(biases) > 1 else next(iter(biases), None)
+    return _joined([layer.weight.detach() for layer in layers]), _joined(biases) if biases else None
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """One behind another along their first axis: the memory in which they lie so, or a copy."""
+    first, end = parts[0], parts[0].data_ptr()
+    if len(parts) == 1:
+        return first
+    for part in parts:
+        if not part.is_contiguous() or part.data_ptr() != end or part.dtype != first.dtype:
+            return torch.cat(parts)
+        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(parts)  # neighbours by chance
+        end += part.nbytes
+    return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
 
 
 def share(layers: list[nn.Linear], weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
