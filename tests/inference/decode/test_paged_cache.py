@@ -46,8 +46,9 @@ def block_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
+def replayed(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
     """The same, and steps are captured: their graphs."""
+    tiny_engine.decoder.running.decode_step()  # made before, so that its steps are plain ones
     monkeypatch.setattr(running_batch_module, "kernels_of", lambda device, name=None: CapturedBlockKernels(device))
     return replay_steps(monkeypatch)
 
@@ -290,6 +291,16 @@ def test_deterministic_steps_have_rows_of_their_own_length(tiny_engine: Engine) 
     requests = mix(engine)
     together, most = fill(engine, requests)
     assert [engine.decoder.fill([request])[0] for request in requests] == together and most <= bound
+
+
+@pytest.mark.usefixtures("block_kernels")
+def test_padding_is_not_the_longest_position(tiny_engine: Engine) -> None:
+    """Where rotations change with the longest one, as those of dynamic scaling behind what a model was trained on."""
+    trunk = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
+    requests, limits = mix(tiny_engine), Limits(max_rows=12)
+    padded = make_engine("cpu", trunk, limits=limits, deterministic=True)
+    assert padded.model.trunk.rotary_emb.rope_type == "dynamic"
+    assert padded.decoder.fill(requests) == make_engine("cpu", trunk, limits=limits).decoder.fill(requests)
 
 
 def test_weights_that_change_between_steps_are_read(replayed: list[Replayed]) -> None:

@@ -80,6 +80,7 @@ class DecodeStep:
     ) -> None:
         self.model, self.cache, self.fixed_slots, self.fixed_window = model, cache, fixed_slots, fixed_window
         self._graphs = make_graphs(model)
+        self._turns_by_length = turns_by_length(model)
         self.size = BatchRounding(next(model.model.parameters()).device, self._graphs is not None, fixed_rows)
         self._vocabulary_sizes = {kind: port.vocabulary_size for kind, port in model.model.vocabulary_ports.items()}
         self._kept: dict[Hashable, DecodeBatch] = {}
@@ -164,7 +165,9 @@ class DecodeStep:
         return DecodeBatch(rows, self.size, self._vocabulary_sizes, last_slot, widths, window)
 
     def _compute(self, batch: DecodeBatch, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_PD = self.model.advance(batch.embed(self.model), batch.positions, slots, self.cache, batch.windows)
+        # Padding lies behind all that a row may have, and is not to count as the longest position.
+        turned_P = batch.positions * batch.moves if self._turns_by_length else None
+        hidden_PD = self.model.advance(batch.embed(self.model), batch.positions, slots, self.cache, batch.windows, turned_P)
         batch.positions += batch.moves
         return batch.choose(self.model, hidden_PD)
 
@@ -215,9 +218,15 @@ class Graphs:
         return graph, result
 
 
+def turns_by_length(model: DecodeModel) -> bool:
+    """Whether all rotations of a step change with the longest of its positions."""
+    rotary = getattr(model.model.trunk, "rotary_emb", None)
+    return getattr(rotary, "rope_type", "default") in ("dynamic", "longrope")
+
+
 def make_graphs(model: DecodeModel) -> Graphs | None:
     """Where steps can be captured: on a GPU, where nothing reads back to the host. Rotations that change with length do."""
-    syncs = getattr(model.model.trunk.rotary_emb, "rope_type", "default") in ("dynamic", "longrope") if model.layers else True
+    syncs = turns_by_length(model) or not model.layers
     device = next(model.model.parameters()).device
     return Graphs(device) if model.kernels.is_captured and not syncs else None
 

@@ -100,17 +100,20 @@ class DecodeModel:
         used: int,
         cache: KeyValueCache,
         windows: Windows | None = None,
+        turned_P: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """New positions of every row, written at their places in the cache: (P, D) -> hidden states (P, D).
 
         used: slots that any row needs, these positions included. windows: rows with several positions; None: one each.
+        turned_P: by which they are rotated; None: their own.
         """
         if self.cpu is not None and isinstance(cache, RaggedCache):
             cache.prepare(slice(0, len(embeddings_PD) if windows is None else windows.num_rows), positions_P[:, None], used)
             return self.cpu.advance(embeddings_PD, positions_P, cache, None if windows is None else windows.rows_P)
         if self.layers is None or isinstance(cache, RaggedCache):
-            return self._advance_by_transformers(embeddings_PD, positions_P, used, cache, windows)
-        cos_P1d, sin_P1d = self.model.trunk.rotary_emb(embeddings_PD[:, None], positions_P[:, None])
+            return self._advance_by_transformers(embeddings_PD, positions_P, used, cache, windows, turned_P)
+        turned_P = positions_P if turned_P is None else turned_P
+        cos_P1d, sin_P1d = self.model.trunk.rotary_emb(embeddings_PD[:, None], turned_P[:, None])
         step = StepInputs(cos_P1d, sin_P1d, positions_P, used, windows)
         cache.prepare(slice(0, step.num_rows), positions_P[:, None], used, None if windows is None else windows.rows_P[:, None])
         hidden_PD = embeddings_PD
@@ -120,15 +123,22 @@ class DecodeModel:
         return fused_norm(self.model.trunk.norm)(hidden_PD)
 
     def _advance_by_transformers(
-        self, embeddings_PD: torch.Tensor, positions_P: torch.Tensor, used: int, cache: KeyValueCache, windows: Windows | None
+        self,
+        embeddings_PD: torch.Tensor,
+        positions_P: torch.Tensor,
+        used: int,
+        cache: KeyValueCache,
+        windows: Windows | None,
+        turned_P: torch.Tensor | None,
     ) -> torch.Tensor:
+        given = embeddings_PD, positions_P, positions_P if turned_P is None else turned_P
         if windows is None:
-            embeddings_RWD, positions_RW = embeddings_PD[:, None], positions_P[:, None]
+            embeddings_RWD, positions_RW, turned_RW = (one[:, None] for one in given)
         else:  # a place without a position computes the last one of its row once more, which changes nothing
-            embeddings_RWD, positions_RW = windows.spread(embeddings_PD), windows.spread(positions_P)
+            embeddings_RWD, positions_RW, turned_RW = (windows.spread(one) for one in given)
         cache.prepare(slice(0, len(positions_RW)), positions_RW, used)
         seen_RWS = torch.arange(used, device=positions_P.device) <= positions_RW[..., None]
-        hidden_RWD = self.model.hidden(embeddings_RWD, seen_RWS[:, None], positions_RW, cache)
+        hidden_RWD = self.model.hidden(embeddings_RWD, seen_RWS[:, None], turned_RW, cache)
         return hidden_RWD[:, 0] if windows is None else windows.gather(hidden_RWD)
 
 
