@@ -205,3 +205,12 @@ def test_a_step_without_any_weight_is_told() -> None:
     ratio: dict[str, Weight] = {"understanding": 0.0, "text": 1.0, "drawing": 0.0}
     with pytest.raises(ValueError, match="asks for text, and from step 7 on all its sources have the weight 0"):
         MixingWeights(["a", "b"], ["text", "drawing"], [WeightSchedule(((0, 1.0), (7, 0.0))), 1.0], ratio)
+
+
+def test_shares_of_a_short_run_may_be_one_step() -> None:
+    """The last one holds, so that a run that is tried for two steps is not refused."""
+    given = [["0%", 0.2], ["20%", 0.3], ["50%", 0.8], "linear"]
+    assert read_weight("weight", given, 2) == WeightSchedule(((0, 0.3), (1, 0.8)), "linear")
+    assert read_weight("weight", given, 100) == WeightSchedule(((0, 0.2), (20, 0.3), (50, 0.8)), "linear")
+    with pytest.raises(ValueError, match="its steps ascend"):
+        read_weight("weight", [["0%", 0.2], ["50%", 0.3], ["20%", 0.8]], 100)

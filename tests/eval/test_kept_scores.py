@@ -44,7 +44,7 @@ class Scripted:
         self.asked: list[str] = []
         for name, values in scores.items():
             run = self._make(name, iter(values))
-            patch.setitem(TASKS, name, BuiltInTask(lambda items, run=run: cast(Any, SimpleNamespace(run=run)), 1, 1, 1))
+            patch.setitem(TASKS, name, BuiltInTask(lambda items, run=run: cast(Any, SimpleNamespace(run=run)), 1, 1, 1, 1))
 
     def _make(self, name: str, values: Any) -> Any:
         def run(engine: Engine, progress: Any) -> Result:

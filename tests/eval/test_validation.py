@@ -35,7 +35,7 @@ def script(patch: pytest.MonkeyPatch, **scores: list[float]) -> None:
         task = SimpleNamespace(
             run=lambda engine, progress, left=left: SimpleNamespace(score=next(left), unit="share", higher_is_better=True)
         )
-        patch.setitem(TASKS, name, BuiltInTask(lambda items, task=task: task, 1, 1, 1))
+        patch.setitem(TASKS, name, BuiltInTask(lambda items, task=task: task, 1, 1, 1, 1))
 
 
 def save(engine: Engine, folder: Path, write_more: Callable[[Path], None]) -> None:
@@ -95,7 +95,7 @@ def test_a_copy_is_scored_in_the_precision_that_is_faster(
         dtypes.append(next(engine.model.parameters()).dtype)
         return SimpleNamespace(score=float(len(dtypes)), unit="share", higher_is_better=True)
 
-    monkeypatch.setitem(TASKS, "shapes_answers", BuiltInTask(lambda items: SimpleNamespace(run=run), 1, 1, 1))
+    monkeypatch.setitem(TASKS, "shapes_answers", BuiltInTask(lambda items: SimpleNamespace(run=run), 1, 1, 1, 1))
     settings: dict[str, Any] = {"tasks": ["shapes_answers"], "precision": "auto"}
     for is_faster, expected in ((True, [torch.bfloat16]), (False, [torch.bfloat16, torch.bfloat16])):
         monkeypatch.setattr(validations, "choose_precision", lambda *_, is_faster=is_faster: "bf16" if is_faster else "no")

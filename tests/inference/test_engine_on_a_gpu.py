@@ -17,7 +17,8 @@ from test_decoder import PROMPTS, drawing, question
 from test_llama_decode import relative_error
 
 from unimm.checkpoints.bundle import DEFAULT, ModelBundle
-from unimm.inference.decode.kv_cache import RowCache
+from unimm.inference.decode.kv_cache import BUCKET, RowCache, cache_bytes
+from unimm.inference.decode.paged_cache import num_blocks_for
 from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.step import Graphs
@@ -326,3 +327,17 @@ def test_a_graph_is_what_was_recorded_once() -> None:
     x.fill_(5.0)
     assert graphs.run("shape", work, [total]).tolist() == [12.0] * 3
     assert len(calls) == 2
+
+
+@pytest.mark.gpu
+def test_with_blocks_a_row_costs_what_it_holds() -> None:
+    from test_paged_cache import fill, long_and_short  # which takes its engines from here
+
+    reference = make_engine("cpu")
+    requests = [*long_and_short(reference), *mix(reference)]
+    engine = make_engine("cuda", kernels="triton", limits=Limits(max_rows=16, window=1))
+    filled, most = fill(engine, requests)
+    assert filled == reference.decoder.fill(requests) and engine.decoder.running.kernels.reads_blocks
+    slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
+    # Twice: blocks are doubled where they become more.
+    assert most <= cache_bytes(engine.model, 2 * num_blocks_for(slots), BUCKET)

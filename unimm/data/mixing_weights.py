@@ -90,7 +90,10 @@ def read_weight(name: str, value: Any, num_steps: int | None = None) -> Weight:
         for key, weight in points:
             if not _is_weight(weight):
                 raise ValueError(f"at {key} there is a number of at least 0, not {weight!r}")
-        return WeightSchedule(tuple((_step(key, num_steps), weight) for key, weight in points), kind)
+        steps = [(_step(key, num_steps), weight) for key, weight in points]
+        if all(str(key).endswith("%") for key, _ in points):
+            steps = list(dict(steps).items())  # in a short run shares may be one step: the last one's weight holds
+        return WeightSchedule(tuple(steps), kind)
     except (TypeError, IndexError, KeyError):
         raise ValueError(f"{name} is a number, or weights by step, [[0, 1.0], [1000, 0.5]], not {value}.") from None
     except ValueError as error:

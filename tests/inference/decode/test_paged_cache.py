@@ -237,18 +237,6 @@ def test_blocks_come_back_whoever_leaves_and_when(tiny_engine: Engine) -> None:
     assert isinstance(cache, PagedCache) and len(cache._unused) + 1 == cache.num_blocks > 1 and not cache._blocks
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_a_row_costs_what_it_holds() -> None:
-    reference = make_engine("cpu")
-    requests = [*long_and_short(reference), *mix(reference)]
-    engine = make_engine("cuda", kernels="triton", limits=Limits(max_rows=16, window=1))
-    filled, most = fill(engine, requests)
-    assert filled == reference.decoder.fill(requests) and engine.decoder.running.kernels.reads_blocks
-    slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
-    # Twice: blocks are doubled where they become more.
-    assert most <= cache_bytes(engine.model, 2 * num_blocks_for(slots), BUCKET)
-
-
 @pytest.mark.parametrize("window", [1, 3])
 def test_captured_steps_over_blocks_draw_the_same(window: int, tiny_engine: Engine, replayed: list[Replayed]) -> None:
     """Graphs that are used again read the table where it lies, while rows come, move and go; padding harms nobody."""
