@@ -84,7 +84,7 @@ class FewShotWorld:
         num_examples: before the query; a view or a task may show fewer.
         concepts: what words mean, some of CONCEPTS, each as often as the others.
         languages: of words and questions.
-        told: objects are named ("A red circle.") instead of shown: a first lesson in words, ten times as short.
+        told: objects are named ("A red circle.") instead of shown: a first lesson in words, which are shorter.
 
     Raises ValueError for unknown names, IndexError outside the records.
     """
