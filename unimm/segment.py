@@ -130,6 +130,7 @@ class Segment:
     condition: the name of the condition it belongs to ("text", "image"), which guidance drops; None for what always stays.
     limit: at most so many elements are to be filled in; None means closed.
     stop: ids that end an open TEXT segment early.
+    suppressed: ids that are never chosen for an open segment, such as the begin of an image where words alone are asked for.
     corrupted: ids that are read in place of the content, which is learned all the same: one learns to go on from what is wrong.
     """
 
@@ -140,6 +141,7 @@ class Segment:
     limit: int | None = None
     stop: tuple[int, ...] = ()
     corrupted: np.ndarray | None = None
+    suppressed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:  # planning makes millions of segments: what is usual is checked first
         content, kind = self.content, self.kind
@@ -204,20 +206,17 @@ class Segment:
 
     @classmethod
     def array(
-        cls,
-        kind: Kind,
-        values: np.ndarray,
-        learn: bool = False,
-        condition: str | None = None,
-        weight: Weight | None = None,
+        cls, kind: Kind, values: np.ndarray, learn: bool = False, condition: str | None = None, weight: Weight | None = None
     ) -> "Segment":
         """Elements of a kind from outside: an array (n, ...) of numbers, of n positions, given or learned."""
         return cls(kind, np.asarray(values, dtype=np.float32), _weight(learn, weight), condition)
 
     @classmethod
-    def blank(cls, kind: Kind, limit: int, known: Any = (), stop: tuple[int, ...] = ()) -> "Segment":
+    def blank(
+        cls, kind: Kind, limit: int, known: Any = (), stop: tuple[int, ...] = (), suppressed: tuple[int, ...] = ()
+    ) -> "Segment":
         """An open segment: up to `limit` elements to fill, some of them perhaps known already (ids, `BLANK` where not)."""
-        return cls(kind, _ids(known), limit=limit, stop=tuple(stop))
+        return cls(kind, _ids(known), limit=limit, stop=tuple(stop), suppressed=tuple(suppressed))
 
     @property
     def is_open(self) -> bool:
@@ -290,7 +289,7 @@ class Segment:
     def _rest(self) -> tuple:
         corrupted = None if self.corrupted is None else self.corrupted.tobytes()
         weight = np.broadcast_to(np.float32(self.weight), self.num_known).tobytes()
-        return self.kind, weight, self.condition, self.limit, self.stop, corrupted
+        return self.kind, weight, self.condition, self.limit, self.stop, corrupted, self.suppressed
 
 
 NOISE_KEYS = 2**24

@@ -116,7 +116,7 @@ class Sequence:
             raise ValueError("This sequence has no open segment to fill.")
         if len(ids) > last.limit:
             raise ValueError(f"The open segment takes at most {last.limit} elements, not {len(ids)}.")
-        closed = replace(last, content=read_only(ids), limit=None, stop=(), weight=1.0 if learn else last.weight)
+        closed = replace(last, content=read_only(ids), limit=None, stop=(), suppressed=(), weight=1.0 if learn else last.weight)
         for position, (known, given) in enumerate(zip(last.ids, closed.ids, strict=False)):
             if known not in (BLANK, given):
                 raise ValueError(f"Element {position} of the open segment is known to be {known}, not {given}.")

@@ -14,9 +14,11 @@ from unimm.checkpoints.bundle import DEFAULT, ModelBundle
 from unimm.checkpoints.drawing_defaults import DrawingDefaults
 from unimm.data.template import PromptFormat, Turn
 from unimm.inference.assistant_message import AssistantMessage, ChatPiece
+from unimm.inference.decode.request import Request
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.workload import Limits
 from unimm.inference.engine import Engine
-from unimm.sequence import Kind, Sequence
+from unimm.sequence import Kind, Segment, Sequence
 
 WORDS: dict[str, Any] = {"images": "auto", "temperature": 1.0, "max_new_tokens": 60, "max_images": 2}
 
@@ -196,6 +198,37 @@ def test_a_stop_string_ends_the_answer_before_it(engine: Engine) -> None:
     seed = next(seed for seed in range(9) if engine.chat(CONVERSATIONS[0], seed=seed, **WORDS).text == whole.text)
     cut = engine.chat(CONVERSATIONS[0], stop=stop, seed=seed, **WORDS)
     assert stop not in cut.text and cut.finish_reason == "stop" and len(cut.text) < len(whole.text)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_never_means_that_no_answer_begins_an_image(window: int) -> None:
+    """Of a model that always would: greedy or sampled, alone, in a batch beside rows that draw, and streamed."""
+    engine = make_engine(limits=Limits(window=window), boost=50.0)
+    begin, chat = engine.tokenizer.special.begin_of_image, engine.template.chat
+    ways = [{}, {"temperature": 1.0}, {"temperature": 2.0, "top_k": 1}, {"temperature": 1.0, "top_p": 0.3, "min_p": 0.2}]
+    ways.append({"repetition_penalty": 1.5, "logprobs": True})
+    for way in ways:
+        together = engine.complete(CONVERSATIONS, 12, seed=3, **way)
+        alone = [engine.complete(one, 12, seed=3, **way) for one in CONVERSATIONS]
+        assert [one.ids for one in together] == [one.ids for one in alone]
+        assert all(one.ids and begin not in one.ids for one in alone)
+        chunks = [chunk.text for chunk in engine.stream_complete(CONVERSATIONS[0], max_new_tokens=12, seed=3, **way)]
+        assert "".join(chunks) == alone[0].text
+    assert isinstance(engine.chat(CONVERSATIONS[0], images="never", max_new_tokens=4), str)
+    turn, sampling = [Turn("user", ("Draw it.",))], Sampling(1.0, seed=2)
+    words, free = Request(chat(turn, 12), sampling), Request(chat(turn, 12, draws=True), sampling)
+    drawing = Request(engine.template.draw("a", num_codes=4), sampling, 2.0)
+    beside = engine.decoder.fill([words, free, drawing, words, free])
+    assert beside == [engine.decoder.fill([one])[0] for one in (words, free, drawing, words, free)]
+    assert begin not in beside[0] and beside[1][-1] == begin and len(beside[2]) == 4
+
+
+@pytest.mark.parametrize(("suppressed", "words"), [((0, 10**6), "is suppressed, but they go from 0"), (None, "are suppressed")])
+def test_what_cannot_be_suppressed_is_refused(suppressed: Any, words: str, engine: Engine) -> None:
+    every = tuple(range(engine.model.ports[Kind.TEXT].vocabulary_size))
+    blank = Segment.blank(Kind.TEXT, 3, suppressed=suppressed or every)
+    with pytest.raises(ValueError, match=words):
+        engine.fill([Sequence((Segment.text([1]), blank))])
 
 
 def test_no_user_text_begins_an_image(engine: Engine) -> None:

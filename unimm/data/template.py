@@ -133,7 +133,7 @@ class Template:
 
         system_prompt: said instead of the format's own.
         draws: the open turn may begin an image, too (`begin_drawing`); then, as where an answer holds a drawing, all words are
-            the condition "text", which guidance drops.
+            the condition "text", which guidance drops. Without it the begin of an image is never chosen.
         """
         special = self.tokenizer.special
         has_drawing = any(turn.role == "assistant" and not isinstance(part, str) for turn in turns for part in turn.content)
@@ -154,7 +154,7 @@ class Template:
         if not turns or turns[-1].role != "assistant":
             writer.text(self.prompt_format.assistant, role=True)
             writer.text(":")
-        return writer.sequence(self._words(limit) if draws else Segment.blank(Kind.TEXT, limit, stop=(special.eos,)))
+        return writer.sequence(self._words(limit, draws))
 
     def begin_drawing(self, sequence: Sequence, words: Any, num_codes: int) -> Sequence:
         """A chat that is open for words, its answer going on with these (n,) ids and then an image: open for its codes. The
@@ -171,7 +171,7 @@ class Template:
         image: what the codes show, where the format has the model look at its drawings.
         """
         shown = (*self.drawn(codes, image), Segment.text([self.tokenizer.special.end_of_image]))
-        return Sequence((*sequence.given.segments, *shown, self._words(limit)))
+        return Sequence((*sequence.given.segments, *shown, self._words(limit, draws=True)))
 
     def drawn(self, codes: Any, image: ImageLike | None = None, learn: bool = False) -> ImageSegments:
         """An image that is drawn in an answer: its codes, and where the format says so the image behind them, to look at.
@@ -185,10 +185,12 @@ class Template:
             raise ValueError("This prompt format has drawings looked at: give the image beside its codes.")
         return segment, self.pixels(image)
 
-    def _words(self, limit: int) -> Segment:
-        """Open for text that may end in the begin of an image."""
+    def _words(self, limit: int, draws: bool) -> Segment:
+        """Open for an answer's text, which may end in the begin of an image, or can never hold one."""
         special = self.tokenizer.special
-        return Segment.blank(Kind.TEXT, limit, stop=(special.eos, special.begin_of_image))
+        if draws:
+            return Segment.blank(Kind.TEXT, limit, stop=(special.eos, special.begin_of_image))
+        return Segment.blank(Kind.TEXT, limit, stop=(special.eos,), suppressed=(special.begin_of_image,))
 
     def draw(
         self, prompt: str, codes: np.ndarray | None = None, num_codes: int | None = None, grid: Grid | None = None

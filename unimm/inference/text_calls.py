@@ -152,7 +152,8 @@ class TextCalls(EngineParts):
             stream: return an iterator over the pieces of the text, as they come.
             stop: as in `complete`.
             images: "auto": the model may draw in its answer, wherever it begins an image (one that was taught to does);
-                "always": its answer begins with an image, also of a model that was not taught when to draw; "never".
+                "always": its answer begins with an image, also of a model that was not taught when to draw; "never":
+                words alone, in which no image can begin (so are all other calls that give text).
             sampling: as in `complete` (of a list of conversations `seed` may be a list), and where there may be images
                 `max_images` of an answer [4], `drawing` (a dict of guidance_scale, temperature, top_k, top_p instead of the
                 model's own), `preview_every` (codes, with `stream`).

@@ -165,8 +165,8 @@ class ChatRequest(Drawing):
     )
     images: Literal["never", "auto", "always"] = Field(
         "never",
-        description='"auto": the answer may hold images, where the model begins one; "always": it begins with one. '
-        "Unlike modalities, which draw the last message.",
+        description='"auto": the answer may hold images, where the model begins one; "always": it begins with one; "never": '
+        "no image can begin. Unlike modalities, which draw the last message.",
     )
     max_images: int = Field(4, ge=1, description="Of an answer with images.")
     image_placement: Place = Field("images", description="message.images, as OpenRouter; or a list in content, as vllm-omni.")

@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from unimm.inference.decode.sampling import Expected, Sampler, Sampling, guide, keep_at_least, keep_likely
 
@@ -113,6 +117,27 @@ def test_a_bias_is_for_the_id_that_a_row_expects_at_its_step() -> None:
         assert torch.equal(sampler(logits, steps), Sampler(rows, CPU)(biased, steps))
     nothing = Sampler(rows, CPU, expected=[None, Expected((4,), 0.0), None])
     assert nothing.expected is None and nothing.settings == Sampler(rows, CPU).settings
+
+
+def test_what_a_row_suppresses_is_never_chosen_and_other_rows_do_not_notice() -> None:
+    rows = [Sampling(), Sampling(1.0, seed=3), Sampling(9.0, top_k=1, seed=4), Sampling(1.0, top_p=0.1, min_p=0.9, seed=5)]
+    asked, plain = [rows * 2, [(), (2, 0), (), (2,), (2,), (), (2,), ()]], Sampler(rows * 2, CPU)
+    sampler = Sampler(asked[0], CPU, suppressed=asked[1])
+    for step in range(50):
+        logits, steps = torch.randn(8, 6, generator=torch.Generator().manual_seed(step)), torch.full((8,), step)
+        logits[:, 2] += 30.0
+        chosen = sampler(logits, steps)
+        theirs = torch.stack(
+            [
+                SuppressTokensLogitsProcessor(list(ids))(torch.zeros(1, 1), row[None])[0] if ids else row
+                for row, ids in zip(logits, asked[1], strict=True)
+            ]
+        )
+        assert torch.equal(chosen, plain(theirs, steps))
+        assert [int(one) in ids for one, ids in zip(chosen, asked[1], strict=True)] == [False] * 8
+        assert chosen[[0, 2, 5, 7]].tolist() == [2] * 4
+    nothing = Sampler(rows, CPU, suppressed=[()] * 4)
+    assert nothing.suppressed is None and nothing.settings == Sampler(rows, CPU).settings
 
 
 def test_guidance_is_linear_in_its_scale() -> None:

@@ -124,6 +124,7 @@ class KindGroup:
             [_seen(job, kind) for job in self.jobs] + [[]] * pads,
             vocabulary_size,
             [job.request.expected for job in self.jobs] + [None] * pads,
+            [job.request.blank.suppressed for job in self.jobs] + [()] * pads,
         )
         # All that the likeliest are asked for at most, or none: few shapes.
         has_top = any(job.request.top_logprobs for job in self.jobs)

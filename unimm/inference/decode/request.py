@@ -72,7 +72,8 @@ class Request:
     guidance_scale: of classifier-free guidance; 1.0 is off and costs nothing.
     guidance_interval: the part of the open segment that guidance is for, from 0 to 1 (arXiv 2404.07724); beyond it, it costs
         nothing either.
-    logprobs: keep the log-probability of every id, after guidance and before temperature.
+    logprobs: keep the log-probability of every id, after guidance and before temperature: the model's own, also where ids are
+        suppressed.
     top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
     filler_settings: of what fills in a blank all at once, such as `num_steps` and `solver` of a flow; none of what is chosen
         element by element.

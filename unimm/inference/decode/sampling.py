@@ -1,4 +1,5 @@
-"""From logits to ids: guidance, repetition penalty, bias, temperature, top-k, top-p, min-p, as small functions over rows.
+"""From logits to ids: guidance, repetition penalty, bias, suppressed ids, temperature, top-k, top-p, min-p, as small functions
+over rows.
 
 They apply in this order, as in `transformers`. Every setting is one number a row, so rows of different requests share a step.
 
@@ -74,6 +75,7 @@ class Sampler:
 
     seen: for each row the ids that a repetition penalty is for; from then on the sampler notes what it chooses.
     expected: for each row what its elements may well be, by step; beyond its end, nothing.
+    suppressed: for each row the ids that it never chooses.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Sampler:
         seen: list[list[int]] | None = None,
         vocabulary_size: int = 0,
         expected: list[Expected | None] | None = None,
+        suppressed: list[tuple[int, ...]] | None = None,
     ) -> None:
         self.keys = torch.tensor([stream_key(row.seed, row.index) for row in rows], device=device)
         self.temperature = torch.tensor([row.temperature for row in rows], device=device)
@@ -100,6 +103,7 @@ class Sampler:
                 marks[torch.tensor(ids, dtype=torch.long, device=device)] = True
         biased = [None if one is None or not one.bias else one for one in expected or []]
         self.expected = None if not any(biased) else _expected_tables(biased, device)
+        self.suppressed = _suppressed_tables(suppressed, device) if suppressed and any(suppressed) else None
 
     def __call__(self, logits_RV: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
         """logits (R, V), the step of each row (R,) -> ids (R,)."""
@@ -108,6 +112,8 @@ class Sampler:
             logits_RV = penalise(logits_RV, self.seen, self.penalty)
         if self.expected is not None:
             logits_RV = favour(logits_RV, *self.expected, steps_R)
+        if self.suppressed is not None:
+            logits_RV = logits_RV.scatter_add(1, *self.suppressed)
         chosen_R = self._choose(logits_RV, steps_R)
         if self.seen is not None:
             self.seen.scatter_(1, chosen_R[:, None], True)
@@ -129,12 +135,14 @@ class Sampler:
     def settings(self) -> tuple[int, ...]:
         """What it does at all: samplers that agree in it run the same operations."""
         num_expected = 0 if self.expected is None else self.expected[0].shape[1]
-        return (self._greedy, self._sorts, self._has_least, self.seen is not None, num_expected)
+        num_suppressed = 0 if self.suppressed is None else self.suppressed[0].shape[1]
+        return (self._greedy, self._sorts, self._has_least, self.seen is not None, num_expected, num_suppressed)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Everything that differs between samplers of the same settings and number of rows."""
-        plain = [self.keys, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty, *(self.expected or ())]
+        tables = (*(self.expected or ()), *(self.suppressed or ()))
+        plain = [self.keys, self.temperature, self.top_k, self.top_p, self.min_p, self.penalty, *tables]
         return plain if self.seen is None else [*plain, self.seen]
 
 
@@ -177,6 +185,14 @@ def _expected_tables(rows: list[Expected | None], device: torch.device) -> tuple
         if row is not None:
             ids_RN[number, : len(row.ids)] = torch.tensor(row.ids)
             biases_RN[number, : len(row.ids)] = row.bias
+    return ids_RN.to(device), biases_RN.to(device)
+
+
+def _suppressed_tables(rows: list[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and what is added to their logits, (R, N): minus infinity; nothing where a row suppresses fewer than N."""
+    most = max(map(len, rows))
+    ids_RN = torch.tensor([[*row, *[0] * (most - len(row))] for row in rows])
+    biases_RN = torch.tensor([[-math.inf] * len(row) + [0.0] * (most - len(row)) for row in rows])
     return ids_RN.to(device), biases_RN.to(device)
 
 

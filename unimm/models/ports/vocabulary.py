@@ -59,6 +59,15 @@ class VocabularyPort(PredictedPort):
         strange = ids[((ids < 0) | (ids >= most)) & (ids != BLANK)]  # closed segments hold no blanks
         if len(strange):
             raise ValueError(f"The model has no element {strange[0]} of {self.kind.name}: they go from 0 to {most - 1}.")
+        if segment.suppressed:
+            self._check_suppressed(set(segment.suppressed))
+
+    def _check_suppressed(self, ids: set[int]) -> None:
+        most = self.vocabulary_size
+        if strange := sorted(one for one in ids if not 0 <= one < most):
+            raise ValueError(f"Element {strange[0]} of {self.kind.name} is suppressed, but they go from 0 to {most - 1}.")
+        if len(ids) == most:
+            raise ValueError(f"All elements of {self.kind.name} are suppressed: leave one that can be chosen.")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V)."""
