@@ -105,6 +105,13 @@ def test_caption_of_one_image_is_the_text_alone(tiny_folder: Path, photo: Path) 
     assert str(photo) not in result.stdout
 
 
+def test_an_image_may_be_piped_in(tiny_folder: Path, photo: Path) -> None:
+    words = ["caption", "-", "--model", str(tiny_folder), "--max-new-tokens", "4"]
+    piped = CliRunner().invoke(app, words, input=photo.read_bytes())
+    assert piped.exit_code == 0 and piped.stdout == call("caption", photo, *words[2:]).stdout
+    assert "there is none: name a file, or pipe one in" in refuse(*words)
+
+
 def test_captions_of_several_images_name_their_files(tiny_folder: Path, photo: Path) -> None:
     result = call("caption", photo, photo, "--model", tiny_folder, "--max-new-tokens", 5, "--language", "zh")
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [str(photo)] * 2
@@ -153,6 +160,8 @@ def test_file_names_come_from_the_user_never_from_the_prompt(tiny_folder: Path, 
 
 
 def test_one_picture_takes_the_name_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"written as \.png, \.jpg"):  # not a folder of that name
+        picture_paths(tmp_path / "cat.TIFF", 1)
     assert picture_paths(tmp_path / "a" / "cat.PNG", 1) == [tmp_path / "a" / "cat.PNG"]
 
 
@@ -191,6 +200,21 @@ def test_a_missing_image_and_a_file_that_is_none(tiny_folder: Path, tmp_path: Pa
 def test_an_empty_prompt(prompt: str, tiny_folder: Path, photo: Path) -> None:
     assert "empty" in refuse("generate", prompt, "--model", tiny_folder)
     assert "empty" in refuse("answer", photo, prompt, "--model", tiny_folder)
+
+
+@pytest.mark.parametrize("verb", ["caption", "locate", "edit", "outpaint"])
+def test_addresses_are_named_as_they_were_given(verb: str, tiny_folder: Path) -> None:
+    told = refuse(verb, "https://example.com/a.png", *([] if verb == "caption" else ["a cat"]), "--model", tiny_folder)
+    assert "'https://example.com/a.png': it is a web address, download it" in told
+
+
+def test_no_number_fills_the_memory(tiny_engine) -> None:
+    for words in (("generate", "a", "-n"), ("generate", "a", "--best-of"), ("caption", "photo.png", "--votes")):
+        result = call(*words, 10**9)
+        assert result.exit_code == 2 and words[-1] in result.stderr, result.output
+    for settings in ({"num_images": 10**9}, {"best_of": 10**9}):
+        with pytest.raises(ValueError, match=r"of at most (1|100),000, not 1,000,000,000"):
+            tiny_engine.generate_images("a", **settings)
 
 
 def test_a_prompt_that_is_too_long(tiny_folder: Path) -> None:

@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from unimm.cli.app import app
-from unimm.cli.serve import with_limits
+from unimm.cli.serve import name_of, with_limits
 from unimm.inference.engine import Engine
 
 
@@ -74,6 +75,16 @@ def test_a_missing_extra_and_a_taken_port_are_told_in_a_sentence(monkeypatch: py
         assert "choose others with --host and --port" in call("demo", "--port", str(taken.getsockname()[1]))
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert 'pip install "unimm[serve]"' in call("demo")
+
+
+def test_an_empty_key_lets_nobody_in() -> None:
+    assert "is empty, and would let everybody in" in call("demo", "--host", "0.0.0.0", "--api-key", "")
+
+
+def test_a_folder_is_served_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert [name_of(one) for one in (".", "../mine/", "user/name", "demo", "/")] == ["mine", "mine", "name", "demo", "unimm"]
 
 
 def test_memory_is_bounded_by_default(tiny_engine: Engine) -> None:

@@ -2,8 +2,10 @@
 
 import os
 
+from unimm.cli.options import read_dash
 
-def read_images(words: list[str]) -> tuple[str | tuple[str, ...], str]:
+
+def read_images(words: list[str]) -> tuple[str | bytes | tuple[str | bytes, ...], str]:
     """Images and, behind them, the question: one image, or a tuple of several that the question is about.
 
     Raises:
@@ -18,7 +20,7 @@ def read_images(words: list[str]) -> tuple[str | tuple[str, ...], str]:
     return (paths[0] if len(paths) == 1 else paths), question
 
 
-def read_pairs(examples: list[str]) -> list[tuple[str, str]]:
+def read_pairs(examples: list[str]) -> list[tuple[str | bytes, str]]:
     """Examples as pairs (image, answer). The first `=` behind the name of a file is where the answer begins.
 
     Raises:
@@ -27,7 +29,7 @@ def read_pairs(examples: list[str]) -> list[tuple[str, str]]:
     return [_read_pair(example) for example in examples]
 
 
-def _read_pair(example: str) -> tuple[str, str]:
+def _read_pair(example: str) -> tuple[str | bytes, str]:
     places = [place for place, letter in enumerate(example) if letter == "="]
     place = next((place for place in places if _is_file(example[:place])), places[0] if places else len(example))
     image, answer = example[:place], example[place + 1 :].strip()
@@ -36,10 +38,10 @@ def _read_pair(example: str) -> tuple[str, str]:
     return _existing(image), answer
 
 
-def _existing(image: str) -> str:
-    if "://" not in image and not os.path.exists(image):  # noqa: PTH110 - addresses are the engine's to refuse
+def _existing(image: str) -> str | bytes:
+    if image != "-" and "://" not in image and not os.path.exists(image):  # noqa: PTH110 - addresses are the engine's to refuse
         raise ValueError(f"Cannot read the file '{image}': there is no such file.")
-    return image
+    return read_dash(image)
 
 
 def _is_file(path: str) -> bool:

@@ -33,6 +33,7 @@ from unimm.cli.options import (
     Weights,
     expand_home,
     open_model,
+    read_dash,
 )
 from unimm.cli.prefer import prefer
 from unimm.cli.score import scoring
@@ -168,7 +169,7 @@ def quickstart(
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image or video files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image or video files; - is standard input.")],
     model: Model = None,
     language: Annotated[str, typer.Option(help="Language to ask in: en or zh.")] = "en",
     max_new_tokens: MaxNewTokens = 128,
@@ -186,10 +187,12 @@ def caption(
     Examples:
       unimm caption photo.jpg --language zh
       unimm caption photo.jpg --verify
+      curl -s https://example.com/photo.jpg | unimm caption -
     """
+    given = [read_dash(image) for image in images]
     engine = open_model(model, device, dtype, weights)
     checks = {"votes": votes, "verify": verify, "num_frames": num_frames}
-    captions = engine.caption(list(images), max_new_tokens, temperature, language, **checks)
+    captions = engine.caption(given, max_new_tokens, temperature, language, **checks)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
 

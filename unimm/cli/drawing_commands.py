@@ -14,6 +14,7 @@ from unimm.cli.options import (
     Dtype,
     GuidanceInterval,
     GuidanceScale,
+    ImageFile,
     ImageGuidanceScale,
     Kernels,
     MinP,
@@ -30,6 +31,7 @@ from unimm.cli.options import (
     Weights,
     Window,
     open_model,
+    read_dash,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".jfif", ".svg", ".pdf")
 SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "guidance_interval")
 SETTINGS += ("size", "drawing", "steps", "solver")
 MADE_OTHERWISE = {
@@ -110,7 +113,7 @@ def generate(
 
 @drawings.command()
 def edit(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, of any size.")],
+    image: ImageFile,
     prompt: Annotated[
         str, typer.Argument(metavar="INSTRUCTION", help="What to change; with a mask, what the whole image shall show then.")
     ],
@@ -161,7 +164,8 @@ def edit(
     from unimm.data.image import decode_image, transparent_part
     from unimm.inference.windows_of_images import lay_over
 
-    has_mask = mask is not None or bool(transparent_part(image).any())
+    source = read_dash(image)
+    has_mask = mask is not None or bool(transparent_part(source).any())
     for name, given in {} if has_mask else {"--margin": margin is not None, "--best-of": best_of > 1}.items():
         if given:
             raise ValueError(f"{name} is for a part that a mask names: leave it out, or add --mask.")
@@ -178,17 +182,17 @@ def edit(
     with drawing_bar() as advance:
         if has_mask:
             settings |= {"best_of": best_of, "margin": margin, "keep_size": not square}
-            images = engine.inpaint(image, mask, prompt, num_images, seed, advance, **settings)
+            images = engine.inpaint(source, mask, prompt, num_images, seed, advance, **settings)
         else:
             settings |= of_instructions
-            images = engine.edit_images(image, prompt, num_images, seed, callback=advance, **settings)
-            images = images if square else [lay_over(decode_image(image), one) for one in images]
+            images = engine.edit_images(source, prompt, num_images, seed, callback=advance, **settings)
+            images = images if square else [lay_over(decode_image(source), one) for one in images]
     _write(paths, images)
 
 
 @drawings.command()
 def outpaint(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, of any size.")],
+    image: ImageFile,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shall show then, in quotes.")],
     left: Annotated[int, typer.Option(help="Pixels that are new on the left; below 0, so many are cut off.")] = 0,
     right: Annotated[int, typer.Option(help="The same, on the right.")] = 0,
@@ -221,17 +225,20 @@ def outpaint(
     """
     from unimm.cli.progress import drawing_bar
 
+    source = read_dash(image)
     engine = open_model(model, device, dtype, weights, window)
     paths = picture_paths(out, num_images)
     settings = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings |= {"best_of": best_of, "size": size}
     with drawing_bar() as advance:
-        images = engine.outpaint(image, prompt, left, right, top, bottom, num_images, seed, callback=advance, **settings)
+        images = engine.outpaint(source, prompt, left, right, top, bottom, num_images, seed, callback=advance, **settings)
     _write(paths, images)
 
 
 def picture_paths(out: Path, count: int) -> list[Path]:
     """Where to write `count` pictures: the file, numbered if there are several; or new files in the folder, none replaced."""
+    if out.suffix.lower() in OTHER_PICTURES and not out.is_dir():
+        raise ValueError(f"A picture is written as {', '.join(PICTURE_SUFFIXES)}, not as {out}: give it such a name.")
     if out.suffix.lower() in PICTURE_SUFFIXES:
         out.parent.mkdir(parents=True, exist_ok=True)
         return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from unimm.data.boxes import Box, Point
 from unimm.data.image import decode_image
+from unimm.data.records import ImageLike
 from unimm.inference.engine import Engine
 from unimm.inference.marking import draw_heat_map, draw_places
 
@@ -27,7 +28,7 @@ def check_out(out: Path | None) -> None:
 
 
 def locate(
-    engine: Engine, image: Path, phrases: list[str], out: Path | None, as_json: bool, *, points: bool, heat: str | None
+    engine: Engine, image: ImageLike, phrases: list[str], out: Path | None, as_json: bool, *, points: bool, heat: str | None
 ) -> None:
     """Show where the phrases are.
 

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from unimm.cli.options import Device, Dtype, Model, Weights, open_model
+from unimm.cli.options import Device, Dtype, ImageFile, Model, Weights, open_model, read_dash
 
 locating = typer.Typer(rich_markup_mode=None)
 
 
 @locating.command()
 def locate(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: ImageFile,
     phrases: Annotated[list[str], typer.Argument(metavar="PHRASE...", help="What to find, each in quotes.")],
     out: Annotated[Path | None, typer.Option(help="A picture to write, with what was found drawn on it.")] = None,
     points: Annotated[bool, typer.Option("--points", help="Centres instead of boxes.")] = False,
@@ -45,5 +45,6 @@ def locate(
         raise ValueError("--by says how heat maps are made: add --heat-map, or leave it out.")
     if points and heat_map:
         raise ValueError("--points and --heat-map are two ways to show where something is: choose one.")
+    source = read_dash(image)
     engine = open_model(model, device, dtype, weights)
-    run(engine, image, phrases, out, as_json, points=points, heat=(by or "default") if heat_map else None)
+    run(engine, source, phrases, out, as_json, points=points, heat=(by or "default") if heat_map else None)

@@ -1,10 +1,13 @@
 """Options that several commands have, and the engine that they name."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from unimm.runtime.number_checks import MOST_DRAFTS, MOST_IMAGES
 
 if TYPE_CHECKING:
     from unimm.inference.engine import Engine
@@ -16,6 +19,9 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Model folder, hub id or demo [default: $UNIMM_MODEL, the quickstart's, or the demo]."),
 ]
+ImageFile = Annotated[str, typer.Argument(metavar="IMAGE", help="An image file; - is standard input.")]
+"""A string, not a Path: that would make https:/ of https://, and the sentence about addresses would name another one."""
+
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N, mps or cpu [default: the best that is here].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [default: what suits model and device].")]
 Kernels = Annotated[
@@ -25,7 +31,7 @@ Kernels = Annotated[
 Weights = Annotated[str | None, typer.Option(help="int8 or int4 (fp8 on GPUs): decode with such weights, faster.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens of text.")]
 TextTemperature = Annotated[float, typer.Option(help="0 takes the likeliest tokens; of votes beyond the first it is 0.7.")]
-Votes = Annotated[int, typer.Option(min=1, help="Write so many, and say what most of them say.")]
+Votes = Annotated[int, typer.Option(min=1, max=MOST_DRAFTS, help="Write so many, and say what most of them say.")]
 Verify = Annotated[
     bool, typer.Option("--verify", help="Look again for each thing that is named, and leave out what is not there.")
 ]
@@ -45,7 +51,10 @@ DrawingWay = Annotated[
     str | None,
     typer.Option("--drawing", metavar="codes|latents", help="Where a model draws by both [default: codes where it has them]."),
 ]
-BestOf = Annotated[int, typer.Option(min=1, help="Draw each image so many times and keep the one the model itself finds best.")]
+BestOf = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_DRAFTS, help="Draw each image so many times and keep the one the model itself finds best."),
+]
 Redraws = Annotated[
     int,
     typer.Option(
@@ -53,7 +62,7 @@ Redraws = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
-NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")]
+NumImages = Annotated[int, typer.Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")]
 PicturesOut = Annotated[Path, typer.Option(help="A file (.png, .jpg, .webp), or a folder for numbered files.")]
 GuidanceScale = Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off" + OWN)]
 ImageGuidanceScale = Annotated[
@@ -106,6 +115,16 @@ def open_model(
 
     limits = None if window is None else Limits(window=window)
     return load(model or default_model(), device, dtype, weights=weights, limits=limits, kernels=kernels)
+
+
+def read_dash(image: str) -> str | bytes:
+    """An image's argument as it is; for - the bytes of standard input. ValueError: nothing is piped in."""
+    if image != "-":
+        return image
+    data = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not data:
+        raise ValueError("- is an image on standard input, and there is none: name a file, or pipe one in, once.")
+    return data
 
 
 def expand_home(argument: str) -> str:

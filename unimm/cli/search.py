@@ -25,7 +25,9 @@ Place = tuple[str | None, str | None]
 """Device and dtype, as they were given."""
 
 
-def classify(image: Path, labels: list[str], model: str, templates: list[str] | None, as_json: bool, place: Place) -> None:
+def classify(
+    image: str | bytes, labels: list[str], model: str, templates: list[str] | None, as_json: bool, place: Place
+) -> None:
     """Show the labels with their probabilities, the likeliest first.
 
     Raises:
@@ -66,7 +68,7 @@ class Asked:
     """What a search is for. query, image: one of them; texts: a file to choose from for an image. k: how many are shown."""
 
     query: str | None
-    image: Path | None
+    image: str | bytes | None
     texts: Path | None
     index: Path | None
     k: int
@@ -118,7 +120,7 @@ def search(
     hits = hits[: asked.k]
     _show(hits, scores, as_json)
     if out is not None:
-        write_hits(out, asked.query or str(asked.image), hits, [images[hit.key] for hit in hits])
+        write_hits(out, asked.query or _name(asked.image), hits, [images[hit.key] for hit in hits])
         status.print(str(out))
 
 
@@ -146,9 +148,13 @@ def _texts(asked: Asked, model: str | None, place: Place) -> list[Hit]:
     return rank_texts(load_towers(name, *place), _given(asked), texts, max(asked.k, FIRST))
 
 
-def _given(asked: Asked) -> Path:
+def _given(asked: Asked) -> str | bytes:
     assert asked.image is not None
     return asked.image
+
+
+def _name(image: str | bytes | None) -> str:
+    return image if isinstance(image, str) else "an image"
 
 
 def _show(hits: list[Hit], scores: dict[str, float], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from unimm.cli.options import Device, Dtype, default_model
+from unimm.cli.options import Device, Dtype, ImageFile, default_model, read_dash
 
 TowersModel = Annotated[
     str | None,
@@ -20,7 +20,7 @@ retrieval = typer.Typer(rich_markup_mode=None)
 
 @retrieval.command()
 def classify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: ImageFile,
     labels: Annotated[list[str], typer.Argument(metavar="LABEL...", help="Phrases to choose among, each in quotes.")],
     model: TowersModel = None,
     template: Annotated[
@@ -41,7 +41,7 @@ def classify(
     """
     from unimm.cli.search import classify as run
 
-    run(image, labels, model or default_model(), template, as_json, (device, dtype))
+    run(read_dash(image), labels, model or default_model(), template, as_json, (device, dtype))
 
 
 @retrieval.command()
@@ -74,7 +74,9 @@ def search(
     query: Annotated[str | None, typer.Argument(metavar="QUERY", help="What the images are to show, in quotes.")] = None,
     where: Annotated[Path | None, typer.Option("--index", help="Folder that `unimm index` wrote.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many are shown.")] = 10,
-    image: Annotated[Path | None, typer.Option(help="Search for images like this one, instead of a QUERY.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Search for images like this one, instead of a QUERY; - is standard input.")
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="With --image: a file with a text a line; those that fit best are found.")
     ] = None,
@@ -102,4 +104,5 @@ def search(
     from unimm.cli.search import Asked
     from unimm.cli.search import search as run
 
-    run(Asked(query, image, texts, where, k), model, (rerank, rerank_by), out, as_json, (device, dtype))
+    given = None if image is None else read_dash(image)
+    run(Asked(query, given, texts, where, k), model, (rerank, rerank_by), out, as_json, (device, dtype))

@@ -67,6 +67,8 @@ def serve(
       unimm serve
       unimm serve models/janus-pro-1b --host 0.0.0.0 --api-key secret --served-model-name janus
     """
+    if api_key is not None and not api_key.strip():  # as of --api-key "$KEY" where there is no KEY
+        raise ValueError("The key of --api-key or $UNIMM_API_KEY is empty, and would let everybody in: give one, or leave it out.")
     check_extra(page)
     from unimm.serve.guard import LOCAL_NAMES
     from unimm.serve.settings import ServerSettings
@@ -75,8 +77,8 @@ def serve(
     settings = ServerSettings(
         host=host,
         port=port,
-        api_key=api_key or None,
-        served_model_names=tuple(served_model_name or [Path(name).name]),
+        api_key=api_key,
+        served_model_names=tuple(served_model_name or [name_of(name)]),
         page=page,
         allowed_origins=tuple(allowed_origin or ()),
         max_queue=max_queue,
@@ -90,6 +92,11 @@ def serve(
             open_model(name, device, dtype, None), weights, max_rows, cache_gb, window, prefix_cache_gb, kernels
         )
         run(engine, settings, listener)
+
+
+def name_of(model: str) -> str:
+    """What a model is called that is served: its folder's name, also where that is given as . or with a slash at its end."""
+    return Path(os.path.abspath(model)).name or "unimm"  # noqa: PTH100 - links stay as they were named
 
 
 def check_extra(page: bool) -> None:

@@ -213,6 +213,8 @@ def _decode_path(path: str, formats: tuple[str, ...], use: Use[T]) -> T:
         raise ImageError(f"Cannot read {name}: it is a web address, download it and give the path.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
         raise ImageError(f"Cannot read {name}: addresses are not opened, give the path or the bytes.")
+    if not path:
+        raise ImageError("Cannot read the image: its path is empty, name an image file.")
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ImageError(f"Cannot read {name}: it is a folder or a device, name an image file.")

@@ -29,7 +29,7 @@ from unimm.inference.decode.sampling import Expected
 from unimm.inference.drawing import DrawingProgress, adraw, draw, finish, read_seeds, read_settings
 from unimm.inference.input_validation import check_text
 from unimm.inference.painting_calls import PaintingCalls
-from unimm.runtime.number_checks import real_number, whole_number
+from unimm.runtime.number_checks import MOST_IMAGES, real_number, whole_number
 from unimm.runtime.provenance import EDITED, describe
 
 IMAGE_GUIDANCE = 1.0
@@ -75,7 +75,7 @@ class EditingCalls(PaintingCalls):
             ValueError: the model was not taught to edit, there is no image, it cannot be read, an instruction is empty or too
                 long, or images and instructions do not pair.
         """
-        num_images = whole_number("num_images", num_images, 1)
+        num_images = whole_number("num_images", num_images, 1, MOST_IMAGES)
         own = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale, "source_bias": source_bias}
         requests, said = self._editing(image, instruction, num_images, seed, {**own, **settings})
         images = finish(draw(self.decoder, requests, self.coder, provenance=said), callback).images or []
@@ -131,7 +131,7 @@ class EditingCalls(PaintingCalls):
     ) -> tuple[list[Request], list[dict[str, Any]]]:
         """A request an image, pair after pair, and what each says of where it comes from."""
         self.prompt_format.check_edits()
-        num_images = whole_number("num_images", num_images, 1)
+        num_images = whole_number("num_images", num_images, 1, MOST_IMAGES)
         sources, instructions = _pairs(image, instruction)
         settings = dict(settings)
         image_scale = settings.pop("image_guidance_scale", None)

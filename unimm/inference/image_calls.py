@@ -20,7 +20,7 @@ from unimm.inference.redrawing import Drawn, Redraw, Redrawing, read_redraw
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
 from unimm.models.ports.latents import LatentsConfig
-from unimm.runtime.number_checks import whole_number
+from unimm.runtime.number_checks import MOST_IMAGES, whole_number
 from unimm.runtime.provenance import DRAWN, attach, carried, describe
 
 
@@ -65,7 +65,7 @@ class ImageCalls(TextCalls):
             which `unimm.write_image` writes into its file.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        num_images = whole_number("num_images", num_images, 1)
+        num_images = whole_number("num_images", num_images, 1, MOST_IMAGES)
         redraw = read_redraw(more.pop("redraw", 0))
         best_of = check_best_of(more.pop("best_of", 1), self.model, self.template, prompts)
         if redraw.tries and best_of > 1:
@@ -138,7 +138,7 @@ class ImageCalls(TextCalls):
     ) -> torch.Tensor:
         """The codes that `generate_images` decodes, without `best_of`: (num_images, num_codes) long on the CPU, or of a list of
         prompts (num_prompts, num_images, num_codes)."""
-        num_images = whole_number("num_images", num_images, 1)
+        num_images = whole_number("num_images", num_images, 1, MOST_IMAGES)
         if settings.get("drawing") not in (None, "codes"):
             raise ValueError(f"There are no codes of drawing={settings['drawing']!r}: leave it out, or call generate_images.")
         requests = self._requests(prompt, num_images, seed, {**settings, "drawing": "codes"})
@@ -148,7 +148,7 @@ class ImageCalls(TextCalls):
         return codes if isinstance(prompt, str) else codes.unflatten(0, (len(prompt), num_images))
 
     def _requests(self, prompt: str | list[str], num_images: int, seed: Any, settings: dict, best_of: int = 1) -> list[Request]:
-        num_images, is_flow = whole_number("num_images", num_images, 1), self._draws_by_flow(settings)
+        num_images, is_flow = whole_number("num_images", num_images, 1, MOST_IMAGES), self._draws_by_flow(settings)
         grid = self.grid_of(settings.get("size"))
         settings = {name: value for name, value in settings.items() if name not in ("drawing", "size")}
         if is_flow:

@@ -31,7 +31,7 @@ from unimm.runtime.number_checks import shorten
 Message = dict[str, Any]
 """A chat message: {"role": ..., "content": text or a list of parts}, and with DeepSeek "images"."""
 
-ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
+ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 ROLES |= {name: role for role in ("user", "assistant") for name in (SPECIAL_NAMES[role], role.capitalize())}
 """Whose message it is, by what it may be called: DeepSeek writes "<|User|>" or "User"."""
 

@@ -15,7 +15,7 @@ from unimm.inference.inpainting import Marked, read_marked
 from unimm.inference.painting import Painting, apaint, paint
 from unimm.inference.vqa_score import check_best_of, choose_best
 from unimm.inference.windows_of_images import Sides, choose_windows, extend_image
-from unimm.runtime.number_checks import whole_number
+from unimm.runtime.number_checks import MOST_IMAGES, whole_number
 from unimm.runtime.provenance import PAINTED
 
 
@@ -188,7 +188,7 @@ class PaintingCalls(ImageCalls):
     ) -> Painting:
         if not isinstance(prompt, str):
             raise ValueError(f"An image is painted as one prompt says, a string, not {type(prompt).__name__}.")
-        num_images = whole_number("num_images", num_images, 1)
+        num_images = whole_number("num_images", num_images, 1, MOST_IMAGES)
         arguments = (self.template, self.image_tokenizer.num_codes, prompt, (num_images, best_of), seed, self.drawing, settings)
         describe = partial(self._provenance, prompt, settings=settings, task=PAINTED)
         return Painting(self.coder, marked, num_images * best_of, partial(drawing_requests, *arguments), describe)

@@ -45,7 +45,7 @@ from unimm.inference.engine_parts import EngineParts
 from unimm.inference.examples import ImageQuestion
 from unimm.inference.text_stream import write
 from unimm.inference.vqa_score import ANSWERS_IN, mean_of_log_odds, probability_of_yes
-from unimm.runtime.number_checks import check_number, check_probability, check_whole, real_number, whole_number
+from unimm.runtime.number_checks import MOST_DRAFTS, check_number, check_probability, check_whole, real_number, whole_number
 from unimm.sequence import Sequence
 
 VOTES_TEMPERATURE = 0.7
@@ -170,7 +170,7 @@ class SecondLook:
         verify: bool | Verification = False, is_caption: bool = False, **sampling: Any,
     ) -> None:  # fmt: skip
         self.engine, self.limit, self.is_caption = engine, limit, is_caption
-        self.votes = whole_number("votes", votes, 1)
+        self.votes = whole_number("votes", votes, 1, MOST_DRAFTS)
         if not isinstance(verify, bool | Verification):
             raise ValueError(f"verify is True, False or a Verification, not {verify!r:.80}.")
         self.check = Verification() if verify is True else verify or None

@@ -18,7 +18,7 @@ from unimm.data.text import TextTokenizer
 from unimm.inference.input_validation import check_text
 from unimm.models.attention import mask_of
 from unimm.models.unified import UnifiedModel
-from unimm.runtime.number_checks import whole_number
+from unimm.runtime.number_checks import MOST_DRAFTS, whole_number
 from unimm.sequence import Segment, Sequence
 
 ANSWERS = ((" yes", " no"), (" Yes", " No"))
@@ -60,7 +60,7 @@ def check_best_of(best_of: Any, model: UnifiedModel, template: Template, prompts
     Raises:
         ValueError: it is no number from 1 on, or a prompt is empty, or too long to be asked about.
     """
-    best_of = whole_number("best_of", best_of, 1)
+    best_of = whole_number("best_of", best_of, 1, MOST_DRAFTS)
     if best_of > 1:
         blank = Image.new("RGB", (1, 1))
         check_lengths(model, [ask_whether_shown(template, blank, prompt) for prompt in prompts])

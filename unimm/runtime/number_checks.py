@@ -11,6 +11,12 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+MOST_IMAGES = 100_000
+"""Images of a prompt in one call: each is a request that waits in memory."""
+
+MOST_DRAFTS = 1_000
+"""Drafts of which one is chosen, by votes or as the best."""
+
 
 def check_whole(settings: object, least: int, *names: str) -> None:
     """The named attributes, or all values of a dict, are whole numbers of at least `least`.
@@ -48,8 +54,8 @@ def check_probability(settings: object, *names: str) -> None:
             raise ValueError(f"{name} is a number from 0 to 1, not {value!r}.")
 
 
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """The value as an int. ValueError: it is no whole number (a bool is none), or less than `least`."""
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """The value as an int. ValueError: it is no whole number (a bool is none), less than `least`, or more than `most`."""
     at_least = "" if least is None else f" of at least {least}"
     try:
         if "bool" in str(getattr(value, "dtype", type(value))):
@@ -59,6 +65,8 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         raise ValueError(f"{name} is a whole number{at_least}, not {shorten(value)}.") from None
     if least is not None and number < least:
         raise ValueError(f"{name} is a whole number{at_least}, not {number}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name} is a whole number of at most {most:,}, not {number:,}.")
     return number
 
 

@@ -12,13 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 logger = logging.getLogger(__name__)
 
 SENTENCES = {
     400: "The request cannot be read: send JSON as /docs describes it.",
-    404: "There is no such address here: /docs lists them.",
+    404: "There is no such address here: those of the interface begin with /v1, and /docs lists them.",
     405: "This address does not take that method: /docs lists them.",
 }
 """What is said where a library refuses a request."""
@@ -97,12 +98,25 @@ def add_error_handlers(app: FastAPI) -> None:
     """Let an app answer every exception in that form."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        told = as_api_error(error)
+        told = _wrong_type(request, error) or as_api_error(error)
         request.app.state.service.metrics.failed(told)
         return told.response
 
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _wrong_type(request: Request, error: Exception) -> ApiError | None:
+    """The answer where a body was not read because its Content-Type says that it is something else, as curl -d does."""
+    body = error.body if isinstance(error, RequestValidationError) else None
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(body, bytes):
+        sentence = 'The body is read as JSON where its header says so: send "Content-Type: application/json".'
+        return ApiError(400, sentence, code="invalid_content_type")
+    if isinstance(body, FormData) and kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        sentence = "This address reads a form with files: send multipart/form-data, as /docs describes it."
+        return ApiError(400, sentence, code="invalid_content_type")
+    return None
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

@@ -20,6 +20,8 @@ async def list_models(request: Request) -> dict[str, Any]:
 @router.get("/{name:path}", summary="One model")
 async def show_model(request: Request, name: str) -> dict[str, Any]:
     """What is known of one name."""
+    if not name:  # of /v1/models/, which is the list
+        return await list_models(request)
     service = service_of(request)
     check_model(service, name)
     return describe(service, name)

@@ -7,25 +7,40 @@ nothing (`NEUTRAL`, with the values that clients send by default) and fields tha
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import File, UploadFile
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
     "audio": (),
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
+    "min_tokens": (0,),
     "num_images": (1,),
     "parallel_tool_calls": (True, False),
     "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
 }
-"""Fields of a chat that say nothing with these values, and are refused with others."""
+"""Fields of a chat, OpenAI's and vLLM's, that say nothing with these values, and are refused with others."""
 
-IGNORED = ("user", "metadata", "name", "service_tier", "safety_identifier", "prompt_cache_key", "moderation", "style")
+IGNORED = ("user", "metadata", "name", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+IGNORED += ("moderation", "style")
 """Fields that are read by nobody: they describe the client, or ask for what every answer here has."""
 
 MAX_FIELDS = 100
@@ -129,7 +144,7 @@ class Drawing(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Drawing i is keyed by (seed, i). Default: random.")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="1 is off. Default: the model's own.")
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the likeliest. Texts: 0; drawings: the model's.")
-    top_k: int | None = Field(None, ge=0, lt=2**31, description="0 keeps all.")
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 keeps all; so does -1, as vLLM has it.")
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     size: str = Field(
@@ -146,6 +161,11 @@ class Drawing(Body):
     output_format: Format | None = Field(None, description="Default: webp in chats, png in image requests.")
     output_compression: int = Field(90, ge=0, le=100, description="The quality of webp and jpeg.")
     stream: bool = False
+
+    @field_validator("top_k")
+    @classmethod
+    def _keep_all(cls, given: int | None) -> int | None:
+        return None if given is None else max(0, given)
 
 
 class ChatRequest(Drawing):

@@ -105,7 +105,8 @@ class JsonItems:
         try:
             item = json.loads(content.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.where(index)} is not JSON ({error}): mend it.") from None
+            told = f"{self.where(index)} is not JSON ({error})"
+            raise ValueError(f"{told}: write one object a line, or a list of them, [{{...}}, {{...}}].") from None
         if not isinstance(item, dict):
             raise ValueError(f"{self.where(index)} is {type(item).__name__}, not an object: write {{...}} with named fields.")
         return item
