@@ -68,7 +68,7 @@ def serve(
       unimm serve models/janus-pro-1b --host 0.0.0.0 --api-key secret --served-model-name janus
     """
     if api_key is not None and not api_key.strip():  # as of --api-key "$KEY" where there is no KEY
-        raise ValueError("The key of --api-key or $UNIMM_API_KEY is empty, and would let everybody in: give one, or leave it out.")
+        raise ValueError("The key (--api-key, $UNIMM_API_KEY) is empty, and would let everybody in: give one, or none.")
     check_extra(page)
     from unimm.serve.guard import LOCAL_NAMES
     from unimm.serve.settings import ServerSettings
