@@ -185,14 +185,12 @@ def caption(
 
     \b
     Examples:
-      unimm caption photo.jpg --language zh
-      unimm caption photo.jpg --verify
+      unimm caption photo.jpg --language zh --verify
       curl -s https://example.com/photo.jpg | unimm caption -
     """
     given = [read_dash(image) for image in images]
-    engine = open_model(model, device, dtype, weights)
     checks = {"votes": votes, "verify": verify, "num_frames": num_frames}
-    captions = engine.caption(given, max_new_tokens, temperature, language, **checks)
+    captions = open_model(model, device, dtype, weights).caption(given, max_new_tokens, temperature, language, **checks)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}\t{' '.join(text.split())}")
 
