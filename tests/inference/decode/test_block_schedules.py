@@ -68,7 +68,8 @@ class Blocks:
         buffers = [one for layer in layers for one in (layer.keys, layer.values) if one is not None]
         if buffers:
             places = [one.data_ptr() for one in (cache.table, *buffers)]
-            assert self.addresses.setdefault((id(cache), cache.generation), places) == places
+            # The cache itself, which so stays: another one would get its number and its memory.
+            assert self.addresses.setdefault((cache, cache.generation), places) == places
 
     def check_empty(self) -> None:
         cache = self.decoder.running._cache

@@ -192,19 +192,35 @@ def test_blanks_of_one_length_share_a_pass_and_prefixes_are_prefilled_once(engin
     assert decoder.stats().decoded_steps == 0
 
 
-def test_blocks_for_later_tokens_leave_what_passes_have(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound on keys and values is one for both: blocks are not doubled beyond what is left."""
+def test_passes_have_room_beside_tokens_that_have_all_blocks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a bound on keys and values is theirs: of 8 blocks, two; a pool has the others, five of them for rows. One
+    request of another shape comes after the other, while those of tokens go on."""
     monkeypatch.setattr(running_batch_module, "kernels_of", lambda device, name=None: BlockKernels(device))
-    bound = cache_bytes(engine.model, 7, BUCKET)
-    decoder = make_decoder(engine, max_cache_bytes=bound)
-    decoder.fill([warming(engine)])
-    requests = [replace(tokens(engine)[2], sampling=Sampling(1.0, seed=seed)) for seed in range(4)]
-    for request in requests:  # each joins when the one before it draws
-        decoder.submit(request)
+    bound, block = cache_bytes(engine.model, 8, BUCKET), cache_bytes(engine.model, 1, BUCKET)
+    decoder = make_decoder(engine, max_cache_bytes=bound, window=1)
+    drawing = Request(engine.template.draw("a", num_codes=40), Sampling(1.0, seed=1))
+    drawings = [replace(drawing, sampling=Sampling(1.0, seed=seed)) for seed in range(6)]
+    expected = [make_decoder(engine).fill([one])[0] for one in drawings]
+    tickets = [decoder.submit(one) for one in drawings]
+    decoder.step()
+    decoder.step()
+    assert decoder.stats().num_running == 5 and decoder.stats().cache_bytes == 6 * block
+    flows = [warming(engine, guidance_scale=2.0), warming(engine, "a", 60), warming(engine, seed=2, guidance_scale=2.0)]
+    waiting = {number: decoder.submit(one) for number, one in enumerate(flows)}
+    while waiting:
         decoder.step()
+        assert decoder.stats().cache_bytes <= bound and len(decoder.running.rows) == 5
+        for number, ticket in list(waiting.items()):
+            content, done = decoder.take(ticket)
+            if done:
+                del waiting[number]
+                assert_filled(content, [by_plain_passes(engine, flows[number])])
+    filled: dict[int, list[int]] = {ticket: [] for ticket in tickets}
+    while not all(decoder._jobs[ticket].done for ticket in tickets if ticket in decoder._jobs):
         decoder.step()
-        assert 0 < decoder.stats().cache_bytes <= bound
-    assert decoder.stats().num_running == 4
+    for ticket in tickets:
+        filled[ticket] += decoder.take(ticket)[0]
+    assert list(filled.values()) == expected
 
 
 def test_neither_waits_for_the_other(engine: Engine) -> None:

@@ -12,7 +12,6 @@ from test_decoder import PROMPTS, drawing, question
 from test_engine_on_a_gpu import make_engine, mix, settings
 from test_triton import Replayed, replay_steps
 
-import unimm.inference.decode.cache_memory as cache_memory_module
 import unimm.inference.decode.running_batch as running_batch_module
 from unimm.inference.decode.kv_cache import BUCKET, RowCache, RowCacheLayer, cache_bytes
 from unimm.inference.decode.paged_cache import PagedCache, num_blocks_for
@@ -58,6 +57,7 @@ class Both:
 
     def __init__(self, seed: int) -> None:
         self.paged, self.plain = PagedCache(2, 6, 300, CPU), RowCache(2, 6)
+        self.paged.reserve_blocks(num_blocks_for([300] * 6))  # a pool is made once
         self.random, self.noise = random.Random(seed), torch.Generator().manual_seed(seed)
         self.rows: list[tuple[int, int]] = []  # positions that are written, and that there may be
 
@@ -159,14 +159,21 @@ def long_and_short(engine: Engine) -> list[Request]:
     return [long, *(Request(drawing(engine, PROMPTS[1], 9), Sampling(1.0, seed=seed)) for seed in range(3))]
 
 
-def fill(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], int]:
-    """Their ids, and the most bytes that keys and values had."""
-    filled, most = [[] for _ in requests], 0
+def pool_of(engine: Engine) -> PagedCache:
+    cache = engine.decoder.running._cache
+    assert isinstance(cache, PagedCache)
+    return cache
+
+
+def fill(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], set[int], int]:
+    """Their ids, the bytes that keys and values had, and the most blocks that rows had."""
+    filled, sizes, most = [[] for _ in requests], set(), 0
     for new in engine.decoder.steps(requests):
-        most = max(most, engine.decoder.stats().cache_bytes)
+        sizes.add(engine.decoder.stats().cache_bytes)
+        most = max(most, sum(map(len, pool_of(engine)._blocks.values())))
         for index, token in new.items():
             filled[index].append(token)
-    return filled, most
+    return filled, sizes, most
 
 
 @pytest.mark.usefixtures("block_kernels")
@@ -174,10 +181,10 @@ def test_a_row_costs_what_it_holds(tiny_engine: Engine) -> None:
     requests = long_and_short(tiny_engine)
     engine = make_engine("cpu", limits=Limits(max_rows=8))
     slots = [request.sequence.length for request in requests for _ in range(request.num_rows)]
-    filled, most = fill(engine, requests)
+    filled, _, most = fill(engine, requests)
     assert filled == tiny_engine.decoder.fill(requests)
-    assert most == cache_bytes(engine.model, num_blocks_for(slots), BUCKET)
-    assert max(slots) > 3 * BUCKET and most < 0.6 * cache_bytes(engine.model, len(slots), -(-max(slots) // BUCKET) * BUCKET)
+    assert most + 1 == num_blocks_for(slots)
+    assert max(slots) > 3 * BUCKET and most < 0.6 * len(slots) * -(-max(slots) // BUCKET)
 
 
 @pytest.mark.usefixtures("block_kernels")
@@ -187,27 +194,10 @@ def test_blocks_are_never_more_than_memory_allows(blocks: int, tiny_engine: Engi
     requests = [*long_and_short(tiny_engine), *mix(tiny_engine)]
     bound = cache_bytes(tiny_engine.model, blocks, BUCKET)
     engine = make_engine("cpu", limits=Limits(max_rows=8, max_cache_bytes=bound))
-    filled, most = fill(engine, requests)
-    assert filled == tiny_engine.decoder.fill(requests) and 0 < most <= bound
+    filled, sizes, most = fill(engine, requests)
+    assert filled == tiny_engine.decoder.fill(requests) and sizes == {bound} and most < blocks
     engine.decoder.release()
     assert engine.decoder.stats().cache_bytes == 0
-
-
-@pytest.mark.usefixtures("block_kernels")
-@pytest.mark.parametrize(("free", "expected"), [(100, 8), (4, 6), (0, 5)])
-def test_blocks_for_later_requests_leave_half_of_what_is_free(
-    free: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where no bound is given: one more than 4 blocks are 8 where memory is plenty."""
-    engine = make_engine("cpu", limits=Limits(max_rows=8))
-    monkeypatch.setattr(cache_memory_module, "free_memory", lambda device: free * cache_bytes(engine.model, 1, BUCKET))
-    running, cache = engine.decoder.running, engine.decoder.running._cache
-    assert isinstance(cache, PagedCache)
-    cache.reserve_blocks(4)
-    running.reserve([1, 2, 3])
-    assert cache.num_blocks == 4
-    running.reserve([1, 2, 3, BUCKET])
-    assert cache.num_blocks == expected
 
 
 @pytest.mark.usefixtures("block_kernels")
@@ -244,8 +234,7 @@ def test_captured_steps_over_blocks_draw_the_same(window: int, tiny_engine: Engi
     expected = tiny_engine.decoder.fill(requests)
     limits = Limits(max_rows=6, window=window, prefill_positions=30)
     engine = make_engine("cpu", limits=limits)
-    for _ in range(2):  # the first time blocks become more
-        assert engine.decoder.fill(requests) == expected
+    assert engine.decoder.fill(requests) == expected
     table, recorded = engine.decoder.running._cache.table, len(replayed[-1])  # pyright: ignore[reportAttributeAccessIssue]
     assert engine.decoder.fill(requests) == expected
     assert engine.decoder.running._cache.table is table  # pyright: ignore[reportAttributeAccessIssue]
@@ -277,8 +266,8 @@ def test_deterministic_steps_have_rows_of_their_own_length(tiny_engine: Engine) 
     limits = Limits(max_rows=16, max_positions=256, max_cache_bytes=bound)
     engine = make_engine("cpu", None, torch.bfloat16, limits=limits, deterministic=True)
     requests = mix(engine)
-    together, most = fill(engine, requests)
-    assert [engine.decoder.fill([request])[0] for request in requests] == together and most <= bound
+    together, sizes, _ = fill(engine, requests)
+    assert [engine.decoder.fill([request])[0] for request in requests] == together and max(sizes) <= bound
 
 
 @pytest.mark.usefixtures("block_kernels")

@@ -3,6 +3,18 @@
 Where kernels read each row over its own length (`RaggedCache` on a CPU, `PagedCache` for kernels with a table), a row takes
 what its own request does. Elsewhere (`RowCache`) all rows are as wide as the longest, for PyTorch's attention over a batch
 reads a rectangle.
+
+A rectangle and buffers of rows grow with what is asked for, and go when nothing is running. A pool of blocks is planned, as in
+vLLM, and made once, when the first request comes:
+
+- of `max_cache_bytes`; where the model also draws by what fills all positions at once, such as a flow, of all but `FLOW_SHARE`
+  of them, which those rows have for themselves (`FillPasses` has a cache of its own). So neither waits for the other's to end;
+- without that bound, of `POOL_SHARE` of the memory that is free then; the rest is for prefills, flows, images, captured steps;
+- never of more blocks than `max_rows` requests of `max_positions` take.
+
+Requests wait for blocks, also without a bound. One that the plan leaves no room for is admitted when nothing else runs, and the
+pool is made larger for it, or what its rows need; it is planned anew after the engine has released its memory (`release`), or
+where there was no memory for it: then the requests that needed it fail, and nothing is kept.
 """
 
 from collections.abc import Callable
@@ -15,6 +27,13 @@ from unimm.inference.kernels.cpu_decode import has_cpu_decode
 from unimm.inference.kernels.decode_kernels import DecodeKernels
 from unimm.models.unified import UnifiedModel
 from unimm.runtime.devices import free_memory
+
+FLOW_SHARE = 0.25
+"""Of `max_cache_bytes`: what rows that are filled in all at once have beside a pool of blocks. Such a drawing takes about the
+positions of one by codes, for fewer passes."""
+
+POOL_SHARE = 0.5
+"""Of the free memory, where `max_cache_bytes` is not given: what a pool takes."""
 
 
 class CacheMemory:
@@ -64,26 +83,53 @@ class CacheMemory:
         """Of keys and values, if a cache had reserved rows of these numbers of slots, too."""
         return self._bytes_for(cache, slots, ahead=False)
 
+    def fits(self, cache: KeyValueCache, slots: list[int]) -> bool:
+        """Whether a pool, which is planned where it is not yet, has blocks for rows of these numbers of slots. Of other caches,
+        which grow, `bytes_for` says what they take."""
+        if not isinstance(cache, PagedCache):
+            return True
+        self._plan(cache)
+        return num_blocks_for(slots) <= cache.num_blocks
+
+    def rows_that_fit(self, cache: KeyValueCache, num_rows: int, num_slots: int) -> int:
+        """So many rows of these slots, or what halving leaves that memory has room for."""
+        most = self.config.max_cache_bytes
+        most = free_memory(self.kernels.device) // 2 if most is None else most
+
+        def has_room(slots: list[int]) -> bool:
+            return self.fits(cache, slots) if isinstance(cache, PagedCache) else self.bytes_for(cache, slots) <= most
+
+        while num_rows > 1 and not has_room([num_slots] * num_rows):
+            num_rows //= 2
+        return num_rows
+
     def reserve(self, cache: KeyValueCache, slots: list[int], num_other_bytes: int = 0) -> None:
         """Let a cache hold rows of these numbers of slots, and more for later requests where memory allows.
 
         num_other_bytes: of `max_cache_bytes`, what another cache takes.
         """
+        if isinstance(cache, PagedCache):
+            # As many rows as steps may be rounded up to: a table that gets larger later has steps recorded again.
+            cache.reserve(*self._rounded(max(len(slots), self.config.max_rows), max(slots)))
+            self._plan(cache)
+            cache.reserve_blocks(num_blocks_for(slots))  # more than planned: of a request that is alone
+            return
         most, size = self.config.max_cache_bytes, self._rounded(len(slots), max(slots))
         left = None if most is None else most - num_other_bytes
-        if isinstance(cache, PagedCache):
-            cache.reserve(*size)
-            needed = num_blocks_for(slots)
-            if needed > cache.num_blocks:
-                cache.reserve_blocks(max(needed, min(2 * cache.num_blocks, self._most_blocks(cache, left))))
-        else:
-            cache.reserve(*size, left is None or self._bytes_for(cache, slots, ahead=True) <= left)
+        cache.reserve(*size, left is None or self._bytes_for(cache, slots, ahead=True) <= left)
 
-    def _most_blocks(self, cache: PagedCache, left: int | None) -> int:
-        """That a pool may have for later requests: what is left, or, without a bound, half of what the device has free more."""
-        if left is None:
-            return cache.num_blocks + free_memory(self.kernels.device) // 2 // self._block_bytes
-        return left // self._block_bytes
+    def _plan(self, cache: PagedCache) -> None:
+        if not cache.is_planned:
+            cache.reserve_blocks(self._planned_blocks())
+
+    def _planned_blocks(self) -> int:
+        config, model = self.config, self.model
+        room = config.max_cache_bytes
+        if room is None:
+            room = int(POOL_SHARE * free_memory(self.kernels.device))
+        elif model.predicted_ports.keys() - model.vocabulary_ports.keys():
+            room -= int(FLOW_SHARE * room)
+        return min(num_blocks_for([config.max_positions] * config.max_rows), room // self._block_bytes)
 
     def _bytes_for(self, cache: KeyValueCache, slots: list[int], ahead: bool) -> int:
         if isinstance(cache, RaggedCache):

@@ -6,6 +6,10 @@ goes; the table stays at its place while rows come and go, so captured steps sta
 uses, gets keys side by side, gathered. Blocks are given when a row comes, for all that its request may fill in, so no request
 ever waits in its middle.
 
+The pool is made once, by the first write, of as many blocks as were reserved by then (`CacheMemory` plans how many), for all
+layers or for none. It neither grows nor shrinks: what is captured stays valid, and no row is ever copied to a larger pool.
+Where there is no memory for it, the cache is as it was before blocks were reserved, and the next request may reserve others.
+
 Block 0 is no row's: there goes what is padding. So do the last slots of every row in the table, which are never given: padding
 of captured steps has its positions there.
 
@@ -36,7 +40,12 @@ class PagedLayer(RowCacheLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        self.keys, self.values = (one.new_zeros(0, one.shape[1], BUCKET, one.shape[3]) for one in (self.keys, self.values))
+        self.keys, self.values = (grown(one, self._pages.num_blocks, BUCKET) for one in (self.keys, self.values))
+
+    def forget(self) -> None:
+        """Have no pool again."""
+        self.keys = self.values = None
+        self.is_initialized = False
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (R, H, T, d) at the cache's slots; returns what there is to attend to, (R, H, used, d), gathered."""
@@ -52,16 +61,11 @@ class PagedLayer(RowCacheLayer):
         return keys.to(key_states.dtype), values.to(value_states.dtype)
 
     def grow(self) -> None:
-        """Let the pool hold as many blocks as the cache has; if that allocates a new one, the generation is another."""
-        assert self.keys is not None and self.values is not None
-        if self.keys.shape[0] < self._pages.num_blocks:
-            self.keys, self.values = (grown(one, self._pages.num_blocks, BUCKET) for one in (self.keys, self.values))
-            self._pages.generation += 1
+        """A pool stays as it was made."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a row to another."""
         assert self.keys is not None and self.values is not None
-        self.grow()
         count = -(-length // BUCKET)
         sources, targets = self.table[source, :count], self.table[target, :count]
         for buffer in (self.keys, self.values):
@@ -83,8 +87,7 @@ class PagedLayer(RowCacheLayer):
 
     def _make_ready(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.grow()
+            self._pages.make_pools(key_states, value_states)
 
     def _put(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self._make_ready(key_states, value_states)
@@ -109,7 +112,7 @@ class PagedCache(RowCache):
     """One `PagedLayer` for each layer of the trunk, all with the same table.
 
     table: which block each part of a row's slots is in, (rows, C) long, on the device. 0: in none.
-    num_blocks: of the pools, block 0 among them.
+    num_blocks: that are reserved, in the pool of each layer, block 0 among them. is_planned: whether any are.
 
     Nothing is on the device before rows are reserved, so a new cache can be made also where a step has left no memory.
 
@@ -163,10 +166,40 @@ class PagedCache(RowCache):
             self.num_rows, self.num_slots = rows, blocks * BUCKET
             self.generation += 1
 
+    @property
+    def is_planned(self) -> bool:
+        return self.num_blocks > 1
+
     def reserve_blocks(self, num_blocks: int) -> None:
-        """Let the pools have as many blocks, at their next use; they never get smaller."""
+        """Let the pools have as many blocks or more; before they are made."""
+        assert num_blocks <= self.num_blocks or not self._is_made, f"a pool of {self.num_blocks} blocks lacks some"
         self._unused = [*range(num_blocks - 1, self.num_blocks - 1, -1), *self._unused]
         self.num_blocks = max(num_blocks, self.num_blocks)
+
+    @property
+    def _is_made(self) -> bool:
+        return any(pool.is_initialized for pool in self._pools)
+
+    @property
+    def _pools(self) -> list[PagedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, PagedLayer)]
+
+    def make_pools(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the pools of all layers, for keys and values (R, H, T, d) like these.
+
+        torch.OutOfMemoryError: there is no memory for all of them. Then there is none of them, no row has blocks, and none are
+        reserved.
+        """
+        try:
+            for pool in self._pools:
+                pool.lazy_initialization(key_states, value_states)
+        except (RuntimeError, MemoryError) as error:
+            for pool in self._pools:
+                pool.forget()
+            num_blocks, self.num_blocks, self._blocks, self._unused = self.num_blocks, 1, {}, []
+            said = f"There is no memory for the {num_blocks:,} blocks of {BUCKET} positions that keys and values were to have"
+            raise torch.OutOfMemoryError(f"{said}: give the engine a smaller max_cache_bytes, or fewer max_rows.") from error
+        self.generation += 1
 
     def reserve_rows(self, begin: int, slots: list[int]) -> None:
         """Give blocks to rows of these numbers of slots, at places from `begin` on."""

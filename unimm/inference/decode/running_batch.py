@@ -301,6 +301,14 @@ class RunningBatch:
         """Of keys and values, if the cache had reserved rows of these numbers of slots, too."""
         return self._settled_memory.bytes_for(self._cache, slots)
 
+    def fits(self, slots: list[int]) -> bool:
+        """Whether the cache has room for rows of these numbers of slots, where it does not grow."""
+        return not slots or self._settled_memory.fits(self._cache, slots)
+
+    def rows_that_fit(self, num_rows: int, num_slots: int) -> int:
+        """So many rows of these slots, or what halving leaves that memory has room for."""
+        return self._settled_memory.rows_that_fit(self._cache, num_rows, num_slots)
+
     def reserve(self, slots: list[int], num_other_bytes: int = 0) -> None:
         """Let the cache hold rows of these numbers of slots, and more for later requests where memory allows.
 

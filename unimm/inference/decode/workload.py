@@ -19,7 +19,6 @@ from unimm.inference.decode.request import Job, Request
 from unimm.inference.decode.running_batch import RunningBatch
 from unimm.inference.decode.windows import LARGEST
 from unimm.models.unified import UnifiedModel
-from unimm.runtime.devices import free_memory
 from unimm.runtime.number_checks import whole_number
 from unimm.sequence import Kind
 
@@ -87,7 +86,8 @@ class Limits:
     max_rows: rows that are decoded together; further requests wait in the queue.
     max_waiting: requests in the queue while no rows are free for them; one more is refused with `QueueFull`. None: any number.
     max_positions: of one request. None: as many as the model was made for.
-    max_cache_bytes: of keys and values; requests wait until some are free. None: as much as the device has.
+    max_cache_bytes: of keys and values; requests wait until some are free. None: as much as the device has, or
+        half of what is free where rows have blocks of a pool (`cache_memory`).
     prefill_positions: that one step prefills at most. None: 1,024 on a CPU, 8,192 on a GPU.
     window: codes of a drawing that one step computes at once (`windows`), 64 at most. None: as many as are measured to pay at
         this load, in float32 on a CPU, where ids are the same with any; else 1, as on a GPU and with `deterministic`. What a
@@ -224,10 +224,7 @@ class Workload:
         are requests, whose keys and values it would overwrite."""
         if not self.is_idle:
             raise RuntimeError("Steps are captured before there are requests, and some are being filled in: wait for them.")
-        rows, most, device = self.limits.max_rows, self.limits.max_cache_bytes, self.running.kernels.device
-        most = free_memory(device) // 2 if most is None else most
-        while rows > 1 and self.running.bytes_for([num_slots] * rows) > most:
-            rows //= 2
+        rows = self.running.rows_that_fit(self.limits.max_rows, num_slots)
         self.running.reserve([num_slots] * rows)
         return self.running.decode_step().capture(requests, rows, num_slots, self.limits.window or 1, self.running.pad_id)
 
@@ -263,10 +260,8 @@ class Workload:
                 break
             if jobs and self._is_at_once(job.request) != self._is_at_once(jobs[0].request):
                 break
-            if not self._has_capacity([*there, *jobs, job]):
-                if jobs or there:
-                    break
-                self.release()  # what caches of other shapes have reserved
+            if not self._has_capacity([*there, *jobs, job]) and not self._make_room([*there, *jobs], job):
+                break
             positions = sum(one.num_prefilled for one in [*jobs, job])
             if jobs and positions > self._prefill_positions:
                 break
@@ -283,13 +278,19 @@ class Workload:
             self.running.start_prefill(rows)
 
     def _has_capacity(self, jobs: list[Job]) -> bool:
-        if _size(jobs)[0] > self.limits.max_rows:
+        at_once, others = self._split(jobs)
+        if _size(jobs)[0] > self.limits.max_rows or not self.running.fits(_slots(others)):
             return False
         most = self.limits.max_cache_bytes
-        if most is None:
-            return True
-        at_once, others = self._split(jobs)
-        return self.running.bytes_for(_slots(others)) + self.fills.bytes_for(*_size(at_once)) <= most
+        return most is None or self.running.bytes_for(_slots(others)) + self.fills.bytes_for(*_size(at_once)) <= most
+
+    def _make_room(self, there: list[Job], job: Job) -> bool:
+        """Free what caches of other shapes have reserved and none of the requests that are there uses; returns whether there is
+        room for another one then. One that is alone has it."""
+        if there and not self._is_at_once(job.request):
+            return False
+        (self.fills if there else self).release()
+        return not there or self._has_capacity([*there, job])
 
     def _split(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
         """Those that are filled in all at once, and the others."""
