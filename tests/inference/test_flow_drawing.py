@@ -79,6 +79,21 @@ def test_previews_say_what_the_image_will_be(engine: Engine) -> None:
     assert all(one.images is None for one in [*engine.stream_images("red", preview_every=0, **FEW)][:-1])
 
 
+def test_a_flow_is_looked_into(engine: Engine, tiny_engine: Engine) -> None:
+    """Evenly spread passes, from the first to the last one, which is the image; each nearer to it than the one before."""
+    found = engine.trace_flow("red", 3, 3, steps=8)
+    assert [(one.number, one.num_passes) for one in found] == [(1, 8), (5, 8), (8, 8)]
+    assert same([found[-1].image], engine.generate_images("red", 1, 3, drawing="latents", steps=8))
+    assert all(one.latents.shape == (2, 8, 8) for one in found)
+    far = [float((one.latents - found[-1].latents).abs().mean()) for one in found]
+    assert far[0] > far[1] > far[2] == 0
+    assert [one.number for one in engine.trace_flow("red", 3, 99, steps=2, solver="heun")] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="num_pictures"):
+        engine.trace_flow("red", num_pictures=0)
+    with pytest.raises(ValueError, match="draws by \"codes\", not by 'latents'"):
+        tiny_engine.trace_flow("red")
+
+
 def test_a_model_without_codes_is_saved_and_loaded_and_draws_as_before(tmp_path: Path) -> None:
     engine = make_engine(codes=False)
     assert engine.bundle.drawing_ways == ("latents",) and engine.num_drawn_positions() == 16

@@ -2,7 +2,7 @@
 
 The decode loop gives, after every pass of the flow, an estimate of the latents, x + (1 - t) velocity. Progress is counted in
 positions, as that of codes is: after half of its passes, half of an image's positions count as done. So who asks for a preview
-every so many codes gets as many of a flow.
+every so many codes gets as many of a flow. Who looks inside (`trace_by_flow`) gets those of some passes, with their latents.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from unimm.inference.drawing import DrawingProgress, read_seeds
 from unimm.inference.engine_parts import ImageCoder
 from unimm.inference.inpainting import GREY
 from unimm.inference.input_validation import check_text
-from unimm.models.ports.latents import SOLVERS, LatentsConfig
+from unimm.models.ports.latents import SOLVERS, LatentsConfig, num_passes
 from unimm.runtime.number_checks import whole_number
 from unimm.runtime.provenance import attach
 
@@ -116,6 +116,42 @@ async def adraw_by_flow(decoder: Decoder, requests: list[Request], pictures: Flo
             if (progress := await asyncio.to_thread(drawing.advance, new)) is not None:
                 yield progress
     yield await asyncio.to_thread(drawing.finish)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowStep:
+    """What a flow knows of an image after pass `number` of `num_passes`.
+
+    latents: (C, h, w) float32: where it would arrive by going straight on; after the last pass where it has arrived.
+    image: their picture.
+    """
+
+    number: int
+    num_passes: int
+    latents: torch.Tensor
+    image: Image.Image
+
+
+def trace_by_flow(decoder: Decoder, request: Request, pictures: FlowPictures, num_pictures: int) -> list[FlowStep]:
+    """Fill the latents of a request; gives what was known after so many of its passes at most, evenly spread from the first to
+    the last one. Others are not decoded.
+
+    Raises:
+        ValueError: it can never be filled.
+    """
+    settings, num_pictures = request.filler_settings, whole_number("num_pictures", num_pictures, 1)
+    total, known = num_passes(settings["num_steps"], settings["solver"]), dict[int, np.ndarray]()
+    with closing(decoder.steps([replace(request, is_watched=True)])) as steps:
+        for new in steps:
+            for one in new.values():
+                is_estimate = isinstance(one, Estimate)
+                known[round(one.share * total) if is_estimate else total] = one.elements if is_estimate else one
+    numbers = sorted(known)
+    places = np.linspace(len(numbers) - 1, 0, min(num_pictures, len(numbers))).round().astype(int)
+    shown = [numbers[place] for place in sorted(places)]
+    latents = [pictures.latents.to_latents(torch.from_numpy(np.array(known[number]))) for number in shown]
+    images = pictures.coder.decode_latents(torch.stack(latents))
+    return [FlowStep(number, total, *one) for number, one in zip(shown, zip(latents, images, strict=True), strict=True)]
 
 
 class _FlowDrawing:

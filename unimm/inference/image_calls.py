@@ -15,7 +15,8 @@ from unimm.data.records import LATENTS, ImageLike
 from unimm.inference.decode.request import Request
 from unimm.inference.drawing import DrawingProgress, adraw, draw, drawing_requests, finish
 from unimm.inference.engine_parts import ImageCoder
-from unimm.inference.flow_drawing import FlowPictures, adraw_by_flow, draw_by_flow, flow_requests
+from unimm.inference.flow_drawing import FlowPictures, FlowStep, adraw_by_flow, draw_by_flow, flow_requests, trace_by_flow
+from unimm.inference.input_validation import check_text
 from unimm.inference.redrawing import Drawn, Redraw, Redrawing, read_redraw
 from unimm.inference.text_calls import TextCalls
 from unimm.inference.vqa_score import check_best_of, choose_best
@@ -112,6 +113,20 @@ class ImageCalls(TextCalls):
         """
         requests = self._requests(prompt, num_images, seed, settings)
         return self._draw(prompt, requests, settings, preview_every)
+
+    def trace_flow(self, prompt: str, seed: int = 0, num_pictures: int = 8, **settings) -> list[FlowStep]:
+        """Look inside a drawing by a flow: what the image would be after some of its passes, with its latents.
+
+        Args:
+            num_pictures: passes at most, evenly spread from the first to the last one, which is the image of `generate_images`.
+            settings: of a flow, as in `generate_images`: `guidance_scale`, `steps`, `solver`.
+
+        Raises:
+            ValueError: the model does not draw by a flow, or as `generate_images`.
+        """
+        check_text(prompt, "prompt")
+        (request,) = self._requests(prompt, 1, seed, {**settings, "drawing": LATENTS})
+        return trace_by_flow(self.decoder, request, self._flow_pictures(0, []), num_pictures)
 
     async def astream_images(
         self, prompt: str | list[str], num_images: int = 1, seed: int | list[int] = 0, preview_every: int = 64, **settings

@@ -247,7 +247,7 @@ class FlowFiller:
     @property
     def total_passes(self) -> int:
         """Passes of the Transformer that it takes."""
-        return self._num_steps * (2 if self._solver == "heun" else 1)
+        return num_passes(self._num_steps, self._solver)
 
     @property
     def is_done(self) -> bool:
@@ -286,6 +286,11 @@ class FlowFiller:
         size = {"p": self._port.config.patch_size, "q": self._port.config.patch_size}
         patches_TE = rearrange(latents_1CHW[0].float(), "c (h p) (w q) -> (h w) (c p q)", **size)
         return torch.cat([patches_TE.new_zeros(1, patches_TE.shape[1]), patches_TE])
+
+
+def num_passes(num_steps: int, solver: str) -> int:
+    """Passes of the Transformer that so many steps take."""
+    return num_steps * (2 if solver == "heun" else 1)
 
 
 def noise_keys(keys_I: Tensor) -> Tensor:

@@ -55,6 +55,11 @@ class Page:
         """Whether the model draws codes, so that a part of a picture can be painted anew."""
         return Kind.CODES in self.engine.model.predicted_ports
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether an image is codes here, and not latents alone."""
+        return not self.engine.image_tokenizer.is_continuous
+
     def run(self, kind: str, count: int, work: AsyncGenerator[T]) -> Run[T]:
         """Work of the engine, admitted as the API's is: arguments and errors of `Service.run`. To be closed by who reads it."""
         return self.service.run(None, kind, count, work)

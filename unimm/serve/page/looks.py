@@ -54,8 +54,11 @@ def build_answer(page: Page) -> None:
 
 
 def build_words(page: Page) -> None:
-    """Put the parts of "Words and patches" into the tab around it."""
+    """Put the parts of "Words and patches" into the tab around it; or one sentence, where the model draws no codes."""
     words = page.words
+    if not page.paints:
+        gr.HTML(note(words("no_codes_drawn")), elem_id="threads")
+        return
     prompts = PROMPTS[words.language, page.knows_shapes]
     gr.HTML(f'<p class="lead">{words("words_hint")}</p>')
     with gr.Row(elem_classes="askline"):

@@ -177,6 +177,33 @@ PHRASES = {
     ),
     "show_words": ("Draw", "开始画"),
     "patch_at": ("patch in row {row}, column {column}", "第 {row} 行第 {column} 列的图块"),
+    "latents": ("Latents", "潜变量"),
+    "latents_hint": (
+        "Before the model can draw, a picture becomes a few small grids of numbers, its latents. This is what they keep of it.",
+        "模型画图之前，图片会变成几格小的数值，即潜变量。这里可以看到它们保留了什么。",
+    ),
+    "latents_empty": ("Choose a picture to see its latents.", "选择一张图片，查看它的潜变量。"),
+    "as_latents": (
+        "latents: {channels} channels of {side} × {side} numbers, as grey levels",
+        "潜变量：{channels} 个通道，各 {side} × {side} 个数，以灰度显示",
+    ),
+    "from_latents": ("drawn again from the latents", "由潜变量重建"),
+    "no_codes_drawn": (
+        "This model does not draw code by code, so no patch has words of its own to show.",
+        "该模型不是逐个编码地画图，因此没有图块与词的对应可以显示。",
+    ),
+    "flow_tab": ("Flow", "流"),
+    "flow_hint": (
+        "A flow draws the whole picture at once, in passes. Each column shows what the picture would be after a pass.",
+        "流模型同时画出整张图片，分多次计算。每一列是某次计算之后图片将会成为的样子。",
+    ),
+    "flow_steps": ("Steps", "步数"),
+    "flow_empty": ("The passes of a drawing appear here.", "这里会显示绘画的各次计算。"),
+    "no_flow": (
+        "This model does not draw by a flow, so there are no passes of one to show.",
+        "该模型不用流画图，因此没有可显示的计算过程。",
+    ),
+    "pass_of": ("pass {number} of {total}", "第 {number} 次（共 {total} 次）"),
     "looks_empty": ("Choose a picture: the answer and its words appear here.", "选择一张图片，这里会显示回答和其中的词。"),
     "words_empty": ("The drawing and its words appear here.", "这里会显示绘画和提示中的词。"),
     "working": ("One moment …", "请稍候……"),
