@@ -58,6 +58,15 @@ TEMPLATES = {
     "zh": ("这是{}还是{}？", "是{}还是{}？"),
 }
 
+OPEN_TEMPLATES = {
+    "en": ("What is this?", "What is this called?", "Name this."),
+    "zh": ("这是什么？", "这叫什么？"),
+}
+
+ASKING = ("choice", "open", "bare")
+"""How an episode asks: a choice of both words; open, so that only the examples say what the words are; bare, an object that is
+told and no question."""
+
 Value = tuple[str | None, str | None]
 """(colour, form) that a word means; None where that is left open."""
 
@@ -85,8 +94,9 @@ class FewShotWorld:
         concepts: what words mean, some of CONCEPTS, each as often as the others.
         languages: of words and questions.
         told: objects are named ("A red circle.") instead of shown: a first lesson in words, which are shorter.
+        asking: how episodes ask, some of ASKING, each as often as the others; "bare" is for told ones alone.
 
-    Raises ValueError for unknown names, IndexError outside the records.
+    Raises ValueError for unknown names and for pictures without a question, IndexError outside the records.
     """
 
     def __init__(
@@ -98,15 +108,22 @@ class FewShotWorld:
         concepts: tuple[str, ...] | list[str] = CONCEPTS,
         languages: tuple[str, ...] | list[str] = LANGUAGES,
         told: bool = False,
+        asking: tuple[str, ...] | list[str] = ASKING[:1],
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-        for what, given, known in (("concept", concepts, CONCEPTS), ("language", languages, LANGUAGES)):
+        named = (("concepts", concepts, CONCEPTS), ("languages", languages, LANGUAGES), ("asking", asking, ASKING))
+        for what, given, known in named:
             if not given or isinstance(given, str) or any(one not in known for one in given):
-                raise ValueError(f"{what}s are a list of some of {', '.join(known)}, not {given!r}")
+                raise ValueError(f"{what}: a list of some of {', '.join(known)}, not {given!r}")
+        if "bare" in asking and not told:
+            raise ValueError("asking=bare is for episodes that are told (told=true): a picture needs a question.")
         self.split, self.num_records, self.seed, self.num_examples = split, num_records, seed, num_examples
         self.concepts, self.languages, self.told = tuple(concepts), tuple(languages), told
+        self.asking = tuple(asking)
         form = "told" if told else "shown"
+        if self.asking != ASKING[:1]:
+            form += f"/{'+'.join(self.asking)}"
         self.name = f"few_shot/{split}/{'+'.join((*self.concepts, *self.languages))}/{num_examples}/{form}"
         check_whole(self, 0, "num_records", "seed", "num_examples")
 
@@ -149,7 +166,7 @@ class EpisodeRecord(Record):
     def questions(self) -> tuple[Question, ...]:
         told = self.facts
         if vars(self)["_world"].told:
-            texts = [f"{tell(scene, told.language)}{told.question}" for scene in told.scenes]
+            texts = [f"{tell(scene, told.language)}{told.question}".strip() for scene in told.scenes]
             both = zip(texts, told.answers, strict=True)
             return tuple(Question(text, answer, told.concept, told.language) for text, answer in both)
         return tuple(
@@ -165,6 +182,8 @@ def make_episode(world: FewShotWorld, rng: np.random.Generator) -> Episode:
     values = choose_values(concept, rng)
     named = words if rng.random() < 0.5 else words[::-1]
     question = choose(rng, TEMPLATES[language]).format(*named)
+    if (asking := world.asking[0] if len(world.asking) == 1 else choose(rng, world.asking)) != "choice":
+        question = choose(rng, OPEN_TEMPLATES[language]) if asking == "open" else ""
     scenes, answers = [], []
     for _ in range(world.num_examples + 1):
         which = int(rng.random() * 2)
