@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from unimm.data.worlds.few_shot import FewShotWorld
     from unimm.data.worlds.figures import FiguresWorld
     from unimm.data.worlds.interleaved import InterleavedWorld
+    from unimm.data.worlds.made_up_words import RepeatedWordsWorld
     from unimm.data.worlds.pages import PagesWorld
     from unimm.data.worlds.shapes import ShapesWorld
 
@@ -119,6 +120,7 @@ __all__ = [
     "RecordImage",
     "RefCoco",
     "Reframed",
+    "RepeatedWordsWorld",
     "ShapesPrompts",
     "ShapesWorld",
     "ShardedDataset",
@@ -214,5 +216,6 @@ __getattr__, __dir__ = lazy_exports(
         "FiguresWorld": "worlds.figures",
         "InterleavedWorld": "worlds.interleaved",
         "PagesWorld": "worlds.pages",
+        "RepeatedWordsWorld": "worlds.made_up_words",
     },
 )

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from unimm.data.worlds.few_shot import CONCEPTS, HELD_OUT_WORDS, Episode, FewShotWorld, choose_word
+from unimm.data.worlds.few_shot import CONCEPTS, Episode, FewShotWorld
+from unimm.data.worlds.made_up_words import HELD_OUT_WORDS, RepeatedWordsWorld, choose_word
 from unimm.data.worlds.scenes import HELD_OUT_PAIRS
 from unimm.data.worlds.shapes_language import WORDS
 
@@ -95,6 +96,32 @@ def test_episodes_in_words_name_what_others_show() -> None:
             assert asked.answer == question.answer and asked.text.endswith(question.text) and not asked.parts
             assert WORDS[one.facts.language][item.colour][0] in asked.text
             assert WORDS[one.facts.language][item.form][0] in asked.text
+
+
+def test_questions_may_name_no_word_or_be_left_out() -> None:
+    for index in range(40):
+        record = FewShotWorld("test", 40, told=True, asking=["open", "bare"])[index]
+        assert not any(word in question.text for question in record.questions for word in record.facts.words)
+    asked = {FewShotWorld("test", 40, asking=["open"])[index].facts.question for index in range(40)}
+    assert "What is this?" in asked and "" not in asked
+    with pytest.raises(ValueError, match="a picture needs a question"):
+        FewShotWorld(asking=["bare"])
+
+
+def test_words_are_said_again_and_those_of_the_test_never_in_training() -> None:
+    held = {word for splits in HELD_OUT_WORDS.values() for words in splits.values() for word in words}
+    world = RepeatedWordsWorld(num_records=200)
+    lengths: Counter = Counter()
+    for index in range(200):
+        (question,) = world[index].questions
+        assert question.text.endswith(question.answer) and world[index].questions == (question,) and not world[index].images
+        if question.language == "en":
+            words = question.answer.split()
+            lengths[len(words)] += 1
+            assert not held & {*words}
+    assert min(lengths) == 4 and max(lengths) == 20
+    with pytest.raises(ValueError, match="max_words is at least"):
+        RepeatedWordsWorld(min_words=5, max_words=4)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 from unimm.data.records import Question, Record, RecordImage
 from unimm.data.worlds.comparisons import SPLITS, make_generator
 from unimm.data.worlds.comparisons_scenes import draw_scene
+from unimm.data.worlds.made_up_words import choose_words
 from unimm.data.worlds.scenes import COLOURS, FORMS, SIZES, TRAINING_PAIRS, Scene, choose, render, shuffle
 from unimm.data.worlds.shapes_language import LANGUAGES, describe
 from unimm.data.worlds.shapes_questions import name_look
@@ -28,30 +29,6 @@ CONCEPTS = ("colour", "form", "pair")
 
 STREAM = 200
 """Of the second word of a generator's key, as in the world of comparisons."""
-
-
-HELD_OUT_WORDS = {
-    "en": {
-        "validation": "gax niv tolp besk fraz yulb dorv klem mipo saku".split(),  # noqa: SIM905 - a line each otherwise
-        "test": "dax wug blick toma zup koba wif pilk jurd vaz tulv nork melu sifo".split(),  # noqa: SIM905
-    },
-    "zh": {
-        "validation": "波托 科洛 米贝 菲索 托卡 洛努".split(),  # noqa: SIM905
-        "test": "达科 乌格 贝吉 索维 卡基 努波 吉科 维米".split(),  # noqa: SIM905
-    },
-}
-"""The words of the other splits: training never says one of them."""
-
-SYLLABLES = (
-    "b d f g h j k l m n p r s t v w y z bl dr fr gl kl kr pl sk sn st tr".split(),  # noqa: SIM905
-    tuple("aeiou"),
-    "b d f g k l m n p r s t v x z ck lk lp lv nd rd rk rv sk".split(),  # noqa: SIM905
-)
-"""What English words of training are made of: an onset, a vowel, and a coda or another syllable; about ten thousand. Of a short
-list a model learns the words by heart instead of taking them from its prompt (recipes/LOG.md)."""
-
-CHARACTERS = "米科菲波托努洛吉贝维索卡达乌格基拉尼莫塔鲁斯特伦皮萨柯沙蒂罗"
-"""What Chinese words of training are made of, two each."""
 
 TEMPLATES = {
     "en": ("Is this a {} or a {}?", "A {} or a {}?", "Which is it, a {} or a {}?"),
@@ -112,10 +89,10 @@ class FewShotWorld:
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-        named = (("concepts", concepts, CONCEPTS), ("languages", languages, LANGUAGES), ("asking", asking, ASKING))
+        named = (("concepts", concepts, CONCEPTS), ("languages", languages, LANGUAGES), ("ways of asking", asking, ASKING))
         for what, given, known in named:
             if not given or isinstance(given, str) or any(one not in known for one in given):
-                raise ValueError(f"{what}: a list of some of {', '.join(known)}, not {given!r}")
+                raise ValueError(f"{what} are a list of some of {', '.join(known)}, not {given!r}")
         if "bare" in asking and not told:
             raise ValueError("asking=bare is for episodes that are told (told=true): a picture needs a question.")
         self.split, self.num_records, self.seed, self.num_examples = split, num_records, seed, num_examples
@@ -196,30 +173,6 @@ def tell(scene: Scene, language: str) -> str:
     """The one object of a scene in words: "A red circle. "."""
     named = name_look(describe(scene.objects[0], "colour"), language)
     return f"{'An' if named[0] in 'aeiou' else 'A'} {named}. " if language == "en" else f"{named}。"
-
-
-def choose_words(language: str, split: str, rng: np.random.Generator) -> tuple[str, str]:
-    """Two words of a split that begin differently, so that the first letter says which is meant."""
-    while True:
-        one, other = (choose_word(language, split, rng) for _ in range(2))
-        if one[0] != other[0]:
-            return one, other
-
-
-def choose_word(language: str, split: str, rng: np.random.Generator) -> str:
-    """A word of a split; one of training is made up."""
-    held = HELD_OUT_WORDS[language]
-    if split in held:
-        return choose(rng, held[split])
-    while True:
-        if language == "zh":
-            word = "".join(shuffle(rng, CHARACTERS)[:2])
-        else:
-            onsets, vowels, codas = SYLLABLES
-            ends = codas if rng.random() < 0.5 else [onset + vowel for onset in onsets[:18] for vowel in vowels]
-            word = choose(rng, onsets) + choose(rng, vowels) + choose(rng, ends)
-        if not any(word in words for words in held.values()):
-            return word
 
 
 def choose_values(concept: str, rng: np.random.Generator) -> tuple[Value, Value]:
