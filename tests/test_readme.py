@@ -480,16 +480,17 @@ def test_the_recipe_of_large_pictures_runs(tiny_folder: Path, tmp_path: Path, mo
     one square, and the lines at the paper's size, compose."""
     monkeypatch.chdir(tmp_path)
     small = ["data.font_size=10", "data.sizes=[[128,96]]", "data.languages=[en]", "data.sources.pages_talk.view.num_turns=2"]
-    longer = ["model.trunk.max_position_embeddings=512", f"init_from={tiny_folder}", "trainer.num_rows=1", "num_samples=1"]
-    more = {"data": ["num_workers=0", "image_positions=1", *small], "train": [*TINY_RUN["train"], *longer, *small]}
+    longer = ["model.trunk.max_position_embeddings=512", "trainer.num_rows=1", "num_samples=1", *small]
+    more = {"data": ["num_workers=0", "image_positions=1", *small], "train": [*TINY_RUN["train"], *longer]}
+    begin = [f"init_from={tiny_folder}", "data.sources.slips_talk.dataset.sizes=[[48,48]]"]
     toys = [line for block in fenced(RECIPES / "large_pictures.md", "bash")[:2] for line in block.splitlines()]
-    assert [line.split()[1] for line in toys] == ["data", "train", "train", "eval", "eval", "compare"]
+    assert [line.split()[1] for line in toys] == ["data", "train", "train", "train", "eval", "eval", "compare"]
     for line in (line for line in toys if "pages/fixed" not in line or "compare" in line):
         if "compare" in line:
             shutil.copytree("runs/pages/tiles/eval", "runs/pages/fixed/eval")
         line = line.replace("=demo", f"={tiny_folder}").replace("--sample 200", "--sample 4")
         line = re.sub(r"pages_(text|questions)(?= )", r"pages_\1?n=2&font_size=10&sizes=[[128,96]]", line)
-        run(re.sub(r"--task (\S+)", r"--task '\1'", line), *more.get(line.split()[1], []))
+        run(re.sub(r"--task (\S+)", r"--task '\1'", line), *more.get(line.split()[1], []), *begin if "slips" in line else [])
     told = json.loads(Path("runs/inspect/inspection.json").read_text())["data_sets"]["pages_talk"]
     assert told["images"]["tiles"]["count"] == 4 and told["images"]["tiles"]["max"] <= 9
     kept = json.loads(Path("runs/pages/tiles/model/config.json").read_text())["unimm"]["prompt_format"]["tiles"]
