@@ -281,6 +281,15 @@ def test_sizes_are_those_of_the_files_as_they_are_now(tmp_path: Path, monkeypatc
     assert given_sizes(compose_config("train", [*words, "model.vision.width=32"])) == ("model", "model.vision.width")
 
 
+def test_a_file_gives_a_size_also_where_the_option_has_the_same() -> None:
+    """A length of 1,024 in an experiment was passed over where the model's own option, tiny, has 1,024, too."""
+    length = "model.trunk.max_position_embeddings"
+    assert compose_config("train", []).model.trunk.max_position_embeddings == 1024
+    slips = compose_config("train", ["+experiment=pages/slips"])
+    assert slips.model.trunk.max_position_embeddings == 1024 and length in given_sizes(slips)
+    assert given_sizes(compose_config("train", ["init_from=demo"])) == ()
+
+
 @pytest.mark.parametrize(
     ("word", "name", "weight"),
     [

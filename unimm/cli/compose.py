@@ -84,6 +84,7 @@ def _noted(config: DictConfig, overrides: Iterable[str], root: str, choices: Map
         group = choice[0]
         before, now = _written_sizes(root, *choice), _leaves(config[group], group)
         given += [key for key, value in now if key not in before or before[key] != value]
+        given += _given_as_written(root, *choice, overrides, before)
     return give_sizes(config, given)
 
 
@@ -92,6 +93,25 @@ def give_sizes(config: DictConfig, keys: Iterable[str]) -> DictConfig:
     _GIVEN[id(config)] = tuple(dict.fromkeys(keys))
     weakref.finalize(config, _GIVEN.pop, id(config), None)
     return config
+
+
+def _given_as_written(
+    root: str, group: str, option: str, overrides: Iterable[str], before: Mapping[str, Any]
+) -> Iterator[str]:
+    """The keys that a file beside the group's option, such as an experiment, gives the very value that the option has: they keep
+    it with another option, too.
+
+    before: the sizes of the option as written.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    other = next((one for one in loader.get_group_options(group) if one != option), None)
+    if other is None or any(override.partition("=")[0] == group for override in overrides):
+        return
+    composed = loader.load_configuration(root, overrides=[*overrides, f"{group}={other}"], run_mode=RunMode.RUN)
+    plain = _written_sizes(root, group, other)
+    for key, value in _leaves(composed[group], group):
+        if key in before and before[key] == value and key in plain and plain[key] != value:
+            yield key
 
 
 _WRITTEN: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -106,7 +126,8 @@ def _written_sizes(root: str, group: str, option: str) -> dict[str, Any]:
     key = (root, group, option, *((path, state.st_mtime_ns, state.st_size) for path, state in states))
     if key not in _WRITTEN:
         plain = loader.load_configuration(root, overrides=[f"{group}={option}"], run_mode=RunMode.RUN)
-        _WRITTEN.clear()
+        while len(_WRITTEN) > 1:  # two options are compared
+            del _WRITTEN[next(iter(_WRITTEN))]
         _WRITTEN[key] = dict(_leaves(plain[group], group))
     return _WRITTEN[key]
 
