@@ -98,8 +98,8 @@ def give_sizes(config: DictConfig, keys: Iterable[str]) -> DictConfig:
 def _given_as_written(
     root: str, group: str, option: str, overrides: Iterable[str], before: Mapping[str, Any]
 ) -> Iterator[str]:
-    """The keys that a file beside the group's option, such as an experiment, gives the very value that the option has: they keep
-    it with another option, too.
+    """The keys to which a file beside the group's option, such as an experiment, gives the very value that the option has: they
+    keep it with another option, too.
 
     before: the sizes of the option as written.
     """

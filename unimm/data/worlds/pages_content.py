@@ -5,6 +5,7 @@ Words are chosen from short lists, so that a small model can learn to read them;
 Neither forms nor colours are among them: what other worlds hold out is said nowhere.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -151,6 +152,7 @@ class Page:
     columns: of a table. values: of each name: a row's cells, or the one value of a bar, a month or a slice (in percent).
     has_labels: whether values stand beside bars or points; else they are multiples of 10, to be read off the axis.
     colours: of its bars or slices. paper, ink: of the ground, and of all else.
+    shift: pixels by which lines of text lie further right and down, where there is room.
     """
 
     kind: str
@@ -165,6 +167,7 @@ class Page:
     colours: tuple[Colour, ...] = ()
     paper: Colour = (255, 255, 255)
     ink: Colour = (0, 0, 0)
+    shift: tuple[int, int] = (0, 0)
 
     @property
     def margin(self) -> int:
@@ -205,9 +208,13 @@ def write_questions(page: Page, rng: np.random.Generator, categories: tuple[str,
     return tuple(asked[int(place)] for place in rng.permutation(len(asked)))
 
 
+_LETTER_WIDTHS = {"en": 0.66, "zh": 1.05}
+"""Of the widest letters, in heights."""
+
+
 def letters_in(width: int, font_size: int, language: str) -> int:
     """Letters that fit into so many pixels, however wide they are."""
-    return int(width / (font_size * (0.66 if language == "en" else 1.05)))
+    return int(width / (font_size * _LETTER_WIDTHS[language]))
 
 
 def _make_text(rng: np.random.Generator, page: Page) -> Page:
@@ -224,7 +231,11 @@ def _make_text(rng: np.random.Generator, page: Page) -> Page:
             line = longer
             words = words[:-1] if longer.endswith(words[-1]) else words
         lines.append(line)
-    return replace(page, names=tuple(lines))
+    # Letters anywhere: a tower that saw them in a few places reads them there alone.
+    right = page.width - 2 * page.margin - math.ceil(max(map(len, lines)) * page.font_size * _LETTER_WIDTHS[page.language])
+    down = page.height - 2 * page.margin - len(lines) * round(1.6 * page.font_size)
+    shift = int(rng.integers(0, max(0, right) + 1)), int(rng.integers(0, max(0, down) + 1))
+    return replace(page, names=tuple(lines), shift=shift)
 
 
 def _make_table(rng: np.random.Generator, page: Page) -> Page:

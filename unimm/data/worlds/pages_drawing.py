@@ -96,8 +96,9 @@ def render(page: Page, font: Path) -> np.ndarray:
 
 def _draw_text(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
     letters, pitch = _open(font, page.font_size), round(1.6 * page.font_size)
+    left, top = (page.margin + shift for shift in page.shift)
     for place, line in enumerate(page.names):
-        pen.text((page.margin, page.margin + pitch * (place + 0.5)), line, page.ink, letters, "lm")
+        pen.text((left, top + pitch * (place + 0.5)), line, page.ink, letters, "lm")
 
 
 def _draw_table(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
