@@ -95,9 +95,7 @@ def give_sizes(config: DictConfig, keys: Iterable[str]) -> DictConfig:
     return config
 
 
-def _given_as_written(
-    root: str, group: str, option: str, overrides: Iterable[str], before: Mapping[str, Any]
-) -> Iterator[str]:
+def _given_as_written(root: str, group: str, option: str, overrides: Iterable[str], before: Mapping[str, Any]) -> Iterator[str]:
     """The keys to which a file beside the group's option, such as an experiment, gives the very value that the option has: they
     keep it with another option, too.
 
