@@ -27,8 +27,7 @@ SPLITS = ("train", "validation", "test")
 class ClipsWorld:
     """Clips of 64 x 64 px at two frames a second, with `ClipFacts` as facts, and a `Video` in place of an image.
 
-    num_frames: of each clip, 8 to 16. kinds: of what happens, of `clip_scenes.KINDS`, in turn,
-    so one that is named twice comes twice as often; none: all.
+    num_frames: of each clip, 8 to 16. kinds: of what happens, of `clip_scenes.KINDS`, in turn; none: all.
 
     Raises ValueError for an unknown split or kind, IndexError outside the records.
     """
