@@ -11,10 +11,8 @@
 | place | Where is the red circle at first? at the top left |
 | time | When does the red circle appear? 1.8s |
 | way | Which way do the circles pass? left |
-| last | Which appears last, the red circle or the blue square? the red circle |
-| moment | What is there at 1.8s? the blue square; What colour is the circle at 1.8s? red |
 
-The last six are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
+The last four are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
 before that frame where all frames are shown (the middle of the time that the frame is shown).
 """
 
@@ -91,14 +89,6 @@ WAY = {
     "en": {"speed": "Which way does {a} move?", "passing": "Which way do the {many} pass?"},
     "zh": {"speed": "{a}往哪个方向移动？", "passing": "{bare}往哪个方向经过？"},
 }
-LAST = {
-    "en": ("Which {event} last, {a} or {b}?", "What {event} last: {a} or {b}?"),
-    "zh": ("哪个后{event}，{a}还是{b}？", "{a}和{b}，哪个后{event}？"),
-}
-THERE = {"en": "What is there at {time}?", "zh": "{time}时有什么？"}
-COLOUR_THEN = {"en": "What colour is the {form} at {time}?", "zh": "{time}时{form}是什么颜色？"}
-NOTHING = {"en": "nothing", "zh": "什么都没有"}
-AND = {"en": " and ", "zh": "和"}
 
 CAPTIONS = {
     "direction": {"en": ("A {bare} moves {answer}.",), "zh": ("一个{bare}往{answer}移动。",)},
@@ -146,8 +136,6 @@ def write_questions(facts: ClipFacts, rng: np.random.Generator) -> tuple[Questio
             )
             others += [Question(ask[0], colour, "look", language), Question(ask[1], form, "look", language)]
         others += _steps(facts, language)
-        if facts.kind == "order":
-            others += _steps_of_order(facts, rng, language)
     return (*first, *others)
 
 
@@ -169,38 +157,8 @@ def _steps(facts: ClipFacts, language: str) -> list[Question]:
         if facts.kind in WHEN[language]:
             changed = next(number for number, one in enumerate(seen) if one != seen[0])
             ask = WHEN[language][facts.kind].format(**words, verb=VERBS[language].get(facts.event, ""))
-            found.append(Question(ask, write_time(changed), "time", language))
+            found.append(Question(ask, f"{(changed + 0.5) / FRAME_RATE:.1f}s", "time", language))
     return found
-
-
-def _steps_of_order(facts: ClipFacts, rng: np.random.Generator, language: str) -> list[Question]:
-    """Which event is the last one, and what a moment shows: half of the time one between the two events.
-
-    Of two that disappear, the frames between show the one that was last, so without these questions a model learns which
-    appears first and guesses the others (recipes/LOG.md).
-    """
-    shown = list(facts.shapes)
-    words = _words(facts, shown[::-1] if rng.random() < 0.5 else shown, language)
-    last = name_shape(facts.shapes[1 - int(facts.answer)], language)
-    found = [Question(choose(rng, LAST[language]).format(**words), last, "last", language)]
-    looks = [scene.objects for scene in facts.frames]
-    between = [number for number, seen in enumerate(looks) if seen not in (looks[0], looks[-1])]
-    for frames in (between, range(len(looks))):
-        number = choose(rng, tuple(frames))
-        time = write_time(number)
-        if facts.event == "change colour":
-            shape = choose(rng, looks[number])
-            colour, form = (WORDS[language][word][0] for word in (shape.colour, shape.form))
-            found.append(Question(COLOUR_THEN[language].format(form=form, time=time), colour, "moment", language))
-        else:
-            seen = AND[language].join(name_shape(shape, language) for shape in looks[number]) or NOTHING[language]
-            found.append(Question(THERE[language].format(time=time), seen, "moment", language))
-    return found
-
-
-def write_time(frame: int) -> str:
-    """The time of a frame, as it stands before it where all frames are shown: the middle of the time that it is shown."""
-    return f"{(frame + 0.5) / FRAME_RATE:.1f}s"
 
 
 def name_direction(before: Shape, after: Shape) -> str:
