@@ -189,7 +189,7 @@ def test_bad_paths(tmp_path):
     refused("https://example.org/a.png", "https://example.org/a.png.*web address")
     assert len(refused("x" * 100_000, "name too long")) < 500
     refused("a\0b", "null")
-    refused("", "folder")
+    refused("", "its path is empty")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

@@ -141,7 +141,7 @@ def trace_by_flow(decoder: Decoder, request: Request, pictures: FlowPictures, nu
     """
     settings, num_pictures = request.filler_settings, whole_number("num_pictures", num_pictures, 1)
     total, known = num_passes(settings["num_steps"], settings["solver"]), dict[int, np.ndarray]()
-    with closing(decoder.steps([replace(request, is_watched=True)])) as steps:
+    with closing(decoder.steps([replace(request, is_watched=True, takes_all_estimates=True)])) as steps:
         for new in steps:
             for one in new.values():
                 is_estimate = isinstance(one, Estimate)

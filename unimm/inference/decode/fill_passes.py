@@ -211,7 +211,8 @@ class FillPasses:
                 if filler.is_done:
                     job.finish(filler.content)
                 elif job.request.is_watched and isinstance(filler, Estimating) and filler.estimate is not None:
-                    job.estimate = Estimate(filler.estimate.cpu().numpy(), filler.num_passes / filler.total_passes)
+                    estimate = Estimate(filler.estimate.cpu().numpy(), filler.num_passes / filler.total_passes)
+                    job.estimates.append(estimate)
             except Exception as error:
                 job.fail(error)
 

@@ -72,13 +72,13 @@ class Request:
     guidance_scale: of classifier-free guidance; 1.0 is off and costs nothing.
     guidance_interval: the part of the open segment that guidance is for, from 0 to 1 (arXiv 2404.07724); beyond it, it costs
         nothing either.
-    logprobs: keep the log-probability of every id, after guidance and before temperature: the model's own, also where ids are
-        suppressed.
+    logprobs: keep the log-probability of every id, after guidance and before temperature, also where ids are suppressed.
     top_logprobs: keep so many of the likeliest ids at every place, too, with theirs; at most 20.
     filler_settings: of what fills in a blank all at once, such as `num_steps` and `solver` of a flow; none of what is chosen
         element by element.
     is_watched: of what is filled in all at once, whether its caller gets an `Estimate` after each pass, where its port makes
-    any. first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
+    any: the latest, or, with takes_all_estimates, each, also where passes go on before one is taken.
+    first_place: of the blank in what it completes, such as an image of which the first codes are given; noise goes by it.
     expected: what its elements may well be: each is made likelier by a bias, and is the first guess of its place.
     branches: guidance of another form, instead of `guidance_scale`: the prompt itself first, then the prompt without some of
         its conditions, with weights that add up to 1. Guidance by image and text (InstructPix2Pix, arXiv 2211.09800) with
@@ -95,6 +95,7 @@ class Request:
     first_place: int = 0
     filler_settings: Mapping[str, Any] = field(default_factory=dict)
     is_watched: bool = False
+    takes_all_estimates: bool = False
     expected: Expected | None = None
 
     def __post_init__(self) -> None:
@@ -200,7 +201,7 @@ class Job:
     likeliest: list[Likeliest] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
     num_taken: int = 0
-    estimate: Estimate | None = None
+    estimates: list[Estimate] = field(default_factory=list)
     done: bool = False
     error: Exception | None = None
     prefills_alone: bool = False
@@ -270,7 +271,6 @@ class Job:
 
     def finish(self, content: Any) -> None:
         """What fills its blank, of a kind that is filled in all at once."""
-        self.estimate = None
         self.filled.append(content)
         self.done = True
 
@@ -286,17 +286,19 @@ class Job:
         return new
 
     def take_one(self) -> Any:
-        """The first of these, if there is one; else the estimate, if there is a new one."""
+        """The first of these, if there is one, else the latest estimate; where all estimates are taken, the first of those."""
+        if self.estimates and self.request.takes_all_estimates:
+            return self.estimates.pop(0)
+        taken, self.estimates = self.estimates, []
         if self.num_taken < len(self.filled):
             self.num_taken += 1
             return self.filled[self.num_taken - 1]
-        estimate, self.estimate = self.estimate, None
-        return estimate
+        return taken[-1] if taken else None
 
     @property
     def has_news(self) -> bool:
         """Whether there are ids, or an estimate, that were not taken."""
-        return self.num_taken < len(self.filled) or self.estimate is not None
+        return self.num_taken < len(self.filled) or bool(self.estimates)
 
     @property
     def starts_guidance(self) -> bool:
