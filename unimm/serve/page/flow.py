@@ -44,7 +44,7 @@ def build_flow(page: Page) -> None:
         )
         seed = gr.Number(7, label=words("seed"), precision=0, minimum=0, maximum=2**31, scale=1, min_width=90)
         own = page.engine.bundle.flow.steps
-        steps = gr.Slider(1, max(MOST_STEPS, own), own, step=1, label=words("flow_steps"), scale=1, min_width=120, buttons=[])
+        steps = gr.Slider(1, max(MOST_STEPS, own), own, step=1, label=words("flow_steps"), scale=1, min_width=190, buttons=[])
         start = gr.Button(words("draw"), variant="primary", elem_id="flow-start", scale=1, min_width=150)
     shown = gr.HTML(note(words("flow_empty")), elem_id="flow", elem_classes="stage")
     show = with_messages(partial(_draw, page), gr.skip)
