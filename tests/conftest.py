@@ -5,6 +5,7 @@ Nothing large is imported before it is used: the process that only hands tests o
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
@@ -204,6 +205,29 @@ def small_windows() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WINDOW_ROWS", 24)
+        yield
+
+
+@pytest.fixture(scope="session")
+def configurations_read_once() -> Iterator[None]:
+    """Hydra reads all its files anew for each configuration that it composes, which is a third of its time: here it reads one
+    again where it has changed."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+
+    read, known = FileConfigSource.load_config, {}
+
+    def load_config(source: FileConfigSource, config_path: str) -> object:
+        file = Path(source.path, source._normalize_file_name(config_path))
+        if not file.is_file():
+            return read(source, config_path)
+        state = file.stat()
+        key = (file, source.provider, state.st_mtime_ns, state.st_size)
+        if key not in known:
+            known[key] = read(source, config_path)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
         yield
 
 

@@ -41,6 +41,8 @@ from unimm.training.trackers import TrackingConfig
 from unimm.training.trainable_parts import freeze, stage_table
 from unimm.training.trainer import TrainerConfig
 
+pytestmark = pytest.mark.usefixtures("configurations_read_once")
+
 CONF = conf_folder()
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 NODES = "data/nodes"

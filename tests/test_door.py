@@ -52,6 +52,7 @@ def loaded_by_commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, se
     code = "import json, sys\nfrom unimm.cli.app import app\nloaded = {}\n"
     for name, words in COMMANDS.items():
         code += f"app({words}, standalone_mode=False)\nloaded[{name!r}] = list(sys.modules)\n"
+    code += "import unimm.cli.train\nloaded['train'] = list(sys.modules)\n"
     code += "json.dump(loaded, open('loaded.json', 'w'))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120, cwd=folder)
     return {name: set(modules) for name, modules in json.loads((folder / "loaded.json").read_text()).items()}
@@ -62,6 +63,12 @@ def test_the_shell_loads_what_it_uses(name: str, loaded_by_commands: dict[str, s
     loaded = loaded_by_commands[name]
     assert {"torch", "transformers", "unimm.models.llama"} <= loaded
     assert not loaded & HEAVY
+
+
+def test_what_few_trainings_use_is_imported_where_it_is_used(loaded_by_commands: dict[str, set[str]]) -> None:
+    """A third of what importing `unimm train` would take: it is done at every start, of every rank."""
+    assert "unimm.training.trainer" in loaded_by_commands["train"]
+    assert not loaded_by_commands["train"] & {"torchmetrics", "torchvision", "matplotlib", "sklearn", "scipy.signal", "pandas"}
 
 
 def test_every_public_name_is_there() -> None:

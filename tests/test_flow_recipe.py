@@ -9,7 +9,7 @@ from test_readme import RECIPES, TINY_RUN, execute, fenced, fenced_lines, run
 from unimm.checkpoints.bundle import ModelBundle
 from unimm.inference.engine import Engine
 
-pytestmark = pytest.mark.usefixtures("small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
 
 
 def test_its_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.training.logbook import read_numbers
 
-pytestmark = pytest.mark.usefixtures("small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
 
 RECIPE = ROOT / "recipes/life.md"
 TOY_TOKENIZER = [

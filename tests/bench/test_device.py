@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Fork
+from trials_in_forks import forked_trials  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
+from unimm.bench import device as parts_of_a_day
 from unimm.bench import provenance as origin
 from unimm.bench.device import Outcome, Part, run_parts, share
 from unimm.cli.app import app
@@ -304,13 +308,27 @@ def test_weights_for_several_benches_are_written_by_a_command(tmp_path: Path, mo
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "janus"
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.fixture
+def forked_parts(forked_trials: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Parts that run our own commands are forks of the tests' process, as their trials are; a part of tests is no fork."""
+
+    def begin(command: list[str], **how: Any) -> Fork | subprocess.Popen:
+        if "pytest" in command:
+            return subprocess.Popen(command, **how)
+        return Fork(command, how["stdout"], how["stderr"], how["cwd"], how["env"])
+
+    own = {"Popen": begin, **{name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT", "TimeoutExpired")}}
+    monkeypatch.setattr(parts_of_a_day, "subprocess", SimpleNamespace(**own))
+
+
+@pytest.mark.slow(seconds=30)
+@pytest.mark.usefixtures("forked_parts")
 def test_a_toy_day_on_a_cpu(tmp_path: Path) -> None:
     """All but the quickstart, which has a story of its own; and of the files of tests, which are begun alike, one."""
     out, logs = tmp_path / "bench_device.json", tmp_path / "bench_device.json.parts"
     left_out = ("quickstart", "triton", "test-triton", "test-on-a-gpu", "test-checkpoint")
     parts = [part for part in device_parts(CPU, True, logs, tmp_path / "model") if part.name not in left_out]
-    run(8.0, "cpu", True, out, parts)
+    run(20.0, "cpu", True, out, parts)  # on any machine enough, and less than that on most
     told = {one["name"]: one for one in json.loads(out.read_text())["parts"]}
     assert {one["status"] for one in told.values()} == {"done"}
     assert "skipped" in told["test-engine-on-a-gpu"]["tail"][0] or torch.cuda.is_available()

@@ -19,7 +19,7 @@ from unimm.cli.app import app
 from unimm.cli.compose import compose_config
 from unimm.cli.train import train
 
-pytestmark = pytest.mark.usefixtures("small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
 
 WORDS = [
     *("data=image_folder", "data.folder=photos", "device=cpu", "trainer.num_positions=256", "trainer.num_workers=0"),

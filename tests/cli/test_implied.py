@@ -16,6 +16,8 @@ from unimm.models.unified import UnifiedModel
 
 PHOTOS = ["data=image_folder", "data.folder=photos", "device=cpu"]
 
+pytestmark = pytest.mark.usefixtures("configurations_read_once")
+
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

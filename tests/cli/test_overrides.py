@@ -22,6 +22,8 @@ from unimm.cli.choices import conf_folder
 from unimm.cli.compose import compose_config, given_sizes, run_with_hydra
 from unimm.cli.overrides import FLAGS, FUNCTIONS, ONE_PATH, PATHS, VALUED_OPTIONS, as_typed, quote, split_arguments
 
+pytestmark = pytest.mark.usefixtures("configurations_read_once")
+
 parser = OverridesParser.create()
 
 

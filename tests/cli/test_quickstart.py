@@ -1,15 +1,14 @@
 """The quickstart as a story: begun, interrupted, gone on with, finished; at toy length, with everything it leaves behind."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork, run_fork
 from janus_cases import draw
 from transformers import AutoProcessor, JanusForConditionalGeneration
 from typer.testing import CliRunner
@@ -18,17 +17,27 @@ import unimm
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.checkpoints.weight_files import DEMO
+from unimm.cli import builders
 from unimm.cli.app import app
 
-pytestmark = pytest.mark.slow(seconds=80)
+pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.usefixtures("small_windows", "few_texts")]
 
-RUN = "from unimm.cli import main; main()"
-LINE = [sys.executable, "-c", RUN, "quickstart", "--minutes", "0.5", "--out"]
+RUN = [sys.executable, "-c", "from unimm.cli import main; main()"]
 
 
-def refused(out: Path, *words: str) -> str:
+def words_of(out: Path, minutes: float, *more: str) -> list[str]:
+    return ["quickstart", "--minutes", str(minutes), "--out", str(out), *more]
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs are forks of this process: their text tokenizers learn from the texts of fewer records, too."""
+    monkeypatch.setattr(builders, "RECORDS_FOR_TEXT", 200)
+
+
+def refused(words: list[str]) -> str:
     """What is said of a folder that cannot be gone on with."""
-    result = CliRunner().invoke(app, ["quickstart", "--minutes", "0.5", "--out", str(out), *words])
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     return result.stderr
 
@@ -54,19 +63,20 @@ def assert_only_these_were_taken(model: Path) -> None:
 
 def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "quick"
-    first = subprocess.Popen([*LINE, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = tmp_path / "complaints"
+    with said.open("w") as complaints:
+        first = Fork([*RUN, *words_of(out, 0.5)], complaints, complaints)
     metrics = out / "unified" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not metrics.is_file() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
     time.sleep(1)
     first.send_signal(signal.SIGINT)
-    _, complaints = first.communicate(timeout=120)
-    assert first.returncode == 130, complaints
-    assert "Traceback" not in complaints
+    assert first.wait(120) == 130, said.read_text()
+    assert "Traceback" not in said.read_text()
     assert list((out / "unified" / "checkpoints").glob("step-*")), "an interrupted training leaves a checkpoint"
 
-    second = subprocess.run([*LINE, str(out)], capture_output=True, text=True, timeout=900, env=dict(os.environ))
+    second = run_fork([*RUN, *words_of(out, 0.5)], tmp_path, timeout=900)
     assert second.returncode == 0, second.stderr
     assert "Try next" in second.stdout
     state = json.loads((out / "quickstart.json").read_text())
@@ -85,15 +95,15 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     assert config["model_type"] == "janus", "the quickstart's model opens in transformers"
     assert_transformers_draws_the_same(out / "model")
 
-    assert "choose another --out" in refused(out, "--seed", "1")
+    assert "choose another --out" in refused(words_of(out, 0.5, "--seed", "1"))
 
 
 def test_from_nothing(tmp_path: Path) -> None:
     """Image tokenizer and vision tower are trained too; the same folder is not gone on with in the other way."""
     out = tmp_path / "quick"
-    done = subprocess.run([*LINE, str(out), "--from-nothing"], capture_output=True, text=True, timeout=900)
+    done = run_fork([*RUN, *words_of(out, 0.25, "--from-nothing")], tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     assert all((out / part / "metrics.jsonl").is_file() for part in ("tokenizer", "vision", "unified"))
     demo = load_model(DEMO, dtype=torch.float32)
     assert fingerprint(load_model(out / "model", dtype=torch.float32).image_tokenizer) != fingerprint(demo.image_tokenizer)
-    assert "--from-nothing" in refused(out)
+    assert "--from-nothing" in refused(words_of(out, 0.25))

@@ -17,7 +17,7 @@ from unimm.inference.engine import load
 from unimm.training.checkpoint import Checkpoint
 from unimm.training.checkpoint_writer import save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
 
 TEXT = [
     *("data=text", "data.paths=text.txt", "stage=finetune", "device=cpu", "trainer.num_positions=64", "trainer.num_rows=1"),

@@ -29,7 +29,7 @@ from unimm.runtime.atomic_files import read_json
 from unimm.training.checkpoint import load_checkpoint
 from unimm.training.logbook import read_numbers
 
-pytestmark = pytest.mark.usefixtures("small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
 
 WORDS = [
     *("data=image_folder", "data.folder=photos", "device=cpu", "codes=codes", "trainer.num_positions=256"),

@@ -16,6 +16,8 @@ from unimm.cli.train_tokenizer import open_start, train_tokenizer
 from unimm.models.image_tokenizer.model import ImageTokenizer
 from unimm.models.image_tokenizer.quantizers import CosineQuantizer
 
+pytestmark = pytest.mark.usefixtures("configurations_read_once")
+
 PICTURES = [
     *(
         "images=image_folder",

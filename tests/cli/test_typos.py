@@ -12,6 +12,8 @@ from unimm.cli.hydra_errors import CommandLine, check_overrides, command_of, exp
 from unimm.cli.overrides import split_arguments
 from unimm.cli.suggestions import SYNONYMS, did_you_mean, nearest_keys, nearest_options
 
+pytestmark = pytest.mark.usefixtures("configurations_read_once")
+
 CHOICES = Choices.of([])
 ROOTS = ("train", "train_tokenizer", "encode", "encode_features", "data_inspect", "data_convert", "reproduce")
 

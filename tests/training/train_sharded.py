@@ -6,6 +6,7 @@ looks.json what the model said and drew on the way, best/ the model with the low
 
 import json
 import os
+import shutil
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -163,8 +164,16 @@ def write(model: UnifiedModel, folder: Path) -> bool:
 
 
 def run_all(folder: Path, num_processes: int = 1) -> None:
-    """Every case, in a folder of its own."""
+    """Every case, in a folder of its own. One process holds a whole model, however several would share it: cases that are the
+    same but for that are run once."""
+    done: list[tuple[str, Case]] = []
     for name, case in CASES.items():
+        whole = replace(case, sharding=Sharding(), before=None)
+        same = next((other for other, one in done if one == whole), None) if num_processes == 1 else None
+        if same is not None:
+            shutil.copytree(folder / same, folder / name)
+            continue
+        done.append((name, whole))
         if case.stops_at is not None:
             run(folder / name, replace(case, sharding=case.before or case.sharding), case.stops_at, num_processes)
         run(folder / name, case, case.num_steps, num_processes)
