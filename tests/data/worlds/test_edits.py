@@ -61,6 +61,22 @@ def test_records_are_the_same_every_time_and_differ() -> None:
     assert {text.language for text in record.edits[0].instructions} == {"en", "zh"}
 
 
+def test_nothing_changes_where_all_is_kept_or_the_object_is_not_there() -> None:
+    world = EditsWorld(num_records=60, kinds=["keep"])
+    assert {bool(world[index].facts.edit.asks) for index in range(60)} == {False, True}
+    for index in range(60):
+        record, facts = world[index], world[index].facts
+        assert facts.target == facts.source and record.num_images == len(record.images) == 1
+        assert record.edits[0].source == record.edits[0].target == 0
+        if facts.edit.asks:
+            assert any(facts.edit.look) and not any(fits(item, facts.edit.look) for item in facts.source.objects)
+        assert all("{" not in text.text for text in record.edits[0].instructions)
+        untouched, empty = judge_edit(record.image, facts), judge_edit(render(Scene(())), facts)
+        assert untouched.made and untouched.preserved and not empty.made and not empty.preserved
+        one_more = judge_edit(render(make_edit("add", np.random.default_rng(index)).target), facts)
+        assert not one_more.preserved and not one_more.made
+
+
 def test_the_held_out_split_shows_a_new_pair_afterwards() -> None:
     world = EditsWorld("held_out", num_records=9)
     for index in range(9):
@@ -75,6 +91,7 @@ def test_mistakes_end_in_one_sentence() -> None:
         ({"split": "zebra"}, "unknown split"),
         ({"kinds": ["zebra"]}, "kinds of edits in the split 'train' are recolour"),
         ({"split": "held_out", "kinds": ["move"]}, "are recolour, add, replace"),
+        ({"split": "held_out", "kinds": ["keep"]}, "are recolour, add, replace, not"),
     ]:
         with pytest.raises(ValueError, match=told):
             EditsWorld(**words)

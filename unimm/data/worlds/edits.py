@@ -1,7 +1,7 @@
 """The world of edits: a picture of drawn shapes, what to change in it in English and Chinese, and the picture afterwards.
 
-Record `index` depends on (seed, split, kinds, index) alone. Its first image is the source, its second the target; the
-`EditedScene` is its facts, so what a model makes of the source can be judged without another model.
+Record `index` depends on (seed, split, kinds, index) alone. Its first image is the source, its second the target, where
+something changes; the `EditedScene` is its facts, so what a model makes of the source can be judged without another model.
 """
 
 # pyright: reportIncompatibleVariableOverride=false
@@ -14,7 +14,7 @@ import numpy as np
 from unimm.data.records import ImageEdit, Record, RecordImage
 from unimm.data.worlds.comparisons import make_generator
 from unimm.data.worlds.edits_language import write_instructions
-from unimm.data.worlds.edits_scenes import COMPOSING, KINDS, EditedScene, make_edit
+from unimm.data.worlds.edits_scenes import COMPOSING, KEEP, KINDS, EditedScene, make_edit
 from unimm.data.worlds.scenes import SPLITS, render
 from unimm.runtime.number_checks import check_whole
 
@@ -30,7 +30,7 @@ class EditsWorld:
             other split shows.
         num_records: how many.
         seed: of everything.
-        kinds: some of `edits_scenes.KINDS`, in turn [default: all that the split can have].
+        kinds: some of `edits_scenes.KINDS`, in turn [default: all of them that the split can have], or "keep": nothing changes.
 
     Raises ValueError for an unknown split or kind, IndexError outside the records.
     """
@@ -47,8 +47,9 @@ class EditsWorld:
         known = COMPOSING if split == "held_out" else KINDS
         self.split, self.num_records, self.seed = split, num_records, seed
         self.kinds = known if kinds is None else tuple(kinds)
-        if not self.kinds or not set(self.kinds) <= set(known):
-            raise ValueError(f"kinds of edits in the split {split!r} are {', '.join(known)}, not {self.kinds}")
+        allowed = known if split == "held_out" else (*known, KEEP)
+        if not self.kinds or not set(self.kinds) <= set(allowed):
+            raise ValueError(f"kinds of edits in the split {split!r} are {', '.join(allowed)}, not {self.kinds}")
         check_whole(self, 0, "num_records", "seed")
         self.name = f"edits/{split}/{'+'.join(self.kinds)}"
 
@@ -71,11 +72,15 @@ class EditsRecord(Record):
         world: EditsWorld = vars(self)["_world"]
         return make_generator(world.seed, STREAM + SPLITS.index(world.split), vars(self)["_index"], purpose)
 
+    @property
+    def _kind(self) -> str:
+        world: EditsWorld = vars(self)["_world"]
+        return world.kinds[vars(self)["_index"] % len(world.kinds)]
+
     @cached_property
     def facts(self) -> EditedScene:
         world: EditsWorld = vars(self)["_world"]
-        kind = world.kinds[vars(self)["_index"] % len(world.kinds)]
-        return make_edit(kind, self._generator(0), world.split == "held_out")
+        return make_edit(self._kind, self._generator(0), world.split == "held_out")
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -83,13 +88,13 @@ class EditsRecord(Record):
 
     @cached_property
     def others(self) -> tuple[RecordImage, ...]:
-        return (RecordImage(render(self.facts.target)),)
+        return () if self._kind == KEEP else (RecordImage(render(self.facts.target)),)
 
     @property
     def num_images(self) -> int:
-        return 2
+        return 1 if self._kind == KEEP else 2
 
     @cached_property
     def edits(self) -> tuple[ImageEdit, ...]:
         texts = write_instructions(self.facts.edit, self._generator(1))
-        return (ImageEdit(texts, category=self.facts.edit.kind),)
+        return (ImageEdit(texts, target=self.num_images - 1, category=self._kind),)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimm.data.worlds.checker import read_objects
-from unimm.data.worlds.edits_scenes import EditedScene
+from unimm.data.worlds.edits_scenes import KEEP, EditedScene
 from unimm.data.worlds.scenes import Shape, find_place
 from unimm.data.worlds.shapes_language import describe
 
@@ -32,15 +32,18 @@ def judge_edit(image: np.ndarray, edited: EditedScene) -> EditVerdict:
 
     Made: what the instruction asks for is there, where it was or where it is to go, and what was to change is no longer there
     as it was. Preserved: each object that the instruction does not speak of is there, with its look, where it was, and there
-    is at most one object beside them.
+    is at most one object beside them. Where all is to be kept both say that nothing changed.
     """
     found = read_objects(image)
     left = list(found)
     missing = [item for item in edited.rest if not _take(item, left)]
-    preserved, made = not missing and len(left) <= 1, _is_made(found, edited)
+    is_kept = edited.edit.kind == KEEP
+    too_many = len(left) if is_kept else len(left) - 1
+    preserved = not missing and too_many <= 0
+    made = preserved if is_kept else _is_made(found, edited)
     reasons = [] if made else [f"not made: {edited.edit.kind}"]
     reasons += [f"{len(missing)} lost or changed"] if missing else []
-    reasons += [f"{len(left) - 1} too many"] if not missing and len(left) > 1 else []
+    reasons += [f"{too_many} too many"] if not missing and too_many > 0 else []
     return EditVerdict(made, preserved, "; ".join(reasons), tuple(found))
 
 

@@ -16,6 +16,7 @@ FRAMES = {
         "large": ("make {the} larger", "make {the} bigger", "enlarge {the}"),
         "small": ("make {the} smaller", "shrink {the}"),
         "replace": ("replace {the} with {a}", "turn {the} into {a}", "swap {the} for {a}"),
+        "keep": ("keep everything as it is", "change nothing", "leave the picture as it is"),
     },
     "zh": {
         "recolour": ("把{the}变成{colour}", "将{the}改为{colour}", "把{the}涂成{colour}"),
@@ -25,6 +26,7 @@ FRAMES = {
         "large": ("把{the}变大", "放大{the}"),
         "small": ("把{the}变小", "缩小{the}"),
         "replace": ("把{the}换成{a}", "将{the}替换为{a}"),
+        "keep": ("什么都不要改", "保持原样", "图片保持不变"),
     },
 }
 """What is said, by kind; of a resize by the size that is asked for."""
@@ -32,11 +34,12 @@ FRAMES = {
 
 def write_instruction(edit: Edit, language: str, rng: np.random.Generator) -> Text:
     """One instruction for an edit."""
-    frame = choose(rng, FRAMES[language][edit.new_look[0] or "" if edit.kind == "resize" else edit.kind])
+    asks = edit.asks or edit.kind
+    frame = choose(rng, FRAMES[language][edit.new_look[0] or "" if asks == "resize" else asks])
     colour = edit.new_look[1]
     words = {
-        "the": _definite(edit.look, language, rng) if edit.before else "",
-        "a": name_group(Group(1, edit.new_look), language, rng) if edit.kind in ("add", "replace") else "",
+        "the": _definite(edit.look, language, rng) if any(edit.look) else "",
+        "a": name_group(Group(1, edit.new_look), language, rng) if asks in ("add", "replace") else "",
         "colour": choose_word(colour, language, None) if colour else "",
         "place": PLACE_WORDS[language].get(edit.place, ""),
     }

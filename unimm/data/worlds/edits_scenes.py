@@ -6,10 +6,12 @@
     remove     an object less
     resize     a small object becomes a large one, or a large one a small one
     replace    one object becomes one of another form and colour, where it is
+    keep       nothing changes: it is asked to keep all, or what is to be removed, recoloured, resized, moved or replaced is not there
 
 The object is named by as much of its look as tells it from all others, so an instruction has one reading. Pairs of colour and
 form that the shapes world holds out are in no scene before an edit; after one only where `held_out` asks for it, so it says
-whether a model composes. The kinds are those that InstructPix2Pix (arXiv 2211.09800) and MagicBrush (arXiv 2306.10012) count.
+whether a model composes. The kinds are those that InstructPix2Pix (arXiv 2211.09800) and MagicBrush (arXiv 2306.10012) count;
+"keep" is beside them: to copy is the first lesson of an editor, and an object that is not there is the commonest mistake.
 """
 
 from dataclasses import dataclass, replace
@@ -35,6 +37,9 @@ from unimm.data.worlds.shapes_language import DETAILS, Appearance, describe, fit
 
 KINDS = ("recolour", "move", "add", "remove", "resize", "replace")
 
+KEEP = "keep"
+"""The kind of edits after which all is as it was."""
+
 COMPOSING = ("recolour", "add", "replace")
 """Kinds after which a pair may be there that was never seen."""
 
@@ -45,12 +50,16 @@ NUM_OBJECTS_WEIGHTS = (0.0, 0.25, 0.35, 0.25, 0.15)
 
 MOST_OBJECTS = 4
 
+HOW_OFTEN_ALL_IS_KEPT = 0.5
+"""Of the edits after which all is as it was, the share whose instruction says so."""
+
 
 @dataclass(frozen=True)
 class Edit:
     """What changes: its kind, the object before and after, None where there is none, and what the instruction says of both.
 
     look: of the object before, by which it is named; new_look: of what is asked for. place: where it goes, or is added.
+    asks: what the instruction asks for, one of KINDS; with the kind "keep" of an object that is not there, or empty: to keep all.
     """
 
     kind: str
@@ -59,6 +68,7 @@ class Edit:
     look: Appearance = (None, None, None)
     new_look: Appearance = (None, None, None)
     place: str = ""
+    asks: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,12 @@ def make_edit(kind: str, rng: np.random.Generator, held_out: bool = False) -> Ed
     """A scene with one edit of a kind; tries until there is room for it. held_out: a pair that is held out is there afterwards.
 
     Raises ValueError for an unknown kind, or one that shows no new pair where one is asked for."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of edit {kind!r}: choose some of {', '.join(KINDS)}")
+    if kind not in (*KINDS, KEEP):
+        raise ValueError(f"unknown kind of edit {kind!r}: choose some of {', '.join((*KINDS, KEEP))}")
     if held_out and kind not in COMPOSING:
         raise ValueError(f"an edit of the kind {kind!r} shows no new pair: choose some of {', '.join(COMPOSING)}")
+    if kind == KEEP:
+        return _keep(rng)
     while True:
         most = choose_weighted(rng, NUM_OBJECTS_WEIGHTS)
         number = min(most, MOST_OBJECTS - 1) if kind == "add" else most
@@ -93,6 +105,19 @@ def make_edit(kind: str, rng: np.random.Generator, held_out: bool = False) -> Ed
             others = tuple(item for item in scene.objects if item != edit.before)
             added = () if edit.after is None else (edit.after,)
             return EditedScene(scene, edit, replace(scene, objects=(*others, *added)))
+
+
+def _keep(rng: np.random.Generator) -> EditedScene:
+    """A scene that stays as it is. What half of the instructions ask for belongs to another scene: no object here has the look."""
+    scene = make_edit("remove", rng).source
+    if rng.random() < HOW_OFTEN_ALL_IS_KEPT:
+        return EditedScene(scene, Edit(KEEP, None, None), scene)
+    while True:
+        kind = choose(rng, tuple(kind for kind in KINDS if kind != "add"))
+        other = make_edit(kind, rng).edit
+        if not any(fits(item, other.look) for item in scene.objects):
+            absent = Edit(KEEP, None, None, other.look, other.new_look, other.place, asks=kind)
+            return EditedScene(scene, absent, scene)
 
 
 def _add(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit | None:

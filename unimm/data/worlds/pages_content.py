@@ -135,12 +135,14 @@ COLOURS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What a world's pages have in common: their sizes (width, height) in pixels, languages, kinds, and the size of letters."""
+    """What a world's pages have in common: their sizes (width, height) in pixels, languages, kinds, the size of letters, and
+    whether lines of text lie anywhere, or always from the upper left."""
 
     sizes: tuple[tuple[int, int], ...]
     languages: tuple[str, ...]
     kinds: tuple[str, ...]
     font_size: int
+    lines_anywhere: bool = True
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def make_page(rng: np.random.Generator, layout: Layout) -> Page:
     dark = int(rng.integers(0, 50))
     ink = (dark, dark, int(rng.integers(0, 80)))
     page = Page(kind, language, width, height, layout.font_size, (), paper=paper, ink=ink)
-    return _MAKERS[kind](rng, page)
+    page = _MAKERS[kind](rng, page)
+    return page if layout.lines_anywhere else replace(page, shift=(0, 0))
 
 
 def write_captions(page: Page) -> tuple[Text, ...]:
@@ -217,8 +220,28 @@ def letters_in(width: int, font_size: int, language: str) -> int:
     return int(width / (font_size * _LETTER_WIDTHS[language]))
 
 
+def line_step(font_size: int) -> int:
+    """Pixels of the grid on which lines of texts and tables stand: a line takes three, so 24 px where letters are 14 px high.
+
+    With letters at any height, besides at any width, a small tower reads nothing for millions of positions.
+    """
+    return round(1.7 * font_size / 3)
+
+
+def first_middle(page: Page) -> int:
+    """Pixels from above to the middle of the uppermost line that a page has room for: a multiple of the grid's step."""
+    step = line_step(page.font_size)
+    return math.ceil((page.margin + 1.5 * step) / step) * step
+
+
+def lines_in(page: Page) -> int:
+    """How many lines a page has room for."""
+    step = line_step(page.font_size)
+    return int((page.height - page.margin - first_middle(page) + 1.5 * step) // (3 * step))
+
+
 def _make_text(rng: np.random.Generator, page: Page) -> Page:
-    most = min(6, (page.height - 2 * page.margin) // round(1.6 * page.font_size))
+    most = min(6, lines_in(page))
     room = letters_in(page.width - 2 * page.margin, page.font_size, page.language)
     words = [str(word) for word in rng.permutation(WORDS[page.language]) if len(word) <= room]
     lines: list[str] = []
@@ -233,15 +256,16 @@ def _make_text(rng: np.random.Generator, page: Page) -> Page:
         lines.append(line)
     # Letters anywhere: a tower that saw them in a few places reads them there alone.
     right = page.width - 2 * page.margin - math.ceil(max(map(len, lines)) * page.font_size * _LETTER_WIDTHS[page.language])
-    down = page.height - 2 * page.margin - len(lines) * round(1.6 * page.font_size)
-    shift = int(rng.integers(0, max(0, right) + 1)), int(rng.integers(0, max(0, down) + 1))
+    step = line_step(page.font_size)
+    down = page.height - page.margin - first_middle(page) - (3 * len(lines) - 1.5) * step
+    shift = int(rng.integers(0, max(0, right) + 1)), step * int(rng.integers(0, max(0, down) // step + 1))
     return replace(page, names=tuple(lines), shift=shift)
 
 
 def _make_table(rng: np.random.Generator, page: Page) -> Page:
     cell = 4 * page.font_size
     num_columns = int(rng.integers(1, max(1, min(3, (page.width - 2 * MARGIN - cell) // cell)) + 1))
-    num_rows = int(rng.integers(2, min(5, (page.height - 2 * MARGIN) // round(1.7 * page.font_size) - 1) + 1))
+    num_rows = int(rng.integers(2, min(5, lines_in(page) - 1) + 1))
     columns = _some(rng, COLUMNS[page.language], num_columns)
     cells = [rng.choice(np.arange(1, 100), num_rows, replace=False).tolist() for _ in columns]
     return replace(

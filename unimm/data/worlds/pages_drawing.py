@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unimm.data.worlds.pages_content import MARGIN, Page, pie_side
+from unimm.data.worlds.pages_content import MARGIN, Page, first_middle, line_step, pie_side
 
 CHINESE_FONTS = (
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
@@ -95,25 +95,25 @@ def render(page: Page, font: Path) -> np.ndarray:
 
 
 def _draw_text(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
-    letters, pitch = _open(font, page.font_size), round(1.6 * page.font_size)
-    left, top = (page.margin + shift for shift in page.shift)
+    letters, pitch = _open(font, page.font_size), 3 * line_step(page.font_size)
+    right, down = page.shift
     for place, line in enumerate(page.names):
-        pen.text((left, top + pitch * (place + 0.5)), line, page.ink, letters, "lm")
+        pen.text((page.margin + right, first_middle(page) + down + pitch * place), line, page.ink, letters, "lm")
 
 
 def _draw_table(pen: ImageDraw.ImageDraw, page: Page, font: Path) -> None:
     """Names on the left, columns as wide as they can be, lines between all."""
-    letters, pitch = _open(font, page.font_size), round(1.7 * page.font_size)
-    width = (page.width - 2 * MARGIN) // (len(page.columns) + 1)
-    right, bottom = MARGIN + width * (len(page.columns) + 1), MARGIN + pitch * (len(page.names) + 1)
+    letters, pitch = _open(font, page.font_size), 3 * line_step(page.font_size)
+    width, top = (page.width - 2 * MARGIN) // (len(page.columns) + 1), first_middle(page) - pitch // 2
+    right, bottom = MARGIN + width * (len(page.columns) + 1), top + pitch * (len(page.names) + 1)
     for place in range(len(page.names) + 2):
-        pen.line((MARGIN, MARGIN + pitch * place, right, MARGIN + pitch * place), _between(page, 0.5))
+        pen.line((MARGIN, top + pitch * place, right, top + pitch * place), _between(page, 0.5))
     for place in range(len(page.columns) + 2):
-        pen.line((MARGIN + width * place, MARGIN, MARGIN + width * place, bottom), _between(page, 0.5))
+        pen.line((MARGIN + width * place, top, MARGIN + width * place, bottom), _between(page, 0.5))
     rows = [("", *page.columns), *((name, *map(str, cells)) for name, cells in zip(page.names, page.values, strict=True))]
     for row, cells in enumerate(rows):
         for column, cell in enumerate(cells):
-            middle = (MARGIN + width * (column + 0.5), MARGIN + pitch * (row + 0.5))
+            middle = (MARGIN + width * (column + 0.5), first_middle(page) + pitch * row)
             pen.text(middle, cell, page.ink, letters, "mm")
 
 

@@ -30,6 +30,7 @@ class Edits(ItemTask):
 
     seed: of the scenes, and of the noise.
     guidance_scale, image_guidance_scale, source_bias, temperature: as `Engine.edit_images` takes them.
+    kinds: some of `edits_scenes.KINDS` [default: all], or "keep", after which all is as it was.
     """
 
     num_items: int = 300
@@ -39,6 +40,7 @@ class Edits(ItemTask):
     image_guidance_scale: float | None = None
     temperature: float | None = None
     source_bias: float | None = None
+    kinds: tuple[str, ...] | None = None
     batch_size: int = 32
 
     @property
@@ -46,12 +48,13 @@ class Edits(ItemTask):
         """Of the score, and of files: what is not as usual is named, so that several of them stand in one evaluation."""
         split = "" if self.split == "test" else f"_{self.split}"
         scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale}
-        return f"edits{split}{in_name({**scales, 'source_bias': self.source_bias, 'temperature': self.temperature})}"
+        kinds = "".join(f"_{kind}" for kind in self.kinds or ())
+        return f"edits{split}{kinds}{in_name({**scales, 'source_bias': self.source_bias, 'temperature': self.temperature})}"
 
     @cached_property
     def world(self) -> EditsWorld:
         """The scenes."""
-        return EditsWorld(self.split, num_records=self.num_items, seed=self.seed)
+        return EditsWorld(self.split, num_records=self.num_items, seed=self.seed, kinds=self.kinds)
 
     def instruction(self, item: int) -> Text:
         """What is asked for: kinds in turn, and after each round of them the other language."""
