@@ -98,15 +98,6 @@ def test_nothing_leaves_its_page() -> None:
                 assert (image != page.paper).any()
 
 
-def test_lines_lie_anywhere_or_from_the_upper_left() -> None:
-    settings = {"split": "train", "num_records": 40, "languages": ["en"], "kinds": ["text"], "sizes": [[64, 64]]}
-    anywhere, in_place = PagesWorld(**settings), PagesWorld(**settings, lines_anywhere=False)
-    assert {world[index].facts.shift for world in (in_place,) for index in range(40)} == {(0, 0)}
-    assert len({anywhere[index].facts.shift for index in range(40)}) > 8
-    assert [anywhere[index].facts.names for index in range(40)] == [in_place[index].facts.names for index in range(40)]
-    assert anywhere[0].key != in_place[0].key
-
-
 def test_no_page_tells_what_other_worlds_hold_out() -> None:
     """Pairs of colour and form that the shapes world holds out: no page names a colour or a form at all."""
     told = {word for words in (WORDS, LABELS, COLUMNS) for language in LANGUAGES for word in words[language]}

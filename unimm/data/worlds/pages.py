@@ -52,8 +52,6 @@ class PagesWorld:
         kinds: some of `pages_content.KINDS`; categories: of questions, some of `pages_content.CATEGORIES`.
         sizes: width and height of each size that a page may have, in pixels: at least 9 times font_size, for text alone 4.5.
         font_size: height of letters in pixels.
-        lines_anywhere: whether the lines of a text lie anywhere on the page, or always from its upper left: the same words in the
-            same few places, which are read sooner.
         font, chinese_font: font files; default: DejaVu Sans of matplotlib, and a font of the system.
 
     Raises ValueError for unknown names, sizes on which nothing can stand, and where a font is missing; IndexError outside the
@@ -72,7 +70,6 @@ class PagesWorld:
         font_size: int = 14,
         font: str | Path | None = None,
         chinese_font: str | Path | None = None,
-        lines_anywhere: bool = True,
     ) -> None:
         _check_names("split", [split], SPLITS)
         _check_names("kind", kinds, KINDS)
@@ -90,7 +87,7 @@ class PagesWorld:
         if any(language not in self.fonts for language in known):
             raise ValueError(MISSING)
         checked = _checked_sizes(sizes, font_size, only_text=set(kinds) == {"text"})
-        self.layout = Layout(checked, known, tuple(kinds), font_size, lines_anywhere)
+        self.layout = Layout(checked, known, tuple(kinds), font_size)
         settings = hashlib.sha256(repr((self.layout, self.categories)).encode()).hexdigest()[:6]
         self.name = f"pages/{split}/{'+'.join(known)}/{settings}"
 

@@ -135,14 +135,12 @@ COLOURS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What a world's pages have in common: their sizes (width, height) in pixels, languages, kinds, the size of letters, and
-    whether lines of text lie anywhere, or always from the upper left."""
+    """What a world's pages have in common: their sizes (width, height) in pixels, languages, kinds, and the size of letters."""
 
     sizes: tuple[tuple[int, int], ...]
     languages: tuple[str, ...]
     kinds: tuple[str, ...]
     font_size: int
-    lines_anywhere: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class Page:
     @property
     def margin(self) -> int:
         """Pixels from the edge to lines of text."""
-        return min(MARGIN, self.width // 16)
+        return min(MARGIN // 2, self.width // 16)
 
 
 def make_generator(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
@@ -192,8 +190,7 @@ def make_page(rng: np.random.Generator, layout: Layout) -> Page:
     dark = int(rng.integers(0, 50))
     ink = (dark, dark, int(rng.integers(0, 80)))
     page = Page(kind, language, width, height, layout.font_size, (), paper=paper, ink=ink)
-    page = _MAKERS[kind](rng, page)
-    return page if layout.lines_anywhere else replace(page, shift=(0, 0))
+    return _MAKERS[kind](rng, page)
 
 
 def write_captions(page: Page) -> tuple[Text, ...]:
@@ -221,10 +218,8 @@ def letters_in(width: int, font_size: int, language: str) -> int:
 
 
 def line_step(font_size: int) -> int:
-    """Pixels of the grid on which lines of texts and tables stand: a line takes three, so 24 px where letters are 14 px high.
-
-    With letters at any height, besides at any width, a small tower reads nothing for millions of positions.
-    """
+    """Pixels of the grid on which lines of texts and tables stand, and lines of texts begin: a line takes three, so 24 px where
+    letters are 14 px high. From words that begin at any pixel a small tower reads nothing for millions of positions."""
     return round(1.7 * font_size / 3)
 
 
@@ -258,7 +253,7 @@ def _make_text(rng: np.random.Generator, page: Page) -> Page:
     right = page.width - 2 * page.margin - math.ceil(max(map(len, lines)) * page.font_size * _LETTER_WIDTHS[page.language])
     step = line_step(page.font_size)
     down = page.height - page.margin - first_middle(page) - (3 * len(lines) - 1.5) * step
-    shift = int(rng.integers(0, max(0, right) + 1)), step * int(rng.integers(0, max(0, down) // step + 1))
+    shift = step * int(rng.integers(0, max(0, right) // step + 1)), step * int(rng.integers(0, max(0, down) // step + 1))
     return replace(page, names=tuple(lines), shift=shift)
 
 
