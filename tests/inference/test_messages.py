@@ -125,7 +125,7 @@ def one(content: Any, **more: Any) -> list[dict[str, Any]]:
         (one([{"type": "image"}]), "not 0 of them"),
         (one([{"type": "image", "base64": "%"}]), "not valid base64"),
         (one([{"type": "image_url", "image_url": {}}]), "A part is"),
-        (one([{"type": "image_url", "image_url": {"url": as_uri(RED), "detail": "low"}}]), '"detail"'),
+        (one([{"type": "image_url", "image_url": {"url": as_uri(RED), "detail": "zebra"}}]), '"detail"'),
         (one([{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}]), "web address"),
         ([{"role": "assistant", "content": "Well,"}], "no message to answer"),
         ([{"role": "system", "content": "a"}, {"role": "assistant", "content": ""}], "no message to answer"),

@@ -57,14 +57,16 @@ class ClipsWorld:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.num_records:
             raise IndexError(f"index {index} is outside 0..{self.num_records - 1}")
-        return ClipRecord(self.seed, self.split, index, self.num_frames, self.kinds[index % len(self.kinds)])
+        of_kinds = "" if self.kinds == KINDS else f"{'+'.join(self.kinds)}/"
+        key = f"clips/{self.split}/{of_kinds}{index}"
+        return ClipRecord(key, (self.seed, self.split, index), self.num_frames, self.kinds[index % len(self.kinds)])
 
 
 class ClipRecord(Record):
     """One clip. Every part has a generator of its own, so it is made when it is first asked for, and always the same."""
 
-    def __init__(self, seed: int, split: str, index: int, num_frames: int, kind: str) -> None:
-        vars(self).update(key=f"clips/{split}/{index}", _place=(seed, split, index), _made=(num_frames, kind))
+    def __init__(self, key: str, place: tuple[int, str, int], num_frames: int, kind: str) -> None:
+        vars(self).update(key=key, _place=place, _made=(num_frames, kind))
 
     def _generator(self, purpose: str) -> np.random.Generator:
         seed, split, index = vars(self)["_place"]
