@@ -42,3 +42,9 @@ def test_a_perfect_editor_and_an_idle_one() -> None:
 def test_it_has_a_name() -> None:
     assert FURTHER_TASKS["edits"].target == "unimm.eval.tasks.edits:Edits"
     assert Edits(split="held_out").name == "edits_held_out"
+
+
+def test_kinds_are_named() -> None:
+    task = Edits(num_items=4, kinds="keep")
+    assert task.name == "edits_keep" and {task.world[item].facts.edit.kind for item in range(4)} == {"keep"}
+    assert Edits(kinds="move,remove", source_bias=3).name == "edits_move_remove_source_bias_3"

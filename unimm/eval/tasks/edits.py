@@ -30,7 +30,7 @@ class Edits(ItemTask):
 
     seed: of the scenes, and of the noise.
     guidance_scale, image_guidance_scale, source_bias, temperature: as `Engine.edit_images` takes them.
-    kinds: some of `edits_scenes.KINDS` [default: all], or "keep", after which all is as it was.
+    kinds: some of `edits_scenes.KINDS` with commas between them [default: all], or "keep", after which all is as it was.
     """
 
     num_items: int = 300
@@ -40,7 +40,7 @@ class Edits(ItemTask):
     image_guidance_scale: float | None = None
     temperature: float | None = None
     source_bias: float | None = None
-    kinds: tuple[str, ...] | None = None
+    kinds: str = ""
     batch_size: int = 32
 
     @property
@@ -48,13 +48,14 @@ class Edits(ItemTask):
         """Of the score, and of files: what is not as usual is named, so that several of them stand in one evaluation."""
         split = "" if self.split == "test" else f"_{self.split}"
         scales = {"guidance": self.guidance_scale, "image_guidance": self.image_guidance_scale}
-        kinds = "".join(f"_{kind}" for kind in self.kinds or ())
+        kinds = f"_{self.kinds.replace(',', '_')}" if self.kinds else ""
         return f"edits{split}{kinds}{in_name({**scales, 'source_bias': self.source_bias, 'temperature': self.temperature})}"
 
     @cached_property
     def world(self) -> EditsWorld:
         """The scenes."""
-        return EditsWorld(self.split, num_records=self.num_items, seed=self.seed, kinds=self.kinds)
+        kinds = [kind.strip() for kind in self.kinds.split(",")] if self.kinds else None
+        return EditsWorld(self.split, num_records=self.num_items, seed=self.seed, kinds=kinds)
 
     def instruction(self, item: int) -> Text:
         """What is asked for: kinds in turn, and after each round of them the other language."""
