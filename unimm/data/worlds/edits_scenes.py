@@ -6,7 +6,7 @@
     remove     an object less
     resize     a small object becomes a large one, or a large one a small one
     replace    one object becomes one of another form and colour, where it is
-    keep       nothing changes: it is asked to keep all, or what is to be removed, recoloured, resized, moved or replaced is not there
+    keep       nothing changes: it is asked to keep all, or what is to be removed, recoloured, moved... is not there
 
 The object is named by as much of its look as tells it from all others, so an instruction has one reading. Pairs of colour and
 form that the shapes world holds out are in no scene before an edit; after one only where `held_out` asks for it, so it says
@@ -59,7 +59,7 @@ class Edit:
     """What changes: its kind, the object before and after, None where there is none, and what the instruction says of both.
 
     look: of the object before, by which it is named; new_look: of what is asked for. place: where it goes, or is added.
-    asks: what the instruction asks for, one of KINDS; with the kind "keep" of an object that is not there, or empty: to keep all.
+    asks: with the kind "keep", which of KINDS is asked for of an object that is not there; empty: all is to be kept.
     """
 
     kind: str
@@ -108,7 +108,7 @@ def make_edit(kind: str, rng: np.random.Generator, held_out: bool = False) -> Ed
 
 
 def _keep(rng: np.random.Generator) -> EditedScene:
-    """A scene that stays as it is. What half of the instructions ask for belongs to another scene: no object here has the look."""
+    """A scene that stays as it is. Half of the instructions are about an object of another scene, whose look none here has."""
     scene = make_edit("remove", rng).source
     if rng.random() < HOW_OFTEN_ALL_IS_KEPT:
         return EditedScene(scene, Edit(KEEP, None, None), scene)
