@@ -106,8 +106,8 @@ def looks_like_base64(text: str) -> bool:
 
 
 def _held_in_url(image_url: Any) -> str:
-    """OpenAI's {"url": ..., "detail": ...}, or the address by itself as some clients send it. `detail` changes nothing, here and in
-    the server: an image is looked at in the one size that the model has."""
+    """OpenAI's {"url": ..., "detail": ...}, or the address by itself as some clients send it. `detail` changes nothing, here
+    and in the server: an image is looked at in the one size that the model has."""
     if isinstance(image_url, Mapping):
         check_keys("image_url", image_url, ("url", "detail"))
         if image_url.get("detail") not in (None, "auto", "low", "high"):

@@ -10,7 +10,7 @@
 | look | What colour is the shape that moves? red; What shape blinks? circle |
 | place | Where is the red circle at first? at the top left |
 | time | When does the red circle appear? 1.8s |
-| event | What happens at 1.8s? the red circle appears; What happens first? the red circle appears; What happens at 0.8s? nothing |
+| event | What happens at 1.8s? the red circle appears; What happens first? the red circle appears, at 0.8s nothing |
 | way | Which way do the circles pass? left |
 
 The last five are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
