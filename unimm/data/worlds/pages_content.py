@@ -252,7 +252,7 @@ def _make_text(rng: np.random.Generator, page: Page) -> Page:
     # Letters anywhere: a tower that saw them in a few places reads them there alone.
     right = page.width - 2 * page.margin - math.ceil(max(map(len, lines)) * page.font_size * _LETTER_WIDTHS[page.language])
     step = line_step(page.font_size)
-    down = page.height - page.margin - first_middle(page) - (3 * len(lines) - 1.5) * step
+    down = page.height - page.margin - first_middle(page) - math.ceil((3 * len(lines) - 1.5) * step)
     shift = step * int(rng.integers(0, max(0, right) // step + 1)), step * int(rng.integers(0, max(0, down) // step + 1))
     return replace(page, names=tuple(lines), shift=shift)
 
