@@ -8,23 +8,9 @@ import pytest
 
 from unimm.data.worlds import pages_drawing
 from unimm.data.worlds.pages import PagesWorld
-from unimm.data.worlds.pages_content import (
-    ASKED,
-    CAPTIONS,
-    CATEGORIES,
-    COLUMNS,
-    KINDS,
-    LABELS,
-    LANGUAGES,
-    SPLITS,
-    TREND,
-    WORDS,
-    Layout,
-    make_generator,
-    make_page,
-    pie_side,
-)
+from unimm.data.worlds.pages_content import CATEGORIES, KINDS, SPLITS, Layout, make_generator, make_page, pie_side
 from unimm.data.worlds.pages_drawing import CHINESE_FONTS, MISSING, find_chinese_font, find_font, render
+from unimm.data.worlds.pages_language import ASKED, CAPTIONS, COLUMNS, LABELS, LANGUAGES, TREND, WORDS
 from unimm.data.worlds.scenes import COLOURS, FORMS
 from unimm.data.worlds.shapes_language import WORDS as SHAPE_WORDS
 

@@ -20,7 +20,6 @@ from unimm.data.records import Question, Record, Text
 from unimm.data.worlds.pages_content import (
     CATEGORIES,
     KINDS,
-    LANGUAGES,
     SPLITS,
     Layout,
     Page,
@@ -30,6 +29,7 @@ from unimm.data.worlds.pages_content import (
     write_questions,
 )
 from unimm.data.worlds.pages_drawing import MISSING, find_chinese_font, find_font, render
+from unimm.data.worlds.pages_language import LANGUAGES
 from unimm.runtime.number_checks import check_whole
 
 SIZES = ((256, 128), (192, 192), (192, 128), (128, 192), (128, 256))
