@@ -208,6 +208,16 @@ def small_windows() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def few_texts() -> Iterator[None]:
+    """Text tokenizers of trainings, also of those in forks of this process, learn from the texts of fewer records."""
+    from unimm.cli import builders
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders, "RECORDS_FOR_TEXT", 200)
+        yield
+
+
 @pytest.fixture(scope="session")
 def configurations_read_once() -> Iterator[None]:
     """Hydra reads all its files anew for each configuration that it composes, which is a third of its time: here it reads one

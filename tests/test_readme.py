@@ -24,7 +24,7 @@ from unimm.eval import suites
 from unimm.eval.tasks.emoji import check_font
 from unimm.inference.decode.request import Request
 
-pytestmark = pytest.mark.usefixtures("small_windows", "configurations_read_once")
+pytestmark = pytest.mark.usefixtures("small_windows", "few_texts", "configurations_read_once")
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"

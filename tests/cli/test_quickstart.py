@@ -17,7 +17,6 @@ import unimm
 from unimm.checkpoints.folder import load_model
 from unimm.checkpoints.image_tokenizer_folder import fingerprint
 from unimm.checkpoints.weight_files import DEMO
-from unimm.cli import builders
 from unimm.cli.app import app
 
 pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.usefixtures("small_windows", "few_texts")]
@@ -27,12 +26,6 @@ RUN = [sys.executable, "-c", "from unimm.cli import main; main()"]
 
 def words_of(out: Path, minutes: float, *more: str) -> list[str]:
     return ["quickstart", "--minutes", str(minutes), "--out", str(out), *more]
-
-
-@pytest.fixture
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its runs are forks of this process: their text tokenizers learn from the texts of fewer records, too."""
-    monkeypatch.setattr(builders, "RECORDS_FOR_TEXT", 200)
 
 
 def refused(words: list[str]) -> str:

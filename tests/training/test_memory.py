@@ -1,12 +1,14 @@
 """What a training needs, estimated without weights, is what its passes allocate."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from toys import EVERYTHING, make_config, make_mixture, make_model, make_steps
 
+from unimm.batch import Batch
 from unimm.models import context_parallel
 from unimm.models.context_parallel import ContextGroup
 from unimm.models.unified import UnifiedModel
@@ -17,7 +19,11 @@ from unimm.training.sharding import Sharding
 from unimm.training.trainable_parts import freeze
 
 ALONE = Machine(1, "cpu", is_bf16=False)
-BATCH = make_steps(make_mixture())[0].batches[0]
+
+
+@cache
+def batch() -> Batch:
+    return make_steps(make_mixture())[0].batches[0]
 
 
 def on_meta() -> Likelihood:
@@ -30,7 +36,7 @@ def on_meta() -> Likelihood:
 
 def needed(machine: Machine = ALONE, **changes: Any) -> Memory:
     objective = on_meta()
-    return estimate(objective, make_config(1, **changes), PassSizes.of(BATCH, objective.model), machine)
+    return estimate(objective, make_config(1, **changes), PassSizes.of(batch(), objective.model), machine)
 
 
 def test_what_passes_are_estimated_to_take_is_what_they_take() -> None:
@@ -38,11 +44,11 @@ def test_what_passes_are_estimated_to_take_is_what_they_take() -> None:
     freeze(objective.parts(), EVERYTHING)
     objective.set_attention("documents")
     with AllocationPeak() as counted:
-        sums = objective(BATCH)
+        sums = objective(batch())
         torch.stack([one.loss for one in sums.values()]).sum().backward()
     meta = on_meta()
     before = torch.get_rng_state()
-    found = measure_passes(meta, PassSizes.of(BATCH, meta.model), 1, "none", ALONE)
+    found = measure_passes(meta, PassSizes.of(batch(), meta.model), 1, "none", ALONE)
     assert found == pytest.approx(counted.peak, rel=0.15)
     assert torch.equal(before, torch.get_rng_state()) and all(one.is_meta for one in meta.parameters())
 
@@ -58,11 +64,11 @@ def test_what_a_process_that_shares_rows_takes(monkeypatch: pytest.MonkeyPatch) 
     objective.set_attention("documents")
     objective.set_context(ContextGroup(None, 0, 2))
     with AllocationPeak() as counted:
-        torch.stack([one.loss for one in objective(BATCH).values()]).sum().backward()
+        torch.stack([one.loss for one in objective(batch()).values()]).sum().backward()
     meta, degree = on_meta(), Sharding(context_parallel_degree=2)
-    sizes = PassSizes.of(BATCH, meta.model, 2)
+    sizes = PassSizes.of(batch(), meta.model, 2)
     assert measure_passes(meta, sizes, 1, "none", ALONE, 2) == pytest.approx(counted.peak, rel=0.15)
-    few, long = Machine(2, "cpu", is_bf16=False), replace(PassSizes.of(BATCH, meta.model), num_positions=2**13)
+    few, long = Machine(2, "cpu", is_bf16=False), replace(PassSizes.of(batch(), meta.model), num_positions=2**13)
     whole, half = (estimate(meta, make_config(1, sharding=one), long, few) for one in (Sharding(), degree))
     assert 0.45 < half.activations / whole.activations < 0.65 and half.weights == whole.weights
 

@@ -7,6 +7,7 @@ Triton is imported. `pytest -m gpu` runs them on a GPU.
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -43,16 +44,23 @@ def test_random_shapes_are_those_of_pytorch_in_the_interpreter(count: int, begin
     check_found(json.loads(done.stdout), count)
 
 
+@pytest.fixture(scope="module")
+def interpreted() -> str:
+    """What pytest says of both tests that follow where Triton's kernels are interpreted, in a process of its own."""
+    if is_interpreted():
+        return ""
+    command = [sys.executable, "-m", "pytest", "-m", "slow", "-rA", __file__, "-k", "an_engine_in_the_interpreter"]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True).stdout
+
+
 @pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("is_deterministic", [False, True], ids=["windows", "padding"])
-def test_an_engine_in_the_interpreter_draws_what_pytorch_draws(is_deterministic: bool) -> None:
+def test_an_engine_in_the_interpreter_draws_what_pytorch_draws(is_deterministic: bool, interpreted: str) -> None:
     """A long text beside a guided drawing: with windows; and in steps of one size, whose padding sees nothing."""
     if not is_interpreted():
         which = "padding" if is_deterministic else "windows"
-        test = f"{__file__}::test_an_engine_in_the_interpreter_draws_what_pytorch_draws[{which}]"
-        command = [sys.executable, "-m", "pytest", "-m", "slow", test]
-        done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+        passed = rf"^PASSED \S+::test_an_engine_in_the_interpreter_draws_what_pytorch_draws\[{which}\]$"
+        assert re.search(passed, interpreted, re.MULTILINE), interpreted
         return
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     reference = make_engine("cpu", sizes)
