@@ -16,8 +16,15 @@ SMALL_RUN = ["tokenizer_trainer.budget.max_steps=2", "num_validation=4", "tokeni
 SMALL_DATA = [
     "data.sources.shapes_draw.dataset.dataset.num_records=8",
     "data.sources.digits_draw.dataset.dataset.num_records=4",
+    *(f"data.sources.{name}.dataset.num_records=40" for name in ("shapes_talk", "digits_talk", "shapes_text")),
 ]
-SMALL_MODEL = ["model.trunk.num_hidden_layers=1", "model.vision.num_layers=1", "trainer.num_rows=5", "trainer.num_workers=0"]
+SMALL_MODEL = [
+    "whitened_images=8",
+    "model.trunk.num_hidden_layers=1",
+    "model.vision.num_layers=1",
+    "trainer.num_rows=5",
+    "trainer.num_workers=0",
+]
 
 
 @pytest.fixture(scope="module")
