@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 KINDS = ("text", "table", "bars", "line", "pie")
 
 CATEGORIES = (
-    *("text_read", "text_find", "text_count"),
+    *("text_all", "text_read", "text_find", "text_count"),
     *("table_cell", "table_row", "table_highest", "table_count"),
     *("bars_value", "bars_highest", "bars_lowest", "bars_count"),
     *("line_value", "line_highest", "line_trend", "line_count"),
@@ -232,6 +232,7 @@ def _facts(page: Page) -> Iterator[tuple[str, tuple, str]]:
     kind, names, number = page.kind, page.names, str(len(page.names))
     yield f"{kind}_count", (), number
     if kind == "text":
+        yield "text_all", (), "\n".join(names)
         for place, line in enumerate(names, 1):
             yield "text_read", (place,), line
             yield from (("text_find", (word,), str(place)) for word in line.split() if not word.isdigit())

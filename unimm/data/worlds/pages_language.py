@@ -37,6 +37,7 @@ MONTHS = {
 
 ASKED = {
     "en": {
+        "text_all": "Read the page.",
         "text_read": "Read line {}.",
         "text_find": "Which line has the word {}?",
         "text_count": "How many lines are there?",
@@ -57,6 +58,7 @@ ASKED = {
         "pie_count": "How many slices are there?",
     },
     "zh": {
+        "text_all": "读出全文。",
         "text_read": "读出第{}行。",
         "text_find": "哪一行有“{}”这个词？",
         "text_count": "一共有几行？",

@@ -1,7 +1,7 @@
 """Tasks on the world of pages: reading a line of text, and questions about text, tables and charts, on pages of the test split.
 
     pages_text        a line is read where at most a tenth of its characters are wrong; beside it the mean character error rate
-                      (of a line at most 1)
+                      (of a line at most 1); with whole=true all lines of a page are read at once
     pages_questions   all other questions
 
 Values that are read off a chart may be 5 % off, as in ChartQA's relaxed accuracy (arXiv 2203.10244); every other answer has to
@@ -20,9 +20,9 @@ from unimm.eval.task import ItemTask, Result, summarize
 from unimm.eval.tasks.answers import as_array, is_same_answer
 from unimm.inference.engine import Engine
 
-READ = "text_read"
+READ, READ_ALL = "text_read", "text_all"
 MOST_ERRORS = 0.1
-"""The character error rate at which a line still counts as read."""
+"""The character error rate at which a line, or a page, still counts as read."""
 
 
 class _Pages(ItemTask):
@@ -49,7 +49,7 @@ class _Pages(ItemTask):
                 category=question.category,
                 language=question.language,
                 image=as_array(record),
-                numbers={"cer": min(1.0, character_error_rate(answer, question.answer))} if question.category == READ else {},
+                numbers={"cer": min(1.0, character_error_rate(answer, question.answer))} if question.category in (READ, READ_ALL) else {},
             )
 
     def _item(self, item: int) -> tuple[Record, Question]:
@@ -58,16 +58,17 @@ class _Pages(ItemTask):
 
 
 class PagesText(_Pages):
-    """Lines of text, read: the share with a character error rate of at most `MOST_ERRORS`; `mean_cer` is the mean."""
+    """Lines of text, or whole pages, read: the share with a character error rate of at most `MOST_ERRORS`; `mean_cer` is the mean."""
 
     def __init__(
         self, num_items: int = 400, seed: int = 0, split: str = "test", languages: list[str] | None = None,
-        sizes: list[list[int]] | None = None, font_size: int = 14, chinese_font: str | None = None,
+        sizes: list[list[int]] | None = None, font_size: int = 14, chinese_font: str | None = None, whole: bool = False,
     ) -> None:  # fmt: skip
+        asked = (READ_ALL if whole else READ,)
         world = PagesWorld(
-            split, num_items, seed, languages, ("text",), (READ,), sizes or SIZES, font_size, chinese_font=chinese_font
+            split, num_items, seed, languages, ("text",), asked, sizes or SIZES, font_size, chinese_font=chinese_font
         )
-        super().__init__("pages_text", world, num_items, max_new_tokens=64)
+        super().__init__("pages_text_whole" if whole else "pages_text", world, num_items, max_new_tokens=200 if whole else 64)
 
     def score(self, examples: list[Example]) -> Result:
         """The share that is read, and the mean rate of wrong characters."""
@@ -76,13 +77,13 @@ class PagesText(_Pages):
 
 
 class PagesQuestions(_Pages):
-    """Questions about all kinds of pages, but for reading a whole line; details by what is asked, and by language."""
+    """Questions about all kinds of pages, but for reading; details by what is asked, and by language."""
 
     def __init__(
         self, num_items: int = 600, seed: int = 0, split: str = "test", languages: list[str] | None = None,
         sizes: list[list[int]] | None = None, font_size: int = 14, chinese_font: str | None = None,
     ) -> None:  # fmt: skip
-        categories = tuple(name for name in CATEGORIES if name != READ)
+        categories = tuple(name for name in CATEGORIES if name not in (READ, READ_ALL))
         world = PagesWorld(
             split, num_items, seed, languages, categories=categories, sizes=sizes or SIZES, font_size=font_size,
             chinese_font=chinese_font,
@@ -92,7 +93,7 @@ class PagesQuestions(_Pages):
 
 def judge(answer: str, question: Question) -> Judgement:
     """Whether an answer is right, by what its question asks for."""
-    if question.category == READ:
+    if question.category in (READ, READ_ALL):
         rate = character_error_rate(answer, question.answer)
         is_read = rate <= MOST_ERRORS
         return Judgement(is_read, answer, "" if is_read else f"{rate:.0%} of the characters are wrong")
