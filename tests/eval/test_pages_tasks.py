@@ -47,6 +47,8 @@ def test_a_line_may_have_a_wrong_letter_in_ten() -> None:
     line = Question("Read line 1.", "bread river 471", "text_read")
     assert character_error_rate("bread  river 471 ", line.answer) == 0.0
     assert judge("bread river 477", line).correct and not judge("bred river 77", line).correct
+    whole = Question("Read the page.", "bread river 471\ntea", "text_all")
+    assert judge("bread river 471\ntea", whole).correct and not judge("bread river 471", whole).correct
     assert judge("", line).reason == "100% of the characters are wrong"
     assert character_error_rate("茶叶 火本", "茶叶 火车") == pytest.approx(0.2)
 

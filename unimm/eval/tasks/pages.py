@@ -49,7 +49,7 @@ class _Pages(ItemTask):
                 category=question.category,
                 language=question.language,
                 image=as_array(record),
-                numbers={"cer": min(1.0, character_error_rate(answer, question.answer))} if question.category in (READ, READ_ALL) else {},
+                numbers=_wrong_characters(answer, question),
             )
 
     def _item(self, item: int) -> tuple[Record, Question]:
@@ -58,7 +58,7 @@ class _Pages(ItemTask):
 
 
 class PagesText(_Pages):
-    """Lines of text, or whole pages, read: the share with a character error rate of at most `MOST_ERRORS`; `mean_cer` is the mean."""
+    """Lines of text, or whole pages, read: the share with a character error rate of at most `MOST_ERRORS`; the mean rate."""
 
     def __init__(
         self, num_items: int = 400, seed: int = 0, split: str = "test", languages: list[str] | None = None,
@@ -89,6 +89,12 @@ class PagesQuestions(_Pages):
             chinese_font=chinese_font,
         )  # fmt: skip
         super().__init__("pages_questions", world, num_items, max_new_tokens=16)
+
+
+def _wrong_characters(answer: str, question: Question) -> dict[str, float]:
+    """The share of wrong characters, at most 1, of what is read."""
+    is_read = question.category in (READ, READ_ALL)
+    return {"cer": min(1.0, character_error_rate(answer, question.answer))} if is_read else {}
 
 
 def judge(answer: str, question: Question) -> Judgement:
