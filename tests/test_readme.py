@@ -436,7 +436,12 @@ def test_the_video_recipe_runs(tiny_folder: Path, workplace: Path, monkeypatch: 
     for line in fenced_lines(RECIPES / "video.md"):
         small = {"train": TINY_RUN["train"], "eval": ["--device", "cpu"]}.get(line.split()[1], [])
         if "clips/unified" in line:
-            small = [*small, f"init_from={tiny_folder}", "prompt_format.video.frame_positions=1"]
+            small = [
+                *small,
+                f"init_from={tiny_folder}",
+                "prompt_format.video.frame_positions=1",
+                "trainer.budget.max_minutes=null",
+            ]
         line = re.sub(r"--task (clips_\w+)", r"--task \1?n=2", line).replace("answers?num_frames", "answers?n=2&num_frames")
         monkeypatch.setattr(sys, "argv", ["unimm"])
         if "llava_video" not in line:

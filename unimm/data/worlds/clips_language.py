@@ -10,10 +10,9 @@
 | look | What colour is the shape that moves? red; What shape blinks? circle |
 | place | Where is the red circle at first? at the top left |
 | time | When does the red circle appear? 1.8s |
-| event | What happens at 1.8s? the red circle appears; What happens first? the red circle appears, at 0.8s nothing |
 | way | Which way do the circles pass? left |
 
-The last five are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
+The last four are for training: steps on the way to an answer. A time is that of the first frame which shows it, as it stands
 before that frame where all frames are shown (the middle of the time that the frame is shown).
 """
 
@@ -91,12 +90,6 @@ WAY = {
     "zh": {"speed": "{a}往哪个方向移动？", "passing": "{bare}往哪个方向经过？"},
 }
 
-HAPPENS = {
-    "en": {"at": "What happens at {time}?", "first": "What happens first?", "said": "{a} {event}", "nothing": "nothing"},
-    "zh": {"at": "{time}发生了什么？", "first": "最先发生了什么？", "said": "{a}{event}", "nothing": "什么都没有"},
-}
-"""Questions about a moment of a clip with events, and what is said to them."""
-
 CAPTIONS = {
     "direction": {"en": ("A {bare} moves {answer}.",), "zh": ("一个{bare}往{answer}移动。",)},
     "order": {"en": ("First {a} {event}, then {b}.",), "zh": ("{a}先{event}，然后是{b}。",)},
@@ -143,7 +136,6 @@ def write_questions(facts: ClipFacts, rng: np.random.Generator) -> tuple[Questio
             )
             others += [Question(ask[0], colour, "look", language), Question(ask[1], form, "look", language)]
         others += _steps(facts, language)
-        others += _events(facts, language, rng) if facts.kind == "order" else []
     return (*first, *others)
 
 
@@ -165,27 +157,8 @@ def _steps(facts: ClipFacts, language: str) -> list[Question]:
         if facts.kind in WHEN[language]:
             changed = next(number for number, one in enumerate(seen) if one != seen[0])
             ask = WHEN[language][facts.kind].format(**words, verb=VERBS[language].get(facts.event, ""))
-            found.append(Question(ask, _write_time(changed), "time", language))
+            found.append(Question(ask, f"{(changed + 0.5) / FRAME_RATE:.1f}s", "time", language))
     return found
-
-
-def _write_time(frame: int) -> str:
-    return f"{(frame + 0.5) / FRAME_RATE:.1f}s"
-
-
-def _events(facts: ClipFacts, language: str, rng: np.random.Generator) -> list[Question]:
-    """What happens at the moments of both events, and at one where nothing does; and what happens first. Where it is asked what
-    a frame changes, to compare it with the one before is learned; from which is first alone it is not."""
-    patterns, moments = HAPPENS[language], {}
-    for shape in facts.shapes:
-        seen = [next((one for one in scene.objects if one.form == shape.form), None) for scene in facts.frames]
-        changed = next(number for number, one in enumerate(seen) if one != seen[0])
-        moments[changed] = patterns["said"].format(**_words(facts, [shape], language))
-    first = moments[min(moments)]
-    quiet = choose(rng, [number for number in range(len(facts.frames)) if number not in moments])
-    asked = {**moments, quiet: patterns["nothing"]}
-    at = [(patterns["at"].format(time=_write_time(number)), said) for number, said in asked.items()]
-    return [Question(ask, said, "event", language) for ask, said in (*at, (patterns["first"], first))]
 
 
 def name_direction(before: Shape, after: Shape) -> str:
