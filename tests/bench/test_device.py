@@ -309,7 +309,7 @@ def test_weights_for_several_benches_are_written_by_a_command(tmp_path: Path, mo
 
 
 @pytest.fixture
-def forked_parts(forked_trials: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def forked_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts that run our own commands are forks of the tests' process, as their trials are; a part of tests is no fork."""
 
     def begin(command: list[str], **how: Any) -> Fork | subprocess.Popen:
@@ -322,13 +322,13 @@ def forked_parts(forked_trials: None, monkeypatch: pytest.MonkeyPatch) -> None: 
 
 
 @pytest.mark.slow(seconds=30)
-@pytest.mark.usefixtures("forked_parts")
+@pytest.mark.usefixtures("forked_parts", "forked_trials")
 def test_a_toy_day_on_a_cpu(tmp_path: Path) -> None:
     """All but the quickstart, which has a story of its own; and of the files of tests, which are begun alike, one."""
     out, logs = tmp_path / "bench_device.json", tmp_path / "bench_device.json.parts"
     left_out = ("quickstart", "triton", "test-triton", "test-on-a-gpu", "test-checkpoint")
     parts = [part for part in device_parts(CPU, True, logs, tmp_path / "model") if part.name not in left_out]
-    run(20.0, "cpu", True, out, parts)  # on any machine enough, and less than that on most
+    run(20.0, "cpu", True, out, parts)  # a limit: most machines need less than a minute
     told = {one["name"]: one for one in json.loads(out.read_text())["parts"]}
     assert {one["status"] for one in told.values()} == {"done"}
     assert "skipped" in told["test-engine-on-a-gpu"]["tail"][0] or torch.cuda.is_available()

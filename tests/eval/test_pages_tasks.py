@@ -61,3 +61,10 @@ def test_a_value_of_a_chart_may_be_a_twentieth_off() -> None:
     assert not judge("41", Question("What is the price of tea?", "40", "table_cell")).correct, "a cell can be read exactly"
     assert not judge("-40", Question("What is the price of tea?", "40", "table_cell")).correct, "a sign is no punctuation"
     assert not is_within("4_0", "40")
+
+
+def test_whole_pages_are_a_task_of_their_own() -> None:
+    task = suites.load_task('pages_text?whole=true&n=3&languages=["en"]')
+    assert task.name == "pages_text_whole" and task.run(Knowing(task), lambda example: None).score == 1.0
+    with pytest.raises(ValueError, match="whole is true or false, not perhaps"):
+        suites.load_task("pages_text?whole=perhaps")

@@ -125,3 +125,7 @@ def _check_arguments(made: Any, arguments: dict[str, Any], place: str) -> None:
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"'{place}' does not take these arguments ({error}): it takes {signature}.") from error
+    for key, value in arguments.items():
+        default = signature.parameters[key].default if key in signature.parameters else None
+        if isinstance(default, bool) and not isinstance(value, bool):  # any text would count as true
+            raise ValueError(f"{key} is true or false, not {value}.")

@@ -9,8 +9,7 @@ from scipy import ndimage
 from unimm.data.worlds.checker import UNCLEAR, read_objects, scene_is_exact
 from unimm.data.worlds.scenes import COLOURS, FORMS, SIZES, Scene, Shape, make_scene, render
 
-NUM_SCENES = 1000
-"""Read three times, each of them in three milliseconds."""
+NUM_SCENES = 2000
 
 
 def add_noise(image: np.ndarray) -> np.ndarray:

@@ -205,14 +205,14 @@ def test_newcomers_who_are_all_aborted_leave_at_once(
 
 
 @pytest.mark.parametrize("house", [house for house in HOUSES if house != "windows"])  # those are in test_windows
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(schedule=schedules, max_rows=any_rows)
 def test_no_schedule_changes_anybodys_ids(house: str, schedule: Schedule, max_rows: int, keep_to: Callable) -> None:
     keep_to(house, schedule, max_rows)
 
 
 @pytest.mark.usefixtures("captured")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(house=any_house, schedule=schedules, max_rows=any_rows)
 def test_nor_where_steps_are_captured(house: str, schedule: Schedule, max_rows: int, keep_to: Callable) -> None:
     keep_to(house, schedule, max_rows)

@@ -49,7 +49,8 @@ class EditsWorld:
         self.kinds = known if kinds is None else tuple(kinds)
         allowed = known if split == "held_out" else (*known, KEEP)
         if not self.kinds or not set(self.kinds) <= set(allowed):
-            raise ValueError(f"kinds of edits in the split {split!r} are {', '.join(allowed)}, not {self.kinds}")
+            given = ", ".join(self.kinds) or "none"
+            raise ValueError(f"kinds of edits in the split {split!r} are {', '.join(allowed)}, not {given}")
         check_whole(self, 0, "num_records", "seed")
         self.name = f"edits/{split}/{'+'.join(self.kinds)}"
 

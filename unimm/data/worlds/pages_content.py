@@ -129,7 +129,7 @@ def letters_in(width: int, font_size: int, language: str) -> int:
 
 def line_step(font_size: int) -> int:
     """Pixels of the grid on which lines of texts and tables stand, and lines of texts begin: a line takes three, so 24 px where
-    letters are 14 px high. From words that begin at any pixel a small tower reads nothing for millions of positions."""
+    letters are 14 px high. Where words began at any pixel, a small tower read nothing in two million positions."""
     return round(1.7 * font_size / 3)
 
 
