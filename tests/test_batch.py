@@ -1,5 +1,7 @@
 """Collating: every position knows the element that follows it in its own document, and who may look at whom."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from test_sequence import NUMBERS, sequences
 
 from unimm.batch import PADDING, Batch, collate, normalise_pixels
-from unimm.segment import in_unit_range
+from unimm.segment import Expected, in_unit_range
 from unimm.sequence import Kind, Segment, Sequence
 
 IMAGE = np.ones((3, 4, 4), dtype=np.float32)
@@ -35,6 +37,13 @@ def test_what_is_corrupted_is_read_and_not_learned() -> None:
     plain, corrupted = collate([[DRAWING]]), collate([[DRAWING.with_corrupted(np.array([11, 12]))]])
     assert corrupted.tokens[0].tolist() == [1, 8, 11, 12]
     assert plain.targets.tolist() == corrupted.targets.tolist() == [[0, 9, 10, 0]]
+
+
+def test_what_is_expected_stands_where_it_is_predicted() -> None:
+    learned = replace(Segment.codes([5, 6, 7], learn=True), expected=Expected((5, 9, 7), 4.0))
+    batch = collate([[Sequence((Segment.text([1, 2]), learned)), Sequence((Segment.text([3], learn=True),))]])
+    assert batch.expected.tolist() == [[0, 5, 9, 7, 0, 0]] and batch.biases.tolist() == [[0, 4, 4, 4, 0, 0]]
+    assert batch.targets.tolist() == [[0, 5, 6, 7, 0, 0]]
 
 
 def test_elements_have_weights_of_their_own() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unimm.segment import Expected
 from unimm.sequence import BLANK, Image, Kind, Segment, Sequence
 
 PAD = 999
@@ -119,6 +120,8 @@ def test_filling_refuses_what_does_not_fit() -> None:
         lambda: Segment.text([1, 2], weight=np.ones(3)),
         lambda: Segment(Kind.CODES, np.array([1, 2]), corrupted=np.array([3, 4])),
         lambda: Segment(Kind.CODES, np.array([1, 2]), 1.0, corrupted=np.array([3])),
+        lambda: Segment(Kind.CODES, np.array([1, 2]), expected=Expected((3, 4), 1.0)),
+        lambda: Segment(Kind.CODES, np.array([1, 2]), 1.0, expected=Expected((3,), 1.0)),
     ],
 )
 def test_what_makes_no_sense_is_refused(make) -> None:
@@ -143,6 +146,7 @@ def test_segments_are_the_same_where_all_of_them_is() -> None:
         lambda: Segment.text([1, 2], condition="text"),
         lambda: Segment.text([1, 2], learn=True),
         lambda: Segment.text([1, 2], weight=0.5),
+        lambda: Segment(Kind.TEXT, np.array([1, 2]), 1.0, expected=Expected((1, 3), 2.0)),
         lambda: Segment.text([1, 2], weight=np.array([0.0, 0.5])),
         lambda: Segment.codes([1, 2], learn=True),
         lambda: Segment(Kind.CODES, np.array([1, 2]), 1.0, corrupted=np.array([3, 4])),

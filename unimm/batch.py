@@ -18,7 +18,8 @@ from unimm.sequence import Image, Kind, Segment, Sequence
 PADDING = -1
 """In `kinds`: a position that belongs to no sequence."""
 
-_COLUMNS = ("tokens", "kinds", "targets", "target_kinds", "weights", "documents", "positions")
+_COLUMNS = ("tokens", "kinds", "targets", "target_kinds", "weights", "expected", "biases", "documents", "positions")
+_FLOATS = ("weights", "biases")
 
 
 class Tensors:
@@ -90,6 +91,8 @@ class Batch(Tensors):
     targets: (B, T) long; the next element of the same document, 0 where nothing is learned.
     target_kinds: (B, T) long; the kind of that element, `PADDING` where nothing is learned.
     weights: (B, T) float; how much the loss of that element counts, 0 where nothing is learned.
+    expected: (B, T) long; the id that this element may well be, as the source's where an image is edited; 0 where none is.
+    biases: (B, T) float; what is added to the logit of that id, 0 where none is expected.
     documents: (B, T) long; 1, 2, ... for the sequences of a row, 0 for padding. Attention never crosses them.
     positions: (B, T) long; restart with every document.
     image_spans: (I, 3) long; for every image in reading order its row, where it starts there, and its number of positions.
@@ -102,6 +105,8 @@ class Batch(Tensors):
     targets: torch.Tensor
     target_kinds: torch.Tensor
     weights: torch.Tensor
+    expected: torch.Tensor
+    biases: torch.Tensor
     documents: torch.Tensor
     positions: torch.Tensor
     image_spans: torch.Tensor
@@ -178,7 +183,7 @@ def collate(
     columns = {}
     for name in _COLUMNS:
         empty = PADDING if name in ("kinds", "target_kinds") else 0
-        column = np.full((height, width), empty, dtype=np.float32 if name == "weights" else np.int64)
+        column = np.full((height, width), empty, dtype=np.float32 if name in _FLOATS else np.int64)
         for index, row in enumerate(filled):
             column[index, : row.length] = row.columns[name]
         columns[name] = torch.from_numpy(column)
@@ -284,12 +289,15 @@ def _document(sequence: Sequence, number: int) -> dict[str, np.ndarray]:
     read = np.zeros(length, np.int64)  # tokens, but for what is corrupted
     kinds = np.empty(length, np.int64)
     weights = np.empty(length, np.float32)
+    expected, biases = np.zeros(length, np.int64), np.zeros(length, np.float32)
     for segment, start, stop in sequence.spans():
         kinds[start:stop] = segment.kind
         weights[start:stop] = segment.weight
         if segment.has_ids:
             tokens[start:stop] = segment.content_ids
             read[start:stop] = segment.content_ids if segment.corrupted is None else segment.corrupted
+        if segment.expected is not None:
+            expected[start:stop], biases[start:stop] = segment.expected.ids, segment.expected.bias
     # The first element has no predecessor: nothing can learn it.
     weights = np.append(weights[1:], np.float32(0))
     follows = weights != 0
@@ -299,6 +307,8 @@ def _document(sequence: Sequence, number: int) -> dict[str, np.ndarray]:
         "targets": np.where(follows, np.append(tokens[1:], 0), 0),
         "target_kinds": np.where(follows, np.append(kinds[1:], PADDING), PADDING),
         "weights": weights,
+        "expected": np.where(follows, np.append(expected[1:], 0), 0),
+        "biases": np.where(follows, np.append(biases[1:], np.float32(0)), np.float32(0)),
         "documents": np.full(length, number, np.int64),
         "positions": np.arange(length),
     }

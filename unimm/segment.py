@@ -3,67 +3,19 @@
 Its content is ids, an image, or, of a kind from outside, an array of numbers.
 """
 
-import zlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from unimm.kind import Kind
+from unimm.runtime.number_checks import real_number, whole_numbers
+
 BLANK = -1
 """Inside the ids of an open segment: an element that is not known yet."""
-
-_BUILT_IN = {"TEXT": 0, "PIXELS": 1, "CODES": 2, "LATENTS": 3}
-
-
-class Kind(int):
-    """What an element of a sequence is, and thus which port embeds and predicts it.
-
-    A number, to stand in tensors, and a name: `Kind("DEPTH")` is the kind of that name, one and the same wherever it is
-    written, with a number that follows from the name. A port of that kind is all that a model needs to know it.
-
-    Raises ValueError where the number of a name is another name's already.
-    """
-
-    TEXT: ClassVar["Kind"]
-    """Token ids of the text tokenizer; predicted one by one."""
-    PIXELS: ClassVar["Kind"]
-    """An image looked at: continuous features, several positions an image; never predicted."""
-    CODES: ClassVar["Kind"]
-    """An image written: codes of the image tokenizer; predicted one by one."""
-    LATENTS: ClassVar["Kind"]
-    """An image written: patches of a continuous image tokenizer's latents behind the place of their time; predicted all at
-    once, by a flow."""
-
-    name: str
-    _known: ClassVar[dict[int, "Kind"]] = {}
-
-    def __new__(cls, name: str) -> "Kind":
-        number = _BUILT_IN.get(name, zlib.crc32(name.encode()) | 1 << 32)
-        known = cls._known.get(number)
-        if known is None:
-            known = cls._known[number] = super().__new__(cls, number)
-            known.name = name
-        if known.name != name:
-            raise ValueError(f"The kinds {name!r} and {known.name!r} would have the same number: give one another name.")
-        return known
-
-    @classmethod
-    def of(cls, number: int) -> "Kind":
-        """The kind with this number, which was made in this process before."""
-        return cls._known[number]
-
-    def __repr__(self) -> str:
-        return f"Kind({self.name!r})"
-
-    __str__ = __repr__
-
-    def __reduce__(self) -> tuple[type["Kind"], tuple[str]]:
-        return Kind, (self.name,)
-
-
-Kind.TEXT, Kind.PIXELS, Kind.CODES, Kind.LATENTS = (Kind(name) for name in _BUILT_IN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +72,24 @@ Weight = float | np.ndarray
 """How much the loss of each element of a segment counts: one number for all of them, or an array (n,)."""
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the elements of a segment may well be, one after another, such as the codes of an image that is edited.
+
+    bias: added to their logits, in the loss and before temperature: what is expected becomes so much likelier, and can still be
+        another.
+    """
+
+    ids: tuple[int, ...]
+    bias: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(whole_numbers("an expected element", list(self.ids), len(self.ids))))
+        object.__setattr__(self, "bias", real_number("the bias of what is expected", self.bias))
+        if not math.isfinite(self.bias):
+            raise ValueError(f"The bias of what is expected is a finite number, not {self.bias}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """A run of elements of one kind. Use the constructors `text`, `codes`, `look`, `seen`, `array` and `blank`.
@@ -132,6 +102,7 @@ class Segment:
     stop: ids that end an open TEXT segment early.
     suppressed: ids that are never chosen for an open segment, such as the begin of an image where words alone are asked for.
     corrupted: ids that are read in place of the content, which is learned all the same: one learns to go on from what is wrong.
+    expected: what the ids that are learned may well be: what is to be learned is where they are others.
     """
 
     kind: Kind
@@ -142,6 +113,7 @@ class Segment:
     stop: tuple[int, ...] = ()
     corrupted: np.ndarray | None = None
     suppressed: tuple[int, ...] = ()
+    expected: Expected | None = None
 
     def __post_init__(self) -> None:  # planning makes millions of segments: what is usual is checked first
         content, kind = self.content, self.kind
@@ -157,7 +129,7 @@ class Segment:
             raise ValueError("A PIXELS segment holds an image.")
         if content.dtype != np.int64 and (kind == Kind.TEXT or kind == Kind.CODES):
             raise ValueError(f"A {kind.name} segment holds ids (n,), whole numbers.")
-        if type(self.weight) is not float or self.corrupted is not None:
+        if type(self.weight) is not float or self.corrupted is not None or self.expected is not None:
             self._check_learning(len(content))
         if self.limit is not None:
             self._check_limit(self.limit, len(content))
@@ -175,6 +147,8 @@ class Segment:
                 raise ValueError(
                     f"Corrupted inputs stand in place of as many learned ids: {len(self.corrupted)} for {num_elements}."
                 )
+        if self.expected is not None and not (self.learn and self.has_ids and len(self.expected.ids) == num_elements):
+            raise ValueError(f"As many ids are expected as are learned, not {len(self.expected.ids)} for {num_elements}.")
 
     def _check_limit(self, limit: int, num_known: int) -> None:
         if limit < 1:
@@ -289,7 +263,7 @@ class Segment:
     def _rest(self) -> tuple:
         corrupted = None if self.corrupted is None else self.corrupted.tobytes()
         weight = np.broadcast_to(np.float32(self.weight), self.num_known).tobytes()
-        return self.kind, weight, self.condition, self.limit, self.stop, corrupted, self.suppressed
+        return self.kind, weight, self.condition, self.limit, self.stop, corrupted, self.suppressed, self.expected
 
 
 NOISE_KEYS = 2**24

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimm.segment import BLANK, Image, Kind, Segment, read_only
+from unimm.segment import BLANK, Expected, Image, Kind, Segment, read_only
 
-__all__ = ["BLANK", "Image", "Kind", "Sample", "Segment", "Sequence", "Span"]
+__all__ = ["BLANK", "Expected", "Image", "Kind", "Sample", "Segment", "Sequence", "Span"]
 
 
 class Span(NamedTuple):

@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from unimm.batch import collate
 from unimm.data.prompt_format import EDITS
 from unimm.inference.decode.request import Request
-from unimm.inference.decode.sampling import Expected
 from unimm.inference.decode.workload import Limits
 from unimm.inference.editing import guide_edits
 from unimm.inference.engine import Engine
+from unimm.inference.loglikelihood import score_pass
 from unimm.runtime.provenance import read_provenance, write_image
+from unimm.segment import Expected
 from unimm.sequence import Kind
 
 INSTRUCTION = "make the circle blue"
@@ -102,6 +104,23 @@ def test_a_bias_keeps_the_source(tiny_engine: Engine, picture: Image.Image) -> N
     for bias in (0.0, 3.0):
         words = {**WORDS, "num_images": 4, "temperature": 1.5, "source_bias": bias}
         assert torch.equal(codes_of(windowed, picture, INSTRUCTION, **words), codes_of(engine, picture, INSTRUCTION, **words))
+
+
+def test_a_model_that_learned_with_a_bias_draws_and_scores_with_it(tiny_engine: Engine, picture: Image.Image) -> None:
+    plain, biased = editor(tiny_engine), editor(tiny_engine, source_bias=4.0)
+    hot: dict[str, Any] = {"num_images": 8, "temperature": 2.0}
+    told = codes_of(plain, picture, INSTRUCTION, **hot, source_bias=4.0)
+    assert torch.equal(codes_of(biased, picture, INSTRUCTION, **hot), told)
+    assert torch.equal(
+        codes_of(biased, picture, INSTRUCTION, **hot, source_bias=0), codes_of(plain, picture, INSTRUCTION, **hot)
+    )
+    assert not torch.equal(told, codes_of(plain, picture, INSTRUCTION, **hot))
+    source = plain.encode_image(picture).numpy()
+    kept = [engine.template.edit(picture, source, INSTRUCTION, source) for engine in (plain, biased)]
+    scores = [score_pass(plain.model, [sequence])[0].logprob for sequence in kept]
+    assert scores[1] > scores[0] + 4.0  # of 4 codes, each of them expected
+    likely = [plain.model.log_probs(collate([[sequence]]))[0].sum().item() for sequence in kept]
+    assert likely == pytest.approx(scores, rel=1e-4)
 
 
 def test_lists_and_provenance(tiny_engine: Engine, picture: Image.Image) -> None:

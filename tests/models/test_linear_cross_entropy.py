@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.models.ports.vocabulary import CodesPort, TextPort, linear_cross_entropy
+from unimm.models.ports.vocabulary import CodesPort, Favoured, TextPort, linear_cross_entropy, linear_log_probs
 
 NUM, WIDTH, VOCABULARY = 37, 8, 50
 
@@ -40,6 +40,25 @@ def test_it_is_the_plain_loss_however_it_is_cut(bias: bool, chunk_logits: int) -
     grads, expected_grads = torch.autograd.grad(loss * 0.3, learned), torch.autograd.grad(expected * 0.3, learned)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_logits", [VOCABULARY * 5, 10**9])
+def test_what_is_favoured_is_part_of_the_logits(chunk_logits: int) -> None:
+    hidden_nD, weight_VD, bias_V, targets_n, weights_n = make()
+    favoured = Favoured(torch.arange(NUM) % VOCABULARY, torch.where(torch.arange(NUM) % 3 == 0, 0.0, 4.0))
+    logits_nV = F.linear(hidden_nD, weight_VD, bias_V)
+    for place, (chosen, bias) in enumerate(zip(*favoured, strict=True)):
+        logits_nV = logits_nV.index_put((torch.tensor(place), chosen), bias, accumulate=True)
+    told_n = logits_nV.log_softmax(-1).gather(1, targets_n[:, None])[:, 0]
+    learned = [hidden_nD, weight_VD, bias_V]
+    loss, correct = linear_cross_entropy(*learned, targets_n, weights_n, favoured, chunk_logits)
+    found_n = linear_log_probs(*learned, targets_n, favoured, chunk_logits)
+    torch.testing.assert_close(loss, -(told_n * weights_n).sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found_n, told_n, rtol=1e-5, atol=1e-5)
+    assert correct == ((logits_nV.argmax(-1) == targets_n) * weights_n).sum()
+    expected = torch.autograd.grad((told_n * weights_n).sum(), learned)
+    for found in (torch.autograd.grad(-loss, learned), torch.autograd.grad((found_n * weights_n).sum(), learned)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_targets_give_zeros_and_zero_gradients() -> None:

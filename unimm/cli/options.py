@@ -73,7 +73,7 @@ SourceBias = Annotated[
     typer.Option(
         min=0,
         max=100,
-        help="Of edits by instruction: what is added to the logits of IMAGE's codes; 2 to 6 keep more [default: 0].",
+        help="Of edits by instruction: what is added to the logits of IMAGE's codes; 0 is off [default: the model's].",
     ),
 ]
 DrawingSize = Annotated[

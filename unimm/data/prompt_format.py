@@ -2,17 +2,31 @@
 was taught."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from unimm.data.boxes import BoxText
 from unimm.data.grids import Grid
 from unimm.data.tiles import Tiles
 from unimm.data.video.choosing import VideoFormat
+from unimm.runtime.number_checks import real_number
 from unimm.runtime.settings import read_settings
 
 SEES = ("pixels", "codes", "both")
 
 EDITS = ("codes_last", "codes_first")
 """Where the codes of an image that is edited stand: behind the instruction, or before it and behind the image's pixels."""
+
+
+MOST_BIAS = 100.0
+"""Of `source_bias`: beyond, no code can be another than the source's."""
+
+
+def check_source_bias(value: Any) -> float:
+    """`source_bias` as a number. ValueError: it is none from 0 to MOST_BIAS."""
+    bias = real_number("source_bias", value)
+    if not 0.0 <= bias <= MOST_BIAS:
+        raise ValueError(f"source_bias is from 0 (off) to {MOST_BIAS:g}, not {bias}.")
+    return bias
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class PromptFormat:
         it goes on; else it has the codes alone.
     edits: how the prompt of an edit is written, one of EDITS; empty: the model was not taught to edit. With "codes_last" the
         way from a code of the source to the one that replaces it is always the same, so copying is easily learned.
+    source_bias: what is added to the logit of the source's code in each place of an edit, in the loss, and in drawing where a
+        call says nothing: then only what changes has to be learned. 0: nothing.
     sizes: grids of codes that the model was taught to draw beside its own, as "ROWSxCOLUMNS"; the prompt of such a drawing
         names its grid behind the assistant's role.
 
@@ -47,6 +63,7 @@ class PromptFormat:
     video: VideoFormat | None = None
     looks_at_drawings: bool = False
     edits: str = ""
+    source_bias: float = 0.0
     sizes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -63,6 +80,7 @@ class PromptFormat:
         object.__setattr__(self, "sizes", tuple(Grid.read(one).name for one in self.sizes))
         if self.edits not in ("", *EDITS):
             raise ValueError(f"edits is {', '.join(EDITS)} or empty, not '{self.edits}'.")
+        object.__setattr__(self, "source_bias", check_source_bias(self.source_bias))
 
     def check_grid(self, grid: Grid) -> None:
         """ValueError: the model was not taught to draw it."""

@@ -26,6 +26,7 @@ up to the first image, the prompt of a drawing. Source: Janus' conversation.py.
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from unimm.data.text import TextTokenizer
 from unimm.data.tiles import TiledImage
 from unimm.data.turns import ImageSegments, Part, Turn, trimmed
 from unimm.data.video.choosing import Frames, choose_frames
-from unimm.segment import latent_elements
+from unimm.segment import Expected, latent_elements
 from unimm.sequence import Kind, Segment, Sequence
 
 
@@ -259,7 +260,12 @@ class Template:
         writer.text(":")
         if not is_first:
             self._image(writer, given)
-        return self._drawn(writer, codes, num_codes)
+        sequence = self._drawn(writer, codes, num_codes)
+        if codes is None or not self.prompt_format.source_bias:
+            return sequence
+        *before, learned = sequence.segments
+        expected = Expected(tuple(source.tolist()), self.prompt_format.source_bias)
+        return replace(sequence, segments=(*before, replace(learned, expected=expected)))
 
     def _square(self, image: ImageLike) -> Segment:
         """The square at an image's centre, for the vision tower; or the features that are stored of the image."""

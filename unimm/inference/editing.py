@@ -22,21 +22,19 @@ import numpy as np
 from PIL import Image
 
 from unimm.data.image_forms import read_once
+from unimm.data.prompt_format import check_source_bias
 from unimm.data.records import ImageLike
 from unimm.data.video.sources import is_video
 from unimm.inference.decode.request import Branch, Request
-from unimm.inference.decode.sampling import Expected
 from unimm.inference.drawing import DrawingProgress, adraw, draw, finish, read_seeds, read_settings
 from unimm.inference.input_validation import check_text
 from unimm.inference.painting_calls import PaintingCalls
 from unimm.runtime.number_checks import MOST_IMAGES, real_number, whole_number
 from unimm.runtime.provenance import EDITED, describe
+from unimm.segment import Expected
 
 IMAGE_GUIDANCE = 1.0
 """Where a caller says nothing: guidance by the text alone."""
-
-MOST_BIAS = 100.0
-"""Of `source_bias`: beyond, no code can be another than the source's."""
 
 
 class EditingCalls(PaintingCalls):
@@ -63,8 +61,8 @@ class EditingCalls(PaintingCalls):
             num_images, seed, callback: as in `generate_images`; image i is keyed by (seed, i).
             guidance_scale: how closely the instruction is followed; 1.0 is off. None: the model's own, as for drawings.
             image_guidance_scale: how closely the source is; 1.0 [default] is off and costs nothing.
-            source_bias: added to the logit of the source's code in each place, from 0 [default], which is off, to 100; 2 to 6
-                keep more of the source.
+            source_bias: added to the logit of the source's code in each place, from 0, which is off, to 100. None: as it was
+                learned with (`prompt_format.source_bias`); of a model that learned without, 2 to 6 keep more of the source.
             settings: `temperature`, `top_k`, `top_p`, `min_p`, `guidance_interval`, `first_index` of `generate_images`.
 
         Returns:
@@ -136,7 +134,8 @@ class EditingCalls(PaintingCalls):
         settings = dict(settings)
         image_scale = settings.pop("image_guidance_scale", None)
         image_scale = IMAGE_GUIDANCE if image_scale is None else check_scale("image_guidance_scale", image_scale)
-        bias = read_bias(settings.pop("source_bias", None))
+        bias = settings.pop("source_bias", None)
+        bias = self.prompt_format.source_bias if bias is None else check_source_bias(bias)
         how = read_settings(self.drawing, settings)
         text_scale = check_scale("guidance_scale", how.defaults.guidance_scale)
         distinct = list({id(one): one for one in sources}.values())
@@ -176,14 +175,6 @@ def check_scale(name: str, value: Any) -> float:
     if not 0.0 <= scale < float("inf"):
         raise ValueError(f"{name} must be 0 or positive, not {scale}.")
     return scale
-
-
-def read_bias(value: Any) -> float:
-    """`source_bias` of a call, 0 where it says nothing. ValueError: it is no number from 0 to MOST_BIAS."""
-    bias = 0.0 if value is None else real_number("source_bias", value)
-    if not 0.0 <= bias <= MOST_BIAS:
-        raise ValueError(f"source_bias is from 0 (off) to {MOST_BIAS:g}, not {bias}.")
-    return bias
 
 
 def _pairs(image: Any, instruction: Any) -> tuple[list[Any], list[str]]:

@@ -16,6 +16,7 @@ import torch
 from unimm.batch import Batch, collate
 from unimm.inference.input_validation import check_elements
 from unimm.models.attention import mask_of
+from unimm.models.ports.vocabulary import Favoured
 from unimm.models.unified import UnifiedModel
 from unimm.sequence import Sequence
 
@@ -95,7 +96,7 @@ def _logprobs(
     for kind, port in model.vocabulary_ports.items():
         places = (kinds_M == kind).nonzero().squeeze(1)
         for some_m in places.split(max(1, CHUNK_LOGITS // port.vocabulary_size)):
-            logits_mV = port.logits(hidden_MD[some_m]).float()
+            logits_mV = Favoured.of(batch, positions_M[some_m]).add_to(port.logits(hidden_MD[some_m]).float())
             targets_m = targets_M[some_m]
             chosen_m = logits_mV.gather(1, targets_m[:, None]).squeeze(1)
             logprobs_M[some_m.cpu()] = (chosen_m - logits_mV.logsumexp(1)).double().cpu()

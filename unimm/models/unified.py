@@ -182,7 +182,8 @@ class UnifiedModel(nn.Module):
         for kind, port in self.predicted_ports.items():
             where_n, hidden_nD = positions_M[is_read[kind]], hidden_MD[is_read[kind]]
             if self.context is None or isinstance(port, VocabularyPort):
-                sums[kind] = port.loss(hidden_nD, *port.targets(batch, where_n))
+                learned: tuple[Any, ...] = port.targets(batch, where_n)
+                sums[kind] = port.loss(hidden_nD, *learned)
             else:  # what is predicted as a whole may lie with several: each computes all of it, for an equal share of the sums
                 where_n = port.is_read(batch).flatten().nonzero().squeeze(1)
                 hidden_nD = self.context.gather(hidden_nD, where_n, batch.tokens.shape[1])
@@ -203,8 +204,8 @@ class UnifiedModel(nn.Module):
         for kind, port in self.predicted_ports.items():
             where_n = positions_M[is_read[kind]]
             if isinstance(port, VocabularyPort):
-                targets_n = batch.targets.flatten()[where_n]
-                values_N = values_N.index_put((where_n,), port.log_probs(hidden_MD[is_read[kind]], targets_n))
+                targets_n, _, favoured = port.targets(batch, where_n)
+                values_N = values_N.index_put((where_n,), port.log_probs(hidden_MD[is_read[kind]], targets_n, favoured))
             elif len(where_n):
                 raise ValueError(f"Elements of {kind.name} have no log-probability here: they are no ids of a vocabulary.")
         if self.context is not None:

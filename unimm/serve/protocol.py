@@ -216,7 +216,7 @@ class EditRequest(ImageRequest):
         None,
         ge=0,
         le=100,
-        description="Without a mask: added to the logits of the image's codes; 2 to 6 keep more. 0 [default] is off.",
+        description="Without a mask: added to the logits of the image's codes. 0 is off. Default: the model's.",
     )
     left: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE, description="Pixels by which the image grows on the left; below 0: is cut.")
     right: int = Field(0, ge=-MAX_SIDE, le=MAX_SIDE)

@@ -44,6 +44,8 @@ SECONDS_BETWEEN_FILES = 60.0
 """So much computing an interruption may lose."""
 
 _COLUMNS = ("tokens", "kinds", "targets", "target_kinds", "weights")
+_BIASED = ("expected", "biases")
+"""Of a document that holds some alone, so that what was stored before there were any is found."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def places_of(batch: Batch, documents: list[int]) -> list[Document]:
 def digest_of(batch: Batch, place: Document) -> bytes:
     """Of all that a document holds, wherever it lies: ids, kinds, what is learned, pixels or features, other arrays."""
     digest = hashlib.sha256()
-    for name in _COLUMNS:
+    biased = bool(batch.biases[place.row, place.begin : place.end].any())
+    for name in (*_COLUMNS, *(_BIASED if biased else ())):
         digest.update(getattr(batch, name)[place.row, place.begin : place.end].numpy().tobytes())
     inside_I = (batch.image_spans[:, 0] == place.row) & (batch.image_spans[:, 1] >= place.begin)
     inside_I &= batch.image_spans[:, 1] < place.end

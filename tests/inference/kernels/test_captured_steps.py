@@ -23,10 +23,11 @@ from unimm.bench.kernels import Recorder
 from unimm.inference.decode.kv_cache import RowCache, RowCacheLayer
 from unimm.inference.decode.paged_cache import PagedCache
 from unimm.inference.decode.request import Job, Request
-from unimm.inference.decode.sampling import Expected, Sampling
+from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.kernels.decode_kernels import CudaKernels, DecodeKernels
 from unimm.inference.kernels.llama_decode import DecodeModel
+from unimm.segment import Expected
 
 GROUPED = "qwen3, heads share keys"
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimm.inference.decode.sampling import Expected, Sampling
+from unimm.inference.decode.sampling import Sampling
 from unimm.runtime.number_checks import real_number, shorten, whole_number
-from unimm.sequence import BLANK, Kind, Segment, Sequence
+from unimm.sequence import BLANK, Expected, Kind, Segment, Sequence
 
 MAX_TOP_LOGPROBS = 20
 """Of the likeliest elements at every place, at most (as in OpenAI's interface)."""

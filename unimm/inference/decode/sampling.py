@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from unimm.runtime.counter_noise import stream_key, uniform
-from unimm.runtime.number_checks import real_number, whole_number, whole_numbers
+from unimm.runtime.number_checks import real_number, whole_number
+from unimm.segment import Expected
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,6 @@ class Sampling:
             raise ValueError(f"min_p is a probability in [0, 1], not {self.min_p}.")
         if not 0.0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be positive (1 is off), not {self.repetition_penalty}.")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the elements of an open segment may well be, one after another, such as the codes of an image that is edited.
-
-    bias: added to their logits before temperature: what is expected becomes so much likelier, and can still be another.
-    """
-
-    ids: tuple[int, ...]
-    bias: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", tuple(whole_numbers("an expected element", list(self.ids), len(self.ids))))
-        object.__setattr__(self, "bias", real_number("the bias of what is expected", self.bias))
-        if not math.isfinite(self.bias):
-            raise ValueError(f"The bias of what is expected is a finite number, not {self.bias}.")
 
 
 class Sampler:

@@ -188,8 +188,9 @@ class PredictedPort(Port):
         is_target_BT = batch.target_kinds == self.kind
         return is_target_BT if self.reads == "previous" else self._is_learned(batch)
 
-    def targets(self, batch: Batch, read_n: Tensor) -> tuple[Any, Tensor]:
-        """The targets (n, ...) and their weights (n,) of the positions that `is_read` says, (n,) long, over all rows."""
+    def targets(self, batch: Batch, read_n: Tensor) -> tuple[Any, ...]:
+        """The targets (n, ...) and their weights (n,) of the positions that `is_read` says, (n,) long, over all rows; and
+        whatever else its `loss` takes."""
         is_learned_BT = self._is_learned(batch)
         if self.reads == "previous":
             is_learned_BT = is_learned_BT & (batch.positions > 0)  # the first element of a document has none before it

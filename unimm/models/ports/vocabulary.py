@@ -73,24 +73,24 @@ class VocabularyPort(PredictedPort):
         """hidden (..., D) -> logits (..., V)."""
         return self.head(hidden)
 
-    def targets(self, batch: Batch, read_n: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids that follow these positions, and their weights."""
-        return batch.targets.flatten()[read_n], batch.weights.flatten()[read_n]
+    def targets(self, batch: Batch, read_n: Tensor) -> tuple[Tensor, Tensor, "Favoured"]:
+        """The ids that follow these positions, their weights, and what they may well be."""
+        return batch.targets.flatten()[read_n], batch.weights.flatten()[read_n], Favoured.of(batch, read_n)
 
-    def loss(self, hidden_nD: Tensor, targets: Tensor, weights_n: Tensor) -> LossSums:
+    def loss(self, hidden_nD: Tensor, targets: Tensor, weights_n: Tensor, favoured: "Favoured | None" = None) -> LossSums:
         """The likelihood of the targets, ids (n,).
 
         Raises:
             ValueError: an adapter is attached to the head; its share would be lost here.
         """
         hidden_nD, last = self.before_last(hidden_nD)
-        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n)
+        sums = linear_cross_entropy(hidden_nD, last.weight, last.bias, targets, weights_n, favoured)
         return LossSums(sums.loss, sums.correct, weights_n.sum())
 
-    def log_probs(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+    def log_probs(self, hidden_nD: Tensor, targets_n: Tensor, favoured: "Favoured | None" = None) -> Tensor:
         """(n,) float32: the log-probability of each target, an id. Raises ValueError as `loss` does."""
         hidden_nD, last = self.before_last(hidden_nD)
-        return linear_log_probs(hidden_nD, last.weight, last.bias, targets_n)
+        return linear_log_probs(hidden_nD, last.weight, last.bias, targets_n, favoured)
 
     def before_last(self, hidden_nD: Tensor) -> tuple[Tensor, nn.Linear]:
         """What goes into the head's last layer, and that layer."""
@@ -180,6 +180,23 @@ class CodesPort(VocabularyPort):
         return [nn.ModuleList([self.embedding, self.aligner])]
 
 
+class Favoured(NamedTuple):
+    """An id for each of n positions that its target may well be, (n,) long, and what is added to the logit of that id, (n,)
+    float; 0 where there is none."""
+
+    ids_n: Tensor
+    biases_n: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, read_n: Tensor) -> "Favoured":
+        """Of these positions of a batch, (n,) long, counted over all rows."""
+        return cls(batch.expected.flatten()[read_n], batch.biases.flatten()[read_n])
+
+    def add_to(self, logits_nV: Tensor) -> Tensor:
+        """Logits with these biases."""
+        return logits_nV.scatter_add(1, self.ids_n[:, None], self.biases_n[:, None].to(logits_nV.dtype))
+
+
 class Sums(NamedTuple):
     """Weighted sums over positions, float scalars: negative log-likelihoods in nats, and targets ranked first."""
 
@@ -193,11 +210,14 @@ def linear_cross_entropy(
     bias_V: Tensor | None,
     targets_n: Tensor,
     weights_n: Tensor,
+    favoured: Favoured | None = None,
     chunk_logits: int | None = None,
 ) -> Sums:
     """Cross-entropy of the logits hidden @ weight.T + bias; products in autocast's dtype, the rest in float32.
 
     The loss can be differentiated once, with respect to hidden, weight and bias. No positions give zeros, and zero gradients.
+
+    favoured: what is added to the logits.
 
     chunk_logits: of a chunk at most; None: `CHUNK_LOGITS` of the device.
     """
@@ -205,26 +225,42 @@ def linear_cross_entropy(
     is_cast = torch.is_autocast_enabled(hidden_nD.device.type)
     dtype = torch.get_autocast_dtype(hidden_nD.device.type) if is_cast else hidden_nD.dtype
     with torch.autocast(hidden_nD.device.type, enabled=False):
-        loss, correct = _LinearCrossEntropy.apply(hidden_nD, weight_VD, bias_V, targets_n, weights_n, dtype, chunk_logits)
+        loss, correct = _LinearCrossEntropy.apply(
+            hidden_nD, weight_VD, bias_V, targets_n, weights_n, favoured, _Computing(dtype, chunk_logits)
+        )
     return Sums(loss, correct)
 
 
 def linear_log_probs(
-    hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_n: Tensor, chunk_logits: int | None = None
+    hidden_nD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_n: Tensor,
+    favoured: Favoured | None = None,
+    chunk_logits: int | None = None,
 ) -> Tensor:
     """(n,) float32, or float64 where the weights are: the log-probability of each target under the logits
     hidden @ weight.T + bias; arguments as `linear_cross_entropy` has them. The logits of a chunk are computed again for the
     backward pass, since what multiplies each value there is not known before."""
     most = chunk_logits or CHUNK_LOGITS.get(hidden_nD.device.type, CHUNK_LOGITS["cpu"])
 
-    def of_chunk(hidden_mD: Tensor, targets_m: Tensor) -> Tensor:
+    def of_chunk(hidden_mD: Tensor, targets_m: Tensor, *favoured: Tensor) -> Tensor:
         logits_mV = F.linear(hidden_mD, weight_VD, bias_V)
         logits_mV = logits_mV.to(torch.promote_types(logits_mV.dtype, torch.float32))
+        if favoured:
+            logits_mV = Favoured(*favoured).add_to(logits_mV)
         return logits_mV.gather(1, targets_m[:, None])[:, 0] - logits_mV.logsumexp(-1)
 
     size = max(1, most // len(weight_VD))
-    chunks = list(zip(hidden_nD.split(size), targets_n.split(size), strict=True))
+    chunks = list(zip(*(one.split(size) for one in (hidden_nD, targets_n, *(favoured or ()))), strict=True))
     return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+class _Computing(NamedTuple):
+    """In which dtype products are made, and how many logits at once."""
+
+    dtype: torch.dtype
+    chunk_logits: int
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -236,21 +272,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_n: Tensor,
         weights_n: Tensor,
-        dtype: torch.dtype,
-        chunk_logits: int,
+        favoured: Favoured | None,
+        computing: "_Computing",
     ) -> tuple[Tensor, Tensor]:
-        needed = ctx.needs_input_grad[:3]
+        needed, dtype = ctx.needs_input_grad[:3], computing.dtype
         grads = _Gradients(hidden_nD, weight_VD, bias_V, needed)
         head_VD = weight_VD.to(dtype)
         loss = torch.zeros((), device=hidden_nD.device)
         correct = torch.zeros((), device=hidden_nD.device)
-        size = max(1, chunk_logits // len(weight_VD))
+        size = max(1, computing.chunk_logits // len(weight_VD))
         for start in range(0, len(hidden_nD), size):
             chunk = slice(start, start + size)
             hidden_mD, targets_m1, weights_m = hidden_nD[chunk].to(dtype), targets_n[chunk, None], weights_n[chunk].float()
             logits_mV = (hidden_mD @ head_VD.T).float()
             if bias_V is not None:
                 logits_mV += bias_V
+            if favoured is not None:
+                logits_mV = Favoured(favoured.ids_n[chunk], favoured.biases_n[chunk]).add_to(logits_mV)
             correct += ((logits_mV.argmax(-1) == targets_m1[:, 0]) * weights_m).sum()
             total_m1 = logits_mV.logsumexp(-1, keepdim=True)
             loss += ((total_m1 - logits_mV.gather(1, targets_m1))[:, 0] * weights_m).sum()

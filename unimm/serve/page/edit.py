@@ -54,7 +54,7 @@ class Change:
     sides: Sides = NO_SIDES
     mask: str | None = None
     image_guidance: float | None = None
-    source_bias: float = 0.0
+    source_bias: float | None = None
 
 
 def build_edit(page: Page) -> tuple[Picked, gr.HTML] | None:
@@ -115,7 +115,10 @@ def _by_words(page: Page) -> _Way:
         image_guidance = gr.Slider(
             1, 3, 1, step=0.1, label=words("image_guidance"), info=words("image_guidance_help"), buttons=[]
         )
-        source_bias = gr.Slider(0, 8, 0, step=0.5, label=words("source_bias"), info=words("source_bias_help"), buttons=[])
+        learned = engine.prompt_format.source_bias
+        source_bias = gr.Slider(
+            0, max(8, learned), learned, step=0.5, label=words("source_bias"), info=words("source_bias_help"), buttons=[]
+        )
         start = gr.Button(words("change"), variant="primary", elem_id="edit-start")
 
     def read(text: str, scale: float, bias: float) -> Change:
