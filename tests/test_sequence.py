@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimm.segment import Expected
-from unimm.sequence import BLANK, Image, Kind, Segment, Sequence
+from unimm.sequence import BLANK, Expected, Image, Kind, Segment, Sequence
 
 PAD = 999
 NUMBERS = Kind("NUMBERS")

@@ -11,8 +11,7 @@ from unimm.data.edit_view import Edit
 from unimm.data.prompt_format import PromptFormat
 from unimm.data.records import ImageEdit, Record, RecordImage, Text
 from unimm.data.template import Template
-from unimm.segment import Expected
-from unimm.sequence import Kind, Sequence
+from unimm.sequence import Expected, Kind, Sequence
 
 SOURCE, TARGET = np.array([3, 1, 4, 1]), np.array([3, 1, 5, 1])
 PICTURE = np.zeros((16, 16, 3), dtype=np.uint8)

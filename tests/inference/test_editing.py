@@ -18,8 +18,7 @@ from unimm.inference.editing import guide_edits
 from unimm.inference.engine import Engine
 from unimm.inference.loglikelihood import score_pass
 from unimm.runtime.provenance import read_provenance, write_image
-from unimm.segment import Expected
-from unimm.sequence import Kind
+from unimm.sequence import Expected, Kind
 
 INSTRUCTION = "make the circle blue"
 WORDS: dict[str, Any] = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}

@@ -243,7 +243,8 @@ class Template:
         num_codes: int | None = None,
     ) -> Sequence:
         """An image with what to change in it, closed by the `codes` of the changed image (training) or open for `num_codes`.
-        What is seen of the image is the square at its centre, which its codes show.
+        What is seen of the image is the square at its centre, which its codes show. With a `source_bias` in the prompt format
+        the source's codes are expected where codes are learned.
 
         source: (num_codes,) the image's codes.
 

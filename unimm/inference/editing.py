@@ -9,7 +9,7 @@ so the instruction is followed more closely with t, and the source with i. With 
 takes two rows of the batch instead of three.
 
 Beside guidance, `source_bias` adds to the logit of the source's own code in each place. It keeps what nothing speaks against,
-costs nothing, and pays where a model copies less surely than it changes (recipes/LOG.md).
+and costs nothing. A model that learned with it (`PromptFormat.source_bias`) draws with it, too.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from unimm.inference.input_validation import check_text
 from unimm.inference.painting_calls import PaintingCalls
 from unimm.runtime.number_checks import MOST_IMAGES, real_number, whole_number
 from unimm.runtime.provenance import EDITED, describe
-from unimm.segment import Expected
+from unimm.sequence import Expected
 
 IMAGE_GUIDANCE = 1.0
 """Where a caller says nothing: guidance by the text alone."""

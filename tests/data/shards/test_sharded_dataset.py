@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def open_shards(folder: Path, **settings: Any) -> ShardedDataset:
     return ShardedDataset(folder, JsonLines, fields=FIELDS, **{"mix_shards": 2, **settings})
 
 
-def texts(dataset: ShardedDataset, numbers: range, passes: Path | None = None) -> list[str]:
+def texts(dataset: ShardedDataset, numbers: Iterable[int], passes: Path | None = None) -> list[str]:
     """What the stream holds at some numbers, by an order of its own, as in a process that begins there."""
     order = order_of(dataset, 5)
     assert isinstance(order, ShardedOrder)
@@ -74,6 +74,14 @@ def test_every_pass_visits_every_record_once_from_any_number_on(folder: Path) ->
         assert texts(pickle.loads(pickle.dumps(open_shards(folder))), range(start, 150)) == whole[start:]
     blocks = [{text.split(" says")[0] for text in first[start : start + 20]} for start in (0, 20)]
     assert [len(block) for block in blocks] == [2, 2], "two shards at a time are shuffled"
+
+
+def test_a_pass_that_another_process_is_still_writing_is_not_decided(folder: Path, tmp_path: Path) -> None:
+    """Its folder is there before its entry: who then asks for an early record must not decide it to begin there."""
+    run, numbers = tmp_path / "passes", [0, 49, 50, 99, 3]
+    (run / "pass-00001").mkdir(parents=True)
+    assert texts(open_shards(folder), numbers, run) == texts(open_shards(folder), numbers)
+    assert json.loads((run / "pass-00001/shards.json").read_text())["first"] == 50
 
 
 def test_a_set_that_grows_is_taken_up_by_the_next_pass(folder: Path, tmp_path: Path) -> None:

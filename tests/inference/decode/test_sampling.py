@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
 )
 
 from unimm.inference.decode.sampling import Sampler, Sampling, guide, keep_at_least, keep_likely
-from unimm.segment import Expected
+from unimm.sequence import Expected
 
 CPU = torch.device("cpu")
 PROBABILITIES = torch.tensor([[0.05, 0.5, 0.15, 0.3]])

@@ -27,7 +27,7 @@ from unimm.inference.decode.sampling import Sampling
 from unimm.inference.decode.step import DecodeStep
 from unimm.inference.kernels.decode_kernels import CudaKernels, DecodeKernels
 from unimm.inference.kernels.llama_decode import DecodeModel
-from unimm.segment import Expected
+from unimm.sequence import Expected
 
 GROUPED = "qwen3, heads share keys"
 

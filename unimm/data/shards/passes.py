@@ -18,6 +18,8 @@ from typing import Any
 
 from unimm.runtime.atomic_files import read_json, write_json_once
 
+ENTRY = "shards.json"
+
 Sizes = dict[str, int]
 """Names of shards, and their sizes in bytes."""
 
@@ -72,11 +74,12 @@ class Passes:
         return number
 
     def _decided(self) -> set[int]:
-        return set() if self._folder is None else {int(path.name[5:]) for path in self._folder.glob("pass-*")}
+        """By their entries: the folder of one that another process is just writing is there before it."""
+        return set() if self._folder is None else {int(path.parent.name[5:]) for path in self._folder.glob(f"pass-*/{ENTRY}")}
 
 
 def _entry(folder: Path, number: int) -> Path:
-    return folder / f"pass-{number:05}" / "shards.json"
+    return folder / f"pass-{number:05}" / ENTRY
 
 
 def read_passes(folder: Path) -> list[dict[str, Any]]:

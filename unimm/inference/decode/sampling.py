@@ -16,7 +16,7 @@ import torch
 
 from unimm.runtime.counter_noise import stream_key, uniform
 from unimm.runtime.number_checks import real_number, whole_number
-from unimm.segment import Expected
+from unimm.sequence import Expected
 
 
 @dataclass(frozen=True)
